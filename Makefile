@@ -1,0 +1,42 @@
+# Everything needs only Python 3.11+ and make: the first call makes .venv and installs the package into it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help demo demo-quick test test-slow check bench clean
+
+help:
+	@echo "make demo       virtual patients -> five dual encoders -> bound space -> report (about 5 minutes, 2 cores)"
+	@echo "make demo-quick the same on a small cohort (about 1 minute)"
+	@echo "make test       the default test suite (< 10 minutes)"
+	@echo "make test-slow  the slow tests as well"
+	@echo "make check      ruff, mypy"
+	@echo "make bench      the benchmarks: each prints a ratio and its conditions"
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[compact,dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/m3bind demo
+
+demo-quick: $(STAMP)
+	$(BIN)/m3bind demo --quick
+
+test: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+test-slow: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "slow or not slow" --timeout 3600
+
+check: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(STAMP)
+	for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,75 @@
+"""What the benchmarks share: alternating runs, ratios with their spread, peak memory in a child process, conditions."""
+
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def alternate(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each form, run in turn within each repeat (the order turns too), after one unmeasured run of each."""
+    names = list(forms)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-1, repeats):
+        for name in names if turn % 2 else reversed(names):
+            start = time.perf_counter()
+            forms[name]()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> str:
+    """Median and range of the ratios of runs of the same repeat: "3.61x (3.40-3.82)"."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def gemm_rate(width: int, dtype: torch.dtype = torch.float32, rows: int = 4096, repeats: int = 5) -> float:
+    """Best rate of (rows, width) @ (width, 4 width) in this moment, in GFLOP/s."""
+    x, w = torch.randn(rows, width, dtype=dtype), torch.randn(4 * width, width, dtype=dtype)
+    best = float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, w)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * 4 * width * width / best / 1e9
+
+
+def peak_memory(form: Callable[..., None], *arguments: object) -> tuple[float, float] | None:
+    """GiB resident at the peak of `form(*arguments)` in a child process, and how much of it came after the imports.
+
+    None if the child died (out of memory). `form` and its arguments must be picklable.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(sender, form, arguments))
+    child.start()
+    sender.close()
+    try:
+        before, after = receiver.recv()
+    except EOFError:
+        return None
+    finally:
+        child.join()
+    return after / 2**20, (after - before) / 2**20
+
+
+def _child(sender, form, arguments) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    form(*arguments)
+    sender.send((before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+
+
+def conditions() -> str:
+    """Threads, instruction set, versions and how busy the machine is."""
+    load = os.getloadavg()[0]
+    return (
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, "
+        f"{torch.backends.cpu.get_cpu_capability()}, load average {load:.1f}"
+        + (" (busy: look at ratios, not at seconds)" if load > (os.cpu_count() or 1) + 0.5 else "")
+    )

@@ -1,0 +1,256 @@
+"""One stage-1 step of m3bind against a straightforward one.
+
+    python benchmarks/align_step.py [--towers 5] [--size minilm|base] [--pairs 8] [--shared 32] [--duplicates 0.25]
+                                    [--repeats 7] [--forms longest maximum] [--no-memory]
+    python benchmarks/align_step.py --towers 1 --size base --pairs 0 --shared 64 --repeats 3
+
+Three forms of the same step, with the same weights and texts, in float32:
+* ours: each distinct text once, packed tokens (BertTrunk), image features cached, pair loss in O(M);
+* longest: texts padded to the longest of the batch, no de-duplication, image towers forwarded, a loop over pairs;
+* maximum: the same, padded to the tower's maximum (`--maximum`).
+Each is timed as a whole step and for its text part alone (image embeddings given to all). The step is Eq. 6: one
+image-text batch per tower, one shared text batch through all towers, forward, backward, AdamW (at learning rate 0, so
+that the weights stay comparable). Where the CPU has bfloat16, ours is also timed in it, as training uses it there.
+
+Texts are synthetic ids with report-like lengths: log-normal, cut to 8..236 (mean 75, p90 155, max 236). Dropout is off, so
+that losses can be compared. Networks are random. A duplicate is a row whose text stands in an earlier row already.
+"""
+
+import argparse
+import functools
+import math
+import statistics
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import timm
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import BertConfig
+
+from _measure import alternate, conditions, gemm_rate, peak_memory, ratio
+from m3bind.binding.objective import clip_loss, text_mse
+from m3bind.models.bert import BertTrunk
+from m3bind.models.precision import compute_dtype
+
+SIZES = {"minilm": (384, 6, 12), "base": (768, 12, 12)}  # width, layers, heads
+DIM, SCALE, LAMBDA = 256, 20.0, 10.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured. `pairs` image-text pairs per tower, `shared` texts through all towers."""
+
+    towers: int = 5
+    size: str = "minilm"
+    pairs: int = 8
+    shared: int = 32
+    duplicates: float = 0.25
+    maximum: int = 256
+
+
+def report_lengths(n: int) -> list[int]:
+    """n quantiles of report-like lengths in word pieces."""
+    normal = NormalDist(math.log(58), 0.78)
+    return [round(min(max(math.exp(normal.inv_cdf((i + 0.5) / n)), 8), 236)) for i in range(n)]
+
+
+class Batch:
+    """Tokens of one tower's rows: own texts, then shared ones; the same lengths in all towers."""
+
+    def __init__(self, setting: Setting) -> None:
+        generator = torch.Generator().manual_seed(1)
+        rows = setting.pairs + setting.shared
+        kinds = max(1, round(rows * (1 - setting.duplicates)))
+        lengths = torch.tensor(report_lengths(kinds))[torch.randperm(kinds, generator=generator)]
+        repeats = torch.randint(kinds, (rows - kinds,), generator=generator)
+        rows_of = torch.cat([torch.arange(kinds), repeats])[torch.randperm(rows, generator=generator)]
+        self.inverse = rows_of
+        self.mask = (torch.arange(236) < lengths[:, None]).long()
+        self.ids = torch.randint(1000, 30000, self.mask.shape, generator=generator) * self.mask
+        self.tokens = int(lengths.sum())  # of distinct texts
+        self.row_tokens = int(lengths[rows_of].sum())
+
+
+class Towers(nn.Module):
+    """M text towers with LoRA, M frozen image towers, and what a step needs."""
+
+    def __init__(self, setting: Setting, images: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        width, layers, heads = SIZES[setting.size]
+        off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+        config = BertConfig(intermediate_size=4 * width, **shape, **off)
+        self.setting, self.batch = setting, Batch(setting)
+        self.texts = nn.ModuleList(BertTrunk(config) for _ in range(setting.towers)).requires_grad_(False)
+        for tower in self.texts:
+            lora = LoraConfig(r=8, lora_alpha=8, lora_dropout=0.0, target_modules=["query", "value"])
+            inject_adapter_in_model(lora, tower)
+            for name, parameter in tower.named_parameters():
+                if "lora_B" in name:
+                    nn.init.normal_(parameter, std=0.02)
+        self.bridges = nn.ModuleList(nn.Linear(width, DIM, bias=False) for _ in range(setting.towers))
+        self.images, self.pixels = nn.ModuleList(), torch.randn(max(setting.pairs, 1), 3, 224, 224)
+        if images and setting.pairs:
+            make = functools.partial(timm.create_model, "efficientnet_lite0", num_classes=DIM)
+            self.images = nn.ModuleList(make() for _ in range(setting.towers)).requires_grad_(False).eval()
+        with torch.no_grad():
+            self.cached = [tower(self.pixels) for tower in self.images] or [
+                torch.randn(setting.pairs, DIM)
+            ] * setting.towers
+        self.optimiser = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.0)
+
+    def finish(self, texts: list[Tensor], images: list[Tensor], pair_loss: Tensor) -> float:
+        """Eq. 6 from embeddings of all rows, backward, optimiser."""
+        loss = LAMBDA * pair_loss
+        for text, image in zip(texts, images):
+            if self.setting.pairs:
+                loss = loss + clip_loss(F.normalize(image, dim=1), text[: self.setting.pairs], SCALE)
+            else:
+                loss = loss + text[:, 0].mean()  # a text part without images still needs a gradient
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return loss.item()
+
+    def ours(self, text_only: bool, dtype: torch.dtype = torch.float32) -> float:
+        """Distinct texts, packed; cached image features."""
+        batch = self.batch
+        texts = []
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            for tower, bridge in zip(self.texts, self.bridges):
+                texts.append(F.normalize(bridge(tower(batch.ids, batch.mask)).float(), dim=1)[batch.inverse])
+        return self.finish(texts, self.cached, text_mse([text[self.setting.pairs :] for text in texts]))
+
+    def straightforward(self, text_only: bool, length: int) -> float:
+        """Every row padded to `length` through transformers' forward; image towers forwarded; a loop over pairs."""
+        batch = self.batch
+        ids, mask = (F.pad(part, (0, max(0, length - 236)))[batch.inverse] for part in (batch.ids, batch.mask))
+        texts = []
+        for tower, bridge in zip(self.texts, self.bridges):
+            hidden = tower.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            texts.append(F.normalize(bridge(mean), dim=1))
+        images = self.cached if text_only else [tower(self.pixels) for tower in self.images] or self.cached
+        shared = [text[self.setting.pairs :] for text in texts]
+        pair_loss = texts[0].new_zeros(())
+        for a, first in enumerate(shared):
+            for second in shared[a + 1 :]:
+                pair_loss = pair_loss + (first - second).square().sum(1).mean()
+        return self.finish(texts, images, pair_loss)
+
+    def form(self, name: str, text_only: bool) -> functools.partial[float]:
+        if name == "ours":
+            return functools.partial(self.ours, text_only)
+        if name == "bf16":
+            return functools.partial(self.ours, text_only, torch.bfloat16)
+        return functools.partial(self.straightforward, text_only, 236 if name == "longest" else self.setting.maximum)
+
+    def flop(self) -> float:
+        """Multiplications and additions of all linear layers on distinct real tokens, forward and input gradient."""
+        width, layers, _ = SIZES[self.setting.size]
+        return 2 * 24 * width**2 * layers * self.batch.tokens * self.setting.towers
+
+
+def one_step(setting: Setting, name: str, text_only: bool) -> None:
+    """A child process: build and run one step."""
+    Towers(setting, images=not text_only).form(name, text_only)()
+
+
+def only_build(setting: Setting, text_only: bool) -> None:
+    """A child process: the networks alone, to subtract."""
+    Towers(setting, images=not text_only)
+
+
+def compare(setting: Setting, names: list[str], repeats: int, memory: bool) -> None:
+    """Time, check and print all forms for one setting."""
+    towers = Towers(setting)
+    batch = towers.batch
+    rows = setting.pairs + setting.shared
+    print(
+        f"\n{setting.towers} x {setting.size}, {setting.pairs} pairs + {setting.shared} shared texts per tower, "
+        f"duplicates {1 - len(batch.ids) / rows:.0%}; tokens per tower: {batch.tokens} distinct, {batch.row_tokens} with "
+        f"duplicates, {rows * 236} padded to the longest, {rows * setting.maximum} to the maximum"
+    )
+    for text_only in (True, False):
+        if not text_only and not setting.pairs:
+            continue
+        forms = {name: towers.form(name, text_only) for name in names}
+        losses = {name: form() for name, form in forms.items() if name != "bf16"}
+        worst = max(abs(loss - losses["ours"]) for loss in losses.values())
+        if worst > 1e-4 * max(1.0, abs(losses["ours"])):
+            raise SystemExit(f"losses differ: {losses}")
+        rates: list[float] = []
+        forms["gemm"] = lambda rates=rates: rates.append(gemm_rate(SIZES[setting.size][0], compute_dtype()))
+        seconds = alternate(forms, repeats)
+        print(f"{'text part' if text_only else 'whole step'}: losses equal to {worst:.1e}")
+        for name in names:
+            median, spread = statistics.median(seconds[name]), (min(seconds[name]), max(seconds[name]))
+            line = f"  {name:8} median {median:7.2f} s ({spread[0]:.2f}-{spread[1]:.2f}, {repeats} runs)"
+            if name in ("ours", "bf16"):
+                rate = towers.flop() / median / 1e9
+                best = statistics.median(rates[1:])
+                line += f", {rate:.0f} GFLOP/s on distinct real tokens = {rate / best:.0%} of GEMM {best:.0f}"
+            if name != "ours":
+                line += f", ours is {ratio(seconds[name], seconds['ours'])} as fast"
+            print(line, flush=True)
+    if memory:
+        del towers
+        print_memory(setting, names)
+
+
+def print_memory(setting: Setting, names: list[str]) -> None:
+    """Peak memory of one text part per form, in child processes."""
+    built = peak_memory(only_build, setting, True)
+    base = built[0] if built else 0.0
+    taken = {name: peak_memory(one_step, setting, name, True) for name in names}
+    ours = taken["ours"]
+    for name, peak in taken.items():
+        if peak is None or ours is None:
+            print(f"  {name:8} memory: killed, out of memory")
+            continue
+        share = (ours[0] - base) / max(peak[0] - base, 1e-9)
+        print(
+            f"  {name:8} peak {peak[0]:.2f} GiB, {peak[0] - base:.2f} above the {base:.2f} of the networks alone"
+            + ("" if name == "ours" else f"; ours needs {share:.0%} of that, {ours[0] / peak[0]:.0%} of the whole")
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    standard = Setting()
+    parser.add_argument("--towers", type=int, default=standard.towers)
+    parser.add_argument("--size", choices=list(SIZES), default=standard.size)
+    parser.add_argument("--pairs", type=int, default=standard.pairs)
+    parser.add_argument("--shared", type=int, default=standard.shared)
+    parser.add_argument("--duplicates", type=float, default=standard.duplicates)
+    parser.add_argument("--maximum", type=int, default=standard.maximum)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--forms", nargs="*", default=["longest", "maximum"], choices=["longest", "maximum"])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--no-memory", action="store_true")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    values = {name: getattr(options, name) for name in Setting.__dataclass_fields__}
+    setting = Setting(**values)
+    names = ["ours", *(["bf16"] if compute_dtype() is torch.bfloat16 else []), *options.forms]
+    print(conditions())
+    compare(setting, names, options.repeats, not options.no_memory)
+    if setting.duplicates:
+        compare(
+            replace(setting, duplicates=0.0),
+            names[: len(names) - len(options.forms)] + options.forms[:1],
+            options.repeats,
+            False,
+        )
+    if setting.towers > 1:
+        compare(replace(setting, towers=1), names, options.repeats, False)
+    print(conditions())
+
+
+if __name__ == "__main__":
+    main()

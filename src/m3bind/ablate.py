@@ -1,0 +1,185 @@
+"""Ablations: the same run with one thing changed, over seeds, with everything that does not change reused.
+
+* `VARIANTS`: what is changed, by name: the paper's Table 4 (number of modalities) and Table 5 (AMB x SESKD), and ours.
+* `ablate`: runs them; stage 0 and cached features are shared between the variants of a seed.
+* `headline`: the few figures an ablation row shows.
+
+SESKD needs no run of its own: every run is measured before and after distillation. Nor does the closed form or the gap
+correction: each run measures them on its way.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m3bind.config import RunConfig, merge, validate
+from m3bind.errors import UnknownNameError
+from m3bind.evaluate.results import ResultTable
+from m3bind.files import write_json
+from m3bind.fit import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the ablation: settings that differ from the base, or fewer modalities."""
+
+    title: str
+    change: Mapping[str, Any] = field(default_factory=dict)
+    modalities: int | None = None  # keep the first so many, in the paper's order (Table 4)
+    table: str = "ours"
+
+
+_AMB_OFF = {"balance": {"proportional": True, "lr": False, "weights": False}}
+PAPER_ORDER = ("xray", "ecg", "retina", "pathology", "ct")  # Table 4 adds retina, pathology, CT to X-ray + ECG
+VARIANTS: dict[str, Variant] = {
+    "base": Variant("the recipe of the settings", table="5"),
+    "amb_off": Variant(
+        "AMB off: size-proportional sampling, equal rates and weights",
+        {"align": _AMB_OFF, "distill": _AMB_OFF},
+        table="5",
+    ),
+    "two": Variant("X-ray + ECG", modalities=2, table="4"),
+    "three": Variant("+ retina", modalities=3, table="4"),
+    "four": Variant("+ pathology", modalities=4, table="4"),
+    "bridge_identity": Variant("bridge starts from identity, not Procrustes", {"align": {"bridge": "identity"}}),
+    "no_text_contrastive": Variant("Eq. 2 alone, no InfoNCE between text towers", {"align": {"text_contrastive": 0.0}}),
+    "positives_diagonal": Variant(
+        "identical captions not positives of each other", {"align": {"contrastive": {"positives": "diagonal"}}}
+    ),
+    "positives_identical": Variant(
+        "multi-positive: identical captions", {"align": {"contrastive": {"positives": "identical"}}}
+    ),
+    "positives_mixed": Variant(
+        "half the target mass on same-label pairs", {"align": {"contrastive": {"positives": "mixed"}}}
+    ),
+}
+
+
+def headline(table: ResultTable, stage: str, text_path: str) -> dict[str, float]:
+    """Mean zero-shot, cross-modal search and text agreement of one stage by one text path; NaN where not measured."""
+
+    def mean(**where: Any) -> float:
+        values = [row.value for row in table.where(stage=stage, **where)]
+        return float(np.mean(values)) if values else float("nan")
+
+    main: dict[tuple[str, str], float] = {}
+    for row in table.where(stage=stage, protocol="zero_shot", text_path=text_path):
+        main.setdefault((row.modality, row.task), row.value)  # a task's own metric is its first row
+    across = table.where(
+        stage=stage, protocol="image_to_image", modality="mean", task="patient", metric="R@10", variant=""
+    )
+    lift = [row.value / row.chance for row in across if row.chance > 0]
+    return {
+        "zero-shot": float(np.mean(list(main.values()))) if main else float("nan"),
+        "patient R@10": mean(protocol="image_to_image", modality="mean", task="patient", metric="R@10", variant=""),
+        "R@10 / chance": float(np.mean(lift)) if lift else float("nan"),
+        "patient R@10, gap-corrected": mean(
+            protocol="image_to_image", modality="mean", task="patient", metric="R@10", variant="gap-corrected"
+        ),
+        "concept AUC": _concept_mean(table, stage, ""),
+        "concept AUC, gap-corrected": _concept_mean(table, stage, "gap-corrected"),
+        "text R@1": mean(protocol="text_agreement", metric="R@1", task="towers"),
+        "ccos": mean(protocol="text_agreement", metric="ccos", task="towers"),
+    }
+
+
+def _concept_mean(table: ResultTable, stage: str, variant: str) -> float:
+    rows = table.where(stage=stage, protocol="image_to_image", modality="mean", metric="auc", variant=variant)
+    return float(np.mean([row.value for row in rows])) if len(rows) else float("nan")
+
+
+def variant_config(base: RunConfig, variant: Variant, seed: int) -> RunConfig:
+    """The settings of one variant and seed."""
+    tree = merge(base.model_dump(mode="json"), dict(variant.change))
+    tree["seed"] = seed
+    if tree["data"].get("phantom"):
+        tree["data"]["phantom"]["seed"] = base.data.phantom.seed if base.data.phantom else 0
+    if variant.modalities:
+        order = sorted(tree["modalities"], key=lambda m: PAPER_ORDER.index(m) if m in PAPER_ORDER else len(PAPER_ORDER))
+        tree["modalities"] = {m: tree["modalities"][m] for m in order[: variant.modalities]}
+    return validate(tree)
+
+
+def ablate(config: RunConfig, folder: Path, seeds: Sequence[int], only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Run the variants over seeds; one row per variant, stage and text path with mean and standard deviation.
+
+    Everything is kept below `folder`, so that a killed ablation goes on where it stopped.
+
+    Raises:
+        UnknownNameError: `only` names no variant.
+    """
+    for name in only:
+        if name not in VARIANTS:
+            raise UnknownNameError("ablation", name, VARIANTS)
+    names = [n for n in VARIANTS if (not only or n in only) and _applies(VARIANTS[n], config)]
+    figures: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for seed in seeds:
+        for name in names:
+            log.info("ablation %s, seed %d", name, seed)
+            run = Run(
+                variant_config(config, VARIANTS[name], seed),
+                folder / f"seed{seed}" / name,
+                cache=folder.parent / "cache",
+                stage0=folder / f"seed{seed}" / "stage0",
+            )
+            table = run.fit()
+            stages = {"bound": "teacher", "distilled": "student"}
+            if name == "base":
+                stages = {"unbound": "teacher", "closed_form": "teacher", **stages}
+            for stage, path in stages.items():
+                figures.setdefault((name, stage, path), []).append(headline(table, stage, path))
+    rows = [_row(VARIANTS[name], name, stage, path, values) for (name, stage, path), values in figures.items()]
+    write_json(folder / "ablation.json", {"seeds": list(seeds), "rows": rows})
+    return rows
+
+
+def _applies(variant: Variant, config: RunConfig) -> bool:
+    return variant.modalities is None or variant.modalities < len(config.modalities)
+
+
+def _row(variant: Variant, name: str, stage: str, path: str, values: list[dict[str, float]]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "variant": name,
+        "title": variant.title,
+        "table": variant.table,
+        "stage": stage,
+        "text_path": path,
+        "seeds": len(values),
+    }
+    for key in values[0]:
+        column = np.array([v[key] for v in values])
+        row[key] = None if np.isnan(column).all() else float(column.mean())
+        row[f"{key} sd"] = None if len(column) < 2 or np.isnan(column).any() else float(column.std(ddof=1))
+    return row
+
+
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as an aligned plain-text table."""
+    keys = [
+        k
+        for k in rows[0]
+        if k not in ("variant", "title", "table", "stage", "text_path", "seeds") and not k.endswith(" sd")
+    ]
+    lines = [["variant", "stage", "text", *keys]]
+    for row in rows:
+        cells = [row["variant"], row["stage"], row["text_path"]]
+        for key in keys:
+            value, spread = row[key], row[f"{key} sd"]
+            cells.append("-" if value is None else f"{value:.3f}" + (f"±{spread:.3f}" if spread is not None else ""))
+        lines.append(cells)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """Rows written by `ablate`."""
+    return list(json.loads((folder / "ablation.json").read_text())["rows"])

@@ -1,0 +1,90 @@
+"""The interface of a binding method: embeddings (or the towers that make them) in, one bridge per modality out.
+
+Shapes: K pool texts, d_m joint dimension of modality m, d dimension of the bound space.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m3bind.binding.balance import sampling_probabilities
+from m3bind.binding.bridge import Bridge
+from m3bind.config import AlignConfig, BalanceConfig
+from m3bind.data.batching import IntArray, rng
+from m3bind.registry import Registry
+from m3bind.training.pairs import Pairs
+
+
+@dataclass
+class BindingInputs:
+    """What every method is given."""
+
+    pairs: dict[str, Pairs]  # per modality: dual encoder, images, texts, captions
+    pool: dict[str, IntArray]  # text ids each modality contributes to the shared text pool
+    folder: Path  # for checkpoints and logs
+    seed: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """|D_m|: number of training pairs of each modality."""
+        return {m: len(pairs) for m, pairs in self.pairs.items()}
+
+    def pool_probabilities(self, balance: BalanceConfig) -> dict[str, float]:
+        """p_m of Eq. 3, or shares proportional to size when AMB's sampling is off."""
+        if balance.proportional:
+            total = sum(self.sizes.values())
+            return {m: size / total for m, size in self.sizes.items()}
+        return sampling_probabilities(self.sizes, balance.beta)
+
+    def draw_pool(self, count: int, balance: BalanceConfig) -> Tensor:
+        """About `count` distinct text ids, each modality giving its share without repeats, shape (K,)."""
+        shares = self.pool_probabilities(balance)
+        drawn = [
+            rng(self.seed, "procrustes pool", m).permutation(ids)[: max(round(count * shares[m]), 1)]
+            for m, ids in self.pool.items()
+        ]
+        return torch.from_numpy(np.unique(np.concatenate(drawn)))
+
+    @torch.no_grad()
+    def embed_texts(self, modality: str, ids: Tensor, chunk: int = 256) -> Tensor:
+        """(K,) text ids -> (K, d_m) unit rows of that modality's text tower, without gradient."""
+        texts = self.pairs[modality].texts
+        model = self.pairs[modality].model
+        was_training = model.training
+        model.eval()
+        rows = torch.cat([texts.encode(part) for part in ids.split(chunk)])
+        model.train(was_training)
+        return rows
+
+
+class BindingMethod(ABC):
+    """One way to bind; `name` registers it. A subclass may change the towers in place (LoRA merged before it returns)."""
+
+    name: ClassVar[str] = ""
+    trains: ClassVar[bool] = True  # False: closed form, towers untouched
+
+    @abstractmethod
+    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, Bridge]:
+        """One bridge (d_m -> d) per modality of `inputs.pairs`."""
+
+
+_registry: "Registry[BindingMethod]" = Registry("binding method", "m3bind.binding.methods", BindingMethod)  # type: ignore[type-abstract]
+
+
+def get(name: str) -> BindingMethod:
+    """The method registered as `name`.
+
+    Raises:
+        UnknownNameError: no such method.
+    """
+    return _registry.get(name)()
+
+
+def names() -> list[str]:
+    """Names of all methods."""
+    return _registry.names()

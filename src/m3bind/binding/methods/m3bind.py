@@ -1,0 +1,25 @@
+"""M3Bind, stage 1: text spaces aligned by Eq. 2 under the contrastive losses of Eq. 1, balanced by AMB (Eq. 3-6)."""
+
+from m3bind.binding import lora
+from m3bind.binding.align import AlignStage
+from m3bind.binding.bridge import Bridge
+from m3bind.binding.methods.base import BindingInputs, BindingMethod
+from m3bind.binding.methods.procrustes import initial_bridges
+from m3bind.config import AlignConfig
+from m3bind.training.loop import train
+
+
+class M3Bind(BindingMethod):
+    """The paper's stage 1; what trains (LoRA, heads, bridges) is set by `align.text`, `align.image`, `align.train_bridge`."""
+
+    name = "m3bind"
+
+    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, Bridge]:
+        """Train from the initial bridges, merge LoRA, return the bridges; towers are changed in place."""
+        bridges = initial_bridges(inputs, settings)
+        stage = AlignStage(inputs, bridges, settings)
+        train(stage, settings, inputs.folder, inputs.seed)
+        for pairs in inputs.pairs.values():
+            lora.merge(pairs.model)
+            pairs.model.eval()
+        return bridges

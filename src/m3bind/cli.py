@@ -1,0 +1,310 @@
+"""m3bind COMMAND: thin layer that parses, calls and prints. Heavy libraries are imported inside the commands.
+
+Exit code 0 only when everything asked for was done; 1 when work failed or parts were set aside; 2 for wrong use.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from m3bind.errors import ConfigError, M3BindError
+
+app = typer.Typer(
+    name="m3bind",
+    help="Bind CLIP-like medical models of any modality into one text-anchored embedding space.\n\n"
+    "Start with:  m3bind demo   (virtual patients, about 5 minutes on two cores)",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Settings = Annotated[
+    str, typer.Argument(metavar="SETTINGS", help="preset (demo, mini5, paper, paper-literal, quick) or a YAML file")
+]
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change a setting, e.g. --set align.lam=1; repeatable"),
+]
+Out = Annotated[Path, typer.Option("--out", help="folder of all runs")]
+Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder; default: the preset's name")]
+Seed = Annotated[int | None, typer.Option("--seed", help="seed of everything random")]
+Json = Annotated[Path | None, typer.Option("--json", help="also write what is printed as JSON")]
+
+
+def main() -> None:
+    """Entry point: errors become one clear line and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except M3BindError as error:
+        print(f"m3bind: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("m3bind: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        show: Callable[[], str] | None = getattr(error, "format_message", None)  # click's usage errors
+        if show is None:
+            raise
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        print(f"m3bind: {show().rstrip('.')}{hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(settings: str, change: list[str] | None, out: Path, name: str | None, seed: int | None) -> Any:
+    """The run a command works on."""
+    from m3bind.config import load_config
+
+    overrides = list(change or [])
+    if name:
+        overrides.append(f"name={name}")
+    if seed is not None:
+        overrides.append(f"seed={seed}")
+    config = load_config(settings, overrides)
+    _prepare_torch()
+    from m3bind.fit import Run
+
+    return Run(config, out / config.name, cache=out / "cache")
+
+
+def _prepare_torch() -> None:
+    import torch
+
+    torch.set_float32_matmul_precision("medium")
+
+
+def _finish(run: Any, until: str) -> None:
+    """Train up to a stage, print before/after, write bundle and report."""
+    from m3bind.finish import finish
+
+    code = finish(run, until)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs"),
+    quick: Annotated[bool, typer.Option(help="a smaller cohort, for CI")] = False,
+    change: Change = None,
+) -> None:
+    """Make virtual patients, train five dual encoders, bind and distil them, measure, write a report.
+
+    Example:  m3bind demo
+    """
+    _finish(_run("quick" if quick else "demo", change, out, None, None), "distill")
+
+
+@app.command()
+def fit(
+    settings: Settings,
+    change: Change = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    seed: Seed = None,
+    until: Annotated[str, typer.Option(help="last stage: pretrain, closed_form, align or distill")] = "distill",
+) -> None:
+    """All stages, resumable: the same command after a kill goes on where it stopped.
+
+    Examples:  m3bind fit mini5 --set data.manifest=mini5/manifest.csv   |   m3bind fit mine.yaml --seed 1
+    """
+    _finish(_run(settings, change, out, name, seed), until)
+
+
+@app.command()
+def prepare(
+    settings: Settings, change: Change = None, out: Out = Path("runs"), name: Name = None, seed: Seed = None
+) -> None:
+    """Read the manifest and every file, set bad ones aside with reasons, and fill the cache. Trains nothing.
+
+    Example:  m3bind prepare mini5 --set data.manifest=mini5/manifest.csv
+    """
+    run = _run(settings, change, out, name, seed)
+    for modality, splits in run.corpus.records.items():
+        print(f"{modality:12s} " + "  ".join(f"{split} {len(records)}" for split, records in splits.items()))
+    print(f"texts: {len(run.corpus.table)} distinct, {len(run.corpus.held_out)} held out for text agreement")
+    if run.corpus.bad:
+        print(f"{len(run.corpus.bad)} rows or files set aside: {run.folder / 'quarantine.csv'}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def pretrain(
+    settings: Settings, change: Change = None, out: Out = Path("runs"), name: Name = None, seed: Seed = None
+) -> None:
+    """Stage 0: train the dual encoders that have no published weights.
+
+    Example:  m3bind pretrain demo
+    """
+    _finish(_run(settings, change, out, name, seed), "pretrain")
+
+
+@app.command()
+def align(
+    settings: Settings,
+    change: Change = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    seed: Seed = None,
+    closed_form: Annotated[
+        bool, typer.Option("--closed-form", help="bind without training (Procrustes, seconds)")
+    ] = False,
+) -> None:
+    """Stage 1: bind the text spaces; with --closed-form by rotation alone, without training.
+
+    Examples:  m3bind align demo   |   m3bind align demo --closed-form
+    """
+    _finish(_run(settings, change, out, name, seed), "closed_form" if closed_form else "align")
+
+
+@app.command()
+def distill(
+    settings: Settings, change: Change = None, out: Out = Path("runs"), name: Name = None, seed: Seed = None
+) -> None:
+    """Stage 2: distil the bound text towers into one shared text encoder (SESKD).
+
+    Example:  m3bind distill demo
+    """
+    _finish(_run(settings, change, out, name, seed), "distill")
+
+
+@app.command()
+def evaluate(
+    space: Annotated[Path, typer.Argument(help="run folder or space folder")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="measure the space on this manifest instead of showing the run's figures")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="folder the manifest's paths are relative to")] = None,
+    split: Annotated[str, typer.Option(help="split to measure")] = "test",
+    json_file: Json = None,
+) -> None:
+    """Zero-shot, retrieval and text agreement, each with n, chance and interval.
+
+    Examples:  m3bind evaluate runs/demo   |   m3bind evaluate runs/demo/space --manifest mine.csv --json out.json
+    """
+    from m3bind.finish import evaluate_space, show_results
+
+    _prepare_torch()
+    table = evaluate_space(space, manifest, root, split) if manifest else show_results(space)
+    if json_file:
+        table.save(json_file)
+
+
+@app.command()
+def ablate(
+    settings: Settings,
+    change: Change = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    seeds: Annotated[int, typer.Option(help="number of seeds: 0, 1, ...")] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="run only these variants; repeatable")] = None,
+    json_file: Json = None,
+) -> None:
+    """The paper's Tables 4 and 5 and our own ablations, mean and spread over seeds.
+
+    Examples:  m3bind ablate demo --seeds 3   |   m3bind ablate demo --only base --only amb_off
+    """
+    from m3bind import ablate as ablations
+    from m3bind.config import load_config
+    from m3bind.files import write_json
+
+    config = load_config(settings, change or [])
+    _prepare_torch()
+    rows = ablations.ablate(config, out / (name or f"ablate-{config.name}"), range(seeds), only or ())
+    print(ablations.as_text(rows))
+    if json_file:
+        write_json(json_file, rows)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """Write report.html of a finished run again.
+
+    Example:  m3bind report runs/demo
+    """
+    from m3bind.finish import rewrite_report
+
+    _prepare_torch()
+    print(rewrite_report(run))
+
+
+@app.command()
+def encode(
+    paths: Annotated[list[Path], typer.Argument(help="files, or one manifest")],
+    space: Annotated[Path, typer.Option(help="space folder, e.g. runs/demo/space")],
+    out: Annotated[Path, typer.Option(help="folder for embeddings.npy and items.parquet")],
+    modality: Annotated[str | None, typer.Option(help="what the files are (not needed for a manifest)")] = None,
+) -> None:
+    """Files -> embeddings; bad files go to quarantine.csv, the rest goes on.
+
+    Example:  m3bind encode scans/*.png --modality xray --space runs/demo/space --out encoded
+    """
+    from m3bind.finish import encode_paths
+
+    _prepare_torch()
+    if encode_paths(space, paths, modality, out):
+        raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    encoded: Annotated[Path, typer.Argument(help="folder written by encode")],
+    space: Annotated[Path, typer.Option(help="space folder")],
+    text: Annotated[str | None, typer.Option(help="query in words")] = None,
+    file: Annotated[Path | None, typer.Option(help="query by a file of any modality")] = None,
+    modality: Annotated[str | None, typer.Option(help="modality of the query file")] = None,
+    target: Annotated[str | None, typer.Option(help="only hits of this modality")] = None,
+    k: Annotated[int, typer.Option(help="number of hits")] = 10,
+    json_file: Json = None,
+) -> None:
+    """Exact search over encoded files, by words or by a file of any modality.
+
+    Examples:  m3bind search encoded --space runs/demo/space --text "atrial fibrillation"
+               m3bind search encoded --space runs/demo/space --file a.png --modality xray --target ecg
+    """
+    from m3bind.finish import search_encoded
+
+    if (text is None) == (file is None):
+        raise ConfigError("search needs either --text or --file")
+    if file is not None and modality is None:
+        raise ConfigError("--file needs --modality (what the query file is)")
+    _prepare_torch()
+    search_encoded(encoded, space, text, file, modality, target, k, json_file)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="folder for the cohort")],
+    patients: Annotated[int, typer.Option(help="number of virtual patients")] = 600,
+    seed: Annotated[int, typer.Option(help="seed")] = 0,
+) -> None:
+    """Write virtual patients (SYNTHETIC: five modalities from one clinical state) with a manifest.
+
+    Example:  m3bind phantom cohort --patients 200
+    """
+    from m3bind.data.phantom import generate
+
+    print(generate(out, patients=patients, seed=seed))
+
+
+@app.command()
+def doctor(json_file: Json = None) -> None:
+    """What this machine has: versions, threads, memory, precision, optional weights; says what is missing.
+
+    Example:  m3bind doctor
+    """
+    from m3bind.doctor import examine
+
+    raise typer.Exit(examine(json_file))
+
+
+if __name__ == "__main__":
+    main()

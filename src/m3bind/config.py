@@ -1,0 +1,283 @@
+"""One validated tree of settings for a run, read from a preset or a YAML file, changed by dotted overrides.
+
+* `RunConfig` and its parts: every setting with its default, unit and equation.
+* `load_config("demo", ["align.lam=1"])`: preset name or path, plus overrides from the command line.
+* `merge`, `validate`: changes on a plain tree, and the tree as settings.
+* `presets()`: names of the settings files that ship with the package.
+
+A YAML file may start from another with `extends: NAME`; mappings are merged key by key, anything else is replaced.
+Equation numbers are those of the M3Bind paper.
+"""
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.files import write_text
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class PhantomConfig(_Strict):
+    """Virtual patients made for the run instead of files of one's own."""
+
+    patients: int = Field(600, ge=20)
+    seed: int = 0
+    counts: dict[str, int] | None = (
+        None  # training patients that have the modality; None: the generator's unbalanced default
+    )
+
+
+class DataConfig(_Strict):
+    """Where the samples and the additional texts come from."""
+
+    manifest: str | None = None  # CSV, Parquet or JSONL
+    root: str | None = None  # folder that `path` is relative to; default: the manifest's own folder
+    sets: list[str] = []  # values of the column `set` to keep; empty: all
+    corpus: str | None = None  # further texts for the shared text pool (columns modality, text)
+    corpus_limit: int | None = None  # at most so many of them per modality
+    phantom: PhantomConfig | None = None
+    valid_fraction: float = Field(
+        0.15, ge=0, lt=1
+    )  # carved from train by patient where the manifest has no valid split
+    tune: bool = False  # True: test figures are computed on the valid split (for choosing settings)
+    limit: int | None = None  # records per modality and split, for quick looks
+    minimum: int = 8  # a modality with fewer training pairs is set aside
+
+
+class ModelConfig(_Strict):
+    """The dual encoder of one modality."""
+
+    model: str = "compact_2d"
+    settings: dict[str, Any] = {}
+    checkpoint: str | None = None  # published or own weights; None: trained from scratch in stage 0
+    pretrain: bool = True  # stage 0 for this modality (False where the checkpoint is used as it is)
+
+
+class TrainConfig(_Strict):
+    """What the one training loop needs to know."""
+
+    steps: int = Field(300, ge=0)
+    batch: int = Field(72, ge=2)  # image-text pairs of one modality
+    batches: dict[str, int] = {}  # per modality, where it differs (paper: ct 8)
+    lr: float = Field(2e-5, gt=0)
+    lr_floor: float = 0.0  # final learning rate of the cosine as a fraction of lr
+    warmup: float = Field(0.1, ge=0, lt=1)  # fraction of the steps
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # 0: no clipping
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device computes it faster
+    checkpoint_steps: int = Field(100, ge=1)
+    checkpoint_seconds: float = 60.0  # whichever comes first; does not change the result
+    log_steps: int = Field(1, ge=1)
+
+
+class ContrastiveConfig(_Strict):
+    """Form of the image-text loss (Eq. 1 and 8)."""
+
+    direction: Literal["both", "i2t", "t2i"] = "both"
+    reduction: Literal["mean", "sum"] = "mean"
+    positives: Literal["diagonal", "identical", "mixed"] = "identical"
+    label_weight: float = 0.5  # mass on same-label pairs when positives = mixed (label supervision)
+    concept_probability: float = Field(
+        0.0, ge=0, le=1
+    )  # a caption is a phrase shared by modalities (label supervision)
+
+
+class PretrainConfig(TrainConfig):
+    """Stage 0: a dual encoder trained on the pairs of its own modality."""
+
+    steps: int = 300
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    augment: bool = True
+    views: int = Field(
+        1, ge=1
+    )  # augmented copies of each training image passed once through a frozen trunk (1: only the original)
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    per_modality: dict[str, dict[str, Any]] = {}  # settings of this section that differ for one modality
+
+
+class LoraConfig(_Strict):
+    """Low-rank adapters on query and value projections."""
+
+    r: int = 8
+    alpha: int = 8
+    dropout: float = 0.1
+
+
+class BalanceConfig(_Strict):
+    """Adaptive modality balancing (AMB)."""
+
+    beta: float = 0.5  # Eq. 3; 0: uniform over modalities, 1: inverse to size
+    proportional: bool = False  # sample by size instead of Eq. 3 (AMB off)
+    lr: bool = True  # Eq. 4
+    weights: bool = True  # Eq. 5
+    literal: bool = False  # Eq. 4 and 5 without normalisation (about 3e-8 for 377k pairs: no learning)
+
+
+class AlignConfig(TrainConfig):
+    """Stage 1: binding the text spaces (Eq. 1-6)."""
+
+    method: str = "m3bind"  # a file in binding/methods/
+    dim: int = Field(512, ge=8)
+    bridge: Literal["procrustes", "identity"] = "procrustes"
+    pool: int = Field(4096, ge=16)  # texts Procrustes is fitted on
+    steps: int = 15000
+    shared_batch: int = Field(64, ge=2)  # texts of the text-text loss
+    lam: float = 10.0  # lambda of Eq. 6
+    mse_reduction: Literal["sum", "mean"] = "sum"  # over the d dimensions
+    text_contrastive: float = 0.0  # weight of InfoNCE between text towers (beyond the paper)
+    text_contrastive_scale: float = 14.29
+    text: Literal["lora", "head", "frozen"] = "lora"
+    image: Literal["lora", "head", "bridge", "frozen"] = "bridge"
+    train_bridge: bool = True
+    bridge_lr: float = 1.0  # learning rate of bridges as a multiple of lr
+    lora: LoraConfig = LoraConfig()
+    balance: BalanceConfig = BalanceConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+
+
+class StudentConfig(_Strict):
+    """The shared text encoder of stage 2."""
+
+    text: str = "minilm"  # kind of m3bind.models.text_encoder, folder or hub id
+    settings: dict[str, Any] = {}
+    train: Literal["full", "head"] = "full"  # what is trained; head: trunk features are computed once
+
+
+class DistillConfig(TrainConfig):
+    """Stage 2: semantic similarity knowledge distillation, SESKD (Eq. 7-9)."""
+
+    steps: int = 1200  # phase A, Eq. 7 alone
+    steps_b: int = 1200  # phase B, Eq. 9
+    shared_batch: int = 64
+    teachers: Literal["all", "own"] = "all"
+    student: StudentConfig = StudentConfig()
+    contrastive_weight: float = 1.0
+    balance: BalanceConfig = BalanceConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+
+
+class EvaluateConfig(_Strict):
+    """What is measured."""
+
+    tasks: list[str] = []  # names of prompt sets; empty: all that fit the data
+    bootstrap: int = 1000
+    agreement_texts: int = 1000
+    gap_correction: bool = True  # image-to-image figures also after subtracting modality means
+    probe: bool = True
+
+
+class RunConfig(_Strict):
+    """Everything one run needs; saved resolved beside its results."""
+
+    name: str = "run"
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    modalities: dict[str, ModelConfig] = {}
+    pretrain: PretrainConfig = PretrainConfig()
+    align: AlignConfig = AlignConfig()
+    distill: DistillConfig = DistillConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def pretrain_for(self, modality: str) -> PretrainConfig:
+        """Stage 0 settings with what `per_modality` changes for `modality`."""
+        return PretrainConfig(**merge(self.pretrain.model_dump(), self.pretrain.per_modality.get(modality, {})))
+
+    def save(self, path: Path) -> None:
+        """Write the resolved tree as YAML."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def presets() -> list[str]:
+    """Names of the settings files in the package."""
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("m3bind.configs").iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Settings from a preset name or a YAML path, with `section.key=value` overrides (values are YAML).
+
+    Raises:
+        ConfigError: unreadable file, unknown key, bad value; the message names the setting.
+        UnknownNameError: neither a preset nor a file.
+    """
+    tree = _read(source, seen=())
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {item!r} is not of the form section.key=value, e.g. align.lam=1")
+        node = tree
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"override {key!r}: {parent!r} is a value, not a section")
+        node[last] = yaml.safe_load(value)
+    tree.setdefault("name", Path(source).stem)
+    return validate(tree)
+
+
+def validate(tree: dict[str, Any]) -> RunConfig:
+    """A tree of plain values as `RunConfig`.
+
+    Raises:
+        ConfigError: naming the first setting that is unknown or has a bad value.
+    """
+    try:
+        return RunConfig(**tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where.rsplit(".", 1)[-1], _known_keys(RunConfig), n=2)
+            raise ConfigError(
+                f"unknown setting {where!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+            ) from None
+        raise ConfigError(f"setting {where!r}: {first['msg']} (got {str(first.get('input'))[:60]!r})") from None
+
+
+def _known_keys(model: type[BaseModel]) -> list[str]:
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation)
+    return keys
+
+
+def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if source in seen:
+        raise ConfigError(f"settings extend each other in a circle: {' -> '.join((*seen, source))}")
+    if source in presets():
+        text = (resources.files("m3bind.configs") / f"{source}.yaml").read_text(encoding="utf-8")
+    elif Path(source).is_file():
+        text = Path(source).read_text(encoding="utf-8")
+    else:
+        raise UnknownNameError("preset or settings file", source, presets())
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: expected a mapping of settings at the top level")
+    base = tree.pop("extends", None)
+    return merge(_read(base, (*seen, source)), tree) if base else tree
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `change`: mappings key by key, anything else replaced."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

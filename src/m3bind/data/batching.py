@@ -1,0 +1,82 @@
+"""Which samples and texts a step sees, as pure functions of (seed, step).
+
+Nothing here has state that must be saved: the batch of step s is the same whatever came before, whatever the number of
+workers or processes, so a run resumed in the middle of an epoch goes on with exactly the batches it would have had.
+
+* `rng(seed, *names)`: a counter-based generator for a named purpose.
+* `EpochSampler`: batches without replacement within an epoch.
+* `PoolSampler`: texts of the shared batch, modality by probability (Eq. 3 hands in p_m), then uniformly within it.
+* `length_buckets`: sequences grouped by length under a token budget.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3bind.files import sha256_text
+
+IntArray = NDArray[np.int64]
+
+
+def rng(seed: int, *names: object) -> np.random.Generator:
+    """A generator that depends on `seed` and `names` alone."""
+    digest = sha256_text(str(seed), *map(str, names))
+    return np.random.Generator(np.random.Philox(key=int(digest[:32], 16)))
+
+
+class EpochSampler:
+    """Batches of indices 0..n-1: each epoch is a fresh permutation cut into whole batches.
+
+    Within a batch no index appears twice; a batch larger than n is cut to n; the rest of an epoch that does not fill a
+    batch is left out of that epoch (another permutation brings it back in the next).
+    """
+
+    def __init__(self, n: int, batch: int, seed: int, name: str = "") -> None:
+        """`n` items, `batch` indices a step; `name` keeps samplers of one run apart."""
+        self.n, self.size, self.seed, self.name = n, batch, seed, name
+        self._order: dict[int, IntArray] = {}
+
+    def batch(self, step: int) -> IntArray:
+        """Indices of step `step` (0-based), shape (min(batch, n),)."""
+        size = min(self.size, self.n)
+        per_epoch = self.n // size
+        epoch, position = divmod(step, per_epoch)
+        if epoch not in self._order:
+            self._order = {epoch: rng(self.seed, "epoch", self.name, epoch).permutation(self.n)}
+        return self._order[epoch][position * size : (position + 1) * size]
+
+
+class PoolSampler:
+    """Text ids of the shared text batch: a modality by its probability, then one of its texts uniformly."""
+
+    def __init__(
+        self, pools: Sequence[IntArray], probabilities: Sequence[float], batch: int, seed: int, name: str = "pool"
+    ) -> None:
+        """`pools[m]` holds the text ids of modality m, `probabilities[m]` its share (Eq. 3)."""
+        self.pools = [np.asarray(pool, dtype=np.int64) for pool in pools]
+        self.probabilities = np.asarray(probabilities, dtype=np.float64) / float(np.sum(probabilities))
+        self.size, self.seed, self.name = batch, seed, name
+
+    def batch(self, step: int) -> tuple[IntArray, IntArray]:
+        """(text ids, index of the modality each was drawn from), both of shape (batch,)."""
+        random = rng(self.seed, self.name, step)
+        source = random.choice(len(self.pools), size=self.size, p=self.probabilities)
+        ids = np.array([self.pools[m][random.integers(len(self.pools[m]))] for m in source], dtype=np.int64)
+        return ids, source.astype(np.int64)
+
+
+def length_buckets(lengths: Sequence[int], budget: int) -> list[IntArray]:
+    """Indices grouped so that (items x longest item) of a group stays within `budget` tokens, longest group first.
+
+    A single item longer than the budget forms a group of its own. Every index appears exactly once.
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    groups: list[IntArray] = []
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        stop = start + max(budget // longest, 1)
+        groups.append(order[start:stop].astype(np.int64))
+        start = stop
+    return groups

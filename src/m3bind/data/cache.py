@@ -1,0 +1,303 @@
+"""What is frozen is computed once: rows of features kept on disk, keyed by content, weights and preprocessing.
+
+* `file_key`: hash of a file's content (for an ECG record: header and signal files together).
+* `FeatureCache`: `get_or_compute(kind, weights_hash, items, compute, ...)` returns one row per item and calls `compute`
+  only for what is missing.
+* `Rows`: the answer; an array read from the memory-mapped shards as it is indexed.
+
+On disk: `<folder>/<hash of (kind, weights)>/<hash of the shard>.safetensors`, each shard holding `keys` (n, 32) uint8
+and `rows` (n, ...) float32, float16 or uint8. A shard is named by the hash of its bytes, so it verifies itself, appears
+whole or not at all, and several processes may read and add at once. A shard whose bytes do not fit its name is set
+aside (`.damaged`) and its rows are computed again.
+
+Batches are cut at fixed positions of the distinct items, wherever an earlier run stopped: a run that was killed and
+continued calls `compute` with exactly the batches of an uninterrupted one, hence gets the same bits.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3bind.errors import M3BindError, NotFiniteError, ReadError
+from m3bind.files import atomic_path, read_json, sha256_file, sha256_text, write_json
+from m3bind.progress import Progress, progress
+
+DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
+FLUSH_BYTES = 64 << 20  # a shard is written when this much has been computed ...
+FLUSH_SECONDS = 10.0  # ... or this much time has passed
+SETTLED = 2.0  # seconds after which a file's time stamp is taken as proof that it did not change
+
+log = logging.getLogger(__name__)
+Array = NDArray[Any]
+
+
+def file_key(path: Path | str) -> str:
+    """Hex SHA-256 of what a file holds, whatever it is called.
+
+    A WFDB record (`path` without its ending, or its `.hea`) is its header with every signal file the header names; a
+    folder is the names and contents of all files below it.
+
+    Raises:
+        ReadError: there is no such file, record or folder.
+    """
+    parts = [*_parts(Path(path))]
+    if len(parts) == 1:
+        return sha256_file(parts[0])
+    base = Path(path)
+    names = [part.relative_to(base).as_posix() if base.is_dir() else part.suffix for part in parts]
+    return sha256_text(*(text for name, part in zip(names, parts) for text in (name, sha256_file(part))))
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files that make up one item."""
+    header = path if path.suffix == ".hea" else path.with_name(path.name + ".hea")
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.suffix == ".hea" or not path.is_file():
+        if not header.is_file():
+            raise ReadError(path, "no such file", "check the path in the manifest")
+        lines = header.read_text(encoding="utf-8", errors="replace").splitlines()
+        rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+        signals = {row[0] for row in rows[1:]}
+        return [header, *sorted(file for name in signals if (file := header.parent / name).is_file())]
+    return [path]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    keys: list[bytes]
+    rows: Array  # memory-mapped
+
+
+class Rows:
+    """n rows of one shape that stay on disk until they are asked for.
+
+    `rows[3]`, `rows[10:20]`, `rows[[5, 1, 1]]` and `np.asarray(rows)` give arrays in memory, in the order of the items.
+    """
+
+    def __init__(self, shards: Sequence[Array], where: NDArray[np.int64], shape: tuple[int, ...], dtype: Any) -> None:
+        """`where` (n, 2): shard and row of each item; `shape` and `dtype` are those of one row."""
+        self._shards, self._where = list(shards), where
+        self.shape: tuple[int, ...] = (len(where), *shape)
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, index: Any) -> Array:
+        where = self._where[index]
+        if where.ndim == 1:
+            return np.array(self._shards[where[0]][where[1]])
+        out = np.empty((len(where), *self.shape[1:]), self.dtype)
+        for shard in np.unique(where[:, 0]):
+            at = np.flatnonzero(where[:, 0] == shard)
+            out[at] = self._shards[shard][where[at, 1]]
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return self[:] if dtype is None else self[:].astype(dtype, copy=False)
+
+    def __repr__(self) -> str:
+        return f"Rows(shape={self.shape}, dtype={self.dtype}, shards={len(self._shards)})"
+
+
+class FeatureCache:
+    """Feature rows of any number of kinds and weights in one folder. Safe to share between processes."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """`folder` is made when the first row is written; removing it loses nothing but time."""
+        self.folder = Path(folder)
+        self._groups: dict[Path, dict[str, _Shard]] = {}
+        self._memo: dict[str, str] | None = None
+
+    def file_keys(self, paths: Sequence[Path | str]) -> list[str]:
+        """`file_key` of each path, remembered by (path, size, time stamp) so that unchanged files are not read again.
+
+        Raises:
+            ReadError: a file is missing.
+        """
+        store = self.folder / "files.json"
+        if self._memo is None:
+            self._memo = {}
+            with contextlib.suppress(OSError, ValueError):
+                self._memo = dict(read_json(store))
+        before, answer = len(self._memo), []
+        for path in paths:
+            stats = [(part, part.stat()) for part in _parts(Path(path))]
+            marks = [f"{os.path.abspath(part)}|{stat.st_size}|{stat.st_mtime_ns}" for part, stat in stats]
+            mark = sha256_text(*marks)  # a hash, so that the file holds no names
+            key = self._memo.get(mark) or file_key(path)
+            if all(time.time() - stat.st_mtime > SETTLED for _, stat in stats):
+                self._memo[mark] = key
+            answer.append(key)
+        if len(self._memo) > before:
+            write_json(store, self._memo)
+        return answer
+
+    def get_or_compute(
+        self,
+        kind: str,
+        weights_hash: str,
+        items: Sequence[str],
+        compute: Callable[[list[int]], Array],
+        batch: int = 64,
+        progress: str | None = None,
+    ) -> Rows:
+        """One row per item, computed only where it is missing.
+
+        Args:
+            kind: what the rows are, with everything else they depend on (e.g. "image/224/flip" or a hash of it).
+            weights_hash: hash of the weights that make them.
+            items: content key per item (`file_keys`, or the text itself); equal items share a row.
+            compute: positions in `items` -> array (len, ...) of float32, float16 or uint8.
+            batch: most positions per call of `compute`.
+            progress: label of a progress bar; None shows none.
+
+        Raises:
+            NotFiniteError: a computed row holds NaN or infinity; nothing of its batch is kept.
+            M3BindError: `compute` returned another number, type or shape of rows than the cache holds.
+        """
+        group = self.folder / sha256_text(kind, weights_hash)[:32]
+        keys = [hashlib.sha256(item.encode("utf-8")).digest() for item in items]
+        first: dict[bytes, int] = {}
+        for position, key in enumerate(keys):
+            first.setdefault(key, position)
+        known = self._index(group)
+        distinct = list(first.items())
+        chunks = [distinct[start : start + batch] for start in range(0, len(distinct), batch)]
+        missing = [todo for chunk in chunks if (todo := [(key, at) for key, at in chunk if key not in known])]
+        if missing:
+            self._compute(group, kind, missing, compute, progress, len(distinct))
+            known = self._index(group)
+        shards = [shard.rows for shard in self._groups.get(group, {}).values()]
+        where = np.array([known[key] for key in keys], dtype=np.int64).reshape(-1, 2)
+        if not shards:
+            return Rows([], where, (), np.float32)
+        self._same_shape(kind, shards)
+        return Rows(shards, where, shards[0].shape[1:], shards[0].dtype)
+
+    def _compute(
+        self,
+        group: Path,
+        kind: str,
+        missing: list[list[tuple[bytes, int]]],
+        compute: Callable[[list[int]], Array],
+        label: str | None,
+        total: int,
+    ) -> None:
+        """Call `compute` batch by batch and write shards; what was computed before an error is kept."""
+        keys: list[bytes] = []
+        rows: list[Array] = []
+        started = time.monotonic()
+        done = total - sum(map(len, missing))
+        like = next((shard.rows[:0] for shard in self._groups[group].values()), None)
+        bar = progress(label, total, done=done) if label else None
+        try:
+            with bar or contextlib.nullcontext():
+                for chunk in missing:
+                    values = _checked(compute([at for _, at in chunk]), len(chunk), like, kind)
+                    like = values[:0]
+                    keys += [key for key, _ in chunk]
+                    rows.append(values)
+                    full = sum(value.nbytes for value in rows) >= FLUSH_BYTES
+                    if full or time.monotonic() - started >= FLUSH_SECONDS:
+                        _write_shard(group, keys, rows)
+                        keys, rows, started = [], [], time.monotonic()
+                    _advance(bar, len(chunk))
+        finally:
+            if rows:
+                _write_shard(group, keys, rows)
+
+    def _index(self, group: Path) -> dict[bytes, tuple[int, int]]:
+        """(shard, row) of every key on disk, after taking in shards that are new."""
+        shards = self._groups.setdefault(group, {})
+        for path in sorted(group.glob("*.safetensors")):
+            if path.stem not in shards and (shard := _open_shard(path)):
+                shards[path.stem] = shard
+        known: dict[bytes, tuple[int, int]] = {}
+        for number, shard in enumerate(shards.values()):
+            for row, key in enumerate(shard.keys):
+                known.setdefault(key, (number, row))
+        return known
+
+    def _same_shape(self, kind: str, shards: list[Array]) -> None:
+        """Raise unless all shards hold rows of one shape and type."""
+        found = sorted({(shard.shape[1:], str(shard.dtype)) for shard in shards}, key=str)
+        if len(found) > 1:
+            raise M3BindError(
+                f"cached rows of {kind!r} in {self.folder} have different shapes: {found}; "
+                "the preprocessing changed under the same name, so give `kind` a new name or remove the cache folder"
+            )
+
+
+def _advance(bar: Progress | None, n: int) -> None:
+    if bar is not None:
+        bar.advance(n)
+
+
+def _checked(values: Array, n: int, like: Array | None, kind: str) -> Array:
+    """The computed rows, in C order, after checking number, type, shape (that of `like`) and finiteness."""
+    values = np.ascontiguousarray(values)
+    if values.dtype not in DTYPES.values() or values.ndim == 0 or len(values) != n:
+        raise M3BindError(
+            f"computing {kind!r} gave {values.dtype} {values.shape} for {n} items; "
+            "needed: one row per item of float32, float16 or uint8"
+        )
+    if like is not None and (values.shape[1:], values.dtype) != (like.shape[1:], like.dtype):
+        raise M3BindError(
+            f"computing {kind!r} gave rows {values.dtype} {values.shape[1:]}, but earlier ones were {like.dtype} "
+            f"{like.shape[1:]}; the preprocessing changed under the same name, so give `kind` a new name"
+        )
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise NotFiniteError(f"computing {kind!r} gave NaN or infinity; look at the weights and the inputs")
+    return values
+
+
+def _write_shard(group: Path, keys: list[bytes], rows: list[Array]) -> None:
+    """Write one shard under the hash of its bytes."""
+    table = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 32)
+    name = next(name for name, dtype in DTYPES.items() if dtype == rows[0].dtype)
+    size = sum(value.nbytes for value in rows)
+    header = {
+        "rows": {"dtype": name, "shape": [len(keys), *rows[0].shape[1:]], "data_offsets": [0, size]},
+        "keys": {"dtype": "U8", "shape": [len(keys), 32], "data_offsets": [size, size + table.nbytes]},
+    }
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # data aligned to 8 bytes
+    pieces: list[Any] = [len(text).to_bytes(8, "little"), text, *(value.data for value in rows), table.data]
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    with atomic_path(group / f"{digest.hexdigest()}.safetensors") as temporary, open(temporary, "wb") as handle:
+        for piece in pieces:
+            handle.write(piece)
+
+
+def _open_shard(path: Path) -> _Shard | None:
+    """A verified shard, or None (and the file set aside) when its bytes are not what its name says."""
+    try:
+        if sha256_file(path) == path.stem:
+            with open(path, "rb") as handle:
+                length = int.from_bytes(handle.read(8), "little")
+                header = json.loads(handle.read(length))
+            spec = header["rows"]
+            dtype, shape, begin = DTYPES[spec["dtype"]], tuple(spec["shape"]), 8 + length
+            rows = np.memmap(path, dtype, "r", offset=begin + spec["data_offsets"][0], shape=shape)
+            table = np.fromfile(path, np.uint8, offset=begin + header["keys"]["data_offsets"][0]).tobytes()
+            return _Shard([table[at : at + 32] for at in range(0, len(table), 32)], rows)
+    except FileNotFoundError:
+        return None  # another process set it aside
+    log.warning("cache shard %s is damaged; it is set aside and its rows are computed again", path.name)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, path.with_suffix(".damaged"))
+    return None

@@ -1,0 +1,464 @@
+"""Manifests: tables of files with their texts -> validated records; bad rows are set aside with a reason.
+
+Formats: CSV, Parquet, JSONL. Columns (others are ignored):
+    id         unique; the path if absent
+    modality   a registered name (xray, ct, retina, ecg, pathology, ...)            required
+    set        data set the file is from; decides the templates; the modality if absent
+    path       relative to the manifest's folder or to `root`; ECG records without extension     required
+    label      the main class;  labels: all findings, "|" between them;  caption (or text): the report     one of these
+    patient    who it is, across modalities and sets; the id if absent
+    split      train, valid or test; by a hash of the patient if absent (80 / 10 / 10 %)
+    licence    not read
+
+Rules across rows: an id occurs once; a file belongs to one modality; a patient belongs to one split. Where a patient is
+in two splits, test is kept before valid and valid before train, and the patient's other rows are set aside.
+Reasons name rows and columns, never report texts or patients.
+"""
+
+import csv
+import gzip
+import json
+import os
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from m3bind.data.splits import FRACTIONS, SPLITS, patient_splits
+from m3bind.data.texts import ALIASES, describe
+from m3bind.errors import ManifestError, UnknownNameError
+from m3bind.modalities.base import get, names
+
+_SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
+                "validate": "valid", "dev": "valid", "test": "test", "testing": "test"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Record:
+    """One file to learn from. `captions[0]` is the canonical text; `concepts` are shared across modalities."""
+
+    id: str
+    modality: str
+    path: Path
+    label: str
+    labels: tuple[str, ...]
+    captions: tuple[str, ...]
+    concepts: tuple[str, ...]
+    patient: str
+    split: str
+    set: str
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was set aside. `row` is its line in the file (CSV, JSONL; the header is 1) or its count (Parquet)."""
+
+    row: int
+    reason: str
+    path: str = ""
+    kind: str = ""  # the same for all rows with one sort of fault
+
+
+@dataclass
+class Manifest:
+    """What a manifest holds: usable records, and rows set aside."""
+
+    records: list[Record]
+    bad: list[BadRow]
+    path: Path = field(default_factory=Path)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of records: modality -> split -> count."""
+        table: dict[str, dict[str, int]] = {}
+        for r in self.records:
+            table.setdefault(r.modality, dict.fromkeys(SPLITS, 0))[r.split] += 1
+        return table
+
+    def report(self, limit: int = 20) -> str:
+        """Counts by modality, then the rows set aside (`format_bad_rows`)."""
+        lines = [f"{self.path.name}: {len(self.records)} usable rows"]
+        for modality, splits in self.counts().items():
+            lines.append(f"  {modality}: " + ", ".join(f"{n} {split}" for split, n in splits.items() if n))
+        return "\n".join(lines + ([format_bad_rows(self.bad, limit)] if self.bad else []))
+
+
+def format_bad_rows(bad: Sequence[BadRow], limit: int = 20) -> str:
+    """The first `limit` rows set aside with their reasons, and how many there are of each kind."""
+    if not bad:
+        return "no bad rows"
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(row.kind or "other" for row in bad).most_common())
+    lines = [f"{len(bad)} rows set aside ({kinds})"]
+    for row in sorted(bad, key=lambda row: row.row)[:limit]:
+        lines.append(f"  row {row.row}: {row.reason}" + (f"  [{row.path}]" if row.path else ""))
+    if len(bad) > limit:
+        lines.append(f"  ... and {len(bad) - limit} more")
+    return "\n".join(lines)
+
+
+class _Bad(Exception):
+    """Internal: this row is bad; `kind` groups reasons."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind, self.reason = kind, reason
+
+
+def read_manifest(
+    path: Path | str,
+    root: Path | str | None = None,
+    sets: Collection[str] | None = None,
+    modalities: Collection[str] | None = None,
+    *,
+    fractions: Mapping[str, float] = FRACTIONS,
+    seed: int = 0,
+    templates: Path | str | None = None,
+) -> Manifest:
+    """Read and validate a manifest; `sets` and `modalities` keep only those rows.
+
+    `root` replaces the manifest's folder as what paths are relative to and must stay inside of. `fractions` and `seed`
+    rule the hash split of rows without a split. `templates` is a folder of further template files (see texts.py).
+
+    Raises:
+        ManifestError: file or `root` missing, not readable, without a required column, or without a usable row.
+        UnknownNameError: `sets` or `modalities` names something that is not there.
+        ConfigError: fractions that are none.
+    """
+    path = Path(path)
+    base = Path(os.path.abspath(root if root is not None else path.parent))
+    if not base.is_dir():
+        raise ManifestError(f"{base}: no such folder; give the folder the paths in {path.name} are relative to (root)")
+    for name in modalities or ():
+        get(name)
+    known = frozenset(names())
+    folder = Path(os.path.abspath(templates)) if templates is not None else None
+    bad: list[BadRow] = []
+    drafts: list[_Draft] = []
+    seen_sets: set[str] = set()
+    seen_ids: dict[str, int] = {}
+    for row in _read_rows(path):
+        try:
+            if row.fault:
+                raise _Bad(*row.fault)
+            modality = _modality(row, known)
+            set_name = row.cells.get("set") or modality
+            seen_sets.add(set_name)
+            if (sets is not None and set_name not in sets) or (modalities is not None and modality not in modalities):
+                continue
+            drafts.append(_draft(row, modality, set_name, base, folder, seen_ids))
+        except _Bad as fault:
+            bad.append(BadRow(row.number, fault.reason, row.cells.get("path", "")[:200], fault.kind))
+    for name in sets or ():
+        if name not in seen_sets:
+            raise UnknownNameError(f"set in {path.name}", name, seen_sets)
+    drafts = _one_modality_per_file(drafts, bad)
+    _fill_splits(drafts, fractions, seed)
+    drafts = _one_split_per_patient(drafts, bad)
+    bad.sort(key=lambda fault: fault.row)
+    manifest = Manifest([draft.record for draft in drafts], bad, path)
+    if not manifest.records:
+        raise ManifestError(f"{path}: no usable row; " + (format_bad_rows(bad) if bad else "the table is empty"))
+    return manifest
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+_COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "licence")
+_OTHER_NAMES = {"text": "caption", "report": "caption", "file": "path", "image": "path", "dataset": "set",
+                "patient_id": "patient", "subject_id": "patient", "license": "licence"}  # fmt: skip
+_MAX_LINES = 500  # lines a quoted cell may span
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row: its cells by column name, or the fault (kind, reason) that keeps it from being split into cells."""
+
+    number: int
+    cells: dict[str, str]
+    fault: tuple[str, str] | None = None
+
+
+def _read_rows(path: Path) -> Iterator[_Row]:
+    """The rows of a CSV (.csv, .tsv, also .gz), JSONL (.jsonl, .ndjson) or Parquet file.
+
+    Raises:
+        ManifestError: missing, unreadable, of another kind, or without the required columns.
+    """
+    name = path.name.lower()
+    try:
+        if name.endswith((".parquet", ".pq")):
+            import pandas
+
+            table = pandas.read_parquet(path)
+            columns = _columns(path, [str(column) for column in table.columns])
+            for number, values in enumerate(table.itertuples(index=False, name=None), 1):
+                yield _Row(number, {column: _cell(value) for column, value in zip(columns, values)})
+            return
+        if not name.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", ".jsonl", ".ndjson")):
+            raise ManifestError(f"{path}: a manifest is a .csv, .tsv, .jsonl or .parquet file")
+        opener = gzip.open if name.endswith(".gz") else open
+        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
+            lines = handle.readlines()
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such manifest; check the path") from None
+    except (OSError, EOFError, ValueError) as error:
+        raise ManifestError(f"{path}: cannot be read ({error}); export it again") from error
+    if name.endswith((".jsonl", ".ndjson")):
+        yield from _json_rows(path, lines)
+    else:
+        yield from _csv_rows(path, lines, "\t" if ".tsv" in name else ",")
+
+
+def _cell(value: object) -> str:
+    """A cell of a typed table as text: missing is "", lists become "a|b"."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return "|".join(str(item) for item in value)
+    return "" if value is None or value != value or str(value) in ("<NA>", "NaT") else str(value)
+
+
+def _columns(path: Path, found: Sequence[str]) -> list[str]:
+    """Column names in our wording.
+
+    Raises:
+        ManifestError: a required column is missing, or one is there twice.
+    """
+    columns = [_OTHER_NAMES.get(name.strip().casefold(), name.strip().casefold()) for name in found]
+    shown = ", ".join(_shown(name) for name in found[:30])
+    for column in _COLUMNS:
+        if columns.count(column) > 1:
+            raise ManifestError(f"{path}: two columns mean {column!r}; keep one. Found {shown}")
+    for column in ("modality", "path"):
+        if column not in columns:
+            raise ManifestError(f"{path}: no column {column!r}; found {shown}")
+    if not {"caption", "label", "labels"} & set(columns):
+        raise ManifestError(f"{path}: none of the columns caption, label, labels; found {shown}")
+    return columns
+
+
+def _csv_rows(path: Path, lines: Sequence[str], delimiter: str) -> Iterator[_Row]:
+    """Rows of a CSV. A quotation mark that is never closed costs one line, not the rest of the file."""
+    columns: list[str] = []
+    at = 0
+    while at < len(lines):
+        first, text = at, lines[at]
+        while text.count('"') % 2 and at + 1 < len(lines) and at - first < _MAX_LINES:
+            at += 1
+            text += lines[at]
+        at += 1
+        fault: tuple[str, str] | None = None
+        try:
+            cells = next(csv.reader([text], delimiter=delimiter), [])
+        except csv.Error as error:
+            cells, fault = [], ("unreadable", f"not readable as CSV ({error})")
+        if not any(cell.strip() for cell in cells) and not fault:
+            continue
+        if not columns:
+            columns = _columns(path, cells)
+            continue
+        wrong = len(cells) != len(columns)
+        if at - first > 1 and (wrong or text.count('"') % 2):
+            at = first + 1  # read the swallowed lines again, each by itself
+            fault = ("unreadable", "a quotation mark is not closed; double it or close it")
+        elif wrong and not fault:
+            fault = ("with wrong columns", f"{len(cells)} cells, the header has {len(columns)}; put texts in quotes")
+        yield _checked(first + 1, dict(zip(columns, cells)), fault)
+    if not columns:
+        raise ManifestError(f"{path}: the file is empty; a header line and rows are needed")
+
+
+def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[_Row]:
+    """Rows of a JSONL file: one object a line."""
+    found: dict[str, None] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            yield _Row(number, {}, ("unreadable", "not a JSON object"))
+            continue
+        found |= dict.fromkeys(value)
+        cells = {_OTHER_NAMES.get(key.casefold(), key.casefold()): _cell(cell) for key, cell in value.items()}
+        yield _checked(number, cells, None)
+    _columns(path, list(found))
+
+
+def _checked(number: int, cells: dict[str, str], fault: tuple[str, str] | None) -> _Row:
+    """The row, with a fault if a cell that is used is not UTF-8."""
+    for column in _COLUMNS:
+        if any("\ud800" <= letter <= "\udfff" for letter in cells.get(column, "")):
+            cells = {name: cell.encode("utf-8", "replace").decode() for name, cell in cells.items()}
+            fault = fault or ("badly encoded", f"column {column} is not UTF-8; save the file as UTF-8")
+    return _Row(number, cells, fault)
+
+
+# --- one row ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Draft:
+    """A row that is good by itself, before the rules across rows."""
+
+    row: _Row
+    record: Record
+    file: tuple[int, int]
+
+
+def _shown(value: str) -> str:
+    """A cell in quotes, unless it may be a report or the like."""
+    return repr(value) if len(value) <= 30 and value.count(" ") <= 3 else "(a long text: are the columns shifted?)"
+
+
+def _modality(row: _Row, known: frozenset[str]) -> str:
+    value = row.cells.get("modality", "").strip()
+    if not value:
+        raise _Bad("without modality", "no modality")
+    name = value.casefold()
+    name = name if name in known else ALIASES.get(name, name)
+    if name not in known:
+        hint = str(UnknownNameError("modality", name, known)).partition("; ")[2]
+        raise _Bad("of unknown modality", f"unknown modality {_shown(value)}; {hint}")
+    return name
+
+
+def _draft(row: _Row, modality: str, set_name: str, base: Path, folder: Path | None, ids: dict[str, int]) -> _Draft:
+    """Check one row by itself.
+
+    Raises:
+        _Bad: with the reason.
+    """
+    cells = row.cells
+    where, file = _locate(cells.get("path", "").strip(), modality, base)
+    split = _SPLIT_NAMES.get(cells.get("split", "").strip().casefold(), "")
+    if cells.get("split", "").strip() and not split:
+        raise _Bad("of unknown split", f"unknown split {_shown(cells['split'])}; use {', '.join(SPLITS)}")
+    label = cells.get("label", "").strip()
+    labels = tuple(dict.fromkeys(part.strip() for part in cells.get("labels", "").split("|") if part.strip()))
+    captions, concepts = describe(set_name, modality, label, labels, cells.get("caption", ""), folder)
+    if not captions:
+        why = "the text is empty and there are no labels" if not label and not labels else "no text can be made of it"
+        raise _Bad("without text", f"{why}; fill caption, label or labels")
+    identity = cells.get("id", "").strip()
+    if identity and identity in ids:
+        raise _Bad("with a duplicate id", f"same id as row {ids[identity]}")
+    patient = cells.get("patient", "").strip() or identity or cells["path"].strip()
+    identity = identity or _fresh(cells["path"].strip(), ids)
+    ids[identity] = row.number
+    return _Draft(
+        row, Record(identity, modality, where, label, labels, captions, concepts, patient, split, set_name), file
+    )
+
+
+def _fresh(path: str, ids: dict[str, int]) -> str:
+    """An id made of the path, not taken yet."""
+    name, count = path, 1
+    while name in ids:
+        count += 1
+        name = f"{path}#{count}"
+    return name
+
+
+def _locate(text: str, modality: str, base: Path) -> tuple[Path, tuple[int, int]]:
+    """The absolute path a cell means, and the identity (device, inode) of the file behind it.
+
+    The path may leave out the ending if a file with one of the modality's endings exists.
+    """
+    if not text:
+        raise _Bad("without path", "no path")
+    suffixes = get(modality).suffixes
+    where = Path(os.path.abspath(base / text))
+    if not where.is_relative_to(base):
+        raise _Bad("with a path outside", "the path leads out of the data folder; pass root= to allow it")
+    for place in (where, *(where.with_name(where.name + suffix) for suffix in suffixes)):
+        try:
+            found = os.stat(place)
+        except (OSError, ValueError):
+            continue
+        if stat.S_ISDIR(found.st_mode):
+            continue
+        if suffixes and not place.name.lower().endswith(suffixes):
+            raise _Bad("of another kind", f"{modality} reads {' '.join(suffixes)}, not this kind of file")
+        if found.st_size == 0:
+            raise _Bad("with an empty file", "the file is empty")
+        return where, (found.st_dev, found.st_ino)
+    if where.is_dir():
+        raise _Bad("with a folder", "the path is a folder, not a file")
+    raise _Bad("with a missing file", "no such file" + ("" if where.parent.is_dir() else "; its folder does not exist"))
+
+
+# --- rules across rows ------------------------------------------------------------------------------------------------
+
+
+def _set_aside(draft: _Draft, kind: str, reason: str, bad: list[BadRow]) -> None:
+    bad.append(BadRow(draft.row.number, reason, draft.row.cells.get("path", "")[:200], kind))
+
+
+def _one_modality_per_file(drafts: list[_Draft], bad: list[BadRow]) -> list[_Draft]:
+    """Set aside all rows of a file that is listed under two modalities: nobody can say which is right."""
+    first: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+    for draft in drafts:
+        first[draft.file].setdefault(draft.record.modality, draft.row.number)
+    kept = []
+    for draft in drafts:
+        others = [(m, row) for m, row in first[draft.file].items() if m != draft.record.modality]
+        if others:
+            modality, row = others[0]
+            reason = f"the same file is {modality} in row {row} and {draft.record.modality} here"
+            _set_aside(draft, "in two modalities", reason, bad)
+        else:
+            kept.append(draft)
+    return kept
+
+
+def _fill_splits(drafts: list[_Draft], fractions: Mapping[str, float], seed: int) -> None:
+    """Rows without a split follow their patient's other rows, else the hash split."""
+    stated: dict[str, str] = {}
+    for record in (draft.record for draft in drafts if draft.record.split):
+        stated[record.patient] = max(stated.get(record.patient, "train"), record.split, key=SPLITS.index)
+    hashed = patient_splits({draft.record.patient for draft in drafts if not draft.record.split}, fractions, seed)
+    for draft in drafts:
+        if not draft.record.split:
+            patient = draft.record.patient
+            draft.record = replace(draft.record, split=stated.get(patient) or hashed[patient])
+
+
+def _one_split_per_patient(drafts: list[_Draft], bad: list[BadRow]) -> list[_Draft]:
+    """Set aside rows whose patient, or whose file, is also in a split that is kept before theirs."""
+    home: dict[object, tuple[str, int]] = {}
+    for draft in drafts:
+        for owner in (draft.record.patient, draft.file):
+            old = home.get(owner)
+            if old is None or SPLITS.index(draft.record.split) > SPLITS.index(old[0]):
+                home[owner] = (draft.record.split, draft.row.number)
+    kept = []
+    for draft in drafts:
+        for what, owner in (("patient", draft.record.patient), ("file", draft.file)):
+            split, row = home[owner]
+            if split != draft.record.split:
+                reason = f"leak: its {what} is in {split} too (row {row}); this {draft.record.split} row is set aside"
+                _set_aside(draft, "that would leak", reason, bad)
+                break
+        else:
+            kept.append(draft)
+    return kept
+
+
+# --- questions about records ------------------------------------------------------------------------------------------
+
+
+def usable_modalities(records: Sequence[Record], minimum: int = 2) -> tuple[tuple[str, ...], list[str]]:
+    """Modalities with at least `minimum` train records, in order of appearance, and a sentence on each other one."""
+    train = Counter(record.modality for record in records if record.split == "train")
+    usable, problems = [], []
+    for modality in dict.fromkeys(record.modality for record in records):
+        if train[modality] >= minimum:
+            usable.append(modality)
+        else:
+            problems.append(
+                f"{modality} has {train[modality]} train samples, at least {minimum} are needed; "
+                "add files or leave this modality out"
+            )
+    return tuple(usable), problems

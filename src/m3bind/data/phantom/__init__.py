@@ -1,0 +1,21 @@
+"""Virtual patients: a synthetic cohort whose five modalities are rendered from one clinical state per patient.
+
+No public data set has X-ray, CT, fundus, ECG and histology of the same person; this one gives cross-modal ground truth.
+Modalities of a patient are linked by what is visible and by what the reports say, by nothing else.
+* `generate`: write a cohort (PNG, NIfTI, WFDB, manifest.csv). `contact_sheet`: look at it.
+* `sample_state`, `render`, `report`: one patient, one rendering, one text.
+* `chest`, `visible`, `syndromes`, `State`, `MODALITIES`, `SEVERITIES`: the parts.
+Everything is synthetic and labelled so.
+"""
+
+from m3bind.data.phantom.cohort import generate
+from m3bind.data.phantom.reports import report
+from m3bind.data.phantom.sheet import contact_sheet
+from m3bind.data.phantom.state import MODALITIES, SEVERITIES, State, sample_state, syndromes, visible
+from m3bind.data.phantom.thorax import chest
+from m3bind.data.phantom.writing import render
+
+__all__ = [
+    "MODALITIES", "SEVERITIES", "State", "chest", "contact_sheet", "generate", "render", "report", "sample_state",
+    "syndromes", "visible",
+]  # fmt: skip

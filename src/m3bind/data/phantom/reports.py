@@ -1,0 +1,69 @@
+"""Reports of virtual patients: what a modality shows, in varied wording, and a likely cause in shared wording.
+
+* `report`: the text of one state and modality.
+* `phrasings`: how many wordings a pattern of `reports.yaml` has.
+"""
+
+import re
+
+import numpy as np
+
+from m3bind.data.phantom.state import State, table, visible
+
+HEADER = "Synthetic report of a virtual patient; no real person."
+_CHOICE = re.compile(r"\[([^\[\]]*)\]")
+_ADVERBS = {"none": "", "mild": "mildly", "moderate": "moderately", "severe": "severely"}
+
+
+def phrasings(patterns: list[str]) -> int:
+    """The number of wordings that `patterns` allow together."""
+    total = 0
+    for pattern in patterns:
+        ways = 1
+        for choice in _CHOICE.findall(pattern):
+            ways *= len(choice.split("|"))
+        total += ways
+    return total
+
+
+def _say(patterns: list[str], state: State, rng: np.random.Generator, name: str = "") -> str:
+    """One wording: a random pattern, a random alternative of each choice, blanks filled, as a sentence."""
+    pattern = patterns[int(rng.integers(len(patterns)))]
+
+    def pick(found: re.Match[str]) -> str:
+        alternatives = found.group(1).split("|")
+        return alternatives[int(rng.integers(len(alternatives)))]
+
+    grade = state.severity_name
+    words = {
+        "grade": grade,
+        "Grade": grade.capitalize(),
+        "gradely": _ADVERBS[grade],
+        "Gradely": _ADVERBS[grade].capitalize(),
+    }
+    text = _CHOICE.sub(pick, pattern).format(**words, side=state.side, name=name)
+    text = re.sub(r"\s+([.,;:])", r"\1", re.sub(r"\s+", " ", text)).strip()
+    return text[:1].upper() + text[1:]
+
+
+def report(state: State, modality: str, rng: np.random.Generator) -> str:
+    """The report of `modality`: opening (often), findings in random order, things absent (sometimes), impression.
+
+    The main finding is always stated, each other one nine times in ten. The impression names the likely underlying
+    condition and its severity in words that the reports of all modalities share.
+    """
+    content, shown = table(), visible(state, modality)
+    sentences = [_say(content["findings"][shown[0]], state, rng)]
+    for finding in shown[1:]:
+        if rng.random() < 0.9:
+            sentences.append(_say(content["findings"][finding], state, rng))
+    sentences = [sentences[i] for i in rng.permutation(len(sentences))]
+    for finding, words in content["absent"][modality].items():
+        if finding not in shown and rng.random() < 0.2:
+            sentences.append(f"{words[:1].upper()}{words[1:]}.")
+    if rng.random() < 0.6:
+        sentences.insert(0, _say(content["opening"][modality], state, rng))
+    names = content["syndromes"][state.syndrome]["names"]
+    kind = "healthy" if state.syndrome == "healthy" else "disease"
+    sentences.append(_say(content["impression"][kind], state, rng, names[int(rng.integers(len(names)))]))
+    return " ".join(sentences)

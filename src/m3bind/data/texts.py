@@ -1,0 +1,363 @@
+"""Texts: cleaning reports, making captions and shared concepts from labels, lengths, the text corpus.
+
+* `clean_text`, `is_informative`, `unique_texts`: what every text goes through before a tower sees it.
+* `describe`: captions and concepts of one manifest row, by templates kept as data in `templates/*.yaml`.
+* `concept_phrases`: other wordings of a shared concept.
+* `length_report`: word counts and their percentiles.
+* `load_corpus`: texts without images (`text/corpus.csv.gz`).
+
+A template file is named after a data set, or after a modality for sets without one; `generic.yaml` serves the rest:
+    texts_from:     columns whose values are worded: label, labels
+    concepts_from:  columns whose values give concepts: label, labels
+    canonical:      "caption" or "labels": which text comes first and is the one used in evaluation;
+                    "caption_only": labels are worded only where the caption is missing
+    ignore:         patterns of values that are no findings ("texture:*")
+    labels:         value -> {phrases: [...], concepts: [...], alone: [whole sentences when it is the only finding]};
+                    sentences list findings in the order of this table
+    sentences:      patterns with {findings}, {Findings} (first letter raised), {title} (of the modality)
+    label_sentence: one more pattern, filled from `label` alone, where sentences speak of `labels`
+    same_as:        use the template of that name instead
+    caption_pattern, caption_sentences:  a regular expression on the caption; its groups (and {caption}) fill sentences
+    caption_concepts:  part of the caption -> concepts
+"""
+
+import csv
+import fnmatch
+import functools
+import gzip
+import html
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from m3bind.errors import ConfigError, ManifestError
+from m3bind.modalities.base import get, names
+
+TEMPLATES = Path(__file__).with_name("templates")
+MAX_CAPTIONS = 8
+ALIASES = {"cxr": "xray", "histo": "pathology", "histology": "pathology", "fundus": "retina", "ekg": "ecg"}
+
+_PLACEHOLDER = re.compile(
+    r"\w*X{4,}\w*|\bX{3}\b|\[\*\*.*?\*\*\]|_{3,}|<unk>|\[(?:name|date|time|hospital|doctor|redacted)\]", re.I
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PTB_SUFFIX = re.compile(
+    r"(?:\b\d+[.,]\d+\s+)?\bunbest.tigt(?:er bericht\b|e?r?(?: b\w*)?$)|\b\d+[.,]\d+\s+unbest\w*$", re.I
+)
+_EDITOR = re.compile(r"\bEdit:.*$", re.S)
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_STOP = frozenset(("and", "the", "for", "with", "are", "was", "old", "year", "right", "left", "eye", "male", "female"))
+_EMPTY = frozenset(
+    ("trace only requested", "none", "nan", "n/a", "unknown", "not available", "no report", "see report")
+)
+
+
+# --- cleaning ---------------------------------------------------------------------------------------------------------
+
+
+def clean_text(text: str) -> str:
+    """A report or caption as plain text on one line; cleaning twice changes nothing more.
+
+    Removes control characters, HTML entities, placeholders of de-identification (XXXX, [** **], ___; a sentence of
+    mostly placeholders goes altogether), "4.46 unbestaetigter bericht" and editors' notes of PTB-XL, repeated words
+    and repeated phrases; repairs capital umlauts inside lower-case words and "#" written for "ü".
+    """
+    for _ in range(8):
+        cleaned = _clean_once(text)
+        if cleaned == text:
+            break
+        text = cleaned
+    return text
+
+
+def _clean_once(text: str) -> str:
+    text = unicodedata.normalize("NFC", html.unescape(text)).replace('\\"', '"')
+    if text.isascii():
+        text = _CONTROL.sub(" ", text)
+    else:
+        text = "".join(" " if unicodedata.category(c) in ("Cc", "Co", "Cs", "Zl", "Zp") else c for c in text)
+    text = re.sub("[\u200b-\u200f\u2060\ufeff\u00ad]", "", text)
+    text = _EDITOR.sub("", _PTB_SUFFIX.sub(" ", text))
+    text = re.sub(r"\bx-XXXX\b", "x-ray", text, flags=re.I)
+    if _PLACEHOLDER.search(text):
+        text = " ".join(_without_placeholders(sentence) for sentence in re.split(r"(?<=[.!?])\s+", text))
+    text = _umlauts(text)
+    text = re.sub(r"\b([^\W\d_]{4,})(?: \1\b)+", r"\1", text)
+    text = re.sub(r"\(\s*\)|\[\s*\]", " ", text)
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r" (?=[,.;:!?)](?:\s|$))", "", text)
+    text = re.sub(r"([,;:])(?:\s*[,;:])+(?=\s|$)", r"\1", text)
+    text = re.sub(r"[,;:]\s*(?=\.(?:\s|$))", "", text)
+    text = re.sub(r"(?<=[\w)])\.\s?\.(?=\s|$)", ".", text)
+    return _without_repeats(text.strip(" ,;:"))
+
+
+def _without_placeholders(sentence: str) -> str:
+    """The sentence without its placeholders; empty when they were half of its words or more."""
+    rest, count = _PLACEHOLDER.subn(" ", sentence)
+    return "" if 2 * count >= len(sentence.split()) else rest
+
+
+def _umlauts(text: str) -> str:
+    """Lower capital umlauts where the surrounding letters are lower-case; "#" before a letter becomes "ü"."""
+    if re.search("[a-z]", text) and not re.search("[A-Z]", text):
+        text = re.sub("[ÄÖÜÅÉ]", lambda hit: hit.group().lower(), text)
+    else:
+        text = re.sub("(?<=[a-zäöüå])[ÄÖÜÅÉ]", lambda hit: hit.group().lower(), text)
+    return re.sub(r"(?<=[a-zäöü])#(?=[a-zäöü])|(?<=\s)#(?=bergang)", "ü", text)
+
+
+def _without_repeats(text: str) -> str:
+    """A short list of phrases ("drusen, drusen") without its repeated items."""
+    if text.count(",") == 0 or len(text) > 200 or re.search(r"[.!?]\s", text):
+        return text
+    items = [item.strip() for item in text.split(",")]
+    kept = list(dict.fromkeys(items))
+    return ", ".join(kept) if len(kept) < len(items) else text
+
+
+def is_informative(text: str) -> bool:
+    """Whether a cleaned text says something: a word of three letters that is not filler, and no known empty formula."""
+    plain = text.casefold().strip(" .")
+    return plain not in _EMPTY and any(word not in _STOP for word in _WORD.findall(plain))
+
+
+def text_key(text: str) -> str:
+    """What makes two texts the same: case and white space do not count."""
+    return " ".join(text.casefold().split())
+
+
+def unique_texts(texts: Iterable[str]) -> list[str]:
+    """The first of each text, in order (sameness by `text_key`); empty ones are dropped."""
+    first: dict[str, str] = {}
+    for text in texts:
+        if text.strip():
+            first.setdefault(text_key(text), text)
+    return list(first.values())
+
+
+# --- templates --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Template:
+    """One template file; see the module's docstring for the meaning of the fields."""
+
+    texts_from: tuple[str, ...] = ("labels", "label")
+    concepts_from: tuple[str, ...] = ("label", "labels")
+    canonical: str = "caption"
+    ignore: tuple[str, ...] = ()
+    labels: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    sentences: tuple[str, ...] = ()
+    label_sentence: str = ""
+    same_as: str = ""
+    caption_pattern: str = ""
+    caption_sentences: tuple[str, ...] = ()
+    caption_concepts: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _label_key(value: str) -> str:
+    return text_key(value.replace("_", " "))
+
+
+@functools.lru_cache(maxsize=64)
+def load_template(file: Path) -> Template:
+    """Read and check one template file; label names are matched without regard to case and underscores.
+
+    Raises:
+        ConfigError: no YAML mapping, or a field that no template has.
+    """
+    try:
+        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot read the template ({error})") from error
+    known = set(Template.__dataclass_fields__)
+    if not isinstance(content, dict) or not set(content) <= known:
+        extra = sorted(set(content) - known) if isinstance(content, dict) else "no mapping"
+        raise ConfigError(f"{file}: not a template ({extra}); fields are {', '.join(sorted(known))}")
+    if "same_as" in content:
+        return load_template(file.with_name(f"{content['same_as']}.yaml"))
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+    values["labels"] = {_label_key(str(k)): v or {} for k, v in (content.get("labels") or {}).items()}
+    return Template(**values)
+
+
+def find_template(set_name: str, modality: str, folder: Path | None = None) -> Template:
+    """The template of a data set, else of its modality, else the generic one; `folder` is searched first."""
+    for name in (set_name, modality, "generic"):
+        for place in (folder, TEMPLATES):
+            if place and re.fullmatch(r"[\w-]+", name) and (place / f"{name}.yaml").is_file():
+                return load_template(place / f"{name}.yaml")
+    raise ConfigError(f"no template in {TEMPLATES}; reinstall m3bind")
+
+
+@functools.lru_cache(maxsize=65536)
+def describe(
+    set_name: str, modality: str, label: str, labels: tuple[str, ...], caption: str, folder: Path | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Captions (the canonical one first, at most 8) and concepts of one row; both may be empty.
+
+    `label` may hold several values separated by "|". The result depends on nothing but the arguments, so equal labels
+    give equal texts.
+    """
+    template = find_template(set_name, modality, folder)
+    columns = {"label": tuple(label.split("|")), "labels": labels}
+    caption = clean_text(caption)
+    caption = caption if is_informative(caption) else ""
+    if template.canonical == "caption_only" and caption:
+        return (caption,), _concepts(template, columns, caption)
+    made = _label_sentences(template, template.sentences, modality, _findings(template, columns, template.texts_from))
+    if template.label_sentence:
+        found = _findings(template, columns, ["label"])
+        made += _label_sentences(template, (template.label_sentence,), modality, found)[:1]
+    from_caption = _caption_sentences(template, caption, label, modality)
+    ordered = [*made, caption, *from_caption] if template.canonical == "labels" else [caption, *from_caption, *made]
+    concepts = _concepts(template, columns, caption)
+    return tuple(unique_texts(ordered)[:MAX_CAPTIONS]), concepts
+
+
+def _findings(template: Template, columns: dict[str, tuple[str, ...]], use: Sequence[str]) -> list[str]:
+    """Values of the first column in `use` that names any, in the order of the template's table."""
+    order = {key: place for place, key in enumerate(template.labels)}
+    for column in use:
+        values = [value.strip() for value in columns[column] if value.strip()]
+        values = [v for v in values if not any(fnmatch.fnmatchcase(v, pattern) for pattern in template.ignore)]
+        if values:
+            return sorted(dict.fromkeys(values), key=lambda value: order.get(_label_key(value), len(order)))
+    return []
+
+
+def _label_sentences(template: Template, patterns: Sequence[str], modality: str, findings: list[str]) -> list[str]:
+    """Sentences that state the findings: variant k uses the k-th pattern and the k-th phrase of each finding."""
+    if not findings:
+        return []
+    entries = [template.labels.get(_label_key(value), {}) for value in findings]
+    title = get(modality).title if modality in names() else modality
+    if len(findings) == 1 and entries[0].get("alone"):
+        return [sentence.format(title=title) for sentence in entries[0]["alone"]]
+    phrases = [entry.get("phrases") or [value.replace("_", " ")] for entry, value in zip(entries, findings)]
+    count = max(len(patterns), *(len(options) for options in phrases)) if patterns else 0
+    sentences = []
+    for k in range(count):
+        listed = join_phrases([options[k % len(options)] for options in phrases])
+        pattern = patterns[k % len(patterns)]
+        sentences.append(pattern.format(findings=listed, Findings=_raised(listed), title=title))
+    return sentences
+
+
+def _caption_sentences(template: Template, caption: str, label: str, modality: str) -> list[str]:
+    """Fuller sentences around a caption that matches the template's pattern."""
+    hit = re.fullmatch(template.caption_pattern or ".*", caption, re.S) if caption else None
+    if not hit:
+        return []
+    plain = caption.rstrip(".")
+    fields = {"caption": plain, "Caption": _raised(plain), "label": label, "Label": _raised(label)}
+    fields |= {"title": get(modality).title if modality in names() else modality, **hit.groupdict("")}
+    return [sentence.format(**fields) for sentence in template.caption_sentences]
+
+
+def _concepts(template: Template, columns: dict[str, tuple[str, ...]], caption: str) -> tuple[str, ...]:
+    """Concepts of all values and of the caption; "normal" yields to "abnormal"."""
+    found: dict[str, None] = {}
+    for column in template.concepts_from:
+        for value in columns[column]:
+            found |= dict.fromkeys(template.labels.get(_label_key(value), {}).get("concepts", []))
+    for part, concepts in template.caption_concepts.items():
+        if part in caption.casefold():
+            found |= dict.fromkeys(concepts)
+    if "abnormal" in found:
+        found.pop("normal", None)
+    return tuple(found)
+
+
+def join_phrases(phrases: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def _raised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+@functools.lru_cache(maxsize=1)
+def concept_table() -> dict[str, tuple[str, ...]]:
+    """Every shared concept with its wordings, the name itself first (`templates/concepts.yaml`)."""
+    content = yaml.safe_load((TEMPLATES / "concepts.yaml").read_text(encoding="utf-8"))
+    return {name: (name, *(phrase for phrase in phrases if phrase != name)) for name, phrases in content.items()}
+
+
+def concept_phrases(concept: str) -> tuple[str, ...]:
+    """Wordings of a concept, its name first; a concept outside the table has only its name."""
+    return concept_table().get(concept, (concept,))
+
+
+# --- lengths and corpus -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LengthReport:
+    """Word counts of a list of texts. `percentiles` maps 10, 50, 90, 99 to words."""
+
+    texts: int
+    distinct: int
+    mean: float
+    longest: int
+    percentiles: dict[int, int]
+
+    def __str__(self) -> str:
+        """One line for people."""
+        shown = ", ".join(f"p{p} {words}" for p, words in self.percentiles.items())
+        return (
+            f"{self.texts} texts ({self.distinct} distinct), words: mean {self.mean:.1f}, {shown}, max {self.longest}"
+        )
+
+
+def length_report(texts: Sequence[str]) -> LengthReport:
+    """How long texts are, in words separated by white space (word pieces are about 1.3 to 2 times as many)."""
+    words = np.array([len(text.split()) for text in texts] or [0])
+    percentiles = {p: int(np.percentile(words, p, method="inverted_cdf")) for p in (10, 50, 90, 99)}
+    distinct = len({text_key(text) for text in texts})
+    return LengthReport(len(texts), distinct, float(words.mean()), int(words.max()), percentiles)
+
+
+@dataclass(frozen=True)
+class CorpusText:
+    """A text without an image."""
+
+    modality: str
+    source: str
+    licence: str
+    text: str
+
+
+def load_corpus(path: Path | str) -> list[CorpusText]:
+    """Clean, informative, distinct texts of a CSV with the columns modality, source, licence, text (may be .gz).
+
+    Modality names cxr and histo become xray and pathology. A text that occurs in two modalities is kept in both.
+
+    Raises:
+        ManifestError: the file is missing, unreadable, or has no column modality or text.
+    """
+    path = Path(path)
+    opener = gzip.open if path.suffix == ".gz" else open
+    found: dict[tuple[str, str], CorpusText] = {}
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="", errors="replace") as handle:
+            reader = csv.DictReader(handle)
+            if not {"modality", "text"} <= set(reader.fieldnames or ()):
+                raise ManifestError(f"{path}: needs the columns modality and text; found {reader.fieldnames}")
+            for row in reader:
+                text = clean_text(row["text"] or "")
+                modality = ALIASES.get(row["modality"], row["modality"])
+                if is_informative(text):
+                    entry = CorpusText(modality, row.get("source") or "", row.get("licence") or "", text)
+                    found.setdefault((modality, text_key(text)), entry)
+    except (OSError, EOFError, csv.Error) as error:
+        raise ManifestError(f"{path}: cannot read the corpus ({error}); check the path") from error
+    return list(found.values())

@@ -1,0 +1,114 @@
+"""Stage 2, SESKD: the aligned text towers are distilled into one shared text encoder (Eq. 7-9).
+
+Teachers are frozen, so every distinct text is embedded by each of them once before training; so are the images.
+Phase A minimises Eq. 7 alone, phase B Eq. 9.
+
+Shapes: K distinct texts, N images of a modality, n pairs of a batch, s shared texts, d dimension of the bound space.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from m3bind.config import DistillConfig
+from m3bind.data.batching import EpochSampler, IntArray, PoolSampler
+from m3bind.distill.objective import Pairs as PairBatch
+from m3bind.distill.objective import seskd_loss
+from m3bind.distill.student import StudentTexts
+from m3bind.training.loop import ParameterGroup
+from m3bind.training.pairs import Pairs
+
+
+@dataclass
+class Teachers:
+    """What the frozen, aligned towers computed, once."""
+
+    texts: dict[str, NDArray[np.float32]]  # modality -> (K, d) unit rows; rows outside the pool are not read
+    images: dict[str, NDArray[np.float32]]  # modality -> (N, d) unit rows
+    scales: dict[str, float]  # logit scale of each modality
+
+    @cached_property
+    def mean(self) -> NDArray[np.float32]:
+        """(K, d) mean over the teachers: all that Eq. 7 needs of them when every text is taught by all."""
+        return np.mean(list(self.texts.values()), axis=0, dtype=np.float32)
+
+
+class DistillStage:
+    """One phase of SESKD: "a" is Eq. 7 alone, "b" is Eq. 9."""
+
+    def __init__(
+        self,
+        phase: str,
+        student: StudentTexts,
+        teachers: Teachers,
+        pairs: Mapping[str, Pairs],
+        pool: Mapping[str, IntArray],
+        shares: Mapping[str, float],
+        settings: DistillConfig,
+        seed: int,
+    ) -> None:
+        """`pairs` gives captions and labels, `pool` the text ids of each modality, `shares` p_m of Eq. 3."""
+        self.name = f"distill {phase}"
+        self.phase, self.student, self.teachers, self.settings, self.seed = phase, student, teachers, settings, seed
+        self.pairs = dict(pairs)
+        names = list(self.pairs)
+        self.pool = PoolSampler(
+            [pool[m] for m in names], [shares[m] for m in names], settings.shared_batch, seed, self.name
+        )
+        self.samplers = {
+            m: EpochSampler(len(p), settings.batches.get(m, settings.batch), seed, f"{self.name} {m}")
+            for m, p in self.pairs.items()
+        }
+        student.prepare(settings.student)
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        """The student."""
+        return [ParameterGroup("student", [p for p in self.student.encoder.parameters() if p.requires_grad])]
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The student."""
+        return {"student": self.student.encoder}
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Eq. 7, and in phase B Eq. 8 of every modality (Eq. 9 is their sum)."""
+        shared, source = self.pool.batch(step)
+        batches: dict[str, tuple[IntArray, IntArray]] = {}
+        if self.phase == "b":
+            for m, pairs in self.pairs.items():
+                indices = self.samplers[m].batch(step)
+                concept = self.settings.contrastive.concept_probability
+                batches[m] = (indices, pairs.draw_captions(indices, self.seed, step, concept))
+        ids = np.concatenate([shared, *(captions for _, captions in batches.values())])
+        embedded = self.student.encode(torch.from_numpy(ids))
+        pairs: dict[str, PairBatch] = {}
+        start = len(shared)
+        for m, (indices, captions) in batches.items():
+            text = embedded[start : start + len(captions)]
+            start += len(captions)
+            positives = self.pairs[m].positives(indices, captions, self.settings.contrastive)
+            image = torch.from_numpy(self.teachers.images[m][indices]).to(text.device)
+            pairs[m] = PairBatch(image, text, self.teachers.scales[m], positives)
+        own = self.settings.teachers == "own"
+        form = self.settings.contrastive
+        return seskd_loss(
+            embedded[: len(shared)],
+            [self._texts(rows, shared) for rows in self.teachers.texts.values()]
+            if own
+            else self._texts(self.teachers.mean, shared),
+            pairs,
+            mode=self.settings.teachers,
+            owner=torch.from_numpy(source) if own else None,
+            count=1 if own else len(self.teachers.texts),
+            direction=form.direction,
+            reduction=form.reduction,
+            contrastive_weight=self.settings.contrastive_weight,
+        )
+
+    def _texts(self, rows: NDArray[np.float32], ids: IntArray) -> Tensor:
+        """Teacher embeddings of some texts, on the student's device."""
+        return torch.from_numpy(rows[ids]).to(next(self.student.encoder.parameters()).device)

@@ -1,0 +1,53 @@
+"""The SESKD student as training sees it: a text encoder whose frozen part is computed once.
+
+Shapes: n texts, K distinct texts, f width of the trunk's features, d dimension of the bound space.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from m3bind.config import StudentConfig
+from m3bind.errors import ConfigError
+from m3bind.models.text_encoder import TextEncoder
+from m3bind.training.pairs import TextTable
+from m3bind.training.parallel import encode_sharded
+
+
+class StudentTexts:
+    """The student and the run's texts: tokenised once, or with the trunk's features computed once."""
+
+    def __init__(self, encoder: TextEncoder, table: TextTable, features: NDArray[Any] | None = None) -> None:
+        """`features` (K, f) when only the head is trained."""
+        self.encoder, self.table, self.features = encoder, table, features
+
+    def prepare(self, settings: StudentConfig) -> None:
+        """Open the parameters that `settings.train` names.
+
+        Raises:
+            ConfigError: train = "head" without precomputed features.
+        """
+        self.encoder.requires_grad_(False)
+        self.encoder.train()
+        self.encoder.head.requires_grad_(True)
+        if settings.train == "full":
+            self.encoder.trunk.requires_grad_(True)
+        elif self.features is None:
+            raise ConfigError(
+                "distill.student.train=head needs the trunk's features of all texts; they were not computed"
+            )
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """(n,) text indices -> (n, d) unit rows; each distinct text once."""
+        distinct, inverse = torch.unique(ids, return_inverse=True)
+        return encode_sharded(self._encode, distinct)[inverse]
+
+    def _encode(self, ids: Tensor) -> Tensor:
+        if self.features is None:
+            return self.encoder.encode(self.encoder.tokenize([self.table.texts[i] for i in ids.tolist()])).float()
+        rows = torch.from_numpy(np.ascontiguousarray(self.features[ids.numpy()], dtype=np.float32))
+        return F.normalize(self.encoder.project(rows).float(), dim=-1)

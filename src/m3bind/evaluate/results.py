@@ -1,0 +1,365 @@
+"""Results as rows: one figure per row, saved as the list that `results.json` is.
+
+* `Context`: what all rows of one evaluation share; `Context.row` turns an `Estimate` into a `Row`.
+* `Row`: protocol, dataset, modality, split, text path, metric, value, interval, n, chance, seed, stage, prompts hash.
+* `ResultTable`: rows with load, save and selection.
+* `pivot`: before and after, one line per figure, one column per stage (seeds averaged); `headline`: the main lines;
+  `console` for the terminal, `html_table` for the page.
+"""
+
+import html
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from m3bind.errors import M3BindError
+from m3bind.evaluate.metrics import Estimate
+from m3bind.evaluate.tasks import title as modality_title
+from m3bind.files import read_json, write_json
+
+STAGES = ("unbound", "closed_form", "bound", "distilled")
+LOW_IS_GOOD = ("median_rank",)
+PROTOCOLS = {
+    "zero_shot": "Zero-shot classification",
+    "image_to_image": "Image to image, across modalities",
+    "text_agreement": "Agreement of the text towers",
+    "image_to_text": "Image to text",
+    "text_to_image": "Text to image",
+    "linear_probe": "Linear probe (supervised reference)",
+}
+_NEUTRAL = ("cos_other", "cos_within")  # neither high nor low is good by itself
+_KEY = ("protocol", "task", "dataset", "modality", "split", "metric", "variant")  # rows that make one line
+_NUMBERS = ("value", "ci_low", "ci_high", "chance")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. NaN numbers (a figure that is undefined, a chance level that does not exist) are null in JSON."""
+
+    protocol: str  # zero_shot | image_to_text | text_to_image | image_to_image | text_agreement | linear_probe
+    dataset: str  # set name(s), joined by "+"
+    modality: str  # one name, "a->b" for search across modalities, or "mean"
+    split: str
+    text_path: (
+        str  # "teacher" (the modality's own), "teacher:ct" (another's), "student", or "" where no text takes part
+    )
+    metric: str  # auc | balanced_accuracy | accuracy | macro_f1 | R@10 | mrr | median_rank | precision@5 | cos | ...
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    chance: float
+    seed: int = 0
+    stage: str = ""  # one of STAGES, or a name of one's own
+    prompts: str = ""  # hash of the prompt file
+    task: str = ""  # name of the task or concept
+    variant: str = ""  # e.g. "gap-corrected"
+    gallery: int | None = None  # items searched
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the rows of one evaluation share."""
+
+    dataset: str = ""
+    modality: str = ""
+    split: str = "test"
+    text_path: str = ""
+    stage: str = ""
+    seed: int = 0
+    prompts: str = ""
+    task: str = ""
+    variant: str = ""
+
+    def row(self, protocol: str, metric: str, estimate: Estimate, gallery: int | None = None, **changes: Any) -> Row:
+        """A `Row` with this context; `changes` replace fields of it."""
+        numbers = {name: float(getattr(estimate, name)) for name in _NUMBERS}
+        return Row(
+            **{
+                **asdict(self),
+                **numbers,
+                "n": estimate.n,
+                "protocol": protocol,
+                "metric": metric,
+                "gallery": gallery,
+                **changes,
+            }
+        )
+
+
+@dataclass
+class ResultTable:
+    """Rows in the order they were measured."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Append `rows`."""
+        self.rows.extend(rows)
+
+    def where(self, **values: Any) -> "ResultTable":
+        """The rows whose fields equal `values`."""
+        return ResultTable([row for row in self.rows if all(getattr(row, k) == v for k, v in values.items())])
+
+    def one(self, **values: Any) -> Row:
+        """The only row whose fields equal `values`.
+
+        Raises:
+            M3BindError: none or several.
+        """
+        found = self.where(**values).rows
+        if len(found) != 1:
+            raise M3BindError(f"{len(found)} result rows match {values}, expected one; name more fields.")
+        return found[0]
+
+    def save(self, path: Path | str) -> None:
+        """Write the rows as a JSON list, atomically; numbers that do not exist become null."""
+        write_json(path, [_plain(row) for row in self.rows])
+
+    @classmethod
+    def load(cls, path: Path | str) -> "ResultTable":
+        """Read what `save` wrote; fields a newer version added are ignored.
+
+        Raises:
+            M3BindError: the file is missing, is no JSON list of rows, or a row lacks a field.
+        """
+        try:
+            data = read_json(path)
+            return cls([_row(entry) for entry in data])
+        except OSError as error:
+            raise M3BindError(f"cannot read {path}: {error.strerror}; run `m3bind evaluate` first.") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise M3BindError(f"{path} is not a list of result rows ({error}); run `m3bind evaluate` again.") from error
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    values = asdict(row)
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def _row(entry: Mapping[str, Any]) -> Row:
+    known = {f.name for f in fields(Row)}
+    values = {k: v for k, v in entry.items() if k in known}
+    return Row(**{**values, **{k: float("nan") if values[k] is None else float(values[k]) for k in _NUMBERS}})
+
+
+# ---------------------------------------------------------------------------------------------- before and after
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure at one stage. Over several seeds: mean, spread (standard deviation) and the widest interval."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    chance: float
+    seeds: int = 1
+    spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure at all stages; `cells` has a key per column of the pivot that measured it."""
+
+    protocol: str
+    task: str
+    dataset: str
+    modality: str
+    split: str
+    metric: str
+    variant: str
+    text_path: str  # "" unless another tower's text was used
+    cells: Mapping[str, Cell]
+    gallery: int | None = None
+
+    @property
+    def change(self) -> float:
+        """Last column measured minus the first; NaN with one column."""
+        values = [cell.value for cell in self.cells.values()]
+        return values[-1] - values[0] if len(values) > 1 else float("nan")
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """Lines (figures) by columns (stages, in the order of training)."""
+
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+def column(row: Row) -> str:
+    """Column a row belongs to: its stage; the student's text has its own ("distilled, student text")."""
+    name = row.stage.replace("_", " ") or "measured"
+    return f"{name}, student text" if row.text_path == "student" else name
+
+
+def pivot(rows: Iterable[Row]) -> Pivot:
+    """Bring rows into lines and stage columns; rows that differ in seed only are averaged."""
+    rows = list(rows)
+    order = {stage: i for i, stage in enumerate(STAGES)}
+    found = {column(row): (order.get(row.stage, len(order)), row.text_path == "student") for row in rows}
+    columns = sorted(found, key=lambda name: found[name])
+    groups: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        other = row.text_path if row.text_path.startswith("teacher:") else ""
+        key = (*(getattr(row, name) for name in _KEY), other)
+        groups[key][column(row)].append(row)
+    lines = []
+    for key, cells in groups.items():
+        names: dict[str, Any] = dict(zip((*_KEY, "text_path"), key))
+        size = next(iter(cells.values()))[0].gallery
+        lines.append(Line(**names, cells={c: _cell(cells[c]) for c in columns if c in cells}, gallery=size))
+    return Pivot(tuple(columns), tuple(lines))
+
+
+def _cell(rows: list[Row]) -> Cell:
+    values = np.array([row.value for row in rows])
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    low, high = min(row.ci_low for row in rows), max(row.ci_high for row in rows)
+    return Cell(float(values.mean()), low, high, rows[0].n, float(np.mean([r.chance for r in rows])), len(rows), spread)
+
+
+def number(value: float, metric: str = "") -> str:
+    """A figure as printed: three decimals, ranks with one, a dash where undefined."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.1f}" if metric in LOW_IS_GOOD else f"{value:.3f}"
+
+
+def _primary(lines: Sequence[Line]) -> list[Line]:
+    """Per zero-shot task the metric that stands for it: AUC with two classes, balanced accuracy with more."""
+    binary = {(line.task, line.dataset, line.modality) for line in lines if line.metric == "auc"}
+    wanted = {True: "auc", False: "balanced_accuracy"}
+    return [line for line in lines if line.metric == wanted[(line.task, line.dataset, line.modality) in binary]]
+
+
+def headline(rows: Iterable[Row]) -> Pivot:
+    """The lines that tell the story: zero-shot by task, search across modalities (mean over pairs), text agreement."""
+    data = pivot(rows)
+    own = [line for line in data.lines if not line.text_path]
+    kept = _primary([line for line in own if line.protocol == "zero_shot"])
+    across = [line for line in own if line.protocol == "image_to_image" and line.modality == "mean"]
+    kept += [line for line in across if line.metric in ("auc", "R@10")]
+    kept += [line for line in own if line.protocol == "text_agreement"]
+    used = {column for line in kept for column in line.cells}
+    return Pivot(tuple(column for column in data.columns if column in used), tuple(kept))
+
+
+def console(rows: Iterable[Row], title: str = "Results", intervals: bool = True) -> Table:
+    """The pivot as a rich table for the terminal."""
+    data = pivot(rows)
+    table = Table(title=title, caption="value [95 % interval]; chance: a scorer without knowledge")
+    for name in ("figure", "modality", "metric"):
+        table.add_column(name, overflow="fold")
+    for name in ("n", "chance", *data.columns, "change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in data.lines:
+        cells = list(line.cells.values())
+        change = f"{line.change:+.3f}" if math.isfinite(line.change) else "–"
+        name = " ".join(filter(None, (line.protocol.replace("_", " "), line.task, line.variant, line.text_path)))
+        shown = [_shown(line.cells.get(c), line.metric, intervals) for c in data.columns]
+        table.add_row(
+            name, line.modality, line.metric, str(cells[0].n), number(cells[0].chance, line.metric), *shown, change
+        )
+    return table
+
+
+def _shown(cell: Cell | None, metric: str, intervals: bool) -> str:
+    if cell is None:
+        return "–"
+    text = number(cell.value, metric)
+    if cell.seeds > 1:
+        return f"{text} ± {number(cell.spread, metric)}"
+    return f"{text}\n\\[{number(cell.ci_low, metric)}, {number(cell.ci_high, metric)}]" if intervals else text
+
+
+# ---------------------------------------------------------------------------------------------- page
+
+
+def _html_cell(cell: Cell | None, metric: str) -> str:
+    if cell is None:
+        return '<td class="num none">–</td>'
+    small = f"{number(cell.ci_low, metric)}…{number(cell.ci_high, metric)}"
+    if cell.seeds > 1:
+        small = f"± {number(cell.spread, metric)} over {cell.seeds} seeds<br>{small}"
+    return f'<td class="num">{number(cell.value, metric)}<small>{small}</small></td>'
+
+
+def _change(line: Line) -> str:
+    """Last minus first; called better or worse only when the new value lies outside the first one's interval."""
+    if not math.isfinite(line.change):
+        return '<td class="num none">–</td>'
+    first, *_, last = line.cells.values()
+    sure = not first.ci_low <= last.value <= first.ci_high and line.metric not in _NEUTRAL
+    better = (line.change > 0) != (line.metric in LOW_IS_GOOD)
+    kind, word = (("up", "better") if better else ("down", "worse")) if sure else ("same", "")
+    arrow = "▲" if line.change > 0 else "▼" if line.change < 0 else ""
+    text = f"{line.change:+.1f}" if line.metric in LOW_IS_GOOD else f"{line.change:+.3f}"
+    return f'<td class="num {kind}">{arrow} {text}<small>{word}</small></td>'
+
+
+def _what(line: Line) -> str:
+    parts = [
+        line.task.replace("_", " "),
+        line.variant,
+        f"text of {line.text_path.removeprefix('teacher:')}" if line.text_path else "",
+    ]
+    name = " · ".join(html.escape(part) for part in parts if part) or html.escape(
+        PROTOCOLS.get(line.protocol, line.protocol)
+    )
+    return f"{name}<small>{html.escape(_place(line))}</small>"
+
+
+def _place(line: Line) -> str:
+    names = " → ".join(modality_title(m) for m in line.modality.split("->"))
+    named = "mean over ordered pairs" if line.protocol == "image_to_image" else "mean over pairs of towers"
+    where = named if line.modality == "mean" else names
+    if line.task.startswith("student"):
+        where = "student and mean teacher"
+    return ", ".join(filter(None, (where, line.dataset.replace("+", " + "), line.split)))
+
+
+def html_table(data: Pivot, caption: str, group: bool = True) -> str:
+    """A pivot as an HTML table that scrolls sideways on small screens."""
+    heads = "".join(f'<th scope="col" class="num">{html.escape(c)}</th>' for c in data.columns)
+    several = len(data.columns) > 1
+    wide = 5 + len(data.columns) + several
+    body, seen = [], None
+    for line in data.lines:
+        if group and line.protocol != seen:
+            seen = line.protocol
+            label = html.escape(PROTOCOLS.get(seen, seen.replace("_", " ")))
+            body.append(f'<tr class="group"><th colspan="{wide}" scope="colgroup"><span>{label}</span></th></tr>')
+        first = next(iter(line.cells.values()))
+        searched = f"<small>of {line.gallery:,}</small>" if line.gallery else ""
+        body.append(
+            f'<tr><th scope="row">{_what(line)}</th><td>{html.escape(line.metric.replace("_", " "))}</td>'
+            f'<td class="num">{first.n:,}{searched}</td><td class="num">{number(first.chance, line.metric)}</td>'
+            + "".join(_html_cell(line.cells.get(c), line.metric) for c in data.columns)
+            + (_change(line) if several else "")
+            + "</tr>"
+        )
+    change = '<th scope="col" class="num">change</th>' if several else ""
+    label = html.escape(caption, quote=True)
+    return (
+        f'<p class="caption">{html.escape(caption)}</p>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
+        f'<table aria-label="{label}"><thead><tr>'
+        f'<th scope="col">figure</th><th scope="col">metric</th><th scope="col" class="num">n</th>'
+        f'<th scope="col" class="num">chance</th>{heads}{change}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )

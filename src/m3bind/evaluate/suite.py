@@ -1,0 +1,166 @@
+"""Everything that is measured of one state of the bound space: before binding, closed form, after stage 1, after stage 2.
+
+* `View`: the state as evaluation sees it: embedded images of one split and a way to embed texts.
+* `measure`: zero-shot (every text path), image<->text, image<->image by patient and by concept, text agreement, probe.
+
+Shapes: n images of a modality, d dimension of the space.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3bind.config import EvaluateConfig
+from m3bind.data.manifest import Record
+from m3bind.evaluate.agreement import agreement_rows
+from m3bind.evaluate.probe import linear_probe
+from m3bind.evaluate.results import Context, Row
+from m3bind.evaluate.retrieval import (
+    concept_retrieval_rows,
+    distinct_texts,
+    patient_retrieval_rows,
+    text_retrieval_rows,
+)
+from m3bind.evaluate.tasks import concepts_for, tasks_for
+from m3bind.evaluate.zero_shot import evaluate_task
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass
+class View:
+    """One state of the space, on the images of one split (and, for the probe, of the training split)."""
+
+    stage: str  # one of results.STAGES
+    images: Mapping[str, Matrix]  # modality -> (n, d) unit rows, in the order of `records`
+    records: Mapping[str, Sequence[Record]]
+    train_images: Mapping[str, Matrix]
+    train_records: Mapping[str, Sequence[Record]]
+    encode_text: Callable[
+        [Sequence[str], str], Matrix
+    ]  # (texts, modality of the teacher | "student") -> (n, d) unit rows
+    student: bool = False
+    stored_means: Mapping[str, Matrix] | None = None  # (d,) per modality; None: those of `train_images`
+
+    @property
+    def means(self) -> Mapping[str, Matrix]:
+        """Mean training embedding of each modality, (d,): what gap correction subtracts."""
+        return self.stored_means or {m: rows.mean(0) for m, rows in self.train_images.items()}
+
+    @property
+    def patients(self) -> dict[str, list[str]]:
+        """Patient of each row."""
+        return {m: [r.patient for r in records] for m, records in self.records.items()}
+
+
+def measure(view: View, held_out: Sequence[str], settings: EvaluateConfig, split: str, seed: int) -> list[Row]:
+    """All figures of one state. `held_out`: texts no stage trained on, for text agreement."""
+    context = Context(split=split, stage=view.stage, seed=seed)
+    rows = _zero_shot(view, settings, context)
+    rows += _texts(view, settings, context)
+    rows += _across(view, settings, context)
+    if len(view.images) > 1 and len(held_out) > 1:
+        towers = {m: view.encode_text(held_out, m) for m in view.images}
+        student = view.encode_text(held_out, "student") if view.student else None
+        rows += agreement_rows(towers, context, student, settings.bootstrap)
+    if settings.probe and view.stage == "unbound":
+        rows += _probe(view, settings, context)
+    return rows
+
+
+def _zero_shot(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
+    """Every task by the modality's own teacher, by every other tower's text, and by the student."""
+    everything = [r for records in view.records.values() for r in records]
+    train = [r for records in view.train_records.values() for r in records]
+    rows: list[Row] = []
+    for task in tasks_for(everything, train, settings.tasks or None):
+        m = task.modality
+        labels, patients = task.labels(view.records[m]), view.patients[m]
+        paths = {"teacher": m, **{f"teacher:{other}": other for other in view.images if other != m}}
+        if view.stage == "unbound":
+            paths = {"teacher": m}
+        if view.student:
+            paths["student"] = "student"
+        for path, source in paths.items():
+            place = replace(context, text_path=path)
+            resamples = settings.bootstrap if ":" not in path else min(settings.bootstrap, 200)
+            rows += evaluate_task(
+                task,
+                view.images[m],
+                labels,
+                lambda texts, s=source: view.encode_text(texts, s),
+                place,
+                patients,
+                resamples=resamples,
+            )
+    return rows
+
+
+def _texts(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
+    """Image -> text and text -> image over the distinct canonical captions of each modality."""
+    rows: list[Row] = []
+    for m, records in view.records.items():
+        if not records:
+            continue
+        texts, owner = distinct_texts([r.captions[0] for r in records])
+        sets = "+".join(sorted({r.set for r in records}))
+        for path, source in {"teacher": m, **({"student": "student"} if view.student else {})}.items():
+            place = replace(context, dataset=sets, modality=m, text_path=path)
+            embedded = view.encode_text(texts, source)
+            rows += text_retrieval_rows(
+                view.images[m], embedded, owner, place, view.patients[m], resamples=settings.bootstrap
+            )
+    return rows
+
+
+def _across(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
+    """Image -> image across modalities: by patient where patients are shared, by concept where concepts are."""
+    everything = [r for records in view.records.values() for r in records]
+    train = [r for records in view.train_records.values() for r in records]
+    rows: list[Row] = []
+    corrections = [None, view.means] if settings.gap_correction else [None]
+    sets = "+".join(sorted({r.set for r in everything}))
+    shared = _shared_patients(view)
+    for means in corrections:
+        if shared:
+            place = replace(context, dataset=sets)
+            rows += patient_retrieval_rows(
+                view.images, view.patients, place, means, resamples=min(settings.bootstrap, 200)
+            )
+        for concept in concepts_for(everything, train, settings.tasks or None):
+            classes = {m: concept.labels(view.records[m], m) for m in concept.modalities}
+            place = replace(context, dataset=concept.dataset, task=concept.name, prompts=concept.prompts_hash)
+            images = {m: view.images[m] for m in concept.modalities}
+            rows += concept_retrieval_rows(
+                images, classes, place, view.patients, means, resamples=min(settings.bootstrap, 200)
+            )
+    return rows
+
+
+def _shared_patients(view: View) -> bool:
+    sets = [set(names) for names in view.patients.values()]
+    return any(a & b for i, a in enumerate(sets) for b in sets[i + 1 :])
+
+
+def _probe(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
+    """Linear probe on the image embeddings: what the image towers know, whatever the text."""
+    everything = [r for records in view.records.values() for r in records]
+    train = [r for records in view.train_records.values() for r in records]
+    rows: list[Row] = []
+    for task in tasks_for(everything, train, settings.tasks or None):
+        m = task.modality
+        y, test_y = task.labels(view.train_records[m]), task.labels(view.records[m])
+        test_y = np.where(np.isin(test_y, y), test_y, -1)
+        if len(set(y) - {-1}) < 2 or len(set(test_y) - {-1}) < 2:
+            continue
+        place = replace(context, dataset=task.dataset, modality=m, task=task.name)
+        rows += linear_probe(
+            (view.train_images[m], y),
+            (view.images[m], test_y),
+            place,
+            patients=view.patients[m],
+            resamples=settings.bootstrap,
+        )
+    return rows

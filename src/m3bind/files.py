@@ -1,0 +1,103 @@
+"""Writing and reading files so that a killed process never leaves half a file.
+
+* `atomic_path`: write to a temporary name beside the target, flush, rename.
+* `write_text`, `write_json`, `append_line`, `read_json`: small files.
+* `sha256_file`, `sha256_text`: content hashes.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from m3bind.errors import DiskError
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path | str, *, directory: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success flush it to disk and rename it over `target`.
+
+    On any exception the temporary file (or folder, with `directory=True`) is removed and `target` is left as it was.
+
+    Raises:
+        DiskError: the file system refused the write (full, read-only, no permission).
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if directory:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        yield temporary
+        if directory:
+            for file in temporary.rglob("*"):
+                _flush(file)
+            if target.exists():
+                old = target.with_name(f".{target.name}.{os.getpid()}.old")
+                os.rename(target, old)
+                os.rename(temporary, target)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(temporary, target)
+        else:
+            _flush(temporary)
+            os.replace(temporary, target)
+        _flush(target.parent)
+    except OSError as error:
+        raise DiskError(
+            f"cannot write {target}: {error.strerror or error}; free space or choose another --out. "
+            "What stood there before is unchanged."
+        ) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(target: Path | str, text: str) -> None:
+    """Write `text` to `target` atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON to `target` atomically."""
+    write_text(target, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """The value stored in a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_text(*parts: str) -> str:
+    """Hex SHA-256 of several strings; the boundary between parts counts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()

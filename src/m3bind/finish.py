@@ -1,0 +1,237 @@
+"""What commands do around the stages: bundle, printed tables, report, measuring a saved space, encoding, searching."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+
+from m3bind import modalities
+from m3bind.config import EvaluateConfig, validate
+from m3bind.data.manifest import format_bad_rows, read_manifest
+from m3bind.errors import ConfigError
+from m3bind.evaluate.gallery import Points
+from m3bind.evaluate.report import write_report
+from m3bind.evaluate.results import ResultTable, console, headline
+from m3bind.evaluate.suite import View, measure
+from m3bind.evaluate.tasks import tasks_for
+from m3bind.files import write_json
+from m3bind.fit import Run
+from m3bind.space.bundle import Space, SpaceInfo, load, save_space
+from m3bind.space.encode import encode_files
+from m3bind.space.search import search
+from m3bind.training.parallel import world
+
+WIDTH = 160  # of printed tables where there is no terminal
+MANIFESTS = (".csv", ".csv.gz", ".tsv", ".parquet", ".jsonl")
+
+
+def finish(run: Run, until: str) -> int:
+    """Run the stages, print before and after, write space and report; 1 when something was set aside, else 0."""
+    before: dict[str, Points] = {}
+    run.on_stage = lambda stage: before.update(points(run)) if stage == "unbound" else None
+    table = run.fit(until)
+    if world()[0]:
+        return 0
+    shown = headline(table)
+    _console().print(console(table_of(shown, table), title=f"{run.config.name}: before and after", intervals=False))
+    if until != "pretrain":
+        save_space(space_of(run), run.folder / "space")
+        print(f"space:   {run.folder / 'space'}")
+    print(f"report:  {report(run, table, before)}")
+    if run.corpus.bad:
+        print(f"{format_bad_rows(run.corpus.bad)}\nall of them: {run.folder / 'quarantine.csv'}")
+        return 1
+    return 0
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+
+
+def table_of(shown: Any, table: ResultTable) -> list[Any]:
+    """The rows of `table` that the lines of the pivot `shown` stand for."""
+    keys = {(line.protocol, line.task, line.modality, line.metric, line.variant) for line in shown.lines}
+    return [
+        row
+        for row in table
+        if (row.protocol, row.task, row.modality, row.metric, row.variant) in keys and ":" not in row.text_path
+    ]
+
+
+def space_of(run: Run) -> Space:
+    """The run's present state as a space."""
+    names = run.corpus.modalities
+    records = {m: {split: len(rows) for split, rows in run.corpus.records[m].items()} for m in names}
+    info = SpaceInfo(
+        config=run.config.model_dump(mode="json"),
+        prompts=_templates(names),
+        records=records,
+        synthetic=run.config.data.phantom is not None,
+    )
+    return Space(
+        {m: run.models[m] for m in names},
+        {m: run.bridges[m].weight for m in names},
+        {m: run.embed_images(m, "train").mean(0) for m in names},
+        run.student,
+        info,
+    )
+
+
+def _templates(names: Sequence[str]) -> dict[str, list[str]]:
+    """Prompt templates that fit any label, per modality."""
+    return {m: [f"{modalities.get(m).title} showing {{}}", "findings consistent with {}", "{}"] for m in names}
+
+
+def points(run: Run) -> dict[str, Points]:
+    """Embedded test images with what the report colours them by."""
+    answer = {}
+    for m in run.corpus.modalities:
+        records = run.corpus.records[m]["test"]
+        answer[m] = Points(
+            run.embed_images(m, "test"),
+            labels=[r.label for r in records],
+            patients=[r.patient for r in records],
+            concepts=[r.concepts[0] if r.concepts else "" for r in records],
+            paths=[str(r.path) for r in records],
+        )
+    return answer
+
+
+def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = None) -> Path:
+    """Write the run's report.html."""
+
+    def thumbnail(modality: str, path: str) -> Any:
+        kind = modalities.get(modality)
+        return kind.thumbnail(kind.read(path))
+
+    notes = []
+    if run.config.align.contrastive.positives == "mixed" or run.config.align.contrastive.concept_probability:
+        notes.append("Training used labels: same-label pairs as positives, or captions that modalities share.")
+    if run.corpus.bad:
+        notes.append(f"{len(run.corpus.bad)} rows or files were set aside; quarantine.csv says why.")
+    means = {m: run.embed_images(m, "train").mean(0) for m in run.corpus.modalities}
+    return write_report(
+        run.folder,
+        table,
+        run.history(),
+        points(run),
+        thumbnail,
+        notes,
+        before=before or None,
+        means=means if len(means) > 1 else None,
+        synthetic=run.config.data.phantom is not None,
+        name=run.config.name,
+        seed=run.config.seed,
+    )
+
+
+def open_run(folder: Path) -> Run:
+    """A run from its folder.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no run (no config.yaml); give the folder that fit wrote, e.g. runs/demo")
+    return Run(validate(yaml.safe_load(path.read_text(encoding="utf-8"))), folder)
+
+
+def rewrite_report(folder: Path) -> Path:
+    """report.html of a finished run, written again."""
+    run = open_run(folder)
+    before: dict[str, Points] = {}
+    run.on_stage = lambda stage: before.update(points(run)) if stage == "unbound" else None
+    stages = {"distilled": "distill", "bound": "align", "closed_form": "closed_form"}
+    done = [until for stage, until in stages.items() if (folder / "results" / f"{stage}.json").exists()]
+    table = run.fit(done[0] if done else "pretrain")
+    return report(run, table, before)
+
+
+def show_results(folder: Path) -> ResultTable:
+    """Print the figures of a run."""
+    path = folder / "results.json"
+    if not path.exists() and (folder / "space.json").exists():
+        raise ConfigError(f"{folder} is a space, not a run: add --manifest FILE to measure it")
+    table = ResultTable.load(path)
+    _console().print(console(table, title=str(folder)))
+    return table
+
+
+def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) -> ResultTable:
+    """Measure a saved space on the files of a manifest and print the figures."""
+    space = load(folder / "space" if (folder / "space" / "space.json").exists() else folder)
+    found = read_manifest(manifest, root=root, modalities=space.modalities)
+    if found.bad:
+        print(format_bad_rows(found.bad))
+    names = [m for m in space.modalities if any(r.modality == m and r.split == split for r in found.records)]
+    if not names:
+        raise ConfigError(
+            f"{manifest}: no rows of split {split!r} for {', '.join(space.modalities)}; choose another --split"
+        )
+    by_split = {
+        s: {m: [r for r in found.records if r.modality == m and r.split == s] for m in names} for s in (split, "train")
+    }
+    embedded = {
+        s: {
+            m: space.encode_image([r.path for r in rows], m) if rows else np.zeros((0, space.dim), np.float32)
+            for m, rows in part.items()
+        }
+        for s, part in by_split.items()
+    }
+    student = "student" in space.text_paths
+    stage = "distilled" if student else "bound"
+
+    def encode(texts: Sequence[str], path: str) -> Any:
+        return space.encode_text(texts, text=path)
+
+    means = {m: space.image_mean(m) for m in names}
+    view = View(stage, embedded[split], by_split[split], embedded["train"], by_split["train"], encode, student, means)
+    table = ResultTable(measure(view, [], EvaluateConfig(probe=False), split, 0))
+    if not tasks_for(found.records, found.records):
+        print("no zero-shot task fits these labels; give the rows labels, or add a prompt file")
+    _console().print(console(table, title=f"{folder} on {manifest.name}"))
+    return table
+
+
+def encode_paths(folder: Path, paths: Sequence[Path], modality: str | None, out: Path) -> int:
+    """Encode files or a manifest into `out`; 1 when files were set aside, else 0."""
+    space = load(folder)
+    sources: Sequence[Any] = paths
+    bad = 0
+    if modality is None:
+        if len(paths) != 1 or not paths[0].name.endswith(MANIFESTS):
+            raise ConfigError(
+                "files need --modality (one of " + ", ".join(space.modalities) + "), or give one manifest"
+            )
+        found = read_manifest(paths[0], modalities=space.modalities)
+        sources, bad = found.records, len(found.bad)
+        if found.bad:
+            print(format_bad_rows(found.bad))
+    encoded = encode_files(space, sources, out, modality)
+    print(encoded)
+    return 1 if bad or encoded.bad else 0
+
+
+def search_encoded(
+    encoded: Path,
+    folder: Path,
+    text: str | None,
+    file: Path | None,
+    modality: str | None,
+    target: str | None,
+    k: int,
+    json_file: Path | None,
+) -> None:
+    """Search and print the hits."""
+    space = load(folder)
+    query: Any = text if text is not None else file
+    hits = search(space, encoded, query, k, modality=modality, within=target, gap_correction=file is not None)
+    for rank, hit in enumerate(hits, 1):
+        print(f"{rank:3d}  {hit.score:+.3f}  {hit.modality:10s} {hit.path}")
+    if json_file:
+        write_json(json_file, [hit.as_dict() for hit in hits])

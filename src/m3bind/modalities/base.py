@@ -1,0 +1,71 @@
+"""What every modality offers: read a file into a `Sample`, say what looks wrong, draw a thumbnail.
+
+Canonical arrays (float32):
+    xray       (H, W)      0..1, bright = dense (MONOCHROME2)
+    retina     (H, W, 3)   0..1 RGB
+    pathology  (H, W, 3)   0..1 RGB
+    ct         (D, H, W)   Hounsfield units, axes (superior, left-right rows as displayed); spacing (D, H, W) in mm
+    ecg        (12, T)     millivolt, leads I II III aVR aVL aVF V1-V6; `rate` in Hz
+A model's own `preprocess` turns a Sample into its input tensor; nothing model-specific happens here.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from m3bind.registry import Registry
+
+
+@dataclass
+class Sample:
+    """One decoded file. `steps` says what was done to it, `warnings` what looks wrong; neither holds identifiers."""
+
+    modality: str
+    array: NDArray[np.float32]
+    spacing: tuple[float, ...] | None = None  # mm per axis of `array` (ct, pathology if known)
+    rate: float | None = None  # Hz (ecg)
+    steps: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Modality(ABC):
+    """A kind of medical data. One subclass per file in this package; `name` registers it."""
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""  # for people: "Chest X-ray"
+    color: ClassVar[str] = "#888888"  # in plots
+    suffixes: ClassVar[tuple[str, ...]] = ()  # lower-case file endings it reads, e.g. (".png", ".nii.gz")
+
+    @abstractmethod
+    def read(self, path: Path | str) -> Sample:
+        """Decode one file into the canonical array and run the plausibility checks into `Sample.warnings`.
+
+        Raises:
+            ReadError: the file is missing, damaged, or plainly of another kind.
+        """
+
+    @abstractmethod
+    def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
+        """An RGB picture (at most `size` pixels wide and high) a person recognises the sample by."""
+
+
+_registry: "Registry[Modality]" = Registry("modality", "m3bind.modalities", Modality)  # type: ignore[type-abstract]
+
+
+def get(name: str) -> Modality:
+    """The modality registered as `name`.
+
+    Raises:
+        UnknownNameError: no such modality; the message offers the nearest names.
+    """
+    return _registry.get(name)()
+
+
+def names() -> list[str]:
+    """Names of all modalities."""
+    return _registry.names()

@@ -1,0 +1,202 @@
+"""What every CLIP-like model offers: `DualEncoder` and its `ModelCard`.
+
+Shapes: n items, L tokens, f_i / f_t width of the towers' features, d_m joint dimension of this model.
+
+A tower is a *trunk* (image_features / text_features; usually pretrained, may stay frozen, in which case its output is
+computed once and cached) and a *head* (project_image / project_text) into the joint space:
+
+    encode_image(batch)  = normalize(project_image(image_features(batch)))     (n, d_m) unit rows
+    encode_text(tokens)  = normalize(project_text(text_features(tokens)))      (n, d_m) unit rows
+
+Submodules are reached by fixed names so that stages can freeze, adapt and save them without knowing the model:
+`image_trunk`, `image_head`, `text_trunk`, `text_head` (nn.Identity where a model has no such part).
+
+Persistence: {"model": registered name, "settings": settings()} + state_dict in safetensors + save_assets(folder).
+`from_settings` builds the same network again from the first and the last; the weights are then loaded strictly.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.modalities.base import Sample
+from m3bind.models.checkpoint import LoadReport, Migration, load_strict, read_state
+
+PARTS = ("image_trunk", "image_head", "text_trunk", "text_head")
+Tokens = dict[str, Tensor]  # {"input_ids": int64 (n, L), "attention_mask": int64 (n, L)}
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Facts a user must be able to see before using a model."""
+
+    source: str  # repository or paper
+    licence_code: str
+    licence_weights: str
+    joint_dim: int
+    input: str  # "3x224x224, CLIP mean/std"
+    revision: str = ""
+    lora_text: tuple[str, ...] = ()  # module-name endings of query and value projections in the text trunk
+    lora_image: tuple[str, ...] = ()
+    training_data: tuple[str, ...] = ()  # data sets seen in training, for contamination checks
+    notes: str = ""
+
+
+_EXTRA = inspect.Parameter.VAR_KEYWORD
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Parameters of the constructor, and of its bases' constructors as long as it hands on **keywords."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            own = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+            found = {p.name: p for p in own} | found
+            if not any(p.kind is _EXTRA for p in own):
+                break
+    return found
+
+
+class DualEncoder(nn.Module, ABC):
+    """An image tower and a text tower with one joint space. One subclass (or a few) per file in this package.
+
+    A class with several `names` (variants of one model) is constructed with the chosen one as `variant=`; a class whose
+    constructor takes `assets` is handed the folder that `save_assets` filled.
+    """
+
+    name: ClassVar[str] = ""
+    names: ClassVar[tuple[str, ...]] = ()
+    migrations: ClassVar[tuple[Migration, ...]] = ()  # from the published checkpoint's keys to this class's keys
+    ignored_keys: ClassVar[tuple[str, ...]] = ()  # shell patterns of published keys this class has no use for
+
+    frozen: tuple[str, ...] = ()  # parts (of PARTS) that stage 0 leaves as they are, so their output can be cached
+    registered_name: str = ""  # set by registry.build
+
+    card: ModelCard
+    joint_dim: int
+    max_tokens: int
+    image_trunk: nn.Module
+    image_head: nn.Module
+    text_trunk: nn.Module
+    text_head: nn.Module
+
+    @property
+    @abstractmethod
+    def logit_scale(self) -> Tensor:
+        """Factor on cosines, scalar tensor (already exponentiated)."""
+
+    @abstractmethod
+    def preprocess(self, sample: Sample) -> Tensor:
+        """One decoded sample as this model's float32 input, without the batch axis."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """The model's own tokenizer, prompt rule and truncation; padded to the longest of `texts`."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What `type(self)(**settings)` needs to rebuild the same network without weights (JSON values only)."""
+
+    def image_features(self, batch: Tensor) -> Tensor:
+        """(n, ...) input as `preprocess` returns -> (n, f_i)."""
+        return self.image_trunk(batch)  # type: ignore[no-any-return]
+
+    def project_image(self, features: Tensor) -> Tensor:
+        """(n, f_i) -> (n, d_m), not normalised."""
+        return self.image_head(features)  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def text_features(self, tokens: Tokens) -> Tensor:
+        """Tokens -> (n, f_t), pooled as the model does; must not depend on how far the batch is padded."""
+
+    def project_text(self, features: Tensor) -> Tensor:
+        """(n, f_t) -> (n, d_m), not normalised."""
+        return self.text_head(features)  # type: ignore[no-any-return]
+
+    def encode_image(self, batch: Tensor) -> Tensor:
+        """(n, ...) -> (n, d_m) unit rows."""
+        return F.normalize(self.project_image(self.image_features(batch)), dim=-1)
+
+    def encode_text(self, tokens: Tokens) -> Tensor:
+        """Tokens -> (n, d_m) unit rows."""
+        return F.normalize(self.project_text(self.text_features(tokens)), dim=-1)
+
+    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """Random training-time variation of an input batch; identity unless a model defines one."""
+        return batch
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what the network needs beside settings and weights (tokenizer files) into an existing folder.
+
+        Nothing by default.
+        """
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], assets: Path | None = None, variant: str = "") -> Self:
+        """The network described by `settings()` and the folder `save_assets` filled, with untrained weights.
+
+        Raises:
+            UnknownNameError: a setting the constructor does not take.
+            ConfigError: a setting without default is not given.
+        """
+        parameters = _parameters(cls)
+        arguments = dict(settings)
+        if cls.names and variant:
+            arguments["variant"] = variant
+        if assets is not None and "assets" in parameters:
+            arguments["assets"] = assets
+        for key in arguments:
+            if key not in parameters:
+                raise UnknownNameError(f"setting of model {variant or cls.name}", key, parameters)
+        needed = [n for n, p in inspect.signature(cls).parameters.items() if p.default is p.empty]
+        if absent := [n for n in needed if parameters[n].kind is not _EXTRA and n not in arguments]:
+            raise ConfigError(f"model {variant or cls.name} needs the setting(s) {', '.join(absent)}.")
+        return cls(**arguments)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
+        """A model with the published weights of `path` (a file or folder); strict.
+
+        Raises:
+            CheckpointError: the file is damaged, unsafe to read, or does not fit.
+        """
+        model = cls.from_settings(settings, variant=variant)
+        model.load_checkpoint(path)
+        return model
+
+    def load_checkpoint(self, path: Path | str) -> LoadReport:
+        """Load published weights strictly, through this class's `migrations` and `ignored_keys`.
+
+        Raises:
+            CheckpointError: the file is damaged, unsafe to read, or does not fit.
+        """
+        return load_strict(self, read_state(path), self.migrations, self.ignored_keys, source=str(path))
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Make `parts` (names of PARTS) untrainable and remember them as `frozen`; other parts are left as they are.
+
+        Raises:
+            UnknownNameError: a part no model has.
+        """
+        for part in parts:
+            if part not in PARTS:
+                raise UnknownNameError("part", part, PARTS)
+            getattr(self, part).requires_grad_(False)
+        self.frozen = tuple(parts)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, except that a frozen part without trainable parameters (adapters) stays in eval mode."""
+        super().train(mode)
+        for part in self.frozen:
+            module = getattr(self, part)
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self

@@ -1,0 +1,332 @@
+"""A BERT text trunk that computes nothing for padding.
+
+* `BertTrunk`: transformers' BertModel (its own modules and state-dict keys), run on packed tokens.
+* `micro_batches`: rows of similar length, grouped under a token budget.
+* `distinct`: each text once, and where it came from.
+
+Shapes: n texts, L padded length, T real tokens of all texts together, H hidden width, A attention heads, r LoRA rank.
+
+All linear, LayerNorm and GELU layers see one (T, H) matrix; only attention is computed per text, in groups of texts
+of equal length, so no mask exists and the result of a text depends neither on the padding nor on its neighbours.
+
+A layer runs in one of two ways, with equal results:
+* plain: its modules are called one by one; always possible.
+* frozen: its weights do not train, except LoRA adapters on query, key or value. Query, key, value and their adapters
+  then are one node of the graph that keeps only what the adapters' gradients need (`_Projections`), residuals are added
+  by the matrix products, and half-precision copies of the weights are made once, not at each step.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m3bind.errors import ConfigError
+
+Pooling = Literal["mean", "cls"]
+Groups = list[tuple[int, int]]  # (number of texts, their common length), longest first
+
+
+def distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
+    """Each text once, in order of first appearance, and the int64 (n,) index with `texts[i] == unique[index[i]]`."""
+    place: dict[str, int] = {}
+    index = [place.setdefault(text, len(place)) for text in texts]
+    return list(place), torch.tensor(index, dtype=torch.int64)
+
+
+def micro_batches(lengths: Tensor, budget: int) -> Iterator[Tensor]:
+    """Row numbers, longest texts first, in groups of at most `budget` tokens (a longer text forms its own group).
+
+    `lengths` is int64 (n,). Useful also to a caller that bounds memory by accumulating gradients.
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
+    start, total = 0, 0
+    for position, length in enumerate(lengths[order].tolist()):
+        if total and total + length > budget:
+            yield order[start:position]
+            start, total = position, 0
+        total += length
+    if len(order):
+        yield order[start:]
+
+
+class BertTrunk(nn.Module):
+    """transformers' BertModel, pooled, without work on padding. `bert` holds the unmodified network."""
+
+    def __init__(self, config: Any, pooling: Pooling = "mean", token_budget: int = 4096) -> None:
+        """`config` is a transformers.BertConfig; `token_budget` bounds the tokens that pass the layers together.
+
+        Raises:
+            ConfigError: unknown pooling.
+        """
+        from transformers import BertModel
+
+        super().__init__()
+        if pooling not in ("mean", "cls"):
+            raise ConfigError(f"pooling={pooling!r} is unknown; choose 'mean' or 'cls'.")
+        self.config, self.pooling, self.token_budget = config, pooling, token_budget
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self._casts = _Casts()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pooled last hidden states: int64 (n, L) and a 0/1 mask (n, L) -> (n, H).
+
+        Raises:
+            ConfigError: a text without any token, or more tokens than the network has positions.
+        """
+        real = attention_mask.bool()
+        lengths = real.sum(1)
+        if len(lengths) == 0:
+            return torch.zeros(0, self.config.hidden_size, device=input_ids.device)
+        if int(lengths.min()) == 0:
+            raise ConfigError("a text has no token at all (a row of attention_mask is zero); give it at least one.")
+        used = real.any(0).nonzero()[-1, 0] + 1
+        if used > self.config.max_position_embeddings:
+            raise ConfigError(
+                f"a text of {int(used)} tokens for a BERT of {self.config.max_position_embeddings} positions; "
+                "lower max_tokens."
+            )
+        rows = list(micro_batches(lengths, self.token_budget))
+        pooled = [self._encode(input_ids[chosen], real[chosen], lengths[chosen]) for chosen in rows]
+        return torch.cat(pooled)[torch.argsort(torch.cat(rows))]
+
+    def _encode(self, ids: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
+        """(m, L), (m, L), (m,) sorted by length -> (m, H)."""
+        groups = _equal_runs(lengths.tolist())
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[real]
+        x: Tensor = self.bert.embeddings(input_ids=ids[real][None], position_ids=positions[None])[0]  # (T, H)
+        layers = list(self.bert.encoder.layer)
+        for number, layer in enumerate(layers):
+            parts = _adapted(layer)
+            if parts is None:
+                x = _plain_layer(layer, x, groups)
+            else:
+                last = self.pooling == "cls" and number == len(layers) - 1
+                x = _frozen_layer(layer, parts, x, groups, self._casts, first_only=last)
+        if self.pooling == "cls":
+            return x if len(x) == len(lengths) else x[_starts(lengths)]
+        text = torch.repeat_interleave(lengths)  # (T,) which text a token belongs to
+        sums = x.new_zeros(len(lengths), x.shape[1]).index_add(0, text, x)
+        return sums / lengths[:, None].to(x.dtype)
+
+
+def _equal_runs(lengths: list[int]) -> Groups:
+    runs: Groups = []
+    for length in lengths:
+        if runs and runs[-1][1] == length:
+            runs[-1] = (runs[-1][0] + 1, length)
+        else:
+            runs.append((1, length))
+    return runs
+
+
+def _starts(lengths: Tensor) -> Tensor:
+    """Row of the first token of each text, (n,)."""
+    return lengths.cumsum(0) - lengths
+
+
+def _attention(own: Any, qkv: Tensor, groups: Groups, training: bool, first_only: bool = False) -> Tensor:
+    """Attention within each text: (T, 3 H) -> (T, H); `first_only`: only of first tokens, -> (n, H)."""
+    dropout = own.dropout.p if training else 0.0
+    mixed = []
+    for rows, (count, length) in zip(torch.split(qkv, [count * length for count, length in groups]), groups):
+        block = rows.view(count, length, 3, own.num_attention_heads, own.attention_head_size)
+        q, k, v = (part.transpose(1, 2) for part in block.unbind(2))  # (count, A, length, H / A)
+        if first_only:
+            q = q[:, :, :1]
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=own.scaling)
+        mixed.append(out.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))
+    return torch.cat(mixed)
+
+
+def _plain_layer(layer: Any, x: Tensor, groups: Groups) -> Tensor:
+    """One layer by calling its modules, (T, H) -> (T, H)."""
+    own = layer.attention.self
+    qkv = torch.cat([own.query(x), own.key(x), own.value(x)], 1)
+    x = layer.attention.output(_attention(own, qkv, groups, layer.training), x)
+    out: Tensor = layer.output(layer.intermediate(x), x)
+    return out
+
+
+class _Adapter(NamedTuple):
+    """LoRA on one projection: adds scale * dropout(x) @ a.T @ b.T."""
+
+    a: Tensor  # (r, H)
+    b: Tensor  # (H, r)
+    scale: float
+    dropout: float
+
+
+class _Part(NamedTuple):
+    """A frozen linear projection and its adapter, if any."""
+
+    weight: Tensor
+    bias: Tensor
+    adapter: _Adapter | None
+
+
+def _adapted(layer: Any) -> list[_Part] | None:
+    """Query, key and value of a layer that can run frozen; None where only calling its modules is sure to be right."""
+    own = layer.attention.self
+    parts = [_part(module) for module in (own.query, own.key, own.value)]
+    if any(part is None for part in parts) or not isinstance(layer.intermediate.intermediate_act_fn, nn.Module):
+        return None
+    adapters = {id(t) for part in parts if part and part.adapter for t in part.adapter[:2]}
+    grad = torch.is_grad_enabled()
+    for module in layer.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        if grad and any(p.requires_grad and id(p) not in adapters for p in module.parameters(recurse=False)):
+            return None
+    return [part for part in parts if part]
+
+
+def _part(module: Any) -> _Part | None:
+    if type(module) is nn.Linear and module.bias is not None:
+        return _Part(module.weight, module.bias, None)
+    kind = type(module)
+    if (kind.__module__, kind.__name__) != ("peft.tuners.lora.layer", "Linear"):
+        return None
+    base, active = module.get_base_layer(), module.active_adapters
+    if module.merged or module.disable_adapters:
+        return None
+    if type(base) is not nn.Linear or base.bias is None or len(active) != 1 or list(module.lora_A) != active:
+        return None
+    name = active[0]
+    if name in module.lora_variant or module.lora_B[name].bias is not None:
+        return None
+    dropout = module.lora_dropout[name]
+    p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+    adapter = _Adapter(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], p)
+    return _Part(base.weight, base.bias, adapter)
+
+
+class _Casts:
+    """Copies of frozen weights in another precision, made anew only when the weight has changed."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, torch.dtype], tuple[Tensor, int, Tensor]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Casts":
+        return _Casts()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_kept": {}}
+
+    def __call__(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        if weight.dtype == dtype:
+            return weight
+        if weight.requires_grad:
+            return weight.to(dtype)
+        kept = self._kept.get((id(weight), dtype))
+        if kept is None or kept[0] is not weight or kept[1] != weight._version or kept[2].device != weight.device:
+            kept = (weight, weight._version, weight.detach().to(dtype))
+            self._kept[id(weight), dtype] = kept
+        return kept[2]
+
+
+def _frozen_layer(
+    layer: Any, parts: list[_Part], x: Tensor, groups: Groups, cast: _Casts, first_only: bool = False
+) -> Tensor:
+    """One layer whose own weights need no gradient, (T, H) -> (T, H); `first_only`: only first tokens, -> (n, H)."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    with torch.autocast(device, enabled=False):
+        x = x.to(dtype)
+        own = layer.attention.self
+        a = _attention(own, _project(parts, x, cast), groups, layer.training, first_only)
+        if first_only:
+            lengths = torch.tensor([length for count, length in groups for _ in range(count)], device=x.device)
+            x = x[_starts(lengths)]
+        x = _add_norm(layer.attention.output, a, x, cast)
+        inner = layer.intermediate.dense
+        u = F.linear(x, cast(inner.weight, dtype), cast(inner.bias, dtype))
+        return _add_norm(layer.output, layer.intermediate.intermediate_act_fn(u), x, cast)
+
+
+def _add_norm(block: Any, inner: Tensor, residual: Tensor, cast: _Casts) -> Tensor:
+    """LayerNorm(dropout(dense(inner)) + residual)."""
+    dense, norm, dtype = block.dense, block.LayerNorm, residual.dtype
+    weight, bias = cast(dense.weight, dtype), cast(dense.bias, dtype)
+    if block.training and block.dropout.p > 0:
+        x = F.dropout(F.linear(inner, weight, bias), block.dropout.p) + residual
+    else:
+        x = torch.addmm(residual, inner, weight.t()).add_(bias)
+    return F.layer_norm(x, norm.normalized_shape, cast(norm.weight, dtype), cast(norm.bias, dtype), norm.eps)
+
+
+def _project(parts: list[_Part], x: Tensor, cast: _Casts) -> Tensor:
+    """Query, key and value side by side, (T, H) -> (T, 3 H)."""
+    frozen = [tensor for part in parts for tensor in (cast(part.weight, x.dtype), cast(part.bias, x.dtype))]
+    adapters = [(place, part.adapter) for place, part in enumerate(parts) if part.adapter]
+    # One dropout mask serves all adapters of the layer.
+    dropout = max((adapter.dropout for _, adapter in adapters), default=0.0)
+    places = tuple((place, adapter.scale) for place, adapter in adapters)
+    trained = [tensor for _, adapter in adapters for tensor in (adapter.a, adapter.b)]
+    out: Tensor = _Projections.apply(x, dropout, places, len(frozen), *frozen, *trained)
+    return out
+
+
+class _Projections(torch.autograd.Function):
+    """Frozen projections of x with LoRA, one column block each: x W.T + bias + scale (x mask) A.T B.T.
+
+    Kept for the backward pass: x as the adapters saw it, its products with A (r columns), dropout mask, weights.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, x: Tensor, dropout: float, places: tuple[tuple[int, float], ...], frozen: int, *tensors: Tensor
+    ) -> Tensor:
+        weights, biases, down, up = (
+            tensors[0:frozen:2],
+            tensors[1:frozen:2],
+            tensors[frozen::2],
+            tensors[frozen + 1 :: 2],
+        )
+        width = weights[0].shape[0]
+        out = x.new_empty(len(x), width * len(weights))
+        for block, weight, bias in zip(torch.split(out, width, 1), weights, biases):
+            torch.addmm(bias, x, weight.t(), out=block)
+        seen, mask, low = x, None, None
+        if places:
+            if dropout > 0:
+                seen, mask = torch.native_dropout(x, dropout, True)
+            low = seen @ torch.cat(down).to(x.dtype).t()  # (T, sum of r)
+            for (place, scale), part, b in zip(places, torch.split(low, [len(a) for a in down], 1), up):
+                out[:, place * width : (place + 1) * width].addmm_(part, b.to(x.dtype).t(), alpha=scale)
+            context.save_for_backward(seen, mask, low, *weights, *down, *up)
+        else:
+            context.save_for_backward(None, None, None, *weights)
+        context.places, context.dropout = places, dropout
+        return out
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        seen, mask, low, *rest = context.saved_tensors
+        count = len(context.places)
+        weights, down, up = (
+            rest[: len(rest) - 2 * count],
+            rest[len(rest) - 2 * count :][:count],
+            rest[len(rest) - count :],
+        )
+        blocks = torch.split(gradients[0], weights[0].shape[0], 1)
+        adapters: list[Tensor | None] = []
+        if count:
+            ranks = [len(a) for a in down]
+            sides = [(blocks[place], scale) for place, scale in context.places]
+            grad_low = torch.cat([(g @ b.to(g.dtype)).mul_(scale) for (g, scale), b in zip(sides, up)], 1)
+            grad_down = torch.split(grad_low.t() @ seen, ranks)
+            for (g, scale), part, grad_a in zip(sides, torch.split(low, ranks, 1), grad_down):
+                adapters += [grad_a.to(down[0].dtype), (g.t() @ part).mul_(scale).to(up[0].dtype)]
+        grad_x = None
+        if context.needs_input_grad[0]:
+            grad_x = blocks[0] @ weights[0]
+            for g, weight in zip(blocks[1:], weights[1:]):
+                grad_x.addmm_(g, weight)
+            if count and mask is not None:
+                grad_x.addcmul_(grad_low @ torch.cat(down).to(grad_x.dtype), mask, value=1 / (1 - context.dropout))
+            elif count:
+                grad_x.addmm_(grad_low, torch.cat(down).to(grad_x.dtype))
+        return (grad_x, None, None, None, *[None] * (2 * len(weights)), *adapters)

@@ -1,0 +1,221 @@
+"""Any CLIP-like model of transformers (CLIP, SigLIP, AltCLIP, Chinese CLIP ...), from a local folder or a hub id.
+
+n items, L tokens, f width of a tower's pooled output, d joint dimension.
+The library's own tokenizer and image processor are used. The model is taken apart into trunk and projection, and the
+parts are compared with the library's get_image_features / get_text_features once, so a family that pools in some other
+way is refused rather than computed wrongly.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m3bind.errors import CheckpointError, ConfigError
+from m3bind.modalities.base import Sample
+from m3bind.models.base import DualEncoder, ModelCard, Tokens
+from m3bind.models.checkpoint import load_strict, read_state, resolve
+from m3bind.models.preprocess import LUNG_WINDOW, picture
+from m3bind.models.text_encoder import lora_targets
+
+_POOLINGS = ("pooler_output", "first")
+
+
+def _pooled(output: Any, pooling: str = "pooler_output") -> Tensor:
+    """(n, f) of a tower's output: what the model calls pooled, or its first token."""
+    if isinstance(output, Tensor):
+        return output
+    return output.last_hidden_state[:, 0] if pooling == "first" else output.pooler_output  # type: ignore[no-any-return]
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, model: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.model, self.pooling = model, pooling
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """(n, 3, S, S) -> (n, f)."""
+        return _pooled(self.model(pixel_values=batch), self.pooling)
+
+
+class _TextTower(nn.Module):
+    def __init__(self, model: nn.Module, pooling: str, pad_id: int, full_length: int) -> None:
+        super().__init__()
+        self.model, self.pooling, self.pad_id, self.full_length = model, pooling, pad_id, full_length
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(n, L), (n, L) -> (n, f); with `full_length`, padded up to it and unmasked, as SigLIP was trained."""
+        if self.full_length:
+            ids = F.pad(input_ids, (0, self.full_length - input_ids.shape[1]), value=self.pad_id)
+            return _pooled(self.model(input_ids=ids), self.pooling)
+        return _pooled(self.model(input_ids=input_ids, attention_mask=attention_mask), self.pooling)
+
+
+class HFClipAny(DualEncoder):
+    """A transformers model with a vision tower, a text tower, two projections and a logit scale."""
+
+    name = "hf_clip_any"
+    card = ModelCard(
+        source="any CLIP-like model of the transformers library",
+        licence_code="Apache-2.0 (transformers)",
+        licence_weights="that of the folder or repository given",
+        joint_dim=0,
+        input="as its own image processor says",
+        lora_text=("q_proj", "v_proj"),
+        lora_image=("q_proj", "v_proj"),
+        notes="joint_dim and LoRA names are read from the model; after loading, see model.card.",
+    )
+
+    def __init__(
+        self,
+        source: Path | str | None = None,
+        revision: str = "",
+        hu: Sequence[float] = LUNG_WINDOW,
+        assets: Path | str | None = None,
+    ) -> None:
+        """Load from `source`, or build with random weights from `assets`.
+
+        Args:
+            source: folder with config.json, weights, tokenizer and preprocessor_config.json, or a hub id.
+            revision: commit, when `source` is a hub id.
+            hu: window for volumes, of which three slices are shown to the model.
+            assets: folder `save_assets` filled (configuration, tokenizer and processor, no weights).
+
+        Raises:
+            ConfigError: neither `source` nor `assets`, or a family that cannot be taken apart.
+            CheckpointError: files are missing or the weights do not fit the configuration.
+        """
+        super().__init__()
+        if source is None and assets is None:
+            raise ConfigError("hf_clip_any needs source=<folder or hub id of a CLIP-like transformers model>.")
+        folder = resolve(source, revision) if source is not None else Path(str(assets))
+        model = self._read(folder)
+        if source is not None:
+            load_strict(model, read_state(folder), source=str(folder))
+        model.eval()
+        self.hu = tuple(hu)
+        self.config: Any = model.config
+        limit = int(getattr(model.config.text_config, "max_position_embeddings", 77))
+        self.max_tokens = min(limit, int(self.tokenizer.model_max_length))
+        self._take_apart(model)
+        self.joint_dim = int(self._check(model))
+        self.card = replace(
+            type(self).card,
+            source=str(source) if source is not None and not Path(source).exists() else type(self).card.source,
+            revision=revision,
+            joint_dim=self.joint_dim,
+            lora_text=lora_targets(self.text_trunk),
+            lora_image=lora_targets(self.image_trunk),
+        )
+
+    def _read(self, folder: Path) -> Any:
+        """The untrained network; tokenizer and image processor become attributes."""
+        from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+        try:
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self.processor: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{folder}: not a complete transformers folder ({str(error).splitlines()[0][:140]}); it needs "
+                "config.json, tokenizer files and preprocessor_config.json."
+            ) from error
+        model = AutoModel.from_config(config)
+        absent = [part for part in ("vision_model", "text_model", "logit_scale") if not hasattr(model, part)]
+        if absent:
+            raise ConfigError(f"{folder}: a {config.model_type} model has no {', '.join(absent)}; it is not CLIP-like.")
+        return model
+
+    def _take_apart(self, model: Any) -> None:
+        siglip = model.config.model_type == "siglip"  # trained on full-length, unmasked text
+        pad_id = self.tokenizer.pad_token_id or 0
+        self.image_trunk = _ImageTower(model.vision_model, _POOLINGS[0])
+        self.image_head = getattr(model, "visual_projection", None) or nn.Identity()
+        self.text_trunk = _TextTower(model.text_model, _POOLINGS[0], pad_id, self.max_tokens if siglip else 0)
+        self.text_head = getattr(model, "text_projection", None) or nn.Identity()
+        self.log_scale: nn.Parameter = model.logit_scale
+
+    @torch.no_grad()
+    def _check(self, model: Any) -> int:
+        """Choose the pooling that gives the library's own features; returns the joint dimension.
+
+        Raises:
+            ConfigError: no combination of our parts does.
+        """
+        tokens = self.tokenize(["no acute findings"])
+        images = torch.stack([self.processor(images=picture(_probe()), return_tensors="pt")["pixel_values"][0]])
+        wanted_text = _pooled(model.get_text_features(**self._library_tokens(tokens)))
+        wanted_image = _pooled(model.get_image_features(pixel_values=images))
+        sides: list[tuple[str, Any, Callable[[], Tensor], Tensor]] = [
+            ("text", self.text_trunk, lambda: self.project_text(self.text_features(tokens)), wanted_text),
+            ("image", self.image_trunk, lambda: self.project_image(self.image_features(images)), wanted_image),
+        ]
+        for side, trunk, compute, wanted in sides:
+            for trunk.pooling in _POOLINGS:
+                got = compute()
+                if got.shape == wanted.shape and torch.allclose(got, wanted, atol=1e-4, rtol=1e-4):
+                    break
+            else:
+                raise ConfigError(
+                    f"{model.config.model_type}: its {side} tower pools in a way hf_clip_any does not know; "
+                    "write a model file of its own for it (CONTRIBUTING, 'a new model')."
+                )
+        return int(wanted_text.shape[1])
+
+    def _library_tokens(self, tokens: Tokens) -> dict[str, Tensor]:
+        if self.config.model_type == "siglip":
+            return {"input_ids": tokens["input_ids"]}
+        return dict(tokens)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
+        """The model of a folder or hub id; `path` is what the constructor calls `source`."""
+        return cls.from_settings({**settings, "source": str(path)}, variant=variant)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """exp of the checkpoint's own log-parameter."""
+        return self.log_scale.exp().reshape(())
+
+    def preprocess(self, sample: Sample) -> Tensor:
+        """(H, W), (H, W, 3) or (D, H, W) -> (3, S, S) by the model's own image processor."""
+        pixels: Tensor = self.processor(images=picture(sample, self.hu), return_tensors="pt")["pixel_values"][0]
+        return pixels.float()
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """The model's own tokenizer; padded to the longest, or to the full length where the family needs it."""
+        full = self.config.model_type == "siglip"
+        encoded = self.tokenizer(
+            list(texts),
+            padding="max_length" if full else True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+    def text_features(self, tokens: Tokens) -> Tensor:
+        """Tokens -> (n, f)."""
+        return self.text_trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
+
+    def settings(self) -> dict[str, Any]:
+        """The network itself is described by the configuration among the assets."""
+        return {"hu": list(self.hu)}
+
+    def save_assets(self, folder: Path) -> None:
+        """Write configuration, tokenizer and image processor in transformers' own form."""
+        self.config.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
+        self.processor.save_pretrained(str(folder))
+
+
+def _probe() -> Sample:
+    """A fixed picture (a ramp with a step) on which our parts are compared with the library."""
+    rows = torch.linspace(0, 1, 64)
+    return Sample("probe", ((rows[:, None] + (rows[None] > 0.5)) / 2).numpy())

@@ -1,0 +1,148 @@
+"""From a decoded sample to a tensor of fixed shape; used by the compact models and ecg_clip.
+
+* `channels`, `picture`, `image_tensor`: 2-D grey or colour, or slices of a volume -> (3, H, W), 8-bit RGB, (3, S, S).
+* `volume_tensor`: a volume in HU -> (1, D, H, W), 0..1.
+* `signal_tensor`: leads over time -> (leads, T) in units of 0.5 mV.
+
+C channels, S side in pixels, D H W depth, height, width in voxels, T time samples.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.signal import resample_poly
+from torch import Tensor
+
+from m3bind.errors import ConfigError
+from m3bind.modalities.base import Sample
+
+LUNG_WINDOW = (-1000.0, 600.0)  # HU
+SIGNAL_UNIT = 0.5  # mV; a QRS complex then spans a few units
+SIGNAL_LIMIT = 5.0  # mV; what lies beyond is an artefact
+
+
+def _shape_error(sample: Sample, wanted: str) -> ConfigError:
+    shape = " x ".join(map(str, sample.array.shape))
+    return ConfigError(
+        f"this model takes {wanted}, but a sample of modality {sample.modality!r} has shape {shape}; "
+        "choose a model made for this kind of data, or check the row's modality in the manifest."
+    )
+
+
+def window(volume: Tensor, low: float, high: float) -> Tensor:
+    """Clip HU to [low, high] and map to 0..1."""
+    return (volume.clamp(low, high) - low) / (high - low)
+
+
+def channels(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Tensor:
+    """A grey (H, W) or colour (H, W, 3) sample as (3, H, W) in 0..1, at its own size.
+
+    Of a volume (D, H, W), three slices at 1/4, 1/2 and 3/4 of the depth become the channels, windowed by `hu`.
+
+    Raises:
+        ConfigError: the sample is no image or volume (a signal, for instance).
+    """
+    array = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(sample.array), dtype=np.float32))
+    if sample.rate is not None or array.ndim not in (2, 3) or 0 in array.shape:
+        raise _shape_error(sample, "images (H, W), (H, W, 3) or volumes (D, H, W)")
+    if array.ndim == 2:
+        image = array.expand(3, -1, -1)
+    elif array.shape[-1] == 3:
+        image = array.permute(2, 0, 1)
+    else:
+        depth = array.shape[0]
+        image = window(array[[depth // 4, depth // 2, (3 * depth) // 4]], hu[0], hu[1])
+    return image.clamp(0, 1)
+
+
+def picture(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Image.Image:
+    """The same as an 8-bit RGB picture, for the image processors of other libraries."""
+    pixels = (channels(sample, hu).permute(1, 2, 0) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.contiguous().numpy())
+
+
+def image_tensor(sample: Sample, size: int, hu: Sequence[float] = LUNG_WINDOW) -> Tensor:
+    """`channels` resized to (3, S, S); the aspect ratio is kept, the rest is 0.
+
+    Raises:
+        ConfigError: the sample is no image or volume.
+    """
+    image = channels(sample, hu)
+    height, width = image.shape[-2:]
+    scale = size / max(height, width)
+    inner = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if inner != (height, width):
+        image = F.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
+    top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
+    padding = (left, size - inner[1] - left, top, size - inner[0] - top)
+    return F.pad(image, padding).contiguous()
+
+
+def volume_tensor(
+    sample: Sample,
+    shape: Sequence[int],
+    hu: Sequence[float] = LUNG_WINDOW,
+    spacing: Sequence[float] | None = None,
+) -> Tensor:
+    """A volume (D, H, W) in HU as (1, *shape) in 0..1.
+
+    With `spacing` (mm per voxel, D H W) and a sample that knows its own, the volume is resampled to that spacing and
+    centre-cropped or padded with air, so that a structure keeps its true size. Otherwise height and width are resized
+    to `shape` (trilinear), and depth is resized too where the sample has more slices than `shape`, else padded.
+
+    Raises:
+        ConfigError: the sample is no volume.
+    """
+    array = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(sample.array), dtype=np.float32))
+    if sample.rate is not None or array.ndim not in (2, 3) or array.shape[-1] == 3 or 0 in array.shape:
+        raise _shape_error(sample, "volumes (D, H, W)")
+    if array.ndim == 2:
+        array = array[None]
+    volume = window(array, hu[0], hu[1])
+    size = list(shape)
+    if spacing is not None and sample.spacing is not None and len(sample.spacing) == 3:
+        inner = [max(1, round(n * s / t)) for n, s, t in zip(volume.shape, sample.spacing, spacing)]
+    else:
+        inner = [min(volume.shape[0], size[0]), *size[1:]]
+    if inner != list(volume.shape):
+        volume = F.interpolate(volume[None, None], inner, mode="trilinear", align_corners=False)[0, 0]
+    return _fit(volume, size)[None].contiguous()
+
+
+def _fit(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    """Centre crop or pad with zeros to `size` along every axis."""
+    for axis, wanted in enumerate(size):
+        have = tensor.shape[axis]
+        if have > wanted:
+            tensor = tensor.narrow(axis, (have - wanted) // 2, wanted)
+        elif have < wanted:
+            before = (wanted - have) // 2
+            pad = [0, 0] * (tensor.ndim - axis - 1) + [before, wanted - have - before]
+            tensor = F.pad(tensor, pad)
+    return tensor
+
+
+def signal_tensor(sample: Sample, rate: float = 100.0, seconds: float = 10.0, leads: int = 12) -> Tensor:
+    """Leads (leads, T') in mV at `sample.rate` Hz as (leads, rate * seconds).
+
+    Resampled (polyphase, anti-aliased), each lead's median subtracted (robust to QRS complexes), clipped to +-5 mV and
+    divided by 0.5 mV: a fixed unit, so that voltage (a sign of hypertrophy) survives. Cropped or zero-padded at the
+    centre.
+
+    Raises:
+        ConfigError: no sampling rate, or another number of leads.
+    """
+    array = np.nan_to_num(np.asarray(sample.array, dtype=np.float32), posinf=0.0, neginf=0.0)
+    if sample.rate is None or array.ndim != 2 or array.shape[0] != leads or array.shape[1] == 0:
+        raise _shape_error(sample, f"signals ({leads} leads, time) with a sampling rate")
+    if sample.rate != rate:
+        up, down = round(rate * 1000), round(sample.rate * 1000)
+        common = math.gcd(up, down)
+        array = resample_poly(array, up // common, down // common, axis=1, padtype="line").astype(np.float32)
+    array = array - np.median(array, axis=1, keepdims=True)
+    signal = torch.from_numpy(np.ascontiguousarray(array)).clamp(-SIGNAL_LIMIT, SIGNAL_LIMIT) / SIGNAL_UNIT
+    return _fit(signal, [leads, round(rate * seconds)]).contiguous()

@@ -1,0 +1,119 @@
+"""Finding, building, saving and loading models by name; a new file in this package (or an entry point) is enough.
+
+* `names`, `card`: what exists, without building anything.
+* `build`: a network from settings. `load`: with the weights of a checkpoint, or a folder that `save` wrote.
+* `save`: model.json (name, settings, hash), weights.safetensors and assets/ in one folder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from m3bind.errors import CheckpointError, ConfigError
+from m3bind.files import atomic_path, read_json, write_json
+from m3bind.models.base import DualEncoder, ModelCard
+from m3bind.models.checkpoint import hash_state, load_strict, read_state, save_state
+from m3bind.registry import Registry
+
+MODEL_FILE, WEIGHTS_FILE, ASSETS_FOLDER = "model.json", "weights.safetensors", "assets"
+
+_registry: "Registry[DualEncoder]" = Registry("model", "m3bind.models", DualEncoder)  # type: ignore[type-abstract]
+
+
+def names() -> list[str]:
+    """Names of all models."""
+    return _registry.names()
+
+
+def card(name: str) -> ModelCard:
+    """The facts about a model: source, licences, dimensions, LoRA targets.
+
+    Raises:
+        UnknownNameError: no such model; the message offers the nearest names.
+        ConfigError: the class declares no card.
+    """
+    cls = _registry.get(name)
+    cards: dict[str, ModelCard] = getattr(cls, "cards", {})
+    found = cards.get(name, getattr(cls, "card", None))
+    if not isinstance(found, ModelCard):
+        raise ConfigError(f"model {name!r} ({cls.__module__}.{cls.__name__}) has no ModelCard; give it a `card`.")
+    return found
+
+
+def build(name: str, assets: Path | str | None = None, **settings: Any) -> DualEncoder:
+    """A new network of the model `name`.
+
+    Args:
+        name: a registered name.
+        assets: folder with what the model needs beside settings (`tokenizer.json` of a WordPiece trained on a corpus).
+        settings: arguments of the model's constructor.
+
+    Raises:
+        UnknownNameError: no such model or setting; the message offers the nearest names.
+        ConfigError: a setting is missing or contradicts another one.
+    """
+    folder = None if assets is None else Path(assets)
+    model = _registry.get(name).from_settings(settings, assets=folder, variant=name)
+    model.registered_name = name
+    return model
+
+
+def load(name_or_folder: Path | str, checkpoint: Path | str | None = None, **settings: Any) -> DualEncoder:
+    """A model with weights, in eval mode.
+
+    Args:
+        name_or_folder: a registered name, or a folder written by `save`.
+        checkpoint: published weights of a named model: a file or folder.
+        settings: arguments of the constructor; they override those stored in a folder.
+
+    Raises:
+        UnknownNameError: neither a model nor a folder written by `save`.
+        CheckpointError: weights that are damaged, unsafe to read, or do not fit.
+    """
+    folder = Path(name_or_folder)
+    if (folder / MODEL_FILE).is_file():
+        if checkpoint is not None:
+            raise ConfigError(f"{folder} holds its own weights; give either the folder or a name with a checkpoint.")
+        return _load_folder(folder, settings)
+    name = str(name_or_folder)
+    cls = _registry.get(name)
+    if checkpoint is None:
+        return build(name, **settings).eval()
+    model = cls.from_checkpoint(checkpoint, settings, variant=name)
+    model.registered_name = name
+    return model.eval()
+
+
+def _load_folder(folder: Path, overrides: dict[str, Any]) -> DualEncoder:
+    try:
+        content = read_json(folder / MODEL_FILE)
+        name, settings = str(content["model"]), dict(content["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MODEL_FILE}: damaged ({error}); save the model again.") from error
+    model = build(name, assets=folder / ASSETS_FOLDER, **(settings | overrides))
+    load_strict(model, read_state(folder / WEIGHTS_FILE), source=str(folder / WEIGHTS_FILE))
+    return model.eval()
+
+
+def save(model: DualEncoder, folder: Path | str) -> None:
+    """Write a model so that `load(folder)` gives bitwise the same one.
+
+    Raises:
+        ConfigError: the model was not made by `build` or `load` and its class has no single name.
+        DiskError: the file system refused; what stood there before is untouched.
+    """
+    name = model.registered_name or type(model).name
+    if not name:
+        raise ConfigError(f"{type(model).__name__} has no registered name; make it with m3bind.models.build.")
+    state = model.state_dict()
+    with atomic_path(folder, directory=True) as temporary:
+        (temporary / ASSETS_FOLDER).mkdir()
+        model.save_assets(temporary / ASSETS_FOLDER)
+        save_state(state, temporary / WEIGHTS_FILE)
+        write_json(
+            temporary / MODEL_FILE, {"model": name, "settings": model.settings(), "weights_hash": hash_state(state)}
+        )
+
+
+def refresh() -> None:
+    """Look for models again at the next question (after a file was added to the package)."""
+    _registry.refresh()

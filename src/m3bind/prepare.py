@@ -1,0 +1,297 @@
+"""From files to the pairs that training and evaluation work on: what is frozen is computed once and cached.
+
+* `Corpus`: the records, distinct texts, shared text pool and held-out texts of a run.
+* `Encoder`: cached image inputs, trunk features and text features of any dual encoder.
+* `build_model`: the dual encoder of a modality as the settings describe it, before stage 0.
+
+Shapes: N images, K texts, v views, f feature width.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from m3bind import modalities
+from m3bind.config import ModelConfig, RunConfig
+from m3bind.data.batching import IntArray, length_buckets, rng
+from m3bind.data.cache import FeatureCache, Rows
+from m3bind.data.manifest import BadRow, Record
+from m3bind.errors import M3BindError, ReadError
+from m3bind.files import sha256_text
+from m3bind.models import registry
+from m3bind.models.base import DualEncoder, Tokens
+from m3bind.models.checkpoint import hash_state, load_strict, read_state
+from m3bind.training.pairs import Images, Level, Pairs, Texts, TextTable, pad, token_lists
+
+log = logging.getLogger(__name__)
+
+
+class BadFilesError(M3BindError):
+    """Some files of a batch could not be read; `failures` maps position to reason."""
+
+    def __init__(self, failures: dict[int, str]) -> None:
+        super().__init__(f"{len(failures)} files could not be read")
+        self.failures = failures
+
+
+@dataclass
+class Corpus:
+    """Records by modality and split, and every text of the run."""
+
+    records: dict[str, dict[str, list[Record]]]  # modality -> split -> records
+    table: TextTable
+    pool: dict[str, IntArray]  # modality -> ids of training texts (captions, further corpus)
+    held_out: IntArray  # ids of texts no stage trains on, for text agreement
+    bad: list[BadRow] = field(default_factory=list)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names in the order of the settings."""
+        return list(self.records)
+
+
+def make_corpus(
+    records: Sequence[Record],
+    names: Sequence[str],
+    texts: dict[str, list[str]],
+    seed: int,
+    held_out: int,
+    bad: list[BadRow],
+) -> Corpus:
+    """Group records, index texts, and set `held_out` texts aside.
+
+    Args:
+        records: of all splits.
+        names: modalities in order.
+        texts: further texts per modality for the shared pool.
+        seed: decides which texts are held out.
+        held_out: how many (fewer where there are not enough; at most a quarter of what is not a caption).
+        bad: rows set aside so far.
+    """
+    table = TextTable()
+    grouped: dict[str, dict[str, list[Record]]] = {m: {"train": [], "valid": [], "test": []} for m in names}
+    for record in records:
+        if record.modality in grouped:
+            grouped[record.modality][record.split].append(record)
+    seen: set[str] = {c for m in names for r in grouped[m]["train"] for c in (*r.captions, *r.concepts)}
+    pool: dict[str, list[int]] = {}
+    candidates: list[list[str]] = []
+    for m in names:
+        captions = sorted({c for r in grouped[m]["train"] for c in (*r.captions, *r.concepts)})
+        further = sorted(set(texts.get(m, ())) - seen)
+        unseen = {c for split in ("valid", "test") for r in grouped[m][split] for c in r.captions} - seen
+        random = rng(seed, "held out", m)
+        order = [further[i] for i in random.permutation(len(further))]
+        spare = order[: len(order) // 4]
+        candidates.append([*(sorted(unseen)[i] for i in random.permutation(len(unseen))), *spare])
+        kept = sorted(set(order[len(spare) :]) - unseen)
+        pool[m] = [*table.ids(captions), *table.ids(kept)]
+    chosen: list[str] = []
+    taken: set[str] = set()
+    for row in range(max(map(len, candidates), default=0)):  # evenly from all modalities
+        for queue in candidates:
+            if row < len(queue) and len(chosen) < held_out and queue[row] not in taken:
+                chosen.append(queue[row])
+                taken.add(queue[row])
+    for m in names:  # a text held out through one modality must not be in the pool of another
+        pool[m] = [i for i in pool[m] if table.texts[i] not in taken]
+    return Corpus(grouped, table, {m: np.array(ids, dtype=np.int64) for m, ids in pool.items()}, table.ids(chosen), bad)
+
+
+def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncoder:
+    """The dual encoder of `modality`: built by name, with published or own weights where a checkpoint is given.
+
+    Raises:
+        UnknownNameError: no such model.
+        CheckpointError: the weights do not fit.
+    """
+    model = registry.build(settings.model, assets=assets, **{"modality": modality, **settings.settings})
+    if settings.checkpoint:
+        load_strict(model, read_state(settings.checkpoint))
+    return model.eval()
+
+
+class Encoder:
+    """Runs the frozen parts of dual encoders over files and texts, once."""
+
+    def __init__(self, cache: FeatureCache, batch: int = 32, workers: int = 2) -> None:
+        """`batch` images pass a trunk together; `workers` threads decode."""
+        self.cache, self.batch, self.workers = cache, batch, workers
+        self._hashes: dict[int, str] = {}
+
+    def readable(self, records: Sequence[Record], model: DualEncoder) -> tuple[list[Record], list[BadRow]]:
+        """Records whose files decode and preprocess, and the others with reasons; decoded inputs are cached."""
+        good, bad = list(records), []
+        while good:
+            try:
+                self.inputs(good, model)
+                break
+            except BadFilesError as error:
+                bad += [BadRow(row=0, reason=reason, path=str(good[i].path)) for i, reason in error.failures.items()]
+                good = [record for i, record in enumerate(good) if i not in error.failures]
+        return good, bad
+
+    def inputs(self, records: Sequence[Record], model: DualEncoder) -> Rows:
+        """(N, ...) float32: what `model.preprocess` makes of each file.
+
+        Raises:
+            BadFilesError: some files cannot be read; what could is cached.
+        """
+        if not records:
+            return self.cache.get_or_compute("empty", "", [], lambda at: np.zeros((0, 1), np.float32))
+        keys = self._file_keys(records)
+        modality = modalities.get(records[0].modality)
+
+        def one(position: int) -> NDArray[np.float32] | str:
+            try:
+                return model.preprocess(modality.read(records[position].path)).numpy().astype(np.float32)
+            except ReadError as error:
+                return f"{error.reason}" + (f"; {error.hint}" if error.hint else "")
+
+        def compute(at: list[int]) -> NDArray[np.float32]:
+            with ThreadPoolExecutor(self.workers) as pool:
+                rows = list(pool.map(one, at))
+            failures = {position: row for position, row in zip(at, rows, strict=True) if isinstance(row, str)}
+            if failures:
+                raise BadFilesError(failures)
+            return np.stack([row for row in rows if not isinstance(row, str)])
+
+        label = f"read {records[0].modality}"
+        return self.cache.get_or_compute(f"input/{_preprocessing(model)}", "", keys, compute, self.batch, label)
+
+    def _file_keys(self, records: Sequence[Record]) -> list[str]:
+        keys, failures = [], {}
+        for position, record in enumerate(records):
+            try:
+                keys += self.cache.file_keys([record.path])
+            except ReadError as error:
+                failures[position] = error.reason
+        if failures:
+            raise BadFilesError(failures)
+        return keys
+
+    def image_features(self, records: Sequence[Record], model: DualEncoder, views: int = 1) -> NDArray[np.float32]:
+        """(N, f), or (N, v, f) with several views: trunk features; view 0 is the image, the others are augmented."""
+        inputs = self.inputs(records, model)
+        keys = self._file_keys(records)
+
+        @torch.inference_mode()
+        def compute(at: list[int]) -> NDArray[np.float32]:
+            rows = torch.from_numpy(inputs[at])
+            features = [model.image_features(rows)]
+            for view in range(1, views):
+                generator = torch.Generator().manual_seed(int(sha256_text(keys[at[0]], str(view))[:15], 16))
+                features.append(model.image_features(model.augment(rows, generator)))
+            stacked = torch.stack(features, dim=1) if views > 1 else features[0]
+            return stacked.float().numpy()
+
+        kind = f"image/{_preprocessing(model)}/views={views}"
+        label = f"features {records[0].modality}" if records else None
+        return np.asarray(
+            self.cache.get_or_compute(kind, self._hash(model.image_trunk), keys, compute, self.batch, label)
+        )
+
+    def text_features(self, texts: Sequence[str], model: Any, label: str = "texts") -> NDArray[np.float32]:
+        """(K, f): text trunk features of a dual encoder or text encoder, each distinct token sequence once."""
+        sequences = token_lists(model.tokenize, texts)
+        trunk = getattr(model, "text_trunk", None) or model.trunk
+        features: Callable[[Tokens], Tensor] = getattr(model, "text_features", None) or model.features
+        order = (
+            np.concatenate(length_buckets([len(s) for s in sequences], 1 << 30)) if sequences else np.zeros(0, np.int64)
+        )
+
+        @torch.inference_mode()
+        def compute(at: list[int]) -> NDArray[np.float32]:
+            return features(pad([sequences[order[i]] for i in at])).float().numpy()
+
+        items = [",".join(map(str, sequences[i])) for i in order]
+        kind = f"text/{type(trunk).__name__}/{getattr(trunk, 'pooling', '')}"
+        rows = np.asarray(self.cache.get_or_compute(kind, self._hash(trunk), items, compute, 128, f"encode {label}"))
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return rows[back]
+
+    def _hash(self, module: nn.Module) -> str:
+        return hash_state(module.state_dict())
+
+    def pairs(
+        self,
+        modality: str,
+        model: DualEncoder,
+        records: Sequence[Record],
+        table: TextTable,
+        image: Level,
+        text: Level,
+        views: int = 1,
+    ) -> Pairs:
+        """The pairs of one modality with each side computed up to its level."""
+        names = sorted({r.label for r in records if r.label})
+        number = {name: i for i, name in enumerate(names)}
+        captions = [table.ids(r.captions) for r in records]
+        concepts = [table.ids(r.concepts) for r in records]
+        return Pairs(
+            modality,
+            model,
+            self.image_side(model, records, image, views),
+            self.text_side(model, table, text),
+            captions,
+            concepts,
+            np.array([number.get(r.label, -1) for r in records], dtype=np.int64),
+            [r.patient for r in records],
+        )
+
+    def image_side(self, model: DualEncoder, records: Sequence[Record], level: Level, views: int = 1) -> Images:
+        """Images at a level; several views only at the level "features"."""
+        if level == "input":
+            return Images(model, level, np.asarray(self.inputs(records, model)))
+        features = self.image_features(records, model, views)
+        if level == "features":
+            return Images(model, level, features, views)
+        return Images(model, level, _in_chunks(lambda rows: model.project_image(rows), features))
+
+    def text_side(self, model: DualEncoder, table: TextTable, level: Level) -> Texts:
+        """The texts of `table` at a level."""
+        if level == "input":
+            return Texts(model, level, table)
+        features = self.text_features(table.texts, model)
+        if level == "features":
+            return Texts(model, level, table, features)
+        return Texts(model, level, table, _in_chunks(lambda rows: model.project_text(rows), features))
+
+
+@torch.inference_mode()
+def _in_chunks(
+    project: Callable[[Tensor], Tensor], features: NDArray[np.float32], size: int = 1024
+) -> NDArray[np.float32]:
+    """Unit rows of a projection of many feature rows."""
+    parts = [
+        torch.nn.functional.normalize(project(torch.from_numpy(features[i : i + size])).float(), dim=-1)
+        for i in range(0, len(features), size)
+    ]
+    return torch.cat(parts).numpy() if parts else np.zeros((0, 1), np.float32)
+
+
+def _preprocessing(model: DualEncoder) -> str:
+    """What decides a model's input tensor: its class, preprocessing settings and source."""
+    text = json.dumps(model.settings(), sort_keys=True, default=str)
+    return f"{type(model).__module__}.{type(model).__name__}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def levels(config: RunConfig, model: DualEncoder, stage: str) -> tuple[Level, Level]:
+    """(image level, text level) a stage trains `model` from: what stays frozen in it is computed beforehand."""
+    frozen = getattr(model, "frozen", ())
+    if stage == "pretrain":
+        return ("features" if "image_trunk" in frozen else "input", "features" if "text_trunk" in frozen else "input")
+    image: Level = {"lora": "input", "head": "features"}.get(config.align.image, "embedding")  # type: ignore[assignment]
+    text: Level = {"lora": "input", "head": "features"}.get(config.align.text, "embedding")  # type: ignore[assignment]
+    return image, text

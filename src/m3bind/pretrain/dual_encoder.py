@@ -1,0 +1,56 @@
+"""Stage 0: symmetric InfoNCE between the images and texts of one modality (ECG-CLIP, compact models).
+
+Identical texts of a batch are positives of each other, since statements repeat; with labels, half of the mass may go to
+pairs of the same label (`positives: mixed`, label supervision). Trunks the model declares frozen are already computed.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from m3bind.config import PretrainConfig
+from m3bind.data.batching import EpochSampler, rng
+from m3bind.training.loop import ParameterGroup
+from m3bind.training.pairs import Pairs
+from m3bind.training.parallel import encode_sharded
+
+
+class PretrainStage:
+    """What the loop needs to train one dual encoder."""
+
+    def __init__(self, pairs: Pairs, settings: PretrainConfig, seed: int) -> None:
+        """The model inside `pairs` is trained in place."""
+        self.name = f"pretrain {pairs.modality}"
+        self.pairs, self.settings, self.seed = pairs, settings, seed
+        size = settings.batches.get(pairs.modality, settings.batch)
+        self.sampler = EpochSampler(len(pairs), size, seed, self.name)
+        model = pairs.model
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        if pairs.images.level != "input":
+            model.image_trunk.requires_grad_(False)
+        if pairs.texts.level != "input":
+            model.text_trunk.requires_grad_(False)
+        model.train()
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        """One group: everything that is not frozen."""
+        return [ParameterGroup(self.pairs.modality, [p for p in self.pairs.model.parameters() if p.requires_grad])]
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The dual encoder."""
+        return {"model": self.pairs.model}
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Eq. 1 on batch `step`."""
+        pairs, settings = self.pairs, self.settings
+        indices = self.sampler.batch(step)
+        captions = pairs.draw_captions(indices, self.seed, step, settings.contrastive.concept_probability)
+        random = rng(self.seed, self.name, "view", step)
+        view = int(random.integers(pairs.images.views))
+        generator = torch.Generator().manual_seed(int(random.integers(1 << 62))) if settings.augment else None
+        image = encode_sharded(lambda part: pairs.images.encode(part, view, generator), torch.from_numpy(indices))
+        text = pairs.texts.encode(torch.from_numpy(captions))
+        loss = pairs.loss(image, text, pairs.model.logit_scale, indices, captions, settings.contrastive)
+        return {f"clip/{pairs.modality}": loss, "loss": loss}

@@ -1,0 +1,377 @@
+"""The bound space in use: texts and files of any modality become unit vectors that can be compared.
+
+* `load`: open a saved space (a folder, or the id of a repository on the hub). `save_space`: write one.
+* `Space`: encode texts and images, classify, compare.
+
+    image of modality m  ->  normalize(f_m(image) B_m)         text, text="m"        ->  normalize(g_m(text) B_m)
+                                                               text, text="student"  ->  S(text)
+
+Shapes: n items, d dimension of the space, d_m joint dimension of modality m's model, c classes.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from m3bind import modalities
+from m3bind.errors import ConfigError, NotFiniteError, SpaceError, UnknownNameError
+from m3bind.models.base import DualEncoder
+from m3bind.models.text_encoder import TextEncoder
+from m3bind.space.compute import Array, bridged, encode_distinct, evaluating, similarity
+from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, read_folder, write_folder
+
+STUDENT = "student"
+Prompts = Sequence[str] | Mapping[str, Sequence[str]]  # templates with {} for the label, or texts per label
+
+
+class Space:
+    """Several modalities and a text encoder in one space of unit vectors. Made by `load`, or of parts in memory."""
+
+    def __init__(
+        self,
+        models: Mapping[str, DualEncoder],
+        bridges: Mapping[str, Tensor | NDArray[Any]],
+        means: Mapping[str, Tensor | NDArray[Any]] | None = None,
+        student: TextEncoder | None = None,
+        info: SpaceInfo | None = None,
+    ) -> None:
+        """Bind parts together; nothing is copied, and the modules' training modes are left as they are.
+
+        Args:
+            models: the dual encoder of each modality, adapters merged.
+            bridges: (d_m, d) per modality.
+            means: (d,) training mean of unit image embeddings per modality, for gap correction.
+            student: the shared text encoder, if distilled.
+            info: config, prompts, counts of records, whether the data were synthetic.
+
+        Raises:
+            SpaceError: a bridge is missing, not finite, or its shape does not fit.
+        """
+        tensors = {name: _matrix(bridge) for name, bridge in bridges.items()}
+        averages = {name: _matrix(mean) for name, mean in (means or {}).items()}
+        self._contents = Contents(dict(models), tensors, averages, student, info or SpaceInfo())
+        self._check()
+
+    @classmethod
+    def _of(cls, contents: Contents) -> "Space":
+        space = cls(contents.models, contents.bridges, contents.means, contents.student, contents.info)
+        space._contents.fingerprint = contents.fingerprint
+        return space
+
+    def _check(self) -> None:
+        """Raise unless all parts fit together."""
+        models, bridges = self._contents.models, self._contents.bridges
+        if not models or set(models) != set(bridges) or not set(self._contents.means) <= set(models):
+            raise SpaceError(
+                f"a space needs one bridge per modality; models {sorted(models)}, bridges {sorted(bridges)}"
+            )
+        if STUDENT in models:
+            raise SpaceError(f"a modality cannot be called {STUDENT!r}, that is the shared text encoder")
+        for name, bridge in bridges.items():
+            if bridge.ndim != 2 or bridge.shape != (models[name].joint_dim, self.dim):
+                raise SpaceError(
+                    f"bridge of {name} has shape {tuple(bridge.shape)}; needed: ({models[name].joint_dim}, {self.dim})"
+                )
+        for kind, tensors in (("bridge", bridges), ("mean", self._contents.means)):
+            for name, tensor in tensors.items():
+                if not torch.isfinite(tensor).all() or tensor.shape[-1] != self.dim:
+                    raise SpaceError(f"{kind} of {name} is not finite or not of dimension {self.dim}; train again")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities."""
+        return tuple(self._contents.models)
+
+    @property
+    def dim(self) -> int:
+        """Dimension d of the space."""
+        return next(iter(self._contents.bridges.values())).shape[1]
+
+    @property
+    def text_paths(self) -> tuple[str, ...]:
+        """Values that `text=` takes: each modality's own text tower, and "student" if the space was distilled."""
+        return (*self.modalities, *([STUDENT] if self._contents.student is not None else []))
+
+    @property
+    def info(self) -> SpaceInfo:
+        """Config, prompts, counts of training records, versions."""
+        return self._contents.info
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the space was trained on virtual patients."""
+        return self.info.synthetic
+
+    @property
+    def cards(self) -> dict[str, dict[str, Any]]:
+        """The model card of each modality: source, licences, training data."""
+        return {name: self.info.cards.get(name) or card_of(model) for name, model in self._contents.models.items()}
+
+    @property
+    def licences(self) -> dict[str, str]:
+        """The licence of each modality's weights."""
+        return {name: card.get("licence_weights", "unknown") for name, card in self.cards.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that embeddings depend on.
+
+        Raises:
+            SpaceError: the space was put together in memory and never saved.
+        """
+        if not self._contents.fingerprint:
+            raise SpaceError("this space exists in memory only; save it with save_space first")
+        return self._contents.fingerprint
+
+    def model(self, modality: str) -> DualEncoder:
+        """The dual encoder of a modality.
+
+        Raises:
+            UnknownNameError: the space does not hold that modality.
+        """
+        try:
+            return self._contents.models[modality]
+        except KeyError:
+            raise UnknownNameError("modality of this space", modality, self.modalities) from None
+
+    def bridge(self, modality: str) -> Array:
+        """The map of a modality into the space, (d_m, d) float32."""
+        self.model(modality)
+        values: Array = self._contents.bridges[modality].cpu().numpy().copy()
+        return values
+
+    def logit_scale(self, modality: str) -> float:
+        """Factor on cosines before a softmax, as trained."""
+        return float(self.model(modality).logit_scale.detach())
+
+    def image_mean(self, modality: str) -> Array:
+        """Mean of the unit image embeddings of the training data, (d,) float32, for gap correction.
+
+        Raises:
+            SpaceError: it was not stored.
+        """
+        self.model(modality)
+        if modality not in self._contents.means:
+            raise SpaceError(f"no image mean of {modality} in this space; gap correction needs one, so switch it off")
+        values: Array = self._contents.means[modality].cpu().numpy().copy()
+        return values
+
+    def to(self, device: str | torch.device) -> "Space":
+        """Move everything to a device; returns the space itself."""
+        contents = self._contents
+        for module in (*contents.models.values(), *([contents.student] if contents.student is not None else [])):
+            module.to(device)
+        contents.bridges = {name: bridge.to(device) for name, bridge in contents.bridges.items()}
+        return self
+
+    def encode_text(self, texts: Sequence[str] | str, text: str | None = None) -> Array:
+        """Texts -> (n, d) float32 unit rows. Each distinct text is encoded once, in batches of similar length.
+
+        Args:
+            texts: any number of texts.
+            text: which text tower: "student" (the default where there is one) or a modality, for its own.
+
+        Raises:
+            SpaceError: no student in this space and `text` not given.
+            UnknownNameError: no such text tower.
+            ConfigError: a text is empty.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        for number, value in enumerate(texts):
+            if not isinstance(value, str) or not value.strip():
+                raise ConfigError(f"text {number} is empty or not a text ({value!r:.40}); leave it out")
+        path = self._text_path(text)
+        if path == STUDENT:
+            student = self._contents.student
+            assert student is not None
+            with evaluating(student):
+                return encode_distinct(texts, student.tokenize, student.encode, self.dim, self._device())
+        model, bridge = self.model(path), self._contents.bridges[path]
+        with evaluating(model):
+            return encode_distinct(
+                texts,
+                model.tokenize,
+                lambda tokens: bridged(model.encode_text(tokens), bridge),
+                self.dim,
+                self._device(),
+            )
+
+    def _text_path(self, text: str | None) -> str:
+        if text is None:
+            if self._contents.student is None:
+                raise SpaceError(f"this space has no student; choose a text tower with text=, one of {self.text_paths}")
+            return STUDENT
+        if text not in self.text_paths:
+            raise UnknownNameError("text tower", text, self.text_paths)
+        return text
+
+    def read(self, path: Path | str, modality: str) -> Tensor:
+        """Decode and prepare one file: the float32 input of the modality's model, without the batch axis.
+
+        Raises:
+            ReadError: the file is missing, damaged, or of another kind.
+        """
+        return self.model(modality).preprocess(modalities.get(modality).read(path))
+
+    def encode_inputs(self, inputs: Sequence[Tensor], modality: str) -> Array:
+        """What `read` gave -> (n, d) float32 unit rows, in one batch per shape.
+
+        Raises:
+            NotFiniteError: an embedding is NaN or infinite.
+        """
+        model, bridge = self.model(modality), self._contents.bridges[modality]
+        out = np.empty((len(inputs), self.dim), np.float32)
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for position, value in enumerate(inputs):
+            shapes.setdefault(tuple(value.shape), []).append(position)
+        with evaluating(model):
+            for positions in shapes.values():
+                batch = torch.stack([inputs[position] for position in positions]).to(self._device())
+                out[positions] = bridged(model.encode_image(batch), bridge).float().cpu().numpy()
+        if not np.isfinite(out).all():
+            raise NotFiniteError(f"an embedding of {modality} is not finite; look at the file and the weights")
+        return out
+
+    def encode_image(self, paths: Sequence[Path | str] | Path | str, modality: str, batch: int = 32) -> Array:
+        """Files of one modality -> (n, d) float32 unit rows. For many files, with bad ones set aside: `encode_files`.
+
+        Raises:
+            ReadError: a file is missing, damaged, or of another kind.
+            UnknownNameError: the space does not hold that modality.
+        """
+        files = [paths] if isinstance(paths, str | Path) else list(paths)
+        self.model(modality)
+        rows = [np.empty((0, self.dim), np.float32)]
+        for start in range(0, len(files), batch):
+            inputs = [self.read(path, modality) for path in files[start : start + batch]]
+            rows.append(self.encode_inputs(inputs, modality))
+        return np.concatenate(rows)
+
+    def class_embeddings(
+        self, labels: Sequence[str], modality: str, prompts: Prompts | None = None, text: str | None = None
+    ) -> Array:
+        """(c, d) unit rows: per label the mean of its prompts' embeddings, normalised.
+
+        Args:
+            labels: class names.
+            modality: whose stored templates are taken when `prompts` is None (without any, the label itself).
+            prompts: templates with {} for the label, or a mapping from label to texts.
+            text: text tower; default the student, or the modality's own where there is no student.
+
+        Raises:
+            ConfigError: no labels, a label without prompts, or a template that cannot be filled.
+        """
+        self.model(modality)
+        if not labels or isinstance(labels, str):
+            raise ConfigError("classification needs a list of labels, e.g. labels=['normal', 'pneumonia']")
+        filled = [_fill(label, self.info.prompts.get(modality) if prompts is None else prompts) for label in labels]
+        rows = self.encode_text([prompt for group in filled for prompt in group], text or self._default_text(modality))
+        ends = np.cumsum([len(group) for group in filled])[:-1]
+        means = np.stack([group.mean(axis=0, dtype=np.float64) for group in np.split(rows, ends)])
+        return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
+
+    def _default_text(self, modality: str) -> str:
+        return STUDENT if self._contents.student is not None else modality
+
+    def classify(
+        self,
+        paths: Sequence[Path | str] | Path | str,
+        modality: str,
+        labels: Sequence[str],
+        prompts: Prompts | None = None,
+        text: str | None = None,
+    ) -> Array:
+        """Zero-shot probabilities (n, c) float32: softmax of logit scale x cosine. Arguments as `class_embeddings`."""
+        classes = self.class_embeddings(labels, modality, prompts, text)
+        logits = self.logit_scale(modality) * similarity(self.encode_image(paths, modality), classes).astype(np.float64)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+
+    @staticmethod
+    def similarity(a: Array, b: Array) -> Array:
+        """Cosines (n, m) of unit rows (n, d) and (m, d)."""
+        return similarity(a, b)
+
+    def _device(self) -> torch.device:
+        return next(iter(self._contents.bridges.values())).device
+
+    def __repr__(self) -> str:
+        lines = [f"Space of {self.dim} dimensions" + (", trained on SYNTHETIC data" if self.synthetic else "")]
+        for name, model in self._contents.models.items():
+            kind = model.registered_name or type(model).name
+            counts = ", ".join(f"{split} {n}" for split, n in self.info.records.get(name, {}).items())
+            facts = [f"{kind} ({model.joint_dim} -> {self.dim})", counts, f"weights: {self.licences[name]}"]
+            lines.append(f"  {name}: " + "; ".join(fact for fact in facts if fact))
+        lines.append(f"  text: {', '.join(self.text_paths)}")
+        return "\n".join(lines)
+
+
+def _matrix(value: Tensor | NDArray[Any]) -> Tensor:
+    return torch.as_tensor(value).detach().float().contiguous()
+
+
+def _fill(label: str, prompts: Prompts | None) -> list[str]:
+    """The prompts of one label."""
+    if not prompts:
+        return [label]
+    if isinstance(prompts, Mapping):
+        if not prompts.get(label) or isinstance(prompts[label], str):
+            raise ConfigError(f"no list of prompts for label {label!r}; there are some for {sorted(prompts)}")
+        return list(prompts[label])
+    if isinstance(prompts, str):
+        raise ConfigError(f"prompts must be a list of templates, not one text; write [{prompts!r}]")
+    try:
+        if any("{" not in template for template in prompts):
+            raise ValueError("a template without a place for the label")
+        return [template.format(label) for template in prompts]
+    except (IndexError, KeyError, ValueError) as error:
+        raise ConfigError(f"cannot fill a prompt template ({error!r}); write {{}} where the label goes") from error
+
+
+def save_space(space: Space, folder: Path | str) -> Path:
+    """Write a space to a folder, replacing an older one as a whole; returns the folder.
+
+    Raises:
+        ConfigError: the folder holds something else, or a model still has adapters.
+        DiskError: the file system refused; what stood there before is untouched.
+    """
+    folder = Path(os.path.abspath(folder))
+    space._contents.fingerprint = write_folder(space._contents, folder)
+    return folder
+
+
+def load(path: Path | str, device: str | torch.device = "cpu") -> Space:
+    """Open a space. Needs no training code, and no network for folders.
+
+    Args:
+        path: a folder written by `save_space`, or the id "owner/name" of such a repository on the Hugging Face hub.
+        device: where to compute.
+
+    Raises:
+        SpaceError: no such space, or it is damaged, incomplete or newer than this version; names the file.
+    """
+    text = str(path)
+    is_id = isinstance(path, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text)
+    if not Path(path).exists() and is_id and not Path(path).parent.exists():
+        path = _download(text)
+    return Space._of(read_folder(path)).to(device)
+
+
+def _download(name: str) -> Path:
+    """The local copy of a hub repository."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[MANIFEST, "weights/*", "assets/**"]))
+    except Exception as error:  # the hub client raises many kinds (offline, not found, gated, HTTP): all mean the same
+        raise SpaceError(
+            f"{name}: no such folder, and it cannot be fetched from the Hugging Face hub ({type(error).__name__}); "
+            "check the name and the connection, or give the path of a folder"
+        ) from error

@@ -1,0 +1,129 @@
+"""Training state on disk: weights that train, their buffers, the optimiser and the step, as one safetensors file.
+
+A checkpoint is one file written atomically, so it is either whole or absent. Samplers, schedule and random numbers are
+functions of (seed, step) and need nothing beyond the step. Two checkpoints are kept, the newest and the one before.
+
+* `save_state` / `load_state`: named tensors plus a small JSON description.
+* `pack_optimizer` / `unpack_optimizer`: AdamW moments by parameter name.
+* `Checkpoints`: the folder of one stage: newest whole checkpoint, save, finish.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from m3bind.errors import CheckpointError
+from m3bind.files import atomic_path
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON description to `path` atomically."""
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(flat, temporary, metadata={"description": json.dumps(dict(description))})
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a file written by `save_state`.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            description = json.loads((handle.metadata() or {}).get("description", "{}"))
+            return {name: handle.get_tensor(name) for name in handle.keys()}, description  # noqa: SIM118
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged checkpoint ({error}); delete it to go on from the one before"
+        ) from error
+
+
+def module_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters that train and all buffers of `modules`, by prefixed name; frozen parameters are left out."""
+    state: dict[str, Tensor] = {}
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                state[f"{prefix}.{name}"] = parameter
+        for name, buffer in module.named_buffers():
+            state[f"{prefix}.{name}"] = buffer
+    return state
+
+
+def restore_modules(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy `state` back into `modules` in place.
+
+    Raises:
+        CheckpointError: names or shapes differ from what the modules hold now.
+    """
+    here = module_state(modules)
+    wrong = sorted(set(here) ^ set(state)) or [name for name in here if here[name].shape != state[name].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: does not fit the network of this run ({', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}); "
+            "the settings changed since it was written: use another run name or delete the stage's folder"
+        )
+    with torch.no_grad():
+        for name, tensor in here.items():
+            tensor.copy_(state[name])
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """Per-parameter optimiser state as named tensors; `names` maps id(parameter) to its name."""
+    packed: dict[str, Tensor] = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            packed[f"{names[id(parameter)]}|{key}"] = torch.as_tensor(value)
+    return packed
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], packed: Mapping[str, Tensor]
+) -> None:
+    """Inverse of `pack_optimizer`; parameters without stored state keep a fresh one."""
+    for name, value in packed.items():
+        parameter, key = name.rsplit("|", 1)
+        optimizer.state[parameters[parameter]][key] = value.clone()
+
+
+class Checkpoints:
+    """The checkpoint files of one stage in `folder`: step_00000100.safetensors ..., final.safetensors when done."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is made when the first file is written."""
+        self.folder = folder
+        self.final = folder / "final.safetensors"
+
+    def all(self) -> list[Path]:
+        """Checkpoints, newest first."""
+        return sorted(self.folder.glob("step_*.safetensors"), reverse=True)
+
+    def newest(self) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that reads whole; damaged ones are passed over and removed."""
+        for path in self.all():
+            try:
+                return (path, *load_state(path))
+            except CheckpointError:
+                path.unlink(missing_ok=True)
+        return None
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
+        """Write the state after `step` steps and drop all but the two newest checkpoints."""
+        path = self.folder / f"step_{step:08d}.safetensors"
+        save_state(path, tensors, {**description, "step": step})
+        for old in self.all()[2:]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def finish(self, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+        """Write the final weights, then remove the checkpoints."""
+        save_state(self.final, tensors, description)
+        for old in self.all():
+            old.unlink(missing_ok=True)

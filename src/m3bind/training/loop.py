@@ -1,0 +1,243 @@
+"""The one training loop of all stages: AdamW, warm-up and cosine, clipping, checkpoints, resume, NaN policy, logs.
+
+* `Stage`: what a stage must offer: parameter groups, modules to save, and `losses(step)`.
+* `train(stage, settings, ...)`: runs it to the end, or goes on from where a killed run stopped, to bit-identical weights
+  (on one CPU with the same number of threads).
+* `learning_rate(step, settings)`: linear warm-up, then cosine.
+
+Random numbers of a step (dropout, augmentation) are seeded from (seed, stage, step), so they need not be stored.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from m3bind.config import TrainConfig
+from m3bind.errors import CheckpointError, NotFiniteError
+from m3bind.files import sha256_text
+from m3bind.progress import progress
+from m3bind.training import checkpoint
+from m3bind.training.parallel import average_gradients, world
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters with a learning rate of `scale` x the schedule's (Eq. 4 hands in s_m)."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    scale: float = 1.0
+
+
+class Stage(Protocol):
+    """What the loop needs from a stage."""
+
+    name: str
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        """The parameters that train."""
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Modules whose training parameters and buffers a checkpoint holds."""
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Named scalar losses of step `step` (0-based); "loss" is the one that is minimised."""
+
+
+def learning_rate(step: int, settings: TrainConfig) -> float:
+    """Learning rate of the 0-based `step`: linear warm-up to `lr`, then a cosine to `lr * lr_floor`."""
+    warm = max(round(settings.warmup * settings.steps), 1)
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    progress_ = (step - warm) / max(settings.steps - warm, 1)
+    return settings.lr * (settings.lr_floor + (1 - settings.lr_floor) * 0.5 * (1 + math.cos(math.pi * progress_)))
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by the hardware (a GPU, or a CPU with AMX or AVX512-BF16), not emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    from m3bind.models.precision import compute_dtype
+
+    return compute_dtype() is torch.bfloat16
+
+
+def autocast(settings: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
+    """The precision a stage computes its towers in; losses are always formed in float32."""
+    enabled = settings.precision == "bf16" or (settings.precision == "auto" and bf16_pays(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, accelerator: Accelerator | None = None) -> None:
+    """Train `stage` for `settings.steps` steps, leaving `folder/final.safetensors` and `folder/log.jsonl`.
+
+    Called again after a kill it continues from the newest checkpoint; called again after the end it only loads the
+    final weights into the stage's modules.
+
+    Raises:
+        NotFiniteError: a loss or the gradient is NaN or infinite; says step, loss name and the last good checkpoint.
+        CheckpointError: the folder holds state of other settings.
+        DiskError: a checkpoint could not be written.
+    """
+    files = checkpoint.Checkpoints(folder)
+    modules = stage.modules()
+    fingerprint = sha256_text(stage.name, str(seed), settings.model_dump_json(exclude=_FREE))[:16]
+    if files.final.exists():
+        state, description = checkpoint.load_state(files.final)
+        _same_run(description, fingerprint, files.final)
+        checkpoint.restore_modules(modules, state, files.final)
+        return
+    _Run(stage, settings, files, fingerprint, seed, accelerator or Accelerator(cpu=not torch.cuda.is_available())).run()
+
+
+_FREE = {"checkpoint_steps", "checkpoint_seconds", "log_steps"}  # settings that do not change the result
+
+
+def _same_run(description: Mapping[str, object], fingerprint: str, path: Path) -> None:
+    if description.get("fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"{path}: was written with other settings or another seed; use another run name (--set name=...) or delete {path.parent}"
+        )
+
+
+class _Run:
+    """State of one call of `train`."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        settings: TrainConfig,
+        files: checkpoint.Checkpoints,
+        fingerprint: str,
+        seed: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.stage, self.settings, self.files, self.seed, self.accelerator = stage, settings, files, seed, accelerator
+        self.fingerprint = fingerprint
+        self.groups = [g for g in stage.groups() if g.parameters]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": g.parameters, "lr": 0.0, "weight_decay": settings.weight_decay} for g in self.groups],
+            betas=(0.9, 0.999),
+        )
+        self.parameters = {f"{g.name}.{i}": p for g in self.groups for i, p in enumerate(g.parameters)}
+        self.names = {id(p): name for name, p in self.parameters.items()}
+        self.log_path = files.folder / "log.jsonl"
+        self.main = world()[0] == 0
+
+    def resume(self) -> int:
+        """Restore the newest checkpoint, cut the log back to it, return the step to go on with."""
+        found = self.files.newest()
+        if found is None:
+            if self.main:
+                self.log_path.unlink(missing_ok=True)
+            return 0
+        path, tensors, description = found
+        _same_run(description, self.fingerprint, path)
+        weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
+        checkpoint.restore_modules(self.stage.modules(), weights, path)
+        packed = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+        checkpoint.unpack_optimizer(self.optimizer, self.parameters, packed)
+        step = int(description["step"])
+        if self.main and self.log_path.exists():
+            lines = [line for line in self.log_path.read_text().splitlines() if _logged_step(line) <= step]
+            checkpoint_text = "".join(line + "\n" for line in lines)
+            with checkpoint.atomic_path(self.log_path) as temporary:
+                temporary.write_text(checkpoint_text)
+        return step
+
+    def save(self, step: int) -> None:
+        """Checkpoint after `step` steps."""
+        tensors = {f"module.{k}": v for k, v in checkpoint.module_state(self.stage.modules()).items()}
+        tensors |= {f"optimizer.{k}": v for k, v in checkpoint.pack_optimizer(self.optimizer, self.names).items()}
+        if self.main:
+            self.files.save(step, tensors, {"fingerprint": self.fingerprint})
+
+    def run(self) -> None:
+        """All remaining steps."""
+        settings = self.settings
+        step = self.resume()
+        saved = time.monotonic()
+        board = SummaryWriter(str(self.files.folder / "tensorboard"), purge_step=step) if self.main else None
+        self.files.folder.mkdir(parents=True, exist_ok=True)
+        with (
+            progress(self.stage.name, total=settings.steps, done=step) as bar,
+            open(self.log_path, "a", encoding="utf-8") as log,
+        ):
+            while step < settings.steps:
+                row = self.step(step)
+                step += 1
+                bar.advance(1, note=f"loss {row['loss']:.4f}")
+                if self.main and (step % settings.log_steps == 0 or step == settings.steps):
+                    log.write(json.dumps({"stage": self.stage.name, "step": step, **row}) + "\n")
+                    log.flush()
+                    if board is not None:
+                        for key, value in row.items():
+                            board.add_scalar(f"{self.stage.name}/{key}", value, step)
+                if step < settings.steps and (
+                    step % settings.checkpoint_steps == 0 or time.monotonic() - saved > settings.checkpoint_seconds
+                ):
+                    self.save(step)
+                    saved = time.monotonic()
+        if board is not None:
+            board.close()
+        if self.main:
+            self.files.finish(
+                checkpoint.module_state(self.stage.modules()), {"fingerprint": self.fingerprint, "step": step}
+            )
+        self.accelerator.wait_for_everyone()
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimiser step; returns what is logged."""
+        torch.manual_seed(int(sha256_text(str(self.seed), self.stage.name, str(step))[:15], 16))
+        rate = learning_rate(step, self.settings)
+        for group, entry in zip(self.groups, self.optimizer.param_groups, strict=True):
+            entry["lr"] = rate * group.scale
+        with autocast(self.settings, self.accelerator.device):
+            losses = self.stage.losses(step)
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        self.check(step, values)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(losses["loss"])
+        average_gradients(self.parameters.values())
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm or math.inf)
+        if not math.isfinite(float(norm)):
+            self.check(step, self._gradient_norms())
+            self.check(step, {"gradient": float(norm)})
+        self.optimizer.step()
+        return {**values, "gradient_norm": float(norm), "lr": rate}
+
+    def _gradient_norms(self) -> dict[str, float]:
+        return {
+            f"gradient of {g.name}": float(sum(p.grad.square().sum() for p in g.parameters if p.grad is not None))
+            for g in self.groups
+        }
+
+    def check(self, step: int, values: Mapping[str, float]) -> None:
+        """Stop when a value is not finite."""
+        bad = [name for name, value in values.items() if not math.isfinite(value) and name != "loss"] or [
+            name for name, value in values.items() if not math.isfinite(value)
+        ]
+        if bad:
+            good = self.files.all()
+            last = f"last good checkpoint: {good[0]}" if good else "no checkpoint was written yet"
+            raise NotFiniteError(
+                f"{self.stage.name}, step {step + 1}: {', '.join(bad)} is not finite; training stopped and nothing was overwritten "
+                f"({last}). Lower the learning rate ({self.settings.lr:g}) or look at this modality's inputs, then run the same command."
+            )
+
+
+def _logged_step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 1 << 62  # a half-written last line is dropped

@@ -1,0 +1,192 @@
+"""The image-text pairs of one modality as training sees them: whatever is frozen is already computed.
+
+* `TextTable`: the distinct texts of a run; everywhere else a text is its index.
+* `Images` / `Texts`: one side of a modality at a *level*: raw input, trunk features, or finished embeddings. `encode`
+  applies only what is left of the tower, so a stage pays for what it trains.
+* `token_lists`, `pad`: token ids of texts without and with padding.
+* `Pairs`: both sides, the captions and labels of each image, and Eq. 1 on a batch of them.
+
+Shapes: n items of a batch, N images, K distinct texts, v augmented views, f feature width, d_m joint dimension.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from m3bind.config import ContrastiveConfig
+from m3bind.data.batching import IntArray, rng
+from m3bind.models.base import DualEncoder, Tokens
+from m3bind.training.contrastive import clip_loss, identical_positives, mixed_positives
+from m3bind.training.parallel import encode_sharded
+
+Level = Literal["input", "features", "embedding"]
+
+
+class TextTable:
+    """Distinct texts, each known by its index."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._index: dict[str, int] = {}
+
+    def add(self, text: str) -> int:
+        """Index of `text`, added when new."""
+        if text not in self._index:
+            self._index[text] = len(self.texts)
+            self.texts.append(text)
+        return self._index[text]
+
+    def ids(self, texts: Iterable[str]) -> IntArray:
+        """Indices of several texts, shape (len,)."""
+        return np.array([self.add(text) for text in texts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class Images:
+    """The images of one modality at a level: array (N, ...), or (N, v, ...) with several views."""
+
+    def __init__(self, model: DualEncoder, level: Level, array: NDArray[Any], views: int = 1) -> None:
+        """`array` may be memory-mapped; only the rows of a batch are read."""
+        self.model, self.level, self.array, self.views = model, level, array, views
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def rows(self, indices: Tensor, view: int = 0) -> Tensor:
+        """The stored rows, float32, on the model's device."""
+        index = indices.cpu().numpy()
+        rows = self.array[index]
+        if self.views > 1:
+            rows = rows[:, view]
+        return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32)).to(self.model.logit_scale.device)
+
+    def encode(self, indices: Tensor, view: int = 0, generator: torch.Generator | None = None) -> Tensor:
+        """(n,) indices -> (n, d_m) unit rows; `generator` switches the model's augmentation of raw input on."""
+        rows = self.rows(indices, view)
+        if self.level == "input":
+            if generator is not None:
+                rows = self.model.augment(rows, generator)
+            return self.model.encode_image(rows).float()
+        if self.level == "features":
+            return F.normalize(self.model.project_image(rows).float(), dim=-1)
+        return rows
+
+
+class Texts:
+    """The distinct texts as the text tower of one modality sees them."""
+
+    def __init__(self, model: DualEncoder, level: Level, table: TextTable, array: NDArray[Any] | None = None) -> None:
+        """`array`: (K, f) features or (K, d_m) embeddings; None for the level "input", whose texts are tokenised here once."""
+        self.model, self.level, self.table, self.array = model, level, table, array
+        self._ids: dict[int, list[int]] = {}
+
+    def tokens(self, ids: Sequence[int]) -> Tokens:
+        """Tokens of texts, each text tokenised once in its life, padded to the longest."""
+        missing = [i for i in ids if i not in self._ids]
+        self._ids.update(
+            zip(missing, token_lists(self.model.tokenize, [self.table.texts[i] for i in missing]), strict=True)
+        )
+        device = self.model.logit_scale.device
+        return {name: tensor.to(device) for name, tensor in pad([self._ids[i] for i in ids]).items()}
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """(n,) text indices -> (n, d_m) unit rows; each distinct text is encoded once."""
+        distinct, inverse = torch.unique(ids, return_inverse=True)
+        return encode_sharded(self._encode, distinct)[inverse]
+
+    def _encode(self, ids: Tensor) -> Tensor:
+        if self.level == "input":
+            return self.model.encode_text(self.tokens(ids.tolist())).float()
+        assert self.array is not None
+        rows = torch.from_numpy(np.ascontiguousarray(self.array[ids.cpu().numpy()], dtype=np.float32))
+        rows = rows.to(self.model.logit_scale.device)
+        if self.level == "features":
+            return F.normalize(self.model.project_text(rows).float(), dim=-1)
+        return rows
+
+
+def token_lists(tokenize: Callable[[Sequence[str]], Tokens], texts: Sequence[str], chunk: int = 512) -> list[list[int]]:
+    """The token ids of each text without padding."""
+    lists: list[list[int]] = []
+    for start in range(0, len(texts), chunk):
+        tokens = tokenize(texts[start : start + chunk])
+        lists += [
+            row[mask.bool()].tolist() for row, mask in zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
+        ]
+    return lists
+
+
+def pad(sequences: Sequence[list[int]]) -> Tokens:
+    """Token ids padded with zeros to the longest, with their mask."""
+    longest = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@dataclass
+class Pairs:
+    """Image-text pairs of one modality: N images with one or more captions each."""
+
+    modality: str
+    model: DualEncoder
+    images: Images
+    texts: Texts
+    captions: list[IntArray]  # per image: ids of texts that describe it; the first is canonical
+    concepts: list[IntArray]  # per image: ids of phrases shared by modalities, possibly none
+    labels: IntArray  # (N,) class index for label supervision, -1: none
+    patients: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def draw_captions(self, indices: IntArray, seed: int, step: int, concept_probability: float = 0.0) -> IntArray:
+        """One caption id per image of a batch, shape (n,): a function of (seed, modality, step)."""
+        random = rng(seed, "captions", self.modality, step)
+        choice, concept, which = random.random(len(indices)), random.random(len(indices)), random.random(len(indices))
+        ids = np.empty(len(indices), dtype=np.int64)
+        for row, index in enumerate(indices):
+            shared = self.concepts[index]
+            if len(shared) and concept[row] < concept_probability:
+                ids[row] = shared[int(which[row] * len(shared))]
+            else:
+                ids[row] = self.captions[index][int(choice[row] * len(self.captions[index]))]
+        return ids
+
+    def positives(self, indices: IntArray, caption_ids: IntArray, settings: ContrastiveConfig) -> Tensor | None:
+        """Which texts of the batch count as right for which images, (n, n) weights or None for the diagonal."""
+        if settings.positives == "diagonal":
+            return None
+        ids = torch.from_numpy(caption_ids)
+        if settings.positives == "identical":
+            return identical_positives(ids)
+        labels = [int(label) if label >= 0 else None for label in self.labels[indices]]
+        return mixed_positives(ids, labels, settings.label_weight)
+
+    def loss(
+        self,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        indices: IntArray,
+        caption_ids: IntArray,
+        settings: ContrastiveConfig,
+    ) -> Tensor:
+        """Eq. 1 (or 8) of a batch: image and text (n, d) unit rows of the same pairs."""
+        positives = self.positives(indices, caption_ids, settings)
+        if positives is not None:
+            positives = positives.to(image.device)
+        return clip_loss(
+            image, text, scale, direction=settings.direction, positives=positives, reduction=settings.reduction
+        )

@@ -1,0 +1,76 @@
+"""Several processes that together compute exactly what one process would.
+
+Every process knows the whole (global) batch, encodes its slice of it, and gathers the embeddings with their gradient, so
+each of them holds the loss over all negatives. Averaging the parameters' gradients over the processes then gives the
+gradient of the single-process loss: the gather's backward sums over processes, which the average undoes for what was
+computed from slices, and what comes after the gather has the full gradient on every process already.
+
+Shapes: n global items, s = ceil(n / world) items of a slice, d embedding dimension.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world() -> tuple[int, int]:
+    """(rank of this process, number of processes)."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class _Gather(torch.autograd.Function):
+    """All slices one after the other, (s, d) -> (world * s, d); backward sums the gradient over processes."""
+
+    @staticmethod
+    def forward(context: Any, part: Tensor) -> Tensor:
+        context.rank, size = world()
+        context.rows = part.shape[0]
+        parts = [torch.empty_like(part) for _ in range(size)]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient[context.rank * context.rows : (context.rank + 1) * context.rows]
+
+
+def encode_sharded(encode: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
+    """`encode(items)` with the work divided among the processes: (n,) indices -> (n, d), with gradient.
+
+    The last slice is filled with repeats of its neighbours so that all have equal length; what they give is cut off.
+    """
+    rank, size = world()
+    if size == 1:
+        return encode(items)
+    rows = -(-len(items) // size)
+    padded = items[torch.arange(rows * size, device=items.device) % len(items)]
+    gathered: Tensor = _Gather.apply(encode(padded[rank * rows : (rank + 1) * rows]))  # type: ignore[no-untyped-call]
+    return gathered[: len(items)]
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Mean of the gradients over all processes, in place, one message for all of them; a missing gradient counts as zero."""
+    _, size = world()
+    if size == 1:
+        return
+    wanted = [p for p in parameters if p.requires_grad]
+    if not wanted:
+        return
+    for parameter in wanted:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.reshape(-1) for p in wanted if p.grad is not None])
+    dist.all_reduce(flat)
+    flat /= size
+    start = 0
+    for parameter in wanted:
+        count = parameter.numel()
+        parameter.grad = flat[start : start + count].view_as(parameter)
+        start += count

@@ -1,0 +1,256 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m3bind.data.cache import FeatureCache, Rows, file_key
+from m3bind.errors import M3BindError, NotFiniteError, ReadError
+
+
+class Counter:
+    """A compute function that remembers what it was asked for."""
+
+    def __init__(self, items, width=3, dtype=np.float32):
+        self.items, self.width, self.dtype, self.calls = items, width, dtype, []
+
+    def __call__(self, positions):
+        self.calls.append(list(positions))
+        values = [[hash_value(self.items[i]) + j for j in range(self.width)] for i in positions]
+        return np.array(values).astype(self.dtype)
+
+
+def hash_value(text):
+    return sum(text.encode()) % 97
+
+
+def names(n, start=0):
+    return [f"item {i}" for i in range(start, start + n)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8])
+def test_rows_come_back_in_order_and_are_computed_once(tmp_path, dtype):
+    items = [*names(10), "item 3", "item 0"]
+    compute = Counter(items, dtype=dtype)
+    rows = FeatureCache(tmp_path).get_or_compute("f", "w", items, compute, batch=4)
+    expected = Counter(items, dtype=dtype)(range(12))
+    assert rows.shape == (12, 3) and rows.dtype == dtype and len(rows) == 12
+    np.testing.assert_array_equal(np.asarray(rows), expected)
+    np.testing.assert_array_equal(rows[[11, 2, 2]], expected[[11, 2, 2]])
+    np.testing.assert_array_equal(rows[4:9:2], expected[4:9:2])
+    np.testing.assert_array_equal(rows[-1], expected[-1])
+    assert [len(call) for call in compute.calls] == [4, 4, 2]  # equal items once
+    again = Counter(items, dtype=dtype)
+    warm = FeatureCache(tmp_path).get_or_compute("f", "w", items[::-1], again, batch=4)
+    assert again.calls == []
+    np.testing.assert_array_equal(np.asarray(warm), expected[::-1])
+
+
+def test_kind_and_weights_are_part_of_the_key(tmp_path):
+    cache, items = FeatureCache(tmp_path), names(3)
+    computed = []
+    for kind, weights in [("a", "w"), ("b", "w"), ("a", "v"), ("a", "w")]:
+        cache.get_or_compute(kind, weights, items, compute := Counter(items))
+        computed.append(bool(compute.calls))
+    assert computed == [True, True, True, False]
+
+
+def test_only_missing_items_are_computed_at_fixed_batch_positions(tmp_path):
+    cache = FeatureCache(tmp_path)
+    cache.get_or_compute("f", "w", ["item 1", "item 5"], Counter(["item 1", "item 5"]))
+    compute = Counter(names(8))
+    cache.get_or_compute("f", "w", names(8), compute, batch=4)
+    assert compute.calls == [[0, 2, 3], [4, 6, 7]]
+
+
+def test_what_was_computed_before_an_error_is_kept_and_batches_are_those_of_a_whole_run(tmp_path):
+    items = names(20)
+    compute = Counter(items)
+
+    def fails(positions):
+        if 8 in positions:
+            raise ReadError("x.png", "damaged")
+        return compute(positions)
+
+    with pytest.raises(ReadError):
+        FeatureCache(tmp_path).get_or_compute("f", "w", items, fails, batch=4)
+    FeatureCache(tmp_path).get_or_compute("f", "w", items, compute, batch=4)
+    assert compute.calls == [list(range(start, start + 4)) for start in range(0, 20, 4)]
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "grow"])
+def test_damaged_shard_is_set_aside_and_recomputed_with_a_notice(tmp_path, caplog, harm):
+    items = names(6)
+    FeatureCache(tmp_path).get_or_compute("f", "w", items[:3], Counter(items[:3]))
+    healthy = set(tmp_path.rglob("*.safetensors"))
+    FeatureCache(tmp_path).get_or_compute("f", "w", items, Counter(items))
+    (victim,) = set(tmp_path.rglob("*.safetensors")) - healthy
+    data = bytearray(victim.read_bytes())
+    if harm == "flip":
+        data[len(data) // 2] ^= 4
+    victim.write_bytes({"truncate": data[:-5], "empty": b"", "grow": data + b"x"}.get(harm, data))
+    compute = Counter(items)
+    rows = FeatureCache(tmp_path).get_or_compute("f", "w", items, compute)
+    assert compute.calls == [[3, 4, 5]]
+    np.testing.assert_array_equal(np.asarray(rows), Counter(items)(range(6)))
+    assert "damaged" in caplog.text and list(tmp_path.rglob("*.damaged"))
+
+
+def test_every_single_bit_flip_is_noticed(tmp_path):
+    items = names(2)
+    FeatureCache(tmp_path).get_or_compute("f", "w", items, Counter(items))
+    (shard,) = tmp_path.rglob("*.safetensors")
+    good = shard.read_bytes()
+    for bit in range(0, 8 * len(good), 7):
+        data = bytearray(good)
+        data[bit // 8] ^= 1 << bit % 8
+        shard.write_bytes(data)
+        compute = Counter(items)
+        FeatureCache(tmp_path).get_or_compute("f", "w", items, compute)
+        assert compute.calls == [[0, 1]]
+        assert shard.read_bytes() == good  # written again under the same name
+
+
+def test_two_caches_see_what_the_other_adds(tmp_path):
+    one, two = FeatureCache(tmp_path), FeatureCache(tmp_path)
+    one.get_or_compute("f", "w", names(4), Counter(names(4)))
+    two.get_or_compute("f", "w", names(8), Counter(names(8)))
+    one.get_or_compute("f", "w", names(8), compute := Counter(names(8)))
+    assert compute.calls == []
+
+
+def test_wrong_results_are_refused_and_not_kept(tmp_path):
+    cache, items = FeatureCache(tmp_path), names(2)
+    nan = np.full((2, 3), np.nan, np.float32)
+    with pytest.raises(NotFiniteError, match="NaN"):
+        cache.get_or_compute("f", "w", items, lambda _: nan)
+    with pytest.raises(M3BindError, match="float64"):
+        cache.get_or_compute("f", "w", items, lambda _: np.zeros((2, 3)))
+    with pytest.raises(M3BindError, match="for 2 items"):
+        cache.get_or_compute("f", "w", items, lambda _: np.zeros((1, 3), np.float32))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    cache.get_or_compute("f", "w", items, Counter(items))
+    with pytest.raises(M3BindError, match="changed under the same name"):
+        cache.get_or_compute("f", "w", names(3), Counter(names(3), width=4))
+    assert len(cache.get_or_compute("f", "w", items, Counter(items))) == 2
+
+
+def test_no_items_and_rows_without_axes(tmp_path):
+    cache = FeatureCache(tmp_path)
+    assert len(cache.get_or_compute("f", "w", [], Counter([]))) == 0
+    rows = cache.get_or_compute("scalar", "w", names(3), lambda at: np.array(at, np.float32))
+    np.testing.assert_array_equal(np.asarray(rows), [0, 1, 2])
+    assert isinstance(rows, Rows) and rows.shape == (3,)
+
+
+KILLED = """
+import sys, time
+import numpy as np
+from m3bind.data import cache as module
+module.FLUSH_SECONDS = 0.0
+items = [f"item {i}" for i in range(60)]
+def compute(positions):
+    time.sleep(0.02)
+    with open(sys.argv[2], "a") as log:
+        log.write(repr(positions) + chr(10))
+    return np.array([[i, len(positions), positions[0]] for i in positions], np.float32)
+rows = module.FeatureCache(sys.argv[1]).get_or_compute("f", "w", items, compute, batch=4)
+np.save(sys.argv[3], np.asarray(rows))
+"""
+
+
+def test_killed_at_random_moments_gives_the_rows_of_an_uninterrupted_run(tmp_path):
+    """The rows depend on their batch, so equality shows that batches are the same however often the run was killed."""
+
+    def start(name):
+        arguments = [tmp_path / name, tmp_path / f"{name}.log", tmp_path / f"{name}.npy"]
+        return subprocess.Popen([sys.executable, "-c", KILLED, *map(str, arguments)])
+
+    assert start("whole").wait() == 0
+    rng, kills = np.random.default_rng(0), 0
+    while not (tmp_path / "killed.npy").exists():
+        process = start("killed")
+        if kills < 4:
+            log = tmp_path / "killed.log"
+            size = log.stat().st_size if log.exists() else 0
+            while not log.exists() or log.stat().st_size == size:  # killed while it computes
+                time.sleep(0.005)
+            time.sleep(float(rng.uniform(0, 0.08)))
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    np.testing.assert_array_equal(np.load(tmp_path / "killed.npy"), np.load(tmp_path / "whole.npy"))
+    assert kills == 4
+
+
+def test_readers_and_writers_at_once_agree(tmp_path):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "shared"), str(tmp_path / f"{i}.log"), str(out)])
+        for i, out in enumerate([tmp_path / "0.npy", tmp_path / "1.npy", tmp_path / "2.npy"])
+    ]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    for i in (1, 2):
+        np.testing.assert_array_equal(np.load(tmp_path / f"{i}.npy"), np.load(tmp_path / "0.npy"))
+
+
+def test_file_key_is_the_content(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"one")
+    (tmp_path / "b.png").write_bytes(b"one")
+    (tmp_path / "c.png").write_bytes(b"two")
+    assert file_key(tmp_path / "a.png") == file_key(tmp_path / "b.png") != file_key(tmp_path / "c.png")
+    with pytest.raises(ReadError, match="no such file"):
+        file_key(tmp_path / "d.png")
+
+
+def test_file_key_of_a_record_and_of_a_folder_covers_all_parts(tmp_path):
+    (tmp_path / "r.hea").write_text("# a comment\nr 2 100 1000\nr.dat 16 1000\nr.dat 16 1000\n")
+    (tmp_path / "r.dat").write_bytes(b"signal")
+    (tmp_path / "r.atr").write_bytes(b"notes of somebody")
+    whole, folder = file_key(tmp_path / "r"), file_key(tmp_path)
+    assert file_key(tmp_path / "r.hea") == whole
+    (tmp_path / "r.atr").write_bytes(b"other notes")
+    assert file_key(tmp_path / "r") == whole and file_key(tmp_path) != folder
+    (tmp_path / "r.dat").write_bytes(b"signaL")
+    assert file_key(tmp_path / "r") != whole
+
+
+def test_file_keys_are_remembered_and_renewed_when_the_file_changes(tmp_path, monkeypatch):
+    path, reads = tmp_path / "a.png", []
+    path.write_bytes(b"one")
+    os.utime(path, (1e9, 1e9))
+    import m3bind.data.cache as module
+
+    monkeypatch.setattr(module, "file_key", lambda p: reads.append(p) or file_key(p))
+    first = FeatureCache(tmp_path / "c").file_keys([path])
+    assert first == FeatureCache(tmp_path / "c").file_keys([path]) == [file_key(path)]
+    assert len(reads) == 1
+    path.write_bytes(b"six")  # just now: too fresh to be trusted
+    second = FeatureCache(tmp_path / "c").file_keys([path])
+    assert FeatureCache(tmp_path / "c").file_keys([path]) == second != first
+    assert len(reads) == 3
+    assert "a.png" not in (tmp_path / "c" / "files.json").read_text()
+
+
+def test_ten_thousand_items_are_quick_when_warm(tmp_path):
+    items = names(10_000)
+    wide = np.zeros((10_000, 64), np.float32)
+    FeatureCache(tmp_path).get_or_compute("f", "w", items, lambda at: wide[at], batch=100)
+    start = time.process_time()
+    rows = FeatureCache(tmp_path).get_or_compute("f", "w", items, Counter(items))
+    assert np.asarray(rows).shape == (10_000, 64)
+    assert time.process_time() - start < 1.0
+
+
+def test_shards_are_plain_safetensors(tmp_path):
+    from safetensors.numpy import load_file
+
+    items = names(3)
+    FeatureCache(tmp_path).get_or_compute("f", "w", items, Counter(items))
+    (shard,) = Path(tmp_path).rglob("*.safetensors")
+    tensors = load_file(shard)
+    assert tensors["keys"].shape == (3, 32)
+    np.testing.assert_array_equal(tensors["rows"], Counter(items)(range(3)))

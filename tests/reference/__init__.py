@@ -1,0 +1,1 @@
+"""Naive implementations used as oracles; nothing here imports m3bind."""

@@ -1,0 +1,179 @@
+"""A modality file and a model file dropped into the packages go through fit, evaluate, encode and search, nothing else touched.
+
+The package is copied into a temporary folder, the two files are added there, and the command line runs from that copy.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import m3bind
+
+MODALITY = '''
+"""Thermal images: 8-bit grey PNG, hot is bright."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from m3bind.errors import ReadError
+from m3bind.modalities.base import Modality, Sample
+
+
+class Thermal(Modality):
+    """Surface temperature as a grey picture."""
+
+    name = "thermal"
+    title = "Thermal image"
+    color = "#aa5500"
+    suffixes = (".png",)
+
+    def read(self, path: Path | str) -> Sample:
+        """(H, W) float32, 0..1."""
+        try:
+            with Image.open(path) as image:
+                array = np.asarray(image.convert("L"), dtype=np.float32) / 255
+        except (OSError, UnidentifiedImageError) as error:
+            raise ReadError(path, "not a readable PNG", "export it again") from error
+        return Sample("thermal", array, steps=["8-bit grey / 255"])
+
+    def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
+        """The picture itself."""
+        image = Image.fromarray((sample.array * 255).astype(np.uint8)).convert("RGB")
+        image.thumbnail((size, size))
+        return image
+'''
+
+MODEL = '''
+"""A dual encoder of two linear towers: 8x8 pixels, bag of letters."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m3bind.modalities.base import Sample
+from m3bind.models.base import DualEncoder, ModelCard, Tokens
+
+
+class Letters(nn.Module):
+    """Mean of letter vectors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(28, width)
+        self.value = nn.Linear(width, width)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = attention_mask[..., None].float()
+        return self.value((self.table(input_ids) * mask).sum(1) / mask.sum(1).clamp(min=1))
+
+
+class Linear(DualEncoder):
+    """Linear in both towers."""
+
+    name = "dropped_in"
+    card = ModelCard("a test", "Apache-2.0", "Apache-2.0", 12, "64 pixels", lora_text=("value",))
+
+    def __init__(self, modality: str = "", joint_dim: int = 12, assets: Any = None) -> None:
+        super().__init__()
+        self.modality, self.joint_dim, self.max_tokens = modality, joint_dim, 64
+        self.image_trunk, self.image_head = nn.Linear(64, 32), nn.Linear(32, joint_dim, bias=False)
+        self.text_trunk, self.text_head = Letters(24), nn.Linear(24, joint_dim, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.log_scale.exp()
+
+    def preprocess(self, sample: Sample) -> Tensor:
+        grey = torch.from_numpy(sample.array).reshape(1, *sample.array.shape[:2], -1).mean(-1)
+        return F.adaptive_avg_pool2d(grey, 8).reshape(64)
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        rows = [[ord(c) - 96 if "a" <= c <= "z" else 27 for c in text.lower()[:64]] or [27] for text in texts]
+        ids = torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+    def text_features(self, tokens: Tokens) -> Tensor:
+        return self.text_trunk(**tokens)
+
+    def settings(self) -> dict[str, Any]:
+        return {"modality": self.modality, "joint_dim": self.joint_dim}
+'''
+
+SETTINGS = """
+name: dropped
+data: {manifest: MANIFEST}
+modalities:
+  thermal: {model: dropped_in}
+  xray: {model: dropped_in, settings: {joint_dim: 10}}
+pretrain: {steps: 30, batch: 16, lr: 0.01}
+align: {dim: 16, steps: 10, batch: 16, shared_batch: 8, pool: 64, lr: 0.01}
+distill:
+  steps: 5
+  steps_b: 5
+  batch: 16
+  student: {text: bert, settings: {config: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}}
+evaluate: {bootstrap: 20, agreement_texts: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dropped")
+    shutil.copytree(Path(m3bind.__file__).parent, folder / "src" / "m3bind", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "src/m3bind/modalities/thermal.py").write_text(MODALITY)
+    (folder / "src/m3bind/models/dropped_in.py").write_text(MODEL)
+    random = np.random.default_rng(0)
+    rows = ["modality,path,label,caption,patient,split"]
+    for number in range(72):
+        hot = number % 2
+        picture = random.integers(0, 60, (32, 32)) + 120 * hot * (np.mgrid[:32, :32][0] > 15)
+        modality = "thermal" if number < 36 else "xray"
+        name = f"{modality}{number}.png"
+        Image.fromarray(picture.astype(np.uint8)).save(folder / name)
+        split = "test" if number % 6 < 2 else "train"
+        finding = "a hot spot, abnormal" if hot else "even temperature, normal"
+        rows.append(f'{modality},{name},{"hot" if hot else "even"},"{finding}, case {number % 7}",p{number % 36},{split}')
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    (folder / "settings.yaml").write_text(SETTINGS.replace("MANIFEST", str(folder / "manifest.csv")))
+    return folder
+
+
+def run(project: Path, *arguments: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(project / "src"), "HF_HUB_OFFLINE": "1", "M3BIND_PROGRESS": "off", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "m3bind", *arguments], cwd=project, env=env, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_fit_evaluate_encode_and_search_know_them(project):
+    assert len(MODALITY.strip().splitlines()) <= 40
+    assert len(MODEL.strip().splitlines()) <= 60
+    shown = run(project, "fit", "settings.yaml")
+    assert "thermal" in shown and (project / "runs/dropped/report.html").stat().st_size > 10_000
+    rows = json.loads((project / "runs/dropped/results.json").read_text())
+    assert {r["stage"] for r in rows} == {"unbound", "closed_form", "bound", "distilled"}
+    assert any(r["modality"] == "thermal" and r["protocol"] == "zero_shot" and r["text_path"] == "student" for r in rows)
+    run(project, "evaluate", "runs/dropped/space", "--manifest", "manifest.csv", "--json", "again.json")
+    again = {(r["task"], r["modality"], r["text_path"], r["metric"]): r["value"] for r in json.loads((project / "again.json").read_text()) if r["protocol"] == "zero_shot"}
+    first = {(r["task"], r["modality"], r["text_path"], r["metric"]): r["value"] for r in rows if r["protocol"] == "zero_shot" and r["stage"] == "distilled"}
+    assert again and all(again[key] == pytest.approx(first[key], abs=1e-6) for key in again if key in first)
+    assert set(again) == set(first)
+    run(project, "encode", "manifest.csv", "--space", "runs/dropped/space", "--out", "encoded")
+    hits = run(project, "search", "encoded", "--space", "runs/dropped/space", "--text", "a hot spot", "--target", "thermal", "--k", "5")
+    assert hits.count("thermal") >= 5
+    run(project, "search", "encoded", "--space", "runs/dropped/space", "--file", "thermal0.png", "--modality", "thermal", "--target", "xray", "--k", "3")

@@ -1,0 +1,154 @@
+"""The training loop: schedule, resume to the same bits, NaN policy, settings that changed."""
+
+import json
+import math
+
+import pytest
+import torch
+from toys import toy_pairs
+
+from m3bind.config import PretrainConfig, TrainConfig
+from m3bind.errors import CheckpointError, DiskError, NotFiniteError
+from m3bind.pretrain.dual_encoder import PretrainStage
+from m3bind.training import checkpoint
+from m3bind.training.loop import learning_rate, train
+
+SETTINGS = PretrainConfig(steps=12, batch=8, lr=1e-2, checkpoint_steps=4, augment=False)
+
+
+def weights(stage: PretrainStage) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in stage.pairs.model.parameters()])
+
+
+def stage_of(settings: PretrainConfig = SETTINGS) -> PretrainStage:
+    return PretrainStage(toy_pairs({"xray": 40})["xray"], settings, seed=3)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_schedule_warms_up_then_falls_as_a_cosine():
+    settings = TrainConfig(steps=100, lr=1.0, warmup=0.1)
+    rates = [learning_rate(step, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5, abs=0.01)
+    assert rates[-1] < 0.001
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_training_lowers_the_loss(tmp_path):
+    stage = stage_of()
+    before = float(stage.losses(0)["loss"])
+    train(stage, SETTINGS, tmp_path, seed=3)
+    assert float(stage.losses(0)["loss"]) < before
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 5, 11])
+def test_killed_and_resumed_gives_the_same_bits(tmp_path, kill_at):
+    whole = stage_of()
+    train(whole, SETTINGS, tmp_path / "whole", seed=3)
+    broken = stage_of()
+    original = broken.losses
+
+    def dying(step: int):
+        if step == kill_at:
+            raise Killed
+        return original(step)
+
+    broken.losses = dying
+    with pytest.raises(Killed):
+        train(broken, SETTINGS, tmp_path / "broken", seed=3)
+    resumed = stage_of()
+    train(resumed, SETTINGS, tmp_path / "broken", seed=3)
+    assert torch.equal(weights(resumed), weights(whole))
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "broken")]
+    assert logs[0] == logs[1]
+    assert [row["step"] for row in logs[1]] == list(range(1, 13))
+
+
+def test_finished_stage_is_loaded_not_trained_again(tmp_path):
+    first = stage_of()
+    train(first, SETTINGS, tmp_path, seed=3)
+    again = stage_of()
+    again.losses = None
+    train(again, SETTINGS, tmp_path, seed=3)
+    assert torch.equal(weights(first), weights(again))
+
+
+def test_other_settings_or_seed_are_refused(tmp_path):
+    train(stage_of(), SETTINGS, tmp_path, seed=3)
+    with pytest.raises(CheckpointError, match="other settings or another seed"):
+        train(stage_of(), SETTINGS, tmp_path, seed=4)
+    with pytest.raises(CheckpointError, match="--name|name="):
+        train(stage_of(), SETTINGS.model_copy(update={"lr": 1e-3}), tmp_path, seed=3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_and_overwrites_nothing(tmp_path, value):
+    stage = stage_of()
+    original = stage.losses
+
+    def bad(step: int):
+        losses = original(step)
+        return {name: loss * value for name, loss in losses.items()} if step == 6 else losses
+
+    stage.losses = bad
+    with pytest.raises(NotFiniteError) as error:
+        train(stage, SETTINGS, tmp_path, seed=3)
+    assert "step 7" in str(error.value) and "xray" in str(error.value)
+    assert "step_00000004" in str(error.value)
+    assert checkpoint.Checkpoints(tmp_path).newest()[2]["step"] == 4
+    assert not (tmp_path / "final.safetensors").exists()
+
+
+def test_a_gradient_that_is_not_finite_names_its_group(tmp_path):
+    stage = stage_of()
+    original = stage.losses
+
+    def bad(step: int):
+        losses = original(step)
+        if step == 2:
+            losses["loss"] = losses["loss"] + torch.sqrt(stage.pairs.model.log_scale * 0)  # finite value, infinite slope
+        return losses
+
+    stage.losses = bad
+    with pytest.raises(NotFiniteError, match="gradient of xray"):
+        train(stage, SETTINGS, tmp_path, seed=3)
+
+
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
+    stage = stage_of()
+    original = stage.losses
+
+    def dying(step: int):
+        if step == 10:
+            raise Killed
+        return original(step)
+
+    stage.losses = dying
+    with pytest.raises(Killed):
+        train(stage, SETTINGS, tmp_path / "a", seed=3)
+    newest = checkpoint.Checkpoints(tmp_path / "a").all()[0]
+    newest.write_bytes(newest.read_bytes()[:100])
+    resumed, whole = stage_of(), stage_of()
+    train(resumed, SETTINGS, tmp_path / "a", seed=3)
+    train(whole, SETTINGS, tmp_path / "b", seed=3)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_disk_full_is_a_clear_error_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    stage = stage_of()
+    original = checkpoint.save_file
+
+    def full(flat, path, metadata=None):
+        if json.loads(metadata["description"]).get("step") == 8:
+            raise OSError(28, "No space left on device")
+        original(flat, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(DiskError, match="No space left"):
+        train(stage, SETTINGS, tmp_path, seed=3)
+    assert checkpoint.Checkpoints(tmp_path).newest()[2]["step"] == 4
+    assert not list(tmp_path.glob(".*tmp"))

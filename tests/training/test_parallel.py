@@ -1,0 +1,50 @@
+"""Two processes (gloo) give the losses and weights of one process with the same global batch, in every stage."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def launch(folder: Path, processes: int) -> None:
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    base = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1", "M3BIND_PROGRESS": "off"}
+    running = []
+    for rank in range(processes):
+        env = dict(base)
+        if processes > 1:
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "true"}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, str(SCRIPT), str(folder)]
+        running.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-2000:]
+
+
+def losses(folder: Path) -> np.ndarray:
+    rows = [json.loads(line) for name in ("pretrain", "align", "a", "b") for line in (folder / name / "log.jsonl").open()]
+    assert len(rows) == 80
+    return np.array([[row["loss"], row["gradient_norm"]] for row in rows])
+
+
+def test_two_processes_equal_one(tmp_path):
+    launch(tmp_path / "one", 1)
+    launch(tmp_path / "two", 2)
+    assert int(np.load(tmp_path / "two" / "world.npy")) == 2
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5, atol=1e-5)
+    one, two = load_file(tmp_path / "one" / "weights.safetensors"), load_file(tmp_path / "two" / "weights.safetensors")
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-5, rtol=1e-5), name
