@@ -1,4 +1,4 @@
-"""A modality file and a model file dropped into the packages go through fit, evaluate, encode and search, nothing else touched.
+"""A modality file and a model file dropped into the packages go through fit, evaluate and search, nothing else touched.
 
 The package is copied into a temporary folder, the two files are added there, and the command line runs from that copy.
 """
@@ -124,7 +124,9 @@ distill:
   steps: 5
   steps_b: 5
   batch: 16
-  student: {text: bert, settings: {config: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}}
+  student:
+    text: bert
+    settings: {config: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
 evaluate: {bootstrap: 20, agreement_texts: 8}
 """
 
@@ -132,7 +134,9 @@ evaluate: {bootstrap: 20, agreement_texts: 8}
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dropped")
-    shutil.copytree(Path(m3bind.__file__).parent, folder / "src" / "m3bind", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(m3bind.__file__).parent, folder / "src" / "m3bind", ignore=shutil.ignore_patterns("__pycache__")
+    )
     (folder / "src/m3bind/modalities/thermal.py").write_text(MODALITY)
     (folder / "src/m3bind/models/dropped_in.py").write_text(MODEL)
     random = np.random.default_rng(0)
@@ -145,14 +149,22 @@ def project(tmp_path_factory) -> Path:
         Image.fromarray(picture.astype(np.uint8)).save(folder / name)
         split = "test" if number % 6 < 2 else "train"
         finding = "a hot spot, abnormal" if hot else "even temperature, normal"
-        rows.append(f'{modality},{name},{"hot" if hot else "even"},"{finding}, case {number % 7}",p{number % 36},{split}')
+        rows.append(
+            f'{modality},{name},{"hot" if hot else "even"},"{finding}, case {number % 7}",p{number % 36},{split}'
+        )
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
     (folder / "settings.yaml").write_text(SETTINGS.replace("MANIFEST", str(folder / "manifest.csv")))
     return folder
 
 
 def run(project: Path, *arguments: str) -> str:
-    env = {**os.environ, "PYTHONPATH": str(project / "src"), "HF_HUB_OFFLINE": "1", "M3BIND_PROGRESS": "off", "OMP_NUM_THREADS": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(project / "src"),
+        "HF_HUB_OFFLINE": "1",
+        "M3BIND_PROGRESS": "off",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "m3bind", *arguments], cwd=project, env=env, capture_output=True, text=True, timeout=280
     )
@@ -167,13 +179,49 @@ def test_fit_evaluate_encode_and_search_know_them(project):
     assert "thermal" in shown and (project / "runs/dropped/report.html").stat().st_size > 10_000
     rows = json.loads((project / "runs/dropped/results.json").read_text())
     assert {r["stage"] for r in rows} == {"unbound", "closed_form", "bound", "distilled"}
-    assert any(r["modality"] == "thermal" and r["protocol"] == "zero_shot" and r["text_path"] == "student" for r in rows)
+    assert any(
+        r["modality"] == "thermal" and r["protocol"] == "zero_shot" and r["text_path"] == "student" for r in rows
+    )
     run(project, "evaluate", "runs/dropped/space", "--manifest", "manifest.csv", "--json", "again.json")
-    again = {(r["task"], r["modality"], r["text_path"], r["metric"]): r["value"] for r in json.loads((project / "again.json").read_text()) if r["protocol"] == "zero_shot"}
-    first = {(r["task"], r["modality"], r["text_path"], r["metric"]): r["value"] for r in rows if r["protocol"] == "zero_shot" and r["stage"] == "distilled"}
+    again = {
+        (r["task"], r["modality"], r["text_path"], r["metric"]): r["value"]
+        for r in json.loads((project / "again.json").read_text())
+        if r["protocol"] == "zero_shot"
+    }
+    first = {
+        (r["task"], r["modality"], r["text_path"], r["metric"]): r["value"]
+        for r in rows
+        if r["protocol"] == "zero_shot" and r["stage"] == "distilled"
+    }
     assert again and all(again[key] == pytest.approx(first[key], abs=1e-6) for key in again if key in first)
     assert set(again) == set(first)
     run(project, "encode", "manifest.csv", "--space", "runs/dropped/space", "--out", "encoded")
-    hits = run(project, "search", "encoded", "--space", "runs/dropped/space", "--text", "a hot spot", "--target", "thermal", "--k", "5")
+    hits = run(
+        project,
+        "search",
+        "encoded",
+        "--space",
+        "runs/dropped/space",
+        "--text",
+        "a hot spot",
+        "--target",
+        "thermal",
+        "--k",
+        "5",
+    )
     assert hits.count("thermal") >= 5
-    run(project, "search", "encoded", "--space", "runs/dropped/space", "--file", "thermal0.png", "--modality", "thermal", "--target", "xray", "--k", "3")
+    run(
+        project,
+        "search",
+        "encoded",
+        "--space",
+        "runs/dropped/space",
+        "--file",
+        "thermal0.png",
+        "--modality",
+        "thermal",
+        "--target",
+        "xray",
+        "--k",
+        "3",
+    )

@@ -37,18 +37,23 @@ Seed = Annotated[int | None, typer.Option("--seed", help="seed of everything ran
 Json = Annotated[Path | None, typer.Option("--json", help="also write what is printed as JSON")]
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: errors become one clear line and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except M3BindError as error:
         print(f"m3bind: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("m3bind: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         show: Callable[[], str] | None = getattr(error, "format_message", None)  # click's usage errors
         if show is None:

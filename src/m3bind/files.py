@@ -40,7 +40,11 @@ def atomic_path(target: Path | str, *, directory: bool = False) -> Iterator[Path
             if target.exists():
                 old = target.with_name(f".{target.name}.{os.getpid()}.old")
                 os.rename(target, old)
-                os.rename(temporary, target)
+                try:
+                    os.rename(temporary, target)
+                except OSError:
+                    os.rename(old, target)
+                    raise
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 os.rename(temporary, target)

@@ -20,8 +20,9 @@ from m3bind.evaluate.suite import View, measure
 from m3bind.evaluate.tasks import tasks_for
 from m3bind.files import write_json
 from m3bind.fit import Run
-from m3bind.space.bundle import Space, SpaceInfo, load, save_space
+from m3bind.space.bundle import Space, load, save_space
 from m3bind.space.encode import encode_files
+from m3bind.space.folder import SpaceInfo
 from m3bind.space.search import search
 from m3bind.training.parallel import world
 
@@ -42,6 +43,11 @@ def finish(run: Run, until: str) -> int:
         save_space(space_of(run), run.folder / "space")
         print(f"space:   {run.folder / 'space'}")
     print(f"report:  {report(run, table, before)}")
+    if run.config.data.phantom is not None:
+        from m3bind.data.phantom import contact_sheet
+
+        contact_sheet(run.manifest_path.parent, run.folder / "virtual_patients.png")
+        print(f"patients (synthetic): {run.folder / 'virtual_patients.png'}")
     if run.corpus.bad:
         print(f"{format_bad_rows(run.corpus.bad)}\nall of them: {run.folder / 'quarantine.csv'}")
         return 1
@@ -89,13 +95,15 @@ def _templates(names: Sequence[str]) -> dict[str, list[str]]:
 def points(run: Run) -> dict[str, Points]:
     """Embedded test images with what the report colours them by."""
     answer = {}
+    found = [{r.label for r in run.corpus.records[m]["test"]} for m in run.corpus.modalities]
+    common = len(found) > 1 and len(set.intersection(*found)) > 1  # labels that all modalities share say more
     for m in run.corpus.modalities:
         records = run.corpus.records[m]["test"]
         answer[m] = Points(
             run.embed_images(m, "test"),
             labels=[r.label for r in records],
             patients=[r.patient for r in records],
-            concepts=[r.concepts[0] if r.concepts else "" for r in records],
+            concepts=[r.label if common or not r.concepts else r.concepts[0] for r in records],
             paths=[str(r.path) for r in records],
         )
     return answer

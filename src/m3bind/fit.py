@@ -50,6 +50,7 @@ from m3bind.models.checkpoint import hash_state
 from m3bind.models.text_encoder import TextEncoder, make_text_encoder, train_wordpiece
 from m3bind.prepare import Corpus, Encoder, build_model, levels, make_corpus
 from m3bind.pretrain.dual_encoder import PretrainStage
+from m3bind.progress import progress
 from m3bind.training.loop import train
 from m3bind.training.pairs import Pairs
 from m3bind.training.parallel import world
@@ -90,12 +91,20 @@ class Run:
         """
         data = self.config.data
         if data.phantom is not None:
-            from m3bind.data.phantom import generate
+            from m3bind.data.phantom import cohort_hash, generate
 
             settings = data.phantom
-            name = f"{settings.patients}-{settings.seed}-{sha256_text(str(settings.counts))[:8]}"
+            name = cohort_hash(settings.patients, settings.seed, settings.counts)
             folder = self.cache_folder / "phantom" / name
-            return Path(generate(folder, patients=settings.patients, seed=settings.seed, counts=settings.counts))
+            with progress("virtual patients", total=settings.patients) as bar:
+                done = generate(
+                    folder,
+                    patients=settings.patients,
+                    seed=settings.seed,
+                    counts=settings.counts,
+                    progress=lambda count, total: bar.advance(count - bar.done),
+                )
+            return Path(done)
         if not data.manifest:
             raise ConfigError(
                 "no data: set data.manifest=FILE (CSV, Parquet or JSONL), or use the preset demo (virtual patients)"
@@ -108,9 +117,7 @@ class Run:
         data = self.config.data
         wanted = list(self.config.modalities)
         if not wanted:
-            raise ConfigError(
-                "no modalities: the settings need a section modalities with one model each, e.g. xray: {model: compact_2d}"
-            )
+            raise ConfigError("no modalities: the settings need a section modalities, e.g. xray: {model: compact_2d}")
         found = manifests.read_manifest(self.manifest_path, root=data.root, sets=data.sets or None, modalities=wanted)
         records = list(found.records)
         if data.valid_fraction and not data.phantom:
@@ -127,7 +134,7 @@ class Run:
 
     @cached_property
     def assets(self) -> Path:
-        """Folder with the WordPiece tokenizer trained on this run's training texts, for models that start from nothing."""
+        """Folder with the WordPiece tokenizer trained on this run's texts, for models that start from nothing."""
         folder = self.stage0 / "assets"
         if not (folder / "tokenizer.json").exists():
             records, _ = self.records
@@ -179,7 +186,8 @@ class Run:
         self._quarantine(bad)
         if not names:
             raise ConfigError(
-                f"{self.manifest_path}: no modality has {minimum} usable training pairs; reasons in {self.folder}/quarantine.csv"
+                f"{self.manifest_path}: no modality has {minimum} usable training pairs; "
+                f"the reasons are in {self.folder / 'quarantine.csv'}"
             )
         return make_corpus(
             good, names, self._further_texts, self.config.seed, self.config.evaluate.agreement_texts, bad
@@ -217,6 +225,10 @@ class Run:
             image, text = levels(self.config, model, "pretrain")
             views = settings.views if image == "features" else 1
             pairs = self.encoder.pairs(m, model, corpus.records[m]["train"], corpus.table, image, text, views)
+            calibrate = getattr(model.image_head, "calibrate", None)
+            if calibrate is not None and image == "features":
+                array = pairs.images.array
+                calibrate(torch.from_numpy(array.reshape(-1, array.shape[-1])))
             train(
                 PretrainStage(pairs, settings, self.config.seed),
                 settings,
@@ -393,7 +405,7 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
         changed = _differences(before, now)
         if changed:
             raise ConfigError(
-                f"{folder} holds a run with other settings ({'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}); "
+                f"{folder} holds a run with other settings ({'; '.join(changed[:4])}{' ...' * (len(changed) > 4)}); "
                 "give this one another --name, or delete the folder"
             )
         return

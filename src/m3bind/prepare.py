@@ -170,15 +170,16 @@ class Encoder:
         return self.cache.get_or_compute(f"input/{_preprocessing(model)}", "", keys, compute, self.batch, label)
 
     def _file_keys(self, records: Sequence[Record]) -> list[str]:
-        keys, failures = [], {}
-        for position, record in enumerate(records):
-            try:
-                keys += self.cache.file_keys([record.path])
-            except ReadError as error:
-                failures[position] = error.reason
-        if failures:
-            raise BadFilesError(failures)
-        return keys
+        try:
+            return self.cache.file_keys([record.path for record in records])
+        except ReadError:  # find out which ones
+            failures = {}
+            for position, record in enumerate(records):
+                try:
+                    self.cache.file_keys([record.path])
+                except ReadError as error:
+                    failures[position] = error.reason
+            raise BadFilesError(failures) from None
 
     def image_features(self, records: Sequence[Record], model: DualEncoder, views: int = 1) -> NDArray[np.float32]:
         """(N, f), or (N, v, f) with several views: trunk features; view 0 is the image, the others are augmented."""
@@ -282,8 +283,8 @@ def _in_chunks(
 
 
 def _preprocessing(model: DualEncoder) -> str:
-    """What decides a model's input tensor: its class, preprocessing settings and source."""
-    text = json.dumps(model.settings(), sort_keys=True, default=str)
+    """What decides a model's input tensor and its trunk's form: its class and image settings."""
+    text = json.dumps(model.image_settings(), sort_keys=True, default=str)
     return f"{type(model).__module__}.{type(model).__name__}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3bind.binding.bridge import Bridge, identity_map, orthonormal_map, procrustes
-from m3bind.binding.gap import correct_gap, modality_mean
 from m3bind.errors import ConfigError
 from reference import procrustes as oracle
 
@@ -187,21 +186,3 @@ def test_wrong_use():
         procrustes([rows, rows * float("nan")], 2)
     with pytest.raises(ConfigError, match="do not fit 2 towers"):
         procrustes([rows, rows], 2, weights=[1.0])
-
-
-def test_gap_correction_removes_the_offset():
-    random = np.random.default_rng(0)
-    offset = 3 * random.standard_normal(8)
-    rows = oracle.unit(random.standard_normal((200, 8)) + offset).astype(np.float32)
-    mean = modality_mean(rows)
-    np.testing.assert_allclose(mean, rows.mean(0), atol=1e-6)
-    corrected = correct_gap(rows, mean)
-    assert corrected.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(corrected, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(corrected, oracle.unit(rows - rows.mean(0)), atol=1e-4)
-    assert np.linalg.norm(corrected.mean(0)) < 0.2 < np.linalg.norm(rows.mean(0))
-    assert not correct_gap(mean[None], mean).any()
-    with pytest.raises(ConfigError, match="mean has shape"):
-        correct_gap(rows, mean[:3])
-    with pytest.raises(ConfigError, match="n > 0"):
-        modality_mean(rows[:0])

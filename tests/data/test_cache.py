@@ -235,6 +235,22 @@ def test_file_keys_are_remembered_and_renewed_when_the_file_changes(tmp_path, mo
     assert "a.png" not in (tmp_path / "c" / "files.json").read_text()
 
 
+def test_file_keys_asked_one_by_one_do_not_rewrite_the_memo_each_time(tmp_path, monkeypatch):
+    import m3bind.data.cache as module
+
+    writes, write_json = [], module.write_json
+    monkeypatch.setattr(module, "write_json", lambda *a: writes.append(a) or write_json(*a))
+    cache = FeatureCache(tmp_path / "c")
+    for number in range(30):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(bytes([number]))
+        os.utime(path, (1e9, 1e9))
+        cache.file_keys([path])
+    cache.get_or_compute("f", "w", names(2), Counter(names(2)))
+    assert len(writes) <= 3
+    assert len(module.read_json(tmp_path / "c" / "files.json")) == 30
+
+
 def test_ten_thousand_items_are_quick_when_warm(tmp_path):
     items = names(10_000)
     wide = np.zeros((10_000, 64), np.float32)

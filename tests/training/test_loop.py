@@ -1,17 +1,18 @@
 """The training loop: schedule, resume to the same bits, NaN policy, settings that changed."""
 
+import itertools
 import json
 import math
 
 import pytest
 import torch
-from toys import toy_pairs
 
 from m3bind.config import PretrainConfig, TrainConfig
 from m3bind.errors import CheckpointError, DiskError, NotFiniteError
 from m3bind.pretrain.dual_encoder import PretrainStage
 from m3bind.training import checkpoint
 from m3bind.training.loop import learning_rate, train
+from toys import toy_pairs
 
 SETTINGS = PretrainConfig(steps=12, batch=8, lr=1e-2, checkpoint_steps=4, augment=False)
 
@@ -35,7 +36,7 @@ def test_schedule_warms_up_then_falls_as_a_cosine():
     assert rates[9] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5, abs=0.01)
     assert rates[-1] < 0.001
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_training_lowers_the_loss(tmp_path):
@@ -63,7 +64,10 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path, kill_at):
     resumed = stage_of()
     train(resumed, SETTINGS, tmp_path / "broken", seed=3)
     assert torch.equal(weights(resumed), weights(whole))
-    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "broken")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "broken")
+    ]
     assert logs[0] == logs[1]
     assert [row["step"] for row in logs[1]] == list(range(1, 13))
 
@@ -81,7 +85,7 @@ def test_other_settings_or_seed_are_refused(tmp_path):
     train(stage_of(), SETTINGS, tmp_path, seed=3)
     with pytest.raises(CheckpointError, match="other settings or another seed"):
         train(stage_of(), SETTINGS, tmp_path, seed=4)
-    with pytest.raises(CheckpointError, match="--name|name="):
+    with pytest.raises(CheckpointError, match=r"name=\.\.\."):
         train(stage_of(), SETTINGS.model_copy(update={"lr": 1e-3}), tmp_path, seed=3)
 
 
@@ -110,7 +114,9 @@ def test_a_gradient_that_is_not_finite_names_its_group(tmp_path):
     def bad(step: int):
         losses = original(step)
         if step == 2:
-            losses["loss"] = losses["loss"] + torch.sqrt(stage.pairs.model.log_scale * 0)  # finite value, infinite slope
+            losses["loss"] = losses["loss"] + torch.sqrt(
+                stage.pairs.model.log_scale * 0
+            )  # finite value, infinite slope
         return losses
 
     stage.losses = bad

@@ -24,7 +24,12 @@ def launch(folder: Path, processes: int) -> None:
     for rank in range(processes):
         env = dict(base)
         if processes > 1:
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "true"}
+            env |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "ACCELERATE_USE_CPU": "true",
+            }
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         command = [sys.executable, str(SCRIPT), str(folder)]
         running.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
@@ -34,7 +39,9 @@ def launch(folder: Path, processes: int) -> None:
 
 
 def losses(folder: Path) -> np.ndarray:
-    rows = [json.loads(line) for name in ("pretrain", "align", "a", "b") for line in (folder / name / "log.jsonl").open()]
+    rows = [
+        json.loads(line) for name in ("pretrain", "align", "a", "b") for line in (folder / name / "log.jsonl").open()
+    ]
     assert len(rows) == 80
     return np.array([[row["loss"], row["gradient_norm"]] for row in rows])
 
@@ -47,4 +54,6 @@ def test_two_processes_equal_one(tmp_path):
     one, two = load_file(tmp_path / "one" / "weights.safetensors"), load_file(tmp_path / "two" / "weights.safetensors")
     assert one.keys() == two.keys()
     for name in one:
+        if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding alone, which AdamW makes large
+            continue
         assert torch.allclose(one[name], two[name], atol=1e-5, rtol=1e-5), name

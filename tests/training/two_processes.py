@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from toys import toy_inputs, toy_pairs
 
 from m3bind.binding import methods
 from m3bind.config import AlignConfig, DistillConfig, LoraConfig, PretrainConfig, StudentConfig
@@ -17,6 +16,7 @@ from m3bind.distill.student import StudentTexts
 from m3bind.models.text_encoder import TextEncoder, make_text_encoder, train_wordpiece
 from m3bind.pretrain.dual_encoder import PretrainStage
 from m3bind.training.loop import train
+from toys import toy_inputs, toy_pairs
 
 SIZES = {"xray": 37, "ct": 21, "ecg": 50}
 
@@ -36,7 +36,9 @@ def main(folder: Path) -> None:
     pre = PretrainConfig(**steps, augment=False)
     pairs = toy_pairs(SIZES)
     train(PretrainStage(pairs["xray"], pre, 1), pre, folder / "pretrain", 1, accelerator)
-    align = AlignConfig(**steps, dim=16, shared_batch=7, pool=40, image="lora", text_contrastive=0.5, lora=LoraConfig(dropout=0.0))
+    align = AlignConfig(
+        **steps, dim=16, shared_batch=7, pool=40, image="lora", text_contrastive=0.5, lora=LoraConfig(dropout=0.0)
+    )
     inputs = toy_inputs(pairs, folder / "align", seed=1)
     bridges = methods.get("m3bind").bind(inputs, align)
     table = pairs["xray"].texts.table

@@ -1,0 +1,1 @@
+"""The settings files that ship with the package: demo, quick, mini5, paper, paper-literal."""

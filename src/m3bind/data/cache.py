@@ -119,6 +119,7 @@ class FeatureCache:
         self.folder = Path(folder)
         self._groups: dict[Path, dict[str, _Shard]] = {}
         self._memo: dict[str, str] | None = None
+        self._saved = (0, 0.0)  # entries of the memo on disk, and when they were written
 
     def file_keys(self, paths: Sequence[Path | str]) -> list[str]:
         """`file_key` of each path, remembered by (path, size, time stamp) so that unchanged files are not read again.
@@ -126,12 +127,12 @@ class FeatureCache:
         Raises:
             ReadError: a file is missing.
         """
-        store = self.folder / "files.json"
         if self._memo is None:
             self._memo = {}
             with contextlib.suppress(OSError, ValueError):
-                self._memo = dict(read_json(store))
-        before, answer = len(self._memo), []
+                self._memo = dict(read_json(self.folder / "files.json"))
+            self._saved = (len(self._memo), 0.0)
+        answer = []
         for path in paths:
             stats = [(part, part.stat()) for part in _parts(Path(path))]
             marks = [f"{os.path.abspath(part)}|{stat.st_size}|{stat.st_mtime_ns}" for part, stat in stats]
@@ -140,9 +141,14 @@ class FeatureCache:
             if all(time.time() - stat.st_mtime > SETTLED for _, stat in stats):
                 self._memo[mark] = key
             answer.append(key)
-        if len(self._memo) > before:
-            write_json(store, self._memo)
+        if len(paths) > 1 or time.monotonic() - self._saved[1] > FLUSH_SECONDS:  # asked one by one: now and then
+            self._save_memo()
         return answer
+
+    def _save_memo(self) -> None:
+        if self._memo and len(self._memo) > self._saved[0]:
+            write_json(self.folder / "files.json", self._memo)
+            self._saved = (len(self._memo), time.monotonic())
 
     def get_or_compute(
         self,
@@ -167,6 +173,7 @@ class FeatureCache:
             NotFiniteError: a computed row holds NaN or infinity; nothing of its batch is kept.
             M3BindError: `compute` returned another number, type or shape of rows than the cache holds.
         """
+        self._save_memo()
         group = self.folder / sha256_text(kind, weights_hash)[:32]
         keys = [hashlib.sha256(item.encode("utf-8")).digest() for item in items]
         first: dict[bytes, int] = {}

@@ -35,7 +35,7 @@ class Teachers:
     @cached_property
     def mean(self) -> NDArray[np.float32]:
         """(K, d) mean over the teachers: all that Eq. 7 needs of them when every text is taught by all."""
-        return np.mean(list(self.texts.values()), axis=0, dtype=np.float32)
+        return np.asarray(np.mean(list(self.texts.values()), axis=0), dtype=np.float32)
 
 
 class DistillStage:
@@ -85,14 +85,14 @@ class DistillStage:
                 batches[m] = (indices, pairs.draw_captions(indices, self.seed, step, concept))
         ids = np.concatenate([shared, *(captions for _, captions in batches.values())])
         embedded = self.student.encode(torch.from_numpy(ids))
-        pairs: dict[str, PairBatch] = {}
+        paired: dict[str, PairBatch] = {}
         start = len(shared)
         for m, (indices, captions) in batches.items():
             text = embedded[start : start + len(captions)]
             start += len(captions)
             positives = self.pairs[m].positives(indices, captions, self.settings.contrastive)
             image = torch.from_numpy(self.teachers.images[m][indices]).to(text.device)
-            pairs[m] = PairBatch(image, text, self.teachers.scales[m], positives)
+            paired[m] = PairBatch(image, text, self.teachers.scales[m], positives)
         own = self.settings.teachers == "own"
         form = self.settings.contrastive
         return seskd_loss(
@@ -100,7 +100,7 @@ class DistillStage:
             [self._texts(rows, shared) for rows in self.teachers.texts.values()]
             if own
             else self._texts(self.teachers.mean, shared),
-            pairs,
+            paired,
             mode=self.settings.teachers,
             owner=torch.from_numpy(source) if own else None,
             count=1 if own else len(self.teachers.texts),

@@ -18,9 +18,9 @@ import numpy as np
 from m3bind.evaluate import gallery, plots
 from m3bind.evaluate.plots import Picture, Points
 from m3bind.evaluate.results import PROTOCOLS, Pivot, Row, headline, html_table, number, pivot
-from m3bind.evaluate.retrieval import without_mean
 from m3bind.evaluate.tasks import title as modality_title
 from m3bind.files import write_text
+from m3bind.space.compute import correct_gap
 
 MAP_POINTS = 800
 SYNTHETIC_SETS = ("phantom",)
@@ -94,7 +94,7 @@ def _scene(
 
 
 def _corrected(points: Mapping[str, Points], means: Mapping[str, Any]) -> dict[str, Points]:
-    return {m: replace(part, vectors=without_mean(part.vectors, means[m])) for m, part in points.items()}
+    return {m: replace(part, vectors=correct_gap(part.vectors, means[m])) for m, part in points.items()}
 
 
 # ---------------------------------------------------------------------------------------------- figures

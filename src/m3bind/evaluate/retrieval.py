@@ -5,7 +5,6 @@ Shapes: n queries, g gallery items, t distinct texts, d dimensions.
 * `text_retrieval_rows`: image -> text and text -> image over distinct texts (images that share a text are all right).
 * `patient_retrieval_rows`: image -> image for all ordered pairs of modalities; right is the same patient.
 * `concept_retrieval_rows`: image -> image by shared concept; `concept_auc` defines the figure.
-* `without_mean`: correction of the modality gap.
 
 Scores are cosines rounded to six decimals, so that equal embeddings are ties whatever the order of summation; ties
 count with their expected value (see metrics). Queries are resampled, by patient; the gallery is left as it is.
@@ -21,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from m3bind.evaluate import metrics
 from m3bind.evaluate.metrics import DEFAULT, Estimate, Groups, RankStats, Resampling, rank_stats
 from m3bind.evaluate.results import Context, Row
-from m3bind.evaluate.zero_shot import unit
+from m3bind.space.compute import correct_gap
 
 _BLOCK = 1024  # queries scored at once
 _BINS = 256
@@ -31,11 +30,6 @@ Arrays = Mapping[str, ArrayLike]
 def cosines(queries: ArrayLike, gallery: ArrayLike) -> NDArray[np.float64]:
     """Cosines of unit rows, rounded to six decimals: (n, d), (g, d) -> (n, g)."""
     return np.round(np.asarray(queries, dtype=np.float64) @ np.asarray(gallery, dtype=np.float64).T, 6)
-
-
-def without_mean(rows: ArrayLike, mean: ArrayLike) -> NDArray[np.float64]:
-    """Gap correction: rows minus their modality's mean (estimated on training data), normalised again."""
-    return unit(np.asarray(rows, dtype=np.float64) - np.asarray(mean, dtype=np.float64))
 
 
 def distinct_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
@@ -97,7 +91,7 @@ def text_retrieval_rows(
 def _corrected(embeddings: Arrays, means: Arrays | None, context: Context) -> tuple[Arrays, Context]:
     if means is None:
         return embeddings, context
-    moved = {name: without_mean(rows, means[name]) for name, rows in embeddings.items()}
+    moved = {name: correct_gap(np.asarray(rows), np.asarray(means[name])) for name, rows in embeddings.items()}
     return moved, replace(context, variant="gap-corrected")
 
 

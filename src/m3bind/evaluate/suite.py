@@ -1,4 +1,4 @@
-"""Everything that is measured of one state of the bound space: before binding, closed form, after stage 1, after stage 2.
+"""Everything that is measured of one state of the space: before binding, closed form, after stage 1, after stage 2.
 
 * `View`: the state as evaluation sees it: embedded images of one split and a way to embed texts.
 * `measure`: zero-shot (every text path), image<->text, image<->image by patient and by concept, text agreement, probe.
@@ -8,6 +8,7 @@ Shapes: n images of a modality, d dimension of the space.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,12 +91,16 @@ def _zero_shot(view: View, settings: EvaluateConfig, context: Context) -> list[R
                 task,
                 view.images[m],
                 labels,
-                lambda texts, s=source: view.encode_text(texts, s),
+                partial(_encode, view, source),
                 place,
                 patients,
                 resamples=resamples,
             )
     return rows
+
+
+def _encode(view: View, path: str, texts: Sequence[str]) -> Matrix:
+    return view.encode_text(texts, path)
 
 
 def _texts(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:

@@ -105,6 +105,10 @@ class DualEncoder(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """What `type(self)(**settings)` needs to rebuild the same network without weights (JSON values only)."""
 
+    def image_settings(self) -> dict[str, Any]:
+        """The part of `settings` that `preprocess` and the image trunk depend on: what cached features are known by."""
+        return self.settings()
+
     def image_features(self, batch: Tensor) -> Tensor:
         """(n, ...) input as `preprocess` returns -> (n, f_i)."""
         return self.image_trunk(batch)  # type: ignore[no-any-return]

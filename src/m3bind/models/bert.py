@@ -319,7 +319,8 @@ class _Projections(torch.autograd.Function):
             grad_low = torch.cat([(g @ b.to(g.dtype)).mul_(scale) for (g, scale), b in zip(sides, up)], 1)
             grad_down = torch.split(grad_low.t() @ seen, ranks)
             for (g, scale), part, grad_a in zip(sides, torch.split(low, ranks, 1), grad_down):
-                adapters += [grad_a.to(down[0].dtype), (g.t() @ part).mul_(scale).to(up[0].dtype)]
+                grad_b = (part.t() @ g).mul_(scale).t()  # this order: tall and narrow products are slow
+                adapters += [grad_a.to(down[0].dtype), grad_b.to(up[0].dtype)]
         grad_x = None
         if context.needs_input_grad[0]:
             grad_x = blocks[0] @ weights[0]

@@ -111,6 +111,10 @@ class _Compact(TowerPair):
         """Constructor arguments as JSON values; `text` holds the text tower's configuration, not a name."""
         return {**self._own, "text": dict(self.text_settings), "frozen": list(self.frozen)}
 
+    def image_settings(self) -> dict[str, Any]:
+        """Without the head and the text tower."""
+        return {key: value for key, value in self._own.items() if key not in ("joint_dim", "image_head")}
+
 
 def _flips(flips: Sequence[int] | None, modality: str) -> list[int]:
     return list(_LEGAL_FLIPS.get(modality, ()) if flips is None else flips)
@@ -191,26 +195,28 @@ class CompactEffnet(_Compact):
         text: str | Path | Mapping[str, Any] = "minilm",
         image_size: int = 224,
         stages: Sequence[int] = (),
+        spread: bool = False,
         flip_views: bool = False,
         pretrained: bool = True,
         hu: Sequence[float] = LUNG_WINDOW,
         flips: Sequence[int] | None = None,
         **shared: Any,
     ) -> None:
-        """As `Compact2d`, with the settings of `EfficientNetTrunk`: `stages`, `flip_views`, `pretrained`.
+        """As `Compact2d`, with the settings of `EfficientNetTrunk`: `stages`, `spread`, `flip_views`, `pretrained`.
 
         `frozen` None freezes the image trunk, and the text trunk if it is pretrained.
         """
         own = {
             "image_size": image_size,
             "stages": list(stages),
+            "spread": spread,
             "flip_views": flip_views,
             "pretrained": False,  # rebuilding loads the saved weights instead
             "hu": list(hu),
             "flips": _flips(flips, modality),
         }
         super().__init__(
-            EfficientNetTrunk(stages, flip_views, pretrained),
+            EfficientNetTrunk(stages, spread, flip_views, pretrained),
             own,
             modality=modality,
             joint_dim=joint_dim,

@@ -18,6 +18,7 @@ from m3bind.errors import ConfigError
 from m3bind.models.checkpoint import State, load_strict, read_state
 
 MEAN, STD = 127 / 255, 128 / 255  # of the TensorFlow release: (pixel - 127) / 128
+CHUNK = 8  # images at once, channels last: the fastest form on a CPU (benchmarks/trunk.py)
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage
 STAGE_WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 FINAL_WIDTH = 1280
@@ -76,11 +77,14 @@ def weights_file() -> Path:
 class EfficientNetTrunk(nn.Module):
     """Pooled features of EfficientNet-lite0, always in eval mode so that BatchNorm statistics never drift."""
 
-    def __init__(self, stages: Sequence[int] = (), flip_views: bool = False, pretrained: bool = True) -> None:
+    def __init__(
+        self, stages: Sequence[int] = (), spread: bool = False, flip_views: bool = False, pretrained: bool = True
+    ) -> None:
         """Build the network, with ImageNet weights if `pretrained`.
 
         Args:
             stages: stages (0-6) whose averaged maps are put beside the final 1280 features.
+            spread: put the standard deviation over each of these maps beside its mean (texture that an average hides).
             flip_views: average the features of the image and its left-right mirror image.
             pretrained: False leaves random weights (to be loaded afterwards).
         """
@@ -94,8 +98,9 @@ class EfficientNetTrunk(nn.Module):
             source = weights_file()
             load_strict(self.net, read_state(source), (timm_names,), source=str(source))
         self.net.reset_classifier(0)
-        self.stages, self.flip_views = tuple(stages), flip_views
-        self.out_dim = FINAL_WIDTH + sum(STAGE_WIDTHS[stage] for stage in self.stages)
+        self.stages, self.spread, self.flip_views = tuple(stages), spread, flip_views
+        self.out_dim = FINAL_WIDTH + (1 + spread) * sum(STAGE_WIDTHS[stage] for stage in self.stages)
+        self.net.to(memory_format=torch.channels_last)
         self.eval()
 
     def train(self, mode: bool = True) -> "EfficientNetTrunk":
@@ -104,17 +109,23 @@ class EfficientNetTrunk(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """(n, 3, S, S) in 0..1 -> (n, out_dim)."""
+        return torch.cat([self._viewed(part) for part in torch.split(batch, CHUNK)])
+
+    def _viewed(self, batch: Tensor) -> Tensor:
         features = self._features(batch)
         if self.flip_views:
             features = (features + self._features(batch.flip(-1))) / 2
         return features
 
     def _features(self, batch: Tensor) -> Tensor:
-        x = self.net.bn1(self.net.conv_stem((batch - MEAN) / STD))
+        batch = ((batch - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+        x = self.net.bn1(self.net.conv_stem(batch))
         pooled = []
         for number, stage in enumerate(self.net.blocks):
             x = stage(x)
             if number in self.stages:
                 pooled.append(x.mean((-2, -1)))
+                if self.spread:
+                    pooled.append(x.std((-2, -1)))
         x = self.net.bn2(self.net.conv_head(x))
         return torch.cat([x.mean((-2, -1)), *pooled], dim=1)

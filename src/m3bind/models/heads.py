@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from m3bind.errors import ConfigError, UnknownNameError
 
-KINDS = ("identity", "linear", "adapter")
+KINDS = ("identity", "linear", "adapter", "mlp")
 
 
 class Adapter(nn.Module):
@@ -37,12 +37,49 @@ class Adapter(nn.Module):
         return self.out(x)  # type: ignore[no-any-return]
 
 
+class Mlp(nn.Module):
+    """Two layers on standardised features, for wide features and few images; (n, f) -> (n, d).
+
+    y = W2 dropout(gelu(LayerNorm(W1 dropout((x - mean) / std)))). `mean` and `std` of the training features are set
+    once by `calibrate`, before training.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, in_dim: int, out_dim: int, hidden: int, dropout: float, dropout_in: float) -> None:
+        """`dropout_in` acts on the standardised features, `dropout` on the `hidden` ones."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(in_dim))
+        self.register_buffer("std", torch.ones(in_dim))
+        self.net = nn.Sequential(
+            nn.Dropout(dropout_in),
+            nn.Linear(in_dim, hidden),
+            nn.LayerNorm(hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, out_dim),
+        )
+
+    def calibrate(self, features: Tensor) -> None:
+        """Take mean and standard deviation of training features (n, f); a constant feature keeps its scale."""
+        std, mean = torch.std_mean(features.float(), dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, f) -> (n, d)."""
+        return self.net((features - self.mean) / self.std)  # type: ignore[no-any-return]
+
+
 def make_head(kind: str, in_dim: int, out_dim: int, **options: Any) -> nn.Module:
     """A head (n, f) -> (n, d).
 
     Args:
-        kind: "identity" (f must equal d), "linear" (one map; option `bias`, default False) or "adapter"
-            (options `hidden`, default 2 f capped at 512, and `dropout`, default 0.1).
+        kind: "identity" (f must equal d), "linear" (one map, starting
+            orthogonal; option `bias`, default False), "adapter"
+            (options `hidden`, default 2 f capped at 512, and `dropout`, default 0.1) or "mlp" (options `hidden`,
+            default 256, `dropout`, default 0.3, and `dropout_in`, default 0.2).
         in_dim: f.
         out_dim: d.
         options: of the kind; unknown ones are refused.
@@ -51,7 +88,12 @@ def make_head(kind: str, in_dim: int, out_dim: int, **options: Any) -> nn.Module
         UnknownNameError: no such kind or option.
         ConfigError: "identity" between different widths.
     """
-    allowed = {"identity": (), "linear": ("bias",), "adapter": ("hidden", "dropout")}
+    allowed = {
+        "identity": (),
+        "linear": ("bias",),
+        "adapter": ("hidden", "dropout"),
+        "mlp": ("hidden", "dropout", "dropout_in"),
+    }
     if kind not in allowed:
         raise UnknownNameError("head", kind, KINDS)
     for key in options:
@@ -62,6 +104,11 @@ def make_head(kind: str, in_dim: int, out_dim: int, **options: Any) -> nn.Module
             raise ConfigError(f"head 'identity' needs equal widths, got {in_dim} features for {out_dim} dimensions.")
         return nn.Identity()
     if kind == "linear":
-        return nn.Linear(in_dim, out_dim, bias=bool(options.get("bias", False)))
+        linear = nn.Linear(in_dim, out_dim, bias=bool(options.get("bias", False)))
+        nn.init.orthogonal_(linear.weight)  # starts as a rotation (or projection): the features' geometry is kept
+        return linear
+    if kind == "mlp":
+        rates = float(options.get("dropout", 0.3)), float(options.get("dropout_in", 0.2))
+        return Mlp(in_dim, out_dim, int(options.get("hidden", 256)), *rates)
     hidden = int(options.get("hidden") or min(2 * in_dim, 512))
     return Adapter(in_dim, out_dim, hidden, float(options.get("dropout", 0.1)))

@@ -35,8 +35,14 @@ class PretrainStage:
         model.train()
 
     def groups(self) -> Sequence[ParameterGroup]:
-        """One group: everything that is not frozen."""
-        return [ParameterGroup(self.pairs.modality, [p for p in self.pairs.model.parameters() if p.requires_grad])]
+        """What is not frozen: the image tower (with the scale) and the text tower, whose rate may be lower."""
+        name, model = self.pairs.modality, self.pairs.model
+        text = {id(p) for part in (model.text_trunk, model.text_head) for p in part.parameters()}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return [
+            ParameterGroup(name, [p for p in trained if id(p) not in text]),
+            ParameterGroup(f"{name} text", [p for p in trained if id(p) in text], self.settings.text_lr),
+        ]
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The dual encoder."""

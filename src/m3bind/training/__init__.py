@@ -1,1 +1,1 @@
-"""What every stage shares: one loop, its checkpoints, several processes, the contrastive loss, the pairs it trains on."""
+"""What every stage shares: one loop, its checkpoints, several processes, the contrastive loss, the pairs."""

@@ -1,8 +1,8 @@
 """The one training loop of all stages: AdamW, warm-up and cosine, clipping, checkpoints, resume, NaN policy, logs.
 
 * `Stage`: what a stage must offer: parameter groups, modules to save, and `losses(step)`.
-* `train(stage, settings, ...)`: runs it to the end, or goes on from where a killed run stopped, to bit-identical weights
-  (on one CPU with the same number of threads).
+* `train(stage, settings, ...)`: runs it to the end, or goes on from where a killed run stopped, to bit-identical
+  weights (on one CPU with the same number of threads).
 * `learning_rate(step, settings)`: linear warm-up, then cosine.
 
 Random numbers of a step (dropout, augmentation) are seeded from (seed, stage, step), so they need not be stored.
@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from m3bind.config import TrainConfig
 from m3bind.errors import CheckpointError, NotFiniteError
-from m3bind.files import sha256_text
+from m3bind.files import sha256_text, write_text
 from m3bind.progress import progress
 from m3bind.training import checkpoint
 from m3bind.training.parallel import average_gradients, world
@@ -66,7 +66,7 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
 def bf16_pays(device: torch.device) -> bool:
     """Whether bfloat16 is computed by the hardware (a GPU, or a CPU with AMX or AVX512-BF16), not emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     from m3bind.models.precision import compute_dtype
 
     return compute_dtype() is torch.bfloat16
@@ -106,7 +106,8 @@ _FREE = {"checkpoint_steps", "checkpoint_seconds", "log_steps"}  # settings that
 def _same_run(description: Mapping[str, object], fingerprint: str, path: Path) -> None:
     if description.get("fingerprint") != fingerprint:
         raise CheckpointError(
-            f"{path}: was written with other settings or another seed; use another run name (--set name=...) or delete {path.parent}"
+            f"{path}: was written with other settings or another seed; "
+            f"use another run name (--set name=...) or delete {path.parent}"
         )
 
 
@@ -150,9 +151,8 @@ class _Run:
         step = int(description["step"])
         if self.main and self.log_path.exists():
             lines = [line for line in self.log_path.read_text().splitlines() if _logged_step(line) <= step]
-            checkpoint_text = "".join(line + "\n" for line in lines)
-            with checkpoint.atomic_path(self.log_path) as temporary:
-                temporary.write_text(checkpoint_text)
+            kept = "".join(line + "\n" for line in lines)
+            write_text(self.log_path, kept)
         return step
 
     def save(self, step: int) -> None:
@@ -231,8 +231,9 @@ class _Run:
             good = self.files.all()
             last = f"last good checkpoint: {good[0]}" if good else "no checkpoint was written yet"
             raise NotFiniteError(
-                f"{self.stage.name}, step {step + 1}: {', '.join(bad)} is not finite; training stopped and nothing was overwritten "
-                f"({last}). Lower the learning rate ({self.settings.lr:g}) or look at this modality's inputs, then run the same command."
+                f"{self.stage.name}, step {step + 1}: {', '.join(bad)} is not finite; training stopped and nothing was "
+                f"overwritten ({last}). Lower the learning rate ({self.settings.lr:g}) or check the modality's inputs, "
+                "then run the same command."
             )
 
 

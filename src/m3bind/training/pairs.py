@@ -84,7 +84,7 @@ class Texts:
     """The distinct texts as the text tower of one modality sees them."""
 
     def __init__(self, model: DualEncoder, level: Level, table: TextTable, array: NDArray[Any] | None = None) -> None:
-        """`array`: (K, f) features or (K, d_m) embeddings; None for the level "input", whose texts are tokenised here once."""
+        """`array`: (K, f) features or (K, d_m) embeddings; None for the level "input" (texts tokenised once)."""
         self.model, self.level, self.table, self.array = model, level, table, array
         self._ids: dict[int, list[int]] = {}
 

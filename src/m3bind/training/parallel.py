@@ -1,7 +1,7 @@
 """Several processes that together compute exactly what one process would.
 
-Every process knows the whole (global) batch, encodes its slice of it, and gathers the embeddings with their gradient, so
-each of them holds the loss over all negatives. Averaging the parameters' gradients over the processes then gives the
+Every process knows the whole (global) batch, encodes its slice of it, and gathers the embeddings with their gradient,
+so each of them holds the loss over all negatives. Averaging the parameters' gradients over the processes then gives the
 gradient of the single-process loss: the gather's backward sums over processes, which the average undoes for what was
 computed from slices, and what comes after the gather has the full gradient on every process already.
 
@@ -51,12 +51,12 @@ def encode_sharded(encode: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
         return encode(items)
     rows = -(-len(items) // size)
     padded = items[torch.arange(rows * size, device=items.device) % len(items)]
-    gathered: Tensor = _Gather.apply(encode(padded[rank * rows : (rank + 1) * rows]))  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(encode(padded[rank * rows : (rank + 1) * rows]))
     return gathered[: len(items)]
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Mean of the gradients over all processes, in place, one message for all of them; a missing gradient counts as zero."""
+    """Mean of the gradients over all processes, in place, in one message; a missing gradient counts as zero."""
     _, size = world()
     if size == 1:
         return

@@ -270,8 +270,8 @@ def test_voltage_rate_and_conduction() -> None:
 
 def test_limb_leads_obey_einthoven() -> None:
     lead = drawn(patient("hypertensive heart disease"), "ecg")
-    assert np.corrcoef(lead[2], lead[1] - lead[0])[0, 1] > 0.9
-    assert np.corrcoef(lead[3], -(lead[0] + lead[1]) / 2)[0, 1] > 0.95
+    assert np.allclose(lead[2], lead[1] - lead[0], atol=1e-5)
+    assert np.allclose(lead[3:6].sum(0), 0, atol=1e-5)
 
 
 def test_every_finding_has_six_wordings_and_every_syndrome_every_modality() -> None:
@@ -303,7 +303,7 @@ def test_reports_state_findings_and_severity(syndrome: str, modality: str) -> No
     assert len(texts) >= 35
     for text in texts:
         low = text.lower()
-        assert "moderate" in low and not {"mild ", "severe"} & {w for w in ("mild ", "severe") if w in low}
+        assert "moderate" in low and "mild " not in low and "severe" not in low
         assert any(mark in low for mark in MARKS[syndrome, modality])
         assert any(name.lower() in low for name in table()["syndromes"][syndrome]["names"])
         assert "{" not in text and "[" not in text and "  " not in text and " ." not in text

@@ -57,13 +57,13 @@ class BindingInputs:
         model = self.pairs[modality].model
         was_training = model.training
         model.eval()
-        rows = torch.cat([texts.encode(part) for part in ids.split(chunk)])
+        rows = torch.cat([texts.encode(part) for part in torch.split(ids, chunk)])
         model.train(was_training)
         return rows
 
 
 class BindingMethod(ABC):
-    """One way to bind; `name` registers it. A subclass may change the towers in place (LoRA merged before it returns)."""
+    """One way to bind; `name` registers it. It may change the towers in place, with LoRA merged before it returns."""
 
     name: ClassVar[str] = ""
     trains: ClassVar[bool] = True  # False: closed form, towers untouched

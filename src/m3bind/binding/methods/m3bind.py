@@ -10,7 +10,7 @@ from m3bind.training.loop import train
 
 
 class M3Bind(BindingMethod):
-    """The paper's stage 1; what trains (LoRA, heads, bridges) is set by `align.text`, `align.image`, `align.train_bridge`."""
+    """The paper's stage 1; `align.text`, `align.image` and `align.train_bridge` say what trains."""
 
     name = "m3bind"
 

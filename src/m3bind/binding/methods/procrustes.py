@@ -1,4 +1,4 @@
-"""Binding without training: rotate all text spaces onto each other in closed form (generalised orthogonal Procrustes)."""
+"""Binding without training: text spaces rotated onto each other in closed form (generalised orthogonal Procrustes)."""
 
 from m3bind.binding.bridge import Bridge, identity_map, procrustes
 from m3bind.binding.methods.base import BindingInputs, BindingMethod
@@ -6,7 +6,7 @@ from m3bind.config import AlignConfig
 
 
 def initial_bridges(inputs: BindingInputs, settings: AlignConfig) -> dict[str, Bridge]:
-    """Bridges before any training: `settings.bridge` = "procrustes" or "identity". Cosines within a modality are kept."""
+    """Bridges before any training, by `settings.bridge`: "procrustes" or "identity". Cosines within a modality stay."""
     dims = {m: pairs.model.joint_dim for m, pairs in inputs.pairs.items()}
     if settings.bridge == "identity":
         return {m: Bridge(identity_map(dim, settings.dim)) for m, dim in dims.items()}

@@ -2,13 +2,13 @@
 
 No public data set has X-ray, CT, fundus, ECG and histology of the same person; this one gives cross-modal ground truth.
 Modalities of a patient are linked by what is visible and by what the reports say, by nothing else.
-* `generate`: write a cohort (PNG, NIfTI, WFDB, manifest.csv). `contact_sheet`: look at it.
+* `generate`: write a cohort (PNG, NIfTI, WFDB, manifest.csv). `cohort_hash`: names it. `contact_sheet`: look at it.
 * `sample_state`, `render`, `report`: one patient, one rendering, one text.
 * `chest`, `visible`, `syndromes`, `State`, `MODALITIES`, `SEVERITIES`: the parts.
 Everything is synthetic and labelled so.
 """
 
-from m3bind.data.phantom.cohort import generate
+from m3bind.data.phantom.cohort import cohort_hash, generate
 from m3bind.data.phantom.reports import report
 from m3bind.data.phantom.sheet import contact_sheet
 from m3bind.data.phantom.state import MODALITIES, SEVERITIES, State, sample_state, syndromes, visible
@@ -16,6 +16,16 @@ from m3bind.data.phantom.thorax import chest
 from m3bind.data.phantom.writing import render
 
 __all__ = [
-    "MODALITIES", "SEVERITIES", "State", "chest", "contact_sheet", "generate", "render", "report", "sample_state",
-    "syndromes", "visible",
-]  # fmt: skip
+    "MODALITIES",
+    "SEVERITIES",
+    "State",
+    "chest",
+    "cohort_hash",
+    "contact_sheet",
+    "generate",
+    "render",
+    "report",
+    "sample_state",
+    "syndromes",
+    "visible",
+]

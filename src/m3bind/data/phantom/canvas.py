@@ -64,7 +64,7 @@ def layer(draw: Draw, blur: float = 0.0) -> F32:
     """What `draw` paints, as opacity (SIZE, SIZE) in 0..1, edges smooth, blurred by `blur` pixels."""
     pen = Pen()
     draw(pen)
-    small = np.asarray(pen.image.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / 255
+    small: F32 = np.asarray(pen.image.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / np.float32(255)
     if blur:
         small = gaussian_filter(small, blur)
     return small

@@ -29,6 +29,7 @@ from m3bind.files import read_json, sha256_text, write_json, write_text
 
 SPLITS = ("train", "valid", "test")
 # Share of the train and valid patients that have each modality: unbalanced on purpose.
+FRACTIONS = (0.6, 0.1, 0.3)  # patients in train, valid and test
 SHARES = {"xray": 1.0, "ct": 0.48, "retina": 0.75, "ecg": 0.83, "pathology": 0.29}
 COLUMNS = (
     "id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "licence",
@@ -65,6 +66,11 @@ class Patient:
     def name(self) -> str:
         """Name in the manifest and on disk, e.g. p0042."""
         return f"p{self.number:04d}"
+
+
+def cohort_hash(patients: int, seed: int = 0, counts: Mapping[str, int] | None = None) -> str:
+    """Short hash of a cohort's settings and of the generator's source: a folder name that no other cohort has."""
+    return make_settings(patients, seed, counts, FRACTIONS).digest()[:16]
 
 
 def make_settings(
@@ -195,7 +201,7 @@ def generate(
     counts: Mapping[str, int] | None = None,
     workers: int = 2,
     progress: Progress | None = None,
-    fractions: tuple[float, float, float] = (0.6, 0.1, 0.3),
+    fractions: tuple[float, float, float] = FRACTIONS,
 ) -> Path:
     """Write a cohort of synthetic patients into `folder` and return the path of its manifest.
 

@@ -28,6 +28,10 @@ _CHEST = np.array(
     [[-0.45, -0.05, 0.95], [0.15, 0.0, 1.25], [0.55, 0.1, 1.1], [0.95, 0.2, 0.75], [1.0, 0.2, 0.25], [0.9, 0.2, -0.1]]
 )
 DIRECTIONS = np.concatenate([_LIMB, _CHEST])
+# Twelve leads from the eight measured ones (I, II, V1-V6): III = II - I, aVR = -(I + II) / 2 and so on.
+_MEASURED = np.zeros((12, 8))
+_MEASURED[:6, :2] = np.array([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]])
+_MEASURED[6:, 2:] = np.eye(6)
 
 
 @dataclass(frozen=True)
@@ -195,9 +199,9 @@ def ecg(state: State, rng: np.random.Generator) -> F32:
     if plan.fibrillation:
         signal += _fibrillation(time, rng)
     drift = 0.25 if state.has("ecg", "baseline wander") else 0.04
-    phases = rng.uniform(0, 2 * np.pi, (12, 1))
-    signal += drift * rng.uniform(0.5, 1.0, (12, 1)) * np.sin(2 * np.pi * 0.28 * time + phases)
-    signal += 0.014 * rng.standard_normal(signal.shape)
+    phases, sizes = rng.uniform(0, 2 * np.pi, (8, 1)), drift * rng.uniform(0.5, 1.0, (8, 1))
+    disturbance = sizes * np.sin(2 * np.pi * 0.28 * time + phases) + 0.014 * rng.standard_normal((8, len(time)))
+    signal += _MEASURED @ disturbance
     return signal.astype(np.float32)
 
 

@@ -204,7 +204,8 @@ def _fibres(canvas: Canvas, rng: np.random.Generator, colour: Colour, period: fl
     along, across = x * np.cos(turn) + y * np.sin(turn), -x * np.sin(turn) + y * np.cos(turn)
     wavy = across + 5 * np.sin(along / 24 + rng.uniform(0, 6)) + 5 * smooth_noise(rng, (SIZE, SIZE), 7)
     phase: F32 = (2 * np.pi / period * wavy).astype(np.float32)
-    canvas.blend(0.5 + 0.5 * np.sin(phase), colour, contrast)
+    ripple: F32 = (0.5 + 0.5 * np.sin(phase)).astype(np.float32)
+    canvas.blend(ripple, colour, contrast)
     return phase
 
 

@@ -90,9 +90,9 @@ def _traces(path: Path) -> Image.Image:
     picture = Image.new("RGB", (2 * CELL, CELL), "#fff4f4")
     pen = ImageDraw.Draw(picture)
     second, height = 2 * CELL / 10, CELL / 4
-    for x in np.arange(0, 2 * CELL, second / 5):
+    for x in np.arange(0, 2 * CELL, second / 5).tolist():
         pen.line([(x, 0), (x, CELL)], fill="#f6cccc")
-    for y in np.arange(0, CELL, 9):
+    for y in range(0, CELL, 9):
         pen.line([(0, y), (2 * CELL, y)], fill="#f6cccc")
     window = int(2.5 * record.fs)
     strips = [
@@ -101,7 +101,8 @@ def _traces(path: Path) -> Image.Image:
     for values, column, row in [*strips, (signal[1], 0, 3)]:
         x = column * 2.5 * second + np.arange(len(values)) / record.fs * second
         y = (row + 0.55) * height - values * 18
-        pen.line(np.stack([x, y], 1).ravel().tolist(), fill="black", width=1)
+        trace: list[float] = np.stack([x, y], 1).ravel().tolist()
+        pen.line(trace, fill="black", width=1)
     for lead in range(12):
         pen.text((lead // 3 * 2.5 * second + 2, lead % 3 * height), record.sig_name[lead], fill="#404040")
     return picture

@@ -1,0 +1,70 @@
+"""Settings: presets, overrides, inheritance, and messages that name what is wrong."""
+
+import pytest
+import yaml
+
+from m3bind.config import RunConfig, load_config, merge, presets
+from m3bind.errors import ConfigError, UnknownNameError
+
+
+@pytest.mark.parametrize("name", ["demo", "quick", "mini5", "paper", "paper-literal"])
+def test_every_preset_is_valid_and_survives_saving(name, tmp_path):
+    assert name in presets()
+    config = load_config(name)
+    config.save(tmp_path / "config.yaml")
+    assert RunConfig(**yaml.safe_load((tmp_path / "config.yaml").read_text())) == config
+
+
+def test_the_literal_preset_sets_every_literal_reading():
+    config = load_config("paper-literal")
+    assert config.align.bridge == "identity" and not config.align.train_bridge
+    assert config.align.balance.literal
+    assert (config.align.contrastive.direction, config.align.contrastive.reduction) == ("i2t", "sum")
+    assert (config.distill.contrastive.direction, config.distill.contrastive.reduction) == ("t2i", "sum")
+    assert config.align.lam == 10 and config.align.steps == 15000 and config.align.batches == {"ct": 8}
+
+
+def test_overrides_reach_nested_settings():
+    config = load_config("demo", ["align.lam=3", "data.phantom.patients=50", "pretrain.batches={ct: 4}"])
+    assert config.align.lam == 3 and config.data.phantom.patients == 50 and config.pretrain.batches == {"ct": 4}
+
+
+def test_a_file_extends_another_key_by_key(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: demo\nalign: {lam: 7}\n")
+    config = load_config(str(tmp_path / "a.yaml"))
+    assert config.align.lam == 7 and config.align.steps == load_config("demo").align.steps
+    (tmp_path / "b.yaml").write_text(f"extends: {tmp_path}/c.yaml\n")
+    (tmp_path / "c.yaml").write_text(f"extends: {tmp_path}/b.yaml\n")
+    with pytest.raises(ConfigError, match="circle"):
+        load_config(str(tmp_path / "b.yaml"))
+
+
+def test_settings_of_one_modality_replace_those_of_all():
+    config = load_config("demo", ["pretrain.per_modality={ct: {steps: 7}}"])
+    assert config.pretrain_for("ct").steps == 7
+    assert config.pretrain_for("xray").steps == config.pretrain.steps
+    assert config.pretrain_for("ct").batch == config.pretrain.batch
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("align.lamb=1", "did you mean lam"),
+        ("align.steps=-1", "setting 'align.steps'"),
+        ("align", "section.key=value"),
+        ("align.lam.deep=1", "is a value, not a section"),
+        ("align.text=some", "setting 'align.text'"),
+    ],
+)
+def test_bad_settings_are_named(override, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config("demo", [override])
+
+
+def test_unknown_preset_offers_the_nearest():
+    with pytest.raises(UnknownNameError, match="did you mean 'mini5'"):
+        load_config("mini")
+
+
+def test_merge_replaces_values_and_joins_mappings():
+    assert merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}

@@ -1,0 +1,203 @@
+"""The whole pipeline from the command line: killed and resumed, interrupted, fed with bad input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+MODEL = {
+    "model": "compact_2d",
+    "settings": {
+        "joint_dim": 8,
+        "image_size": 32,
+        "widths": [8, 16],
+        "max_tokens": 24,
+        "text_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+    },
+}
+SETTINGS = {
+    "name": "small",
+    "data": {"manifest": "manifest.csv", "valid_fraction": 0},
+    "modalities": {"xray": MODEL, "retina": {**MODEL, "settings": {**MODEL["settings"], "joint_dim": 12}}},
+    "pretrain": {"steps": 16, "batch": 8, "lr": 0.01, "checkpoint_steps": 4},
+    "align": {"dim": 12, "steps": 12, "batch": 8, "shared_batch": 8, "pool": 64, "lr": 0.01, "checkpoint_steps": 4},
+    "distill": {
+        "steps": 8,
+        "steps_b": 8,
+        "batch": 8,
+        "checkpoint_steps": 4,
+        "student": {"text": "bert", "settings": {"config": MODEL["settings"]["text_config"], "max_tokens": 24}},
+    },
+    "evaluate": {"bootstrap": 20, "agreement_texts": 8},
+}
+ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "M3BIND_PROGRESS": "off", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, make_picture: Callable[..., Path]) -> Path:
+    """A folder with 48 pictures of two modalities, a manifest and settings."""
+    folder = tmp_path_factory.mktemp("project")
+    rows = ["modality,path,label,caption,patient,split"]
+    for number in range(48):
+        kind = "xray" if number % 2 else "retina"
+        make_picture(folder / f"{kind}{number}.png", kind, seed=number)
+        finding = ["normal", "large opacity", "small lesion"][number % 3]
+        split = "test" if number % 8 < 2 else "train"
+        rows.append(
+            f"{kind},{kind}{number}.png,{finding},{kind} image with {finding} number {number % 5},p{number},{split}"
+        )
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
+    return folder
+
+
+def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "m3bind", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=project, env=ENV, text=True, preexec_fn=_hear_interrupts, **pipes)
+
+
+def _hear_interrupts() -> None:
+    """A shell's background job ignores Ctrl-C and hands that on to its children; a person's command does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def run(project: Path, *arguments: str) -> tuple[int, str]:
+    process = start(project, *arguments)
+    out, err = process.communicate(timeout=280)
+    return process.returncode, out + err
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The weights of a finished run's space, by file name (which is their hash), and every final state."""
+    found = {p.name: p.read_bytes() for p in (folder / "space" / "weights").glob("*.safetensors")}
+    return found | {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("final.safetensors")}
+
+
+def kill_and_resume(project: Path, kills: int, seed: int, longest: float) -> None:
+    """Kill fit `kills` times at random moments, resume each time, and compare with an uninterrupted run."""
+    code, shown = run(project, "fit", "settings.yaml", "--name", "whole", "--out", "a")
+    assert code == 0, shown[-3000:]
+    moments = random.Random(seed)
+    done = 0
+    while done < kills:
+        process = start(project, "fit", "settings.yaml", "--name", "broken", "--out", f"b{seed}")
+        time.sleep(moments.uniform(0.5, longest))
+        finished = process.poll() is not None
+        process.kill()
+        process.communicate()
+        done += not finished
+        if finished:
+            break
+    code, shown = run(project, "fit", "settings.yaml", "--name", "broken", "--out", f"b{seed}")
+    assert code == 0, shown[-3000:]
+    one, two = weights(project / "a" / "whole"), weights(project / f"b{seed}" / "broken")
+    assert one.keys() == two.keys()
+    assert all(one[name] == two[name] for name in one)
+    first = (project / "a" / "whole" / "results.json").read_text()
+    assert first == (project / f"b{seed}" / "broken" / "results.json").read_text()
+    assert done == kills or finished
+
+
+def test_killed_twice_gives_the_same_bits(project):
+    kill_and_resume(project, kills=2, seed=0, longest=14)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_gives_the_same_bits(project):
+    kill_and_resume(project, kills=20, seed=1, longest=14)
+
+
+def test_interrupt_is_one_clear_line(project):
+    process = start(project, "fit", "settings.yaml", "--name", "interrupted", "--set", "pretrain.steps=100000")
+    deadline = time.monotonic() + 120
+    while not list(project.glob("runs/interrupted/stage0/xray/step_*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from the last checkpoint" in err and "Traceback" not in err
+    assert list(project.glob("runs/interrupted/stage0/xray/step_*.safetensors"))
+
+
+def test_other_settings_in_the_same_folder_are_refused(project):
+    assert run(project, "prepare", "settings.yaml", "--name", "pinned")[0] == 0
+    code, shown = run(project, "prepare", "settings.yaml", "--name", "pinned", "--set", "align.lam=3")
+    assert code == 2 and "align.lam: 10.0 then, 3.0 now" in shown and "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fit", "nothing.yaml"], "unknown preset or settings file 'nothing.yaml'"),
+        (["fit", "dem"], "did you mean 'demo'"),
+        (["fit", "settings.yaml", "--set", "align.lamb=1"], "did you mean lam"),
+        (["fit", "settings.yaml", "--set", "align.steps=many"], "setting 'align.steps'"),
+        (["fit", "settings.yaml", "--set", "data.manifest=absent.csv", "--name", "x1"], "absent.csv"),
+        (
+            ["fit", "settings.yaml", "--set", "modalities.xray.model=compact_3x", "--name", "x2"],
+            "did you mean 'compact_3d'",
+        ),
+        (["fit", "settings.yaml", "--set", "modalities.xary={model: compact_2d}", "--name", "x3"], "xary"),
+        (["fit", "settings.yaml", "--set", "align.method=m3bnd", "--name", "x4"], "did you mean 'm3bind'"),
+        (["search", "encoded", "--space", "nowhere", "--text", "a"], "nowhere"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["encode", "a.png", "--space", "nowhere", "--out", "o"], "nowhere"),
+    ],
+)
+def test_wrong_use_is_one_clear_line(project, arguments, said):
+    code, shown = run(project, *arguments)
+    assert code in (1, 2) and said in shown and "Traceback" not in shown
+
+
+def test_bad_rows_and_files_are_set_aside_and_the_rest_goes_on(project, make_picture):
+    folder = project
+    (folder / "broken.png").write_bytes(b"\x89PNG not really")
+    make_picture(folder / "tissue.png", "pathology", seed=99)
+    rows = (folder / "manifest.csv").read_text().splitlines()
+    bad = [
+        "xray,absent.png,normal,a text,q1,train",  # missing file
+        "xary,xray1.png,normal,a text,q2,train",  # unknown modality
+        "xray,tissue.png,normal,a text,q3,train",  # image of another modality
+        "xray,broken.png,normal,a text,q4,train",  # damaged file
+        "retina,retina0.png,,,q5,train",  # no text, no label
+        "retina,xray1.png,normal,a text,q6,train",  # the same file in two modalities
+        "xray,xray3.png,normal,a text,p3,weekend",  # unknown split
+        "xray,,normal,a text,q8,train",  # no path
+        "xray,../../etc/passwd,normal,a text,q9,train",  # outside the root
+        "xray,xray5.png,normal,a text,q10,train,more,and,more",  # too many cells
+    ]
+    (folder / "bad.csv").write_text("\n".join(rows + bad) + "\n")
+    code, shown = run(
+        folder, "fit", "settings.yaml", "--set", "data.manifest=bad.csv", "--name", "bad", "--until", "pretrain"
+    )
+    assert code == 1, shown[-2000:]
+    aside = (folder / "runs/bad/quarantine.csv").read_text()
+    for part in ("absent.png", "xary", "tissue.png", "broken.png", "weekend", "passwd"):
+        assert part in aside, part
+    assert len(aside.splitlines()) - 1 >= 10
+    assert "set aside" in shown and "Traceback" not in shown
+    results = json.loads((folder / "runs/bad/results.json").read_text())
+    assert {"xray", "retina"} <= {row["modality"] for row in results}
+
+
+def test_a_modality_with_three_samples_is_left_out_with_a_reason(project):
+    rows = (project / "manifest.csv").read_text().splitlines()
+    few = (
+        [rows[0]]
+        + [r for r in rows[1:] if r.startswith("xray")]
+        + [r for r in rows[1:] if r.startswith("retina") and "train" in r][:3]
+    )
+    (project / "few.csv").write_text("\n".join(few) + "\n")
+    code, shown = run(project, "fit", "settings.yaml", "--set", "data.manifest=few.csv", "--name", "few")
+    assert code == 1 and "modality retina: 3 usable training pairs" in shown, shown[-1500:]
+    assert "Traceback" not in shown
+    assert (project / "runs/few/results.json").exists()
