@@ -54,6 +54,6 @@ def test_two_processes_equal_one(tmp_path):
     one, two = load_file(tmp_path / "one" / "weights.safetensors"), load_file(tmp_path / "two" / "weights.safetensors")
     assert one.keys() == two.keys()
     for name in one:
-        if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding alone, which AdamW makes large
+        if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding, which AdamW makes large
             continue
         assert torch.allclose(one[name], two[name], atol=1e-5, rtol=1e-5), name
