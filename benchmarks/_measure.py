@@ -1,12 +1,14 @@
 """What the benchmarks share: alternating runs, ratios with their spread, peak memory in a child process, conditions."""
 
+import gc
 import multiprocessing
 import os
-import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 
+import psutil
 import torch
 
 Clock = Callable[[], float]  # time.perf_counter, or time.process_time: processor seconds of all threads
@@ -49,29 +51,41 @@ def gemm_rate(
     return 2 * rows * 4 * width * width / best / 1e9
 
 
-def peak_memory(form: Callable[..., None], *arguments: object) -> tuple[float, float] | None:
-    """GiB resident at the peak of `form(*arguments)` in a child process, and how much of it came after the imports.
+def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: object) -> tuple[float, float] | None:
+    """(GiB resident before, at the peak) of running what `prepare(*arguments)` returns, in a child process.
 
-    None if the child died (out of memory). `form` and its arguments must be picklable.
+    Sampled every few milliseconds, so that what preparing took for a moment does not count. None if the child died (out
+    of memory). `prepare` and its arguments must be picklable.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, form, arguments))
+    child = context.Process(target=_child, args=(sender, prepare, arguments))
     child.start()
     sender.close()
     try:
-        before, after = receiver.recv()
+        before, peak = receiver.recv()
     except EOFError:
         return None
     finally:
         child.join()
-    return after / 2**20, (after - before) / 2**20
+    return before / 2**30, peak / 2**30
 
 
-def _child(sender, form, arguments) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    form(*arguments)
-    sender.send((before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+def _child(sender, prepare, arguments) -> None:
+    run, process = prepare(*arguments), psutil.Process()
+    gc.collect()
+    samples, done = [process.memory_info().rss], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.004):
+            samples.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=sample)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    sender.send((samples[0], max(samples)))
 
 
 def conditions() -> str:

@@ -161,14 +161,9 @@ class Towers(nn.Module):
         return 2 * 24 * width**2 * layers * self.batch.tokens * self.setting.towers
 
 
-def one_step(setting: Setting, name: str, text_only: bool) -> None:
-    """A child process: build and run one step."""
-    Towers(setting, images=not text_only).form(name, text_only)()
-
-
-def only_build(setting: Setting, text_only: bool) -> None:
-    """A child process: the networks alone, to subtract."""
-    Towers(setting, images=not text_only)
+def text_step(setting: Setting, name: str) -> functools.partial[float]:
+    """In a child process: the networks, and the text part of one step to run on them."""
+    return Towers(setting, images=False).form(name, True)
 
 
 def compare(setting: Setting, names: list[str], repeats: int, clock: Clock) -> None:
@@ -207,20 +202,18 @@ def compare(setting: Setting, names: list[str], repeats: int, clock: Clock) -> N
 
 
 def print_memory(setting: Setting, names: list[str]) -> None:
-    """Peak memory of one text part per form, in child processes."""
-    built = peak_memory(only_build, setting, True)
-    base = built[0] if built else 0.0
-    taken = {name: peak_memory(one_step, setting, name, True) for name in names}
+    """Memory one text part adds to that of the networks, and the whole, for each form in a child process."""
+    taken = {name: peak_memory(text_step, setting, name) for name in names}
     ours = taken["ours"]
-    for name, peak in taken.items():
-        if peak is None or ours is None:
+    for name, found in taken.items():
+        if found is None or ours is None:
             print(f"  {name:8} memory: killed, out of memory")
             continue
-        share = (ours[0] - base) / max(peak[0] - base, 1e-9)
-        print(
-            f"  {name:8} peak {peak[0]:.2f} GiB, {peak[0] - base:.2f} above the {base:.2f} of the networks alone"
-            + ("" if name == "ours" else f"; ours needs {share:.0%} of that, {ours[0] / peak[0]:.0%} of the whole")
+        added, mine = found[1] - found[0], ours[1] - ours[0]
+        share = (
+            "" if name == "ours" else f"; ours adds {mine / added:.0%} of that, {ours[1] / found[1]:.0%} of the peak"
         )
+        print(f"  {name:8} adds {added:.2f} GiB to {found[0]:.2f}, peak {found[1]:.2f}{share}", flush=True)
 
 
 def main() -> None:
@@ -238,6 +231,8 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--processor-time", action="store_true", help="steadier on a busy machine")
     options = parser.parse_args()
+    if options.maximum < 236:
+        parser.error("--maximum: the longest text has 236 tokens")
     if options.threads:
         torch.set_num_threads(options.threads)
     setting = Setting(**{name: getattr(options, name) for name in Setting.__dataclass_fields__})

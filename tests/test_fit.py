@@ -82,43 +82,70 @@ def weights(folder: Path) -> dict[str, bytes]:
     return found | {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("final.safetensors")}
 
 
-def kill_and_resume(project: Path, kills: int, seed: int, longest: float) -> None:
-    """Kill fit `kills` times at random moments, resume each time, and compare with an uninterrupted run."""
+@pytest.fixture(scope="module")
+def finished(project: Path) -> Path:
+    """The folder of an uninterrupted run."""
     code, shown = run(project, "fit", "settings.yaml", "--name", "whole", "--out", "a")
     assert code == 0, shown[-3000:]
+    return project / "a" / "whole"
+
+
+def kill_and_resume(project: Path, finished: Path, kills: int, seed: int, longest: float) -> None:
+    """Kill fit `kills` times at random moments, resume each time, and compare with an uninterrupted run."""
     moments = random.Random(seed)
     done = 0
     while done < kills:
         process = start(project, "fit", "settings.yaml", "--name", "broken", "--out", f"b{seed}")
         time.sleep(moments.uniform(0.5, longest))
-        finished = process.poll() is not None
+        ended = process.poll() is not None
         process.kill()
         process.communicate()
-        done += not finished
-        if finished:
+        done += not ended
+        if ended:
             break
     code, shown = run(project, "fit", "settings.yaml", "--name", "broken", "--out", f"b{seed}")
     assert code == 0, shown[-3000:]
-    one, two = weights(project / "a" / "whole"), weights(project / f"b{seed}" / "broken")
+    one, two = weights(finished), weights(project / f"b{seed}" / "broken")
     assert one.keys() == two.keys()
     assert all(one[name] == two[name] for name in one)
-    first = (project / "a" / "whole" / "results.json").read_text()
+    first = (finished / "results.json").read_text()
     assert first == (project / f"b{seed}" / "broken" / "results.json").read_text()
-    assert done == kills or finished
+    assert done == kills or ended
 
 
-def test_killed_twice_gives_the_same_bits(project):
-    kill_and_resume(project, kills=2, seed=0, longest=14)
+def test_killed_twice_gives_the_same_bits(project, finished):
+    kill_and_resume(project, finished, kills=2, seed=0, longest=14)
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_gives_the_same_bits(project):
-    kill_and_resume(project, kills=20, seed=1, longest=14)
+def test_killed_twenty_times_gives_the_same_bits(project, finished):
+    kill_and_resume(project, finished, kills=20, seed=1, longest=14)
+
+
+def test_a_finished_run_is_shown_reported_and_opened_again(project, finished):
+    before = (finished / "report.html").read_bytes()
+    (finished / "report.html").unlink()
+    code, shown = run(project, "report", "a/whole")
+    assert code == 0, shown[-2000:]
+    assert abs(len((finished / "report.html").read_bytes()) - len(before)) < 0.05 * len(before)
+    code, shown = run(project, "evaluate", "a/whole", "--json", "shown.json")
+    assert code == 0 and "zero shot" in shown
+    assert len(json.loads((project / "shown.json").read_text())) == len(
+        json.loads((finished / "results.json").read_text())
+    )
+    script = (
+        "import sys, m3bind; s = m3bind.load('a/whole/space'); print(s.modalities, s.encode_text(['normal']).shape); "
+    )
+    script += "print([m for m in sys.modules if m.startswith(('m3bind.training', 'm3bind.binding', 'm3bind.distill'))])"
+    opened = subprocess.run(
+        [sys.executable, "-c", script], cwd=project, env=ENV, capture_output=True, text=True, timeout=120
+    )
+    assert opened.stdout.splitlines() == ["('xray', 'retina') (1, 12)", "[]"], opened.stderr[-2000:]
 
 
 def test_interrupt_is_one_clear_line(project):
     process = start(project, "fit", "settings.yaml", "--name", "interrupted", "--set", "pretrain.steps=100000")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not list(project.glob("runs/interrupted/stage0/xray/step_*")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)

@@ -37,6 +37,24 @@ class Variant:
 
 
 _AMB_OFF = {"balance": {"proportional": True, "lr": False, "weights": False}}
+_PRINTED = {"reduction": "sum", "positives": "diagonal", "concept_probability": 0.0}
+_LITERAL = {  # stages 1 and 2 exactly as printed, on the same towers
+    "align": {
+        "bridge": "identity",
+        "train_bridge": False,
+        "lr": 2e-5,
+        "lam": 10.0,
+        "text_contrastive": 0.0,
+        "balance": {"literal": True},
+        "contrastive": {**_PRINTED, "direction": "i2t"},
+    },
+    "distill": {"lr": 2e-5, "contrastive": {**_PRINTED, "direction": "t2i"}},
+}
+_READ = {"direction": "both", "reduction": "mean", "positives": "identical", "concept_probability": 0.0}
+_SENSIBLE = {  # the same equations with rates and weights normalised, both directions, identical captions as positives
+    "align": {"bridge": "identity", "lam": 10.0, "text_contrastive": 0.0, "contrastive": _READ},
+    "distill": {"contrastive": _READ},
+}
 PAPER_ORDER = ("xray", "ecg", "retina", "pathology", "ct")  # Table 4 adds retina, pathology, CT to X-ray + ECG
 VARIANTS: dict[str, Variant] = {
     "base": Variant("the recipe of the settings", table="5"),
@@ -45,6 +63,8 @@ VARIANTS: dict[str, Variant] = {
         {"align": _AMB_OFF, "distill": _AMB_OFF},
         table="5",
     ),
+    "paper_literal": Variant("the paper's stages 1 and 2 as printed", _LITERAL, table="paper"),
+    "paper_sensible": Variant("the paper's stages 1 and 2 read sensibly", _SENSIBLE, table="paper"),
     "two": Variant("X-ray + ECG", modalities=2, table="4"),
     "three": Variant("+ retina", modalities=3, table="4"),
     "four": Variant("+ pathology", modalities=4, table="4"),
@@ -85,9 +105,26 @@ def headline(table: ResultTable, stage: str, text_path: str) -> dict[str, float]
         ),
         "concept AUC": _concept_mean(table, stage, ""),
         "concept AUC, gap-corrected": _concept_mean(table, stage, "gap-corrected"),
+        "other towers' text": _other_towers(table, stage),
         "text R@1": mean(protocol="text_agreement", metric="R@1", task="towers"),
+        "cos": mean(protocol="text_agreement", metric="cos", task="towers"),
+        "cos'": mean(protocol="text_agreement", metric="cos_within", task="towers"),
         "ccos": mean(protocol="text_agreement", metric="ccos", task="towers"),
     }
+
+
+def _other_towers(table: ResultTable, stage: str) -> float:
+    """Mean over modalities of zero-shot with another tower's text, each divided by the one with its own text."""
+    own: dict[tuple[str, str], float] = {}
+    others: dict[tuple[str, str], dict[str, float]] = {}
+    for row in table.where(stage=stage, protocol="zero_shot"):
+        key = (row.modality, row.task)
+        if row.text_path == "teacher":
+            own.setdefault(key, row.value)
+        elif row.text_path.startswith("teacher:"):
+            others.setdefault(key, {}).setdefault(row.text_path, row.value)
+    ratios = [float(np.mean(list(found.values()))) / own[key] for key, found in others.items() if own.get(key)]
+    return float(np.mean(ratios)) if ratios else float("nan")
 
 
 def _concept_mean(table: ResultTable, stage: str, variant: str) -> float:

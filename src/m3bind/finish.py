@@ -1,5 +1,6 @@
 """What commands do around the stages: bundle, printed tables, report, measuring a saved space, encoding, searching."""
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from rich.console import Console
 
 from m3bind import modalities
 from m3bind.config import EvaluateConfig, validate
-from m3bind.data.manifest import format_bad_rows, read_manifest
+from m3bind.data.manifest import read_manifest
+from m3bind.data.records import format_bad_rows
 from m3bind.errors import ConfigError
 from m3bind.evaluate.gallery import Points
 from m3bind.evaluate.report import write_report
@@ -44,10 +46,7 @@ def finish(run: Run, until: str) -> int:
         print(f"space:   {run.folder / 'space'}")
     print(f"report:  {report(run, table, before)}")
     if run.config.data.phantom is not None:
-        from m3bind.data.phantom import contact_sheet
-
-        contact_sheet(run.manifest_path.parent, run.folder / "virtual_patients.png")
-        print(f"patients (synthetic): {run.folder / 'virtual_patients.png'}")
+        _show_patients(run)
     if run.corpus.bad:
         print(f"{format_bad_rows(run.corpus.bad)}\nall of them: {run.folder / 'quarantine.csv'}")
         return 1
@@ -56,6 +55,17 @@ def finish(run: Run, until: str) -> int:
 
 def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+
+
+def _show_patients(run: Run) -> None:
+    """A contact sheet of the virtual patients, and the files of one of them to try things with."""
+    from m3bind.data.phantom import contact_sheet
+
+    contact_sheet(run.manifest_path.parent, run.folder / "virtual_patients.png")
+    test = [r for m in run.corpus.modalities for r in run.corpus.records[m]["test"]]
+    chosen = next((r for r in test if r.label == "pneumonia"), test[0])
+    shutil.copytree(chosen.path.parent, run.folder / "patient", dirs_exist_ok=True)
+    print(f"patients (synthetic): {run.folder / 'virtual_patients.png'}; files of one: {run.folder / 'patient'}")
 
 
 def table_of(shown: Any, table: ResultTable) -> list[Any]:

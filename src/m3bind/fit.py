@@ -38,7 +38,7 @@ from m3bind.data import manifest as manifests
 from m3bind.data import splits, texts
 from m3bind.data.batching import rng
 from m3bind.data.cache import FeatureCache
-from m3bind.data.manifest import BadRow, Record
+from m3bind.data.records import BadRow, Record, format_bad_rows
 from m3bind.distill.seskd import DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
 from m3bind.errors import ConfigError
@@ -200,7 +200,7 @@ class Run:
         writer.writerows([b.row, b.path, b.reason] for b in bad)
         write_text(self.folder / "quarantine.csv", buffer.getvalue())
         if bad:
-            log.warning("%s", manifests.format_bad_rows(bad))
+            log.warning("%s", format_bad_rows(bad))
 
     def pairs(self, stage: str) -> dict[str, Pairs]:
         """Training pairs of every modality, each side computed as far as the stage leaves it frozen."""

@@ -25,7 +25,8 @@ from m3bind import modalities
 from m3bind.config import ModelConfig, RunConfig
 from m3bind.data.batching import IntArray, length_buckets, rng
 from m3bind.data.cache import FeatureCache, Rows
-from m3bind.data.manifest import BadRow, Record
+from m3bind.data.records import BadRow, Record
+from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, ReadError
 from m3bind.files import sha256_text
 from m3bind.models import registry
@@ -83,11 +84,11 @@ def make_corpus(
     for record in records:
         if record.modality in grouped:
             grouped[record.modality][record.split].append(record)
-    seen: set[str] = {c for m in names for r in grouped[m]["train"] for c in (*r.captions, *r.concepts)}
+    seen: set[str] = {c for m in names for r in grouped[m]["train"] for c in (*r.captions, *_phrases(r))}
     pool: dict[str, list[int]] = {}
     candidates: list[list[str]] = []
     for m in names:
-        captions = sorted({c for r in grouped[m]["train"] for c in (*r.captions, *r.concepts)})
+        captions = sorted({c for r in grouped[m]["train"] for c in (*r.captions, *_phrases(r))})
         further = sorted(set(texts.get(m, ())) - seen)
         unseen = {c for split in ("valid", "test") for r in grouped[m][split] for c in r.captions} - seen
         random = rng(seed, "held out", m)
@@ -119,6 +120,11 @@ def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncod
     if settings.checkpoint:
         load_strict(model, read_state(settings.checkpoint))
     return model.eval()
+
+
+def _phrases(record: Record) -> list[str]:
+    """Every wording of the concepts of a record."""
+    return [phrase for concept in record.concepts for phrase in concept_phrases(concept)]
 
 
 class Encoder:
@@ -239,7 +245,7 @@ class Encoder:
         names = sorted({r.label for r in records if r.label})
         number = {name: i for i, name in enumerate(names)}
         captions = [table.ids(r.captions) for r in records]
-        concepts = [table.ids(r.concepts) for r in records]
+        concepts = [table.ids(_phrases(r)) for r in records]
         return Pairs(
             modality,
             model,

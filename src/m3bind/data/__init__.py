@@ -1,6 +1,7 @@
 """What is learned from: manifests, texts, splits; the other files of this folder (batching, cache, phantom) by name."""
 
-from m3bind.data.manifest import BadRow, Manifest, Record, format_bad_rows, read_manifest, usable_modalities
+from m3bind.data.manifest import read_manifest, usable_modalities
+from m3bind.data.records import BadRow, Manifest, Record, format_bad_rows
 from m3bind.data.splits import carve_valid, leak_check, patient_splits
 from m3bind.data.texts import clean_text, concept_phrases, length_report, load_corpus, unique_texts
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.config import EvaluateConfig
-from m3bind.data.manifest import Record
+from m3bind.data.records import Record
 from m3bind.evaluate.agreement import agreement_rows
 from m3bind.evaluate.probe import linear_probe
 from m3bind.evaluate.results import Context, Row

@@ -1,0 +1,70 @@
+"""What a manifest turns into: `Record` (a usable row), `BadRow` (one set aside), `Manifest` (all of them)."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from m3bind.data.splits import SPLITS
+
+
+@dataclass(frozen=True)
+class Record:
+    """One file to learn from. `captions[0]` is the canonical text; `concepts` are shared across modalities."""
+
+    id: str
+    modality: str
+    path: Path
+    label: str
+    labels: tuple[str, ...]
+    captions: tuple[str, ...]
+    concepts: tuple[str, ...]
+    patient: str
+    split: str
+    set: str
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was set aside. `row` is its line in the file (CSV, JSONL; the header is 1) or its count (Parquet)."""
+
+    row: int
+    reason: str
+    path: str = ""
+    kind: str = ""  # the same for all rows with one sort of fault
+
+
+@dataclass
+class Manifest:
+    """What a manifest holds: usable records, and rows set aside."""
+
+    records: list[Record]
+    bad: list[BadRow]
+    path: Path = field(default_factory=Path)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of records: modality -> split -> count."""
+        table: dict[str, dict[str, int]] = {}
+        for r in self.records:
+            table.setdefault(r.modality, dict.fromkeys(SPLITS, 0))[r.split] += 1
+        return table
+
+    def report(self, limit: int = 20) -> str:
+        """Counts by modality, then the rows set aside (`format_bad_rows`)."""
+        lines = [f"{self.path.name}: {len(self.records)} usable rows"]
+        for modality, splits in self.counts().items():
+            lines.append(f"  {modality}: " + ", ".join(f"{n} {split}" for split, n in splits.items() if n))
+        return "\n".join(lines + ([format_bad_rows(self.bad, limit)] if self.bad else []))
+
+
+def format_bad_rows(bad: Sequence[BadRow], limit: int = 20) -> str:
+    """The first `limit` rows set aside with their reasons, and how many there are of each kind."""
+    if not bad:
+        return "no bad rows"
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(row.kind or "other" for row in bad).most_common())
+    lines = [f"{len(bad)} rows set aside ({kinds})"]
+    for row in sorted(bad, key=lambda row: row.row)[:limit]:
+        lines.append(f"  row {row.row}: {row.reason}" + (f"  [{row.path}]" if row.path else ""))
+    if len(bad) > limit:
+        lines.append(f"  ... and {len(bad) - limit} more")
+    return "\n".join(lines)
