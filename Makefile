@@ -27,10 +27,10 @@ demo-quick: $(STAMP)
 	$(BIN)/m3bind demo --quick
 
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/pytest
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "slow or not slow" --timeout 3600
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" --timeout 3600
 
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from m3bind.cli import main
+
 MODEL = {
     "model": "compact_2d",
     "settings": {
@@ -76,6 +78,22 @@ def run(project: Path, *arguments: str) -> tuple[int, str]:
     return process.returncode, out + err
 
 
+@pytest.fixture
+def call(project: Path, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """The command line inside this process: what a command exits with and what it prints."""
+
+    def called(*arguments: str) -> tuple[int, str]:
+        monkeypatch.chdir(project)
+        monkeypatch.setenv("M3BIND_PROGRESS", "off")
+        monkeypatch.setattr(sys, "argv", ["m3bind", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out + shown.err
+
+    return called
+
+
 def weights(folder: Path) -> dict[str, bytes]:
     """The weights of a finished run's space, by file name (which is their hash), and every final state."""
     found = {p.name: p.read_bytes() for p in (folder / "space" / "weights").glob("*.safetensors")}
@@ -122,13 +140,13 @@ def test_killed_twenty_times_gives_the_same_bits(project, finished):
     kill_and_resume(project, finished, kills=20, seed=1, longest=14)
 
 
-def test_a_finished_run_is_shown_reported_and_opened_again(project, finished):
+def test_a_finished_run_is_shown_reported_and_opened_again(project, call, finished):
     before = (finished / "report.html").read_bytes()
     (finished / "report.html").unlink()
-    code, shown = run(project, "report", "a/whole")
+    code, shown = call("report", "a/whole")
     assert code == 0, shown[-2000:]
     assert abs(len((finished / "report.html").read_bytes()) - len(before)) < 0.05 * len(before)
-    code, shown = run(project, "evaluate", "a/whole", "--json", "shown.json")
+    code, shown = call("evaluate", "a/whole", "--json", "shown.json")
     assert code == 0 and "zero shot" in shown
     assert len(json.loads((project / "shown.json").read_text())) == len(
         json.loads((finished / "results.json").read_text())
@@ -140,24 +158,24 @@ def test_a_finished_run_is_shown_reported_and_opened_again(project, finished):
     opened = subprocess.run(
         [sys.executable, "-c", script], cwd=project, env=ENV, capture_output=True, text=True, timeout=120
     )
-    assert opened.stdout.splitlines() == ["('xray', 'retina') (1, 12)", "[]"], opened.stderr[-2000:]
+    assert opened.stdout.splitlines() == ["('retina', 'xray') (1, 12)", "[]"], opened.stderr[-2000:]
 
 
 def test_interrupt_is_one_clear_line(project):
     process = start(project, "fit", "settings.yaml", "--name", "interrupted", "--set", "pretrain.steps=100000")
     deadline = time.monotonic() + 240
-    while not list(project.glob("runs/interrupted/stage0/xray/step_*")) and time.monotonic() < deadline:
+    while not list(project.glob("runs/interrupted/stage0/*/step_*")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "goes on from the last checkpoint" in err and "Traceback" not in err
-    assert list(project.glob("runs/interrupted/stage0/xray/step_*.safetensors"))
+    assert list(project.glob("runs/interrupted/stage0/*/step_*.safetensors"))
 
 
-def test_other_settings_in_the_same_folder_are_refused(project):
-    assert run(project, "prepare", "settings.yaml", "--name", "pinned")[0] == 0
-    code, shown = run(project, "prepare", "settings.yaml", "--name", "pinned", "--set", "align.lam=3")
+def test_other_settings_in_the_same_folder_are_refused(call):
+    assert call("prepare", "settings.yaml", "--name", "pinned")[0] == 0
+    code, shown = call("prepare", "settings.yaml", "--name", "pinned", "--set", "align.lam=3")
     assert code == 2 and "align.lam: 10.0 then, 3.0 now" in shown and "Traceback" not in shown
 
 
@@ -180,12 +198,12 @@ def test_other_settings_in_the_same_folder_are_refused(project):
         (["encode", "a.png", "--space", "nowhere", "--out", "o"], "nowhere"),
     ],
 )
-def test_wrong_use_is_one_clear_line(project, arguments, said):
-    code, shown = run(project, *arguments)
+def test_wrong_use_is_one_clear_line(call, arguments, said):
+    code, shown = call(*arguments)
     assert code in (1, 2) and said in shown and "Traceback" not in shown
 
 
-def test_bad_rows_and_files_are_set_aside_and_the_rest_goes_on(project, make_picture):
+def test_bad_rows_and_files_are_set_aside_and_the_rest_goes_on(project, call, make_picture):
     folder = project
     (folder / "broken.png").write_bytes(b"\x89PNG not really")
     make_picture(folder / "tissue.png", "pathology", seed=99)
@@ -203,9 +221,7 @@ def test_bad_rows_and_files_are_set_aside_and_the_rest_goes_on(project, make_pic
         "xray,xray5.png,normal,a text,q10,train,more,and,more",  # too many cells
     ]
     (folder / "bad.csv").write_text("\n".join(rows + bad) + "\n")
-    code, shown = run(
-        folder, "fit", "settings.yaml", "--set", "data.manifest=bad.csv", "--name", "bad", "--until", "pretrain"
-    )
+    code, shown = call("fit", "settings.yaml", "--set", "data.manifest=bad.csv", "--name", "bad", "--until", "pretrain")
     assert code == 1, shown[-2000:]
     aside = (folder / "runs/bad/quarantine.csv").read_text()
     for part in ("absent.png", "xary", "tissue.png", "broken.png", "weekend", "passwd"):
@@ -216,7 +232,7 @@ def test_bad_rows_and_files_are_set_aside_and_the_rest_goes_on(project, make_pic
     assert {"xray", "retina"} <= {row["modality"] for row in results}
 
 
-def test_a_modality_with_three_samples_is_left_out_with_a_reason(project):
+def test_a_modality_with_three_samples_is_left_out_with_a_reason(project, call):
     rows = (project / "manifest.csv").read_text().splitlines()
     few = (
         [rows[0]]
@@ -224,7 +240,19 @@ def test_a_modality_with_three_samples_is_left_out_with_a_reason(project):
         + [r for r in rows[1:] if r.startswith("retina") and "train" in r][:3]
     )
     (project / "few.csv").write_text("\n".join(few) + "\n")
-    code, shown = run(project, "fit", "settings.yaml", "--set", "data.manifest=few.csv", "--name", "few")
+    code, shown = call("fit", "settings.yaml", "--set", "data.manifest=few.csv", "--name", "few")
     assert code == 1 and "modality retina: 3 usable training pairs" in shown, shown[-1500:]
     assert "Traceback" not in shown
     assert (project / "runs/few/results.json").exists()
+
+
+def test_a_full_disk_is_one_clear_line(project, call, monkeypatch):
+    from m3bind.training import loop
+
+    class Full:
+        def __getattr__(self, name: str):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop, "SummaryWriter", lambda *args, **kwargs: Full())
+    code, shown = call("pretrain", "settings.yaml", "--name", "full")
+    assert code == 1 and "No space left on device" in shown and "Traceback" not in shown

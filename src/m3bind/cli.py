@@ -3,6 +3,7 @@
 Exit code 0 only when everything asked for was done; 1 when work failed or parts were set aside; 2 for wrong use.
 """
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -54,6 +55,12 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("m3bind: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        place = error.filename or "a log or cache file"
+        print(f"m3bind: {error.strerror}: {place}; free space, then run the same command", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         show: Callable[[], str] | None = getattr(error, "format_message", None)  # click's usage errors
         if show is None:
