@@ -18,6 +18,7 @@ from m3bind.binding.methods.base import BindingInputs
 from m3bind.binding.objective import text_contrastive, text_mse, total
 from m3bind.config import AlignConfig
 from m3bind.data.batching import EpochSampler, IntArray, PoolSampler
+from m3bind.files import sha256_text
 from m3bind.models.base import DualEncoder
 from m3bind.training.loop import ParameterGroup
 from m3bind.training.pairs import Pairs
@@ -44,6 +45,7 @@ class AlignStage:
             for m, pairs in self.pairs.items()
         }
         for modality, pairs in self.pairs.items():
+            torch.manual_seed(int(sha256_text(str(self.seed), "lora", modality)[:15], 16))  # whatever ran before
             _choose_trained(pairs.model, settings)
             bridges[modality].requires_grad_(settings.train_bridge and settings.image != "frozen")
 
