@@ -250,12 +250,7 @@ class Run:
 
     def closed_form(self) -> None:
         """Binding without training: Procrustes."""
-        frozen = self.config.model_copy(deep=True)
-        frozen.align.text, frozen.align.image = "frozen", "frozen"
-        pairs = {}
-        for m in self.corpus.modalities:
-            records = self.corpus.records[m]["train"]
-            pairs[m] = self.encoder.pairs(m, self.models[m], records, self.corpus.table, "embedding", "embedding")
+        pairs = self._finished_pairs()
         settings = self.config.align.model_copy(update={"bridge": "procrustes"})
         self.bridges = methods.get("procrustes").bind(self._inputs(pairs, self.folder / "closed_form"), settings)
 
@@ -276,7 +271,7 @@ class Run:
         )
         features = self.encoder.text_features(corpus.table.texts, student) if settings.student.train == "head" else None
         wrapped = StudentTexts(student, corpus.table, features)
-        pairs = self.encoder_pairs_for_distillation()
+        pairs = self._finished_pairs()
         teachers = self._teachers()
         inputs = self._inputs(pairs, self.folder / "stage2")
         shares = inputs.pool_probabilities(settings.balance)
@@ -286,8 +281,8 @@ class Run:
             train(stage, phase_settings, self.folder / "stage2" / phase, self.config.seed, self.accelerator)
         self.student = student.requires_grad_(False).eval()
 
-    def encoder_pairs_for_distillation(self) -> dict[str, Pairs]:
-        """Captions and labels of every modality; both sides finished."""
+    def _finished_pairs(self) -> dict[str, Pairs]:
+        """Training pairs of every modality with both sides already embedded."""
         corpus = self.corpus
         return {
             m: self.encoder.pairs(m, self.models[m], corpus.records[m]["train"], corpus.table, "embedding", "embedding")
