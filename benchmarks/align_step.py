@@ -1,8 +1,8 @@
 """One stage-1 step of m3bind against a straightforward one.
 
-    python benchmarks/align_step.py [--towers 5] [--size minilm|base] [--pairs 8] [--shared 32] [--duplicates 0.25]
-                                    [--repeats 7] [--forms longest maximum] [--no-memory] [--processor-time]
-    python benchmarks/align_step.py --towers 1 --size base --pairs 0 --shared 64 --repeats 3
+    python benchmarks/align_step.py [--towers 5] [--size minilm|base] [--pooling cls|mean] [--pairs 8] [--shared 32]
+                                    [--duplicates 0.25] [--repeats 7] [--forms longest maximum] [--settings main ...]
+    python benchmarks/align_step.py --towers 1 --size base --pairs 0 --shared 64 --repeats 3 --settings main
 
 Three forms of the same step, with the same weights and texts, in float32:
 * ours: each distinct text once, packed tokens (BertTrunk), image features cached, pair loss in O(M);
@@ -11,6 +11,10 @@ Three forms of the same step, with the same weights and texts, in float32:
 Each is timed as a whole step and for its text part alone (image embeddings given to all). The step is Eq. 6: one
 image-text batch per tower, one shared text batch through all towers, forward, backward, AdamW (at learning rate 0, so
 that the weights stay comparable). Where the CPU has bfloat16, ours is also timed in it, as training uses it there.
+
+Settings: `main` as asked; `memory` what the text part adds; `distinct` without duplicates; `single` with one tower. The
+text is pooled by its first token (as in MGCA, CT-CLIP, BiomedCLIP: the last layer then serves only that token) or by
+the mean of all.
 
 Texts are synthetic ids with report-like lengths: log-normal, cut to 8..236 (mean 75, p90 155, max 236). Dropout is off,
 so that losses can be compared. Networks are random. A duplicate is a row whose text stands in an earlier row already;
@@ -34,10 +38,11 @@ from transformers import BertConfig
 
 from _measure import Clock, alternate, conditions, gemm_rate, peak_memory, ratio
 from m3bind.binding.objective import clip_loss, text_mse
-from m3bind.models.bert import BertTrunk
+from m3bind.models.bert import BertTrunk, Pooling
 from m3bind.models.precision import compute_dtype
 
 SIZES = {"minilm": (384, 6, 12), "base": (768, 12, 12)}  # width, layers, heads
+SETTINGS = ["main", "memory", "distinct", "single"]
 DIM, SCALE, LAMBDA = 256, 20.0, 10.0
 
 
@@ -47,6 +52,7 @@ class Setting:
 
     towers: int = 5
     size: str = "minilm"
+    pooling: Pooling = "cls"
     pairs: int = 8
     shared: int = 32
     duplicates: float = 0.25
@@ -89,7 +95,9 @@ class Towers(nn.Module):
         shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
         config = BertConfig(intermediate_size=4 * width, **shape, **off)
         self.setting, self.batch = setting, Batch(setting)
-        self.texts = nn.ModuleList(BertTrunk(config) for _ in range(setting.towers)).requires_grad_(False)
+        self.texts = nn.ModuleList(BertTrunk(config, setting.pooling) for _ in range(setting.towers)).requires_grad_(
+            False
+        )
         for tower in self.texts:
             lora = LoraConfig(r=8, lora_alpha=8, lora_dropout=0.0, target_modules=["query", "value"])
             inject_adapter_in_model(lora, tower)
@@ -136,8 +144,11 @@ class Towers(nn.Module):
         texts = []
         for tower, bridge in zip(self.texts, self.bridges):
             hidden = tower.bert(input_ids=ids, attention_mask=mask).last_hidden_state
-            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            texts.append(F.normalize(bridge(mean), dim=1))
+            if self.setting.pooling == "cls":
+                pooled = hidden[:, 0]
+            else:
+                pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            texts.append(F.normalize(bridge(pooled), dim=1))
         images = self.cached if text_only else [tower(self.pixels) for tower in self.images] or self.cached
         shared = [text[self.setting.pairs :] for text in texts]
         pair_loss = texts[0].new_zeros(())
@@ -145,6 +156,10 @@ class Towers(nn.Module):
             for second in shared[a + 1 :]:
                 pair_loss = pair_loss + (first - second).square().sum(1).mean()
         return self.finish(texts, images, pair_loss)
+
+    def gradient(self) -> Tensor:
+        """Of all trained parameters after a step, in one vector."""
+        return torch.cat([p.grad.flatten() for p in self.parameters() if p.grad is not None])
 
     def form(self, name: str, text_only: bool) -> functools.partial[float]:
         if name == "ours":
@@ -156,9 +171,14 @@ class Towers(nn.Module):
         )
 
     def flop(self) -> float:
-        """Multiplications and additions of all linear layers on distinct real tokens, forward and input gradient."""
+        """Multiplications and additions of all linear layers on distinct real tokens, forward and input gradient.
+
+        With the first token pooled, the last layer computes keys and values of all tokens, the rest for one of a text.
+        """
         width, layers, _ = SIZES[self.setting.size]
-        return 2 * 24 * width**2 * layers * self.batch.tokens * self.setting.towers
+        tokens, texts = self.batch.tokens, len(self.batch.ids)
+        rows = layers * tokens if self.setting.pooling == "mean" else (layers - 10 / 12) * tokens + 10 / 12 * texts
+        return 2 * 24 * width**2 * rows * self.setting.towers
 
 
 def text_step(setting: Setting, name: str) -> functools.partial[float]:
@@ -172,7 +192,8 @@ def compare(setting: Setting, names: list[str], repeats: int, clock: Clock) -> N
     batch = towers.batch
     rows, width = setting.pairs + setting.shared, SIZES[setting.size][0]
     print(
-        f"\n{setting.towers} x {setting.size}, {setting.pairs} pairs + {setting.shared} shared texts per tower, "
+        f"\n{setting.towers} x {setting.size}, {setting.pooling} pooling, "
+        f"{setting.pairs} pairs + {setting.shared} shared texts per tower, "
         f"duplicates {1 - len(batch.ids) / rows:.0%}; tokens per tower: {batch.tokens} distinct, "
         f"{batch.row_tokens} with duplicates, {rows * batch.longest} padded to the longest, "
         f"{rows * setting.maximum} to the maximum"
@@ -181,14 +202,19 @@ def compare(setting: Setting, names: list[str], repeats: int, clock: Clock) -> N
         if not text_only and not setting.pairs:
             continue
         forms = {name: towers.form(name, text_only) for name in names}
-        losses = {name: form() for name, form in forms.items() if name != "bf16"}
-        worst = max(abs(loss - losses["ours"]) for loss in losses.values())
-        if worst > 1e-4 * max(1.0, abs(losses["ours"])):
-            raise SystemExit(f"losses differ: {losses}")
+        found = {name: (form(), towers.gradient()) for name, form in forms.items() if name != "bf16"}
+        loss, gradient = found["ours"]
+        worst = max(abs(other - loss) for other, _ in found.values())
+        worst_gradient = max(float((other - gradient).norm() / gradient.norm()) for _, other in found.values())
+        if worst > 1e-4 * max(1.0, abs(loss)) or worst_gradient > 1e-3:
+            raise SystemExit(f"losses differ by {worst:.1e}, gradients by {worst_gradient:.1e} of their length")
         rates: list[float] = []
         forms["gemm"] = lambda rates=rates: rates.append(gemm_rate(width, compute_dtype(), clock))
         seconds = alternate(forms, repeats, clock)
-        print(f"{'text part' if text_only else 'whole step'}: losses equal to {worst:.1e}")
+        print(
+            f"{'text part' if text_only else 'whole step'}: loss {loss:.4f} equal to {worst:.1e}, "
+            f"gradients to {worst_gradient:.1e} of their length"
+        )
         for name in names:
             median, spread = statistics.median(seconds[name]), (min(seconds[name]), max(seconds[name]))
             line = f"  {name:8} median {median:7.2f} s ({spread[0]:.2f}-{spread[1]:.2f}, {repeats} runs)"
@@ -221,6 +247,7 @@ def main() -> None:
     standard = Setting()
     parser.add_argument("--towers", type=int, default=standard.towers)
     parser.add_argument("--size", choices=list(SIZES), default=standard.size)
+    parser.add_argument("--pooling", choices=["cls", "mean"], default=standard.pooling)
     parser.add_argument("--pairs", type=int, default=standard.pairs)
     parser.add_argument("--shared", type=int, default=standard.shared)
     parser.add_argument("--duplicates", type=float, default=standard.duplicates)
@@ -228,7 +255,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--forms", nargs="*", default=["longest", "maximum"], choices=["longest", "maximum"])
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--settings", nargs="*", default=SETTINGS, choices=SETTINGS)
     parser.add_argument("--processor-time", action="store_true", help="steadier on a busy machine")
     options = parser.parse_args()
     if options.maximum < 236:
@@ -239,13 +266,15 @@ def main() -> None:
     clock = time.process_time if options.processor_time else time.perf_counter
     ours = ["ours", "bf16"] if compute_dtype() is torch.bfloat16 else ["ours"]
     print(conditions() + ("; processor seconds" if options.processor_time else "; seconds of the wall clock"))
-    compare(setting, ours + options.forms, options.repeats, clock)
-    if not options.no_memory:
-        print_memory(setting, ours + options.forms)
-    if setting.duplicates:
-        compare(replace(setting, duplicates=0.0), ours + options.forms, options.repeats, clock)
-    if setting.towers > 1:
-        compare(replace(setting, towers=1), ours + options.forms, options.repeats, clock)
+    forms = ours + options.forms
+    if "main" in options.settings:
+        compare(setting, forms, options.repeats, clock)
+    if "memory" in options.settings:
+        print_memory(setting, forms)
+    if "distinct" in options.settings and setting.duplicates:
+        compare(replace(setting, duplicates=0.0), forms, options.repeats, clock)
+    if "single" in options.settings and setting.towers > 1:
+        compare(replace(setting, towers=1), forms, options.repeats, clock)
     print(conditions())
 
 

@@ -133,9 +133,9 @@ def test_adapter_dropout_is_unbiased() -> None:
     model = with_lora(trunk(), dropout=0.3)
     layer, x, casts = model.bert.encoder.layer[0], torch.randn(5, 64), _Casts()
     with torch.no_grad():
-        expected = _project(_adapted(layer), x, casts)
+        expected = torch.cat(_project(_adapted(layer), x, casts), 1)
         layer.train()
-        draws = torch.stack([_project(_adapted(layer), x, casts) for _ in range(1000)])
+        draws = torch.stack([torch.cat(_project(_adapted(layer), x, casts), 1) for _ in range(1000)])
     query, key, value = ((draws.mean(0) - expected).abs() / (draws.std(0) / 1000**0.5 + 1e-6)).chunk(3, 1)
     assert draws[..., :64].std(0).min() > 1e-3 and key.max() < 1  # the key has no adapter, so no noise
     for z in (query, value):

@@ -127,25 +127,25 @@ def _starts(lengths: Tensor) -> Tensor:
     return lengths.cumsum(0) - lengths
 
 
-def _attention(own: Any, qkv: Tensor, groups: Groups, training: bool, first_only: bool = False) -> Tensor:
-    """Attention within each text: (T, 3 H) -> (T, H); `first_only`: only of first tokens, -> (n, H)."""
+def _attention(own: Any, q: Tensor, k: Tensor, v: Tensor, groups: Groups, training: bool) -> Tensor:
+    """Attention within each text: queries of all tokens (T, H) or of first tokens only (n, H) -> as the queries."""
     dropout = own.dropout.p if training else 0.0
+    tokens = [count * length for count, length in groups]
+    asked = tokens if len(q) == len(k) else [count for count, _ in groups]
     mixed = []
-    for rows, (count, length) in zip(torch.split(qkv, [count * length for count, length in groups]), groups):
-        block = rows.view(count, length, 3, own.num_attention_heads, own.attention_head_size)
-        q, k, v = (part.transpose(1, 2) for part in block.unbind(2))  # (count, A, length, H / A)
-        if first_only:
-            q = q[:, :, :1]
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=own.scaling)
-        mixed.append(out.transpose(1, 2).reshape(-1, qkv.shape[1] // 3))
+    for *rows, (count, _) in zip(torch.split(q, asked), torch.split(k, tokens), torch.split(v, tokens), groups):
+        # each (count, A, length, H / A)
+        a, b, c = (x.view(count, -1, own.num_attention_heads, own.attention_head_size).transpose(1, 2) for x in rows)
+        out = F.scaled_dot_product_attention(a, b, c, dropout_p=dropout, scale=own.scaling)
+        mixed.append(out.transpose(1, 2).reshape(-1, q.shape[1]))
     return torch.cat(mixed)
 
 
 def _plain_layer(layer: Any, x: Tensor, groups: Groups) -> Tensor:
     """One layer by calling its modules, (T, H) -> (T, H)."""
     own = layer.attention.self
-    qkv = torch.cat([own.query(x), own.key(x), own.value(x)], 1)
-    x = layer.attention.output(_attention(own, qkv, groups, layer.training), x)
+    a = _attention(own, own.query(x), own.key(x), own.value(x), groups, layer.training)
+    x = layer.attention.output(a, x)
     out: Tensor = layer.output(layer.intermediate(x), x)
     return out
 
@@ -235,11 +235,14 @@ def _frozen_layer(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
         x = x.to(dtype)
-        own = layer.attention.self
-        a = _attention(own, _project(parts, x, cast), groups, layer.training, first_only)
         if first_only:
             lengths = torch.tensor([length for count, length in groups for _ in range(count)], device=x.device)
-            x = x[_starts(lengths)]
+            asked = x[_starts(lengths)]
+            q, k, v = *_project(parts[:1], asked, cast), *_project(parts[1:], x, cast)
+            x = asked
+        else:
+            q, k, v = _project(parts, x, cast)
+        a = _attention(layer.attention.self, q, k, v, groups, layer.training)
         x = _add_norm(layer.attention.output, a, x, cast)
         inner = layer.intermediate.dense
         u = F.linear(x, cast(inner.weight, dtype), cast(inner.bias, dtype))
@@ -257,20 +260,20 @@ def _add_norm(block: Any, inner: Tensor, residual: Tensor, cast: _Casts) -> Tens
     return F.layer_norm(x, norm.normalized_shape, cast(norm.weight, dtype), cast(norm.bias, dtype), norm.eps)
 
 
-def _project(parts: list[_Part], x: Tensor, cast: _Casts) -> Tensor:
-    """Query, key and value side by side, (T, H) -> (T, 3 H)."""
+def _project(parts: list[_Part], x: Tensor, cast: _Casts) -> tuple[Tensor, ...]:
+    """Query, key and value, or those of them in `parts`: (T, H) -> (T, H) each."""
     frozen = [tensor for part in parts for tensor in (cast(part.weight, x.dtype), cast(part.bias, x.dtype))]
     adapters = [(place, part.adapter) for place, part in enumerate(parts) if part.adapter]
     # One dropout mask serves all adapters of the layer.
     dropout = max((adapter.dropout for _, adapter in adapters), default=0.0)
     places = tuple((place, adapter.scale) for place, adapter in adapters)
     trained = [tensor for _, adapter in adapters for tensor in (adapter.a, adapter.b)]
-    out: Tensor = _Projections.apply(x, dropout, places, len(frozen), *frozen, *trained)
+    out: tuple[Tensor, ...] = _Projections.apply(x, dropout, places, len(frozen), *frozen, *trained)
     return out
 
 
 class _Projections(torch.autograd.Function):
-    """Frozen projections of x with LoRA, one column block each: x W.T + bias + scale (x mask) A.T B.T.
+    """Frozen projections of x with LoRA, one output each: x W.T + bias + scale (x mask) A.T B.T.
 
     Kept for the backward pass: x as the adapters saw it, its products with A (r columns), dropout mask, weights.
     """
@@ -278,27 +281,19 @@ class _Projections(torch.autograd.Function):
     @staticmethod
     def forward(
         context: Any, x: Tensor, dropout: float, places: tuple[tuple[int, float], ...], frozen: int, *tensors: Tensor
-    ) -> Tensor:
-        weights, biases, down, up = (
-            tensors[0:frozen:2],
-            tensors[1:frozen:2],
-            tensors[frozen::2],
-            tensors[frozen + 1 :: 2],
-        )
-        width = weights[0].shape[0]
-        out = x.new_empty(len(x), width * len(weights))
-        for block, weight, bias in zip(torch.split(out, width, 1), weights, biases):
-            torch.addmm(bias, x, weight.t(), out=block)
-        seen, mask, low = x, None, None
+    ) -> tuple[Tensor, ...]:
+        weights, biases = tensors[0:frozen:2], tensors[1:frozen:2]
+        down, up = tensors[frozen::2], tensors[frozen + 1 :: 2]
+        out = tuple(torch.addmm(bias, x, weight.t()) for weight, bias in zip(weights, biases))
+        seen, mask, low = None, None, None
         if places:
+            seen = x
             if dropout > 0:
                 seen, mask = torch.native_dropout(x, dropout, True)
             low = seen @ torch.cat(down).to(x.dtype).t()  # (T, sum of r)
             for (place, scale), part, b in zip(places, torch.split(low, [len(a) for a in down], 1), up):
-                out[:, place * width : (place + 1) * width].addmm_(part, b.to(x.dtype).t(), alpha=scale)
-            context.save_for_backward(seen, mask, low, *weights, *down, *up)
-        else:
-            context.save_for_backward(None, None, None, *weights)
+                out[place].addmm_(part, b.to(x.dtype).t(), alpha=scale)
+        context.save_for_backward(seen, mask, low, *weights, *down, *up)
         context.places, context.dropout = places, dropout
         return out
 
@@ -306,28 +301,24 @@ class _Projections(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         seen, mask, low, *rest = context.saved_tensors
         count = len(context.places)
-        weights, down, up = (
-            rest[: len(rest) - 2 * count],
-            rest[len(rest) - 2 * count :][:count],
-            rest[len(rest) - count :],
-        )
-        blocks = torch.split(gradients[0], weights[0].shape[0], 1)
-        adapters: list[Tensor | None] = []
+        weights, adapters = rest[: len(rest) - 2 * count], rest[len(rest) - 2 * count :]
+        down, up = adapters[:count], adapters[count:]
+        trained: list[Tensor | None] = []
         if count:
             ranks = [len(a) for a in down]
-            sides = [(blocks[place], scale) for place, scale in context.places]
+            sides = [(gradients[place], scale) for place, scale in context.places]
             grad_low = torch.cat([(g @ b.to(g.dtype)).mul_(scale) for (g, scale), b in zip(sides, up)], 1)
             grad_down = torch.split(grad_low.t() @ seen, ranks)
             for (g, scale), part, grad_a in zip(sides, torch.split(low, ranks, 1), grad_down):
                 grad_b = (part.t() @ g).mul_(scale).t()  # this order: tall and narrow products are slow
-                adapters += [grad_a.to(down[0].dtype), grad_b.to(up[0].dtype)]
+                trained += [grad_a.to(down[0].dtype), grad_b.to(up[0].dtype)]
         grad_x = None
         if context.needs_input_grad[0]:
-            grad_x = blocks[0] @ weights[0]
-            for g, weight in zip(blocks[1:], weights[1:]):
+            grad_x = gradients[0] @ weights[0]
+            for g, weight in zip(gradients[1:], weights[1:]):
                 grad_x.addmm_(g, weight)
             if count and mask is not None:
                 grad_x.addcmul_(grad_low @ torch.cat(down).to(grad_x.dtype), mask, value=1 / (1 - context.dropout))
             elif count:
                 grad_x.addmm_(grad_low, torch.cat(down).to(grad_x.dtype))
-        return (grad_x, None, None, None, *[None] * (2 * len(weights)), *adapters)
+        return (grad_x, None, None, None, *[None] * (2 * len(weights)), *trained)
