@@ -39,6 +39,17 @@ def test_every_variant_gives_valid_settings():
         ablate.variant_config(load_config("mini5"), variant, seed=1)
 
 
+def test_unlike_text_towers_change_the_models_and_train_them_anew():
+    variant = ablate.VARIANTS["unlike_text"]
+    config = ablate.variant_config(load_config("mini5"), variant, seed=0)
+    shapes = {
+        (m.settings.get("text_layers"), m.settings.get("text_pooling", "mean")) for m in config.modalities.values()
+    }
+    assert len(shapes) == len(config.modalities) == 5
+    assert config.align == load_config("mini5").align
+    assert not ablate._applies(variant, load_config("paper"))
+
+
 def test_headline_takes_one_figure_per_task_and_the_means_over_pairs():
     across = {"protocol": "image_to_image", "modality": "mean", "text_path": "", "task": "patient", "metric": "R@10"}
     table = ResultTable(

@@ -33,6 +33,9 @@ class Variant:
     title: str
     change: Mapping[str, Any] = field(default_factory=dict)
     modalities: int | None = None  # keep the first so many, in the paper's order (Table 4)
+    towers: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # settings of models, for a stage 0 of its own
     table: str = "ours"
 
 
@@ -55,6 +58,15 @@ _SENSIBLE = {  # the same equations with rates and weights normalised, both dire
     "align": {"bridge": "identity", "lam": 10.0, "text_contrastive": 0.0, "contrastive": _READ},
     "distill": {"contrastive": _READ},
 }
+_LORA = {"text": "lora", "steps": 60, "batch": 16, "shared_batch": 48, "lr": 1e-3, "bridge_lr": 0.3}
+# Text towers of other depth and pooling, where the settings give all of them one pretrained trunk.
+_UNLIKE: dict[str, dict[str, Any]] = {
+    "xray": {"text_layers": 6},
+    "retina": {"text_layers": 5},
+    "pathology": {"text_layers": 4},
+    "ct": {"text_layers": 5, "text_pooling": "cls"},
+    "ecg": {"text_layers": 3},
+}
 PAPER_ORDER = ("xray", "ecg", "retina", "pathology", "ct")  # Table 4 adds retina, pathology, CT to X-ray + ECG
 VARIANTS: dict[str, Variant] = {
     "base": Variant("the recipe of the settings", table="5"),
@@ -69,6 +81,12 @@ VARIANTS: dict[str, Variant] = {
     "three": Variant("+ retina", modalities=3, table="4"),
     "four": Variant("+ pathology", modalities=4, table="4"),
     "bridge_identity": Variant("bridge starts from identity, not Procrustes", {"align": {"bridge": "identity"}}),
+    "lora": Variant("LoRA on the text trunks (60 small steps) instead of their heads alone", {"align": _LORA}),
+    "lora_no_bridge": Variant(
+        "the same without a bridge: identity, images frozen",
+        {"align": {**_LORA, "bridge": "identity", "train_bridge": False, "image": "frozen"}},
+    ),
+    "unlike_text": Variant("text towers of unlike depth and pooling", towers=_UNLIKE),
     "no_text_contrastive": Variant("Eq. 2 alone, no InfoNCE between text towers", {"align": {"text_contrastive": 0.0}}),
     "positives_diagonal": Variant(
         "identical captions not positives of each other", {"align": {"contrastive": {"positives": "diagonal"}}}
@@ -141,6 +159,9 @@ def variant_config(base: RunConfig, variant: Variant, seed: int) -> RunConfig:
     if variant.modalities:
         order = sorted(tree["modalities"], key=lambda m: PAPER_ORDER.index(m) if m in PAPER_ORDER else len(PAPER_ORDER))
         tree["modalities"] = {m: tree["modalities"][m] for m in order[: variant.modalities]}
+    for m, settings in variant.towers.items():
+        if m in tree["modalities"]:
+            tree["modalities"][m]["settings"] = merge(tree["modalities"][m]["settings"], dict(settings))
     return validate(tree)
 
 
@@ -164,11 +185,11 @@ def ablate(config: RunConfig, folder: Path, seeds: Sequence[int], only: Sequence
                 variant_config(config, VARIANTS[name], seed),
                 folder / f"seed{seed}" / name,
                 cache=folder.parent / "cache",
-                stage0=folder / f"seed{seed}" / "stage0",
+                stage0=folder / f"seed{seed}" / (f"stage0-{name}" if VARIANTS[name].towers else "stage0"),
             )
             table = run.fit()
             stages = {"bound": "teacher", "distilled": "student"}
-            if name == "base":
+            if name == "base" or VARIANTS[name].towers or VARIANTS[name].modalities:
                 stages = {"unbound": "teacher", "closed_form": "teacher", **stages}
             for stage, path in stages.items():
                 figures.setdefault((name, stage, path), []).append(headline(table, stage, path))
@@ -178,6 +199,8 @@ def ablate(config: RunConfig, folder: Path, seeds: Sequence[int], only: Sequence
 
 
 def _applies(variant: Variant, config: RunConfig) -> bool:
+    if variant.towers:
+        return all(m in variant.towers and model.model.startswith("compact") for m, model in config.modalities.items())
     return variant.modalities is None or variant.modalities < len(config.modalities)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from rich.console import Console
 from m3bind import modalities
 from m3bind.config import EvaluateConfig, validate
 from m3bind.data.manifest import read_manifest
-from m3bind.data.records import format_bad_rows
+from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError
-from m3bind.evaluate.gallery import Points
+from m3bind.evaluate.points import Points
 from m3bind.evaluate.report import write_report
 from m3bind.evaluate.results import ResultTable, console, headline
 from m3bind.evaluate.suite import View, measure
-from m3bind.evaluate.tasks import tasks_for
+from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.files import write_json
 from m3bind.fit import Run
 from m3bind.space.bundle import Space, load, save_space
@@ -103,20 +104,37 @@ def _templates(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def points(run: Run) -> dict[str, Points]:
-    """Embedded test images with what the report colours them by."""
-    answer = {}
-    found = [{r.label for r in run.corpus.records[m]["test"]} for m in run.corpus.modalities]
-    common = len(found) > 1 and len(set.intersection(*found)) > 1  # labels that all modalities share say more
-    for m in run.corpus.modalities:
-        records = run.corpus.records[m]["test"]
-        answer[m] = Points(
+    """Embedded test images with what the report colours and judges them by."""
+    test = {m: run.corpus.records[m]["test"] for m in run.corpus.modalities}
+    known = _concepts(test)
+    return {
+        m: Points(
             run.embed_images(m, "test"),
             labels=[r.label for r in records],
             patients=[r.patient for r in records],
-            concepts=[r.label if common or not r.concepts else r.concepts[0] for r in records],
+            concepts=known[m],
             paths=[str(r.path) for r in records],
         )
-    return answer
+        for m, records in test.items()
+    }
+
+
+def _concepts(records: Mapping[str, Sequence[Record]]) -> dict[str, list[dict[str, str]]]:
+    """Of every record, its class in each concept that modalities share, the most widely shared first.
+
+    Without any prompt file that fits, labels that several modalities have in common stand in.
+    """
+    shared = concepts_for([r for rows in records.values() for r in rows])
+    known: dict[str, list[dict[str, str]]] = {m: [{} for _ in rows] for m, rows in records.items()}
+    for concept in sorted(shared, key=lambda c: -len(c.modalities)):
+        for m in concept.modalities:
+            for classes, number in zip(known[m], concept.labels(records[m], m)):
+                if number >= 0:
+                    classes[concept.name] = concept.classes[number]
+    if shared:
+        return known
+    counts = Counter(label for rows in records.values() for label in {r.label for r in rows})
+    return {m: [{"label": r.label} if counts[r.label] > 1 else {} for r in rows] for m, rows in records.items()}
 
 
 def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = None) -> Path:

@@ -14,7 +14,7 @@ from PIL import Image
 from m3bind.errors import ConfigError, ReadError
 from m3bind.evaluate import gallery, plots
 from m3bind.evaluate.agreement import agreement_rows
-from m3bind.evaluate.plots import Points
+from m3bind.evaluate.points import Points, same_concept, same_patient
 from m3bind.evaluate.report import write_report
 from m3bind.evaluate.results import Context
 from m3bind.evaluate.retrieval import patient_retrieval_rows
@@ -32,7 +32,8 @@ def fake(strength, seed=0, n=24):
         vectors = unit(strength * shared + rng.normal(size=(n, 16)) + rng.normal(size=16))
         findings = [FINDINGS[i % 3] for i in range(n)]
         names = [f"secretpatient{i}" for i in range(n)]
-        points[modality] = Points(vectors, findings, names, findings, [f"/secret/path{i}.png" for i in range(n)])
+        concepts = [{"finding": finding} for finding in findings]
+        points[modality] = Points(vectors, findings, names, concepts, [f"/secret/path{i}.png" for i in range(n)])
     return points
 
 
@@ -172,10 +173,34 @@ def test_gallery_hits_are_the_nearest_and_judged_right():
             for hit in hits:
                 same = points[other].patients[hit.index] == points[query.modality].patients[query.index]
                 alike = hit.index % 3 == query.index % 3
-                assert hit.verdict == ("patient" if same else "concept" if alike else "")
+                assert hit.verdict == ("patient" if same else "concept" if alike else "different")
         assert query.chance == pytest.approx(1 / 3)
     right, chance, shown = gallery.share_right(queries)
     assert right > chance and shown == 36
+
+
+def test_files_are_compared_only_by_what_both_modalities_know():
+    a = Points(unit(np.eye(3)), patients=["p1", "p2", ""], concepts=[{"normality": "normal"}, {"size": "big"}, {}])
+    both = {"normality": "normal", "size": "small"}
+    b = Points(unit(np.eye(2, 3)), patients=["p1", "p9"], concepts=[both, {"normality": "abnormal"}])
+    same, known = same_patient(a, b)
+    assert same.tolist() == [[True, False], [False, False], [False, False]]
+    assert known.tolist() == [[True, True], [True, True], [False, False]]
+    same, known = same_concept(a, b)
+    assert same.tolist() == [[True, False], [False, False], [False, False]]
+    assert known.tolist() == [[True, True], [True, False], [False, False]]
+    strangers = Points(b.vectors, patients=["p7", "p9"])
+    assert not same_patient(a, strangers)[1].any() and not same_concept(a, strangers)[1].any()
+
+
+def test_hits_that_cannot_be_judged_count_neither_way():
+    a = Points(unit(np.ones((2, 3))), concepts=[{"normality": "normal"}, {"normality": "abnormal"}])
+    b = Points(unit(np.ones((2, 3))), concepts=[{"normality": "normal"}, {"normality": "abnormal"}])
+    c = Points(unit(np.ones((2, 3))), concepts=[{"size": "big"}, {"size": "small"}])
+    queries = gallery.search({"xray": a, "ecg": b, "ct": c}, per_modality=2, hits=2)
+    assert {query.modality for query in queries} == {"xray", "ecg"}  # nothing can be right for a ct
+    assert gallery.share_right(queries) == (0.5, 0.5, 8)
+    assert {hit.verdict for query in queries for hit in query.hits["ct"]} == {"unknown"}
 
 
 def test_similarity_equals_a_loop():

@@ -142,6 +142,23 @@ def test_missing_weights_of_a_folder_stop(tmp_path):
 
 
 @needs_minilm
+def test_first_layers_of_a_pretrained_tower():
+    from transformers import BertModel
+
+    from m3bind.models.text_encoder import minilm_folder
+
+    encoder = make_text_encoder("minilm", 32, layers=2, pooling="cls").eval()
+    reference = BertModel.from_pretrained(str(minilm_folder()), add_pooling_layer=False).eval()
+    tokens = encoder.tokenize(["no acute findings", "cardiomegaly"])
+    with torch.no_grad():
+        states = reference(**tokens, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(encoder.features(tokens), states[2][:, 0], atol=1e-5, rtol=0)
+    assert encoder.settings()["config"]["num_hidden_layers"] == 2
+    with pytest.raises(ConfigError, match="cannot keep 7 layers"):
+        make_text_encoder("minilm", 32, layers=7)
+
+
+@needs_minilm
 def test_minilm_gives_the_numbers_of_the_plain_library():
     from transformers import BertModel
 

@@ -3,8 +3,8 @@
 * `search`: draw queries, rank the other modalities, judge every hit.
 * `gallery_html`: pictures and verdicts as HTML without scripts.
 
-A hit is right if it is of the same patient or of the same concept as the query. Queries are drawn at random (seeded),
-not picked.
+A hit is right if it is of the same patient or of the same concept as the query, and not judged where the two modalities
+share neither patients nor a concept. Queries are drawn at random (seeded), not picked.
 """
 
 import base64
@@ -18,17 +18,18 @@ import numpy as np
 from PIL import Image
 
 from m3bind.errors import M3BindError
-from m3bind.evaluate.plots import Points, color
-
-__all__ = ["Hit", "Points", "Query", "Thumbnail", "gallery_html", "picture_uri", "search", "share_right", "verdicts"]
+from m3bind.evaluate.plots import color
+from m3bind.evaluate.points import Points, same_concept, same_patient
 
 Thumbnail = Callable[[str, Any], Image.Image]  # (modality, path) -> picture
-VERDICTS = {"patient": "same patient", "concept": "same finding", "": "different"}
+RIGHT = ("patient", "concept")
+VERDICTS = {"patient": "same patient", "concept": "same finding", "different": "different", "unknown": "not comparable"}
+SIGNS = {"different": "✗", "unknown": "○"}
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One file found: row of its modality, cosine to the query, and why it is right ("patient", "concept") or "" """
+    """One file found: row of its modality, cosine to the query, and a key of `VERDICTS`."""
 
     modality: str
     index: int
@@ -38,7 +39,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Query:
-    """One query and its hits in every other modality; `chance` is the share of right files among all searched."""
+    """One query and its hits in every other modality; `chance`: share of right files among those judged."""
 
     modality: str
     index: int
@@ -51,12 +52,15 @@ def _known(values: Any, index: int) -> str:
 
 
 def verdicts(points: Mapping[str, Points], modality: str, index: int, other: str) -> list[str]:
-    """For every file of `other`, why it is a right answer to the query, or ""."""
-    query, found = points[modality], points[other]
-    patient, concept = _known(query.patients, index), _known(query.concepts, index)
-    same_patient = [bool(patient) and p == patient for p in found.patients] or [False] * len(found.vectors)
-    same_concept = [bool(concept) and c == concept for c in found.concepts] or [False] * len(found.vectors)
-    return ["patient" if p else "concept" if c else "" for p, c in zip(same_patient, same_concept)]
+    """For every file of `other`, a key of `VERDICTS`: why it is a right answer to the query, or why not."""
+    query, found = points[modality].subset(np.array([index])), points[other]
+    patient, patients_known = same_patient(query, found)
+    concept, concepts_known = same_concept(query, found)
+    known = patients_known | concepts_known
+    return [
+        "patient" if p else "concept" if c else "different" if k else "unknown"
+        for p, c, k in zip(patient[0], concept[0], known[0])
+    ]
 
 
 def search(points: Mapping[str, Points], per_modality: int = 2, hits: int = 3, seed: int = 0) -> list[Query]:
@@ -72,7 +76,7 @@ def search(points: Mapping[str, Points], per_modality: int = 2, hits: int = 3, s
             if drawn == per_modality:
                 break
             judged = {other: verdicts(points, modality, int(index), other) for other in points if other != modality}
-            flat = [bool(v) for one in judged.values() for v in one]
+            flat = [verdict in RIGHT for one in judged.values() for verdict in one if verdict != "unknown"]
             if not any(flat):
                 continue
             drawn += 1
@@ -86,10 +90,16 @@ def search(points: Mapping[str, Points], per_modality: int = 2, hits: int = 3, s
 
 
 def share_right(queries: list[Query]) -> tuple[float, float, int]:
-    """Share of right hits among all shown, the share expected by chance, and how many are shown."""
-    shown = [bool(hit.verdict) for query in queries for hits in query.hits.values() for hit in hits]
-    chance = [query.chance for query in queries for hits in query.hits.values() for _ in hits]
-    return (float(np.mean(shown)), float(np.mean(chance)), len(shown)) if shown else (np.nan, np.nan, 0)
+    """Share of right hits among those shown that can be judged, the share expected by chance, and how many."""
+    judged = [
+        (hit.verdict in RIGHT, query.chance)
+        for query in queries
+        for hits in query.hits.values()
+        for hit in hits
+        if hit.verdict != "unknown"
+    ]
+    right, chance = np.mean(judged, axis=0) if judged else (np.nan, np.nan)
+    return float(right), float(chance), len(judged)
 
 
 def picture_uri(image: Image.Image, size: int = 168) -> str:
@@ -134,9 +144,7 @@ def gallery_html(
     for query in queries:
         columns = []
         for other, hits in query.hits.items():
-            shown = "".join(
-                figure(other, hit.index, _mark(hit), f"right {hit.verdict}" if hit.verdict else "wrong") for hit in hits
-            )
+            shown = "".join(figure(other, hit.index, _mark(hit), _kind(hit)) for hit in hits)
             columns.append(
                 f'<div class="hits">{_heading(other, titles, "nearest")}<div class="row">{shown}</div></div>'
             )
@@ -153,9 +161,12 @@ def _heading(modality: str, titles: Mapping[str, str], role: str) -> str:
     return f"<h4>{dot}{html.escape(titles.get(modality, modality))} <small>{role}</small></h4>"
 
 
+def _kind(hit: Hit) -> str:
+    return f"right {hit.verdict}" if hit.verdict in RIGHT else {"different": "wrong"}.get(hit.verdict, "open")
+
+
 def _mark(hit: Hit) -> str:
-    sign = "✓" if hit.verdict else "✗"
-    return f"{sign} {VERDICTS[hit.verdict]} <small>cos {hit.score:.2f}</small>"
+    return f"{SIGNS.get(hit.verdict, '✓')} {VERDICTS[hit.verdict]} <small>cos {hit.score:.2f}</small>"
 
 
 def _drawn(thumbnails: Thumbnail, modality: str, part: Points, index: int, alt: str) -> str:

@@ -1,6 +1,5 @@
 """Plots of the report, each drawn twice (light and dark page) as PNG bytes.
 
-* `Points`: the embedded files of one modality, with what is known about them.
 * `training_curves`: named losses and learning rate per stage.
 * `project`, `map_plot`: the space in two dimensions, coloured by modality or by concept.
 * `similarity`, `similarity_plot`: mean cosine of matching and of other pairs, for every pair of modalities.
@@ -11,6 +10,7 @@ Shapes: n points of a modality, d dimensions, m modalities.
 import colorsys
 import hashlib
 import io
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from m3bind import modalities
-from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.errors import UnknownNameError
 from m3bind.evaluate.metrics import Estimate, Resampling, mean_estimate
+from m3bind.evaluate.points import Points, same_concept, same_patient
 
 OTHER = "other"
 MARKERS = "osD^vPX<>*"
@@ -60,33 +61,6 @@ _NO_LOSS = (
     "samples",
 )
 _MOST_POINTS = 400  # on a curve
-
-
-@dataclass(frozen=True)
-class Points:
-    """Embedded files of one modality: `vectors` (n, d) unit rows; the lists have one entry per row or are empty."""
-
-    vectors: NDArray[Any]
-    labels: Sequence[str] = ()
-    patients: Sequence[str] = ()
-    concepts: Sequence[str] = ()
-    paths: Sequence[Any] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("labels", "patients", "concepts", "paths"):
-            given = len(getattr(self, name))
-            if given not in (0, len(self.vectors)):
-                raise ConfigError(
-                    f"report: {given} {name} for {len(self.vectors)} embeddings; give one per row or none."
-                )
-
-    def subset(self, index: NDArray[Any]) -> "Points":
-        """The rows `index`."""
-        lists = {n: [getattr(self, n)[i] for i in index] if len(getattr(self, n)) else () for n in _LISTS}
-        return Points(self.vectors[index], **lists)
-
-
-_LISTS = ("labels", "patients", "concepts", "paths")
 
 
 @dataclass(frozen=True)
@@ -283,7 +257,7 @@ def map_plot(
                 alpha=0.8,
                 linewidths=0,
             )
-        for name in [*names, OTHER]:
+        for name in dict.fromkeys([*names, OTHER]):
             if (groups == name).any():
                 marker = MARKERS[kinds.index(name) % len(MARKERS)] if name in kinds else "o"
                 axes.scatter([], [], c=[hue[name]], s=30, marker=marker, label=name)
@@ -322,12 +296,8 @@ class Similarity:
 
 def matching_key(points: Mapping[str, Points]) -> str:
     """ "patient" if two modalities share a patient, else "concept"."""
-    seen: set[str] = set()
-    for part in points.values():
-        if seen & set(part.patients):
-            return "patient"
-        seen |= set(part.patients)
-    return "concept"
+    known = [set(part.patients) - {""} for part in points.values()]
+    return "patient" if any(a & b for a, b in itertools.combinations(known, 2)) else "concept"
 
 
 def similarity(points: Mapping[str, Points], match: str = "auto", resamples: int = 200, seed: int = 0) -> Similarity:
@@ -341,12 +311,8 @@ def similarity(points: Mapping[str, Points], match: str = "auto", resamples: int
     gain: dict[tuple[str, str], Estimate] = {}
     for i, a in enumerate(names):
         for j, b in enumerate(names):
-            keys = [getattr(points[m], f"{match}s") for m in (a, b)]
-            if not all(map(len, keys)):
-                continue
-            cosine = points[a].vectors @ points[b].vectors.T
-            same = (np.asarray(keys[0])[:, None] == np.asarray(keys[1])) & (np.asarray(keys[0]) != "")[:, None]
-            rest = ~same
+            same, known = (same_patient if match == "patient" else same_concept)(points[a], points[b])
+            cosine, rest = points[a].vectors @ points[b].vectors.T, known & ~same
             if a == b:
                 np.fill_diagonal(same, False)
                 np.fill_diagonal(rest, False)

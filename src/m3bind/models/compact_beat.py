@@ -7,9 +7,7 @@ With a few hundred records a network on raw signals overfits; the median over be
 n records, B samples of a beat.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
-from m3bind.models.compact import _CARD, Head, _Compact
+from m3bind.models.compact import CARD, Compact
 from m3bind.models.preprocess import SIGNAL_UNIT, signal_tensor
 
 RATE = 100.0  # Hz
@@ -61,42 +59,17 @@ class _Given(nn.Identity):
     out_dim = 12 * (BEFORE + AFTER) + RHYTHM
 
 
-class CompactBeat(_Compact):
+class CompactBeat(Compact):
     """Median beat (signed square root of mV, so that small waves count) and rhythm, under an MLP head."""
 
     name = "compact_beat"
+    default_image_head = "mlp"
     frozen = ("image_trunk",)
-    card = replace(_CARD, input="964 numbers: median beat 12 x 80 and rhythm 4, at 100 Hz", lora_image=())
+    card = replace(CARD, joint_dim=64, input="964 numbers: median beat 12 x 80 and rhythm 4, at 100 Hz", lora_image=())
 
-    def __init__(
-        self,
-        modality: str = "ecg",
-        joint_dim: int = 64,
-        text: str | Path | Mapping[str, Any] = "bert",
-        seconds: float = 10.0,
-        image_head: Head = "mlp",
-        text_head: Head = "linear",
-        max_tokens: int | None = None,
-        text_config: Mapping[str, Any] | None = None,
-        revision: str = "",
-        frozen: Sequence[str] | None = None,
-        assets: Path | str | None = None,
-    ) -> None:
+    def __init__(self, modality: str = "ecg", seconds: float = 10.0, **shared: Any) -> None:
         """As `Compact1d`; `seconds` of each record are used."""
-        super().__init__(
-            _Given(),
-            modality=modality,
-            joint_dim=joint_dim,
-            text=text,
-            image_head=image_head,
-            text_head=text_head,
-            max_tokens=max_tokens,
-            text_config=text_config,
-            revision=revision,
-            frozen=frozen,
-            assets=assets,
-            own={"seconds": seconds},
-        )
+        super().__init__(_Given(), {"seconds": seconds}, modality=modality, **shared)
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(12, T) in mV -> (964,)."""

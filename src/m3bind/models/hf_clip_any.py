@@ -6,10 +6,9 @@ parts are compared with the library's get_image_features / get_text_features onc
 way is refused rather than computed wrongly.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
-from m3bind.models.base import DualEncoder, ModelCard, Tokens
-from m3bind.models.checkpoint import load_strict, read_state, resolve
-from m3bind.models.preprocess import LUNG_WINDOW, picture
-from m3bind.models.text_encoder import lora_targets
+from m3bind.models.base import ModelCard, Tokens
+from m3bind.models.library import LibraryModel
+from m3bind.models.preprocess import picture
 
 _POOLINGS = ("pooler_output", "first")
 
@@ -55,8 +53,11 @@ class _TextTower(nn.Module):
         return _pooled(self.model(input_ids=input_ids, attention_mask=attention_mask), self.pooling)
 
 
-class HFClipAny(DualEncoder):
-    """A transformers model with a vision tower, a text tower, two projections and a logit scale."""
+class HFClipAny(LibraryModel):
+    """A transformers model with a vision tower, a text tower, two projections and a logit scale.
+
+    Its folder holds config.json, weights, tokenizer files and preprocessor_config.json.
+    """
 
     name = "hf_clip_any"
     card = ModelCard(
@@ -69,48 +70,6 @@ class HFClipAny(DualEncoder):
         lora_image=("q_proj", "v_proj"),
         notes="joint_dim and LoRA names are read from the model; after loading, see model.card.",
     )
-
-    def __init__(
-        self,
-        source: Path | str | None = None,
-        revision: str = "",
-        hu: Sequence[float] = LUNG_WINDOW,
-        assets: Path | str | None = None,
-    ) -> None:
-        """Load from `source`, or build with random weights from `assets`.
-
-        Args:
-            source: folder with config.json, weights, tokenizer and preprocessor_config.json, or a hub id.
-            revision: commit, when `source` is a hub id.
-            hu: window for volumes, of which three slices are shown to the model.
-            assets: folder `save_assets` filled (configuration, tokenizer and processor, no weights).
-
-        Raises:
-            ConfigError: neither `source` nor `assets`, or a family that cannot be taken apart.
-            CheckpointError: files are missing or the weights do not fit the configuration.
-        """
-        super().__init__()
-        if source is None and assets is None:
-            raise ConfigError("hf_clip_any needs source=<folder or hub id of a CLIP-like transformers model>.")
-        folder = resolve(source, revision) if source is not None else Path(str(assets))
-        model = self._read(folder)
-        if source is not None:
-            load_strict(model, read_state(folder), source=str(folder))
-        model.eval()
-        self.hu = tuple(hu)
-        self.config: Any = model.config
-        limit = int(getattr(model.config.text_config, "max_position_embeddings", 77))
-        self.max_tokens = min(limit, int(self.tokenizer.model_max_length))
-        self._take_apart(model)
-        self.joint_dim = int(self._check(model))
-        self.card = replace(
-            type(self).card,
-            source=str(source) if source is not None and not Path(source).exists() else type(self).card.source,
-            revision=revision,
-            joint_dim=self.joint_dim,
-            lora_text=lora_targets(self.text_trunk),
-            lora_image=lora_targets(self.image_trunk),
-        )
 
     def _read(self, folder: Path) -> Any:
         """The untrained network; tokenizer and image processor become attributes."""
@@ -131,14 +90,17 @@ class HFClipAny(DualEncoder):
             raise ConfigError(f"{folder}: a {config.model_type} model has no {', '.join(absent)}; it is not CLIP-like.")
         return model
 
-    def _take_apart(self, model: Any) -> None:
+    def _take_apart(self, model: Any) -> int:
+        self.config: Any = model.config
+        limit = int(getattr(model.config.text_config, "max_position_embeddings", 77))
+        self.max_tokens = min(limit, int(self.tokenizer.model_max_length))
         siglip = model.config.model_type == "siglip"  # trained on full-length, unmasked text
         pad_id = self.tokenizer.pad_token_id or 0
         self.image_trunk = _ImageTower(model.vision_model, _POOLINGS[0])
         self.image_head = getattr(model, "visual_projection", None) or nn.Identity()
         self.text_trunk = _TextTower(model.text_model, _POOLINGS[0], pad_id, self.max_tokens if siglip else 0)
         self.text_head = getattr(model, "text_projection", None) or nn.Identity()
-        self.log_scale: nn.Parameter = model.logit_scale
+        return self._check(model)
 
     @torch.no_grad()
     def _check(self, model: Any) -> int:
@@ -172,16 +134,6 @@ class HFClipAny(DualEncoder):
             return {"input_ids": tokens["input_ids"]}
         return dict(tokens)
 
-    @classmethod
-    def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
-        """The model of a folder or hub id; `path` is what the constructor calls `source`."""
-        return cls.from_settings({**settings, "source": str(path)}, variant=variant)
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """exp of the checkpoint's own log-parameter."""
-        return self.log_scale.exp().reshape(())
-
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), (H, W, 3) or (D, H, W) -> (3, S, S) by the model's own image processor."""
         pixels: Tensor = self.processor(images=picture(sample, self.hu), return_tensors="pt")["pixel_values"][0]
@@ -199,14 +151,6 @@ class HFClipAny(DualEncoder):
             return_tensors="pt",
         )
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-
-    def text_features(self, tokens: Tokens) -> Tensor:
-        """Tokens -> (n, f)."""
-        return self.text_trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
-
-    def settings(self) -> dict[str, Any]:
-        """The network itself is described by the configuration among the assets."""
-        return {"hu": list(self.hu)}
 
     def save_assets(self, folder: Path) -> None:
         """Write configuration, tokenizer and image processor in transformers' own form."""

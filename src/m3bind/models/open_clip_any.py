@@ -8,20 +8,19 @@ tower needs the full context length; a Hugging Face text tower inside it takes t
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3bind.errors import CheckpointError, ConfigError, DiskError
+from m3bind.errors import CheckpointError, DiskError
 from m3bind.modalities.base import Sample
-from m3bind.models.base import DualEncoder, ModelCard, Tokens
-from m3bind.models.checkpoint import State, load_strict, read_state, resolve
-from m3bind.models.preprocess import LUNG_WINDOW, picture
-from m3bind.models.text_encoder import lora_targets
+from m3bind.models.base import ModelCard, Tokens
+from m3bind.models.checkpoint import State
+from m3bind.models.library import LibraryModel
+from m3bind.models.preprocess import picture
 
 CONFIG_FILE = "open_clip_config.json"
 TEXT_CONFIG_FOLDER = "text_config"
@@ -49,10 +48,15 @@ class _TextTower(nn.Module):
         return self.model(ids)  # type: ignore[no-any-return]
 
 
-class OpenClipAny(DualEncoder):
-    """An open_clip model with its own tokenizer and image transform."""
+class OpenClipAny(LibraryModel):
+    """An open_clip model with its own tokenizer and image transform.
+
+    Its folder holds open_clip_config.json and weights. A Hugging Face text tower is described by
+    `text_config/config.json` in it, or by the model name the configuration gives.
+    """
 
     name = "open_clip_any"
+    migrations = (custom_text_names,)
     card = ModelCard(
         source="any model of the open_clip library",
         licence_code="MIT (open_clip)",
@@ -64,52 +68,19 @@ class OpenClipAny(DualEncoder):
         notes="joint_dim and LoRA names are read from the model; after loading, see model.card.",
     )
 
-    def __init__(
-        self,
-        source: Path | str | None = None,
-        revision: str = "",
-        hu: Sequence[float] = LUNG_WINDOW,
-        assets: Path | str | None = None,
-    ) -> None:
-        """Load from `source`, or build with random weights from `assets`.
-
-        Args:
-            source: folder with open_clip_config.json and weights, or a hub id. A Hugging Face text tower is described
-                by `text_config/config.json` in it, or by the model name the configuration gives.
-            revision: commit, when `source` is a hub id.
-            hu: window for volumes, of which three slices are shown to the model.
-            assets: folder `save_assets` filled (configuration and tokenizer, no weights).
-
-        Raises:
-            ConfigError: neither `source` nor `assets`.
-            CheckpointError: files are missing or the weights do not fit the configuration.
-        """
-        super().__init__()
-        if source is None and assets is None:
-            raise ConfigError("open_clip_any needs source=<folder or hub id of an open_clip model>.")
-        folder = resolve(source, revision) if source is not None else Path(str(assets))
+    def _read(self, folder: Path) -> Any:
         self.config = _read_config(folder)
         model = _build(self.config, folder)
-        if source is not None:
-            load_strict(model, read_state(folder), (custom_text_names,), source=str(folder))
-        model.eval()
-        self.hu = tuple(hu)
         self._text_config: Any = getattr(model.text, "config", None)  # of a Hugging Face text tower
         self._read_tokenizer(folder, int(model.text.context_length))
-        self.image_trunk, self.image_head = model.visual, nn.Identity()
-        full = 0 if self._text_config is not None else self.max_tokens
-        self.text_trunk, self.text_head = _TextTower(model.text, self.pad_id, full), nn.Identity()
-        self.log_scale: nn.Parameter = model.logit_scale
         self.transform: Any = _transform(model.visual)
-        self.joint_dim = int(self.config["model_cfg"]["embed_dim"])
-        self.card = replace(
-            type(self).card,
-            source=str(source) if source is not None and not Path(source).exists() else type(self).card.source,
-            revision=revision,
-            joint_dim=self.joint_dim,
-            lora_text=lora_targets(self.text_trunk),
-            lora_image=lora_targets(self.image_trunk),
-        )
+        return model
+
+    def _take_apart(self, model: Any) -> int:
+        full = 0 if self._text_config is not None else self.max_tokens
+        self.image_trunk, self.image_head = model.visual, nn.Identity()
+        self.text_trunk, self.text_head = _TextTower(model.text, self.pad_id, full), nn.Identity()
+        return int(self.config["model_cfg"]["embed_dim"])
 
     def _read_tokenizer(self, folder: Path, positions: int) -> None:
         import open_clip
@@ -124,16 +95,6 @@ class OpenClipAny(DualEncoder):
             ) from error
         own = getattr(self.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer inside
         self.pad_id = int(getattr(own, "pad_token_id", None) or 0)
-
-    @classmethod
-    def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
-        """The model of a folder or hub id; `path` is what the constructor calls `source`."""
-        return cls.from_settings({**settings, "source": str(path)}, variant=variant)
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """exp of the checkpoint's own log-parameter."""
-        return self.log_scale.exp().reshape(())
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), (H, W, 3) or (D, H, W) -> (3, S, S) by the model's own transform."""
@@ -153,14 +114,6 @@ class OpenClipAny(DualEncoder):
             mask = (ids != self.pad_id).long()
         longest = int(mask.sum(1).max()) if len(ids) else 0
         return {"input_ids": ids[:, :longest], "attention_mask": mask[:, :longest]}
-
-    def text_features(self, tokens: Tokens) -> Tensor:
-        """Tokens -> (n, d)."""
-        return self.text_trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
-
-    def settings(self) -> dict[str, Any]:
-        """The network itself is described by the configuration among the assets."""
-        return {"hu": list(self.hu)}
 
     def save_assets(self, folder: Path) -> None:
         """Write open_clip_config.json, and configuration and tokenizer of a Hugging Face text tower."""

@@ -10,7 +10,7 @@ n texts, L tokens, H hidden width, d output dimension.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
 from m3bind.models.base import Tokens
-from m3bind.models.bert import BertTrunk
+from m3bind.models.bert import BertTrunk, Pooling
 from m3bind.models.checkpoint import drop_position_ids, load_strict, read_state, rename, resolve, strip_prefix
 from m3bind.models.heads import make_head
 from m3bind.models.tokenizer import TextTokenizer, read_tokenizer, train_wordpiece
 
 __all__ = ["HFTrunk", "TextEncoder", "lora_targets", "make_text_encoder", "minilm_folder", "train_wordpiece"]
 
-Pooling = Literal["mean", "cls"]
 _SMALL = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 768}
 _DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 _LORA_NAMES = (
@@ -185,6 +184,7 @@ def make_text_encoder(
     assets: Path | str | None = None,
     max_tokens: int | None = None,
     pooling: Pooling | None = None,
+    layers: int | None = None,
     revision: str = "",
     config: Mapping[str, Any] | None = None,
 ) -> TextEncoder:
@@ -199,6 +199,7 @@ def make_text_encoder(
         assets: folder with `tokenizer.json`.
         max_tokens: longest token sequence, special tokens included (default 128 for "bert", else up to 256).
         pooling: "mean" or "cls"; default "mean".
+        layers: keep only the first so many layers of a pretrained BERT (MGCA keeps 6 of 12).
         revision: commit of a hub id.
         config: for "bert", fields of BertConfig that replace the small defaults.
 
@@ -212,13 +213,15 @@ def make_text_encoder(
         return TextEncoder.from_settings(text, assets)
     head_settings: dict[str, Any] = {"kind": head} if isinstance(head, str) else dict(head)
     head_settings["dim"] = dim
+    if layers is not None and text == "bert":
+        raise ConfigError("text='bert' takes its number of layers from text_config: {num_hidden_layers: ...}.")
     if config and text != "bert":
         raise ConfigError(f"config= describes a small BERT (text='bert'), not text={str(text)!r}.")
     if text == "bert":
         trunk, tokenizer, limit = _small_bert(assets, config or {}, pooling or "mean", max_tokens or 128)
     else:
         folder = minilm_folder() if text == "minilm" else _folder(text, revision)
-        trunk, tokenizer = _pretrained(folder, pooling or "mean"), read_tokenizer(folder)
+        trunk, tokenizer = _pretrained(folder, pooling or "mean", layers), read_tokenizer(folder)
         limit = max_tokens or min(256, _positions(trunk))
     if limit > _positions(trunk):
         raise ConfigError(f"max_tokens {limit} exceeds the {_positions(trunk)} positions of text={str(text)!r}.")
@@ -263,7 +266,7 @@ def _small_bert(
     return BertTrunk(made, pooling), tokenizer, max_tokens
 
 
-def _pretrained(folder: Path, pooling: Pooling) -> nn.Module:
+def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module:
     """The trunk of a Hugging Face folder with its weights; heads of other tasks in the file are left out."""
     from transformers import AutoConfig
 
@@ -271,6 +274,15 @@ def _pretrained(folder: Path, pooling: Pooling) -> nn.Module:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: no usable config.json ({str(error).splitlines()[0][:120]}).") from error
+    dropped: list[str] = []
+    if layers is not None:
+        if config.model_type != "bert" or not 1 <= layers <= config.num_hidden_layers:
+            raise ConfigError(
+                f"{folder}: cannot keep {layers} layers of a {config.model_type} with "
+                f"{getattr(config, 'num_hidden_layers', 'unknown')}; only a BERT's first layers can be kept."
+            )
+        dropped = [f"encoder.layer.{number}.*" for number in range(layers, config.num_hidden_layers)]
+        config.num_hidden_layers = layers
     trunk = _trunk(config, pooling)
     network: Any = trunk.bert if isinstance(trunk, BertTrunk) else trunk.model
     prefix = str(getattr(network, "base_model_prefix", "")) + "."
@@ -278,5 +290,5 @@ def _pretrained(folder: Path, pooling: Pooling) -> nn.Module:
     if any(key.startswith(prefix) for key in state):
         state = {key: value for key, value in state.items() if key.startswith(prefix)}
     old_names = (strip_prefix(prefix), rename(r"\.gamma$", ".weight"), rename(r"\.beta$", ".bias"))
-    load_strict(network, state, old_names, ("pooler.*",), source=str(folder))
+    load_strict(network, state, old_names, ("pooler.*", *dropped), source=str(folder))
     return trunk
