@@ -293,18 +293,51 @@ def search(
 
 
 @app.command()
+def check(
+    paths: Annotated[list[Path], typer.Argument(help="files, folders or manifests")],
+    modality: Annotated[str, typer.Option(help="what the files are; default: recognised")] = "",
+    sheet: Annotated[Path | None, typer.Option(help="contact sheet to write, .png or .html")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="warnings and refusals only, no steps")] = False,
+    json_file: Json = None,
+) -> None:
+    """What every file is, what was done to read it, what looks wrong. Names that could be a person's are masked.
+
+    Examples:  m3bind check scans/ --sheet scans.html   |   m3bind check manifest.csv --json check.json
+    """
+    from m3bind import check as checks
+    from m3bind.files import write_json
+
+    if sheet and sheet.suffix.lower() not in (".png", ".html"):
+        raise ConfigError(f"--sheet {sheet}: a contact sheet is a .png or a .html")
+    answers = checks.check_items(checks.find_items(paths, modality))
+    print(checks.as_text(answers, verbose=not quiet))
+    if sheet:
+        (checks.contact_page if sheet.suffix.lower() == ".html" else checks.contact_sheet)(answers, sheet)
+        print(f"contact sheet: {sheet}")
+    if json_file:
+        write_json(json_file, {"files": [answer.as_dict() for answer in answers]})
+    if any(answer.status == "refused" for answer in answers):
+        raise typer.Exit(1)
+
+
+@app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(help="folder for the cohort")],
     patients: Annotated[int, typer.Option(help="number of virtual patients")] = 600,
     seed: Annotated[int, typer.Option(help="seed")] = 0,
+    dicom: Annotated[bool, typer.Option("--dicom", help="also write them as DICOM, into its folder dicom")] = False,
 ) -> None:
     """Write virtual patients (SYNTHETIC: five modalities from one clinical state) with a manifest.
 
-    Example:  m3bind phantom cohort --patients 200
+    Examples:  m3bind phantom cohort --patients 200   |   m3bind phantom cohort --patients 20 --dicom
     """
     from m3bind.data.phantom import generate
 
     print(generate(out, patients=patients, seed=seed))
+    if dicom:
+        from m3bind.data.phantom.dicom import write_dicom
+
+        print(write_dicom(out, out / "dicom"))
 
 
 @app.command()

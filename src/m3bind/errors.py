@@ -7,6 +7,8 @@ Each message says what happened, in which file, row or setting, and what to do a
 import difflib
 from collections.abc import Iterable
 
+from m3bind.privacy import shown
+
 
 class M3BindError(Exception):
     """Base of all errors raised on purpose."""
@@ -37,11 +39,14 @@ class ManifestError(M3BindError):
 
 
 class ReadError(M3BindError):
-    """A file cannot be read as its modality. `path` is the file, `reason` one short clause."""
+    """A file cannot be read as its modality. `path` is the file, `reason` one short clause without identifiers.
+
+    Messages end in logs, so this one masks names in the path that could be a person's (`m3bind.privacy.shown`).
+    """
 
     def __init__(self, path: object, reason: str, hint: str = "") -> None:
         """`hint` says what the user can do."""
-        super().__init__(f"{path}: {reason}" + (f"; {hint}" if hint else ""))
+        super().__init__(f"{shown(str(path))}: {reason}" + (f"; {hint}" if hint else ""))
         self.path, self.reason, self.hint = str(path), reason, hint
 
 

@@ -141,8 +141,7 @@ def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = N
     """Write the run's report.html."""
 
     def thumbnail(modality: str, path: str) -> Any:
-        kind = modalities.get(modality)
-        return kind.thumbnail(kind.read(path))
+        return modalities.get(modality).thumbnail(modalities.decode(modality, path))
 
     notes = []
     if run.config.align.contrastive.positives == "mixed" or run.config.align.contrastive.concept_probability:

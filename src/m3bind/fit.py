@@ -50,6 +50,7 @@ from m3bind.models.checkpoint import hash_state
 from m3bind.models.text_encoder import TextEncoder, make_text_encoder, train_wordpiece
 from m3bind.prepare import Corpus, Encoder, build_model, levels, make_corpus
 from m3bind.pretrain.dual_encoder import PretrainStage
+from m3bind.privacy import shown
 from m3bind.progress import progress
 from m3bind.training.loop import train
 from m3bind.training.pairs import Pairs
@@ -197,7 +198,7 @@ class Run:
         buffer = io.StringIO()
         writer = csv.writer(buffer)
         writer.writerow(["row", "path", "reason"])
-        writer.writerows([b.row, b.path, b.reason] for b in bad)
+        writer.writerows([b.row, shown(b.path) if b.path else "", b.reason] for b in bad)
         write_text(self.folder / "quarantine.csv", buffer.getvalue())
         if bad:
             log.warning("%s", format_bad_rows(bad))

@@ -143,7 +143,7 @@ class Encoder:
                 self.inputs(good, model)
                 break
             except BadFilesError as error:
-                bad += [BadRow(row=0, reason=reason, path=str(good[i].path)) for i, reason in error.failures.items()]
+                bad += [BadRow(good[i].row, reason, str(good[i].path)) for i, reason in error.failures.items()]
                 good = [record for i, record in enumerate(good) if i not in error.failures]
         return good, bad
 
@@ -160,7 +160,7 @@ class Encoder:
 
         def one(position: int) -> NDArray[np.float32] | str:
             try:
-                return model.preprocess(modality.read(records[position].path)).numpy().astype(np.float32)
+                return model.preprocess(modalities.decode(modality, records[position].path)).numpy().astype(np.float32)
             except ReadError as error:
                 return f"{error.reason}" + (f"; {error.hint}" if error.hint else "")
 
@@ -173,7 +173,8 @@ class Encoder:
             return np.stack([row for row in rows if not isinstance(row, str)])
 
         label = f"read {records[0].modality}"
-        return self.cache.get_or_compute(f"input/{_preprocessing(model)}", "", keys, compute, self.batch, label)
+        kind = f"input/{_preprocessing(model)}/read {modality.version}"
+        return self.cache.get_or_compute(kind, "", keys, compute, self.batch, label)
 
     def _file_keys(self, records: Sequence[Record]) -> list[str]:
         try:

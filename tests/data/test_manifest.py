@@ -61,6 +61,17 @@ def test_all_formats_give_the_same_records(tmp_path: Path) -> None:
         assert read_manifest(tmp_path / name).records == expected
 
 
+def test_a_folder_is_a_file_where_a_modality_reads_series(tmp_path: Path) -> None:
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    lines = ["modality,path,label", "ct,series,nodule", "xray,series,nodule", "ct,empty,nodule"]
+    (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
+    found = read_manifest(tmp_path / "m.csv")
+    assert [record.path for record in found.records] == [tmp_path / "series"]
+    assert [bad.reason for bad in found.bad] == ["the path is a folder, not a file"] * 2
+
+
 BAD = {
     "unknown modality": (row(50, modality="xrai"), "unknown modality 'xrai'; did you mean 'xray'?"),
     "shifted columns": (row(51, modality="Heart size is normal. No acute disease."), "columns shifted"),
@@ -213,13 +224,13 @@ def test_unusable_files(tmp_path: Path) -> None:
 
 
 def test_report_shows_twenty_rows_and_counts_the_rest(tmp_path: Path) -> None:
-    rows = [row(i) for i in range(3)] + [row(100 + i, path=f"gone{i}.png") for i in range(30)]
+    rows = [row(i) for i in range(3)] + [row(100 + i, path=f"img{i}.png") for i in range(30)]
     path = write(tmp_path, rows[:3])
     path = write(tmp_path, rows, files=False)
     lines = read_manifest(path).report().splitlines()
     assert lines[:2] == ["m.csv: 3 usable rows", "  xray: 3 train"]
     assert lines[2] == "30 rows set aside (30 with a missing file)" and lines[-1] == "  ... and 10 more"
-    assert lines[3] == "  row 5: no such file  [gone0.png]" and len(lines) == 24
+    assert lines[3] == "  row 5: no such file  [img0.png]" and len(lines) == 24
     assert format_bad_rows([]) == "no bad rows"
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wfdb
 
 from m3bind.errors import ReadError
 from m3bind.modalities import get
-from m3bind.modalities.ecg import LEADS, lead_name, record_stem
+from m3bind.modalities.ecg import LEADS, parse_lead, record_stem
 
 Make = Callable[..., Path]
 UPPER = tuple(lead.upper() for lead in LEADS)
@@ -35,10 +36,44 @@ def test_leads_are_found_by_name_and_put_in_order(tmp_path: Path, make_ecg: Make
 
 
 @pytest.mark.parametrize(
-    ("written", "lead"), [("aVR", "aVR"), (" avr ", "aVR"), ("LEAD II", "II"), ("V", ""), ("MLII", ""), ("v6", "V6")]
-)
+    ("written", "lead"),
+    [
+        ("aVR", "aVR"), (" avr ", "aVR"), ("LEAD II", "II"), ("v6", "V6"), ("LeadIII", "III"), ("ECG I", "I"),
+        ("ECG-V1", "V1"), ("EKG aVL-ref", "aVL"), ("ECG V2 - Ref", "V2"), ("MDC_ECG_LEAD_AVR", "aVR"),
+        ("MDC_ECG_LEAD_V6", "V6"), ("Lead I (Einthoven)", "I"), ("Lead - II", "II"), ("AVF_", "aVF"), ("DII", "II"),
+        ("Lead-aVR", "aVR"), ("ECG: V3", "V3"),
+        ("V", ""), ("MLII", ""), ("C3", ""), ("", ""), ("ECG", ""), ("V7", ""), ("IV", ""), ("ECG 1", ""), ("-", ""),
+        ("Lead", ""), ("EEG C3-ref", ""), ("aVRx", ""), ("III-I", ""),
+    ],
+)  # fmt: skip
 def test_lead_names(written: str, lead: str) -> None:
-    assert lead_name(written) == lead
+    assert parse_lead(written) == (lead, 1)
+
+
+@pytest.mark.parametrize(
+    "written", ["-aVR", "ECG -aVR", "Lead \u2212aVR", "aVR inverted", "MDC_ECG_LEAD_AVRneg", "- avr"]
+)
+def test_inverted_leads(written: str) -> None:
+    assert parse_lead(written) == ("aVR", -1)
+
+
+def test_inverted_lead_is_negated_and_said(tmp_path: Path, make_ecg: Make) -> None:
+    expected = get("ecg").read(make_ecg(tmp_path / "a")).array
+    stem = make_ecg(tmp_path / "b", edit=lambda s: s * np.where(np.arange(12) == 3, -1, 1))
+    header = tmp_path / "b.hea"
+    header.write_text(header.read_text().replace(" AVR\n", " -aVR\n"))
+    sample = get("ecg").read(stem)
+    np.testing.assert_allclose(sample.array, expected, atol=1e-3)
+    assert "aVR is stored inverted (-aVR); negated" in sample.steps and sample.warnings == []
+
+
+def test_several_signals_of_one_name(tmp_path: Path, make_ecg: Make) -> None:
+    stem = make_ecg(tmp_path / "a", leads=[*UPPER, "X"])
+    expected = get("ecg").read(stem).array
+    header = tmp_path / "a.hea"
+    header.write_text(header.read_text().replace(" X\n", " v1\n"))
+    sample = get("ecg").read(stem)
+    assert np.array_equal(sample.array, expected) and "several signals named V1; the first counts" in sample.warnings
 
 
 @pytest.mark.parametrize("kept", [("I", "II"), ("II", "III"), ("I", "AVF"), ("AVR", "AVL"), ("I", "III", "AVL")])
@@ -110,10 +145,10 @@ def test_broken_records(tmp_path: Path, make_ecg: Make) -> None:
     with pytest.raises(ReadError, match=r"no WFDB header"):
         get("ecg").read(tmp_path / "gone")
     (tmp_path / "a.hea").write_text(header.replace("a.dat", "../a.dat"))
-    with pytest.raises(ReadError, match="not a readable WFDB record"):
+    with pytest.raises(ReadError, match="outside its folder"):
         get("ecg").read(stem)
     (tmp_path / "a.hea").write_text(header.replace("1000\n", "90000000\n", 1))
-    with pytest.raises(ReadError, match="too long"):
+    with pytest.raises(ReadError, match="samples, more than 50,000,000"):
         get("ecg").read(stem)
     (tmp_path / "a.hea").write_text("nonsense\n")
     with pytest.raises(ReadError, match="not a readable WFDB record"):
@@ -127,8 +162,54 @@ def test_broken_records(tmp_path: Path, make_ecg: Make) -> None:
         get("ecg").read(stem)
 
 
-def test_real_records_of_other_kinds(native: Path) -> None:
+def test_real_records_of_other_kinds(native: Path, tmp_path: Path) -> None:
     with pytest.raises(ReadError, match="a 12-lead record is needed"):
         get("ecg").read(native / "ecg" / "a103l")
-    with pytest.raises(ReadError, match="not a file that ecg reads"):
+    with pytest.raises(ReadError, match="annotations only"):
         get("ecg").read(native / "ecg" / "test_edfann.edf")
+    with pytest.raises(ReadError, match="a DICOM file without waveforms"):
+        get("ecg").read(native / "dicom" / "CT_small.dcm")
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ReadError, match="not a file that ecg reads"):
+        get("ecg").read(tmp_path / "a.txt")
+
+
+def test_values_of_the_benchmark_are_those_of_wfdb(mini5: Path) -> None:
+    records = sorted((mini5 / "ecg" / "ptbxl100").glob("*.hea"))[::20]
+    assert len(records) > 15
+    for header in records:
+        record = wfdb.rdrecord(str(header.with_suffix("")))
+        order = [[name.upper() for name in record.sig_name].index(lead) for lead in UPPER]
+        sample = get("ecg").read(header.with_suffix(""))
+        assert np.array_equal(sample.array, record.p_signal.T[order].astype(np.float32)) and sample.rate == record.fs
+
+
+def test_a_long_record_is_not_cut(tmp_path: Path, make_ecg: Make) -> None:
+    sample = get("ecg").read(make_ecg(tmp_path / "a", seconds=120))
+    assert sample.array.shape == (12, 12_000) and sample.warnings == []
+
+
+@pytest.mark.parametrize("rate", [100, 500])
+def test_signal_quality(tmp_path: Path, rate: int, make_ecg: Make) -> None:
+    rng = np.random.default_rng(0)
+
+    def doubts(edit: Callable[[np.ndarray], np.ndarray]) -> str:
+        return " ".join(get("ecg").read(make_ecg(tmp_path / "a", rate=rate, edit=edit)).warnings)
+
+    seconds = np.arange(10 * rate)[:, None] / rate
+    assert doubts(lambda s: s + rng.normal(size=s.shape) * 0.01) == ""
+    assert "very noisy" in doubts(lambda s: s + rng.normal(size=s.shape) * 0.4)
+    assert "baseline" not in doubts(lambda s: s + 0.3 * np.sin(2 * np.pi * 0.2 * seconds))
+    assert "the baseline wanders by" in doubts(lambda s: s + 2 * np.sin(2 * np.pi * 0.1 * seconds))
+    assert "clipped (saturated) leads: V3, V6" in doubts(lambda s: np.where(np.isin(np.arange(12), (8, 11)),
+                                                                            np.minimum(s, 0.5), s))  # fmt: skip
+
+
+def test_rates_too_far_apart(tmp_path: Path) -> None:
+    import edfio
+
+    signals = [edfio.EdfSignal(np.linspace(0, 1, 4 * rate), rate, label=lead, physical_dimension="mV")
+               for lead, rate in zip(LEADS, [2000, *[10] * 11])]  # fmt: skip
+    edfio.Edf(signals).write(tmp_path / "a.edf")
+    with pytest.raises(ReadError, match="differ more than 100 times"):
+        get("ecg").read(tmp_path / "a.edf")

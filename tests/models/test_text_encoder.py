@@ -158,6 +158,14 @@ def test_first_layers_of_a_pretrained_tower():
         make_text_encoder("minilm", 32, layers=7)
 
 
+def test_a_word_of_one_report_is_no_token():
+    reports = [f"no acute findings in scan {kind}" for kind in ("one", "two", "three", "four")]
+    vocab = train_wordpiece([*reports, "findings of kowalczyk", "findings of kowalczyk"], 400).get_vocab()
+    assert "findings" in vocab and "acute" in vocab
+    assert not any("kowal" in token for token in vocab)
+    assert "kowalczyk" in train_wordpiece([*reports, "findings of kowalczyk"], 400, minimum=1).get_vocab()
+
+
 @needs_minilm
 def test_minilm_gives_the_numbers_of_the_plain_library():
     from transformers import BertModel

@@ -286,9 +286,8 @@ def _draft(row: _Row, modality: str, set_name: str, base: Path, folder: Path | N
     patient = cells.get("patient", "").strip() or identity or cells["path"].strip()
     identity = identity or _fresh(cells["path"].strip(), ids)
     ids[identity] = row.number
-    return _Draft(
-        row, Record(identity, modality, where, label, labels, captions, concepts, patient, split, set_name), file
-    )
+    record = Record(identity, modality, where, label, labels, captions, concepts, patient, split, set_name, row.number)
+    return _Draft(row, record, file)
 
 
 def _fresh(path: str, ids: dict[str, int]) -> str:
@@ -303,11 +302,13 @@ def _fresh(path: str, ids: dict[str, int]) -> str:
 def _locate(text: str, modality: str, base: Path) -> tuple[Path, tuple[int, int]]:
     """The absolute path a cell means, and the identity (device, inode) of the file behind it.
 
-    The path may leave out the ending if a file with one of the modality's endings exists.
+    The path may leave out the ending if a file with one of the modality's endings exists, and be a folder where the
+    modality reads folders.
     """
     if not text:
         raise _Bad("without path", "no path")
-    suffixes = get(modality).suffixes
+    kind = get(modality)
+    suffixes = kind.suffixes
     where = Path(os.path.abspath(base / text))
     if not where.is_relative_to(base):
         raise _Bad("with a path outside", "the path leads out of the data folder; pass root= to allow it")
@@ -317,6 +318,8 @@ def _locate(text: str, modality: str, base: Path) -> tuple[Path, tuple[int, int]
         except (OSError, ValueError):
             continue
         if stat.S_ISDIR(found.st_mode):
+            if kind.folders and place == where and any(where.iterdir()):
+                return where, (found.st_dev, found.st_ino)
             continue
         if suffixes and not place.name.lower().endswith(suffixes):
             raise _Bad("of another kind", f"{modality} reads {' '.join(suffixes)}, not this kind of file")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from m3bind.data.splits import SPLITS
+from m3bind.privacy import shown
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Record:
     patient: str
     split: str
     set: str
+    row: int = field(default=0, compare=False)  # of the manifest, as in `BadRow`
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def format_bad_rows(bad: Sequence[BadRow], limit: int = 20) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(row.kind or "other" for row in bad).most_common())
     lines = [f"{len(bad)} rows set aside ({kinds})"]
     for row in sorted(bad, key=lambda row: row.row)[:limit]:
-        lines.append(f"  row {row.row}: {row.reason}" + (f"  [{row.path}]" if row.path else ""))
+        lines.append(f"  row {row.row}: {row.reason}" + (f"  [{shown(row.path)}]" if row.path else ""))
     if len(bad) > limit:
         lines.append(f"  ... and {len(bad) - limit} more")
     return "\n".join(lines)

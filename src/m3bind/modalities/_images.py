@@ -1,7 +1,8 @@
-"""What the readers share: checking a file before it is opened, and decoding PNG and JPEG within limits.
+"""What the readers share: checking a file before it is opened, and decoding PNG, JPEG and TIFF within limits.
 
-* `check_file`: it exists, is not empty and has an ending the modality reads.
-* `read_picture`: PNG or JPEG (8 or 16 bit, grey, RGB, palette, CMYK) -> float32 0..1, turned upright by its EXIF note.
+* `check_file`: it exists, is a regular file, is not empty and has an ending the modality reads.
+* `read_picture`: PNG, JPEG or one-page TIFF (8 or 16 bit, grey, RGB, palette, CMYK) -> float32 0..1, turned upright by
+  its EXIF note.
 * `read_grey`, `read_colour`: the same, refusing pictures that are plainly in colour, or plainly not.
 * `picture_warnings`: blank, tiny, drawn or very elongated pictures.
 * `to_thumbnail`: a grey or RGB array as a small RGB picture.
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from m3bind.errors import ReadError
+from m3bind.modalities import _dicom, _limits
 from m3bind.modalities.base import Modality, get, names
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-MAX_PIXELS = 64_000_000  # 8,000 x 8,000: larger than any radiograph or tile; more is a bomb or a whole slide
+TIFF_SUFFIXES = (".tif", ".tiff")  # `read_picture` reads them, too
 MIN_SIDE = 16
 
 Array = NDArray[np.float32]
@@ -47,14 +49,18 @@ def check_file(path: Path | str, modality: Modality) -> Path:
     """`path` as a Path, once it is known to be a file with content and an ending `modality` reads.
 
     Raises:
-        ReadError: missing, a folder, empty, or of an ending it does not read (names the modality that does).
+        ReadError: missing, a folder, a pipe or device, empty, over `LIMITS.bytes`, or of an ending it does not read
+            (names the modality that does); DICOM files need no ending where DICOM is read.
     """
     path = Path(path)
     if not path.exists():
         raise ReadError(path, "no such file", "check the path and the folder it is relative to")
     if path.is_dir():
         raise ReadError(path, "a folder, not a file", "name one file of it")
-    if not ending(path, modality.suffixes):
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise ReadError(path, "not a regular file", "name a file, not a pipe or a device")
+    _limits.check_bytes(path)
+    if not ending(path, modality.suffixes) and not (".dcm" in modality.suffixes and _dicom.is_dicom(path)):
         others = [name for name in names() if ending(path, get(name).suffixes)]
         who = f"{' and '.join(others)} reads such files" if others else "convert the file"
         raise ReadError(path, f"not a file that {modality.name} reads ({' '.join(modality.suffixes)})", who)
@@ -73,50 +79,116 @@ def looks_like(path: Path) -> str:
 
 
 def read_picture(path: Path) -> tuple[Array, list[str]]:
-    """Decode a PNG or JPEG into float32 0..1, (H, W) for grey and (H, W, 3) for colour files, with the steps taken.
+    """Decode a PNG, JPEG or TIFF: float32 0..1, (H, W) of grey and (H, W, 3) of colour files, and the steps taken.
 
     16-bit grey is divided by 2^b - 1, where b is the smallest of 8, 10, 12, 14, 16 bits that holds its maximum,
     so that 12-bit radiographs stored in 16 bits are not nearly black.
 
     Raises:
-        ReadError: not a PNG or JPEG, damaged, shorter than `MIN_SIDE` or more than `MAX_PIXELS` pixels.
+        ReadError: not such a picture, damaged, several pages, shorter than `MIN_SIDE`, more than `LIMITS.pixels`, or
+            declaring more than its stored bytes can hold.
     """
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        # opened by handle: by name, Pillow 13 maps uncompressed TIFFs and scrambles those that lie on their side
+        with open(path, "rb") as handle, Image.open(handle, formats=("PNG", "JPEG", "TIFF")) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ReadError(path, f"{width} x {height} pixels, more than {MAX_PIXELS:,}", "shrink or tile it first")
-            if min(width, height) < MIN_SIDE:
-                raise ReadError(path, f"only {width} x {height} pixels", f"at least {MIN_SIDE} a side are needed")
-            image.load()
-            return _to_array(image)
+            _limits.check_count(path, width * height, "pixels")
+            _check_sides(path, width, height)
+            decoded = width * height * _bytes_per_pixel(image)
+            if decoded > _dicom.SMALL:
+                _limits.check_ratio(path, decoded, path.stat().st_size)
+            if image.format == "TIFF":
+                _check_pages(path, image)
+            turned = image.format == "TIFF" and image.tag_v2.get(274, 1) != 1  # type: ignore[attr-defined]
+            image.load()  # turns a TIFF upright
+            return _to_array(path, image, ["turned upright as its orientation tag says"] if turned else [])
     except UnidentifiedImageError:
         kind = looks_like(path)
-        raise ReadError(path, "not a PNG or JPEG" + (f": it is {kind}" if kind else ""), "export it as PNG") from None
+        it_is = f": it is {kind}" if kind else ""
+        raise ReadError(path, "not a PNG or JPEG or TIFF that can be read" + it_is, "export it as PNG") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ReadError(path, f"more than {MAX_PIXELS:,} pixels", "shrink or tile it first") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ReadError(path, f"damaged or cut short ({error})", "fetch or export it again") from error
+        raise ReadError(path, f"more than {_limits.LIMITS.pixels:,} pixels", "shrink or tile it first") from None
+    except (MemoryError, ReadError):
+        raise
+    except Exception as error:  # Pillow raises many kinds for damaged files, and their words may quote the file
+        reason = f"damaged or cut short ({type(error).__name__})"
+        raise ReadError(path, reason, "fetch or export it again") from error
 
 
-def _to_array(image: Image.Image) -> tuple[Array, list[str]]:
-    """A loaded image as float32 0..1 and the steps taken."""
-    steps: list[str] = []
+def check_side(path: Path, array: Array) -> None:
+    """Refuse a picture (H, W) or (H, W, 3) shorter than `MIN_SIDE`.
+
+    Raises:
+        ReadError: it is.
+    """
+    _check_sides(path, array.shape[1], array.shape[0])
+
+
+def _check_sides(path: Path, width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise ReadError(path, f"only {width} x {height} pixels", f"at least {MIN_SIDE} a side are needed")
+
+
+def _bytes_per_pixel(image: Image.Image) -> int:
+    """Bytes of one decoded pixel of an opened image."""
+    return 2 if image.mode.startswith("I;16") else 4 if image.mode in ("I", "F") else len(image.getbands())
+
+
+def _check_pages(path: Path, image: Image.Image) -> None:
+    """Refuse a TIFF with a second page, unless that is a small copy of the first; leaves it at the first page.
+
+    Raises:
+        ReadError: it has.
+    """
+    try:
+        image.seek(1)
+    except EOFError:
+        return
+    reduced = int(image.tag_v2.get(254, 0)) & 1  # type: ignore[attr-defined]
+    image.seek(0)
+    if not reduced:
+        raise ReadError(path, "a TIFF of several pages", "save the page that is meant as a file of its own")
+
+
+def _to_array(path: Path, image: Image.Image, steps: list[str]) -> tuple[Array, list[str]]:
+    """A loaded image as float32 0..1 and the steps taken, in addition to `steps`."""
+    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     if image.getexif().get(0x0112, 1) != 1:
         image = ImageOps.exif_transpose(image)
         steps.append("turned upright as its EXIF orientation says")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if image.mode == "F":
+        return _floats(path, np.asarray(image), steps)
+    if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.float32)
         top = float(values.max(initial=0))
         bits = next((b for b in (8, 10, 12, 14) if top < 2**b), 16)
         steps.append(f"16-bit values divided by {2**bits - 1}")
-        return np.clip(values / np.float32(2**bits - 1), 0, 1), steps
+        array = np.clip(values / np.float32(2**bits - 1), 0, 1)
+        if white_is_zero:
+            steps.append("white-is-zero turned (once)")
+            array = 1 - array
+        return array, steps
     if image.mode == "LA" or image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "RGB"):
         steps.append(f"{image.mode} converted to RGB")
         image = image.convert("RGB")
     return np.asarray(image).astype(np.float32) * np.float32(1 / 255), steps
+
+
+def _floats(path: Path, values: Array, steps: list[str]) -> tuple[Array, list[str]]:
+    """Floating-point grey values: 0..1 as they are, others stretched from their smallest to their largest.
+
+    Raises:
+        ReadError: not finite.
+    """
+    if not np.isfinite(values).all():
+        raise ReadError(path, "pixel values that are not finite", "export it as 16-bit PNG")
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 1:
+        steps.append(f"stretched from its smallest value {low:g} to its largest {high:g}")
+        values = (values - np.float32(low)) / np.float32(max(high - low, 1e-12))
+    return values.astype(np.float32), steps
 
 
 def sparse(array: Array, side: int = 64) -> Array:
@@ -145,6 +217,16 @@ def read_grey(path: Path, what: str) -> tuple[Array, list[str], list[str]]:
         ReadError: as `read_picture`, or the picture is plainly in colour.
     """
     array, steps = read_picture(path)
+    array, warnings = to_grey(path, array, what, steps)
+    return array, steps, warnings + picture_warnings(array)
+
+
+def to_grey(path: Path, array: Array, what: str, steps: list[str]) -> tuple[Array, list[str]]:
+    """(H, W) or (H, W, 3) as (H, W), with doubts about its colours; adds to `steps`.
+
+    Raises:
+        ReadError: plainly in colour.
+    """
     warnings: list[str] = []
     if array.ndim == 3:
         colour = colourfulness(array)
@@ -154,7 +236,7 @@ def read_grey(path: Path, what: str) -> tuple[Array, list[str], list[str]]:
             warnings.append(f"slightly coloured, unusual for {what}")
         array = array @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
         steps.append("RGB averaged to grey")
-    return array, steps, warnings + picture_warnings(array)
+    return array, warnings
 
 
 def read_colour(path: Path, what: str) -> tuple[Array, list[str], list[str]]:
@@ -164,11 +246,19 @@ def read_colour(path: Path, what: str) -> tuple[Array, list[str], list[str]]:
         ReadError: as `read_picture`, or the picture has no colour at all.
     """
     array, steps = read_picture(path)
+    return array, steps, check_colour(path, array, what) + picture_warnings(array)
+
+
+def check_colour(path: Path, array: Array, what: str) -> list[str]:
+    """Doubts about the colours of a picture that must have some.
+
+    Raises:
+        ReadError: it has none.
+    """
     colour = colourfulness(array)
     if colour < 0.01:
         raise ReadError(path, f"a grey picture, not {what} in colour", "check the modality of this file")
-    warnings = [f"hardly any colour, unusual for {what}"] if colour < 0.06 else []
-    return array, steps, warnings + picture_warnings(array)
+    return [f"hardly any colour, unusual for {what}"] if colour < 0.06 else []
 
 
 def picture_warnings(array: Array) -> list[str]:

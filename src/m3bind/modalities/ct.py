@@ -1,4 +1,11 @@
-"""Computed tomography: NIfTI volumes, or single PNG/JPEG slices, -> (D, H, W) float32 in Hounsfield units.
+"""Computed tomography: DICOM series, NIfTI, npz, archives, PNG/JPEG slices -> (D, H, W) float32 in Hounsfield units.
+
+* a folder, or a DICOM file: one series of slices, or one multi-frame object (`_series`).
+* `.zip`: a DICOM series, or one NIfTI or npz file, unpacked into a temporary folder (`_archive`).
+* `.nii`, `.nii.gz`: one volume; its header is judged before its data are unpacked.
+* `.npz`: the array `ct`, or the only one of three dimensions.
+* `.png`, `.jpg`: one slice at some window level.
+* `resample`: a volume at another voxel size.
 
 Axes of the array, whatever the file's own orientation is:
     D  slices, first = most inferior (towards the feet), last = most superior (towards the head)
@@ -7,6 +14,9 @@ Axes of the array, whatever the file's own orientation is:
 so `array[k]` is an axial slice as radiologists look at it, and the whole is in the order that ITK readers give (LPS).
 """
 
+import gzip
+import math
+import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,16 +25,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _images
+from m3bind.modalities import _archive, _dicom, _images, _limits, _series, _volumes
+from m3bind.modalities._volumes import resample
 from m3bind.modalities.base import Modality, Sample
 
+__all__ = ["CT", "resample"]
+
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-MAX_VOXELS = 512 * 512 * 2048
-AIR_HU = -1024.0
-PADDING_HU = -1500.0  # nothing physical is below; scanners fill the outside of the field of view with -2000 or -3024
 PICTURE_HU = (-1000.0, 1000.0)  # where the black and white of a picture are put: most models clip there
 LUNG_WINDOW = (-1350.0, 150.0)  # level -600, width 1500
 SOFT_WINDOW = (-160.0, 240.0)  # level 40, width 400
+RAD_CHEST_CT = (0.8, 0.8, 0.8)  # mm; int16, clipped to -1000..1000 HU, slices from the head down
+_NIFTI_HEADER = 540  # bytes of the longer of the two versions
+_NIFTI_EXTENSIONS = 1 << 24  # bytes that may lie between header and data
 _MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -34,21 +47,53 @@ class CT(Modality):
     name: ClassVar[str] = "ct"
     title: ClassVar[str] = "CT"
     color: ClassVar[str] = "#228833"
-    suffixes: ClassVar[tuple[str, ...]] = NIFTI_SUFFIXES + _images.PICTURE_SUFFIXES
+    suffixes: ClassVar[tuple[str, ...]] = (
+        *NIFTI_SUFFIXES, *_dicom.SUFFIXES, _archive.SUFFIX, ".npz", *_images.PICTURE_SUFFIXES,
+    )  # fmt: skip
+    folders: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = ("nibabel", *_dicom.LIBRARIES)
 
     def read(self, path: Path | str) -> Sample:
         """Decode a volume: array (D, H, W) in HU, spacing (D, H, W) in mm.
 
-        A PNG or JPEG slice has lost its Hounsfield units: it becomes (1, H, W), black at -1000 and white at +1000,
-        without spacing and with a warning.
+        A folder is one DICOM series. A PNG or JPEG slice has lost its Hounsfield units: it becomes (1, H, W), black at
+        -1000 and white at +1000, without spacing and with a warning.
 
         Raises:
-            ReadError: missing, damaged, too large, not three-dimensional, or a colour picture.
+            ReadError: missing, damaged, over a limit, not three-dimensional, or of another kind.
         """
+        path = Path(path)
+        if path.is_dir():
+            return _series.read_folder(path)
+        if path.is_file() and path.stat().st_size and _dicom.is_dicom(path):  # exports often lack an ending
+            return _series.read_files([path], path)
         path = _images.check_file(path, self)
-        if _images.ending(path, _images.PICTURE_SUFFIXES):
+        _limits.check_bytes(path)
+        kind = _images.ending(path, self.suffixes)
+        if kind in _dicom.SUFFIXES:
+            return _series.read_files([path], path)
+        if kind == _archive.SUFFIX:
+            return self._read_archive(path)
+        if kind in _images.PICTURE_SUFFIXES:
             return self._read_slice(path)
-        return self._read_nifti(path)
+        return self._read_npz(path) if kind == ".npz" else self._read_nifti(path)
+
+    def _read_archive(self, path: Path) -> Sample:
+        with _archive.extracted(path) as (folder, nested):
+            files = sorted(folder.iterdir())
+            volumes = [file for file in files if _images.ending(file, (*NIFTI_SUFFIXES, ".npz"))]
+            try:
+                if len(volumes) == 1 and not any(map(_dicom.is_dicom, files)):
+                    file = volumes[0]
+                    sample = self._read_npz(file) if file.suffix == ".npz" else self._read_nifti(file)
+                else:
+                    sample = _series.read_files(files, path)
+            except ReadError as error:  # the names in the folder mean nothing to the user
+                raise ReadError(path, error.reason, error.hint) from error
+        sample.steps.insert(0, f"unpacked {len(files)} files")
+        if nested:
+            sample.warnings.append(f"{nested} archives inside the archive were not opened")
+        return sample
 
     def _read_slice(self, path: Path) -> Sample:
         grey, steps, warnings = _images.read_grey(path, "a CT slice")
@@ -62,34 +107,60 @@ class CT(Modality):
         from nibabel import affines
 
         try:
+            _check_nifti(path)
             image = nibabel.load(path)
-            shape = tuple(image.shape)
-            while len(shape) > 3 and shape[-1] == 1:
-                shape = shape[:-1]
-            if len(shape) != 3:
-                raise ReadError(path, f"{len(shape)} dimensions {shape}, not a volume", "split it into 3-D volumes")
-            if int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS or min(shape) < 1:
-                raise ReadError(path, f"{shape} voxels, outside 1..{MAX_VOXELS:,}", "crop or resample it first")
-            if image.get_data_dtype().fields is not None or image.get_data_dtype().kind == "c":
-                raise ReadError(path, "colour or complex values, not a CT", "check the modality of this file")
-            nearest = nibabel.as_closest_canonical(image.slicer[(slice(None),) * 3 + (0,) * (image.ndim - 3)])
-            values = np.asarray(nearest.dataobj, dtype=np.float32)
-        except ReadError:
+            raw = image.dataobj.get_unscaled()
+            raw = raw[(slice(None),) * 3 + (0,) * (raw.ndim - 3)]
+            slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+            sides = affines.voxel_sizes(image.affine)
+        except (ReadError, MemoryError):
             raise
         except Exception as error:  # nibabel and zlib raise many kinds for damaged files
             kind = _images.looks_like(path) if path.suffix == ".nii" else ""
-            reason = f"not a readable NIfTI file ({kind or error or type(error).__name__})"
+            reason = f"not a readable NIfTI file ({kind or type(error).__name__})"
             raise ReadError(path, reason, "fetch or export it again") from error
+        if not (np.isfinite(image.affine).all() and (sides > 0).all()):
+            raise ReadError(path, "its header gives voxels without size", "export it again")
         steps, warnings = _describe(image)
-        scale = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-        sides = affines.voxel_sizes(nearest.affine) * scale
-        # RAS (x to the right, y to the front, z to the head) -> D towards the head, H to the back, W to the left
-        volume = np.ascontiguousarray(values[::-1, ::-1, :].transpose(2, 1, 0))
-        spacing = (float(sides[2]), float(sides[1]), float(sides[0]))
-        if not all(0.05 <= side <= 20 for side in spacing):
-            warnings.append(f"unlikely voxel size {' x '.join(f'{side:.3g}' for side in spacing)} mm")
-        volume = _clean(volume, steps, warnings)
-        return Sample(self.name, volume, spacing=spacing, steps=steps, warnings=warnings + _doubts(volume))
+        # RAS (x to the right, y to the front, z to the head) to LPS; one direction per axis of `raw`
+        directions = (np.diag([-1.0, -1.0, 1.0]) @ image.affine[:3, :3] / sides).T
+        axes, flips, tilt = _volumes.placement(directions)
+        if tilt > _volumes.TILT:
+            warnings.append(f"tilted by {tilt:.0f} degrees; turned to the nearest axes only")
+        volume, stack = _volumes.empty(raw.shape, axes, flips)
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported with the values
+            for k in range(raw.shape[2]):
+                stack[:, :, k] = raw[:, :, k] * slope + intercept
+        if (slope, intercept) != (1, 0):
+            steps.append(f"rescaled by slope {slope:g} and intercept {intercept:g} (once)")
+        sides = sides * _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+        spacing = tuple(float(sides[a]) for a in axes)
+        warnings += _volumes.spacing_doubts(spacing)
+        _volumes.finish(volume, steps, warnings)
+        return Sample(self.name, volume, spacing=spacing, steps=steps, warnings=warnings)
+
+    def _read_npz(self, path: Path) -> Sample:
+        try:
+            values, key, spacing = _load_npz(path)
+        except (ReadError, MemoryError):
+            raise
+        except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
+            raise ReadError(path, f"not a readable npz file ({type(error).__name__})", "fetch it again") from error
+        steps, warnings = [f"array {values.shape} of {values.dtype} read"], []
+        clipped = values.dtype == np.int16 and values.min(initial=0) >= -1000 and values.max(initial=0) <= 1000
+        if spacing is None and key == "ct" and clipped and min(values.shape) > 1:
+            spacing, values = RAD_CHEST_CT, values[::-1]
+            steps.append("taken as RAD-ChestCT: 0.8 mm, slices from the head down, turned to start at the feet")
+            warnings.append("npz states no spacing and orientation: those of RAD-ChestCT are a guess")
+        else:
+            warnings.append(f"npz states no orientation{'' if spacing else ' and spacing'}: taken as D, H, W")
+        volume = np.ascontiguousarray(values, dtype=np.float32)
+        if np.may_share_memory(volume, values):
+            volume = volume.copy()
+        if spacing:
+            warnings += _volumes.spacing_doubts(spacing)
+        _volumes.finish(volume, steps, warnings)
+        return Sample(self.name, volume, spacing=spacing, steps=steps, warnings=warnings)
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
         """Four evenly spaced slices (2 x 2, feet to head) in a lung window; the middle one if there are fewer than 8.
@@ -116,47 +187,89 @@ class CT(Modality):
         return sheet
 
 
+def _check_nifti(path: Path) -> None:
+    """Judge a NIfTI header before anything else of the file is unpacked: a gzip stream may be endless.
+
+    Raises:
+        ReadError: not one volume, not plain numbers, over a limit, or data that begin too far behind the header.
+    """
+    import nibabel
+
+    packed = path.name.lower().endswith(".gz")
+    with gzip.open(path) if packed else open(path, "rb") as handle:
+        head = handle.read(_NIFTI_HEADER)
+    second = int.from_bytes(head[:4], "little") == 540 or int.from_bytes(head[:4], "big") == 540
+    kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
+    header = kind(head[: kind.template_dtype.itemsize], check=False)
+    shape, dtype = tuple(map(int, header.get_data_shape())), header.get_data_dtype()
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise ReadError(path, f"{len(shape)} dimensions {shape}, not a volume", "split it into 3-D volumes")
+    if min(shape) < 1:
+        raise ReadError(path, f"declares {shape} voxels", "fetch or export it again")
+    _limits.check_count(path, math.prod(shape), "voxels")
+    if dtype.fields is not None or dtype.kind == "c":
+        raise ReadError(path, "colour or complex values, not a CT", "check the modality of this file")
+    start, stored = float(header["vox_offset"]), path.stat().st_size
+    if not 0 <= start <= _NIFTI_EXTENSIONS:
+        raise ReadError(path, "its data begin too far behind the header", "damaged, or made to harm")
+    decoded = math.prod(shape) * dtype.itemsize
+    _limits.check_ratio(path, decoded, stored)
+    if not packed and start + decoded > stored:
+        reason = f"not a readable NIfTI file (cut short: {stored:,} of {int(start) + decoded:,} bytes)"
+        raise ReadError(path, reason, "fetch or export it again")
+
+
+def _load_npz(path: Path) -> tuple[NDArray[Any], str, tuple[float, float, float] | None]:
+    """The volume of an npz file, the name of its array, and the three numbers of its array `spacing` (mm) if there.
+
+    Raises:
+        ReadError: no or several volumes, no plain numbers, over a limit.
+    """
+    with zipfile.ZipFile(path) as archive:
+        _limits.check_count(path, len(archive.infolist()), "files")
+        arrays = {i.filename[:-4]: i for i in archive.infolist() if i.filename.endswith(".npy")}
+        heads = {name: _npy_header(archive, info) for name, info in arrays.items()}
+        volumes = [name for name, (shape, _) in heads.items() if len(shape) == 3]
+        name = "ct" if "ct" in heads else volumes[0] if len(volumes) == 1 else ""
+        if not name:
+            raise ReadError(path, f"{len(volumes)} arrays of 3 dimensions and none named ct", "name the volume ct")
+        shape, dtype = heads[name]
+        if len(shape) != 3:
+            raise ReadError(path, f"{len(shape)} dimensions, not a volume", "split it into 3-D volumes")
+        if dtype.kind not in "iuf":
+            raise ReadError(path, "its array holds no plain numbers", "save it as int16 or float32")
+        _limits.check_count(path, math.prod(shape), "voxels")
+        _limits.check_ratio(path, math.prod(shape) * dtype.itemsize, path.stat().st_size)
+        spacing = None
+        if heads.get("spacing", ((), dtype))[0] == (3,) and heads["spacing"][1].kind in "iuf":
+            with archive.open(arrays["spacing"]) as handle:
+                found = np.lib.format.read_array(handle, allow_pickle=False).astype(float)
+            if np.isfinite(found).all() and (found > 0).all():
+                spacing = (float(found[0]), float(found[1]), float(found[2]))
+        with archive.open(arrays[name]) as handle:
+            return np.lib.format.read_array(handle, allow_pickle=False), name, spacing
+
+
+def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array inside an npz; its data are not unpacked."""
+    with archive.open(info) as handle:
+        version = np.lib.format.read_magic(handle)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(handle)
+    return shape, dtype
+
+
 def _describe(image: Any) -> tuple[list[str], list[str]]:
     """Steps and warnings about orientation and units of a NIfTI image."""
     import nibabel
-    from nibabel import affines
 
     codes = "".join(code or "?" for code in nibabel.aff2axcodes(image.affine))
     steps, warnings = [f"turned from {codes} to slices towards the head, rows to the back, columns to the left"], []
     header = image.header
     if "qform_code" in header and int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
         warnings.append("the header states no orientation: left and right, head and feet are a guess")
-    elif float(np.max(affines.obliquity(image.affine))) > np.deg2rad(10):
-        warnings.append("tilted by more than 10 degrees; turned to the nearest axes only")
     if header.get_xyzt_units()[0] == "unknown":
         steps.append("no unit of length in the header; millimetres assumed")
     return steps, warnings
-
-
-def _clean(volume: NDArray[np.float32], steps: list[str], warnings: list[str]) -> NDArray[np.float32]:
-    """Replace values that are no measurement (NaN, infinite, outside the field of view) by air."""
-    broken = ~np.isfinite(volume)
-    if broken.any():
-        warnings.append(f"{broken.mean():.1%} of the voxels are NaN or infinite; taken as air")
-        volume[broken] = AIR_HU
-    padding = volume < PADDING_HU
-    if padding.any():
-        steps.append(f"{padding.mean():.1%} of the voxels below {PADDING_HU:g} HU (padding) set to {AIR_HU:g}")
-        volume[padding] = AIR_HU
-    return volume
-
-
-def _doubts(volume: NDArray[np.float32]) -> list[str]:
-    """Warnings about values that are unlikely to be Hounsfield units of a CT."""
-    step = max(1, round((volume.size / 500_000) ** (1 / 3)))
-    some = volume[::step, ::step, ::step]
-    low, high = float(some.min()), float(some.max())
-    if high - low < 10:
-        return [f"nearly blank: values from {low:g} to {high:g} only" + (", rescaled?" if high <= 1 else "")]
-    if low >= 0 and high <= 255:
-        return ["values from 0 to 255: a picture at some window level rather than Hounsfield units?"]
-    if low >= 0:
-        return ["no value below 0: MR, or the rescale intercept (often -1024) is missing?"]
-    if float((some > 3071).mean()) > 0.01 or high > 32767:
-        return [f"out of the range of Hounsfield units: up to {high:.0f}"]
-    return []

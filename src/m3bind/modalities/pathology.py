@@ -1,4 +1,8 @@
-"""Histology tiles (stained tissue under the microscope): PNG or JPEG -> (H, W, 3) float32 0..1 RGB."""
+"""Histology: tiles of stained tissue (PNG, JPEG, TIFF, DICOM) and whole slides -> (H, W, 3) float32 0..1 RGB.
+
+A whole slide (SVS, pyramidal TIFF, DICOM file or folder) is read as its most tissue-rich tile; `_tissue.tissue_tiles`
+gives all of them.
+"""
 
 from pathlib import Path
 from typing import ClassVar
@@ -6,35 +10,114 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from m3bind.modalities import _images
+from m3bind.modalities import _dicom, _images, _slides, _tissue
 from m3bind.modalities.base import Modality, Sample
+
+TILE = 224  # pixels a side
+MPP = 0.5  # micrometres per pixel, a 20x objective
+LEAST_SHARPNESS = 0.12  # 1,048 tiles of mini5: all above 0.24; blurred by 3 pixels: all below 0.10
+LEAST_SIDE = 128  # pixels; smaller pictures are not judged
+MOST_PEN = 0.005  # of the slide
 
 
 class Pathology(Modality):
-    """Tiles of stained tissue, as a rule haematoxylin and eosin."""
+    """Tiles and slides of stained tissue, as a rule haematoxylin and eosin."""
 
     name: ClassVar[str] = "pathology"
     title: ClassVar[str] = "Histology tile"
     color: ClassVar[str] = "#aa3377"
-    suffixes: ClassVar[tuple[str, ...]] = _images.PICTURE_SUFFIXES
+    suffixes: ClassVar[tuple[str, ...]] = (
+        *_images.PICTURE_SUFFIXES, *_images.TIFF_SUFFIXES, *_slides.SLIDE_SUFFIXES, *_dicom.SUFFIXES
+    )  # fmt: skip
+    folders: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = (*_dicom.LIBRARIES, "tiffslide")
 
     def read(self, path: Path | str) -> Sample:
-        """Decode a tile; array (H, W, 3) in 0..1.
+        """`decode`, and doubts: a fundus, empty glass, out of focus.
 
         Raises:
-            ReadError: missing, damaged, over the pixel limit, or without colour.
+            ReadError: as `decode`.
         """
-        array, steps, warnings = _images.read_colour(_images.check_file(path, self), "a stained tissue tile")
-        some = _images.sparse(array)
-        smallest, largest = _images.channel_range(some)
-        h, w = (max(1, side // 16) for side in largest.shape)
-        corners = [largest[:h, :w], largest[:h, -w:], largest[-h:, :w], largest[-h:, -w:]]
-        if max(float(corner.mean()) for corner in corners) < 0.15:
-            warnings.append("four dark corners: a fundus photograph rather than tissue?")
-        elif float((smallest > 0.9).mean()) > 0.95:
-            warnings.append("almost only empty glass")
+        sample = self.decode(path)
+        sample.warnings += _doubts(sample.array)
+        return sample
+
+    def decode(self, path: Path | str) -> Sample:
+        """A tile, or a whole slide's most tissue-rich 224 x 224 tile at 0.5 micrometres per pixel.
+
+        array (H, W, 3) in 0..1; spacing (H, W) in mm for slides that tell it. A slide scanned more coarsely is read at
+        its own size of pixel, one that does not tell it at level 0.
+
+        Raises:
+            ReadError: missing, damaged, over a limit, or without colour.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            _images.check_file(path, self)
+        if _slides.is_slide(path):
+            return self._read_slide(path)
+        if _dicom.is_dicom(path):
+            return self._read_dicom(path)
+        array, steps, warnings = _images.read_colour(path, "a stained tissue tile")
         return Sample(self.name, np.ascontiguousarray(array), steps=steps, warnings=warnings)
+
+    def _read_dicom(self, path: Path) -> Sample:
+        dataset = _dicom.open_dicom(path)
+        array, steps, warnings = _dicom.colour(dataset, path)
+        warnings += _images.check_colour(path, array, "a stained tissue tile") + _images.picture_warnings(array)
+        tags = _dicom.technical_tags(dataset)
+        return Sample(self.name, np.ascontiguousarray(array), steps=steps, warnings=warnings, tags=tags)
+
+    def _read_slide(self, path: Path) -> Sample:
+        with _slides.open_slide(path) as slide:
+            found = _tissue.tissue_map(slide)
+            mpp = slide.finest(MPP)
+            places = _tissue.tissue_places(slide, found, TILE, mpp)
+            share, x, y = places[0]
+            array = slide.read_region(x, y, TILE, TILE, mpp)
+        count = sum(place[0] >= _tissue.LEAST_TISSUE for place in places)
+        scan = f" of {slide.mpp:.4g} micrometres" if slide.mpp else ""
+        width, height = slide.size
+        steps = [
+            f"{slide.kind} whole slide, {width} x {height} pixels{scan}, resolutions: {len(slide.levels)}",
+            f"its most tissue-rich tile of {TILE} x {TILE} pixels"
+            + (f" of {mpp:.4g} micrometres" if mpp else " of level 0")
+            + f" taken, at ({x}, {y}), {share:.0%} tissue; {count} of {len(places)} tiles are tissue",
+        ]
+        warnings = list(slide.notes)
+        if mpp is None:
+            warnings.append("read at level 0, which need not be the size of pixel that models expect")
+        elif mpp > 1.01 * MPP:
+            warnings.append(f"scanned at {mpp:.3g} micrometres per pixel, coarser than {MPP}: read as it is")
+        if count == 0:
+            warnings.append("no tile is at least half tissue")
+        if float(found.pen.mean()) > MOST_PEN:
+            warnings.append(f"pen marks on {found.pen.mean():.1%} of the slide; left out")
+        spacing = (mpp / 1000, mpp / 1000) if mpp else None
+        return Sample(self.name, array, spacing=spacing, steps=steps, warnings=warnings, tags=slide.tags)
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
         """The tile itself, small."""
         return _images.to_thumbnail(sample.array, size)
+
+
+def sharpness(array: _images.Array) -> float:
+    """How much of a tile's (H, W, 3) contrast is between neighbouring pixels: Laplacian over grey, both deviations."""
+    grey = array.mean(axis=2)
+    centre, neighbours = grey[1:-1, 1:-1], grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float((neighbours - 4 * centre).std() / max(float(grey.std()), 1e-3))
+
+
+def _doubts(array: _images.Array) -> list[str]:
+    """Warnings about a tile that may be no stained tissue in focus."""
+    some = _images.sparse(array)
+    smallest, largest = _images.channel_range(some)
+    h, w = (max(1, side // 16) for side in largest.shape)
+    corners = [largest[:h, :w], largest[:h, -w:], largest[-h:, :w], largest[-h:, -w:]]
+    if max(float(corner.mean()) for corner in corners) < 0.15:
+        return ["four dark corners: a fundus photograph rather than tissue?"]
+    if float((smallest > 0.9).mean()) > 0.95:
+        return ["almost only empty glass"]
+    if min(array.shape[:2]) >= LEAST_SIDE and sharpness(array) < LEAST_SHARPNESS:
+        return ["out of focus: hardly any detail between neighbouring pixels"]
+    return []

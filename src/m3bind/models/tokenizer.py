@@ -3,6 +3,7 @@
 n texts, L tokens of the longest of them.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def wordpiece(vocab: dict[str, int], lowercase: bool = True) -> Tokenizer:
     return tokenizer
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int = 4000, lowercase: bool = True) -> Tokenizer:
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int = 4000, lowercase: bool = True, minimum: int = 3
+) -> Tokenizer:
     """A WordPiece vocabulary learned from `texts`; the same texts in any order give the same tokenizer.
 
     The trainer numbers continuation characters ("##a") in the order of a hash map, and ties between merges follow that
@@ -44,6 +47,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int = 4000, lowercase: boo
         texts: the corpus; only counts matter, not order.
         vocab_size: upper limit, special tokens and single characters included.
         lowercase: fold case and strip accents.
+        minimum: words of fewer distinct texts are not learned from: a name in one report must not become a token of a
+            vocabulary that is handed on. They are spelled by characters and pieces of commoner words.
 
     Raises:
         ConfigError: no text, or `vocab_size` does not even hold the corpus's characters.
@@ -63,7 +68,10 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int = 4000, lowercase: boo
         special_tokens=[*_SPECIAL, *alphabet, *(f"##{c}" for c in alphabet)],
         show_progress=False,
     )
-    learner.train_from_iterator(corpus, trainer)
+    words = [[w for w, _ in learner.pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))] for text in corpus]
+    texts_with = Counter(word for distinct in {tuple(text) for text in words} for word in set(distinct))
+    common = (" ".join(word for word in text if texts_with[word] >= minimum) for text in words)
+    learner.train_from_iterator(common, trainer)
     return wordpiece(learner.get_vocab(), lowercase)
 
 

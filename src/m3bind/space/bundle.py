@@ -218,7 +218,7 @@ class Space:
         Raises:
             ReadError: the file is missing, damaged, or of another kind.
         """
-        return self.model(modality).preprocess(modalities.get(modality).read(path))
+        return self.model(modality).preprocess(modalities.decode(modality, path))
 
     def encode_inputs(self, inputs: Sequence[Tensor], modality: str) -> Array:
         """What `read` gave -> (n, d) float32 unit rows, in one batch per shape.

@@ -30,9 +30,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from m3bind import modalities
 from m3bind.errors import ConfigError, M3BindError, ReadError, SpaceError
 from m3bind.files import atomic_path, read_json, sha256_file, sha256_text, write_json
+from m3bind.modalities._files import files_below
 from m3bind.progress import Progress, progress
 from m3bind.space.bundle import Space
 from m3bind.space.compute import Array, correct_gap
@@ -131,14 +131,12 @@ def encode_files(
 
 
 def collect(folder: Path | str, modality: str) -> list[Path]:
-    """All files below a folder that a modality reads by their endings, sorted (hidden files left out).
+    """All a modality could read below a folder, sorted (hidden files left out); see `modalities._files`.
 
     Raises:
         UnknownNameError: no such modality.
     """
-    suffixes = modalities.get(modality).suffixes
-    found = (path for path in Path(folder).rglob("*") if path.name.lower().endswith(suffixes))
-    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    return sorted(files_below(folder, [modality]))
 
 
 def _rows(sources: Sequence[Path | str | Item], modality: str | None, keep: Sequence[str]) -> list[dict[str, str]]:
@@ -168,9 +166,11 @@ def _rows(sources: Sequence[Path | str | Item], modality: str | None, keep: Sequ
 def _version(row: Mapping[str, str]) -> str:
     """Size and time stamp of a file, so that a changed file is encoded again."""
     stats = []
-    for path in (row["path"], row["path"] + ".hea", row["path"] + ".dat"):
+    path = Path(row["path"])
+    parts = sorted(path.iterdir()) if path.is_dir() else [path, Path(f"{path}.hea"), Path(f"{path}.dat")]
+    for part in parts:
         try:
-            stat = os.stat(path)
+            stat = part.stat()
         except OSError:
             continue
         stats.append(f"{stat.st_size}|{stat.st_mtime_ns}")

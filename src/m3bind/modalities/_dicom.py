@@ -1,0 +1,352 @@
+"""DICOM files: opened within limits, stored pixels decoded, shown as a radiologist or an eye doctor would see them.
+
+* `is_dicom`, `open_dicom`, `kind_of`, `technical_tags`: see `_dicom_files`.
+* `frame_count`, `pixel_frames`: stored values, before any rescaling or window; see `_dicom_pixels`.
+* `grey`: the middle frame as 0..1, bright = dense, through modality LUT, VOI LUT and presentation.
+* `colour`: the middle frame as RGB 0..1.
+
+Shapes: F frames, H rows, W columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3bind.errors import ReadError
+from m3bind.modalities._dicom_files import (
+    DAMAGED,
+    HARM,
+    SMALL,
+    SUFFIXES,
+    is_dicom,
+    kind_of,
+    named,
+    open_dicom,
+    quiet,
+    technical_tags,
+)
+from m3bind.modalities._dicom_pixels import LIBRARIES, decode, frame_count, pixel_frames
+
+__all__ = [
+    "LIBRARIES",
+    "SMALL",
+    "SUFFIXES",
+    "colour",
+    "frame_count",
+    "grey",
+    "is_dicom",
+    "kind_of",
+    "named",
+    "open_dicom",
+    "pixel_frames",
+    "technical_tags",
+]
+
+Array = NDArray[np.float32]
+Values = NDArray[Any]
+MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+MAX_LUT = 1 << 20  # entries of a palette written in segments
+
+
+@dataclass
+class _Notes:
+    """What was done and what looks wrong, collected on the way."""
+
+    steps: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def grey(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
+    """The (middle) frame as (H, W) 0..1, bright = dense, with steps and warnings.
+
+    Stored values go through the modality LUT or the rescaling (once), then through the first VOI LUT or the first
+    window (LINEAR, LINEAR_EXACT, SIGMOID) whose output is 0..1; without either, the frame's smallest and largest
+    values become 0 and 1. MONOCHROME1 and PresentationLUTShape INVERSE then turn it, once even where both are set.
+    Padding is made black and counts for nothing before; overlays are not drawn.
+
+    Raises:
+        ReadError: as `pixel_frames`, or in colour, or with a LUT that cannot be used.
+    """
+    photometric = str(dataset.get("PhotometricInterpretation", "") or "")
+    if photometric and photometric not in MONOCHROME:
+        raise ReadError(path, "pixels in colour, not grey", "check the modality of this file")
+    notes = _Notes()
+    if not photometric:
+        notes.warnings.append("no photometric interpretation: bright taken to mean dense")
+    frame = _middle(dataset, path, notes)
+    stored = decode(dataset, path, frame)[0]
+    if stored.ndim != 2:
+        raise ReadError(path, f"{stored.shape[-1]} samples per pixel, not grey", "check the modality of this file")
+    try:
+        with quiet(), np.errstate(all="ignore"):
+            array = _shown(dataset, path, frame, stored, notes)
+    except (MemoryError, ReadError):
+        raise
+    except Exception as error:  # pydicom converts header values when they are asked for, and raises anything
+        reason = f"its look-up tables or windows cannot be used ({type(error).__name__})"
+        raise ReadError(path, reason, DAMAGED) from error
+    overlays = sum((0x6000 + 2 * k, 0x3000) in dataset or (0x6000 + 2 * k, 0x0010) in dataset for k in range(16))
+    if overlays:
+        notes.steps.append(f"overlay planes not drawn: {overlays}")
+    return array, notes.steps, notes.warnings
+
+
+def _middle(dataset: Any, path: Path, notes: _Notes) -> int:
+    """Number of the middle frame, noted where there are several."""
+    frames = frame_count(dataset, path)
+    if frames > 1:
+        notes.steps.append(f"frame {frames // 2 + 1} of {frames} taken")
+        notes.warnings.append(f"{frames} frames, of which only the middle one is used")
+    return frames // 2
+
+
+def _shown(dataset: Any, path: Path, frame: int, stored: Values, notes: _Notes) -> Array:
+    """Stored values (H, W) -> 0..1. Up to 16 bits it is done once for every possible value, then looked up."""
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        raise ReadError(path, "values that are not finite", DAMAGED)
+    padding = _padding(dataset, stored, notes)
+    kept = stored if padding is None else stored[~padding]
+    low, high = kept.min(), kept.max()
+    modality = _modality_lut(dataset, path, frame, notes)
+    bounds = modality(np.array([low, high], dtype=np.float64))
+    display = _voi(dataset, path, frame, notes, bool(modality(np.array([0.0]))[0] < 0 or bounds.min() < 0))
+    if display is None:
+        low_out, high_out = float(bounds.min()), float(bounds.max())
+        if _table(dataset, frame, "ModalityLUTSequence") is not None:
+            every = modality(np.unique(kept).astype(np.float64))
+            low_out, high_out = float(every.min()), float(every.max())
+        span = max(high_out - low_out, 1e-12)
+        display = lambda values: (values - low_out) / span  # noqa: E731
+        notes.steps.append(f"no window: stretched from its smallest value {low_out:g} to its largest {high_out:g}")
+    turned = _turned(dataset, notes)
+
+    def chain(values: Values) -> Array:
+        out = np.clip(display(modality(values.astype(np.float64))), 0, 1)
+        return (1 - out if turned else out).astype(np.float32)
+
+    if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
+        first, last = int(stored.min()), int(stored.max())
+        array: Array = chain(np.arange(first, last + 1))[stored.astype(np.int32) - first]
+    else:
+        array = chain(stored)
+    if padding is not None:
+        array[padding] = 0
+    return array
+
+
+def _numbers(dataset: Any, keyword: str) -> list[float]:
+    """The finite numbers of an entry; [] where it is missing or is no number."""
+    try:
+        value = dataset.get(keyword)
+        values = [] if value is None or value == "" else list(value) if hasattr(value, "__iter__") else [value]
+        numbers = [float(v) for v in values]
+    except Exception:  # converted when asked for
+        return []
+    return numbers if all(np.isfinite(numbers)) else []
+
+
+def _group(dataset: Any, frame: int, macro: str) -> Any:
+    """The item of an enhanced file's functional group `macro` for one frame, or the data set itself."""
+    for keyword, number in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        groups = dataset.get(keyword)
+        if groups and number < len(groups) and groups[number].get(macro):
+            return groups[number].get(macro)[0]
+    return dataset
+
+
+def _padding(dataset: Any, stored: Values, notes: _Notes) -> NDArray[np.bool_] | None:
+    """Where pixels are padding by PixelPaddingValue (and its range limit), or None."""
+    limits = _numbers(dataset, "PixelPaddingValue") + _numbers(dataset, "PixelPaddingRangeLimit")
+    if not limits or stored.dtype.kind == "f":
+        return None
+    if stored.dtype.kind == "i":  # the entry may have been written as unsigned
+        top = 2 ** (8 * stored.dtype.itemsize)
+        limits = [v - top if v >= top / 2 else v for v in limits]
+    found: NDArray[np.bool_] = (stored >= min(limits)) & (stored <= max(limits))
+    share = float(found.mean())
+    if share == 0:
+        return None
+    if share == 1:
+        notes.warnings.append("every pixel is padding")
+        return None
+    notes.steps.append(f"padding of {share:.1%} of the pixels made black")
+    return found
+
+
+def _table(dataset: Any, frame: int, keyword: str) -> Any:
+    """The first item of a LUT sequence, or None."""
+    macro = {"ModalityLUTSequence": "PixelValueTransformationSequence", "VOILUTSequence": "FrameVOILUTSequence"}
+    for source in (dataset, _group(dataset, frame, macro[keyword])):
+        items = source.get(keyword)
+        if items:
+            return items[0]
+    return None
+
+
+def _modality_lut(dataset: Any, path: Path, frame: int, notes: _Notes) -> Callable[[Values], Values]:
+    """Stored values -> values of the modality (Hounsfield, density), by LUT, by slope and intercept, or as they are."""
+    item = _table(dataset, frame, "ModalityLUTSequence")
+    if item is not None:
+        entries, first, bits = _entries(dataset, path, item, int(dataset.get("PixelRepresentation", 0)) == 1)
+        notes.steps.append(f"modality LUT of {len(entries)} entries of {bits} bits applied (once)")
+        return lambda values: _look_up(entries, first, values)
+    source = _group(dataset, frame, "PixelValueTransformationSequence")
+    if "RescaleSlope" not in source and "RescaleIntercept" not in source:
+        return lambda values: values
+    slopes, intercepts = _numbers(source, "RescaleSlope"), _numbers(source, "RescaleIntercept")
+    if not slopes or not intercepts or slopes[0] == 0:
+        notes.warnings.append("a rescaling that cannot be used is left out")
+        return lambda values: values
+    slope, intercept = slopes[0], intercepts[0]
+    notes.steps.append(f"rescaled by slope {slope:g} and intercept {intercept:g} (once)")
+    return lambda values: values * slope + intercept
+
+
+def _voi(dataset: Any, path: Path, frame: int, notes: _Notes, signed: bool) -> Callable[[Values], Values] | None:
+    """Values of the modality -> 0..1 by the first VOI LUT or window; None without a usable one."""
+    item = _table(dataset, frame, "VOILUTSequence")
+    if item is not None:
+        entries, first, bits = _entries(dataset, path, item, signed)
+        notes.steps.append(f"VOI LUT of {len(entries)} entries of {bits} bits applied")
+        top = 2**bits - 1
+        return lambda values: _look_up(entries, first, values) / top
+    source = dataset if "WindowWidth" in dataset else _group(dataset, frame, "FrameVOILUTSequence")
+    if "WindowCenter" not in source and "WindowWidth" not in source:
+        return None
+    centres, widths = _numbers(source, "WindowCenter"), _numbers(source, "WindowWidth")
+    function = str(source.get("VOILUTFunction", "") or "LINEAR").upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        notes.warnings.append("an unknown VOI LUT function is taken as LINEAR")
+        function = "LINEAR"
+    if not centres or not widths or widths[0] <= 0 or (function == "LINEAR" and widths[0] < 1):
+        notes.warnings.append("a window that cannot be used is left out")
+        return None
+    centre, width = centres[0], widths[0]
+    others = f", the first of {len(widths)}" if len(widths) > 1 else ""
+    shape = {"LINEAR": "", "LINEAR_EXACT": " (exact)", "SIGMOID": " (sigmoid)"}[function]
+    notes.steps.append(f"window {centre:g}/{width:g}{shape} applied{others}")
+    if function == "SIGMOID":
+        return lambda values: 1 / (1 + np.exp(-4 * (values - centre) / width))
+    if function == "LINEAR":  # half a step and one value less, as the standard defines it
+        centre, width = centre - 0.5, width - 1
+    if width == 0:
+        return lambda values: (values > centre).astype(np.float64)
+    return lambda values: np.clip((values - centre) / width + 0.5, 0, 1)
+
+
+def _entries(dataset: Any, path: Path, item: Any, signed: bool) -> tuple[Values, int, int]:
+    """Entries of a LUT, the input value of the first one and the number of bits of an entry.
+
+    Raises:
+        ReadError: shorter than it says, or of an unknown depth.
+    """
+    count, first, bits = (int(v) for v in item.LUTDescriptor)
+    count = count or 65536
+    if signed and first > 32767:  # US where SS was meant
+        first -= 65536
+    data = item.LUTData
+    if isinstance(data, bytes):
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        packed = bits <= 8 and len(data) < 2 * count
+        data = np.frombuffer(data, dtype="u1" if packed else f"{order}u2")
+    values = np.atleast_1d(np.asarray(data)).astype(np.int64) & 0xFFFF
+    if not 1 <= bits <= 16 or not 1 <= count <= len(values):
+        raise ReadError(path, f"a look-up table of {count} entries of {bits} bits holds {len(values)}", DAMAGED)
+    return values[:count], first, max(bits, int(values[:count].max()).bit_length())
+
+
+def _look_up(entries: Values, first: int, values: Values) -> Values:
+    """Entries for values, the first and last one beyond the table; as floats."""
+    found: Values = entries[np.clip(values - first, 0, len(entries) - 1).astype(np.int64)].astype(np.float64)
+    return found
+
+
+def _turned(dataset: Any, notes: _Notes) -> bool:
+    """Whether dark means dense: MONOCHROME1, PresentationLUTShape INVERSE or both."""
+    inverted = dataset.get("PhotometricInterpretation", "") == "MONOCHROME1"
+    shape = str(dataset.get("PresentationLUTShape", "") or "")
+    if shape in ("INVERSE", "IDENTITY") and (shape == "INVERSE") != inverted:
+        notes.warnings.append("photometric interpretation and PresentationLUTShape contradict each other")
+    if inverted or shape == "INVERSE":
+        notes.steps.append("MONOCHROME1 turned (once): bright = dense" if inverted else "INVERSE turned (once)")
+    return inverted or shape == "INVERSE"
+
+
+# ------------------------------------------------------------------------------------------------------------- colour
+
+
+def colour(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
+    """The (middle) frame as RGB (H, W, 3) 0..1, with steps and warnings; RGB, YBR_* and PALETTE COLOR are read.
+
+    Raises:
+        ReadError: as `pixel_frames`, grey, or in a colour model that is not read.
+    """
+    photometric = str(dataset.get("PhotometricInterpretation", "") or "")
+    if photometric in MONOCHROME:
+        raise ReadError(path, "grey pixels, not colour", "check the modality of this file")
+    notes = _Notes()
+    stored, model = decode(dataset, path, _middle(dataset, path, notes))
+    if model == "PALETTE COLOR" and stored.ndim == 2 and stored.dtype.kind in "iu":
+        notes.steps.append("palette applied")
+        return _palette(dataset, path, stored), notes.steps, notes.warnings
+    if stored.ndim != 3 or stored.dtype.kind not in "iu" or model not in ("RGB", "YBR_FULL", "YBR_FULL_422"):
+        raise ReadError(path, "pixels in a colour model that is not read", "export it as RGB")
+    top = 2 ** int(dataset.get("BitsStored") or 8 * stored.dtype.itemsize) - 1
+    array: Array = stored.astype(np.float32) * np.float32(1 / top)
+    if model != "RGB":
+        notes.steps.append("YBR turned into RGB")
+        array = _rgb(array, (top + 1) / 2 / top)
+    return np.clip(array, 0, 1), notes.steps, notes.warnings
+
+
+def _rgb(ybr: Array, zero: float) -> Array:
+    """YBR_FULL (H, W, 3) -> RGB; `zero` is the chroma of grey (128 / 255)."""
+    y, b, r = ybr[..., 0], ybr[..., 1] - np.float32(zero), ybr[..., 2] - np.float32(zero)
+    return np.stack([y + 1.402 * r, y - 0.344136 * b - 0.714136 * r, y + 1.772 * b], axis=2).astype(np.float32)
+
+
+def _palette(dataset: Any, path: Path, stored: Values) -> Array:
+    """Stored indices (H, W) -> RGB (H, W, 3) by the file's own palette.
+
+    Raises:
+        ReadError: no palette, or one that cannot be used.
+    """
+    from pydicom.pixels import apply_color_lut
+
+    try:
+        with quiet():
+            _check_segments(dataset, path)
+            array = apply_color_lut(stored, dataset)[..., :3]
+            bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
+    except (MemoryError, ReadError):
+        raise
+    except Exception as error:
+        raise ReadError(path, f"its palette cannot be used ({type(error).__name__})", DAMAGED) from error
+    top = max(2**bits - 1, int(array.max(initial=0)))
+    picture: Array = array.astype(np.float32) * np.float32(1 / top)
+    return picture
+
+
+def _check_segments(dataset: Any, path: Path) -> None:
+    """Refuse a palette in segments that would grow beyond any use.
+
+    Raises:
+        ReadError: it would.
+    """
+    for name in ("Red", "Green", "Blue", "Alpha"):
+        data = dataset.get(f"Segmented{name}PaletteColorLookupTableData")
+        if not data:
+            continue
+        words = np.frombuffer(data[: len(data) // 2 * 2], dtype="<u2")
+        at, total, longest = 0, 0, 0
+        while at + 1 < len(words):
+            code, count = int(words[at]), int(words[at + 1])
+            longest = max(longest, count if code < 2 else 0)
+            total += count if code < 2 else count * longest
+            at += {0: 2 + count, 1: 3}.get(code, 4)
+        if total > MAX_LUT:
+            raise ReadError(path, f"its palette grows to {total:,} entries", HARM)

@@ -1,0 +1,205 @@
+"""Reading in child processes, so that a hostile or damaged file costs neither the program nor its memory.
+
+* `read_isolated`: `modality.read(path)` in one of a few worker processes (`_worker`), which are kept for the next file.
+
+A file that takes longer than `LIMITS.seconds` or crashes its decoder costs one worker, which is replaced; needing more
+memory than `LIMITS.memory` is a MemoryError inside the worker. The parent sees typed errors only.
+M3BIND_ISOLATION=off reads in this process instead.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m3bind.errors import ReadError
+from m3bind.modalities._limits import LIMITS, VARIABLE
+from m3bind.modalities.base import Modality, Sample
+
+WORKERS = min(4, os.cpu_count() or 1)
+MAX_HEADER = 1 << 20  # bytes of an answer's first line
+_PIPE = 1 << 20  # bytes the kernel holds between the processes
+_SET_PIPE_SIZE = 1031  # fcntl.F_SETPIPE_SZ
+
+
+class _Gone(Exception):
+    """The worker ended or ran out of time."""
+
+
+class _Worker:
+    """One child process and the pipes to it."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "m3bind.modalities._worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # decoders quote what they read; it must not reach a log
+            env=environment,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is for the parent; the worker ends when its stdin does
+        )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._in, self._out = self.process.stdin, self.process.stdout.fileno()
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            import fcntl
+
+            fcntl.fcntl(self._out, _SET_PIPE_SIZE, _PIPE)
+        self._rest = b""
+
+    def ask(self, how: str, name: str, path: str, seconds: float) -> tuple[dict[str, Any], Any]:
+        """The worker's answer: header, and the array where there is one.
+
+        Raises:
+            _Gone: it died or took longer than `seconds`.
+        """
+        end = time.monotonic() + seconds
+        try:
+            self._in.write(json.dumps({"how": how, "class": name, "path": path}).encode() + b"\n")
+        except OSError as error:
+            raise _Gone from error
+        header = json.loads(self._line(end))
+        if "error" in header:
+            return header, None
+        array = np.empty(header["shape"], dtype=np.float32)
+        self._fill(array.data.cast("B") if array.size else memoryview(b""), end)
+        return header, array
+
+    def _line(self, end: float) -> bytes:
+        while b"\n" not in self._rest:
+            if len(self._rest) > MAX_HEADER:
+                raise _Gone
+            self._wait(end)
+            chunk = os.read(self._out, 1 << 16)
+            if not chunk:
+                raise _Gone
+            self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _fill(self, target: memoryview, end: float) -> None:
+        start = min(len(self._rest), len(target))
+        target[:start] = self._rest[:start]
+        self._rest = self._rest[start:]
+        while start < len(target):
+            self._wait(end)
+            count = os.readv(self._out, [target[start:]])
+            if not count:
+                raise _Gone
+            start += count
+
+    def _wait(self, end: float) -> None:
+        left = end - time.monotonic()
+        if left <= 0 or not select.select([self._out], [], [], left)[0]:
+            raise _Gone("time")
+
+    def kill(self, ended: bool = False) -> int:
+        """End the process; its exit code (negative: the signal). `ended`: it closed its end of the pipe already."""
+        code = self.process.poll()
+        if ended and code is None:  # its pipe is closed, so it is about to be gone by itself
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self.process.wait(1)
+        self.process.kill()
+        last = self.process.wait()
+        self._in.close()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return last if code is None else code
+
+
+class _Pool:
+    """At most `WORKERS` workers, started when needed and kept; one file at a time each."""
+
+    def __init__(self) -> None:
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        self._all: set[_Worker] = set()
+        self._lock = threading.Lock()
+        self.owner = os.getpid()
+        for _ in range(WORKERS):
+            self._idle.put(None)
+
+    def read(self, modality: Modality, path: Path | str, how: str) -> Sample:
+        """See `read_isolated`."""
+        kind = type(modality)
+        name = f"{kind.__module__}:{kind.__qualname__}"
+        worker = self._idle.get()
+        keep: _Worker | None = None
+        try:
+            if worker is None:
+                worker = _Worker()
+                with self._lock:
+                    self._all.add(worker)
+            header, array = worker.ask(how, name, os.path.abspath(path), LIMITS.seconds)
+            if not header.get("last"):
+                keep = worker
+        except _Gone as gone:
+            raise _what_happened(path, gone, self._end(worker, ended=gone.args != ("time",))) from None
+        finally:
+            if keep is None and worker is not None:
+                self._end(worker)
+            self._idle.put(keep)
+        if header.get("error") == "memory":
+            hint = f"if the file is sound, raise memory in the environment variable {VARIABLE}"
+            raise ReadError(path, f"needs more than {LIMITS.memory / 1e9:g} GB of memory", hint)
+        if "error" in header:
+            raise ReadError(path, header["reason"], header["hint"])
+        spacing = tuple(header["spacing"]) if header["spacing"] else None
+        return Sample(
+            header["modality"], array, spacing, header["rate"], header["steps"], header["warnings"], header["tags"]
+        )
+
+    def _end(self, worker: _Worker | None, ended: bool = False) -> int:
+        if worker is None:
+            return 0
+        with self._lock:
+            known = worker in self._all
+            self._all.discard(worker)
+        return worker.kill(ended) if known else 0
+
+    def close(self) -> None:
+        """End all workers."""
+        if os.getpid() == self.owner:
+            for worker in list(self._all):
+                self._end(worker)
+
+
+def _what_happened(path: Path | str, gone: _Gone, code: int) -> ReadError:
+    if gone.args == ("time",):
+        hint = f"if the file is sound, raise seconds in the environment variable {VARIABLE}"
+        return ReadError(path, f"reading took longer than {LIMITS.seconds:g} s", hint)
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return ReadError(path, f"its decoder crashed ({name})", "damaged, or made to harm")
+
+
+_pool: _Pool | None = None
+_starting = threading.Lock()
+
+
+def read_isolated(modality: Modality, path: Path | str, how: str = "read") -> Sample:
+    """`modality.read(path)`, or `.decode(path)`, in a child process; safe to call from several threads.
+
+    A modality defined in a script (`__main__`) cannot be found by a child and is read here.
+
+    Raises:
+        ReadError: what `modality.read` raises, and: out of memory, out of time, decoder crashed.
+    """
+    global _pool
+    if os.environ.get("M3BIND_ISOLATION") == "off" or type(modality).__module__ == "__main__":
+        return modality.decode(path) if how == "decode" else modality.read(path)
+    with _starting:
+        if _pool is None or _pool.owner != os.getpid():
+            _pool = _Pool()
+            atexit.register(_pool.close)
+    return _pool.read(modality, path, how)

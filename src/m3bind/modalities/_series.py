@@ -1,0 +1,315 @@
+"""CT slices in DICOM -> one volume: which slices belong together, in which order, how far apart, and in which units.
+
+* `read_folder`: the files of a folder.
+* `read_files`: any DICOM files, also one file with one slice or with many frames (enhanced CT).
+
+1. Each header is read (`_ct_headers`). What is no CT slice (reports, localizers, other files) is set aside and counted.
+2. Of several series the one with most slices is taken; of it, the slices of one size, orientation and pixel spacing.
+3. Slices are sorted by their position along the slice normal. Repeated positions are dropped; missing slices, varying
+   distances and gantry tilt are reported with numbers.
+4. Slices are decoded one after the other into one preallocated volume, rescaled to Hounsfield units once each.
+
+Shapes: N slices of A rows and B columns as stored; D, H, W in the patient (see `ct`). Lengths in mm.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3bind.errors import ReadError
+from m3bind.modalities import _ct_headers, _dicom, _limits, _volumes
+from m3bind.modalities._ct_headers import Slice
+from m3bind.modalities._dicom_files import quiet
+from m3bind.modalities.base import Sample
+
+Numbers = NDArray[np.float64]
+
+AXIAL = np.array([1.0, 0, 0, 0, 1, 0])
+SAME_PLACE = 0.01  # mm between positions that are one
+EVEN = 0.05  # part of the usual distance between slices by which distances may differ
+ROUNDED = 0.11  # mm by which they may differ because headers hold one decimal
+SHEAR = 0.5  # degrees between the slice normal and the way from slice to slice
+
+
+def read_folder(folder: Path) -> Sample:
+    """The CT series in a folder and the folders below it; links to other folders are not followed.
+
+    Raises:
+        ReadError: no file or no CT slice in it, too many files, and as `read_files`.
+    """
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        files += [path for name in sorted(names) if (path := Path(place, name)).is_file()]
+        if len(files) > _limits.LIMITS.files:
+            break
+    if not files:
+        raise ReadError(folder, "an empty folder", "name the folder that holds the DICOM slices")
+    _limits.check_count(folder, len(files), "files")
+    return read_files(files, folder)
+
+
+def read_files(paths: Iterable[Path], source: Path) -> Sample:
+    """One volume (D, H, W) in HU from DICOM files; `source` is what errors name.
+
+    Raises:
+        ReadError: no CT slice among them, slices that do not fit together or cannot be ordered, one that cannot be
+            decoded, a modality lookup table in place of slope and intercept, or more voxels than `LIMITS` allow.
+    """
+    steps: list[str] = []
+    warnings: list[str] = []
+    found = _scan(paths, source, steps, warnings)
+    slices = _one_stack(_one_series(found, steps), source, warnings)
+    slices, spacing, directions = _geometry(slices, source, steps, warnings)
+    axes, flips, tilt = _volumes.placement(directions)
+    if tilt > _volumes.TILT:
+        warnings.append(f"tilted by {tilt:.0f} degrees; turned to the nearest axes only")
+    shape = (len(slices), *slices[0].shape)
+    _limits.check_count(source, int(np.prod(shape, dtype=object)), "voxels")
+    stored = sum(path.stat().st_size for path in {item.path for item in slices})
+    _limits.check_ratio(source, 2 * int(np.prod(shape, dtype=object)), stored)
+    volume, stack = _volumes.empty(shape, axes, flips)
+    tags = _fill(stack, slices, source, steps, warnings)
+    _volumes.finish(volume, steps, warnings)
+    sides = None
+    if spacing is not None:
+        sides = tuple(float(spacing[a]) for a in axes)
+        warnings += _volumes.spacing_doubts(sides)
+    return Sample("ct", volume, spacing=sides, steps=steps, warnings=warnings, tags=tags)
+
+
+# --- 1. what is there -------------------------------------------------------------------------------------------------
+
+
+def _scan(paths: Iterable[Path], source: Path, steps: list[str], warnings: list[str]) -> list[Slice]:
+    """The CT slices among the files."""
+    slices: list[Slice] = []
+    aside: Counter[str] = Counter()
+    last: ReadError | None = None
+    for path in paths:
+        try:
+            if not _dicom.is_dicom(path) and not path.name.lower().endswith(_dicom.SUFFIXES):
+                aside["no DICOM file"] += 1
+                continue
+            with quiet():
+                header = _dicom.open_dicom(path, stop_before_pixels=True)
+                kind = _ct_headers.other_kind(header)
+                if kind:
+                    aside[kind] += 1
+                else:
+                    slices += _ct_headers.slices_of(header, path, source)
+        except MemoryError:
+            raise
+        except Exception as error:  # headers may hold anything, and pydicom looks at it late
+            aside["not readable"] += 1
+            last = error if isinstance(error, ReadError) else _unreadable(path, error)
+    if not slices:
+        if last is not None and sum(aside.values()) == aside["not readable"]:
+            count = aside["not readable"]
+            which = "" if count == 1 else f"none of {count} DICOM files is readable; the last: "
+            raise ReadError(source, which + last.reason, last.hint) from last
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(aside.items()))
+        raise ReadError(source, f"no CT slice in it ({listed or 'no file'})", "check the modality of this path")
+    if aside:
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(aside.items()))
+        steps.append(f"set aside: {listed}")
+    if aside["not readable"]:
+        warnings.append(f"{aside['not readable']} of the DICOM files not readable and set aside")
+    return slices
+
+
+def _unreadable(path: Path, error: Exception) -> ReadError:
+    return ReadError(path, f"its header cannot be read ({type(error).__name__})", "export it again")
+
+
+# --- 2. which belong together -----------------------------------------------------------------------------------------
+
+
+def _one_series(slices: list[Slice], steps: list[str]) -> list[Slice]:
+    """The series with most slices; of equal ones the one with the lowest number."""
+    series: dict[tuple[float, str], list[Slice]] = {}
+    for item in slices:
+        series.setdefault(item.series, []).append(item)
+    best = min(series, key=lambda key: (-len(series[key]), key))
+    if len(series) > 1:
+        steps.append(f"{len(series)} series; took the one with {len(series[best])} of {len(slices)} slices")
+    return series[best]
+
+
+def _one_stack(slices: list[Slice], source: Path, warnings: list[str]) -> list[Slice]:
+    """The slices of one size, orientation and pixel spacing, if they are more than half of the series."""
+    stacks: list[list[Slice]] = []
+    for item in slices:
+        stack = next((stack for stack in stacks if _alike(stack[0], item)), None)
+        if stack is None:
+            stacks.append([item])
+        else:
+            stack.append(item)
+    best = max(stacks, key=len)
+    if 2 * len(best) <= len(slices) and len(stacks) > 1:
+        reason = f"{len(slices)} slices of {len(stacks)} sizes, orientations or pixel spacings, none prevails"
+        raise ReadError(source, reason, "name a folder with one series")
+    if len(stacks) > 1:
+        rest = len(slices) - len(best)
+        warnings.append(f"{rest} of {len(slices)} slices of another size, orientation or pixel spacing set aside")
+    return best
+
+
+def _alike(one: Slice, other: Slice) -> bool:
+    def near(a: Numbers | None, b: Numbers | None, tolerance: float) -> bool:
+        return (a is None) == (b is None) and (a is None or b is None or bool(np.abs(a - b).max() <= tolerance))
+
+    return (
+        one.shape == other.shape
+        and near(one.orientation, other.orientation, 0.01)
+        and near(one.sides, other.sides, 0.001)
+        and (one.position is None) == (other.position is None)
+    )
+
+
+# --- 3. where they are ------------------------------------------------------------------------------------------------
+
+
+def _geometry(
+    slices: list[Slice], source: Path, steps: list[str], warnings: list[str]
+) -> tuple[list[Slice], Numbers | None, Numbers]:
+    """Slices in order along their normal, voxel sides (3,) of (N, A, B) if known, directions (3, 3) of (N, A, B)."""
+    orientation = slices[0].orientation
+    if orientation is None:
+        warnings.append("the header states no orientation: left and right, head and feet are a guess")
+        orientation = AXIAL
+    across, down = orientation.reshape(2, 3)
+    directions = np.array([np.cross(across, down), down, across])
+    slices = sorted(slices, key=lambda item: item.order)
+    places = _places(slices, directions[0], source, warnings)
+    order = np.argsort(places, kind="stable")
+    slices, places = [slices[k] for k in order], places[order]
+    kept = np.concatenate([[True], np.diff(places) > SAME_PLACE])
+    if not kept.all():
+        warnings.append(f"{int((~kept).sum())} of {len(slices)} slices repeat a position and were dropped")
+        slices, places = [item for item, keep in zip(slices, kept) if keep], places[kept]
+    if len(slices) == 1:
+        warnings.append("a single slice, not a volume")
+        distance = slices[0].thickness or slices[0].apart
+    else:
+        distance = _distance(places, warnings)
+        steps.append(f"{len(slices)} slices in order, {distance:.4g} mm apart")
+        _judge_shear(slices, directions[0], warnings)
+    if slices[0].position is None and len(slices) > 1 and slices[0].location is None:
+        distance = slices[0].apart or slices[0].thickness
+    if distance is None or slices[0].sides is None:
+        what = "pixel spacing" if slices[0].sides is None else "distance between slices"
+        warnings.append(f"the header states no {what}: sizes in mm are unknown")
+        return slices, None, directions
+    return slices, np.array([distance, *slices[0].sides]), directions
+
+
+def _places(slices: list[Slice], normal: Numbers, source: Path, warnings: list[str]) -> Numbers:
+    """Places (N,) of slices along their normal in mm; where headers lack positions, the best guess."""
+    positions = [item.position for item in slices if item.position is not None]
+    if len(positions) == len(slices):
+        return np.stack(positions) @ normal
+    if len(slices) == 1:
+        return np.zeros(1)
+    guess = "head and feet, and distances, are a guess"
+    locations = [item.location for item in slices if item.location is not None]
+    if len(set(locations)) == len(slices):
+        warnings.append(f"the headers state no positions: slices sorted by slice location; {guess}")
+        return np.array(locations)
+    numbers = [item.order[1] for item in slices]
+    if len(set(numbers)) < len(slices):
+        raise ReadError(source, "the headers state neither positions nor distinct numbers of slices", "export it again")
+    warnings.append(f"the headers state no positions: slices sorted by number, taken as from the head down; {guess}")
+    return -np.array(numbers) * (slices[0].apart or slices[0].thickness or 1.0)
+
+
+def _distance(places: Numbers, warnings: list[str]) -> float:
+    """The usual distance in mm between neighbours of sorted `places` (N,); says where it is another."""
+    gaps = np.diff(places)
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
+    odd = np.abs(gaps - usual) > max(EVEN * usual, ROUNDED)
+    if not odd.any():
+        return float(gaps.mean())
+    times = gaps[odd] / usual
+    whole = bool((np.abs(times - np.rint(times)) < 0.1 * np.maximum(1, times / 10)).all() and (times > 1.5).all())
+    if whole and odd.sum() <= max(1, len(gaps) // 4):
+        missing = int((np.rint(times) - 1).sum())
+        where = "1 place" if odd.sum() == 1 else f"{int(odd.sum())} places"
+        warnings.append(
+            f"{missing} slices missing in {where} (up to {gaps.max():.4g} mm apart, {usual:.4g} mm is usual); "
+            "what is above and below is stacked without a gap"
+        )
+        return float(gaps[~odd].mean())
+    warnings.append(f"distances between slices vary from {gaps.min():.4g} to {gaps.max():.4g} mm; {usual:.4g} mm taken")
+    return usual
+
+
+def _judge_shear(slices: list[Slice], normal: Numbers, warnings: list[str]) -> None:
+    """Warn of slices that are not stacked along their normal (gantry tilt), or jump sideways."""
+    tilt = float(np.median([item.tilt for item in slices]))
+    said = f" (gantry tilt {tilt:.4g} degrees in the header)" if abs(tilt) > SHEAR else ""
+    positions = [item.position for item in slices if item.position is not None]
+    if len(positions) < len(slices):
+        if said:
+            warnings.append(f"perhaps sheared{said}")
+        return
+    places = np.stack(positions)
+    way = places[-1] - places[0]
+    along = float(way @ normal)
+    aside = way - along * normal
+    angle = float(np.degrees(np.arctan2(np.linalg.norm(aside), abs(along))))
+    if angle > SHEAR:
+        shift = float(np.linalg.norm(aside)) / (len(slices) - 1)
+        warnings.append(f"sheared by {angle:.1f} degrees{said}: each slice lies {shift:.2f} mm beside the one before")
+    elif said:
+        warnings.append(f"taken with a tilted gantry{said}, although the slices are not sheared")
+    line = places[0] + ((places - places[0]) @ normal / along)[:, None] * way
+    jump = float(np.linalg.norm(places - line, axis=1).max())
+    side = 1.0 if slices[0].sides is None else float(slices[0].sides.max())
+    if jump > 2 * side:
+        warnings.append(f"slices lie up to {jump:.1f} mm beside the line through the first and the last")
+
+
+# --- 4. what they hold ------------------------------------------------------------------------------------------------
+
+
+def _fill(
+    stack: NDArray[np.float32], slices: list[Slice], source: Path, steps: list[str], warnings: list[str]
+) -> dict[str, str]:
+    """Decode slices into `stack` (N, A, B), stored values times slope plus intercept; the tags of the first."""
+    opened: Path | None = None
+    dataset: Any = None
+    tags: dict[str, str] = {}
+    for k, item in enumerate(slices):
+        try:
+            if item.path != opened:
+                dataset, opened = _dicom.open_dicom(item.path), item.path
+            stored = _dicom.pixel_frames(dataset, item.path, item.frame or 0)
+        except ReadError as error:
+            which = f"slice {k + 1} of {len(slices)}: " if len(slices) > 1 else ""
+            raise ReadError(source, which + error.reason, error.hint) from error
+        if stored.shape != item.shape:
+            raise ReadError(source, f"slice {k + 1} holds {stored.shape}, not {item.shape} pixels", "export it again")
+        if "ModalityLUTSequence" in dataset:
+            raise ReadError(source, "a lookup table in place of slope and intercept", "export it in Hounsfield units")
+        slope, intercept = (1.0, 0.0) if item.rescale is None else map(float, item.rescale)
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported with the values
+            stack[k] = stored * slope + intercept
+        tags = tags or _dicom.technical_tags(dataset)
+    pairs = {(1.0, 0.0) if item.rescale is None else (item.rescale[0], item.rescale[1]) for item in slices}
+    known = sum(item.rescale is not None for item in slices)
+    if known < len(slices):
+        warnings.append(f"{len(slices) - known} of {len(slices)} slices without slope and intercept: taken as HU")
+    if len(pairs) == 1:
+        slope, intercept = pairs.pop()
+        steps.append(f"rescaled by slope {slope:g} and intercept {intercept:g} (once)")
+    else:
+        steps.append(f"rescaled by each slice's own slope and intercept (once): {len(pairs)} different pairs")
+    if not all(item.hounsfield for item in slices):
+        warnings.append("the header says that the values are not Hounsfield units")
+    return tags

@@ -1,0 +1,97 @@
+"""The child process that reads files for `_isolation`: requests on stdin, samples on stdout, never a pickle.
+
+A request is one line of JSON {"how": "read" or "decode", "class": "module:Name", "path": ...}. The answer is one line
+of JSON, followed by the float32 values of the array where there is one. A file that needs more memory than the budget
+fails with MemoryError.
+"""
+
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from m3bind.errors import ReadError
+from m3bind.modalities._limits import LIMITS
+from m3bind.modalities.base import Modality
+
+
+def main() -> None:
+    """Serve requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what a decoder prints must not mix with the answers
+    known: dict[str, Modality] = {}
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        name = request["class"]
+        if name not in known:
+            known[name] = _prepare(name)
+        header, array = _answer(known[name], request["path"], request["how"])
+        answers.write(json.dumps(header).encode() + b"\n")
+        if array is not None:
+            _write_all(answers.fileno(), memoryview(array).cast("B"))
+        if header.get("last"):
+            return
+
+
+def _prepare(name: str) -> Modality:
+    """The modality, its libraries imported before memory is limited."""
+    module, _, attribute = name.partition(":")
+    modality: Modality = getattr(importlib.import_module(module), attribute)()
+    _limit_memory(None)
+    for library in modality.libraries:
+        importlib.import_module(library)
+    _limit_memory(LIMITS.memory)
+    return modality
+
+
+def _limit_memory(more: int | None) -> None:
+    """Let the address space grow by `more` bytes from what it is now; None: without end."""
+    try:
+        import resource
+    except ImportError:  # not on this system: the parent's watch on time remains
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft = resource.RLIM_INFINITY
+    if more is not None:
+        with open("/proc/self/statm", encoding="ascii") as handle:
+            soft = int(handle.read().split()[0]) * resource.getpagesize() + more
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    except (ValueError, OSError):  # a stricter limit stands already
+        return
+
+
+def _answer(modality: Modality, path: str, how: str) -> tuple[dict[str, Any], Any]:
+    try:
+        sample = modality.decode(path) if how == "decode" else modality.read(path)
+    except ReadError as error:
+        return {"error": "read", "reason": error.reason, "hint": error.hint}, None
+    except MemoryError:
+        return {"error": "memory", "last": True}, None
+    except RecursionError:
+        return {"error": "read", "reason": "nested too deeply", "hint": "damaged, or made to harm"}, None
+    except Exception as error:  # decoders of foreign formats raise anything; their words may quote the file
+        return {"error": "read", "reason": f"not readable ({type(error).__name__})", "hint": ""}, None
+    array = np.ascontiguousarray(sample.array, dtype=np.float32)
+    header = {
+        "modality": sample.modality,
+        "shape": array.shape,
+        "spacing": sample.spacing,
+        "rate": sample.rate,
+        "steps": sample.steps,
+        "warnings": sample.warnings,
+        "tags": sample.tags,
+    }
+    return header, array
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+if __name__ == "__main__":
+    main()

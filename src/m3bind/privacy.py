@@ -1,0 +1,100 @@
+"""What of a file may be known outside the reader: an allow-list of technical header entries, and nothing else.
+
+* `TECHNICAL_TAGS`: DICOM keywords whose values describe how a picture was made, not whose it is.
+* `technical`: a value of such an entry as a short text, or None where it is free text after all.
+* `shown`: a path as logs, reports and error messages may print it; file names that could hold a person's name are
+  replaced by a hash.
+* `patient_key`: a salted hash of a patient's identifier.
+
+M3BIND_IDENTIFIERS=show in the environment turns the masking of file names off: then logs and reports may name people.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+from pathlib import Path
+
+TECHNICAL_TAGS = (
+    "Modality", "SOPClassUID", "TransferSyntaxUID", "PhotometricInterpretation", "SamplesPerPixel", "NumberOfFrames",
+    "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "LossyImageCompression",
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "WindowCenter", "WindowWidth", "VOILUTFunction",
+    "PixelSpacing", "ImagerPixelSpacing", "SliceThickness", "SpacingBetweenSlices", "ImageOrientationPatient",
+    "GantryDetectorTilt", "KVP", "ExposureTime", "XRayTubeCurrent", "ViewPosition", "BodyPartExamined",
+    "ImageLaterality", "Laterality", "PresentationIntentType", "SamplingFrequency", "NumberOfWaveformChannels",
+    "NumberOfWaveformSamples", "TotalPixelMatrixRows", "TotalPixelMatrixColumns", "HorizontalFieldOfView",
+)  # fmt: skip
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_CODED = frozenset(
+    ("BodyPartExamined", "ViewPosition", "Modality", "PhotometricInterpretation", "RescaleType", "VOILUTFunction")
+)
+_BODY_PARTS = frozenset(_words("""
+    CHEST ABDOMEN HEAD NECK PELVIS SPINE THORAX LUNG HEART BREAST EYE RETINA SKULL BRAIN LIVER KIDNEY KNEE HIP HAND
+    FOOT SHOULDER ELBOW ANKLE WRIST EXTREMITY WHOLEBODY CSPINE TSPINE LSPINE COLON PROSTATE SKIN
+"""))  # fmt: skip
+_VIEWS = frozenset(_words("AP PA LL RL LLD RLD LLO RLO LATERAL LAT OBLIQUE MLO CC ML LM"))
+_GENERIC = frozenset(_words("""
+    img image im slice scan series study file frame tile patch slide volume vol record rec signal lead leads ecg ekg
+    xray cxr ct dx cr dr mg mr mri us op fundus retina eye left right od os pathology histology tissue wsi svs nodule
+    patient subject sample case train test valid val dicom nifti nii gz dat hea mat edf bdf png jpg jpeg tif tiff dcm
+    npy npz csv zip hr lr view front frontal lateral pa ap small large mini synthetic data chest lung colon heart
+    normal abnormal id no nr num number version gray grey rgb mono
+"""))  # fmt: skip
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_NUMBER = re.compile(r"\d{6,}")  # a date, a record number, a part of a UID
+
+
+def technical(keyword: str, value: object) -> str | None:
+    """The value of an allowed entry as text, or None: not allowed, empty, or not of the form such values have."""
+    if keyword not in TECHNICAL_TAGS or value is None:
+        return None
+    text = str(value).strip()
+    if keyword == "BodyPartExamined":
+        return text if text.upper().replace(" ", "") in _BODY_PARTS else None
+    if keyword == "ViewPosition":
+        return text if text.upper() in _VIEWS else None
+    if keyword in ("Laterality", "ImageLaterality"):
+        return text if text in ("L", "R", "U", "B") else None
+    if keyword in _CODED:
+        return text if re.fullmatch(r"[A-Z0-9_ ]{1,24}", text) else None
+    if keyword.endswith("UID"):
+        return text if re.fullmatch(r"1\.2\.840\.10008\.[0-9.]{1,44}", text) else None
+    plain = text.strip("[]()").replace("'", "").replace(", ", "\\")
+    if keyword in ("LossyImageCompression", "PresentationIntentType"):
+        return plain if plain in ("00", "01", "FOR PRESENTATION", "FOR PROCESSING") else None
+    return plain if re.fullmatch(r"[-+0-9.eE\\]{1,120}", plain) else None
+
+
+def shown(path: Path | str) -> str:
+    """`path` for people and logs: parts that could hold a name become "~" and a hash, endings are kept.
+
+    Generic words and numbers below six digits ("img_0001.png", "slice12.dcm") are shown as they are.
+    """
+    if os.environ.get("M3BIND_IDENTIFIERS") == "show":
+        return str(path)
+    path = Path(path)
+    parts = path.parts[-2:]
+    return "/".join(part if part in ("/", "..", ".") else _masked(part) for part in parts)
+
+
+def _masked(name: str) -> str:
+    stem, dot, ending = name.partition(".")
+    if not re.fullmatch(r"[A-Za-z0-9.]{0,8}", ending):
+        stem, dot, ending = name, "", ""
+    if not _NUMBER.search(stem) and all(_is_generic(word.lower()) for word in _WORD.findall(stem)):
+        return name
+    return "~" + hashlib.sha256(name.encode()).hexdigest()[:8] + dot + ending
+
+
+def _is_generic(word: str) -> bool:
+    return word in _GENERIC or word.removesuffix("s") in _GENERIC
+
+
+def patient_key(patient: str, salt: str) -> str:
+    """A key that is the same for the same patient and salt, and does not tell the patient: 16 hexadecimal digits."""
+    return hmac.new(salt.encode(), patient.encode(), hashlib.sha256).hexdigest()[:16]

@@ -1,0 +1,107 @@
+"""m3bind check: finding, recognising, reporting, contact sheets."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m3bind import check
+from m3bind.errors import ConfigError, ReadError, UnknownNameError
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_picture: Make) -> Path:
+    for kind in ("xray", "retina", "pathology"):
+        make_picture(tmp_path / "scans" / f"{kind}1.png", kind)
+    (tmp_path / "scans" / "notes.txt").write_text("nothing to read")
+    (tmp_path / "scans" / ".hidden.png").write_bytes(b"x")
+    (tmp_path / "scans" / "image2.png").write_bytes(b"\x89PNG broken")
+    return tmp_path / "scans"
+
+
+def test_a_folder_is_read_recognised_and_reported(folder: Path) -> None:
+    answers = check.check_items(check.find_items([folder]))
+    found = {answer.path: (answer.status, answer.modality) for answer in answers}
+    assert found == {
+        "scans/image2.png": ("refused", ""),
+        "scans/pathology1.png": ("read", "pathology"),
+        "scans/retina1.png": ("read", "retina"),
+        "scans/xray1.png": ("read", "xray"),
+    }
+    text = check.as_text(answers)
+    assert "3 read" in text and "1 refused" in text and "recognised as retina" in text
+
+
+def test_a_modality_that_is_told_is_kept(folder: Path) -> None:
+    (answer,) = check.check_items(check.find_items([folder / "xray1.png"], "ct"))
+    assert (answer.status, answer.modality) == ("read", "ct") and answer.warnings
+    (answer,) = check.check_items(check.find_items([folder / "retina1.png"], "xray"))
+    assert answer.status == "refused" and "colour" in answer.reason
+
+
+def test_a_manifest_names_files_and_modalities(folder: Path) -> None:
+    rows = ["path,modality,caption", "xray1.png,xray,a clear chest", "retina1.png,retina,healthy macula"]
+    (folder / "m.csv").write_text("\n".join([*rows, "gone.png,xray,a clear chest"]) + "\n")
+    items = check.find_items([folder / "m.csv"])
+    assert [(item.path.name, item.modality) for item in items] == [
+        ("xray1.png", "xray"),
+        ("retina1.png", "retina"),
+        ("gone.png", ""),
+    ]
+    *_, last = check.check_items(items)
+    assert last.status == "refused" and "row 4 of the manifest" in last.reason
+
+
+def test_wrong_use_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        check.find_items([folder / "gone.png"])
+    with pytest.raises(UnknownNameError):
+        check.find_items([folder], "xrai")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no file that any modality reads"):
+        check.find_items([tmp_path / "empty"])
+    (tmp_path / "a.xyz").write_text("?")
+    with pytest.raises(ReadError, match="not a file that any modality reads"):
+        check.recognise(tmp_path / "a.xyz")
+
+
+def test_the_contact_sheet_has_a_frame_for_every_file(folder: Path, tmp_path: Path) -> None:
+    answers = check.check_items(check.find_items([folder]))
+    check.contact_sheet(answers, tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    frames = [sheet[8:176, 8 + i * 176 : 176 + i * 176] for i in range(4)]
+    assert np.ptp(frames[0][4:-4, 4:-4]) == 0  # refused: empty
+    assert all(np.ptp(frame[4:-4, 4:-4]) > 50 for frame in frames[1:])
+    check.contact_page(answers, tmp_path / "sheet.html")
+    page = (tmp_path / "sheet.html").read_text()
+    assert page.count("<article") == 4 and page.count("data:image/jpeg") == 3 and "http" not in page
+
+
+def test_json_and_exit_code(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    import sys
+
+    from m3bind.cli import main
+
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(sys, "argv", ["m3bind", "check", str(folder), "--json", str(out), "-q"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1  # one was refused
+    files = json.loads(out.read_text())["files"]
+    assert set(files[0]) == {"path", "status", "reason", "modality", "steps", "warnings"}
+    assert [file["status"] for file in files] == ["refused", "read", "read", "read"]
+    monkeypatch.setattr(sys, "argv", ["m3bind", "check", str(folder / "xray1.png")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0 and "ok" in capsys.readouterr().out
+
+
+def test_file_names_of_people_are_masked(folder: Path, make_picture: Make) -> None:
+    make_picture(folder / "DOE_JANE_1950.png", "xray")
+    text = json.dumps([answer.as_dict() for answer in check.check_items(check.find_items([folder]))])
+    assert "DOE" not in text and "JANE" not in text and "~" in text
