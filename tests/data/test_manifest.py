@@ -33,7 +33,8 @@ def write(folder: Path, rows: list[dict[str, str]], files: bool = True) -> Path:
     return folder / "m.csv"
 
 
-def test_smallest_manifest_and_its_defaults(tmp_path: Path) -> None:
+def test_smallest_manifest_and_its_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M3BIND_IDENTIFIERS", "show")
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "b.png").write_bytes(b"y")
     (tmp_path / "m.csv").write_text(
@@ -70,6 +71,17 @@ def test_a_folder_is_a_file_where_a_modality_reads_series(tmp_path: Path) -> Non
     found = read_manifest(tmp_path / "m.csv")
     assert [record.path for record in found.records] == [tmp_path / "series"]
     assert [bad.reason for bad in found.bad] == ["the path is a folder, not a file"] * 2
+
+
+def test_patients_are_salted_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(i, patient=f"Doe{i // 2}") for i in range(4)]
+    path = write(tmp_path, rows)
+    first, again = ([r.patient for r in read_manifest(path).records] for _ in range(2))
+    assert first == again and first[0] == first[1] != first[2] == first[3] and "Doe" not in "".join(first)
+    monkeypatch.setenv("M3BIND_SALT", "pepper")
+    assert [r.patient for r in read_manifest(path).records] != first
+    monkeypatch.setenv("M3BIND_IDENTIFIERS", "show")
+    assert [r.patient for r in read_manifest(path).records] == ["Doe0", "Doe0", "Doe1", "Doe1"]
 
 
 BAD = {
@@ -158,7 +170,8 @@ def test_test_wins_over_valid_over_train_and_nothing_leaks(tmp_path: Path) -> No
     assert "its file is in test too (row 4)" in manifest.bad[-1].reason
 
 
-def test_rows_without_split_follow_the_hash(tmp_path: Path) -> None:
+def test_rows_without_split_follow_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M3BIND_IDENTIFIERS", "show")
     path = write(tmp_path, [row(i, split="") for i in range(60)])
     records = read_manifest(path, seed=5).records
     assert {r.patient: r.split for r in records} == patient_splits([f"p{i}" for i in range(60)], seed=5)

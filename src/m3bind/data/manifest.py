@@ -6,7 +6,7 @@ Formats: CSV, Parquet, JSONL. Columns (others are ignored):
     set        data set the file is from; decides the templates; the modality if absent
     path       relative to the manifest's folder or to `root`; ECG records without extension     required
     label      the main class;  labels: all findings, "|" between them;  caption (or text): the report     one of these
-    patient    who it is, across modalities and sets; the id if absent
+    patient    who it is, across modalities and sets; the id if absent; kept as a salted hash (see m3bind.privacy)
     split      train, valid or test; by a hash of the patient if absent (80 / 10 / 10 %)
     licence    not read
 
@@ -31,7 +31,9 @@ from m3bind.data.records import BadRow, Manifest, Record, format_bad_rows
 from m3bind.data.splits import FRACTIONS, SPLITS, patient_splits
 from m3bind.data.texts import ALIASES, describe
 from m3bind.errors import ManifestError, UnknownNameError
+from m3bind.files import sha256_text
 from m3bind.modalities.base import get, names
+from m3bind.privacy import patient_key
 
 _SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
                 "validate": "valid", "dev": "valid", "test": "test", "testing": "test"}  # fmt: skip
@@ -95,7 +97,7 @@ def read_manifest(
     _fill_splits(drafts, fractions, seed)
     drafts = _one_split_per_patient(drafts, bad)
     bad.sort(key=lambda fault: fault.row)
-    manifest = Manifest([draft.record for draft in drafts], bad, path)
+    manifest = Manifest(_without_names([draft.record for draft in drafts]), bad, path)
     if not manifest.records:
         raise ManifestError(f"{path}: no usable row; " + (format_bad_rows(bad) if bad else "the table is empty"))
     return manifest
@@ -365,6 +367,13 @@ def _fill_splits(drafts: list[_Draft], fractions: Mapping[str, float], seed: int
         if not draft.record.split:
             patient = draft.record.patient
             draft.record = replace(draft.record, split=stated.get(patient) or hashed[patient])
+
+
+def _without_names(records: list[Record]) -> list[Record]:
+    """The records with their patients as salted hashes; the salt is all patients together, or M3BIND_SALT."""
+    salt = os.environ.get("M3BIND_SALT") or sha256_text(*sorted({record.patient for record in records}))
+    keys = {patient: patient_key(patient, salt) for patient in {record.patient for record in records}}
+    return [replace(record, patient=keys[record.patient]) for record in records]
 
 
 def _one_split_per_patient(drafts: list[_Draft], bad: list[BadRow]) -> list[_Draft]:

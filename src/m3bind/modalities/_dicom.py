@@ -296,7 +296,7 @@ def colour(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
     if stored.ndim != 3 or stored.dtype.kind not in "iu" or model not in ("RGB", "YBR_FULL", "YBR_FULL_422"):
         raise ReadError(path, "pixels in a colour model that is not read", "export it as RGB")
     top = 2 ** int(dataset.get("BitsStored") or 8 * stored.dtype.itemsize) - 1
-    array: Array = stored.astype(np.float32) * np.float32(1 / top)
+    array: Array = np.multiply(stored, np.float32(1 / top), dtype=np.float32)
     if model != "RGB":
         notes.steps.append("YBR turned into RGB")
         array = _rgb(array, (top + 1) / 2 / top)
@@ -327,7 +327,7 @@ def _palette(dataset: Any, path: Path, stored: Values) -> Array:
     except Exception as error:
         raise ReadError(path, f"its palette cannot be used ({type(error).__name__})", DAMAGED) from error
     top = max(2**bits - 1, int(array.max(initial=0)))
-    picture: Array = array.astype(np.float32) * np.float32(1 / top)
+    picture: Array = np.multiply(array, np.float32(1 / top), dtype=np.float32)
     return picture
 
 

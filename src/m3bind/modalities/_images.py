@@ -173,7 +173,7 @@ def _to_array(path: Path, image: Image.Image, steps: list[str]) -> tuple[Array, 
     elif image.mode not in ("L", "RGB"):
         steps.append(f"{image.mode} converted to RGB")
         image = image.convert("RGB")
-    return np.asarray(image).astype(np.float32) * np.float32(1 / 255), steps
+    return np.multiply(np.asarray(image), np.float32(1 / 255), dtype=np.float32), steps  # in one pass
 
 
 def _floats(path: Path, values: Array, steps: list[str]) -> tuple[Array, list[str]]:
