@@ -71,7 +71,7 @@ def test_wrong_use_is_said(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_contact_sheet_has_a_frame_for_every_file(folder: Path, tmp_path: Path) -> None:
-    answers = check.check_items(check.find_items([folder]))
+    answers = check.check_items(check.find_items([folder]), pictures=True)
     check.contact_sheet(answers, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     frames = [sheet[8:176, 8 + i * 176 : 176 + i * 176] for i in range(4)]
@@ -80,6 +80,13 @@ def test_the_contact_sheet_has_a_frame_for_every_file(folder: Path, tmp_path: Pa
     check.contact_page(answers, tmp_path / "sheet.html")
     page = (tmp_path / "sheet.html").read_text()
     assert page.count("<article") == 4 and page.count("data:image/jpeg") == 3 and "http" not in page
+
+
+def test_a_sheet_of_many_files_shows_some_evenly() -> None:
+    assert list(check.on_sheet(0)) == [] and list(check.on_sheet(3)) == [0, 1, 2]
+    assert len(check.on_sheet(check.MOST)) == check.MOST
+    many = check.on_sheet(10 * check.MOST + 7)
+    assert many.step == 11 and len(many) <= check.MOST
 
 
 def test_json_and_exit_code(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -10,7 +10,7 @@ import html
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from m3bind.progress import progress
 MANIFESTS = (".csv", ".csv.gz", ".tsv", ".parquet", ".jsonl")
 SIDE = 168  # pixels of a thumbnail
 COLUMNS = 6
+MOST = 600  # thumbnails on a contact sheet
+TONES = {"ok": (40, 120, 60), "doubt": (190, 110, 0), "refused": (180, 30, 30)}
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,18 @@ class Checked:
     modality: str = ""
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    number: int = 0  # place in the listing, from 1
     picture: Image.Image | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values, without the picture."""
-        return {key: value for key, value in asdict(replaced(self)).items() if key != "picture"}
+        """JSON values, without number and picture."""
+        names = ("path", "status", "reason", "modality", "steps", "warnings")
+        return {name: getattr(self, name) for name in names}
 
-
-def replaced(checked: Checked) -> Checked:
-    """The same without its picture."""
-    return Checked(
-        checked.path, checked.status, checked.reason, checked.modality, checked.steps, checked.warnings, None
-    )
+    @property
+    def kind(self) -> str:
+        """ok, doubt or refused."""
+        return "refused" if self.status == "refused" else "doubt" if self.warnings else "ok"
 
 
 def find_items(paths: Sequence[Path | str], modality: str = "") -> list[Item]:
@@ -181,10 +183,21 @@ def is_slice(sample: Sample) -> bool:
     return float(dark.mean()) > 0.18 and float(dark[margin].mean()) > 0.4
 
 
-def check_items(items: Sequence[Item]) -> list[Checked]:
-    """Read every item, in order."""
+def on_sheet(count: int) -> range:
+    """Places of the items that a contact sheet shows: all, or every k-th where there are more than `MOST`."""
+    return range(0, count, -(-count // MOST) or 1)
 
-    def one(item: Item) -> Checked:
+
+def check_items(items: Sequence[Item], pictures: bool = False) -> list[Checked]:
+    """Read every item, in order; with `pictures` thumbnails of those that a contact sheet shows."""
+    drawn = set(on_sheet(len(items))) if pictures else set()
+
+    def one(place: int) -> Checked:
+        answer = read_one(items[place], place in drawn)
+        answer.number = place + 1
+        return answer
+
+    def read_one(item: Item, draw: bool) -> Checked:
         name = shown(item.path)
         if item.fault:
             return Checked(name, "refused", item.fault, item.modality)
@@ -193,14 +206,14 @@ def check_items(items: Sequence[Item]) -> list[Checked]:
         except ReadError as error:
             reason = error.reason + (f"; {error.hint}" if error.hint else "")
             return Checked(name, "refused", reason, item.modality)
-        picture = modalities.get(sample.modality).thumbnail(sample, SIDE)
+        picture = modalities.get(sample.modality).thumbnail(sample, SIDE) if draw else None
         warnings = ([doubt] if "could as well" in doubt else []) + sample.warnings
         steps = ([doubt] if doubt and "could as well" not in doubt else []) + sample.steps
-        return Checked(name, "read", "", sample.modality, steps, warnings, picture)
+        return Checked(name, "read", "", sample.modality, steps, warnings, picture=picture)
 
     answers = []
     with ThreadPoolExecutor(WORKERS) as pool, progress("check", len(items)) as bar:
-        for answer in pool.map(one, items):
+        for answer in pool.map(one, range(len(items))):
             answers.append(answer)
             bar.advance(1)
     return answers
@@ -209,9 +222,8 @@ def check_items(items: Sequence[Item]) -> list[Checked]:
 def as_text(answers: Sequence[Checked], verbose: bool = True) -> str:
     """One paragraph per file and a line of counts."""
     lines = []
-    for number, answer in enumerate(answers, 1):
-        sign = "refused" if answer.status == "refused" else "doubt" if answer.warnings else "ok"
-        lines.append(f"{number:4d}  {sign:7s}  {answer.modality or '-':10s} {answer.path}")
+    for answer in answers:
+        lines.append(f"{answer.number:4d}  {answer.kind:7s}  {answer.modality or '-':10s} {answer.path}")
         if answer.reason:
             lines.append(f"      {answer.reason}")
         if verbose:
@@ -226,12 +238,12 @@ def as_text(answers: Sequence[Checked], verbose: bool = True) -> str:
 
 
 def contact_sheet(answers: Sequence[Checked], target: Path) -> None:
-    """One PNG with the thumbnails of all items in order; refused ones as an empty frame.
+    """One PNG with thumbnails in order (at most `MOST`, evenly chosen); refused ones as an empty frame.
 
     Raises:
         DiskError: it cannot be written.
     """
-    box = SIDE + 22
+    box, answers = SIDE + 22, [answers[place] for place in on_sheet(len(answers))]
     rows = -(-len(answers) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (SIDE + 8) + 8, max(1, rows) * (box + 8) + 8), (255, 255, 255))
     pen = ImageDraw.Draw(sheet)
@@ -240,11 +252,10 @@ def contact_sheet(answers: Sequence[Checked], target: Path) -> None:
         if answer.picture is not None:
             width, height = answer.picture.size
             sheet.paste(answer.picture, (x + (SIDE - width) // 2, y + (SIDE - height) // 2))
-        good = answer.status == "read" and not answer.warnings
-        tone = (40, 120, 60) if good else (190, 110, 0) if answer.status == "read" else (180, 30, 30)
-        pen.rectangle([x - 1, y - 1, x + SIDE, y + SIDE], outline=tone, width=1 if good else 2)
-        word = answer.modality if good else "doubt" if answer.status == "read" else "refused"
-        pen.text((x, y + SIDE + 4), f"{place + 1}  {word}", fill=tone, font_size=13)
+        tone = TONES[answer.kind]
+        pen.rectangle([x - 1, y - 1, x + SIDE, y + SIDE], outline=tone, width=1 if answer.kind == "ok" else 2)
+        word = answer.modality if answer.kind == "ok" else answer.kind
+        pen.text((x, y + SIDE + 4), f"{answer.number}  {word}", fill=tone, font_size=13)
     with atomic_path(target) as temporary:
         sheet.save(temporary, "png")
 
@@ -268,14 +279,15 @@ def contact_page(answers: Sequence[Checked], target: Path) -> None:
     from m3bind.evaluate.gallery import picture_uri
 
     articles = []
-    for number, answer in enumerate(answers, 1):
-        kind = "refused" if answer.status == "refused" else "doubt" if answer.warnings else "ok"
+    for answer in (answers[place] for place in on_sheet(len(answers))):
         image = f'<img src="{picture_uri(answer.picture, SIDE)}" alt="">' if answer.picture else ""
         reason = f"<p>{html.escape(answer.reason)}</p>" if answer.reason else ""
         warnings = "".join(f'<li class="warn">{html.escape(text)}</li>' for text in answer.warnings)
         steps = "".join(f"<li>{html.escape(text)}</li>" for text in answer.steps)
-        title = f"{number} · {html.escape(answer.modality or 'unknown')} · {html.escape(answer.path)}"
-        articles.append(f'<article class="{kind}"><h2>{title}</h2>{image}{reason}<ul>{warnings}{steps}</ul></article>')
+        title = f"{answer.number} · {html.escape(answer.modality or 'unknown')} · {html.escape(answer.path)}"
+        articles.append(
+            f'<article class="{answer.kind}"><h2>{title}</h2>{image}{reason}<ul>{warnings}{steps}</ul></article>'
+        )
     last = html.escape(next(line for line in as_text(answers).splitlines() if " read (" in line))
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

@@ -309,11 +309,12 @@ def check(
 
     if sheet and sheet.suffix.lower() not in (".png", ".html"):
         raise ConfigError(f"--sheet {sheet}: a contact sheet is a .png or a .html")
-    answers = checks.check_items(checks.find_items(paths, modality))
+    answers = checks.check_items(checks.find_items(paths, modality), pictures=sheet is not None)
     print(checks.as_text(answers, verbose=not quiet))
     if sheet:
         (checks.contact_page if sheet.suffix.lower() == ".html" else checks.contact_sheet)(answers, sheet)
-        print(f"contact sheet: {sheet}")
+        chosen = len(checks.on_sheet(len(answers)))
+        print(f"contact sheet: {sheet}" + (f" ({chosen} of {len(answers)})" if chosen < len(answers) else ""))
     if json_file:
         write_json(json_file, {"files": [answer.as_dict() for answer in answers]})
     if any(answer.status == "refused" for answer in answers):
