@@ -17,7 +17,8 @@ from pydicom.data import get_testdata_file
 
 from m3bind.errors import ReadError
 from m3bind.modalities import _limits, get
-from m3bind.modalities._signals import Recording, read_signals
+from m3bind.modalities._recording import Recording
+from m3bind.modalities._signals import read_signals
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 SECRETS = ("Meyerhuber", "19310203", "PID-4711", "Grimmelshausen")

@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 
 from m3bind.errors import ReadError
 from m3bind.modalities import _dicom, _images, _limits, _signals
-from m3bind.modalities._signals import Recording, record_stem
+from m3bind.modalities._recording import Recording, to_millivolt
+from m3bind.modalities._signals_wfdb import WFDB_SUFFIXES, header_of, record_stem
 from m3bind.modalities.base import Modality, Sample
 
 __all__ = ["ECG", "LEADS", "draw", "parse_lead", "record_stem"]
@@ -74,9 +75,9 @@ class ECG(Modality):
     def _check(self, path: Path) -> Path:
         """`path`, once there is something at it that this modality reads."""
         ending = _images.ending(path, self.suffixes)
-        if ending in ("", *_signals.WFDB_SUFFIXES) and _signals.header_of(path).is_file():
+        if ending in ("", *WFDB_SUFFIXES) and header_of(path).is_file():
             return path
-        if not path.exists() and ending in ("", *_signals.WFDB_SUFFIXES):
+        if not path.exists() and ending in ("", *WFDB_SUFFIXES):
             raise ReadError(path, "no WFDB header (.hea) of that name", "name the record without extension")
         refused = _signals.REFUSED.get(path.suffix.lower())
         if refused and path.is_file():
@@ -117,7 +118,7 @@ def _millivolts(recording: Recording, path: Path) -> dict[str, Values]:
         if lead in found:
             twice.add(lead)
             continue
-        factor = _signals.to_millivolt(signal.unit)
+        factor = to_millivolt(signal.unit)
         if factor is None:
             odd.add(lead)
         with np.errstate(all="ignore"):  # damaged files hold infinities
