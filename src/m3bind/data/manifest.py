@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from m3bind.data.records import BadRow, Manifest, Record, format_bad_rows
-from m3bind.data.splits import FRACTIONS, SPLITS, patient_splits
+from m3bind.data.records import SPLITS, BadRow, Manifest, Record, format_bad_rows
+from m3bind.data.splits import FRACTIONS, patient_splits
 from m3bind.data.texts import ALIASES, describe
 from m3bind.errors import ManifestError, UnknownNameError
 from m3bind.files import sha256_text

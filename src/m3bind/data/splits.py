@@ -12,14 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, combinations
-from typing import TYPE_CHECKING
 
+from m3bind.data.records import SPLITS, Record
 from m3bind.errors import ConfigError
 
-if TYPE_CHECKING:
-    from m3bind.data.records import Record
-
-SPLITS = ("train", "valid", "test")  # in rising order of protection: a patient in two of them stays in the later one
 FRACTIONS: Mapping[str, float] = {"train": 0.8, "valid": 0.1, "test": 0.1}
 
 

@@ -1,6 +1,6 @@
 """Reading in child processes, so that a hostile or damaged file costs neither the program nor its memory.
 
-* `read_isolated`: `modality.read(path)` in one of a few worker processes (`_worker`), which are kept for the next file.
+* `read`, `decode`: those of a modality, in one of a few worker processes (`_worker`), which are kept for the next file.
 
 A file that takes longer than `LIMITS.seconds` or crashes its decoder costs one worker, which is replaced; needing more
 memory than `LIMITS.memory` is a MemoryError inside the worker. The parent sees typed errors only.
@@ -25,7 +25,7 @@ import numpy as np
 
 from m3bind.errors import ReadError
 from m3bind.modalities._limits import LIMITS, VARIABLE
-from m3bind.modalities.base import Modality, Sample
+from m3bind.modalities.base import Modality, Sample, get
 
 WORKERS = min(4, os.cpu_count() or 1)
 MAX_HEADER = 1 << 20  # bytes of an answer's first line
@@ -131,7 +131,7 @@ class _Pool:
             self._idle.put(None)
 
     def read(self, modality: Modality, path: Path | str, how: str) -> Sample:
-        """See `read_isolated`."""
+        """See the function `read`."""
         kind = type(modality)
         name = f"{kind.__module__}:{kind.__qualname__}"
         worker = self._idle.get()
@@ -187,19 +187,37 @@ _pool: _Pool | None = None
 _starting = threading.Lock()
 
 
-def read_isolated(modality: Modality, path: Path | str, how: str = "read") -> Sample:
-    """`modality.read(path)`, or `.decode(path)`, in a child process; safe to call from several threads.
+def read(modality: str | Modality, path: Path | str) -> Sample:
+    """Decode one file as a modality, in a child process that a hostile or damaged file cannot leave.
 
-    A modality defined in a script (`__main__`) cannot be found by a child and is read here.
+    Safe to call from several threads. A modality defined in a script (`__main__`) cannot be found by a child and is
+    read in this process.
 
     Raises:
-        ReadError: what `modality.read` raises, and: out of memory, out of time, decoder crashed.
+        UnknownNameError: no such modality.
+        ReadError: the file is missing, damaged, over a limit, or plainly of another kind; or its decoder ran out of
+            memory or time, or crashed.
     """
+    return _elsewhere(modality, path, "read")
+
+
+def decode(modality: str | Modality, path: Path | str) -> Sample:
+    """`read` without the doubts that need time (see `Modality.decode`), in a child process as well.
+
+    Raises:
+        UnknownNameError: no such modality.
+        ReadError: as `read`.
+    """
+    return _elsewhere(modality, path, "decode")
+
+
+def _elsewhere(modality: str | Modality, path: Path | str, how: str) -> Sample:
     global _pool
-    if os.environ.get("M3BIND_ISOLATION") == "off" or type(modality).__module__ == "__main__":
-        return modality.decode(path) if how == "decode" else modality.read(path)
+    kind = get(modality) if isinstance(modality, str) else modality
+    if os.environ.get("M3BIND_ISOLATION") == "off" or type(kind).__module__ == "__main__":
+        return kind.decode(path) if how == "decode" else kind.read(path)
     with _starting:
         if _pool is None or _pool.owner != os.getpid():
             _pool = _Pool()
             atexit.register(_pool.close)
-    return _pool.read(modality, path, how)
+    return _pool.read(kind, path, how)

@@ -83,30 +83,6 @@ def get(name: str) -> Modality:
     return _registry.get(name)()
 
 
-def read(modality: "str | Modality", path: Path | str) -> Sample:
-    """Decode one file as a modality, in a child process that a hostile or damaged file cannot leave (see `_isolation`).
-
-    Raises:
-        UnknownNameError: no such modality.
-        ReadError: the file is missing, damaged, over a limit, or plainly of another kind.
-    """
-    from m3bind.modalities._isolation import read_isolated
-
-    return read_isolated(get(modality) if isinstance(modality, str) else modality, path, "read")
-
-
-def decode(modality: "str | Modality", path: Path | str) -> Sample:
-    """`read` without the doubts that need time (see `Modality.decode`), in a child process as well.
-
-    Raises:
-        UnknownNameError: no such modality.
-        ReadError: as `read`.
-    """
-    from m3bind.modalities._isolation import read_isolated
-
-    return read_isolated(get(modality) if isinstance(modality, str) else modality, path, "decode")
-
-
 def names() -> list[str]:
     """Names of all modalities."""
     return _registry.names()
