@@ -239,6 +239,7 @@ class Run:
             )
             model.requires_grad_(False)
             model.eval()
+        self.encoder.weights_changed()
 
     def _inputs(self, pairs: dict[str, Pairs], folder: Path) -> BindingInputs:
         pool = {m: self.corpus.pool[m] for m in pairs}
@@ -262,6 +263,7 @@ class Run:
             self.closed_form()
             return
         self.bridges = method.bind(self._inputs(self.pairs("align"), self.folder / "stage1"), self.config.align)
+        self.encoder.weights_changed()
 
     def distill(self) -> None:
         """Stage 2: the shared student, phases A and B."""
@@ -281,6 +283,7 @@ class Run:
             stage = DistillStage(phase, wrapped, teachers, pairs, corpus.pool, shares, phase_settings, self.config.seed)
             train(stage, phase_settings, self.folder / "stage2" / phase, self.config.seed, self.accelerator)
         self.student = student.requires_grad_(False).eval()
+        self.encoder.weights_changed()
 
     def _finished_pairs(self) -> dict[str, Pairs]:
         """Training pairs of every modality with both sides already embedded."""
@@ -359,6 +362,7 @@ class Run:
             steps += [(self.closed_form, "closed_form"), (self.align, "bound"), (self.distill, "distilled")][:last]
         for do, stage in steps:
             do()
+            self.encoder.weights_changed()
             self.on_stage(stage)
             if evaluate and world()[0] == 0:
                 self.evaluate(stage)

@@ -133,7 +133,7 @@ class Encoder:
     def __init__(self, cache: FeatureCache, batch: int = 32, workers: int = 2) -> None:
         """`batch` images pass a trunk together; `workers` threads decode."""
         self.cache, self.batch, self.workers = cache, batch, workers
-        self._hashes: dict[int, str] = {}
+        self._hashes: dict[int, tuple[list[tuple[int, int]], str]] = {}
 
     def readable(self, records: Sequence[Record], model: DualEncoder) -> tuple[list[Record], list[BadRow]]:
         """Records whose files decode and preprocess, and the others with reasons; decoded inputs are cached."""
@@ -230,7 +230,18 @@ class Encoder:
         return rows[back]
 
     def _hash(self, module: nn.Module) -> str:
-        return hash_state(module.state_dict())
+        """Hash of a module's weights, computed again when one was changed in place or `weights_changed` was called."""
+        state = module.state_dict()
+        marks = [(tensor.data_ptr(), tensor._version) for tensor in state.values()]
+        known = self._hashes.get(id(module))
+        if known is None or known[0] != marks:
+            known = marks, hash_state(state)
+            self._hashes[id(module)] = known
+        return known[1]
+
+    def weights_changed(self) -> None:
+        """To be called after training: merging adapters changes weights in a way that leaves no mark."""
+        self._hashes.clear()
 
     def pairs(
         self,
