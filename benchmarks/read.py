@@ -68,7 +68,13 @@ def make_dicom(folder: Path, n: int, compressed: bool = False) -> list[Path]:
             if keyword in dataset:
                 del dataset[keyword]
         if compressed:
-            dataset.compress(pydicom.uid.JPEG2000Lossless)
+            import imagecodecs
+            from pydicom.encaps import encapsulate
+
+            stream = imagecodecs.jpeg2k_encode(values, level=0, codecformat="j2k", reversible=True, bitspersample=12)
+            dataset.PixelData = encapsulate([stream])
+            dataset["PixelData"].VR = "OB"
+            dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
         dataset.save_as(folder / f"{i}.dcm")
     return sorted(folder.glob("*.dcm"))
 
@@ -138,11 +144,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
     options = parser.parse_args()
     cores = os.cpu_count() or 1
     print(conditions(), f"; {options.files} files a format, {options.repeats} repeats")
     with ThreadPoolExecutor(cores) as pool, tempfile.TemporaryDirectory() as temporary:
-        for title, (modality, make, bare) in FORMATS.items():
+        for title in options.formats:
+            modality, make, bare = FORMATS[title]
             folder = Path(temporary) / modality / title.replace(" ", "_")
             folder.mkdir(parents=True)
             paths = make(folder, options.files)
