@@ -137,8 +137,8 @@ def candidates(path: Path) -> list[str]:
     return fits or (known if is_dicom(path) else [])
 
 
-def recognise(path: Path) -> tuple[Sample, str]:
-    """The sample of the likeliest modality, and the doubt in words ("" without any).
+def recognise(path: Path) -> Sample:
+    """The sample of the likeliest modality; how it was recognised is its first step, or, with a doubt, first warning.
 
     Every modality whose endings fit tries to read the file; the one with the fewest warnings has it.
 
@@ -160,14 +160,18 @@ def recognise(path: Path) -> tuple[Sample, str]:
     grey = {sample.modality: sample for sample in samples if sample.spacing is None}
     if "xray" in grey and "ct" in grey:  # a grey picture; that a slice has lost its units says nothing against it
         if is_slice(grey["ct"]):
-            return grey["ct"], "recognised as ct by its black surrounding; could as well be xray"
-        return grey["xray"], "recognised as xray: a grey picture without a black surrounding"
+            grey["ct"].warnings.insert(0, "recognised as ct by its black surrounding; could as well be xray")
+            return grey["ct"]
+        grey["xray"].steps.insert(0, "recognised as xray: a grey picture without a black surrounding")
+        return grey["xray"]
     best, others = samples[0], samples[1:]
-    if not others:
-        return best, ""
     close = [other.modality for other in others if len(other.warnings) == len(best.warnings)]
-    doubt = f"; could as well be {' or '.join(close)}" if close else ""
-    return best, f"recognised as {best.modality} by its content{doubt}"
+    how = f"recognised as {best.modality} by its content"
+    if close:
+        best.warnings.insert(0, f"{how}; could as well be {' or '.join(close)}")
+    elif others:
+        best.steps.insert(0, how)
+    return best
 
 
 def is_slice(sample: Sample) -> bool:
@@ -202,14 +206,12 @@ def check_items(items: Sequence[Item], pictures: bool = False) -> list[Checked]:
         if item.fault:
             return Checked(name, "refused", item.fault, item.modality)
         try:
-            sample, doubt = (modalities.read(item.modality, item.path), "") if item.modality else recognise(item.path)
+            sample = modalities.read(item.modality, item.path) if item.modality else recognise(item.path)
         except ReadError as error:
             reason = error.reason + (f"; {error.hint}" if error.hint else "")
             return Checked(name, "refused", reason, item.modality)
         picture = modalities.get(sample.modality).thumbnail(sample, SIDE) if draw else None
-        warnings = ([doubt] if "could as well" in doubt else []) + sample.warnings
-        steps = ([doubt] if doubt and "could as well" not in doubt else []) + sample.steps
-        return Checked(name, "read", "", sample.modality, steps, warnings, picture=picture)
+        return Checked(name, "read", "", sample.modality, sample.steps, sample.warnings, picture=picture)
 
     answers = []
     with ThreadPoolExecutor(WORKERS) as pool, progress("check", len(items)) as bar:

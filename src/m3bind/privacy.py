@@ -27,25 +27,23 @@ TECHNICAL_TAGS = (
 )  # fmt: skip
 
 
-def _words(text: str) -> list[str]:
-    return text.split()
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
-_CODED = frozenset(
-    ("BodyPartExamined", "ViewPosition", "Modality", "PhotometricInterpretation", "RescaleType", "VOILUTFunction")
-)
-_BODY_PARTS = frozenset(_words("""
+_CODED = ("Modality", "PhotometricInterpretation", "RescaleType", "VOILUTFunction")
+_BODY_PARTS = _words("""
     CHEST ABDOMEN HEAD NECK PELVIS SPINE THORAX LUNG HEART BREAST EYE RETINA SKULL BRAIN LIVER KIDNEY KNEE HIP HAND
     FOOT SHOULDER ELBOW ANKLE WRIST EXTREMITY WHOLEBODY CSPINE TSPINE LSPINE COLON PROSTATE SKIN
-"""))  # fmt: skip
-_VIEWS = frozenset(_words("AP PA LL RL LLD RLD LLO RLO LATERAL LAT OBLIQUE MLO CC ML LM"))
-_GENERIC = frozenset(_words("""
+""")  # fmt: skip
+_VIEWS = _words("AP PA LL RL LLD RLD LLO RLO LATERAL LAT OBLIQUE MLO CC ML LM")
+_GENERIC = _words("""
     img image im slice scan series study file frame tile patch slide volume vol record rec signal lead leads ecg ekg
     xray cxr ct dx cr dr mg mr mri us op fundus retina eye left right od os pathology histology tissue wsi svs nodule
     patient subject sample case train test valid val dicom nifti nii gz dat hea mat edf bdf png jpg jpeg tif tiff dcm
     npy npz csv zip hr lr view front frontal lateral pa ap small large mini synthetic data chest lung colon heart
     normal abnormal id no nr num number version gray grey rgb mono
-"""))  # fmt: skip
+""")  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _NUMBER = re.compile(r"\d{6,}")  # a date, a record number, a part of a UID
 

@@ -42,7 +42,7 @@ def outcomes(paths: list[Path]) -> Iterator[tuple[Path, str, str]]:
 
     def one(path: Path) -> tuple[Path, str, str]:
         try:
-            sample, _ = check.recognise(path)
+            sample = check.recognise(path)
         except ReadError as error:
             return path, "", error.reason
         assert sample.array.dtype == np.float32 and np.isfinite(sample.array).all() and sample.array.size

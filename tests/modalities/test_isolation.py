@@ -199,3 +199,31 @@ print(*[child.pid for child in psutil.Process().children()])
     assert ended.returncode == 0 and pids, ended.stderr
     time.sleep(0.3)
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+
+
+def test_a_worker_whose_program_was_killed_ends_by_itself(tmp_path: Path) -> None:
+    import signal
+    import subprocess
+
+    (tmp_path / "evil_reader.py").write_text(EVIL)
+    (tmp_path / "file").write_text("spin")
+    script = """
+import evil_reader, threading, time
+from m3bind import modalities
+from m3bind.modalities import _isolation
+threading.Thread(target=lambda: modalities.read(evil_reader.Evil(), "file"), daemon=True).start()
+while not (_isolation._pool and _isolation._pool._all):
+    time.sleep(0.05)
+time.sleep(2)
+print(*[worker.process.pid for worker in _isolation._pool._all], flush=True)
+time.sleep(60)
+"""
+    environment = {**os.environ, _limits.VARIABLE: "seconds=4", "PYTHONPATH": str(tmp_path)}
+    program = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    worker = psutil.Process(int(program.stdout.readline()))
+    program.send_signal(signal.SIGKILL)
+    program.wait()
+    worker.wait(30)  # raises if it goes on

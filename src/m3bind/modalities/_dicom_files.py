@@ -12,6 +12,7 @@ import warnings as python_warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 IMPLICIT = "1.2.840.10008.1.2"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+UNKNOWN_LENGTH = 0xFFFFFFFF  # ends at a delimiter
 _LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}  # 4-byte lengths
 _SHORT = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL",
           b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}  # fmt: skip
@@ -167,6 +169,15 @@ def _inflated(path: Path, handle: BinaryIO, start: int) -> BinaryIO:
     return out
 
 
+@dataclass
+class _Open:
+    """A data set, sequence or item that a walk over element headers is inside of."""
+
+    end: int | None  # None: at its delimiter
+    explicit: bool | None  # whether VRs are written; None: not seen yet
+    sequence: bool = False
+
+
 def _check_depth(path: Path, source: BinaryIO, syntax: str) -> None:
     """Refuse a file whose sequences are nested deeper than `LIMITS.depth`, without parsing any value.
 
@@ -176,69 +187,61 @@ def _check_depth(path: Path, source: BinaryIO, syntax: str) -> None:
         ReadError: nested too deeply.
     """
     source.seek(0)
-    head = source.read(132)
+    position = 132 if source.read(132)[128:] == b"DICM" else 0
     source.seek(0, 2)
     size = source.tell()
-    position = 132 if head[128:] == b"DICM" else 0
     order = ">" if syntax == BIG_ENDIAN else "<"
-    # `ends`: where each open sequence or item ends (None: at its delimiter); `styles`: whether it is explicit VR
-    ends: list[int | None] = [size]
-    styles: list[bool | None] = [None if not syntax else syntax != IMPLICIT]
-    sequences = 0
-    is_sequence = [False]
+    inside = [_Open(size, syntax != IMPLICIT if syntax else None)]
     while position + 8 <= size:
-        while ends[-1] is not None and position >= ends[-1]:
-            ends.pop()
-            styles.pop()
-            sequences -= is_sequence.pop()
-            if not ends:
-                return
+        while inside and inside[-1].end is not None and position >= inside[-1].end:
+            inside.pop()
+        if not inside:
+            return
+        here = inside[-1]
         source.seek(position)
         header = source.read(16)
-        meta = header[:2] == b"\x02\0" and len(ends) == 1
+        meta = header[:2] == b"\x02\0" and len(inside) == 1
         group, element, length = struct.unpack(("<" if meta else order) + "HHI", header[:8])
         if group == 0xFFFE:
             position += 8
             if element == 0xE000:
-                ends.append(None if length == 0xFFFFFFFF else position + length)
-                styles.append(styles[-1])
-                is_sequence.append(False)
-            elif element in (0xE00D, 0xE0DD) and len(ends) > 1:
-                ends.pop()
-                styles.pop()
-                sequences -= is_sequence.pop()
+                inside.append(_Open(None if length == UNKNOWN_LENGTH else position + length, here.explicit))
+            elif element in (0xE00D, 0xE0DD) and len(inside) > 1:
+                inside.pop()
             continue
         code = header[4:6]
-        explicit = code in _LONG | _SHORT if meta or styles[-1] is None else styles[-1]
-        if styles[-1] is None and not meta:
-            styles[-1] = explicit
+        explicit = code in _LONG | _SHORT if meta or here.explicit is None else here.explicit
+        if here.explicit is None and not meta:
+            here.explicit = explicit
             order = ">" if explicit and group >= 0x0400 and header[0] == 0 else order
-        start = position + 8
-        if explicit:
-            if code in _LONG and len(header) >= 12:
-                length, start = struct.unpack(order + "I", header[8:12])[0], position + 12
-            elif code in _SHORT:
-                length = struct.unpack(("<" if meta else order) + "H", header[6:8])[0]
-            else:
-                return
-        unbounded = length == 0xFFFFFFFF
-        if group == 0x7FE0 and element == 0x0010 and len(ends) == 1:
+        start, length = _value(header, length, explicit, "<" if meta else order, position)
+        if start == 0 or (group == 0x7FE0 and element == 0x0010 and len(inside) == 1):
             return
         source.seek(start)
+        unbounded = length == UNKNOWN_LENGTH
         item = struct.pack(order + "HH", 0xFFFE, 0xE000)
-        holds_items = code == b"SQ" if explicit and code != b"UN" else unbounded or source.read(4) == item
-        if not holds_items:
-            if unbounded:
-                return
+        if code == b"SQ" if explicit and code != b"UN" else unbounded or source.read(4) == item:
+            end = None if unbounded else start + length
+            inside.append(_Open(end, explicit and code != b"UN", sequence=True))
+            if sum(level.sequence for level in inside) > _limits.LIMITS.depth:
+                raise ReadError(path, f"its sequences are nested more than {_limits.LIMITS.depth} deep", HARM)
+            position = start
+        elif unbounded:
+            return
+        else:
             position = start + length
-            continue
-        sequences += 1
-        if sequences > _limits.LIMITS.depth:
-            raise ReadError(path, f"its sequences are nested more than {_limits.LIMITS.depth} deep", HARM)
-        ends.append(None if unbounded else start + length)
-        styles.append(False if explicit and code == b"UN" else explicit)
-        is_sequence.append(True)
-        position = start
+
+
+def _value(header: bytes, length: int, explicit: bool, order: str, position: int) -> tuple[int, int]:
+    """Where the value of the element at `position` starts and how long it is; (0, 0) where its VR is none."""
+    if not explicit:
+        return position + 8, length
+    code = header[4:6]
+    if code in _LONG and len(header) >= 12:
+        return position + 12, struct.unpack(order + "I", header[8:12])[0]
+    if code in _SHORT:
+        return position + 8, struct.unpack(order + "H", header[6:8])[0]
+    return 0, 0
 
 
 def kind_of(dataset: Any) -> str:

@@ -1,14 +1,16 @@
 """Files below a folder that a modality could read, one path for each thing: a series is its folder.
 
 * `files_below`: those paths, sorted.
-* `dicom_kind`: the modality a DICOM file says it is of.
+* `dicom_code`: the Modality entry of a DICOM file; `DICOM_KINDS` says which modality reads it.
 """
 
+import io
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from m3bind.modalities._dicom import is_dicom
 from m3bind.modalities._images import ending
@@ -20,14 +22,10 @@ DICOM_KINDS = {
     "CT": "ct", "OP": "retina", "OPT": "retina", "OPM": "retina", "ECG": "ecg", "SM": "pathology", "GM": "pathology",
 }  # fmt: skip
 ANY_KIND = ("OT", "SC", "XC", "")  # captures and photographs: by their pixels
+HEAD = 1 << 16  # bytes of a DICOM file in which kind and series are looked for
 _COMPANIONS = (".dat", ".mat")  # of a WFDB header
 # Endings that mostly belong to something else: read only where the first bytes hold one of these.
 _COMMON = {".csv": (b"v1", b"avr"), ".xml": (b"annotatedecg",)}
-
-
-def dicom_kind(path: Path) -> str:
-    """The modality a DICOM file says it is of; "" for other files and for kinds nobody here reads."""
-    return DICOM_KINDS.get(dicom_code(path), "")
 
 
 def dicom_code(path: Path) -> str:
@@ -36,17 +34,29 @@ def dicom_code(path: Path) -> str:
 
 
 def _kind_and_series(path: Path) -> tuple[str, str]:
-    """The Modality entry and the series of a DICOM file, which is never shown; "" for both of other files."""
+    """The Modality entry and the series of a DICOM file, which is never shown; "" for both of other files.
+
+    This runs in the calling process, so only the first `HEAD` bytes are parsed, whatever they inflate to or nest, and
+    values are taken as they are stored: converting them makes pydicom quote them.
+    """
     if not path.is_file() or path.stat().st_size < 132 or not is_dicom(path):
         return "", ""
     import pydicom
 
+    with open(path, "rb") as handle:
+        head = io.BytesIO(handle.read(HEAD))
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality", "SeriesInstanceUID"])
+        header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=["Modality", "SeriesInstanceUID"])
+        code, series = (_stored(header.get_item(keyword)) for keyword in ("Modality", "SeriesInstanceUID"))
     except Exception:  # the reader will say what is wrong with it
         return "", ""
-    code = str(header.get("Modality", ""))
-    return code if re.fullmatch("[A-Z]{2,8}", code) else "", str(header.get("SeriesInstanceUID", ""))
+    return code if re.fullmatch("[A-Z]{2,8}", code) else "", series
+
+
+def _stored(element: Any) -> str:
+    """The text of an element that was not converted yet."""
+    value = b"" if element is None else element.value or b""
+    return value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else str(value)
 
 
 def files_below(folder: Path | str, modalities: Sequence[str] = ()) -> Iterator[Path]:
