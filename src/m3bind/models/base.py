@@ -133,6 +133,10 @@ class DualEncoder(nn.Module, ABC):
         """Tokens -> (n, d_m) unit rows."""
         return F.normalize(self.project_text(self.text_features(tokens)), dim=-1)
 
+    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """What the model compares: unit rows (n, d_m) and (k, d_m) -> scaled cosines (n, k)."""
+        return self.logit_scale * images @ texts.T
+
     def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Random training-time variation of an input batch; identity unless a model defines one."""
         return batch

@@ -1,6 +1,6 @@
 """A BERT text trunk that computes nothing for padding.
 
-* `BertTrunk`: transformers' BertModel (its own modules and state-dict keys), run on packed tokens.
+* `BertTrunk`: transformers' BertModel (its own modules and state-dict keys), run on packed tokens, pooled or not.
 * `micro_batches`: rows of similar length, grouped under a token budget.
 * `distinct`: each text once, and where it came from.
 
@@ -17,7 +17,7 @@ A layer runs in one of two ways, with equal results:
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "last", "pooler", "padded"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
 Groups = list[tuple[int, int]]  # (number of texts, their common length), longest first
 
 
@@ -53,33 +54,79 @@ def micro_batches(lengths: Tensor, budget: int) -> Iterator[Tensor]:
 
 
 class BertTrunk(nn.Module):
-    """transformers' BertModel, pooled, without work on padding. `bert` holds the unmodified network."""
+    """transformers' BertModel, pooled, without work on padding. `bert` holds the unmodified network.
 
-    def __init__(self, config: Any, pooling: Pooling = "mean", token_budget: int = 4096) -> None:
+    Poolings: the first token ("cls"), its image under BERT's own tanh layer ("pooler"), the last real token ("last"),
+    the mean of real tokens ("mean"). "padded" is the mean over all L positions, padding included: what some published
+    models compute, and the one pooling whose result depends on how far a batch is padded.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        pooling: Pooling = "mean",
+        token_budget: int = 4096,
+        states: Sequence[int] = (-1,),
+        combine: Literal["mean", "sum"] = "mean",
+    ) -> None:
         """`config` is a transformers.BertConfig; `token_budget` bounds the tokens that pass the layers together.
 
+        `states`: which hidden states are pooled, 0 the embeddings, -1 the last layer; several are averaged or summed
+        (`combine`).
+
         Raises:
-            ConfigError: unknown pooling.
+            ConfigError: unknown pooling, or a state the network does not have.
         """
         from transformers import BertModel
 
         super().__init__()
-        if pooling not in ("mean", "cls"):
-            raise ConfigError(f"pooling={pooling!r} is unknown; choose 'mean' or 'cls'.")
-        self.config, self.pooling, self.token_budget = config, pooling, token_budget
-        self.bert = BertModel(config, add_pooling_layer=False)
+        if pooling not in POOLINGS:
+            raise ConfigError(f"pooling={pooling!r} is unknown; choose one of {', '.join(POOLINGS)}.")
+        layers = config.num_hidden_layers
+        if not states or any(not -layers - 1 <= state <= layers for state in states):
+            raise ConfigError(f"hidden states {tuple(states)} of a BERT with {layers} layers; use 0 to {layers}.")
+        self.config, self.pooling, self.token_budget, self.combine = config, pooling, token_budget, combine
+        self.states = tuple(state % (layers + 1) for state in states)
+        self.bert = BertModel(config, add_pooling_layer=pooling == "pooler")
         self._casts = _Casts()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pooled last hidden states: int64 (n, L) and a 0/1 mask (n, L) -> (n, H).
+        """Pooled hidden states: int64 (n, L) and a 0/1 mask (n, L) -> (n, H).
 
         Raises:
             ConfigError: a text without any token, or more tokens than the network has positions.
         """
         real = attention_mask.bool()
-        lengths = real.sum(1)
+        lengths = self._lengths(real)
         if len(lengths) == 0:
             return torch.zeros(0, self.config.hidden_size, device=input_ids.device)
+        if self.pooling == "padded":
+            return self._padded(input_ids, attention_mask)
+        rows = list(micro_batches(lengths, self.token_budget))
+        pooled = [self._pool(self._tokens(input_ids[c], real[c], lengths[c]), lengths[c]) for c in rows]
+        return torch.cat(pooled)[torch.argsort(torch.cat(rows))]
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Hidden states of all tokens, (n, L) and a 0/1 mask (n, L) -> (n, L, H), zero where there is padding.
+
+        Raises:
+            ConfigError: as `forward`.
+        """
+        real = attention_mask.bool()
+        lengths = self._lengths(real)
+        out: Tensor | None = None
+        for chosen in micro_batches(lengths, self.token_budget):
+            x = self._tokens(input_ids[chosen], real[chosen], lengths[chosen], every=True)
+            if out is None:
+                out = x.new_zeros(*input_ids.shape, x.shape[1])
+            part = x.new_zeros(len(chosen), input_ids.shape[1], x.shape[1])
+            out = out.index_copy(0, chosen, part.index_put((real[chosen],), x))
+        return out if out is not None else torch.zeros(*input_ids.shape, self.config.hidden_size)
+
+    def _lengths(self, real: Tensor) -> Tensor:
+        lengths = real.sum(1)
+        if len(lengths) == 0:
+            return lengths
         if int(lengths.min()) == 0:
             raise ConfigError("a text has no token at all (a row of attention_mask is zero); give it at least one.")
         used = real.any(0).nonzero()[-1, 0] + 1
@@ -88,28 +135,52 @@ class BertTrunk(nn.Module):
                 f"a text of {int(used)} tokens for a BERT of {self.config.max_position_embeddings} positions; "
                 "lower max_tokens."
             )
-        rows = list(micro_batches(lengths, self.token_budget))
-        pooled = [self._encode(input_ids[chosen], real[chosen], lengths[chosen]) for chosen in rows]
-        return torch.cat(pooled)[torch.argsort(torch.cat(rows))]
+        return lengths
 
-    def _encode(self, ids: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-        """(m, L), (m, L), (m,) sorted by length -> (m, H)."""
+    def _padded(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(n, L), (n, L) -> (n, H), padding included in the mean; the mask only keeps it out of attention."""
+        wanted = self.states != (len(self.bert.encoder.layer),)
+        found: Any = self.bert(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=wanted)
+        if not wanted:
+            return found.last_hidden_state.mean(1)  # type: ignore[no-any-return]
+        return self._combined([found.hidden_states[state] for state in self.states]).mean(1)
+
+    def _combined(self, states: list[Tensor]) -> Tensor:
+        total = states[0]
+        for state in states[1:]:
+            total = total + state
+        return total / len(states) if self.combine == "mean" and len(states) > 1 else total
+
+    def _tokens(self, ids: Tensor, real: Tensor, lengths: Tensor, every: bool = False) -> Tensor:
+        """(m, L), (m, L), (m,) sorted by length -> (T, H), or (m, H) where only first tokens are needed."""
         groups = _equal_runs(lengths.tolist())
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[real]
         x: Tensor = self.bert.embeddings(input_ids=ids[real][None], position_ids=positions[None])[0]  # (T, H)
         layers = list(self.bert.encoder.layer)
-        for number, layer in enumerate(layers):
+        first_only = not every and self.pooling in ("cls", "pooler") and self.states == (len(layers),)
+        kept = [x] * self.states.count(0)
+        for number, layer in enumerate(layers, 1):
             parts = _adapted(layer)
             if parts is None:
                 x = _plain_layer(layer, x, groups)
             else:
-                last = self.pooling == "cls" and number == len(layers) - 1
-                x = _frozen_layer(layer, parts, x, groups, self._casts, first_only=last)
-        if self.pooling == "cls":
-            return x if len(x) == len(lengths) else x[_starts(lengths)]
-        text = torch.repeat_interleave(lengths)  # (T,) which text a token belongs to
-        sums = x.new_zeros(len(lengths), x.shape[1]).index_add(0, text, x)
-        return sums / lengths[:, None].to(x.dtype)
+                x = _frozen_layer(layer, parts, x, groups, self._casts, first_only and number == len(layers))
+            kept += [x] * self.states.count(number)
+        return self._combined(kept)
+
+    def _pool(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(T, H) or first tokens (m, H), (m,) -> (m, H)."""
+        if self.pooling == "mean":
+            text = torch.repeat_interleave(lengths)  # (T,) which text a token belongs to
+            sums = x.new_zeros(len(lengths), x.shape[1]).index_add(0, text, x)
+            return sums / lengths[:, None].to(x.dtype)
+        if self.pooling == "last":
+            return x[lengths.cumsum(0) - 1]
+        if len(x) != len(lengths):
+            x = x[_starts(lengths)]
+        if self.pooling == "pooler":
+            return torch.tanh(self.bert.pooler.dense(x))
+        return x
 
 
 def _equal_runs(lengths: list[int]) -> Groups:

@@ -1,0 +1,180 @@
+"""A dual encoder whose weights its authors published: what the files of the published models share.
+
+n items, L tokens, f width of a tower's features, d_m joint dimension.
+
+The network is fixed by the registered name; weights come from the authors' file (`load_checkpoint`, strict) and the
+tokenizer from a folder, the hub or the checkpoint's own folder, read when the first text is tokenized: a model can be
+built, loaded and fed with token ids without it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from m3bind.errors import CheckpointError, ConfigError, ReadError
+from m3bind.models.base import DualEncoder, ModelCard, Tokens
+from m3bind.models.bert import BertTrunk, Pooling
+from m3bind.models.checkpoint import resolve
+from m3bind.models.tokenizer import TextTokenizer, read_tokenizer
+
+BIOCLINICALBERT = "emilyalsentzer/Bio_ClinicalBERT"  # cased vocabulary, lower-cased texts: see read_tokenizer
+
+
+class PublishedModel(DualEncoder):
+    """Network fixed by the name, weights from the authors' file, tokenizer read when first needed.
+
+    A subclass sets the four parts, `joint_dim` and `max_tokens`, declares its `card` (or `cards`, one for each of its
+    `names`), its `tokenizer_source`, and the `migrations` from the authors' keys to `image_trunk`, `image_head`,
+    `text_trunk`, `text_head` and, where the scale is learned, `log_scale`.
+    """
+
+    tokenizer_source: ClassVar[str] = ""  # hub id of the tokenizer the authors used
+    lowercase: ClassVar[bool | None] = None  # for a vocab.txt that does not say; None: lower case, as transformers does
+    cards: ClassVar[Mapping[str, ModelCard]] = {}
+
+    def __init__(
+        self,
+        variant: str = "",
+        tokenizer: str | Path | None = None,
+        tokenizer_revision: str = "",
+        assets: Path | str | None = None,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        """Call first; the subclass then sets its parts.
+
+        Args:
+            variant: registered name, for a class with several.
+            tokenizer: folder with tokenizer.json or vocab.txt, or a hub id; default: `tokenizer_source`.
+            tokenizer_revision: commit, when the tokenizer comes from the hub.
+            assets: folder `save_assets` filled.
+            frozen: parts that stage 0 does not train; apply with `_finish`.
+        """
+        super().__init__()
+        self.variant = variant or self.name or self.names[0]
+        self.card = self.cards.get(self.variant, getattr(type(self), "card", None))  # type: ignore[assignment]
+        self.joint_dim = self.card.joint_dim
+        self._where: tuple[str | Path | None, str] = (assets if assets is not None else tokenizer, tokenizer_revision)
+        self._explicit = tokenizer is not None or assets is not None
+        self._tokenizer: TextTokenizer | None = None
+        self._frozen_wanted = tuple(frozen)
+
+    def _finish(self) -> None:
+        """The last line of a subclass's constructor: eval mode, and `frozen` parts frozen."""
+        self.freeze(self._frozen_wanted)
+        self.eval()
+
+    # ---- texts
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The authors' tokenizer, at this model's maximum length.
+
+        Raises:
+            ConfigError: none was given and the hub's cannot be reached; the message says how to give one.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = TextTokenizer(self._read_tokenizer(), self.max_tokens)
+        return self._tokenizer
+
+    def _read_tokenizer(self) -> Tokenizer:
+        source, revision = self._where
+        try:
+            folder = resolve(source or self.tokenizer_source, revision)
+            return read_tokenizer(folder, self.lowercase)
+        except (CheckpointError, ConfigError, ReadError) as error:
+            if source is not None:
+                raise
+            raise ConfigError(
+                f"{self.variant} needs its tokenizer to read texts: set tokenizer=<folder with vocab.txt or "
+                f"tokenizer.json of {self.tokenizer_source}>, or tokenizer='{self.tokenizer_source}' with "
+                "tokenizer_revision=<commit> to take it from the hub."
+            ) from error
+
+    def clean(self, text: str) -> str:
+        """A text as the authors prepare it before tokenizing (report cleaning, lower case, prompt); as it is here."""
+        return text
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """The authors' cleaning, tokenizer and truncation; padded to the longest of `texts`."""
+        return self.tokenizer([self.clean(text) for text in texts])
+
+    def text_features(self, tokens: Tokens) -> Tensor:
+        """Tokens -> (n, f_t)."""
+        return self.text_trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
+
+    # ---- saving and loading
+
+    def settings(self) -> dict[str, Any]:
+        """The name says nearly all; subclasses add their own settings."""
+        return {"frozen": list(self.frozen)}
+
+    def save_assets(self, folder: Path) -> None:
+        """Write tokenizer.json.
+
+        A model that was only ever given token ids may have no tokenizer at hand; then nothing is written.
+        """
+        if self._tokenizer is None and not self._explicit:
+            try:
+                self.tokenizer.save(folder)
+            except ConfigError:
+                return
+        else:
+            self.tokenizer.save(folder)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
+        """The model with the authors' weights: a file, a folder, or a hub id (setting `revision`).
+
+        A folder that also holds tokenizer files brings the tokenizer.
+
+        Raises:
+            CheckpointError: damaged, unsafe to read, or of another model.
+        """
+        settings = dict(settings)
+        found = resolve(path, str(settings.pop("revision", "")))
+        if found.is_dir() and "tokenizer" not in settings and _has_tokenizer(found):
+            settings["tokenizer"] = str(found)
+        model = cls.from_settings(settings, variant=variant)
+        model.load_checkpoint(found)
+        return model
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+
+
+class LearnedScale(nn.Module):
+    """A learned log factor on cosines; `logit_scale` of a model is its exponential, at most `limit`."""
+
+    def __init__(self, initial: float = 1 / 0.07, limit: float = math.inf) -> None:
+        """Start at `initial` (not its logarithm)."""
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(math.log(initial)))
+        self.limit = limit
+
+    def forward(self) -> Tensor:
+        """The factor, a scalar."""
+        return self.log.exp().clamp(max=self.limit)
+
+
+def bert_trunk(
+    vocabulary: int,
+    pooling: Pooling = "cls",
+    layers: int = 12,
+    states: Sequence[int] = (-1,),
+    combine: Literal["mean", "sum"] = "mean",
+    **config: Any,
+) -> BertTrunk:
+    """BERT-base as the published text towers use it, without weights; keys are `bert.embeddings...`, `bert.encoder...`.
+
+    `config` holds further fields of BertConfig.
+    """
+    from transformers import BertConfig
+
+    made = BertConfig(vocab_size=vocabulary, num_hidden_layers=layers, **config)
+    return BertTrunk(made, pooling, states=states, combine=combine)
