@@ -70,7 +70,7 @@ class Flair(PublishedModel):
             "31 of the 38 public retina sets of FLAIR's assembly (EYEPACS, ODIR-5K without held-out classes, ...)",
             "MIMIC-III notes (BioClinicalBERT)",
         ),
-        notes="flair_resnet.pth (in a zip) or hub id jusiro2/FLAIR. pooling='padded' is the authors' mean over padding.",
+        notes="flair_resnet.pth (in a zip) or hub id jusiro2/FLAIR; pooling='padded': the authors' mean over padding.",
     )
 
     def __init__(

@@ -56,7 +56,7 @@ class PublishedModel(DualEncoder):
         """
         super().__init__()
         self.variant = variant or self.name or self.names[0]
-        self.card = self.cards.get(self.variant, getattr(type(self), "card", None))  # type: ignore[assignment]
+        self.card = self.cards[self.variant] if self.cards else type(self).card
         self.joint_dim = self.card.joint_dim
         self._where: tuple[str | Path | None, str] = (assets if assets is not None else tokenizer, tokenizer_revision)
         self._explicit = tokenizer is not None or assets is not None
