@@ -1,5 +1,6 @@
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,15 @@ def test_files_that_are_no_weights(content, message, tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
+        read_state(path)
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    path = tmp_path / "ViT-B-32.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("ViT-B-32/data.pkl", "ViT-B-32/constants.pkl", "ViT-B-32/code/__torch__.py"):
+            archive.writestr(name, b"")
+    with pytest.raises(CheckpointError, match=r"TorchScript archive.*convert it once"):
         read_state(path)
 
 

@@ -53,7 +53,7 @@ class ModelCard:
 _EXTRA = inspect.Parameter.VAR_KEYWORD
 
 
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Parameters of the constructor, and of its bases' constructors as long as it hands on **keywords."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
@@ -155,7 +155,7 @@ class DualEncoder(nn.Module, ABC):
             UnknownNameError: a setting the constructor does not take.
             ConfigError: a setting without default is not given.
         """
-        parameters = _parameters(cls)
+        parameters = constructor_parameters(cls)
         arguments = dict(settings)
         if cls.names and variant:
             arguments["variant"] = variant

@@ -30,7 +30,7 @@ from m3bind.files import atomic_path
 State = dict[str, Tensor]
 Migration = Callable[[State, frozenset[str]], State]  # (state, keys the module wants) -> state
 
-_FOLDER_FILES = (
+FOLDER_FILES = (  # weights in a folder, the first that is there
     "weights.safetensors",
     "model.safetensors",
     "model.safetensors.index.json",
@@ -91,9 +91,9 @@ def read_state(path: Path | str) -> State:
     """
     path = Path(path)
     if path.is_dir():
-        present = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
+        present = [path / name for name in FOLDER_FILES if (path / name).is_file()]
         if not present:
-            raise ReadError(path, "a folder without weights", f"expected one of {', '.join(_FOLDER_FILES)}")
+            raise ReadError(path, "a folder without weights", f"expected one of {', '.join(FOLDER_FILES)}")
         path = present[0]
     if not path.is_file():
         raise ReadError(path, "no such file", "check the path of the checkpoint")
@@ -139,6 +139,12 @@ def _refuse_other_files(path: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise CheckpointError(
+                f"{path}: a TorchScript archive (a program with its weights, as OpenAI published CLIP); reading it could "
+                "run code stored in the file. If you trust its authors, convert it once: "
+                "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), OUT), and give OUT here."
+            )
         if not any(name.endswith("data.pkl") for name in names):
             raise CheckpointError(f"{path}: an archive holding {_listed(names)}; unpack it and give the file inside.")
 

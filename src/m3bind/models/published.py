@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError, ReadError
-from m3bind.models.base import DualEncoder, ModelCard, Tokens
+from m3bind.models.base import DualEncoder, ModelCard, Tokens, constructor_parameters
 from m3bind.models.bert import BertTrunk, Pooling
 from m3bind.models.checkpoint import resolve
 from m3bind.models.tokenizer import TextTokenizer, read_tokenizer
@@ -137,7 +137,8 @@ class PublishedModel(DualEncoder):
         """
         settings = dict(settings)
         found = resolve(path, str(settings.pop("revision", "")))
-        if found.is_dir() and "tokenizer" not in settings and _has_tokenizer(found):
+        takes = "tokenizer" in constructor_parameters(cls)
+        if takes and found.is_dir() and "tokenizer" not in settings and _has_tokenizer(found):
             settings["tokenizer"] = str(found)
         model = cls.from_settings(settings, variant=variant)
         model.load_checkpoint(found)
