@@ -141,8 +141,8 @@ def _refuse_other_files(path: Path) -> None:
             names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
             raise CheckpointError(
-                f"{path}: a TorchScript archive (a program with its weights, as OpenAI published CLIP); reading it could "
-                "run code stored in the file. If you trust its authors, convert it once: "
+                f"{path}: a TorchScript archive (a program with its weights, as OpenAI published CLIP); reading it "
+                "could run code stored in the file. If you trust its authors, convert it once: "
                 "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), OUT), and give OUT here."
             )
         if not any(name.endswith("data.pkl") for name in names):
