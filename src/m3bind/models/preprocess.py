@@ -1,8 +1,8 @@
-"""From a decoded sample to a tensor of fixed shape; used by the compact models and ecg_clip.
+"""From a decoded sample to a tensor of fixed shape; used by the compact models and those for ECGs.
 
 * `channels`, `picture`, `image_tensor`: 2-D grey or colour, or slices of a volume -> (3, H, W), 8-bit RGB, (3, S, S).
 * `volume_tensor`: a volume in HU -> (1, D, H, W), 0..1.
-* `signal_tensor`: leads over time -> (leads, T) in units of 0.5 mV.
+* `signal_tensor`: leads over time -> (leads, T) in units of 0.5 mV; `resampled`: the same in mV, at its own length.
 
 C channels, S side in pixels, D H W depth, height, width in voxels, T time samples.
 """
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.signal import resample_poly
 from torch import Tensor
@@ -126,12 +127,8 @@ def _fit(tensor: Tensor, size: Sequence[int]) -> Tensor:
     return tensor
 
 
-def signal_tensor(sample: Sample, rate: float = 100.0, seconds: float = 10.0, leads: int = 12) -> Tensor:
-    """Leads (leads, T') in mV at `sample.rate` Hz as (leads, rate * seconds).
-
-    Resampled (polyphase, anti-aliased), each lead's median subtracted (robust to QRS complexes), clipped to +-5 mV and
-    divided by 0.5 mV: a fixed unit, so that voltage (a sign of hypertrophy) survives. Cropped or zero-padded at the
-    centre.
+def resampled(sample: Sample, rate: float, leads: int = 12) -> NDArray[np.float32]:
+    """Leads (leads, T') at `sample.rate` Hz as (leads, T) at `rate` (polyphase, anti-aliased); NaN and infinity are 0.
 
     Raises:
         ConfigError: no sampling rate, or another number of leads.
@@ -143,6 +140,20 @@ def signal_tensor(sample: Sample, rate: float = 100.0, seconds: float = 10.0, le
         up, down = round(rate * 1000), round(sample.rate * 1000)
         common = math.gcd(up, down)
         array = resample_poly(array, up // common, down // common, axis=1, padtype="line").astype(np.float32)
+    return array
+
+
+def signal_tensor(sample: Sample, rate: float = 100.0, seconds: float = 10.0, leads: int = 12) -> Tensor:
+    """Leads (leads, T') in mV at `sample.rate` Hz as (leads, rate * seconds).
+
+    Resampled (polyphase, anti-aliased), each lead's median subtracted (robust to QRS complexes), clipped to +-5 mV and
+    divided by 0.5 mV: a fixed unit, so that voltage (a sign of hypertrophy) survives. Cropped or zero-padded at the
+    centre.
+
+    Raises:
+        ConfigError: no sampling rate, or another number of leads.
+    """
+    array = resampled(sample, rate, leads)
     array = array - np.median(array, axis=1, keepdims=True)
     signal = torch.from_numpy(np.ascontiguousarray(array)).clamp(-SIGNAL_LIMIT, SIGNAL_LIMIT) / SIGNAL_UNIT
     return _fit(signal, [leads, round(rate * seconds)]).contiguous()

@@ -79,7 +79,7 @@ def load(name_or_folder: Path | str, checkpoint: Path | str | None = None, **set
     if checkpoint is None:
         return build(name, **settings).eval()
     model = cls.from_checkpoint(checkpoint, settings, variant=name)
-    model.registered_name = name
+    model.registered_name = model.registered_name or name  # a file may hold another layout than the name's own
     return model.eval()
 
 
