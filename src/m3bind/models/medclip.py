@@ -1,0 +1,114 @@
+"""MedCLIP (chest X-ray): Swin-tiny and BioClinicalBERT, 512 joint dimensions.
+
+n items, L tokens.
+
+    image: one grey channel given to all three inputs, Swin-tiny, average of the tokens 768, Linear without bias.
+    text:  BioClinicalBERT, mean of hidden states 1, 2 and 12 over tokens, Linear without bias.
+
+The authors' mean runs over padding too, so that a text's embedding depends on its batch. `pooling="mean"`, the default,
+is what their code gives for each text alone; `pooling="padded"` is their form on whatever padding it is handed.
+Wang et al. 2022, https://arxiv.org/abs/2210.10163.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from m3bind.errors import ConfigError
+from m3bind.modalities.base import Sample
+from m3bind.models.base import ModelCard
+from m3bind.models.checkpoint import rename
+from m3bind.models.published import BIOCLINICALBERT, LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.swin import SIZE, SwinTrunk, swin_names
+from m3bind.models.transforms import grey_picture, standardize
+
+MEAN, STD = 0.5862785803043838, 0.27950088968644304
+MAX_LOG_SCALE = 4.6052
+
+
+class MedClip(PublishedModel):
+    """MedCLIP with the Swin image tower ("MedCLIP-ViT") as its authors published it."""
+
+    name = "medclip_vit"
+    tokenizer_source = BIOCLINICALBERT
+    migrations = (
+        rename(r"^vision_model\.model\.", "image_trunk.swin."),
+        rename(r"^vision_model\.projection_head\.", "image_head."),
+        rename(r"^text_model\.model\.", "text_trunk.bert."),
+        rename(r"^text_model\.projection_head\.", "text_head."),
+        rename(r"^logit_scale$", "scale.log"),
+        swin_names("image_trunk.swin."),
+    )
+    ignored_keys = ("text_trunk.bert.pooler.*",)
+    card = ModelCard(
+        source="https://github.com/RyanWangZf/MedCLIP (Wang et al. 2022, arXiv:2210.10163)",
+        revision="9c3396f",
+        licence_code="no licence file; setup.py says BSD",
+        licence_weights="not stated",
+        joint_dim=512,
+        input="1x224x224, grey; zeros around to a square, bicubic, mean 0.5863, std 0.2795",
+        lora_text=("query", "value"),
+        lora_image=("q_proj", "v_proj"),
+        training_data=("MIMIC-CXR", "CheXpert without its 5x200 rows", "MIMIC-III notes (BioClinicalBERT)", "ImageNet"),
+        notes="pytorch_model.bin (in the zip that medclip_vit_weight.txt of the source points to); "
+        "pooling='padded': the authors' mean over padding.",
+    )
+
+    def __init__(
+        self,
+        pooling: Literal["mean", "padded"] = "mean",
+        tokenizer: str | Path | None = None,
+        tokenizer_revision: str = "",
+        assets: Path | str | None = None,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            pooling: "mean" over real tokens, or "padded", the authors' mean over padding too.
+            tokenizer: see `PublishedModel`.
+            tokenizer_revision: see `PublishedModel`.
+            assets: see `PublishedModel`.
+            frozen: see `PublishedModel`.
+
+        Raises:
+            ConfigError: an unknown `pooling`.
+        """
+        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+        if pooling not in ("mean", "padded"):
+            raise ConfigError(f"pooling={pooling!r} of {self.name} is unknown; choose 'mean' or 'padded'.")
+        self.max_tokens = 77
+        self.image_trunk = SwinTrunk("average")
+        self.image_head = nn.Linear(768, self.joint_dim, bias=False)
+        self.text_trunk = bert_trunk(28996, pooling, states=(1, 2, 12))
+        self.text_head = nn.Linear(768, self.joint_dim, bias=False)
+        self.scale = LearnedScale(limit=math.exp(MAX_LOG_SCALE))
+        self._finish()
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Learned, at most 100."""
+        return self.scale()  # type: ignore[no-any-return]
+
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments as JSON values."""
+        return super().settings() | {"pooling": self.text_trunk.pooling}
+
+    def image_features(self, batch: Tensor) -> Tensor:
+        """(n, 1, 224, 224), or 3 channels -> (n, 768)."""
+        return super().image_features(batch.expand(-1, 3, -1, -1))
+
+    def preprocess(self, sample: Sample) -> Tensor:
+        """(H, W), colour as its luminance -> (1, 224, 224)."""
+        picture = grey_picture(sample)
+        side = max(SIZE, *picture.size)
+        square = Image.new("L", (side, side))
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        pixels = np.array(square.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32) / np.float32(255)
+        return standardize(torch.from_numpy(pixels)[None], (MEAN,), (STD,))
