@@ -1,6 +1,7 @@
 """Archives of a study: a zip is unpacked into a temporary folder that is always removed.
 
 * `extracted`: the context manager; its folder holds plain files named by number, never by what the archive calls them.
+* `temporary_folder`, `check_member`, `unpack_member`: the same for a single member, as weights are packed.
 
 Refused: absolute names, `..`, links, devices, encrypted members, more files or bytes than `LIMITS` allow. Bytes are
 counted while they are unpacked, because an archive may declare fewer. Archives inside the archive are left packed.
@@ -36,12 +37,30 @@ def extracted(path: Path, limits: _limits.Limits | None = None) -> Iterator[tupl
     Raises:
         ReadError: not a zip, damaged, encrypted, over a limit, or with a member that could leave the folder.
     """
+    with temporary_folder() as folder:
+        yield folder, _extract(path, folder, limits or _limits.LIMITS)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """An empty folder that is always removed, by a later process if this one is killed."""
     _remove_stale()
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     try:
-        yield folder, _extract(path, folder, limits or _limits.LIMITS)
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def unpack_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+    """Unpack one member of the zip at `path` to `target`, within `LIMITS`.
+
+    Raises:
+        ReadError: more bytes than allowed, declared or real, or more than are free on the disk.
+    """
+    _check_declared(path, info.file_size, target.parent, _limits.LIMITS)
+    with archive.open(info) as source, open(target, "xb") as out:
+        _copy(path, source, out, _limits.LIMITS.bytes)
 
 
 def _extract(path: Path, folder: Path, limits: _limits.Limits) -> int:
@@ -52,7 +71,7 @@ def _extract(path: Path, folder: Path, limits: _limits.Limits) -> int:
             members = [info for info in archive.infolist() if not info.is_dir()]
             _limits.check_count(path, len(members), "files", limits)
             for info in members:
-                _check_member(path, info)
+                check_member(path, info)
             wanted = [i for i in members if not _is_nested(i.filename)]
             _check_declared(path, sum(i.file_size for i in wanted), folder, limits)
             left = min(limits.bytes, int(limits.ratio * path.stat().st_size))
@@ -74,7 +93,12 @@ def _extract(path: Path, folder: Path, limits: _limits.Limits) -> int:
         raise ReadError(path, f"not a readable zip ({type(error).__name__})", "fetch or pack it again") from error
 
 
-def _check_member(path: Path, info: zipfile.ZipInfo) -> None:
+def check_member(path: Path, info: zipfile.ZipInfo) -> None:
+    """Refuse a member that could leave the folder, is no plain file, or cannot be unpacked.
+
+    Raises:
+        ReadError: it is one.
+    """
     name = info.filename.replace("\\", "/")
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         raise ReadError(path, "a member's name leads out of the archive", "made to harm")

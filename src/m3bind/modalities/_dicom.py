@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.errors import ReadError
+from m3bind.modalities import _buffer
 from m3bind.modalities._dicom_files import (
     DAMAGED,
     HARM,
@@ -129,13 +130,23 @@ def _shown(dataset: Any, path: Path, frame: int, stored: Values, notes: _Notes) 
         return (1 - out if turned else out).astype(np.float32)
 
     if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
-        first, last = int(stored.min()), int(stored.max())
-        array: Array = chain(np.arange(first, last + 1))[stored.astype(np.int32) - first]
+        array = _looked_up(chain, stored)
     else:
         array = chain(stored)
     if padding is not None:
         array[padding] = 0
     return array
+
+
+def _looked_up(chain: Callable[[Values], Array], stored: Values) -> Array:
+    """`chain` of integers of at most 16 bits, computed once for every value between the smallest and the largest."""
+    first, last = int(stored.min()), int(stored.max())
+    table = np.zeros(1 << (8 * stored.dtype.itemsize), dtype=np.float32)
+    values = np.arange(first, last + 1)
+    table[values % len(table)] = chain(values)  # a negative value has the place of the unsigned one with its bits
+    indices = stored.view(f"u{stored.dtype.itemsize}")
+    out = _buffer.empty(stored.shape)
+    return np.take(table, indices, out=out, mode="clip")
 
 
 def _numbers(dataset: Any, keyword: str) -> list[float]:
@@ -296,11 +307,11 @@ def colour(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
     if stored.ndim != 3 or stored.dtype.kind not in "iu" or model not in ("RGB", "YBR_FULL", "YBR_FULL_422"):
         raise ReadError(path, "pixels in a colour model that is not read", "export it as RGB")
     top = 2 ** int(dataset.get("BitsStored") or 8 * stored.dtype.itemsize) - 1
-    array: Array = np.multiply(stored, np.float32(1 / top), dtype=np.float32)
+    array = np.multiply(stored, np.float32(1 / top), out=_buffer.empty(stored.shape), dtype=np.float32)
     if model != "RGB":
         notes.steps.append("YBR turned into RGB")
         array = _rgb(array, (top + 1) / 2 / top)
-    return np.clip(array, 0, 1), notes.steps, notes.warnings
+    return np.clip(array, 0, 1, out=array), notes.steps, notes.warnings
 
 
 def _rgb(ybr: Array, zero: float) -> Array:

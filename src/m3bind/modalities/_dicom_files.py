@@ -113,9 +113,23 @@ def open_dicom(path: Path, stop_before_pixels: bool = False) -> Any:
         raise ReadError(path, f"not a readable DICOM file ({type(error).__name__})", DAMAGED) from error
 
 
+_silent = False
+
+
+def silence() -> None:
+    """Keep pydicom quiet for the rest of this process, which only reads; `quiet` then has nothing to do."""
+    global _silent
+    _silent = True
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    python_warnings.simplefilter("ignore")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps pydicom's warnings, which quote values of the header, away from logs."""
+    if _silent:
+        yield
+        return
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -192,14 +206,22 @@ def _check_depth(path: Path, source: BinaryIO, syntax: str) -> None:
     size = source.tell()
     order = ">" if syntax == BIG_ENDIAN else "<"
     inside = [_Open(size, syntax != IMPLICIT if syntax else None)]
+    window, begin = b"", 0  # part of the file, and where it begins
+
+    def peek(place: int, count: int) -> bytes:
+        nonlocal window, begin
+        if not begin <= place <= begin + len(window) - count:
+            source.seek(place)
+            window, begin = source.read(1 << 14), place
+        return window[place - begin : place - begin + count]
+
     while position + 8 <= size:
         while inside and inside[-1].end is not None and position >= inside[-1].end:
             inside.pop()
         if not inside:
             return
         here = inside[-1]
-        source.seek(position)
-        header = source.read(16)
+        header = peek(position, 16)
         meta = header[:2] == b"\x02\0" and len(inside) == 1
         group, element, length = struct.unpack(("<" if meta else order) + "HHI", header[:8])
         if group == 0xFFFE:
@@ -217,10 +239,9 @@ def _check_depth(path: Path, source: BinaryIO, syntax: str) -> None:
         start, length = _value(header, length, explicit, "<" if meta else order, position)
         if start == 0 or (group == 0x7FE0 and element == 0x0010 and len(inside) == 1):
             return
-        source.seek(start)
         unbounded = length == UNKNOWN_LENGTH
         item = struct.pack(order + "HH", 0xFFFE, 0xE000)
-        if code == b"SQ" if explicit and code != b"UN" else unbounded or source.read(4) == item:
+        if code == b"SQ" if explicit and code != b"UN" else unbounded or peek(start, 4) == item:
             end = None if unbounded else start + length
             inside.append(_Open(end, explicit and code != b"UN", sequence=True))
             if sum(level.sequence for level in inside) > _limits.LIMITS.depth:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _dicom, _limits
+from m3bind.modalities import _buffer, _dicom, _limits
 from m3bind.modalities.base import Modality, get, names
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -173,7 +173,9 @@ def _to_array(path: Path, image: Image.Image, steps: list[str]) -> tuple[Array, 
     elif image.mode not in ("L", "RGB"):
         steps.append(f"{image.mode} converted to RGB")
         image = image.convert("RGB")
-    return np.multiply(np.asarray(image), np.float32(1 / 255), dtype=np.float32), steps  # in one pass
+    pixels = np.asarray(image)
+    out = _buffer.empty(pixels.shape)
+    return np.multiply(pixels, np.float32(1 / 255), out=out, dtype=np.float32), steps  # in one pass
 
 
 def _floats(path: Path, values: Array, steps: list[str]) -> tuple[Array, list[str]]:

@@ -14,6 +14,7 @@ import os
 import queue
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,13 +25,14 @@ from typing import Any
 import numpy as np
 
 from m3bind.errors import ReadError
+from m3bind.modalities import _buffer
 from m3bind.modalities._limits import LIMITS, VARIABLE
 from m3bind.modalities.base import Modality, Sample, get
 
 WORKERS = min(4, os.cpu_count() or 1)
 MAX_HEADER = 1 << 20  # bytes of an answer's first line
-_PIPE = 1 << 20  # bytes the kernel holds between the processes
-_SET_PIPE_SIZE = 1031  # fcntl.F_SETPIPE_SZ
+# For glibc: freed memory is used again for the next file instead of going back to the system, page by page.
+_KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 
 
 class _Gone(Exception):
@@ -38,43 +40,47 @@ class _Gone(Exception):
 
 
 class _Worker:
-    """One child process and the pipes to it."""
+    """One child process and the channel to it."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "m3bind.modalities._worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # decoders quote what they read; it must not reach a log
-            env=environment,
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the parent; the worker ends when its stdin does
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self._in, self._out = self.process.stdin, self.process.stdout.fileno()
-        with contextlib.suppress(ImportError, OSError, AttributeError):
-            import fcntl
-
-            fcntl.fcntl(self._out, _SET_PIPE_SIZE, _PIPE)
+        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        environment = {**_KEEP_FREED, **os.environ, "PYTHONPATH": path}
+        self._channel, theirs = socket.socketpair()
+        file, self._memory = _buffer.create()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "m3bind.modalities._worker", str(theirs.fileno()), str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # decoders print, and quote what they read; it must not reach a log
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), file],
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the parent; the worker ends when the channel does
+            )
+        os.close(file)
         self._rest = b""
 
     def ask(self, how: str, name: str, path: str, seconds: float) -> tuple[dict[str, Any], Any]:
         """The worker's answer: header, and the array where there is one.
 
         Raises:
-            _Gone: it died or took longer than `seconds`.
+            _Gone: it died, took longer than `seconds`, or sent something else than it announced.
         """
         end = time.monotonic() + seconds
         try:
-            self._in.write(json.dumps({"how": how, "class": name, "path": path}).encode() + b"\n")
+            self._channel.sendall(json.dumps({"how": how, "class": name, "path": path}).encode() + b"\n")
         except OSError as error:
             raise _Gone from error
         header = json.loads(self._line(end))
         if "error" in header:
             return header, None
         array = np.empty(header["shape"], dtype=np.float32)
-        self._fill(array.data.cast("B") if array.size else memoryview(b""), end)
+        if header["at"] is None:
+            self._fill(array, end)
+        elif not 0 <= header["at"] <= len(self._memory) - array.size:
+            raise _Gone
+        else:
+            array[...] = self._memory[header["at"] : header["at"] + array.size].reshape(array.shape)
         return header, array
 
     def _line(self, end: float) -> bytes:
@@ -82,40 +88,48 @@ class _Worker:
             if len(self._rest) > MAX_HEADER:
                 raise _Gone
             self._wait(end)
-            chunk = os.read(self._out, 1 << 16)
+            chunk = self._receive(1 << 16)
             if not chunk:
                 raise _Gone
             self._rest += chunk
         line, _, self._rest = self._rest.partition(b"\n")
         return line
 
-    def _fill(self, target: memoryview, end: float) -> None:
+    def _receive(self, most: int) -> bytes:
+        try:
+            return self._channel.recv(most)
+        except OSError as error:
+            raise _Gone from error
+
+    def _fill(self, array: Any, end: float) -> None:
+        target = array.data.cast("B") if array.size else memoryview(b"")
         start = min(len(self._rest), len(target))
         target[:start] = self._rest[:start]
         self._rest = self._rest[start:]
         while start < len(target):
             self._wait(end)
-            count = os.readv(self._out, [target[start:]])
+            try:
+                count = self._channel.recv_into(target[start:])
+            except OSError as error:
+                raise _Gone from error
             if not count:
                 raise _Gone
             start += count
 
     def _wait(self, end: float) -> None:
         left = end - time.monotonic()
-        if left <= 0 or not select.select([self._out], [], [], left)[0]:
+        if left <= 0 or not select.select([self._channel], [], [], left)[0]:
             raise _Gone("time")
 
     def kill(self, ended: bool = False) -> int:
-        """End the process; its exit code (negative: the signal). `ended`: it closed its end of the pipe already."""
+        """End the process; its exit code (negative: the signal). `ended`: it closed its end of the channel already."""
         code = self.process.poll()
-        if ended and code is None:  # its pipe is closed, so it is about to be gone by itself
+        if ended and code is None:  # its end is closed, so it is about to be gone by itself
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self.process.wait(1)
         self.process.kill()
         last = self.process.wait()
-        self._in.close()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self._channel.close()
         return last if code is None else code
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.errors import ConfigError
-from m3bind.modalities import _limits
+from m3bind.modalities import _buffer, _limits
 from m3bind.modalities.base import Sample
 
 AIR_HU = -1024.0
@@ -44,7 +44,7 @@ def placement(directions: Numbers) -> tuple[tuple[int, ...], tuple[slice, ...], 
 
 def empty(shape: tuple[int, int, int], axes: tuple[int, ...], flips: tuple[slice, ...]) -> tuple[Array, Array]:
     """A new volume (D, H, W), and a view of it as (A, B, C) of `shape`: what is written there is in place at once."""
-    volume: Array = np.empty([shape[a] for a in axes], dtype=np.float32)
+    volume = _buffer.empty([shape[a] for a in axes])
     return volume, volume[flips].transpose(np.argsort(axes))
 
 

@@ -1,41 +1,45 @@
-"""The child process that reads files for `_isolation`: requests on stdin, samples on stdout, never a pickle.
+"""The child process that reads files for `_isolation`: requests and samples over a socket, never a pickle.
 
 A request is one line of JSON {"how": "read" or "decode", "class": "module:Name", "path": ...}. The answer is one line
-of JSON, followed by the float32 values of the array where there is one. A file that needs more memory than the budget
-fails with MemoryError.
+of JSON; the float32 values of an array lie in the shared memory from index "at" on, or follow as bytes (null). A file
+that needs more memory than the budget fails with MemoryError.
 """
 
 import importlib
 import json
 import math
-import os
 import signal
+import socket
 import sys
 from typing import Any
 
 import numpy as np
 
 from m3bind.errors import ReadError
+from m3bind.modalities import _buffer
+from m3bind.modalities._dicom_files import silence
 from m3bind.modalities._limits import LIMITS
 from m3bind.modalities.base import Modality
 
 
 def main() -> None:
-    """Serve requests until stdin ends."""
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what a decoder prints must not mix with the answers
+    """Serve requests until the other end of the socket closes; arguments: descriptors of socket and shared memory."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    _buffer.attach(int(sys.argv[2]))
     known: dict[str, Modality] = {}
-    for line in sys.stdin.buffer:
+    for line in channel.makefile("rb"):
         request = json.loads(line)
         name = request["class"]
         if name not in known:
             known[name] = _prepare(name)
         signal.alarm(math.ceil(LIMITS.seconds) + 5)  # the parent kills us sooner, unless it is gone itself
+        _buffer.reset()
         header, array = _answer(known[name], request["path"], request["how"])
+        at = None if array is None else _buffer.place(array)
+        channel.sendall(json.dumps(header | {"at": at}).encode() + b"\n")
+        if array is not None and at is None:
+            channel.sendall(memoryview(array).cast("B"))
         signal.alarm(0)
-        _write_all(answers.fileno(), memoryview(json.dumps(header).encode() + b"\n"))
-        if array is not None:
-            _write_all(answers.fileno(), memoryview(array).cast("B"))
         if header.get("last"):
             return
 
@@ -47,6 +51,7 @@ def _prepare(name: str) -> Modality:
     _limit_memory(None)
     for library in modality.libraries:
         importlib.import_module(library)
+    silence()
     _limit_memory(LIMITS.memory)
     return modality
 
@@ -90,11 +95,6 @@ def _answer(modality: Modality, path: str, how: str) -> tuple[dict[str, Any], An
         "tags": sample.tags,
     }
     return header, array
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 if __name__ == "__main__":

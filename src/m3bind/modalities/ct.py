@@ -14,6 +14,7 @@ Axes of the array, whatever the file's own orientation is:
 so `array[k]` is an axial slice as radiologists look at it, and the whole is in the order that ITK readers give (LPS).
 """
 
+import contextlib
 import gzip
 import math
 import zipfile
@@ -51,7 +52,7 @@ class CT(Modality):
         *NIFTI_SUFFIXES, *_dicom.SUFFIXES, _archive.SUFFIX, ".npz", *_images.PICTURE_SUFFIXES,
     )  # fmt: skip
     folders: ClassVar[bool] = True
-    libraries: ClassVar[tuple[str, ...]] = ("nibabel", *_dicom.LIBRARIES)
+    libraries: ClassVar[tuple[str, ...]] = ("nibabel", "imagecodecs", *_dicom.LIBRARIES)
 
     def read(self, path: Path | str) -> Sample:
         """Decode a volume: array (D, H, W) in HU, spacing (D, H, W) in mm.
@@ -109,7 +110,7 @@ class CT(Modality):
         try:
             _check_nifti(path)
             image = nibabel.load(path)
-            raw = image.dataobj.get_unscaled()
+            raw = _stored(path, image.dataobj)
             raw = raw[(slice(None),) * 3 + (0,) * (raw.ndim - 3)]
             slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
             sides = affines.voxel_sizes(image.affine)
@@ -185,6 +186,20 @@ class CT(Modality):
         for place, tile in enumerate(tiles):
             sheet.paste(tile, ((place % 2) * (box[0] + 1), (place // 2) * (box[1] + 1)))
         return sheet
+
+
+def _stored(path: Path, proxy: Any) -> NDArray[Any]:
+    """The values of a NIfTI file before scaling; one whole gzip stream by libdeflate, twice as fast as zlib."""
+    if path.name.lower().endswith(".gz"):
+        import imagecodecs
+
+        size = int(proxy.offset) + math.prod(proxy.shape) * proxy.dtype.itemsize
+        with contextlib.suppress(imagecodecs.DeflateError):  # several streams, or more behind the volume
+            data = imagecodecs.gzip_decode(path.read_bytes(), out=size)
+            if len(data) == size:
+                return np.ndarray(proxy.shape, proxy.dtype, data, int(proxy.offset), order="F")
+    values: NDArray[Any] = proxy.get_unscaled()
+    return values
 
 
 def _check_nifti(path: Path) -> None:
