@@ -55,7 +55,7 @@ class MedClip(PublishedModel):
         input="1x224x224, grey; zeros around to a square, bicubic, mean 0.5863, std 0.2795",
         lora_text=("query", "value"),
         lora_image=("q_proj", "v_proj"),
-        training_data=("MIMIC-CXR", "CheXpert without its 5x200 rows", "MIMIC-III notes (BioClinicalBERT)", "ImageNet"),
+        training_data=("MIMIC-CXR", "CheXpert", "MIMIC-III notes (BioClinicalBERT)", "ImageNet"),
         notes="pytorch_model.bin (in the zip that medclip_vit_weight.txt of the source points to); "
         "pooling='padded': the authors' mean over padding.",
     )

@@ -1,0 +1,141 @@
+"""CXR-CLIP (chest X-ray): Swin-tiny or ResNet-50 and BioClinicalBERT, 512 joint dimensions.
+
+n items, L tokens.
+
+    image: Swin-tiny, the first (upper left) of its 49 tokens 768; or ResNet-50, average pool 2048; Linear.
+    text:  BioClinicalBERT, last layer at the last real token 768, Linear.
+
+Swin has no class token: the authors index the sequence as if it had one. The two image towers are normalised
+differently, mean and standard deviation .5 (Swin) or those of ImageNet (ResNet), in training and evaluation alike.
+You et al. 2023, https://arxiv.org/abs/2310.13292.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from m3bind.errors import ConfigError
+from m3bind.modalities.base import Sample
+from m3bind.models.base import ModelCard
+from m3bind.models.checkpoint import rename
+from m3bind.models.published import BIOCLINICALBERT, LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.swin import SIZE, SwinTrunk, swin_names
+from m3bind.models.transforms import rgb_picture
+
+SWIN, RESNET = "cxr_clip_swin", "cxr_clip_resnet50"
+STATISTICS = {  # by the authors' names: mean, standard deviation
+    "huggingface": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+_CARD = ModelCard(
+    source="https://github.com/Soombit-ai/cxr-clip (You et al. 2023, arXiv:2310.13292)",
+    revision="3118885",
+    licence_code="CC BY-NC 4.0 (README) or CC BY-NC-SA 4.0 (LICENSE)",
+    licence_weights="as the code",
+    joint_dim=512,
+    input="3x224x224; shortest side 224 (bilinear), centre crop, mean and std .5",
+    lora_text=("query", "value"),
+    lora_image=("q_proj", "v_proj"),
+    training_data=(
+        "MIMIC-CXR",
+        "CheXpert (files _mc, _mcc)",
+        "ChestX-ray14 (file _mcc)",
+        "MIMIC-III notes (BioClinicalBERT)",
+        "ImageNet",
+    ),
+    notes="swint_m.tar, swint_mc.tar, swint_mcc.tar: train states with the weights under 'model'. Their configuration "
+    "seems to hold omegaconf lists, which safe reading refuses: convert the file once as the message says.",
+)
+
+
+class CxrClip(PublishedModel):
+    """CXR-CLIP as its authors published it, with either image tower."""
+
+    names = (SWIN, RESNET)
+    tokenizer_source = BIOCLINICALBERT
+    cards: ClassVar[Mapping[str, ModelCard]] = {
+        SWIN: _CARD,
+        RESNET: replace(
+            _CARD,
+            input="3x224x224; shortest side 224 (bilinear), centre crop, ImageNet mean and std",
+            lora_image=("conv1", "conv2", "conv3"),
+            notes=_CARD.notes.replace("swint_", "r50_"),
+        ),
+    }
+    migrations = (
+        rename(r"^image_encoder\.image_encoder\.", "image_trunk.swin."),
+        rename(r"^image_encoder\.resnet\.", "image_trunk."),
+        rename(r"^image_projection\.projection\.", "image_head."),
+        rename(r"^text_encoder\.text_encoder\.", "text_trunk.bert."),
+        rename(r"^text_projection\.projection\.", "text_head."),
+        rename(r"^logit_scale$", "scale.log"),
+        swin_names("image_trunk.swin."),
+    )
+    ignored_keys = ("text_trunk.bert.pooler.*",)
+
+    def __init__(
+        self,
+        variant: str = SWIN,
+        normalize: Literal["huggingface", "imagenet"] | None = None,
+        tokenizer: str | Path | None = None,
+        tokenizer_revision: str = "",
+        assets: Path | str | None = None,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            variant: "cxr_clip_swin" or "cxr_clip_resnet50".
+            normalize: "huggingface" (mean and standard deviation .5) or "imagenet"; None: the image tower's own.
+            tokenizer: see `PublishedModel`.
+            tokenizer_revision: see `PublishedModel`.
+            assets: see `PublishedModel`.
+            frozen: see `PublishedModel`.
+
+        Raises:
+            ConfigError: an unknown `normalize`.
+        """
+        super().__init__(variant, tokenizer, tokenizer_revision, assets, frozen)
+        if normalize is not None and normalize not in STATISTICS:
+            known = ", ".join(STATISTICS)
+            raise ConfigError(f"normalize={normalize!r} of {self.variant} is unknown; choose one of {known}, or None.")
+        self.normalize = normalize or ("imagenet" if self.variant == RESNET else "huggingface")
+        self.max_tokens = 256
+        self.image_trunk, width = _image_trunk(self.variant)
+        self.image_head = nn.Linear(width, self.joint_dim)
+        self.text_trunk = bert_trunk(28996, "last")
+        self.text_head = nn.Linear(768, self.joint_dim)
+        self.scale = LearnedScale()
+        self._finish()
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Learned."""
+        return self.scale()  # type: ignore[no-any-return]
+
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments as JSON values."""
+        return super().settings() | {"normalize": self.normalize}
+
+    def preprocess(self, sample: Sample) -> Tensor:
+        """(H, W) or (H, W, 3) -> (3, 224, 224)."""
+        from torchvision.transforms import functional as F
+
+        picture = F.center_crop(F.resize(rgb_picture(sample), SIZE), [SIZE, SIZE])
+        mean, std = STATISTICS[self.normalize]
+        made: Tensor = F.normalize(F.to_tensor(picture), list(mean), list(std))
+        return made
+
+
+def _image_trunk(variant: str) -> tuple[nn.Module, int]:
+    """The untrained image network and the width of its features."""
+    if variant == SWIN:
+        return SwinTrunk("first"), 768
+    from torchvision.models import resnet50
+
+    network = resnet50(weights=None)
+    network.fc = nn.Identity()
+    return network, 2048
