@@ -1,0 +1,114 @@
+"""KEEP (pathology): ViT-L/16 and PubMedBERT, 768 joint dimensions.
+
+n items, L tokens.
+
+    image: ViT-L/16 with layer scale, class token after the last LayerNorm 1024; Linear 768, GELU, Linear 768.
+    text:  BERT, its own tanh layer on the first token 768; no projection.
+
+The authors compare cosines: their learned scale is used in training alone, so `logits` leaves it out.
+Zhou et al. 2024, https://arxiv.org/abs/2412.13126.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from m3bind.modalities.base import Sample
+from m3bind.models.base import ModelCard
+from m3bind.models.checkpoint import rename
+from m3bind.models.published import LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.transforms import rgb_picture
+
+SIZE = 224
+IMAGE_LAYERS, TEXT_LAYERS = 24, 12
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Keep(PublishedModel):
+    """KEEP as its authors published it."""
+
+    name = "keep"
+    tokenizer_source = "Astaxanthin/KEEP"
+    lowercase = True
+    migrations = (
+        rename(r"^visual\.", "image_trunk."),
+        rename(r"^visual_head\.", "image_head."),
+        rename(r"^text\.", "text_trunk.bert."),
+        rename(r"^logit_scale$", "scale.log"),
+    )
+    card = ModelCard(
+        source="https://github.com/MAGIC-AI4Med/KEEP (Zhou et al. 2024, arXiv:2412.13126)",
+        revision="a346a70",
+        licence_code="MIT",
+        licence_weights="MIT (hub card); trained from UNI, whose own weights are gated under CC BY-NC-ND 4.0",
+        joint_dim=768,
+        input="3x224x224; shortest side 224 (bicubic), centre crop, ImageNet mean and std",
+        lora_text=("query", "value"),
+        lora_image=("qkv",),
+        training_data=(
+            "OpenPath and Quilt-1M, cleaned and regrouped",
+            "Disease Ontology and UMLS (text)",
+            "PubMed abstracts and full texts (PubMedBERT)",
+            "Mass-100K (UNI)",
+        ),
+        notes="pytorch_model.bin or model.safetensors of hub id Astaxanthin/KEEP, with the tokenizer beside it.",
+    )
+
+    def __init__(
+        self,
+        tokenizer: str | Path | None = None,
+        tokenizer_revision: str = "",
+        assets: Path | str | None = None,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            tokenizer: see `PublishedModel`.
+            tokenizer_revision: see `PublishedModel`.
+            assets: see `PublishedModel`.
+            frozen: see `PublishedModel`.
+        """
+        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+        self.max_tokens = 256
+        self.image_trunk = _image_trunk()
+        width = self.joint_dim
+        self.image_head = nn.Sequential(nn.Linear(1024, width), nn.GELU(), nn.Linear(width, width))
+        self.text_trunk = bert_trunk(30522, "pooler", layers=TEXT_LAYERS)
+        self.text_head = nn.Identity()
+        self.scale = LearnedScale(1 / 0.04)
+        self._finish()
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Learned; for training, see `logits`."""
+        return self.scale()  # type: ignore[no-any-return]
+
+    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Unit rows (n, 768) and (k, 768) -> cosines (n, k), without the scale, as the authors do."""
+        return images @ texts.T
+
+    def preprocess(self, sample: Sample) -> Tensor:
+        """(H, W, 3) or (H, W) -> (3, 224, 224)."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as F
+
+        picture = F.resize(rgb_picture(sample), SIZE, InterpolationMode.BICUBIC)
+        made: Tensor = F.normalize(F.to_tensor(F.center_crop(picture, [SIZE, SIZE])), list(MEAN), list(STD))
+        return made
+
+
+def _image_trunk() -> nn.Module:
+    import timm
+
+    made: Any = timm.create_model(
+        "vit_large_patch16_224",
+        pretrained=False,
+        depth=IMAGE_LAYERS,
+        init_values=1e-5,
+        num_classes=0,
+        dynamic_img_size=True,
+    )
+    return made  # type: ignore[no-any-return]
