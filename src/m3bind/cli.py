@@ -342,6 +342,34 @@ def phantom(
 
 
 @app.command()
+def plan(
+    settings: Settings,
+    change: Change = None,
+    out: Out = Path("runs"),
+    gpu: Annotated[str, typer.Option(help="also estimate for a GPU by its published rates, e.g. a100-80gb")] = "",
+    json_file: Json = None,
+) -> None:
+    """What a run will take: parameters, memory, disk and time per stage, from a short measurement.
+
+    Examples:  m3bind plan paper   |   m3bind plan paper --gpu a100-80gb --json plan.json
+    """
+    import tempfile
+
+    from m3bind import plan as plans
+    from m3bind.config import load_config
+    from m3bind.files import write_json
+
+    config = load_config(settings, change or [])
+    _prepare_torch()
+    with tempfile.TemporaryDirectory() as temporary:
+        work, assets = plans.work_of(config, Path(temporary) / "plan", out / "cache")
+        found = plans.make_plan(config, assets, work, gpu)
+    print(plans.as_text(found))
+    if json_file:
+        write_json(json_file, found.to_json())
+
+
+@app.command()
 def doctor(json_file: Json = None) -> None:
     """What this machine has: versions, threads, memory, precision, optional weights; says what is missing.
 

@@ -50,6 +50,7 @@ class DataConfig(_Strict):
     )  # carved from train by patient where the manifest has no valid split
     tune: bool = False  # True: test figures are computed on the valid split (for choosing settings)
     limit: int | None = None  # records per modality and split, for quick looks
+    inputs_gb: float = Field(20.0, ge=0)  # a modality's model inputs above this are not kept on disk but read anew
     minimum: int = 8  # a modality with fewer training pairs is set aside
 
 
@@ -73,10 +74,17 @@ class TrainConfig(_Strict):
     warmup: float = Field(0.1, ge=0, lt=1)  # fraction of the steps
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # 0: no clipping
+    micro_batch: int = Field(0, ge=0)  # images that pass a tower together while gradients are kept; 0: all of a batch
+    micro_batches: dict[str, int] = {}  # per modality, where it differs
+    micro_tokens: int = Field(0, ge=0)  # the same for texts, in tokens; less memory, one more forward pass
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device computes it faster
     checkpoint_steps: int = Field(100, ge=1)
     checkpoint_seconds: float = 60.0  # whichever comes first; does not change the result
     log_steps: int = Field(1, ge=1)
+
+    def micro(self, modality: str) -> int:
+        """Images of `modality` that pass its tower together; 0: no limit."""
+        return self.micro_batches.get(modality, self.micro_batch)
 
 
 class ContrastiveConfig(_Strict):
@@ -177,6 +185,14 @@ class EvaluateConfig(_Strict):
     probe: bool = True
 
 
+class PlanConfig(_Strict):
+    """What `m3bind plan` assumes where it cannot know."""
+
+    sizes: dict[str, int] = {}  # training pairs per modality, used while the manifest does not exist
+    tokens: int = Field(60, ge=2)  # of a text, where there are none yet to count
+    utilisation: float = Field(0.35, gt=0, le=1)  # share of a GPU's published rate that training reaches
+
+
 class RunConfig(_Strict):
     """Everything one run needs; saved resolved beside its results."""
 
@@ -188,6 +204,7 @@ class RunConfig(_Strict):
     align: AlignConfig = AlignConfig()
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    plan: PlanConfig = PlanConfig()
 
     def pretrain_for(self, modality: str) -> PretrainConfig:
         """Stage 0 settings with what `per_modality` changes for `modality`."""

@@ -73,7 +73,7 @@ class Run:
         self.cache_folder = cache or folder.parent / "cache"
         self.stage0 = stage0 or folder / "stage0"
         _pin_settings(config, folder)
-        self.encoder = Encoder(FeatureCache(self.cache_folder))
+        self.encoder = Encoder(FeatureCache(self.cache_folder), inputs_gb=config.data.inputs_gb)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         set_seed(config.seed)
         self.bridges: dict[str, Bridge] = {}
@@ -212,6 +212,7 @@ class Run:
             image, text = levels(self.config, model, stage)
             views = self.config.pretrain_for(m).views if stage == "pretrain" and image == "features" else 1
             pairs[m] = self.encoder.pairs(m, model, corpus.records[m]["train"], corpus.table, image, text, views)
+            _ = pairs[m].images.array  # computed now, in eval mode
         return pairs
 
     # ---- stages --------------------------------------------------------------------------------------------------
@@ -226,6 +227,7 @@ class Run:
             image, text = levels(self.config, model, "pretrain")
             views = settings.views if image == "features" else 1
             pairs = self.encoder.pairs(m, model, corpus.records[m]["train"], corpus.table, image, text, views)
+            _ = pairs.images.array  # computed now, in eval mode
             calibrate = getattr(model.image_head, "calibrate", None)
             if calibrate is not None and image == "features":
                 array = pairs.images.array

@@ -32,9 +32,12 @@ from m3bind.files import sha256_text
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.checkpoint import hash_state, load_strict, read_state
+from m3bind.models.published import PublishedModel
 from m3bind.training.pairs import Images, Level, Pairs, Texts, TextTable, pad, token_lists
 
 log = logging.getLogger(__name__)
+TOGETHER = 512 << 20  # bytes of inputs that are read, and pass a frozen tower, together
+WIDE = 16384  # features wider than this are not kept on disk, embeddings are
 
 
 class BadFilesError(M3BindError):
@@ -116,7 +119,10 @@ def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncod
         UnknownNameError: no such model.
         CheckpointError: the weights do not fit.
     """
-    model = registry.build(settings.model, assets=assets, **{"modality": modality, **settings.settings})
+    given = dict(settings.settings)
+    if issubclass(registry.get(settings.model), PublishedModel):  # its network and tokenizer are the authors'
+        return registry.load(settings.model, settings.checkpoint, **given)
+    model = registry.build(settings.model, assets=assets, **{"modality": modality, **given})
     if settings.checkpoint:
         load_strict(model, read_state(settings.checkpoint))
     return model.eval()
@@ -127,13 +133,41 @@ def _phrases(record: Record) -> list[str]:
     return [phrase for concept in record.concepts for phrase in concept_phrases(concept)]
 
 
+class LiveInputs:
+    """Model inputs that are read from their files whenever they are asked for: (N, ...) float32, by list of positions.
+
+    Raises (when indexed):
+        BadFilesError: some files cannot be read.
+    """
+
+    def __init__(self, one: Callable[[int], NDArray[np.float32] | str], count: int, workers: int) -> None:
+        """`one` gives the input at a position, or why there is none."""
+        self._one, self._count, self._workers = one, count, workers
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, at: Any) -> NDArray[np.float32]:
+        positions = [int(position) for position in at]
+        with ThreadPoolExecutor(self._workers) as pool:
+            rows = list(pool.map(self._one, positions))
+        failures = {position: row for position, row in zip(positions, rows, strict=True) if isinstance(row, str)}
+        if failures:
+            raise BadFilesError(failures)
+        return np.stack([row for row in rows if not isinstance(row, str)])
+
+
 class Encoder:
     """Runs the frozen parts of dual encoders over files and texts, once."""
 
-    def __init__(self, cache: FeatureCache, batch: int = 32, workers: int = 2) -> None:
-        """`batch` images pass a trunk together; `workers` threads decode."""
-        self.cache, self.batch, self.workers = cache, batch, workers
+    def __init__(self, cache: FeatureCache, batch: int = 32, workers: int = 2, inputs_gb: float = 20.0) -> None:
+        """At most `batch` images, or 512 MB of them, pass a trunk together; `workers` threads decode.
+
+        A modality whose inputs take more than `inputs_gb` on disk is read from its files each time.
+        """
+        self.cache, self.batch, self.workers, self.inputs_gb = cache, batch, workers, inputs_gb
         self._hashes: dict[int, tuple[list[tuple[int, int]], str]] = {}
+        self._sizes: dict[str, int] = {}
 
     def readable(self, records: Sequence[Record], model: DualEncoder) -> tuple[list[Record], list[BadRow]]:
         """Records whose files decode and preprocess, and the others with reasons; decoded inputs are cached."""
@@ -147,8 +181,8 @@ class Encoder:
                 good = [record for i, record in enumerate(good) if i not in error.failures]
         return good, bad
 
-    def inputs(self, records: Sequence[Record], model: DualEncoder) -> Rows:
-        """(N, ...) float32: what `model.preprocess` makes of each file.
+    def inputs(self, records: Sequence[Record], model: DualEncoder) -> Rows | LiveInputs:
+        """(N, ...) float32: what `model.preprocess` makes of each file, once known to be readable.
 
         Raises:
             BadFilesError: some files cannot be read; what could is cached.
@@ -164,17 +198,33 @@ class Encoder:
             except ReadError as error:
                 return f"{error.reason}" + (f"; {error.hint}" if error.hint else "")
 
-        def compute(at: list[int]) -> NDArray[np.float32]:
-            with ThreadPoolExecutor(self.workers) as pool:
-                rows = list(pool.map(one, at))
-            failures = {position: row for position, row in zip(at, rows, strict=True) if isinstance(row, str)}
-            if failures:
-                raise BadFilesError(failures)
-            return np.stack([row for row in rows if not isinstance(row, str)])
-
+        live = LiveInputs(one, len(records), self.workers)
         label = f"read {records[0].modality}"
         kind = f"input/{_preprocessing(model)}/read {modality.version}"
-        return self.cache.get_or_compute(kind, "", keys, compute, self.batch, label)
+        size = self._input_bytes(records[0].modality, model, one, len(records))
+        if size * len(records) <= self.inputs_gb * 1e9:
+            return self.cache.get_or_compute(kind, "", keys, live.__getitem__, self._together(size), label)
+
+        def readable(at: list[int]) -> NDArray[np.uint8]:
+            return np.ones((len(live[at]), 1), dtype=np.uint8)
+
+        self.cache.get_or_compute(f"readable/{kind}", "", keys, readable, self._together(size), label)
+        return live
+
+    def _input_bytes(self, modality: str, model: DualEncoder, one: Callable[[int], Any], count: int) -> int:
+        """Bytes of one input, by the first file that can be read."""
+        name = f"{modality}/{_preprocessing(model)}"
+        for position in range(count):
+            if name in self._sizes:
+                break
+            row = one(position)
+            if not isinstance(row, str):
+                self._sizes[name] = int(row.nbytes)
+        return self._sizes.get(name, 1)
+
+    def _together(self, size: int) -> int:
+        """How many inputs of `size` bytes are computed at a time."""
+        return max(1, min(self.batch, TOGETHER // max(size, 1)))
 
     def _file_keys(self, records: Sequence[Record]) -> list[str]:
         try:
@@ -206,8 +256,29 @@ class Encoder:
         kind = f"image/{_preprocessing(model)}/views={views}"
         label = f"features {records[0].modality}" if records else None
         return np.asarray(
-            self.cache.get_or_compute(kind, self._hash(model.image_trunk), keys, compute, self.batch, label)
+            self.cache.get_or_compute(
+                kind, self._hash(model.image_trunk), keys, compute, self._batch_of(records, model), label
+            )
         )
+
+    def image_embeddings(self, records: Sequence[Record], model: DualEncoder) -> NDArray[np.float32]:
+        """(N, d_m) unit rows. Kept on disk themselves where the trunk's features are too wide to keep (CT-CLIP)."""
+        if getattr(model.image_head, "in_features", 0) <= WIDE:
+            return _in_chunks(model.project_image, self.image_features(records, model))
+        inputs, keys = self.inputs(records, model), self._file_keys(records)
+
+        @torch.inference_mode()
+        def compute(at: list[int]) -> NDArray[np.float32]:
+            return model.encode_image(torch.from_numpy(inputs[at])).float().numpy()
+
+        weights = sha256_text(self._hash(model.image_trunk), self._hash(model.image_head))
+        kind, label = f"embedding/{_preprocessing(model)}", f"embed {records[0].modality}" if records else None
+        size = self._batch_of(records, model)
+        return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
+
+    def _batch_of(self, records: Sequence[Record], model: DualEncoder) -> int:
+        known = self._sizes.get(f"{records[0].modality}/{_preprocessing(model)}", 1) if records else 1
+        return self._together(known)
 
     def text_features(self, texts: Sequence[str], model: Any, label: str = "texts") -> NDArray[np.float32]:
         """(K, f): text trunk features of a dual encoder or text encoder, each distinct token sequence once."""
@@ -272,11 +343,10 @@ class Encoder:
     def image_side(self, model: DualEncoder, records: Sequence[Record], level: Level, views: int = 1) -> Images:
         """Images at a level; several views only at the level "features"."""
         if level == "input":
-            return Images(model, level, np.asarray(self.inputs(records, model)))
-        features = self.image_features(records, model, views)
+            return Images(model, level, lambda: self.inputs(records, model))
         if level == "features":
-            return Images(model, level, features, views)
-        return Images(model, level, _in_chunks(lambda rows: model.project_image(rows), features))
+            return Images(model, level, lambda: self.image_features(records, model, views), views)
+        return Images(model, level, lambda: self.image_embeddings(records, model))
 
     def text_side(self, model: DualEncoder, table: TextTable, level: Level) -> Texts:
         """The texts of `table` at a level."""

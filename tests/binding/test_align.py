@@ -167,3 +167,55 @@ def test_text_contrastive_separates_texts_that_mse_alone_would_collapse(tmp_path
         cosines = F.normalize(rows, dim=-1) @ F.normalize(rows, dim=-1).T
         spread[weight] = float((cosines.sum() - 30) / (30 * 29))
     assert spread[5.0] < spread[0.0]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(tmp_path, dropout):
+    gradients = []
+    for micro in ({}, {"micro_batch": 3, "micro_batches": {"ct": 1}, "micro_tokens": 12}):
+        pairs = toy_pairs(SIZES)
+        settings = AlignConfig(**BASE, text="lora", image="lora", lora=LoraConfig(dropout=dropout), **micro)
+        inputs = toy_inputs(pairs, tmp_path)
+        stage = AlignStage(inputs, initial_bridges(inputs, settings), settings)
+        for group in stage.groups():
+            for parameter in group.parameters:
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+        torch.manual_seed(0)
+        loss = stage.losses(0)["loss"]
+        loss.backward()
+        found = [p.grad for group in stage.groups() for p in group.parameters]
+        assert all(g is not None and g.abs().max() > 0 for g in found)
+        torch.manual_seed(0)
+        assert torch.equal(stage.losses(0)["loss"], loss)
+        gradients.append([loss.detach(), *found])
+    if dropout == 0:  # with dropout, parts draw other masks than the whole; each way repeats itself
+        for whole, parts in zip(*gradients, strict=True):
+            torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+def test_recomputed_parts_use_the_same_dropout(tmp_path):
+    """The gradient of a part is that of the masks its forward pass drew, by finite differences."""
+    pairs = toy_pairs(SIZES)
+    settings = AlignConfig(**BASE, text="lora", image="lora", lora=LoraConfig(dropout=0.3), micro_batch=3)
+    inputs = toy_inputs(pairs, tmp_path)
+    bridges = initial_bridges(inputs, settings)
+    stage = AlignStage(inputs, bridges, settings)
+    target = next(p for g in stage.groups() if g.name == "xray" for p in g.parameters)
+    with torch.no_grad():
+        for group in stage.groups():
+            for parameter in group.parameters:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(5)
+        return stage.losses(0)["loss"]
+
+    loss().backward()
+    place = tuple(int(i) for i in np.unravel_index(int(target.grad.abs().argmax()), target.shape))
+    slope, step = float(target.grad[place]), 1e-2
+    with torch.no_grad():
+        target[place] += step
+        above = float(loss())
+        target[place] -= 2 * step
+        below = float(loss())
+    assert (above - below) / (2 * step) == pytest.approx(slope, rel=0.05)

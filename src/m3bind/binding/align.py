@@ -85,8 +85,10 @@ class AlignStage:
         """Eq. 1 of one modality, and its embeddings (s, d) of the shared texts."""
         indices = self.samplers[m].batch(step)
         captions = pairs.draw_captions(indices, self.seed, step, self.settings.contrastive.concept_probability)
-        image = encode_sharded(pairs.images.encode, torch.from_numpy(indices))
-        text = pairs.texts.encode(torch.cat([torch.from_numpy(captions), torch.from_numpy(shared)]))
+        micro = self.settings.micro(m)
+        image = encode_sharded(lambda part: pairs.images.encode(part, micro=micro), torch.from_numpy(indices))
+        both = torch.cat([torch.from_numpy(captions), torch.from_numpy(shared)])
+        text = pairs.texts.encode(both, self.settings.micro_tokens)
         bridge = self.bridges[m]
         text = bridge(text)
         scale = pairs.model.logit_scale.detach()

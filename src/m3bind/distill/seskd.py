@@ -84,7 +84,7 @@ class DistillStage:
                 concept = self.settings.contrastive.concept_probability
                 batches[m] = (indices, pairs.draw_captions(indices, self.seed, step, concept))
         ids = np.concatenate([shared, *(captions for _, captions in batches.values())])
-        embedded = self.student.encode(torch.from_numpy(ids))
+        embedded = self.student.encode(torch.from_numpy(ids), self.settings.micro_tokens)
         paired: dict[str, PairBatch] = {}
         start = len(shared)
         for m, (indices, captions) in batches.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from m3bind.config import StudentConfig
 from m3bind.errors import ConfigError
 from m3bind.models.text_encoder import TextEncoder
-from m3bind.training.pairs import TextTable
+from m3bind.training.pairs import TextTable, encode_texts
 from m3bind.training.parallel import encode_sharded
 
 
@@ -41,13 +41,14 @@ class StudentTexts:
                 "distill.student.train=head needs the trunk's features of all texts; they were not computed"
             )
 
-    def encode(self, ids: Tensor) -> Tensor:
-        """(n,) text indices -> (n, d) unit rows; each distinct text once."""
+    def encode(self, ids: Tensor, micro_tokens: int = 0) -> Tensor:
+        """(n,) text indices -> (n, d) unit rows; each distinct text once, at most `micro_tokens` tokens together."""
         distinct, inverse = torch.unique(ids, return_inverse=True)
-        return encode_sharded(self._encode, distinct)[inverse]
+        return encode_sharded(lambda part: self._encode(part, micro_tokens), distinct)[inverse]
 
-    def _encode(self, ids: Tensor) -> Tensor:
+    def _encode(self, ids: Tensor, micro_tokens: int) -> Tensor:
         if self.features is None:
-            return self.encoder.encode(self.encoder.tokenize([self.table.texts[i] for i in ids.tolist()])).float()
+            tokens = self.encoder.tokenize([self.table.texts[i] for i in ids.tolist()])
+            return encode_texts(lambda part: self.encoder.encode(part).float(), tokens, micro_tokens)
         rows = torch.from_numpy(np.ascontiguousarray(self.features[ids.numpy()], dtype=np.float32))
         return F.normalize(self.encoder.project(rows).float(), dim=-1)

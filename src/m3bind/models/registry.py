@@ -24,6 +24,15 @@ def names() -> list[str]:
     return _registry.names()
 
 
+def get(name: str) -> type[DualEncoder]:
+    """The class registered as `name`.
+
+    Raises:
+        UnknownNameError: no such model; the message offers the nearest names.
+    """
+    return _registry.get(name)
+
+
 def card(name: str) -> ModelCard:
     """The facts about a model: source, licences, dimensions, LoRA targets.
 

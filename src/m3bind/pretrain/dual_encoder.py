@@ -56,7 +56,10 @@ class PretrainStage:
         random = rng(self.seed, self.name, "view", step)
         view = int(random.integers(pairs.images.views))
         generator = torch.Generator().manual_seed(int(random.integers(1 << 62))) if settings.augment else None
-        image = encode_sharded(lambda part: pairs.images.encode(part, view, generator), torch.from_numpy(indices))
-        text = pairs.texts.encode(torch.from_numpy(captions))
+        micro = settings.micro(pairs.modality)
+        image = encode_sharded(
+            lambda part: pairs.images.encode(part, view, generator, micro), torch.from_numpy(indices)
+        )
+        text = pairs.texts.encode(torch.from_numpy(captions), settings.micro_tokens)
         loss = pairs.loss(image, text, pairs.model.logit_scale, indices, captions, settings.contrastive)
         return {f"clip/{pairs.modality}": loss, "loss": loss}

@@ -4,6 +4,7 @@
 * `Images` / `Texts`: one side of a modality at a *level*: raw input, trunk features, or finished embeddings. `encode`
   applies only what is left of the tower, so a stage pays for what it trains.
 * `token_lists`, `pad`: token ids of texts without and with padding.
+* `in_parts`: a tower over parts of a batch, so that the activations of one part are in memory at a time.
 * `Pairs`: both sides, the captions and labels of each image, and Eq. 1 on a batch of them.
 
 Shapes: n items of a batch, N images, K distinct texts, v augmented views, f feature width, d_m joint dimension.
@@ -18,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from m3bind.config import ContrastiveConfig
 from m3bind.data.batching import IntArray, rng
 from m3bind.models.base import DualEncoder, Tokens
+from m3bind.models.bert import micro_batches
 from m3bind.training.contrastive import clip_loss, identical_positives, mixed_positives
 from m3bind.training.parallel import encode_sharded
 
@@ -53,9 +56,20 @@ class TextTable:
 class Images:
     """The images of one modality at a level: array (N, ...), or (N, v, ...) with several views."""
 
-    def __init__(self, model: DualEncoder, level: Level, array: NDArray[Any], views: int = 1) -> None:
-        """`array` may be memory-mapped; only the rows of a batch are read."""
-        self.model, self.level, self.array, self.views = model, level, array, views
+    def __init__(self, model: DualEncoder, level: Level, array: Any, views: int = 1) -> None:
+        """`array` may be memory-mapped, or a function that gives it, called when the first image is asked for.
+
+        Only the rows of a batch are read.
+        """
+        self.model, self.level, self.views = model, level, views
+        self._array = array
+
+    @property
+    def array(self) -> Any:
+        """All rows; indexed by a list or array of positions. Ask before a stage puts the model in train mode."""
+        if callable(self._array):
+            self._array = self._array()
+        return self._array
 
     def __len__(self) -> int:
         return len(self.array)
@@ -68,13 +82,19 @@ class Images:
             rows = rows[:, view]
         return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32)).to(self.model.logit_scale.device)
 
-    def encode(self, indices: Tensor, view: int = 0, generator: torch.Generator | None = None) -> Tensor:
-        """(n,) indices -> (n, d_m) unit rows; `generator` switches the model's augmentation of raw input on."""
+    def encode(
+        self, indices: Tensor, view: int = 0, generator: torch.Generator | None = None, micro: int = 0
+    ) -> Tensor:
+        """(n,) indices -> (n, d_m) unit rows.
+
+        `generator` switches the model's augmentation of raw input on; at most `micro` images pass the tower together.
+        """
         rows = self.rows(indices, view)
         if self.level == "input":
             if generator is not None:
                 rows = self.model.augment(rows, generator)
-            return self.model.encode_image(rows).float()
+            parts = torch.split(rows, micro or max(len(rows), 1))
+            return in_parts(lambda part: self.model.encode_image(part).float(), parts)
         if self.level == "features":
             return F.normalize(self.model.project_image(rows).float(), dim=-1)
         return rows
@@ -97,20 +117,41 @@ class Texts:
         device = self.model.logit_scale.device
         return {name: tensor.to(device) for name, tensor in pad([self._ids[i] for i in ids]).items()}
 
-    def encode(self, ids: Tensor) -> Tensor:
-        """(n,) text indices -> (n, d_m) unit rows; each distinct text is encoded once."""
+    def encode(self, ids: Tensor, micro_tokens: int = 0) -> Tensor:
+        """(n,) text indices -> (n, d_m) unit rows; each distinct text once, at most `micro_tokens` tokens together."""
         distinct, inverse = torch.unique(ids, return_inverse=True)
-        return encode_sharded(self._encode, distinct)[inverse]
+        return encode_sharded(lambda part: self._encode(part, micro_tokens), distinct)[inverse]
 
-    def _encode(self, ids: Tensor) -> Tensor:
+    def _encode(self, ids: Tensor, micro_tokens: int) -> Tensor:
         if self.level == "input":
-            return self.model.encode_text(self.tokens(ids.tolist())).float()
+            return encode_texts(lambda t: self.model.encode_text(t).float(), self.tokens(ids.tolist()), micro_tokens)
         assert self.array is not None
         rows = torch.from_numpy(np.ascontiguousarray(self.array[ids.cpu().numpy()], dtype=np.float32))
         rows = rows.to(self.model.logit_scale.device)
         if self.level == "features":
             return F.normalize(self.model.project_text(rows).float(), dim=-1)
         return rows
+
+
+def in_parts(encode: Callable[[Any], Tensor], parts: Sequence[Any]) -> Tensor:
+    """`encode` of each part, one after the other: (n, d).
+
+    With several parts and gradients, a part keeps its input and its result only; its activations are computed again in
+    the backward pass, with the same dropout. Gradients are those of the whole batch.
+    """
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return torch.cat([encode(part) for part in parts])
+    return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+
+
+def encode_texts(encode: Callable[[Tokens], Tensor], tokens: Tokens, micro_tokens: int) -> Tensor:
+    """`encode` of texts (n, L), at most `micro_tokens` real tokens together (0: all): (n, d)."""
+    lengths = tokens["attention_mask"].sum(1)
+    if not micro_tokens or int(lengths.sum()) <= micro_tokens:
+        return encode(tokens)
+    groups = list(micro_batches(lengths, micro_tokens))
+    parts = [{key: value[rows, : int(lengths[rows].max())] for key, value in tokens.items()} for rows in groups]
+    return in_parts(encode, parts)[torch.argsort(torch.cat(groups))]
 
 
 def token_lists(tokenize: Callable[[Sequence[str]], Tokens], texts: Sequence[str], chunk: int = 512) -> list[list[int]]:
