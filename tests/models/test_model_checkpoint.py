@@ -1,5 +1,8 @@
+import io
 import json
+import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -10,6 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from m3bind.errors import CheckpointError, ConfigError, ReadError
+from m3bind.modalities import _archive, _limits
+from m3bind.models import weight_files
 from m3bind.models.checkpoint import (
     drop_position_ids,
     hash_state,
@@ -28,14 +33,45 @@ def net() -> nn.Module:
 
 
 class Payload:
-    def __init__(self, target: str) -> None:
+    """Runs a shell command where it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
         self.target = target
 
     def __reduce__(self):
-        return Path.touch, (Path(self.target),)
+        return os.system, (f"touch {self.target}",)
 
 
-@pytest.mark.parametrize("form", ["safetensors", "pt", "legacy", "lightning", "prefixed", "folder", "sharded"])
+FORMS = [
+    *("safetensors", "pt", "pth", "bin", "tar", "legacy", "lightning", "model", "prefixed", "parameters", "compressed"),
+    *(
+        "mistaken",
+        "mistaken_zip",
+        "folder",
+        "open_clip",
+        "one_odd_name",
+        "sharded",
+        "zip",
+        "zip_legacy",
+        "zip_safetensors",
+    ),
+]
+
+
+def packed(path: Path, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "."), content)
+    return path
+
+
+def saved(content: object, **options: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_tensors(form, tmp_path):
     state = dict(net().state_dict())
     path = tmp_path / "file.pt"
@@ -46,8 +82,38 @@ def test_every_form_gives_the_same_tensors(form, tmp_path):
         torch.save(state, path)
     elif form == "legacy":
         torch.save(state, path, _use_new_zipfile_serialization=False)
+    elif form in ("pth", "bin", "tar"):
+        path = tmp_path / f"file.{form}"
+        torch.save(state, path)
     elif form == "lightning":
+        path = tmp_path / "epoch=3.ckpt"
         torch.save({"state_dict": state, "epoch": 3, "optimizer_states": [{"lr": 0.1}]}, path)
+    elif form == "model":
+        torch.save({"model": state, "optimizer": {}, "config": {"name": "x"}}, path)
+    elif form == "parameters":
+        torch.save({key: nn.Parameter(v) if v.is_floating_point() else v for key, v in state.items()}, path)
+    elif form == "compressed":
+        with zipfile.ZipFile(io.BytesIO(saved(state))) as plain:
+            packed(path, **{name: plain.read(name) for name in plain.namelist()})
+    elif form == "mistaken":  # what counts is the content
+        path = tmp_path / "file.bin"
+        save_state(state, path)
+    elif form == "mistaken_zip":
+        path = tmp_path / "file.safetensors"
+        torch.save(state, path)
+    elif form in ("open_clip", "one_odd_name"):
+        path = tmp_path
+        (path / "config.json").write_text("{}")
+        torch.save(state, path / ("open_clip_pytorch_model.bin" if form == "open_clip" else "flair_resnet.pth"))
+    elif form.startswith("zip"):
+        path = tmp_path / "file.zip"
+        if form == "zip_safetensors":
+            save_state(state, tmp_path / "a.safetensors")
+            packed(path, a__safetensors=(tmp_path / "a.safetensors").read_bytes())
+        else:
+            content = saved(state, _use_new_zipfile_serialization=form == "zip")
+            notes = {"__MACOSX/._a.pth": b"junk", "readme.txt": b"text", "inner/": b""}
+            packed(path, **{"inner/a.pth": content}, **notes)
     elif form == "prefixed":
         torch.save({f"module.{key}": value for key, value in state.items()}, path)
     elif form == "folder":
@@ -66,20 +132,37 @@ def test_every_form_gives_the_same_tensors(form, tmp_path):
     assert hash_state(other.state_dict()) == hash_state(state)
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_a_pickle_with_a_payload_is_refused_and_not_run(wrapped, tmp_path):
-    flag = tmp_path / "executed"
-    path = tmp_path / "model.pt"
-    content = {"weight": torch.zeros(2), "extra": Payload(str(flag))}
-    if wrapped:
-        torch.save(content, path)
+@pytest.mark.parametrize("form", ["torch", "legacy", "plain", "zip"])
+def test_a_pickle_with_a_payload_is_refused_and_not_run(form, tmp_path):
+    marker, path = tmp_path / "executed", tmp_path / ("model.zip" if form == "zip" else "my model.pt")
+    content = {"weight": torch.zeros(2), "extra": Payload(marker)}
+    if form == "plain":
+        path.write_bytes(pickle.dumps(content["extra"]))
+    elif form == "zip":
+        packed(path, **{"model.pt": saved(content)})
     else:
-        path.write_bytes(pickle.dumps(Payload(str(flag))))
-    with pytest.raises(CheckpointError, match=r"Nothing was executed"):
+        torch.save(content, path, _use_new_zipfile_serialization=form == "torch")
+    with pytest.raises(CheckpointError, match=r"Nothing was executed") as caught:
         read_state(path)
-    assert not flag.exists()
-    torch.load(path, weights_only=False) if wrapped else pickle.loads(path.read_bytes())
-    assert flag.exists(), "the payload works, so the refusal is what stopped it"
+    assert re.search(r"m3bind convert \S*(model.zip|my model.pt'?) \S*.* --i-trust-this-file", str(caught.value))
+    assert not marker.exists()
+    if form != "zip":
+        pickle.loads(path.read_bytes()) if form == "plain" else torch.load(path, weights_only=False)
+        assert marker.exists(), "the payload works, so the refusal is what stopped it"
+
+
+class Callback:
+    """What Lightning keeps in hyper_parameters and callbacks."""
+
+
+def test_a_lightning_file_with_foreign_classes_names_the_command(tmp_path):
+    path = tmp_path / "vit_base.ckpt"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "hyper_parameters": {"callback": Callback()}}, path)
+    with pytest.raises(CheckpointError) as caught:
+        read_state(path)
+    message = str(caught.value)
+    assert "Callback" in message and "run code stored in the file" in message
+    assert f"m3bind convert {path} vit_base.safetensors --i-trust-this-file" in message
 
 
 @pytest.mark.parametrize(
@@ -87,25 +170,24 @@ def test_a_pickle_with_a_payload_is_refused_and_not_run(wrapped, tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-lfs pointer"),
         (b"\n<!DOCTYPE html><html>404</html>", "web page"),
+        (b"<?xml version='1.0'?><Error>", "web page"),
         (b"", "empty file"),
+        (b'{"weight_map": {}}', "a JSON text"),
+        (b"[1, 2]", "a JSON text"),
+        (b"just text", "a text, not weights"),
+        (b"\x1f\x8b\x08\x00", "gzip archive"),
+        (b"a.pt".ljust(257, b"\0") + b"ustar\x0000", "tar archive"),
         (b"PK\x03\x04 cut off", "damaged or incomplete"),
         (b"\x80\x02 cut", "damaged, or a pickle"),
-        (b"just text", "damaged"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(60), "damaged"),
+        (b"\x10\0\0\0\0\0\0\0{}", "damaged or incomplete"),
     ],
 )
-def test_files_that_are_no_weights(content, message, tmp_path):
-    path = tmp_path / "model.pt"
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_files_that_are_no_weights(content, message, name, tmp_path):
+    path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
-        read_state(path)
-
-
-def test_a_torchscript_archive_is_named(tmp_path):
-    path = tmp_path / "ViT-B-32.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in ("ViT-B-32/data.pkl", "ViT-B-32/constants.pkl", "ViT-B-32/code/__torch__.py"):
-            archive.writestr(name, b"")
-    with pytest.raises(CheckpointError, match=r"TorchScript archive.*convert it once"):
         read_state(path)
 
 
@@ -127,11 +209,109 @@ def test_no_file_no_weights_no_tensors(tmp_path):
     torch.save({"weight": torch.zeros(1), "epoch": 3}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="no tensors: epoch"):
         read_state(tmp_path / "x.pt")
+    torch.save({0: torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="no tensors: 0"):
+        read_state(tmp_path / "x.pt")
+    torch.save([torch.zeros(1)], tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="holds list"):
+        read_state(tmp_path / "x.pt")
+
+
+def test_several_files_in_a_folder_are_named(tmp_path):
+    for name in ("b.pt", "a.ckpt"):
+        torch.save({"weight": torch.zeros(1)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"several files of weights \(a\.ckpt, b\.pt\); name one"):
+        read_state(tmp_path)
+    assert set(read_state(tmp_path / "a.ckpt")) == {"weight"}
+    torch.save({"known": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    assert set(read_state(tmp_path)) == {"known"}
+
+
+def test_a_zip_is_unpacked_safely(tmp_path):
+    path, weights = tmp_path / "x.zip", saved({"weight": torch.ones(3)})
+    for members, message in (
+        ({"a.pt": weights, "b/c.ckpt": weights}, r"several files of weights \(a\.pt, b/c\.ckpt\)"),
+        ({"readme.txt": b"x", "a.nii": b"x"}, r"without a file of weights; it holds readme\.txt, a\.nii"),
+        ({"../a.pt": weights}, "leads out of the archive; made to harm"),
+        ({"a.pt": weights, "/etc/x": b"x"}, "leads out of the archive"),
+        ({"a.pt": b"<html>"}, r"x\.zip \(a\.pt\): a web page"),
+        ({"a.pt": packed(tmp_path / "in.zip", b__pt=weights).read_bytes()}, "archive inside an archive"),
+        ({"a.pt": weights[:-200]}, r"x\.zip \(a\.pt\): damaged"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            read_state(packed(path, **members))
+    path.write_bytes(packed(path, **{"a.pt": os.urandom(5000)}).read_bytes()[:-3000])
+    with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        read_state(path)
+    info = zipfile.ZipInfo("a.pt")
+    info.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(info, "/etc/passwd")
+    with pytest.raises(CheckpointError, match="link or a device"):
+        read_state(path)
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = packed(tmp_path / "x.zip", **{"a.pt": bytes(70 << 20)})
+    assert path.stat().st_size < 200_000
+    monkeypatch.setattr(_archive, "unpack_member", None)
+    with pytest.raises(CheckpointError, match="would unpack to 73,400,320 bytes"):
+        read_state(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(_limits, "LIMITS", _limits.Limits(bytes=1000))
+    with pytest.raises(CheckpointError, match=r"bytes unpacked, more than 1,000"):
+        read_state(packed(path, **{"a.pt": os.urandom(2000)}))
+
+
+def test_nothing_of_a_zip_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "in").mkdir()
+    state = read_state(packed(tmp_path / "in" / "x.zip", **{"a.pt": saved({"weight": torch.arange(1000.0)})}))
+    assert [file.name for file in tmp_path.iterdir()] == ["in"]
+    assert torch.equal(state["weight"], torch.arange(1000.0)), "mapped tensors outlive the unpacked file"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_reading_holds_no_copy_in_memory(tmp_path):
+    def anonymous() -> int:
+        line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("RssAnon"))
+        return int(line.split()[1]) << 10
+
+    big = torch.zeros(40 << 20, dtype=torch.uint8)
+    torch.save({"weight": big}, tmp_path / "x.pt")
+    save_state({"weight": big}, tmp_path / "x.safetensors")
+    for name in ("x.pt", "x.safetensors"):
+        before = anonymous()
+        state = read_state(tmp_path / name)
+        assert int(state["weight"].sum()) == 0 and anonymous() - before < 10 << 20
+
+
+def test_torchscript_names_the_command(tmp_path):
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "ViT-B-32.pt")
+    with pytest.raises(CheckpointError, match=r"TorchScript.*m3bind convert .*ViT-B-32\.safetensors --i-trust"):
+        read_state(tmp_path / "ViT-B-32.pt")
 
 
 def test_a_shard_outside_the_folder_is_refused(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../b.safetensors"}}))
     with pytest.raises(CheckpointError, match="outside"):
+        read_state(tmp_path)
+
+
+def test_shards_that_are_not_there_or_go_in_circles(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    for weight_map, message in (
+        ({"a": "b.safetensors"}, "shard b.safetensors is not there"),
+        ({"a": index.name}, "refused"),
+        ({"a": 3}, "shard 3 is not there"),
+        (["a"], "damaged"),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(CheckpointError, match=message):
+            read_state(tmp_path)
+    save_state({"c": torch.zeros(1)}, tmp_path / "b.safetensors")
+    index.write_text(json.dumps({"weight_map": {"a": "b.safetensors"}}))
+    with pytest.raises(CheckpointError, match="shards lack a"):
         read_state(tmp_path)
 
 
@@ -204,3 +384,58 @@ def test_resolve(tmp_path):
         resolve("owner/name")
     with pytest.raises(CheckpointError, match="cannot be fetched"):
         resolve("owner/name-that-does-not-exist", revision="0" * 40)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with one repository; what was asked for is noted."""
+    import huggingface_hub
+
+    asked: dict[str, object] = {"files": ["config.json", "vocab.txt"]}
+
+    def listing(self, name, revision):
+        if asked["files"] is None:
+            raise OSError("offline")
+        return asked["files"]
+
+    def snapshot(name, revision, allow_patterns):
+        asked.update(name=name, revision=revision, patterns=allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", listing)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    return asked
+
+
+def test_only_the_weights_that_will_be_read_are_downloaded(hub, tmp_path):
+    small = ["*.json", "*.txt", "*.model"]
+    for files, wanted in (
+        (["pytorch_model.bin", "model.safetensors", "flax_model.msgpack"], ["model.safetensors"]),
+        (["open_clip_pytorch_model.bin", "pytorch_model.bin"], ["pytorch_model.bin"]),
+        (["model.safetensors.index.json", "model-00001-of-00002.safetensors"], ["*.safetensors"]),
+        (["pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"], ["*.bin"]),
+        (["flair_resnet.zip", "README.md"], ["flair_resnet.zip"]),
+        (None, [f"*{suffix}" for suffix in (*weight_files.SUFFIXES, ".zip")]),
+    ):
+        hub["files"] = files
+        assert resolve("owner/name", "abc") == tmp_path
+        assert hub["patterns"] == small + wanted and (hub["name"], hub["revision"]) == ("owner/name", "abc")
+    resolve("owner/name", "abc", weights=False)
+    assert hub["patterns"] == small
+
+
+def test_one_of_several_files_of_the_hub(hub, tmp_path):
+    hub["files"] = ["b.pt", "a.pt"]
+    with pytest.raises(
+        CheckpointError, match=r"several files of weights \(a\.pt, b\.pt\); name one: 'owner/name:FILE'"
+    ):
+        resolve("hf-hub:owner/name", "abc")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.pt").touch()
+    assert resolve("owner/name:sub/b.pt", "abc") == tmp_path / "sub" / "b.pt"
+    assert hub["patterns"][-1] == "sub/b.pt"
+    with pytest.raises(CheckpointError, match="no such file"):
+        resolve("owner/name:c.pt", "abc")
+    for wrong in ("owner/name:../b.pt", "owner/name:/b.pt", "owner/name:"):
+        with pytest.raises(CheckpointError, match="no such file or folder"):
+            resolve(wrong, "abc")
