@@ -4,27 +4,31 @@ n records, T samples, P patches, H width. 6 layers, width 512, 8 heads, feed-for
 joint dimension 512, learned logit scale: the sizes the paper's repository states. That code cannot run (its position
 table and value embedding are unused), so the embedding of the signal is ours: one linear map per patch of 0.1 s over
 all leads at once (a strided convolution), with learned positions. 10 s give P = 100 tokens; one token per sample would
-give 1,000 to 5,000, at 100 to 2,500 times the attention cost.
+give 1,000 to 5,000, at 100 to 2,500 times the attention cost. A checkpoint with the repository's own keys is recognised
+and loaded as `ecg_clip_repository`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
+from m3bind.models import registry
 from m3bind.models.augment import vary
 from m3bind.models.base import ModelCard
+from m3bind.models.checkpoint import read_state
 from m3bind.models.heads import make_head
 from m3bind.models.pair import TowerPair
 from m3bind.models.preprocess import signal_tensor
 from m3bind.models.text_encoder import lora_targets, make_text_encoder
 
 LEADS = 12
+_REPOSITORY_KEY = "ecg_encoder.value_embedding.weight"  # only the repository's layout embeds single samples
 
 
 class EcgTransformer(nn.Module):
@@ -81,7 +85,7 @@ class EcgClip(TowerPair):
         lora_text=("query", "value"),
         lora_image=("query", "value"),
         training_data=("MIMIC-III notes (BioClinicalBERT)",),
-        notes="Patch embedding of 0.1 s is ours; the paper's repository does not run.",
+        notes="Patch embedding of 0.1 s is ours; the paper's repository does not run (see ecg_clip_repository).",
     )
 
     def __init__(
@@ -159,6 +163,18 @@ class EcgClip(TowerPair):
             "modality": modality,
         }
         self.card = replace(type(self).card, joint_dim=joint_dim, lora_text=lora_targets(self.text_trunk))
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
+        """As the base class; a file of the paper's repository gives an `EcgClipRepository` (and takes its settings).
+
+        Raises:
+            CheckpointError: damaged, unsafe to read, or of neither layout.
+            UnknownNameError: a setting that the layout in the file does not take.
+        """
+        if any(key.endswith(_REPOSITORY_KEY) for key in read_state(path)):
+            return registry.load("ecg_clip_repository", path, **settings)  # type: ignore[return-value]
+        return super().from_checkpoint(path, settings, variant)
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments as JSON values; `text` holds the text tower's configuration, not a name."""

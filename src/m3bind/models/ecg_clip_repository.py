@@ -1,0 +1,174 @@
+"""ECG-CLIP in the layout of the paper's repository: a transformer over single samples of one lead, and BioClinicalBERT.
+
+n items, T samples (at most 5000), w = 512 width.
+
+    ecg:  Linear(1, 512) on each sample + learned position, a first token without position, 6 post-norm layers with
+          8 heads, 2048 inner width and ReLU; the first token's output, Linear to 512.
+    text: BioClinicalBERT, first token (or BERT's tanh layer on it), Linear to 512.
+
+The repository (silent618/M3Bind, 1aff015) holds constructors of these sizes, no weights, and a forward pass that cannot
+run. What is computed here is the declared network, repaired: the declared value embedding and position table are used,
+positions count samples, and the text output's first token is projected. For the paper's experiments m3bind trains
+`ecg_clip` instead (patches of 12 leads, 50 times shorter sequences); this layout is for files with these keys.
+
+Nothing upstream says how 12 leads become one sequence, nor rate, units or filter. Here: one lead (II by default), 10 s
+at 500 Hz, so that the position table is used in full; units of 0.5 mV with the median subtracted, as in `ecg_clip`.
+
+5001 tokens make an attention matrix of 800 MB for one record and layer. So few records pass the layers at a time that
+their matrices together would be no larger (one record at 5000 samples); in eval mode, and without dropout, torch makes
+no whole matrix. While training, each layer is computed again for its gradient instead of being kept: one record of 5000
+samples takes 1 GB, with dropout 4 GB.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from m3bind.errors import ConfigError
+from m3bind.modalities.base import Sample
+from m3bind.modalities.ecg import LEADS
+from m3bind.models.augment import vary
+from m3bind.models.base import ModelCard
+from m3bind.models.checkpoint import rename
+from m3bind.models.preprocess import signal_tensor
+from m3bind.models.published import BIOCLINICALBERT, LearnedScale, PublishedModel, bert_trunk
+
+SAMPLES, WIDTH, LAYERS, HEADS, FEED_FORWARD = 5000, 512, 6, 8, 2048
+
+
+class SampleTransformer(nn.Module):
+    """Post-norm transformer over the samples of one signal: (n, T) or (n, 1, T) -> (n, 512)."""
+
+    def __init__(self, dropout: float) -> None:
+        """`dropout` of both kinds, in train mode."""
+        super().__init__()
+        # Tokens first: with the batch first, torch's fast path would hold the whole attention matrix.
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD, dropout, "relu", batch_first=False)
+        self.value_embedding = nn.Linear(1, WIDTH)
+        self.position_embedding = nn.Parameter(torch.empty(1, SAMPLES, WIDTH))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, WIDTH))
+        self.transformer_encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """(n, T) or (n, 1, T) -> (n, 512), the first token.
+
+        Raises:
+            ConfigError: several leads, no sample, or more than 5000.
+        """
+        signal = batch[:, 0] if batch.ndim == 3 and batch.shape[1] == 1 else batch
+        if signal.ndim != 2 or not 0 < signal.shape[1] <= SAMPLES:
+            raise ConfigError(
+                f"ecg_clip_repository takes one lead of at most {SAMPLES} samples, (n, T) or (n, 1, T), not "
+                f"{tuple(batch.shape)}; its preprocess picks a lead (setting lead) and resamples."
+            )
+        rows = (SAMPLES // signal.shape[1]) ** 2
+        return torch.cat([self._first_token(part) for part in torch.split(signal, rows)])
+
+    def _first_token(self, signal: Tensor) -> Tensor:
+        """(m, T) -> (m, 512)."""
+        x = self.value_embedding(signal[..., None]) + self.position_embedding[:, : signal.shape[1]]
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = x.transpose(0, 1).contiguous()  # (1 + T, m, 512)
+        for layer in self.transformer_encoder.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if torch.is_grad_enabled() else layer(x)
+        first: Tensor = x[0]
+        return first
+
+
+class EcgClipRepository(PublishedModel):
+    """ECG-CLIP as the paper's repository declares it; `m3bind.models.load("ecg_clip", FILE)` gives it for its files."""
+
+    name = "ecg_clip_repository"
+    tokenizer_source = BIOCLINICALBERT
+    migrations = (
+        rename(r"^ecg_encoder\.", "image_trunk."),
+        rename(r"^ecg_proj\.", "image_head."),
+        rename(r"^text_encoder\.", "text_trunk.bert."),
+        rename(r"^text_proj\.", "text_head."),
+        rename(r"^logit_scale$", "scale.log"),
+    )
+    ignored_keys = ("text_trunk.bert.pooler.*",)
+    card = ModelCard(
+        source="https://github.com/silent618/M3Bind, folder ECG_CLIP (constructors; their forward pass cannot run)",
+        revision="1aff015",
+        licence_code="Apache-2.0 (this file is ours; the repository states none)",
+        licence_weights="none published",
+        joint_dim=512,
+        input="1 x at most 5000 samples of one lead, units of 0.5 mV, median subtracted (lead, rate and unit are ours)",
+        lora_text=("query", "value"),
+        lora_image=("linear1", "linear2"),
+        training_data=("MIMIC-III notes (BioClinicalBERT)",),
+        notes="One token per sample: 5001 tokens for 10 s, seconds of CPU per record. ecg_clip is what m3bind trains.",
+    )
+
+    def __init__(
+        self,
+        pooling: Literal["cls", "pooler"] = "cls",
+        lead: str = "II",
+        rate: float = 500.0,
+        seconds: float = 10.0,
+        dropout: float = 0.1,
+        tokenizer: str | Path | None = None,
+        tokenizer_revision: str = "",
+        assets: Path | str | None = None,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            pooling: of the text tower, "cls" (first token) or "pooler" (BERT's tanh layer on it).
+            lead: which of the 12 leads is the sequence.
+            rate: Hz the signal is resampled to.
+            seconds: kept around the centre; `rate` times `seconds` is at most 5000.
+            dropout: of the ECG tower in train mode; with 0, training at 5000 samples takes far less memory.
+            tokenizer: see `PublishedModel`.
+            tokenizer_revision: see `PublishedModel`.
+            assets: see `PublishedModel`.
+            frozen: see `PublishedModel`.
+
+        Raises:
+            ConfigError: an unknown `pooling` or `lead`, or more samples than positions.
+        """
+        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+        if pooling not in ("cls", "pooler"):
+            raise ConfigError(f"pooling={pooling!r} of {self.name} is unknown; choose 'cls' or 'pooler'.")
+        if lead not in LEADS:
+            raise ConfigError(f"lead={lead!r} of {self.name} is unknown; choose one of {', '.join(LEADS)}.")
+        if not 1 <= round(rate * seconds) <= SAMPLES:
+            raise ConfigError(
+                f"{seconds:g} s at {rate:g} Hz are {round(rate * seconds)} samples, but {self.name} has {SAMPLES} "
+                "positions; lower rate or seconds."
+            )
+        self.lead, self.rate, self.seconds, self.dropout, self.max_tokens = lead, rate, seconds, dropout, 256
+        self.image_trunk = SampleTransformer(dropout)
+        self.image_head = nn.Linear(WIDTH, self.joint_dim)
+        self.text_trunk = bert_trunk(28996, pooling)
+        self.text_head = nn.Linear(768, self.joint_dim)
+        self.scale = LearnedScale()
+        self._finish()
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Learned, without a limit."""
+        return self.scale()  # type: ignore[no-any-return]
+
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments as JSON values."""
+        own = {"pooling": self.text_trunk.pooling, "lead": self.lead, "rate": self.rate, "seconds": self.seconds}
+        return super().settings() | own | {"dropout": self.dropout}
+
+    def preprocess(self, sample: Sample) -> Tensor:
+        """(12, T') in mV -> (1, rate * seconds) of one lead, units of 0.5 mV."""
+        row = LEADS.index(self.lead)
+        return signal_tensor(sample, self.rate, self.seconds, len(LEADS))[row : row + 1]
+
+    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """As `ecg_clip`: shift in time up to 5 %, amplitude +-10 %, a little noise; (n, 1, T)."""
+        return vary(batch, generator, shift=0.05, noise=0.05)
