@@ -65,7 +65,9 @@ class ToyEncoder(DualEncoder):
         return {"inputs": self.inputs, "joint_dim": self.joint_dim, "width": self.width}
 
 
-def toy_pairs(sizes: dict[str, int], seed: int = 0, image: str = "input", text: str = "input") -> dict[str, Pairs]:
+def toy_pairs(
+    sizes: dict[str, int], seed: int = 0, image: str = "input", text: str = "input", joint_dim: int | None = None
+) -> dict[str, Pairs]:
     """Pairs of several modalities whose images depend on their texts."""
     random = np.random.default_rng(seed)
     table = TextTable()
@@ -77,7 +79,7 @@ def toy_pairs(sizes: dict[str, int], seed: int = 0, image: str = "input", text: 
     pairs = {}
     for number, (m, size) in enumerate(sizes.items()):
         torch.manual_seed(seed + number)
-        model = ToyEncoder(joint_dim=6 + number)
+        model = ToyEncoder(joint_dim=joint_dim or 6 + number)
         hot = np.array([[w in c.split() for w in WORDS[:10]] for c in captions[m]], dtype=np.float32)
         array = hot + 0.1 * random.standard_normal(hot.shape).astype(np.float32)
         with torch.no_grad():

@@ -5,7 +5,8 @@
 * `merge`, `validate`: changes on a plain tree, and the tree as settings.
 * `presets()`: names of the settings files that ship with the package.
 
-A YAML file may start from another with `extends: NAME`; mappings are merged key by key, anything else is replaced.
+A YAML file may start from another with `extends: NAME`; mappings are merged key by key, anything else is replaced. A
+modality set to null is left out.
 Equation numbers are those of the M3Bind paper.
 """
 
@@ -251,6 +252,8 @@ def validate(tree: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: naming the first setting that is unknown or has a bad value.
     """
+    if isinstance(tree.get("modalities"), dict):
+        tree = tree | {"modalities": {m: v for m, v in tree["modalities"].items() if v is not None}}
     try:
         return RunConfig(**tree)
     except ValidationError as error:
