@@ -74,7 +74,8 @@ class MedBindStage:
 
     def groups(self) -> Sequence[ParameterGroup]:
         """Per modality, the shared text tower with the first."""
-        groups, seen = [], set()
+        groups: list[ParameterGroup] = []
+        seen: set[int] = set()
         for m, pairs in self.pairs.items():
             own = [p for p in pairs.model.parameters() if p.requires_grad and id(p) not in seen]
             seen.update(map(id, own))
@@ -106,7 +107,9 @@ class MedBindStage:
 
     def _images(self, m: str, indices: IntArray) -> Tensor:
         micro, images = self.settings.micro(m), self.pairs[m].images
-        return self.bridges[m](encode_sharded(lambda part: images.encode(part, micro=micro), torch.from_numpy(indices)))
+        return self.bridges[m](  # type: ignore[no-any-return]
+            encode_sharded(lambda part: images.encode(part, micro=micro), torch.from_numpy(indices))
+        )
 
 
 def _sampler(count: int, name: str, settings: AlignConfig, seed: int) -> EpochSampler:
