@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
+from m3bind.files import read_json
 from m3bind.models.base import Tokens
 from m3bind.models.bert import BertTrunk, Pooling
 from m3bind.models.checkpoint import drop_position_ids, load_strict, read_state, rename, resolve, strip_prefix
@@ -56,9 +57,15 @@ class HFTrunk(nn.Module):
     """Any Hugging Face encoder that is no BERT: masked mean or first token of its last hidden state."""
 
     def __init__(self, config: Any, pooling: Pooling = "mean") -> None:
-        """`config` is a transformers configuration of an encoder AutoModel knows."""
+        """`config` is a transformers configuration of an encoder AutoModel knows; `pooling` is "mean" or "cls".
+
+        Raises:
+            ConfigError: a pooling that only a BERT has.
+        """
         from transformers import AutoModel
 
+        if pooling not in ("mean", "cls"):
+            raise ConfigError(f"pooling={pooling!r} is for BERT only; a {config.model_type} takes 'mean' or 'cls'.")
         super().__init__()
         self.config, self.pooling = config, pooling
         try:
@@ -187,6 +194,7 @@ def make_text_encoder(
     layers: int | None = None,
     revision: str = "",
     config: Mapping[str, Any] | None = None,
+    lowercase: bool | None = None,
 ) -> TextEncoder:
     """A text encoder with `dim` output dimensions.
 
@@ -198,15 +206,20 @@ def make_text_encoder(
         head: a kind of head ("identity", "linear", "adapter") or {"kind": ..., options}.
         assets: folder with `tokenizer.json`.
         max_tokens: longest token sequence, special tokens included (default 128 for "bert", else up to 256).
-        pooling: "mean" or "cls"; default "mean".
+        pooling: "mean" or "cls", of a BERT also "pooler" (its tanh layer on the first token) or "last"; default "mean".
         layers: keep only the first so many layers of a pretrained BERT (MGCA keeps 6 of 12).
         revision: commit of a hub id.
         config: for "bert", fields of BertConfig that replace the small defaults.
+        lowercase: of a pretrained BERT's tokenizer; default: what its folder says, and lower case where it says nothing
+            (as BioClinicalBERT's, whose vocabulary is cased: with transformers' default its texts are lower-cased).
 
     Raises:
-        ConfigError: a setting is missing (`assets` of "bert", `revision` of a hub id) or the extra `compact` is.
+        ConfigError: a setting is missing (`assets` of "bert", `revision` of a hub id) or the extra `compact` is, or one
+            is given to a text tower it does not apply to.
         CheckpointError: the folder's weights do not fit its configuration, or the hub cannot be reached.
     """
+    if lowercase is not None and (isinstance(text, Mapping) or text == "bert"):
+        raise ConfigError("lowercase= is for a pretrained text tower; here the tokenizer in assets decides.")
     if isinstance(text, Mapping):
         if assets is None:
             raise ConfigError("a text tower built from settings needs assets=<folder with tokenizer.json>.")
@@ -221,13 +234,29 @@ def make_text_encoder(
         trunk, tokenizer, limit = _small_bert(assets, config or {}, pooling or "mean", max_tokens or 128)
     else:
         folder = minilm_folder() if text == "minilm" else _folder(text, revision)
-        trunk, tokenizer = _pretrained(folder, pooling or "mean", layers), read_tokenizer(folder)
+        trunk = _pretrained(folder, pooling or "mean", layers)
+        tokenizer = _tokenizer(folder, lowercase, trunk.config)
         limit = max_tokens or min(256, _positions(trunk))
     if limit > _positions(trunk):
         raise ConfigError(f"max_tokens {limit} exceeds the {_positions(trunk)} positions of text={str(text)!r}.")
     options = {key: value for key, value in head_settings.items() if key not in ("kind", "dim")}
     made = make_head(str(head_settings["kind"]), _width(trunk), dim, **options)
     return TextEncoder(trunk, made, tokenizer, limit, head_settings)
+
+
+def _tokenizer(folder: Path, lowercase: bool | None, config: Any) -> Tokenizer:
+    """The folder's tokenizer; it folds case as `lowercase` says and pads with what `config` calls padding."""
+    from tokenizers.normalizers import BertNormalizer
+
+    tokenizer = read_tokenizer(folder, lowercase)
+    if lowercase is not None:
+        if not isinstance(tokenizer.normalizer, BertNormalizer):
+            raise ConfigError(f"lowercase= is for BERT's WordPiece; the tokenizer in {folder} has its own rules.")
+        tokenizer.normalizer.lowercase = lowercase
+    padding = getattr(config, "pad_token_id", None)
+    if tokenizer.padding is None and padding is not None and tokenizer.id_to_token(padding) is not None:
+        tokenizer.enable_padding(pad_id=padding, pad_token=tokenizer.id_to_token(padding))
+    return tokenizer
 
 
 def _folder(text: str | Path, revision: str) -> Path:
@@ -266,14 +295,22 @@ def _small_bert(
     return BertTrunk(made, pooling), tokenizer, max_tokens
 
 
-def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module:
-    """The trunk of a Hugging Face folder with its weights; heads of other tasks in the file are left out."""
-    from transformers import AutoConfig
+def _read_config(folder: Path) -> Any:
+    """The configuration in a Hugging Face folder; BERT's where the folder is older than the key `model_type`."""
+    from transformers import AutoConfig, BertConfig
 
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        values = read_json(folder / "config.json")
+        if "model_type" not in values and "type_vocab_size" in values:
+            return BertConfig(**values)
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: no usable config.json ({str(error).splitlines()[0][:120]}).") from error
+
+
+def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module:
+    """The trunk of a Hugging Face folder with its weights; heads of other tasks in the file are left out."""
+    config = _read_config(folder)
     dropped: list[str] = []
     if layers is not None:
         if config.model_type != "bert" or not 1 <= layers <= config.num_hidden_layers:
