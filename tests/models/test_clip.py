@@ -13,41 +13,8 @@ from m3bind.errors import CheckpointError, ConfigError
 from m3bind.models.base import DualEncoder
 from m3bind.models.clip import ClipModel, bpe_tokens
 from m3bind.models.clip_keys import read_quick_gelu
-from models.clip_checks import activations, assert_batches, assert_golden, assert_norms, golden_images
+from models.clip_checks import TEXTS, activations, assert_batches, assert_golden, assert_norms, golden_images
 from models.golden import Golden, assert_lora, fixture
-
-TEXTS = [
-    "",
-    "!",
-    "! !! !",
-    "Pneumonia",
-    "PNEUMONIA IN THE LEFT LOWER LOBE",
-    "No acute cardiopulmonary process.",
-    "It's the patient's X-ray; they've seen 2 of 10 (20%)",
-    "HER2/neu 3+, ER-/PR-, Ki-67 ~ 35 %",
-    "a  b\tc\nd\r\ne",
-    "   leading and trailing   ",
-    "naïve café, Sjögren's, Ménière",
-    "10 µm, 37 °C, ±5 Å, ½ ² ³",
-    "心电图正常",
-    "ЭКГ в норме",
-    "Ελληνικά ΣΑΣ ς",
-    "İstanbul ǅ ß ſ ﬁne ﬂow",
-    "😀 👩🏽‍⚕️ emoji",
-    "&lt;b&gt; &amp;amp; &#39;x&#39; &nbsp;",
-    "donâ€™t fix Ã© mojibake",
-    "<start_of_text> in between <END_OF_TEXT> and after",
-    "a!<end_of_text>b",
-    "“curly” ‘quotes’ – — …",
-    "zero\u200bwidth and\u00a0hard\u2003spaces \u3000 here",
-    "e\u0301 combining, \u1e9b\u0323",
-    "tab\x1cseparators\x85and\x0bmore",
-    "http://example.org/a_b?c=d&e=f#g",
-    "word" * 200,
-    "histopathology " * 76,
-    "x " * 74 + "the end",
-    "x " * 75,
-]
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +133,7 @@ def test_saved_with_its_gelu(golden: Golden, model: ClipModel, tmp_path: Path) -
     model._set_gelu(False)
     models.save(model, tmp_path / "saved")
     model._set_gelu(True)
-    again = models.load(tmp_path / "saved")
-    assert not again.settings()["quick_gelu"] and activations(again) == {"GELUActivation"}
-    asked = models.build("clip", quick_gelu=True, frozen=["text_trunk"])
-    assert asked.settings() == {"frozen": ["text_trunk"], "quick_gelu": True}
-    assert not any(p.requires_grad for p in asked.text_trunk.parameters())
+    again = models.load(tmp_path / "saved", frozen=["text_trunk"])
+    assert again.settings() == {"frozen": ["text_trunk"], "quick_gelu": False}
+    assert activations(again) == {"GELUActivation"}
+    assert not any(p.requires_grad for p in again.text_trunk.parameters())

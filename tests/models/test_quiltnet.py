@@ -94,6 +94,20 @@ def test_lora_on_images(golden: Golden, model: DualEncoder) -> None:
     assert assert_lora(model, "image", lambda: model.encode_image(images)) == 24
 
 
+class TestPmb:
+    @pytest.fixture(scope="class")
+    def golden(self) -> Golden:
+        return fixture("quiltnet_b16_pmb")
+
+    def test_images_texts_and_logits(self, golden: Golden, tmp_path: Path) -> None:
+        model = golden.load("quiltnet_b16_pmb", tmp_path)
+        assert_golden(golden, model)
+        assert_norms(golden, model)
+        assert activations(model) == set(golden.meta["activation_modules"])
+        assert_pictures(golden, model)
+        assert model.registered_name == "quiltnet_b16_pmb" and "Quilt-1M" in model.card.training_data[0]
+
+
 def theirs(key: str) -> str:
     for ours, name in (
         ("image_trunk.model.", "vision_model."),

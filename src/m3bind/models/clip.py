@@ -208,6 +208,13 @@ class Clip(ClipModel):
         """Nothing: the vocabulary comes with open_clip."""
 
 
+def repaired(text: str) -> str:
+    """A text as open_clip hands it to any tokenizer: broken encodings and HTML entities undone, spaces made single."""
+    from open_clip.tokenizer import basic_clean, whitespace_clean
+
+    return whitespace_clean(basic_clean(text))  # type: ignore[no-any-return]
+
+
 @cache
 def _bpe() -> Any:
     from open_clip.tokenizer import SimpleTokenizer

@@ -8,9 +8,11 @@ names. Ikezogwo et al. 2023, https://arxiv.org/abs/2306.11207.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from m3bind.models.base import ModelCard
+from m3bind.models.biomedclip import BiomedClip
 from m3bind.models.clip import Clip
 
 _CARD = ModelCard(
@@ -39,3 +41,16 @@ class QuiltNet(Clip):
     published_quick_gelu = False
     ignored_keys = ()
     cards: ClassVar[Mapping[str, ModelCard]] = dict.fromkeys(names, _CARD)
+
+
+class QuiltNetPmb(BiomedClip):
+    """QuiltNet with PubMedBERT: BiomedCLIP's network and keys, QuiltNet's weights."""
+
+    name = "quiltnet_b16_pmb"
+    card = replace(
+        _CARD,
+        lora_text=("query", "value"),
+        lora_image=("qkv",),
+        training_data=("Quilt-1M (YouTube, Twitter, PubMed, LAION histopathology)", "PubMed abstracts (BiomedBERT)"),
+        notes="hub id wisdomik/QuiltNet-B-16-PMB: open_clip_pytorch_model.bin.",
+    )
