@@ -42,7 +42,7 @@ FOLDER_FILES = (  # weights in a folder, the first that is there
     "open_clip_pytorch_model.bin",
 )
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar")  # .tar: what some call a file of torch.save
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights inside a checkpoint
+WRAPPERS = ("state_dict", "model_state_dict", "model", "params")  # where training scripts keep weights in a checkpoint
 _INDEX = ".index.json"
 _HUB_SMALL = ("*.json", "*.txt", "*.model")
 _ARCHIVES = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
@@ -263,8 +263,8 @@ def _refuse_other_files(head: bytes, path: Path, shown: str) -> None:
 def read_state(path: Path | str) -> State:
     """Names and CPU tensors of a checkpoint: a file, a Hugging Face or open_clip folder, or a zip with one such file.
 
-    Lightning and similar checkpoints are unwrapped (`state_dict`, `model_state_dict`, `model`). Tensors may be backed
-    by the file: copy them before it is written again.
+    Lightning and similar checkpoints are unwrapped (see `WRAPPERS`). Tensors may be backed by the file: copy
+    them before it is written again.
 
     Raises:
         ReadError: no such file, or a folder without weights.

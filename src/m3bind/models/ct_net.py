@@ -1,0 +1,246 @@
+"""CT-Net (chest CT): a supervised classifier of whole volumes, without a text tower.
+
+n volumes, k labels. A volume is 402 slices as 134 pictures of three channels.
+
+    trunk       ResNet-18 on each picture to 512 x 14 x 14, three 3-D convolutions over all of them, 7200 features
+    head        Linear, ReLU, Linear, ReLU: 96 features, divided by their norm in `encode_image`
+    classifier  Linear to k labels; sigmoid
+
+The authors' volumes (RAD-ChestCT) run from the head down, m3bind's from the feet up: `preprocess` turns them. Rows
+(to the back) and columns (to the patient's left) agree. Other volumes are first brought to 0.8 mm as RAD-ChestCT was
+(rachellea/ct-volume-preprocessing: cubic B-splines, whole numbers, limits -1000 and 1000).
+Draelos et al. 2021, https://arxiv.org/abs/2002.04752.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from m3bind.errors import ConfigError
+from m3bind.modalities.base import Sample
+from m3bind.models.base import ModelCard, Tokens
+from m3bind.models.checkpoint import rename
+from m3bind.models.published import PublishedModel
+from m3bind.models.volumes import CT_RATE_LABELS, centred, checked_spacing, volume_of
+
+SPACING = 0.8  # mm, all sides
+SHAPE = (402, 420, 420)
+PICTURES = SHAPE[0] // 3
+HU = (-1000.0, 200.0)
+STORED_HU = (-1000.0, 1000.0)  # limits of the authors' prepared volumes, which hold whole numbers
+MEAN = 0.449
+FEATURES = 16 * 18 * 5 * 5
+TOGETHER = 6  # pictures that pass the ResNet at once outside of training
+_MANY = (
+    "bandlike_or_linear bronchial_wall_thickening groundglass honeycombing reticulation tree_in_bud airspace_disease "
+    "air_trapping aspiration atelectasis bronchiectasis bronchiolectasis bronchiolitis bronchitis emphysema hemothorax "
+    "interstitial_lung_disease lung_resection mucous_plugging pleural_effusion pleural_thickening pneumonia "
+    "pneumonitis pneumothorax pulmonary_edema septal_thickening tuberculosis cabg cardiomegaly coronary_artery_disease "
+    "heart_failure heart_valve_replacement pacemaker_or_defib pericardial_effusion pericardial_thickening sternotomy "
+    "arthritis atherosclerosis aneurysm breast_implant breast_surgery calcification cancer catheter_or_port cavitation "
+    "clip congestion consolidation cyst debris deformity density dilation_or_ectasia distention fibrosis fracture "
+    "granuloma hardware hernia infection infiltrate inflammation lesion lucency lymphadenopathy mass nodule "
+    "nodulegr1cm opacity plaque postsurgical scarring scattered_calc scattered_nod secretion soft_tissue staple stent "
+    "suture transplant chest_tube tracheal_tube gi_tube"
+)
+# by the number of outputs: columns of the authors' label files; CT-RATE, on which CT-CLIP's authors trained it
+LABELS: Mapping[int, tuple[str, ...]] = {83: tuple(_MANY.split()), 18: CT_RATE_LABELS}
+
+
+class Trunk(nn.Module):
+    """(n, 134, 3, 420, 420) -> (n, 7200)."""
+
+    def __init__(self) -> None:
+        from torchvision.models import resnet18
+
+        super().__init__()
+        self.resnet = resnet18(weights=None)
+        self.resnet.avgpool, self.resnet.fc = nn.Identity(), nn.Identity()
+        self.reduce = nn.Sequential(  # the 134 pictures are channels, the 512 maps of each are the depth
+            nn.Conv3d(PICTURES, 64, 3, stride=(3, 1, 1)),
+            nn.ReLU(),
+            nn.Conv3d(64, 32, 3, stride=(3, 1, 1)),
+            nn.ReLU(),
+            nn.Conv3d(32, 16, (3, 2, 2), stride=(3, 2, 2)),
+            nn.ReLU(),
+        )
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """One volume at a time, except in training, where normalisation may take its statistics over all.
+
+        Raises:
+            ConfigError: another shape.
+        """
+        if volumes.shape[1:] != (PICTURES, 3, *SHAPE[1:]):
+            raise ConfigError(
+                f"CT-Net takes volumes (n, {PICTURES}, 3, {SHAPE[1]}, {SHAPE[2]}), this batch is "
+                f"{tuple(volumes.shape)}; prepare samples with the model's preprocess."
+            )
+        if self.training:
+            maps = self.maps(volumes.flatten(0, 1)).view(len(volumes), PICTURES, 512, 14, 14)
+            return self.reduce(maps).flatten(1)  # type: ignore[no-any-return]
+        rows = [self.reduce(self.maps(volume)[None]).flatten(1) for volume in volumes]
+        return torch.cat(rows) if rows else volumes.new_zeros(0, FEATURES)
+
+    def maps(self, pictures: Tensor) -> Tensor:
+        """(m, 3, 420, 420) -> (m, 512, 14, 14), few pictures at a time outside of training."""
+        parts = torch.split(pictures, len(pictures) if self.training else TOGETHER)
+        maps = [self.resnet(part.contiguous(memory_format=torch.channels_last)) for part in parts]
+        return torch.cat(maps).view(-1, 512, 14, 14)
+
+
+class CtNet(PublishedModel):
+    """CT-Net as its authors defined it, with 83 or 18 outputs. It has no text tower: its methods for texts refuse."""
+
+    name = "ct_net"
+    migrations = (
+        rename(r"^features\.0\.", "image_trunk.resnet.conv1."),
+        rename(r"^features\.1\.", "image_trunk.resnet.bn1."),
+        rename(r"^features\.4\.", "image_trunk.resnet.layer1."),
+        rename(r"^features\.5\.", "image_trunk.resnet.layer2."),
+        rename(r"^features\.6\.", "image_trunk.resnet.layer3."),
+        rename(r"^features\.7\.", "image_trunk.resnet.layer4."),
+        rename(r"^reducingconvs\.", "image_trunk.reduce."),
+        rename(r"^classifier\.([03])\.", r"image_head.\1."),
+        rename(r"^classifier\.6\.", "classifier.1."),
+    )
+    card = ModelCard(
+        source="https://github.com/rachellea/ct-net-models (Draelos et al. 2021, arXiv:2002.04752)",
+        revision="a2cb4ab",
+        licence_code="MIT",
+        licence_weights="none published",
+        joint_dim=96,
+        input="134x3x420x420 (402 slices of 0.8 mm, from the head down), -1000..200 HU to 0..1, minus 0.449",
+        lora_image=("conv1", "conv2"),
+        training_data=("RAD-ChestCT (83 outputs)", "CT-RATE (18 outputs)", "ImageNet (ResNet-18)"),
+        notes=(
+            "A supervised baseline without texts: `logits` and `probabilities` of volumes, columns named by `labels`. "
+            "No weights are published; the authors' training script keeps them under 'params' of a file without "
+            "ending. For 18 outputs the order of CT-RATE's label table is assumed."
+        ),
+    )
+
+    def __init__(self, outputs: int = 83, spacing: Sequence[float] | None = None, frozen: Sequence[str] = ()) -> None:
+        """Build with random weights.
+
+        Args:
+            outputs: 83 (labels of RAD-ChestCT) or 18 (of CT-RATE).
+            spacing: voxel sides (D, H, W) in mm of volumes that state none; without it they are refused.
+            frozen: see `PublishedModel`.
+
+        Raises:
+            ConfigError: another number of outputs, or a `spacing` that is not three positive numbers.
+        """
+        super().__init__(self.name, frozen=frozen)
+        if outputs not in LABELS:
+            raise ConfigError(f"outputs={outputs!r} of ct_net is unknown; choose {' or '.join(map(str, LABELS))}.")
+        self.outputs, self.spacing, self.max_tokens = outputs, checked_spacing(spacing, self.name), 0
+        self.image_trunk = Trunk()
+        self.image_head = nn.Sequential(
+            nn.Linear(FEATURES, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, self.joint_dim), nn.ReLU()
+        )
+        self.classifier = nn.Sequential(nn.Dropout(0.5), nn.Linear(self.joint_dim, outputs))
+        self.text_trunk, self.text_head = nn.Identity(), nn.Identity()
+        self._finish()
+
+    # ---- labels
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the columns of `logits` and `probabilities`, in order."""
+        return LABELS[self.outputs]
+
+    def logits(self, images: Tensor, texts: Tensor | None = None) -> Tensor:
+        """What `preprocess` gives, (n, 134, 3, 420, 420) -> (n, k), one column per label.
+
+        Raises:
+            ConfigError: `texts` are given; this model compares nothing.
+        """
+        if texts is not None:
+            self._refuse()
+        return self.classifier(self.project_image(self.image_features(images)))  # type: ignore[no-any-return]
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(n, 134, 3, 420, 420) -> (n, k) in 0..1, each label for itself."""
+        return self.logits(images).sigmoid()
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """1: nothing is scaled."""
+        return torch.ones((), device=next(self.parameters()).device)
+
+    # ---- texts
+
+    def _refuse(self) -> NoReturn:
+        raise ConfigError(
+            "ct_net has no text tower: it was trained on labels alone. Take its `probabilities` or image features; "
+            "for texts about CT choose ct_clip."
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Refused.
+
+        Raises:
+            ConfigError: always.
+        """
+        self._refuse()
+
+    def text_features(self, tokens: Tokens) -> Tensor:
+        """Refused.
+
+        Raises:
+            ConfigError: always.
+        """
+        self._refuse()
+
+    def project_text(self, features: Tensor) -> Tensor:
+        """Refused.
+
+        Raises:
+            ConfigError: always.
+        """
+        self._refuse()
+
+    # ---- settings and samples
+
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments as JSON values."""
+        spacing = None if self.spacing is None else list(self.spacing)
+        return super().settings() | {"outputs": self.outputs, "spacing": spacing}
+
+    def save_assets(self, folder: Path) -> None:
+        """Nothing: there is no tokenizer."""
+
+    def preprocess(self, sample: Sample) -> Tensor:
+        """(D, H, W) in HU -> (134, 3, 420, 420), from the head down.
+
+        Raises:
+            ConfigError: no volume, or one without spacing while the setting `spacing` is None.
+        """
+        volume, spacing = volume_of(sample, self.spacing, self.name)
+        volume = volume.flip(0)
+        if not np.allclose(spacing, SPACING, rtol=1e-4):
+            volume = resampled(volume, spacing).round_().clamp_(*STORED_HU)
+        volume = centred(volume, SHAPE, float(volume.min()))
+        volume = volume.clamp(*HU).sub_(HU[0]).div_(HU[1] - HU[0]).sub_(MEAN)
+        return volume.view(PICTURES, 3, *SHAPE[1:])
+
+
+def resampled(volume: Tensor, spacing: Sequence[float]) -> Tensor:
+    """(D, H, W) at 0.8 mm instead of `spacing`, by cubic B-splines, as the authors' preparation of RAD-ChestCT."""
+    depth, rows, columns = (_spline(count, side) for count, side in zip(volume.shape, spacing))
+    planes = torch.stack([rows @ plane @ columns.T for plane in volume])
+    return (depth @ planes.flatten(1)).view(-1, *planes.shape[1:])
+
+
+def _spline(count: int, side: float) -> Tensor:
+    """Resampling along an axis as a matrix (new, old): what the spline makes of unit vectors; first voxels coincide."""
+    from scipy.ndimage import affine_transform
+
+    size = max(1, round(count * (side / SPACING)))
+    matrix = affine_transform(np.eye(count), [SPACING / side, 1.0], output_shape=(size, count), order=3, mode="mirror")
+    return torch.from_numpy(matrix.astype(np.float32))
