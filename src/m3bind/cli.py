@@ -370,6 +370,24 @@ def plan(
 
 
 @app.command()
+def convert(
+    file: Annotated[
+        Path, typer.Argument(help="checkpoint that is refused: .ckpt, .pt, .pth, TorchScript, a zip with one")
+    ],
+    out: Annotated[Path, typer.Argument(help="the .safetensors file to write")],
+    trusted: Annotated[bool, typer.Option("--i-trust-this-file", help="you trust the file's authors")] = False,
+) -> None:
+    """A checkpoint that holds other things beside weights, as safetensors. Nothing of the file is executed.
+
+    Example:  m3bind convert vit_base.ckpt vit_base.safetensors --i-trust-this-file
+    """
+    from m3bind.models.convert import convert as converted
+
+    print(converted(file, out, trusted).as_text())
+    print(out)
+
+
+@app.command()
 def doctor(json_file: Json = None) -> None:
     """What this machine has: versions, threads, memory, precision, optional weights; says what is missing.
 
