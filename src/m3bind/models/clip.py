@@ -171,8 +171,22 @@ class ClipModel(PublishedModel):
         return clip_transform(SIZE)(rgb_picture(sample))
 
 
-class Clip(ClipModel):
-    """CLIP ViT-B/32 as OpenAI published it; texts are tokenized by open_clip's copy of its BPE."""
+class BpeTexts(PublishedModel):
+    """Texts tokenized by open_clip's copy of CLIP's BPE, which needs no file; a base beside the network's."""
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """open_clip's ids, cut at `max_tokens` with the end-of-text token kept; padded to the longest of `texts`."""
+        return bpe_tokens(texts, self.max_tokens)
+
+    def _read_tokenizer(self) -> Tokenizer:
+        raise ConfigError(f"{self.variant} has no tokenizer of its own to hand out; call its tokenize(texts).")
+
+    def save_assets(self, folder: Path) -> None:
+        """Nothing: the vocabulary comes with open_clip."""
+
+
+class Clip(BpeTexts, ClipModel):
+    """CLIP ViT-B/32 as OpenAI published it."""
 
     name = "clip"
     patches: ClassVar[Mapping[str, int]] = {"clip": 32}
@@ -196,16 +210,6 @@ class Clip(ClipModel):
     def __init__(self, variant: str = "", quick_gelu: bool | None = None, frozen: Sequence[str] = ()) -> None:
         """Build with random weights; arguments as for `ClipModel`, without a tokenizer."""
         super().__init__(variant, quick_gelu, frozen=frozen)
-
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """open_clip's ids, cut at 77 with the end-of-text token kept; padded with 0 to the longest of `texts`."""
-        return bpe_tokens(texts, self.max_tokens)
-
-    def _read_tokenizer(self) -> Tokenizer:
-        raise ConfigError(f"{self.variant} has no tokenizer of its own to hand out; call its tokenize(texts).")
-
-    def save_assets(self, folder: Path) -> None:
-        """Nothing: the vocabulary comes with open_clip."""
 
 
 def repaired(text: str) -> str:
