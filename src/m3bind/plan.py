@@ -201,6 +201,7 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
         settings = settings.model_copy(update={"checkpoint": None})
     model = build_model(m, settings, assets)
     shape = input_shape(model, m)
+    kinds = sum(work.captions.values())
     batch = min(align.batches.get(m, align.batch), work.pairs[m] or 1 << 62)
     tower = Tower(
         m,
@@ -222,8 +223,9 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
     rows = min(tower.micro, 8)
     trains_image, trains_text = image_level == "input", text_level == "input"
     with autocast(align, torch.device("cpu")):
-        tower.image = _image_side(model, shape, rows, trains_image)
-        tower.text = _text_side(model.encode_text, _tokens(model, tower.tokens), trains_text)
+        tower.image = _image_side(model, shape, rows, trains_image, tower.micro < batch)
+        again = 0 < align.micro_tokens < tower.tokens * (tower.captions + _distinct(align.shared_batch, kinds))
+        tower.text = _text_side(model.encode_text, _tokens(model, tower.tokens), trains_text, again)
     return tower
 
 
@@ -283,22 +285,25 @@ def _tokens(model: Any, length: int) -> Tokens:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _image_side(model: DualEncoder, shape: tuple[int, ...], rows: int, trains: bool) -> Side:
+def _image_side(model: DualEncoder, shape: tuple[int, ...], rows: int, trains: bool, again: bool) -> Side:
     depth = shape[1] if len(shape) == 4 else 0
+    again = again and not getattr(model.image_trunk, "recomputes", False)
     if depth <= DEEP[1]:
-        return _time(model.encode_image, torch.zeros(rows, *shape), rows, trains)
-    low, high = (_time(model.encode_image, torch.zeros(1, shape[0], slices, *shape[2:]), 1, trains) for slices in DEEP)
+        return _time(model.encode_image, torch.zeros(rows, *shape), rows, trains, again)
+    low, high = (
+        _time(model.encode_image, torch.zeros(1, shape[0], slices, *shape[2:]), 1, trains, again) for slices in DEEP
+    )
     share = (depth - DEEP[1]) / (DEEP[1] - DEEP[0])
     figures = {key: value + (value - getattr(low, key)) * share for key, value in asdict(high).items()}
     return Side(**figures)
 
 
-def _text_side(encode: Callable[[Tokens], Tensor], tokens: Tokens, trains: bool) -> Side:
-    return _time(encode, tokens, len(tokens["input_ids"]), trains)
+def _text_side(encode: Callable[[Tokens], Tensor], tokens: Tokens, trains: bool, again: bool) -> Side:
+    return _time(encode, tokens, len(tokens["input_ids"]), trains, again)
 
 
-def _time(encode: Callable[[Any], Tensor], batch: Any, rows: int, trains: bool) -> Side:
-    """Seconds, kept bytes and operations of one of the `rows` items of a batch."""
+def _time(encode: Callable[[Any], Tensor], batch: Any, rows: int, trains: bool, again: bool = True) -> Side:
+    """Seconds, kept bytes and operations of one of `rows` items; `again`: the forward pass runs twice in training."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -313,16 +318,17 @@ def _time(encode: Callable[[Any], Tensor], batch: Any, rows: int, trains: bool) 
     if trains:
         with _kept_bytes() as kept:
             encode(batch)
-        side.kept = kept[0] / rows
-        side.training = _median_seconds(lambda: _forward_and_back(encode, batch)) / rows
+        grown = _growth(lambda: _forward_and_back(encode, batch, again)) / WORKSPACE
+        side.kept = max(kept[0], grown) / rows
+        side.training = _median_seconds(lambda: _forward_and_back(encode, batch, again)) / rows
     return side
 
 
-def _forward_and_back(encode: Callable[[Any], Tensor], batch: Any) -> None:
+def _forward_and_back(encode: Callable[[Any], Tensor], batch: Any, again: bool) -> None:
     from torch.utils.checkpoint import checkpoint
 
     torch.manual_seed(0)
-    out: Tensor = checkpoint(encode, batch, use_reentrant=False)
+    out: Tensor = checkpoint(encode, batch, use_reentrant=False) if again else encode(batch)
     if out.requires_grad:
         out.sum().backward()  # type: ignore[no-untyped-call]
 
@@ -335,6 +341,23 @@ def _median_seconds(call: Callable[[], None], budget: float = 4.0) -> float:
         call()
         found.append(time.perf_counter() - start)
     return median(found)
+
+
+def _growth(call: Callable[[], None]) -> float:
+    """Bytes by which this process grew at most during `call`; 0 where the system does not tell (not Linux)."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        clear.write_text("5", encoding="ascii")  # the peak starts at what is used now
+        before = _status(status, "VmRSS")
+        call()
+        return max(0.0, _status(status, "VmHWM") - before)
+    except OSError:
+        return 0.0
+
+
+def _status(path: Path, name: str) -> float:
+    line = next(line for line in path.read_text(encoding="ascii").splitlines() if line.startswith(name))
+    return 1024.0 * float(line.split()[1])
 
 
 @contextmanager
@@ -369,7 +392,9 @@ def _measure_student(config: RunConfig, assets: Path, work: Work, notes: list[st
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     assert isinstance(student, TextEncoder)
     with autocast(config.distill, torch.device("cpu")):
-        side = _text_side(student.encode, _tokens(student, _length(student, work, config)), True)
+        side = _text_side(
+            student.encode, _tokens(student, _length(student, work, config)), True, config.distill.micro_tokens > 0
+        )
     return sum(p.numel() for p in student.parameters()), side, trained
 
 

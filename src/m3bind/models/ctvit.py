@@ -19,6 +19,7 @@ as if it were the identity. Hamamci et al. 2024, https://arxiv.org/abs/2403.1783
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from m3bind.errors import ConfigError
 
@@ -32,6 +33,8 @@ SEARCHED = 1024  # tokens compared with all codes at once: 32 MB
 
 class CTViT(nn.Module):
     """(n, 1, D, 480, 480) -> (n, 294912); D any multiple of 10."""
+
+    recomputes = True  # training keeps the input of each layer only
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,8 +134,9 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, shape: tuple[int, ...], bias: Tensor | None = None) -> Tensor:
         """`shape` (n, t, 24, 24, w) is how the convolutions read the tokens as they lie in memory."""
-        for layer in self.layers:
-            x = layer(x, shape, bias)
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        for layer in self.layers:  # training keeps the input of each layer and computes the rest again
+            x = checkpoint(layer, x, shape, bias, use_reentrant=False) if trains else layer(x, shape, bias)
         return self.norm(x)  # type: ignore[no-any-return]
 
 

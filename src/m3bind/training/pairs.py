@@ -94,7 +94,8 @@ class Images:
             if generator is not None:
                 rows = self.model.augment(rows, generator)
             parts = torch.split(rows, micro or max(len(rows), 1))
-            return in_parts(lambda part: self.model.encode_image(part).float(), parts)
+            recompute = not getattr(self.model.image_trunk, "recomputes", False)
+            return in_parts(lambda part: self.model.encode_image(part).float(), parts, recompute)
         if self.level == "features":
             return F.normalize(self.model.project_image(rows).float(), dim=-1)
         return rows
@@ -133,13 +134,14 @@ class Texts:
         return rows
 
 
-def in_parts(encode: Callable[[Any], Tensor], parts: Sequence[Any]) -> Tensor:
+def in_parts(encode: Callable[[Any], Tensor], parts: Sequence[Any], recompute: bool = True) -> Tensor:
     """`encode` of each part, one after the other: (n, d).
 
     With several parts and gradients, a part keeps its input and its result only; its activations are computed again in
-    the backward pass, with the same dropout. Gradients are those of the whole batch.
+    the backward pass, with the same dropout. Gradients are those of the whole batch. `recompute=False` for a tower that
+    does this itself, layer by layer (attribute `recomputes` of its trunk).
     """
-    if len(parts) == 1 or not torch.is_grad_enabled():
+    if len(parts) == 1 or not recompute or not torch.is_grad_enabled():
         return torch.cat([encode(part) for part in parts])
     return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
 
