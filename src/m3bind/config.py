@@ -75,7 +75,7 @@ class TrainConfig(_Strict):
     warmup: float = Field(0.1, ge=0, lt=1)  # fraction of the steps
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # 0: no clipping
-    micro_batch: int = Field(0, ge=0)  # images that pass a tower together while gradients are kept; 0: all of a batch
+    micro_batch: int = Field(0, ge=0)  # images that pass a tower together, computed again backwards; 0: all, all kept
     micro_batches: dict[str, int] = {}  # per modality, where it differs
     micro_tokens: int = Field(0, ge=0)  # the same for texts, in tokens; less memory, one more forward pass
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device computes it faster

@@ -85,6 +85,7 @@ class Tower:
     model: str
     pairs: int
     weights_present: bool
+    recomputes: bool  # its image trunk computes activations again by itself
     parameters: int
     trained: int  # in stage 1
     joint_dim: int
@@ -201,13 +202,13 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
         settings = settings.model_copy(update={"checkpoint": None})
     model = build_model(m, settings, assets)
     shape = input_shape(model, m)
-    kinds = sum(work.captions.values())
     batch = min(align.batches.get(m, align.batch), work.pairs[m] or 1 << 62)
     tower = Tower(
         m,
         settings.model,
         work.pairs[m],
         present,
+        bool(getattr(model.image_trunk, "recomputes", False)),
         sum(p.numel() for p in model.parameters()),
         0,
         model.joint_dim,
@@ -223,9 +224,8 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
     rows = min(tower.micro, 8)
     trains_image, trains_text = image_level == "input", text_level == "input"
     with autocast(align, torch.device("cpu")):
-        tower.image = _image_side(model, shape, rows, trains_image, tower.micro < batch)
-        again = 0 < align.micro_tokens < tower.tokens * (tower.captions + _distinct(align.shared_batch, kinds))
-        tower.text = _text_side(model.encode_text, _tokens(model, tower.tokens), trains_text, again)
+        tower.image = _image_side(model, shape, rows, trains_image, align.micro(m) > 0)
+        tower.text = _text_side(model.encode_text, _tokens(model, tower.tokens), trains_text, align.micro_tokens > 0)
     return tower
 
 
@@ -420,26 +420,21 @@ def _stages(config: RunConfig, towers: Sequence[Tower], student: tuple[int, Side
         settings = config.pretrain_for(t.modality)
         batch = settings.batches.get(t.modality, settings.batch)
         step = batch * (_full(t.image) + _full(t.text))
-        memory = (
-            weights
-            + 12.0 * t.parameters
-            + WORKSPACE
-            * max(
-                _part(settings, t.modality, batch) * 2 * t.image.kept, _texts(settings, batch, tokens) * 2 * t.text.kept
-            )
-        )
+        kept = _kept(settings, t, batch, float(batch), tokens)
+        memory = weights + 12.0 * t.parameters + 2 * WORKSPACE * sum(kept)  # all weights train: twice the activations
         stages.append(Stage(f"pretrain {t.modality}", settings.steps, step, settings.steps * step, memory))
     texts = min(config.align.pool, kinds or config.align.pool)
     seconds = sum(texts * t.text.forward for t in towers)
     stages.append(Stage("closed form", 1, seconds, seconds, weights))
     align = config.align
-    step, peak = 0.0, 0.0
+    step, held, peak = 0.0, 0.0, 0.0
     for t in towers:
         count = t.captions + _distinct(align.shared_batch, kinds)
         step += t.batch * t.image.training + count * t.text.training
-        part = _part(align, t.modality, t.batch)
-        inputs = t.batch * t.input_bytes if align.image == "lora" else 0.0
-        peak = max(peak, inputs + WORKSPACE * max(part * t.image.kept, _texts(align, count, tokens) * t.text.kept))
+        always, part = _kept(align, t, t.batch, count, tokens)
+        held += always + (t.batch * t.input_bytes if align.image == "lora" else 0.0)
+        peak = max(peak, part)
+    peak = held + WORKSPACE * peak
     trained = sum(t.trained for t in towers)
     stages.append(Stage("align", align.steps, step, align.steps * step, weights + 12.0 * trained + peak))
     prepared = sum(t.pairs * (t.image.forward + t.text.forward) for t in towers)
@@ -452,8 +447,8 @@ def _stages(config: RunConfig, towers: Sequence[Tower], student: tuple[int, Side
     memory = weights + 4.0 * parameters + 12.0 * opened
     shared = _distinct(distill.shared_batch, kinds)
     for name, steps, count in (("distill a", distill.steps, shared), ("distill b", distill.steps_b, shared + batches)):
-        kept = WORKSPACE * _texts(distill, count, tokens) * side.kept
-        stages.append(Stage(name, steps, count * side.training, steps * count * side.training, memory + kept))
+        grown = WORKSPACE * _texts(distill, count, tokens) * side.kept
+        stages.append(Stage(name, steps, count * side.training, steps * count * side.training, memory + grown))
     return stages
 
 
@@ -462,8 +457,13 @@ def _full(side: Side) -> float:
     return 5.0 * side.forward if side.training == 0 else side.training + side.forward
 
 
-def _part(settings: TrainConfig, modality: str, batch: int) -> int:
-    return min(settings.micro(modality) or batch, batch)
+def _kept(settings: TrainConfig, t: Tower, images: int, texts: float, tokens: int) -> tuple[float, float]:
+    """Bytes of activations: kept until the backward pass, and of the largest part that is computed again."""
+    micro, kept = settings.micro(t.modality), images * t.image.kept
+    image = (kept, 0.0) if t.recomputes or not micro else (0.0, min(micro, images) * t.image.kept)
+    few = _texts(settings, texts, tokens) * t.text.kept
+    text = (0.0, few) if settings.micro_tokens else (few, 0.0)
+    return image[0] + text[0], max(image[1], text[1])
 
 
 def _texts(settings: TrainConfig, count: float, tokens: int) -> float:

@@ -87,14 +87,15 @@ class Images:
     ) -> Tensor:
         """(n,) indices -> (n, d_m) unit rows.
 
-        `generator` switches the model's augmentation of raw input on; at most `micro` images pass the tower together.
+        `generator` switches the model's augmentation of raw input on. With `micro`, at most so many images pass the
+        tower together and their activations are not kept.
         """
         rows = self.rows(indices, view)
         if self.level == "input":
             if generator is not None:
                 rows = self.model.augment(rows, generator)
             parts = torch.split(rows, micro or max(len(rows), 1))
-            recompute = not getattr(self.model.image_trunk, "recomputes", False)
+            recompute = micro > 0 and not getattr(self.model.image_trunk, "recomputes", False)
             return in_parts(lambda part: self.model.encode_image(part).float(), parts, recompute)
         if self.level == "features":
             return F.normalize(self.model.project_image(rows).float(), dim=-1)
@@ -137,11 +138,11 @@ class Texts:
 def in_parts(encode: Callable[[Any], Tensor], parts: Sequence[Any], recompute: bool = True) -> Tensor:
     """`encode` of each part, one after the other: (n, d).
 
-    With several parts and gradients, a part keeps its input and its result only; its activations are computed again in
-    the backward pass, with the same dropout. Gradients are those of the whole batch. `recompute=False` for a tower that
+    With gradients, a part keeps its input and its result only; its activations are computed again in the backward pass,
+    with the same dropout. Gradients are those of the whole batch. `recompute=False` keeps all, or is for a tower that
     does this itself, layer by layer (attribute `recomputes` of its trunk).
     """
-    if len(parts) == 1 or not recompute or not torch.is_grad_enabled():
+    if not recompute or not torch.is_grad_enabled():
         return torch.cat([encode(part) for part in parts])
     return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
 
@@ -149,7 +150,7 @@ def in_parts(encode: Callable[[Any], Tensor], parts: Sequence[Any], recompute: b
 def encode_texts(encode: Callable[[Tokens], Tensor], tokens: Tokens, micro_tokens: int) -> Tensor:
     """`encode` of texts (n, L), at most `micro_tokens` real tokens together (0: all): (n, d)."""
     lengths = tokens["attention_mask"].sum(1)
-    if not micro_tokens or int(lengths.sum()) <= micro_tokens:
+    if not micro_tokens:
         return encode(tokens)
     groups = list(micro_batches(lengths, micro_tokens))
     parts = [{key: value[rows, : int(lengths[rows].max())] for key, value in tokens.items()} for rows in groups]
