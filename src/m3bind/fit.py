@@ -14,7 +14,10 @@ A run's folder:
     space/                 the bundle m3bind.load opens
 """
 
+import contextlib
 import csv
+import ctypes
+import gc
 import io
 import json
 import logging
@@ -365,6 +368,7 @@ class Run:
         for do, stage in steps:
             do()
             self.encoder.weights_changed()
+            _release()
             self.on_stage(stage)
             if evaluate and world()[0] == 0:
                 self.evaluate(stage)
@@ -392,6 +396,13 @@ class Run:
         if self.student is not None:
             parts.append(hash_state(self.student.state_dict()))
         return sha256_text(*parts)
+
+
+def _release() -> None:
+    """Give freed memory back to the system, which glibc otherwise keeps."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _pin_settings(config: RunConfig, folder: Path) -> None:

@@ -67,18 +67,17 @@ def test_batches(golden: Golden, model: DualEncoder, images: torch.Tensor) -> No
 
 
 def test_preprocessing(golden: Golden, model: DualEncoder) -> None:
-    own = "imagenet" if "resnet" in golden.system else "huggingface"
-    assert model.settings() == {"frozen": [], "normalize": own}
+    assert model.settings() == {"frozen": [], "normalize": "huggingface"}
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     for name, pixels in pictures(golden):
         grey = Sample("xray", pixels[..., 1].astype(np.float32) / 255)
-        model.normalize = "huggingface"  # type: ignore[assignment]  # what the fixtures of both towers recorded
+        model.normalize = "huggingface"  # type: ignore[assignment]
         half = model.preprocess(grey)
         golden.compare_picture(name, half)
         model.normalize = "imagenet"  # type: ignore[assignment]
         wanted = (half / 2 + 0.5 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
         torch.testing.assert_close(model.preprocess(grey), wanted, atol=1e-5, rtol=0)
-    model.normalize = own  # type: ignore[assignment]
+    model.normalize = "huggingface"  # type: ignore[assignment]
     for shape in ((100, 80), (300, 1), (1, 7), (90, 120, 3)):
         made = model.preprocess(Sample("xray", np.full(shape, 0.5, np.float32)))
         assert made.shape == (3, 224, 224) and made.isfinite().all()

@@ -22,7 +22,7 @@ def golden() -> Golden:
 
 @pytest.fixture(scope="module")
 def model(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> DualEncoder:
-    return golden.load("flair", tmp_path_factory.mktemp("flair"), pooling="padded")
+    return golden.load("flair", tmp_path_factory.mktemp("flair"), pooling="upstream")
 
 
 @pytest.fixture(scope="module")

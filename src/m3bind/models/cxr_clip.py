@@ -5,8 +5,9 @@ n items, L tokens.
     image: Swin-tiny, the first (upper left) of its 49 tokens 768; or ResNet-50, average pool 2048; Linear.
     text:  BioClinicalBERT, last layer at the last real token 768, Linear.
 
-Swin has no class token: the authors index the sequence as if it had one. The two image towers are normalised
-differently, mean and standard deviation .5 (Swin) or those of ImageNet (ResNet), in training and evaluation alike.
+Swin has no class token: the authors index the sequence as if it had one. Pictures are normalised by mean and
+standard deviation .5, as the reference values of both towers were recorded; the authors' trainer and evaluator take
+ImageNet's for the ResNet: `normalize="imagenet"`. Compare both on labelled pictures before relying on the ResNet.
 You et al. 2023, https://arxiv.org/abs/2310.13292.
 """
 
@@ -60,9 +61,8 @@ class CxrClip(PublishedModel):
         SWIN: _CARD,
         RESNET: replace(
             _CARD,
-            input="3x224x224; shortest side 224 (bilinear), centre crop, ImageNet mean and std",
             lora_image=("conv1", "conv2", "conv3"),
-            notes=_CARD.notes.replace("swint_", "r50_"),
+            notes=_CARD.notes.replace("swint_", "r50_") + " Their trainer took ImageNet's mean and std for the ResNet.",
         ),
     }
     migrations = (
@@ -79,7 +79,7 @@ class CxrClip(PublishedModel):
     def __init__(
         self,
         variant: str = SWIN,
-        normalize: Literal["huggingface", "imagenet"] | None = None,
+        normalize: Literal["huggingface", "imagenet"] = "huggingface",
         tokenizer: str | Path | None = None,
         tokenizer_revision: str = "",
         assets: Path | str | None = None,
@@ -89,7 +89,7 @@ class CxrClip(PublishedModel):
 
         Args:
             variant: "cxr_clip_swin" or "cxr_clip_resnet50".
-            normalize: "huggingface" (mean and standard deviation .5) or "imagenet"; None: the image tower's own.
+            normalize: "huggingface" (mean and standard deviation .5) or "imagenet".
             tokenizer: see `PublishedModel`.
             tokenizer_revision: see `PublishedModel`.
             assets: see `PublishedModel`.
@@ -99,10 +99,10 @@ class CxrClip(PublishedModel):
             ConfigError: an unknown `normalize`.
         """
         super().__init__(variant, tokenizer, tokenizer_revision, assets, frozen)
-        if normalize is not None and normalize not in STATISTICS:
+        if normalize not in STATISTICS:
             known = ", ".join(STATISTICS)
-            raise ConfigError(f"normalize={normalize!r} of {self.variant} is unknown; choose one of {known}, or None.")
-        self.normalize = normalize or ("imagenet" if self.variant == RESNET else "huggingface")
+            raise ConfigError(f"normalize={normalize!r} of {self.variant} is unknown; choose one of {known}.")
+        self.normalize = normalize
         self.max_tokens = 256
         self.image_trunk, width = _image_trunk(self.variant)
         self.image_head = nn.Linear(width, self.joint_dim)

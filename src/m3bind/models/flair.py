@@ -6,7 +6,7 @@ n items, L tokens.
     text:  BioClinicalBERT, mean of hidden states 1, 2 and 12 over tokens, divided by its norm, Linear without bias.
 
 The authors' mean runs over padding too, so that a text's embedding depends on its batch (cosine .91 to .98 for a short
-text, untrained). `pooling="mean"`, the default, is what their code gives for each text alone; `pooling="padded"` is
+text, untrained). `pooling="mean"`, the default, is what their code gives for each text alone; `pooling="upstream"` is
 their form on whatever padding it is handed. Silva-Rodriguez et al. 2023, https://arxiv.org/abs/2308.07898.
 """
 
@@ -70,12 +70,12 @@ class Flair(PublishedModel):
             "31 of the 38 public retina sets of FLAIR's assembly (EYEPACS, ODIR-5K without held-out classes, ...)",
             "MIMIC-III notes (BioClinicalBERT)",
         ),
-        notes="flair_resnet.pth (in a zip) or hub id jusiro2/FLAIR; pooling='padded': the authors' mean over padding.",
+        notes="flair_resnet.pth (in a zip) or hub id jusiro2/FLAIR; pooling='upstream': their mean over padding.",
     )
 
     def __init__(
         self,
-        pooling: Literal["mean", "padded"] = "mean",
+        pooling: Literal["mean", "upstream"] = "mean",
         canvas: Literal["photograph", "loader", "stretch"] = "photograph",
         crop: bool = False,
         prompt: str = PROMPT,
@@ -87,7 +87,7 @@ class Flair(PublishedModel):
         """Build with random weights.
 
         Args:
-            pooling: "mean" over real tokens, or "padded", the authors' mean over padding too.
+            pooling: "mean" over real tokens, or "upstream", the authors' mean over padding too.
             canvas: "photograph" (the authors' inference path), "loader" (the same on a square image by another
                 route, as in their data loader), or "stretch" (both sides to 512).
             crop: cut the field of view out first, as their newer loader does (Li threshold of the red channel).
@@ -103,17 +103,17 @@ class Flair(PublishedModel):
         from torchvision.models import resnet50
 
         super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
-        if pooling not in ("mean", "padded"):
-            raise ConfigError(f"pooling={pooling!r} of flair is unknown; choose 'mean' or 'padded'.")
+        if pooling not in ("mean", "upstream"):
+            raise ConfigError(f"pooling={pooling!r} of flair is unknown; choose 'mean' or 'upstream'.")
         if canvas not in _CANVASES:
             raise ConfigError(f"canvas={canvas!r} of flair is unknown; choose one of {', '.join(_CANVASES)}.")
         if "{}" not in prompt:
             raise ConfigError(f"prompt={prompt!r} of flair has no {{}} for the text; use '{{}}' for none.")
-        self.canvas, self.crop, self.prompt, self.max_tokens = canvas, crop, prompt, 77
+        self.pooling, self.canvas, self.crop, self.prompt, self.max_tokens = pooling, canvas, crop, prompt, 77
         self.image_trunk = resnet50(weights=None)
         self.image_trunk.fc = nn.Identity()
         self.image_head = NormedLinear(2048, self.joint_dim)
-        self.text_trunk = bert_trunk(28996, pooling, states=(1, 2, 12))
+        self.text_trunk = bert_trunk(28996, "padded" if pooling == "upstream" else "mean", states=(1, 2, 12))
         self.text_head = NormedLinear(768, self.joint_dim)
         self.scale = LearnedScale(limit=MAX_SCALE)
         self._finish()
@@ -125,8 +125,7 @@ class Flair(PublishedModel):
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments as JSON values."""
-        pooling = self.text_trunk.pooling
-        own = {"pooling": pooling, "canvas": self.canvas, "crop": self.crop, "prompt": self.prompt}
+        own = {"pooling": self.pooling, "canvas": self.canvas, "crop": self.crop, "prompt": self.prompt}
         return super().settings() | own
 
     def clean(self, text: str) -> str:

@@ -6,7 +6,7 @@ n items, L tokens.
     text:  BioClinicalBERT, mean of hidden states 1, 2 and 12 over tokens, Linear without bias.
 
 The authors' mean runs over padding too, so that a text's embedding depends on its batch. `pooling="mean"`, the default,
-is what their code gives for each text alone; `pooling="padded"` is their form on whatever padding it is handed.
+is what their code gives for each text alone; `pooling="upstream"` is their form on whatever padding it is handed.
 Wang et al. 2022, https://arxiv.org/abs/2210.10163.
 """
 
@@ -57,12 +57,12 @@ class MedClip(PublishedModel):
         lora_image=("q_proj", "v_proj"),
         training_data=("MIMIC-CXR", "CheXpert", "MIMIC-III notes (BioClinicalBERT)", "ImageNet"),
         notes="pytorch_model.bin (in the zip that medclip_vit_weight.txt of the source points to); "
-        "pooling='padded': the authors' mean over padding.",
+        "pooling='upstream': the authors' mean over padding.",
     )
 
     def __init__(
         self,
-        pooling: Literal["mean", "padded"] = "mean",
+        pooling: Literal["mean", "upstream"] = "mean",
         tokenizer: str | Path | None = None,
         tokenizer_revision: str = "",
         assets: Path | str | None = None,
@@ -71,7 +71,7 @@ class MedClip(PublishedModel):
         """Build with random weights.
 
         Args:
-            pooling: "mean" over real tokens, or "padded", the authors' mean over padding too.
+            pooling: "mean" over real tokens, or "upstream", the authors' mean over padding too.
             tokenizer: see `PublishedModel`.
             tokenizer_revision: see `PublishedModel`.
             assets: see `PublishedModel`.
@@ -81,12 +81,13 @@ class MedClip(PublishedModel):
             ConfigError: an unknown `pooling`.
         """
         super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
-        if pooling not in ("mean", "padded"):
-            raise ConfigError(f"pooling={pooling!r} of {self.name} is unknown; choose 'mean' or 'padded'.")
+        if pooling not in ("mean", "upstream"):
+            raise ConfigError(f"pooling={pooling!r} of {self.name} is unknown; choose 'mean' or 'upstream'.")
         self.max_tokens = 77
         self.image_trunk = SwinTrunk("average")
         self.image_head = nn.Linear(768, self.joint_dim, bias=False)
-        self.text_trunk = bert_trunk(28996, pooling, states=(1, 2, 12))
+        self.pooling = pooling
+        self.text_trunk = bert_trunk(28996, "padded" if pooling == "upstream" else "mean", states=(1, 2, 12))
         self.text_head = nn.Linear(768, self.joint_dim, bias=False)
         self.scale = LearnedScale(limit=math.exp(MAX_LOG_SCALE))
         self._finish()
@@ -98,7 +99,7 @@ class MedClip(PublishedModel):
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments as JSON values."""
-        return super().settings() | {"pooling": self.text_trunk.pooling}
+        return super().settings() | {"pooling": self.pooling}
 
     def image_features(self, batch: Tensor) -> Tensor:
         """(n, 1, 224, 224), or 3 channels -> (n, 768)."""

@@ -188,6 +188,7 @@ class _Run:
                 ):
                     self.save(step)
                     saved = time.monotonic()
+        self.optimizer.zero_grad(set_to_none=True)  # gradients would stay as long as the modules do
         if board is not None:
             board.close()
         if self.main:
