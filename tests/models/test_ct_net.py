@@ -44,7 +44,7 @@ def test_features_and_labels(golden: Golden, model: CtNet, volume: torch.Tensor,
     golden.compare({"reduced_7200": features, "slice_feat_mean": kept[0][::13].mean((2, 3))})
     golden.compare({"slice_feat_map_sample": kept[0][::33, ::64]})
     fewer = fixture("ctnet18")
-    for found, network in ((golden, model), (fewer, fewer.load("ct_net", tmp_path, outputs=18))):
+    for found, network in ((golden, model), (fewer, fewer.load("ct_net", tmp_path))):
         network.image_features = lambda batch: features  # type: ignore[method-assign]
         try:
             got = {"logits": network.logits(volume), "probs": network.probabilities(volume)}  # type: ignore[attr-defined,call-arg]

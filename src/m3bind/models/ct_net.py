@@ -14,7 +14,7 @@ Draelos et al. 2021, https://arxiv.org/abs/2002.04752.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.checkpoint import rename
+from m3bind.models.checkpoint import read_state, rename
 from m3bind.models.published import PublishedModel
 from m3bind.models.volumes import CT_RATE_LABELS, centred, checked_spacing, volume_of
 
@@ -206,6 +206,19 @@ class CtNet(PublishedModel):
         self._refuse()
 
     # ---- settings and samples
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
+        """The model with the weights of a file; where `outputs` is not given, the file decides.
+
+        Raises:
+            CheckpointError: damaged, unsafe to read, or of another model.
+        """
+        if "outputs" not in settings and Path(path).exists():
+            rows = [len(value) for key, value in read_state(path).items() if key.endswith("classifier.6.bias")]
+            if len(rows) == 1 and rows[0] in LABELS:
+                settings = {**settings, "outputs": rows[0]}
+        return super().from_checkpoint(path, settings, variant)
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments as JSON values."""
