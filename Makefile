@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo demo-quick test test-slow fuzz check bench clean
+.PHONY: help demo demo-quick test test-slow fuzz check bench reference docs clean
 
 help:
 	@echo "make demo       virtual patients -> five dual encoders -> bound space -> report (about 5 minutes, 2 cores)"
@@ -15,6 +15,8 @@ help:
 	@echo "make fuzz       20,000 mutated files of eight formats"
 	@echo "make check      ruff, mypy"
 	@echo "make bench      the benchmarks: each prints a ratio and its conditions"
+	@echo "make reference  embeddings that m3bind check-model compares with, anew for every published model"
+	@echo "make docs       the table of docs/models.md from the models' cards"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +43,13 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+reference: $(STAMP)
+	for name in $$($(BIN)/python -c "from m3bind.models.reference import published; print(*published())"); do \
+	  echo "== $$name"; $(BIN)/m3bind check-model $$name --save-reference || exit 1; done
+
+docs: $(STAMP)
+	$(BIN)/m3bind models --markdown docs/models.md
 
 clean:
 	rm -rf $(VENV) runs

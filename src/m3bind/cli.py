@@ -370,6 +370,56 @@ def plan(
 
 
 @app.command()
+def models(
+    json_file: Json = None,
+    markdown: Annotated[Path | None, typer.Option(help="write the table into this Markdown file, as in docs/")] = None,
+) -> None:
+    """All models: what for, input, dimension, licences of code and weights, where the weights are, how verified.
+
+    Example:  m3bind models --json models.json
+    """
+    from m3bind.files import write_json
+    from m3bind.models import catalog
+
+    found = catalog.rows()
+    catalog.print_table(found)
+    if markdown:
+        catalog.update_document(markdown)
+    if json_file:
+        write_json(json_file, catalog.as_dict(found))
+
+
+@app.command(name="check-model")
+def check_model(
+    model: Annotated[str, typer.Argument(help="a published model, see m3bind models")],
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="its weights: file, folder, or hub id owner/name or owner/name:file")
+    ] = None,
+    revision: Annotated[str, typer.Option(help="commit, for a hub id")] = "",
+    save_reference: Annotated[
+        bool, typer.Option("--save-reference", help="keep today's embeddings, to compare with at the next call")
+    ] = False,
+    json_file: Json = None,
+) -> None:
+    """Does a model compute here what it should: stored embeddings without any file, then a checkpoint of yours.
+
+    Examples:  m3bind check-model flair   |   m3bind check-model flair flair_resnet.zip --save-reference
+    """
+    from m3bind.files import write_json
+    from m3bind.models import reference
+
+    found = reference.check_model(model, checkpoint, revision, save_reference)
+    print(found.as_text())
+    if found.saved:
+        print(f"reference: {found.saved}")
+    if json_file:
+        write_json(json_file, found.as_dict())
+    if not found.passed:
+        print(f"m3bind: {model} does not compute what it should; see FAIL above", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
 def convert(
     file: Annotated[
         Path, typer.Argument(help="checkpoint that is refused: .ckpt, .pt, .pth, TorchScript, a zip with one")

@@ -48,6 +48,8 @@ class ModelCard:
     lora_image: tuple[str, ...] = ()
     training_data: tuple[str, ...] = ()  # data sets seen in training, for contamination checks
     notes: str = ""
+    use: str = ""  # modality or subject, where the first line of the module's docstring does not say it in brackets
+    verified: str = ""  # how the adapter was compared, where not with its authors' code on generated weights
 
 
 _EXTRA = inspect.Parameter.VAR_KEYWORD

@@ -3,6 +3,7 @@
 * `resolve`, `read_state` (from `weight_files`): where weights are, and key -> tensor without running anything.
 * `load_strict`: missing keys, unexpected keys and other shapes stop with every name listed; named migrations first.
 * `strip_prefix`, `rename`, `drop_position_ids`: the migrations.
+* `without_initialisation`: for building a network whose weights are loaded right after.
 * `save_state`, `hash_state`: safetensors on disk, SHA-256 of names and contents.
 """
 
@@ -12,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from m3bind.errors import CheckpointError
 from m3bind.files import atomic_path
@@ -28,12 +31,14 @@ __all__ = [
     "State",
     "drop_position_ids",
     "hash_state",
+    "listed",
     "load_strict",
     "read_state",
     "rename",
     "resolve",
     "save_state",
     "strip_prefix",
+    "without_initialisation",
 ]
 
 Migration = Callable[[State, frozenset[str]], State]  # (state, keys the module wants) -> state
@@ -138,6 +143,29 @@ def load_strict(
         )
     module.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=True)
     return LoadReport(tuple(sorted(wanted)), tuple(sorted(ignored)))
+
+
+_RANDOM = {"uniform_", "normal_", "trunc_normal_", "erfinv_"} | {
+    f"{name}_{kind}_" for name in ("kaiming", "xavier") for kind in ("uniform", "normal")
+}
+
+
+class without_initialisation(TorchFunctionMode):
+    """Inside, parameters start at zero instead of random numbers, which take longer; constants and buffers are as ever.
+
+    For this thread only. What is built must be loaded by `load_strict`, which leaves no weight as it was.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _RANDOM:
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, nn.Parameter):
+                with torch.no_grad():
+                    return tensor.zero_()  # and not what its memory held: loops that reject outliers must end
+        return func(*args, **kwargs)
 
 
 def save_state(state: Mapping[str, Tensor], path: Path | str, metadata: dict[str, str] | None = None) -> None:

@@ -205,6 +205,8 @@ class Clip(BpeTexts, ClipModel):
             "hub id openai/clip-vit-base-patch32, an open_clip file of ViT-B-32, or the state dict of OpenAI's "
             "ViT-B-32.pt. quick_gelu unless the folder's configuration says otherwise."
         ),
+        use="general pictures",
+        verified="open_clip's and transformers' code, generated weights",
     )
 
     def __init__(self, variant: str = "", quick_gelu: bool | None = None, frozen: Sequence[str] = ()) -> None:

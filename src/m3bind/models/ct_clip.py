@@ -59,6 +59,7 @@ class CtClip(PublishedModel):
     """CT-CLIP as its authors published it: zero-shot, VocabFine and LiPro (ClassFine) checkpoints."""
 
     name = "ct_clip"
+    check_shape = (1, 20, 480, 480)
     tokenizer_source = "microsoft/BiomedVLP-CXR-BERT-specialized"
     lowercase = True
     migrations = (

@@ -86,6 +86,7 @@ class EcgClipRepository(PublishedModel):
     """ECG-CLIP as the paper's repository declares it; `m3bind.models.load("ecg_clip", FILE)` gives it for its files."""
 
     name = "ecg_clip_repository"
+    check_shape = (1, 600)
     tokenizer_source = BIOCLINICALBERT
     migrations = (
         rename(r"^ecg_encoder\.", "image_trunk."),
@@ -106,6 +107,8 @@ class EcgClipRepository(PublishedModel):
         lora_image=("linear1", "linear2"),
         training_data=("MIMIC-III notes (BioClinicalBERT)",),
         notes="One token per sample: 5001 tokens for 10 s, seconds of CPU per record. ecg_clip is what m3bind trains.",
+        use="ECG",
+        verified="authors' code as repaired for it to run, generated weights",
     )
 
     def __init__(

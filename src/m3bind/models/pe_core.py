@@ -59,6 +59,7 @@ def _card(name: str, hub: str) -> ModelCard:
         lora_image=("qkv",),
         training_data=("billions of image-text pairs from the web, and videos (not public)",),
         notes=f"hub id {hub}: open_clip_model.safetensors. Texts are cut at 32 tokens.",
+        verified="open_clip's code, random weights",
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from m3bind.errors import CheckpointError, ConfigError, ReadError
 from m3bind.models.base import DualEncoder, ModelCard, Tokens, constructor_parameters
 from m3bind.models.bert import BertTrunk, Pooling
-from m3bind.models.checkpoint import resolve
+from m3bind.models.checkpoint import resolve, without_initialisation
 from m3bind.models.tokenizer import TextTokenizer, read_tokenizer
 
 BIOCLINICALBERT = "emilyalsentzer/Bio_ClinicalBERT"  # cased vocabulary, lower-cased texts: see read_tokenizer
@@ -36,6 +36,7 @@ class PublishedModel(DualEncoder):
     tokenizer_source: ClassVar[str] = ""  # hub id of the tokenizer the authors used
     lowercase: ClassVar[bool | None] = None  # for a vocab.txt that does not say; None: lower case, as transformers does
     cards: ClassVar[Mapping[str, ModelCard]] = {}
+    check_shape: ClassVar[tuple[int, ...]] = ()  # of one input for `m3bind check-model`, where a whole one takes long
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class PublishedModel(DualEncoder):
     def _read_tokenizer(self) -> Tokenizer:
         source, revision = self._where
         try:
-            folder = resolve(source or self.tokenizer_source, revision)
+            folder = resolve(source or self.tokenizer_source, revision, weights=False)
             return read_tokenizer(folder, self.lowercase)
         except (CheckpointError, ConfigError, ReadError) as error:
             if source is not None:
@@ -140,7 +141,8 @@ class PublishedModel(DualEncoder):
         takes = "tokenizer" in constructor_parameters(cls)
         if takes and found.is_dir() and "tokenizer" not in settings and _has_tokenizer(found):
             settings["tokenizer"] = str(found)
-        model = cls.from_settings(settings, variant=variant)
+        with without_initialisation():
+            model = cls.from_settings(settings, variant=variant)
         model.load_checkpoint(found)
         return model
 

@@ -11,7 +11,7 @@ from typing import Any
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.files import atomic_path, read_json, write_json
 from m3bind.models.base import DualEncoder, ModelCard
-from m3bind.models.checkpoint import hash_state, load_strict, read_state, save_state
+from m3bind.models.checkpoint import hash_state, load_strict, read_state, save_state, without_initialisation
 from m3bind.registry import Registry
 
 MODEL_FILE, WEIGHTS_FILE, ASSETS_FOLDER = "model.json", "weights.safetensors", "assets"
@@ -98,7 +98,8 @@ def _load_folder(folder: Path, overrides: dict[str, Any]) -> DualEncoder:
         name, settings = str(content["model"]), dict(content["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MODEL_FILE}: damaged ({error}); save the model again.") from error
-    model = build(name, assets=folder / ASSETS_FOLDER, **(settings | overrides))
+    with without_initialisation():
+        model = build(name, assets=folder / ASSETS_FOLDER, **(settings | overrides))
     load_strict(model, read_state(folder / WEIGHTS_FILE), source=str(folder / WEIGHTS_FILE))
     return model.eval()
 

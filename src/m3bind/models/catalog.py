@@ -1,0 +1,137 @@
+"""All models in one table, from their cards: for the terminal, as JSON, and in docs/models.md.
+
+* `rows`: one `Row` per registered name.
+* `print_table`, `as_markdown`, `update_document`.
+"""
+
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from m3bind.errors import ConfigError
+from m3bind.files import write_text
+from m3bind.models import registry
+from m3bind.models.base import ModelCard
+from m3bind.models.published import PublishedModel
+from m3bind.models.reference import reference_path
+
+START, END = "<!-- table: written by `m3bind models --markdown FILE` -->", "<!-- end of table -->"
+_HEADS = ("name", "for", "input", "dim", "licence of code", "licence of weights", "weights and notes", "verified")
+_AUTHORS = "authors' code, generated weights"
+_OURS = "own tests"
+_LONGEST = 60  # letters of a cell in the terminal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model. `weights` tells the names of the files and where they are from."""
+
+    name: str
+    use: str
+    input: str
+    joint_dim: int
+    licence_code: str
+    licence_weights: str
+    weights: str
+    verified: str
+    source: str
+    revision: str
+    published: bool
+    reference: bool  # whether `m3bind check-model` has numbers to compare with
+
+
+def rows() -> list[Row]:
+    """Published models first, each group by name."""
+    found = [_row(name) for name in registry.names()]
+    return sorted(found, key=lambda row: (not row.published, row.name))
+
+
+def _row(name: str) -> Row:
+    cls, card = registry.get(name), registry.card(name)
+    published = issubclass(cls, PublishedModel)
+    return Row(
+        name,
+        card.use or _use(cls, published),
+        card.input,
+        card.joint_dim,
+        card.licence_code,
+        card.licence_weights,
+        _weights(card),
+        card.verified or (_AUTHORS if published else _OURS),
+        card.source,
+        card.revision,
+        published,
+        reference_path(name).is_file(),
+    )
+
+
+def _use(cls: type, published: bool) -> str:
+    """From the first line of the module's docstring: "FLAIR (retina): ResNet-50 ..." -> "retina"."""
+    line = (sys.modules[cls.__module__].__doc__ or "").strip().split("\n")[0]
+    inside = re.match(r"[^:(]*\(([^)]*)\)", line)
+    if published and inside:
+        return inside.group(1)
+    return re.split(r"[:,(]", line)[0].strip().rstrip(".")
+
+
+def _weights(card: ModelCard) -> str:
+    return card.notes.rstrip(".") or "none"
+
+
+def as_dict(found: list[Row]) -> dict[str, Any]:
+    """For JSON."""
+    return {"models": [asdict(row) for row in found]}
+
+
+def print_table(found: list[Row]) -> None:
+    """Print to the terminal, the beginnings of long cells; `as_dict` and docs/models.md hold them whole."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, header_style="bold", padding=(0, 1))
+    for head in _HEADS:
+        table.add_column(head, justify="right" if head == "dim" else "left", no_wrap=head in ("name", "dim"))
+    for row in found:
+        name, use, shape, dim, *rest = _cells(row)
+        shape = re.split(r"[;:,]|(?<=\d) \(| at (?=\d)", shape)[0]
+        table.add_row(name, use, shape, dim, *map(_beginning, rest))
+    Console(width=None if sys.stdout.isatty() else 180, markup=False, highlight=False).print(table)
+
+
+def _beginning(text: str) -> str:
+    """The first sentence or clause, at most `_LONGEST` letters."""
+    text = re.split(r"(?<=[\w)'])[.;:] ", text)[0]
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3].rpartition(" ")[0] + " ..."
+
+
+def as_markdown(found: list[Row]) -> str:
+    """The table of docs/models.md."""
+    lines = ["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS)]
+    for row in found:
+        cells = [cell.replace("|", "\\|") for cell in _cells(row)]
+        if row.source.startswith("https://"):
+            cells[0] = f"[{row.name}]({row.source.split()[0].rstrip(',.')})"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> list[str]:
+    dim = str(row.joint_dim) if row.joint_dim else "any"
+    return [row.name, row.use, row.input, dim, row.licence_code, row.licence_weights, row.weights, row.verified]
+
+
+def update_document(path: Path) -> None:
+    """Replace the table between the two marks of a Markdown file.
+
+    Raises:
+        ConfigError: the file or its marks are missing.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ConfigError(f"{path}: needs the two lines {START} and {END}, between which the table is written.")
+    write_text(path, f"{before}{start}\n{as_markdown(rows())}\n{end}{after}")
