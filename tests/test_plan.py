@@ -48,7 +48,7 @@ def test_printed_with_what_is_assumed(planned) -> None:
 def test_without_a_manifest_the_papers_sizes_are_used(tmp_path: Path) -> None:
     config = load_config("paper", [])
     work, _ = work_of(config, tmp_path, tmp_path)
-    assert not work.known and work.pairs["ct"] == 47149 and work.sample == []
+    assert not work.known and work.pairs["ct"] == 47149 and work.sample == {}
 
 
 def test_unknown_gpu(planned) -> None:

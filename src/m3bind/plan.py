@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from m3bind.binding import lora
 from m3bind.config import AlignConfig, RunConfig, TrainConfig
+from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, UnknownNameError
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.prepare import WIDE, build_model, levels
@@ -63,7 +64,9 @@ class Work:
 
     pairs: dict[str, int]  # training pairs per modality
     captions: dict[str, int]  # distinct texts of them
-    sample: list[str]  # some texts of all modalities; [] while there are none
+    sample: dict[str, list[str]]  # some captions of each modality; {} while there are none
+    pool: list[str]  # some texts of the shared pool, which holds short phrases, too
+    kinds: int  # distinct texts of the pool
     known: bool  # from a manifest, not from the settings
 
 
@@ -90,7 +93,8 @@ class Tower:
     trained: int  # in stage 1
     joint_dim: int
     input_shape: tuple[int, ...]
-    tokens: int  # of a text, on average
+    tokens: int  # of a caption, on average
+    shared: float  # length of a text of the shared pool, as a share of that
     batch: int
     captions: float  # distinct captions of a batch
     micro: int
@@ -102,6 +106,17 @@ class Tower:
     def input_bytes(self) -> int:
         """Of one model input, float32."""
         return 4 * math.prod(self.input_shape)
+
+
+@dataclass
+class Student:
+    """The shared text encoder, as planned."""
+
+    parameters: int
+    trained: int
+    tokens: int  # of a caption, on average over modalities
+    shared: float  # length of a text of the shared pool, as a share of that
+    text: Side
 
 
 @dataclass
@@ -145,13 +160,20 @@ def work_of(config: RunConfig, folder: Path, cache: Path) -> tuple[Work, Path]:
     manifest = config.data.manifest
     if config.data.phantom is None and (manifest is None or not Path(manifest).exists()):
         sizes = {m: config.plan.sizes.get(m, 0) for m in names}
-        return Work(sizes, dict(sizes), [], False), folder
+        return Work(sizes, dict(sizes), {}, [], sum(sizes.values()), False), folder
     run = Run(config, folder, cache)
     train = [record for record in run.records[0] if record.split == "train"]
     texts = {m: {c for r in train if r.modality == m for c in r.captions} for m in names}
-    sample = [text for m in names for text in sorted(texts[m])[:: max(1, len(texts[m]) // 40)]]
+    phrases = {p for r in train for concept in r.concepts for p in concept_phrases(concept)}
+    everything = sorted(phrases.union(*texts.values()))
     pairs = {m: sum(r.modality == m for r in train) for m in names}
-    return Work(pairs, {m: len(texts[m]) for m in names}, sample, True), run.assets
+    captions = {m: len(texts[m]) for m in names}
+    sample = {m: _some(sorted(texts[m])) for m in names}
+    return Work(pairs, captions, sample, _some(everything), len(everything), True), run.assets
+
+
+def _some(texts: Sequence[str], count: int = 60) -> list[str]:
+    return list(texts[:: max(1, len(texts) // count)])
 
 
 def make_plan(config: RunConfig, assets: Path, work: Work, gpu: str = "") -> Plan:
@@ -213,7 +235,8 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
         0,
         model.joint_dim,
         shape,
-        _length(model, work, config),
+        round(_length(model, work.sample.get(m, []), config)),
+        _length(model, work.pool, config) / _length(model, work.sample.get(m, []), config),
         batch,
         _distinct(batch, work.captions[m]),
         min(align.micro(m) or batch, batch),
@@ -229,12 +252,12 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
     return tower
 
 
-def _length(model: Any, work: Work, config: RunConfig) -> int:
-    """Mean number of tokens of a text."""
+def _length(model: Any, texts: Sequence[str], config: RunConfig) -> float:
+    """Mean number of tokens of some texts."""
     with contextlib.suppress(M3BindError):
-        if work.sample:
-            return max(2, round(float(model.tokenize(work.sample)["attention_mask"].sum(1).float().mean())))
-    return min(config.plan.tokens, int(model.max_tokens))
+        if texts:
+            return max(2.0, float(model.tokenize(texts)["attention_mask"].sum(1).float().mean()))
+    return float(min(config.plan.tokens, int(model.max_tokens)))
 
 
 def _distinct(draws: float, kinds: int) -> float:
@@ -377,8 +400,7 @@ def _kept_bytes() -> Iterator[list[float]]:
     total[0] = float(sum(seen.values()))
 
 
-def _measure_student(config: RunConfig, assets: Path, work: Work, notes: list[str]) -> tuple[int, Side, int]:
-    """(parameters, cost of a text, trained parameters) of the student."""
+def _measure_student(config: RunConfig, assets: Path, work: Work, notes: list[str]) -> Student:
     from m3bind.models.text_encoder import TextEncoder, make_text_encoder
 
     settings = config.distill.student
@@ -391,11 +413,26 @@ def _measure_student(config: RunConfig, assets: Path, work: Work, notes: list[st
     student.head.requires_grad_(True)
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     assert isinstance(student, TextEncoder)
+    captions = [text for texts in work.sample.values() for text in texts]
+    length, micro = _length(student, captions, config), config.distill.micro_tokens
     with autocast(config.distill, torch.device("cpu")):
-        side = _text_side(
-            student.encode, _tokens(student, _length(student, work, config)), True, config.distill.micro_tokens > 0
-        )
-    return sum(p.numel() for p in student.parameters()), side, trained
+        side = _text_side(student.encode, _tokens(student, round(length)), True, micro > 0)
+    count = sum(p.numel() for p in student.parameters())
+    return Student(count, trained, round(length), _length(student, work.pool, config) / length, side)
+
+
+def _update_seconds(parameters: int = 10_000_000) -> float:
+    """Seconds AdamW and the clipping of gradients take for one trained parameter."""
+    weights = nn.Parameter(torch.zeros(parameters))
+    weights.grad = torch.ones(parameters)
+    optimizer = torch.optim.AdamW([weights])
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_([weights], 1.0)
+        optimizer.step()
+
+    update()
+    return _median_seconds(update) / parameters
 
 
 def _bert_base(dim: int) -> Any:
@@ -411,44 +448,46 @@ def _bert_base(dim: int) -> Any:
 # ---- adding up -------------------------------------------------------------------------------------------------------
 
 
-def _stages(config: RunConfig, towers: Sequence[Tower], student: tuple[int, Side, int], work: Work) -> list[Stage]:
+def _stages(config: RunConfig, towers: Sequence[Tower], student: Student, work: Work) -> list[Stage]:
     stages = []
-    kinds = sum(work.captions.values())
-    tokens = max(t.tokens for t in towers)
+    kinds, update = work.kinds, _update_seconds()
     weights = 4.0 * sum(t.parameters for t in towers)
     for t in (t for t in towers if t.stage0):
         settings = config.pretrain_for(t.modality)
         batch = settings.batches.get(t.modality, settings.batch)
-        step = batch * (_full(t.image) + _full(t.text))
-        kept = _kept(settings, t, batch, float(batch), tokens)
+        different = _distinct(batch, work.captions[t.modality])
+        step = batch * _full(t.image) + different * _full(t.text) + update * t.parameters
+        kept = _kept(settings, t, batch, different)
         memory = weights + 12.0 * t.parameters + 2 * WORKSPACE * sum(kept)  # all weights train: twice the activations
         stages.append(Stage(f"pretrain {t.modality}", settings.steps, step, settings.steps * step, memory))
     texts = min(config.align.pool, kinds or config.align.pool)
-    seconds = sum(texts * t.text.forward for t in towers)
+    seconds = sum(texts * t.shared * t.text.forward for t in towers)
     stages.append(Stage("closed form", 1, seconds, seconds, weights))
     align = config.align
     step, held, peak = 0.0, 0.0, 0.0
     for t in towers:
-        count = t.captions + _distinct(align.shared_batch, kinds)
+        count = t.captions + t.shared * _distinct(align.shared_batch, kinds)
         step += t.batch * t.image.training + count * t.text.training
-        always, part = _kept(align, t, t.batch, count, tokens)
+        always, part = _kept(align, t, t.batch, count)
         held += always + (t.batch * t.input_bytes if align.image == "lora" else 0.0)
         peak = max(peak, part)
     peak = held + WORKSPACE * peak
     trained = sum(t.trained for t in towers)
+    step += update * trained
     stages.append(Stage("align", align.steps, step, align.steps * step, weights + 12.0 * trained + peak))
-    prepared = sum(t.pairs * (t.image.forward + t.text.forward) for t in towers)
+    prepared = sum(t.pairs * t.image.forward + kinds * t.shared * t.text.forward for t in towers)
     stages.append(Stage("embed for distillation", 1, prepared, prepared, weights + max(t.input_bytes for t in towers)))
-    distill, (parameters, side, opened) = config.distill, student
+    distill = config.distill
     batches = sum(
         _distinct(min(distill.batches.get(t.modality, distill.batch), t.pairs or 1 << 62), work.captions[t.modality])
         for t in towers
     )
-    memory = weights + 4.0 * parameters + 12.0 * opened
-    shared = _distinct(distill.shared_batch, kinds)
+    memory = weights + 4.0 * student.parameters + 12.0 * student.trained
+    shared = student.shared * _distinct(distill.shared_batch, kinds)
     for name, steps, count in (("distill a", distill.steps, shared), ("distill b", distill.steps_b, shared + batches)):
-        grown = WORKSPACE * _texts(distill, count, tokens) * side.kept
-        stages.append(Stage(name, steps, count * side.training, steps * count * side.training, memory + grown))
+        grown = WORKSPACE * _texts(distill, count, student.tokens) * student.text.kept
+        seconds = count * student.text.training + update * student.trained
+        stages.append(Stage(name, steps, seconds, steps * seconds, memory + grown))
     return stages
 
 
@@ -457,11 +496,11 @@ def _full(side: Side) -> float:
     return 5.0 * side.forward if side.training == 0 else side.training + side.forward
 
 
-def _kept(settings: TrainConfig, t: Tower, images: int, texts: float, tokens: int) -> tuple[float, float]:
+def _kept(settings: TrainConfig, t: Tower, images: int, texts: float) -> tuple[float, float]:
     """Bytes of activations: kept until the backward pass, and of the largest part that is computed again."""
     micro, kept = settings.micro(t.modality), images * t.image.kept
     image = (kept, 0.0) if t.recomputes or not micro else (0.0, min(micro, images) * t.image.kept)
-    few = _texts(settings, texts, tokens) * t.text.kept
+    few = _texts(settings, texts, t.tokens) * t.text.kept
     text = (0.0, few) if settings.micro_tokens else (few, 0.0)
     return image[0] + text[0], max(image[1], text[1])
 
@@ -470,7 +509,7 @@ def _texts(settings: TrainConfig, count: float, tokens: int) -> float:
     return min(count, settings.micro_tokens / tokens) if settings.micro_tokens else float(count)
 
 
-def _step_flops(config: RunConfig, towers: Sequence[Tower], student: tuple[int, Side, int]) -> dict[str, float]:
+def _step_flops(config: RunConfig, towers: Sequence[Tower], student: Student) -> dict[str, float]:
     """Operations of one step of each stage; backward passes count as twice (LoRA: once) a forward pass."""
     align, distill = config.align, config.distill
     flops = {}
@@ -483,15 +522,15 @@ def _step_flops(config: RunConfig, towers: Sequence[Tower], student: tuple[int, 
     flops["closed form"] = sum(align.pool * t.text.flops for t in towers)
     flops["embed for distillation"] = sum(t.pairs * (t.image.flops + t.text.flops) for t in towers)
     batches = sum(distill.batches.get(t.modality, distill.batch) for t in towers)
-    flops["distill a"] = 4 * distill.shared_batch * student[1].flops
-    flops["distill b"] = 4 * (distill.shared_batch + batches) * student[1].flops
+    flops["distill a"] = 4 * distill.shared_batch * student.text.flops
+    flops["distill b"] = 4 * (distill.shared_batch + batches) * student.text.flops
     return flops
 
 
 def _disk(config: RunConfig, towers: Sequence[Tower], work: Work) -> dict[str, float]:
     """Bytes the cache will hold."""
     found: dict[str, float] = {}
-    texts = sum(work.captions.values())
+    texts = work.kinds
     for t in towers:
         total = float(t.pairs * t.input_bytes)
         if total <= config.data.inputs_gb * GB:
