@@ -274,6 +274,28 @@ def test_only_random_numbers_for_parameters_are_skipped() -> None:
     assert float(nn.Linear(300, 300).weight.detach().std()) > 0.01, "afterwards all is as before"
 
 
+def test_one_file_of_a_hub_repository_brings_its_tokenizer(
+    stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ndrusen")
+    weights(stored, folder / "tiny.ckpt")
+    monkeypatch.setattr("m3bind.models.published.resolve", lambda source, *rest, **options: _found(source, folder))
+    model = models.load(stored, "owner/name:tiny.ckpt", revision="abc")
+    assert model.tokenize(["drusen"])["input_ids"].tolist() == [[2, 5, 3]]
+    with pytest.raises(ConfigError, match="needs its tokenizer"):
+        models.load(stored, folder / "tiny.ckpt").tokenize(["drusen"])
+
+
+def _found(source: object, folder: Path) -> Path:
+    if str(source) == "owner/name:tiny.ckpt":
+        return folder / "tiny.ckpt"
+    if Path(str(source)).exists():
+        return Path(str(source))
+    raise ConfigError("not there")
+
+
 # ---- the package
 
 

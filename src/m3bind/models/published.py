@@ -131,7 +131,7 @@ class PublishedModel(DualEncoder):
     def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
         """The model with the authors' weights: a file, a folder, or a hub id (setting `revision`).
 
-        A folder that also holds tokenizer files brings the tokenizer.
+        A folder or hub repository that also holds tokenizer files brings the tokenizer.
 
         Raises:
             CheckpointError: damaged, unsafe to read, or of another model.
@@ -139,8 +139,9 @@ class PublishedModel(DualEncoder):
         settings = dict(settings)
         found = resolve(path, str(settings.pop("revision", "")))
         takes = "tokenizer" in constructor_parameters(cls)
-        if takes and found.is_dir() and "tokenizer" not in settings and _has_tokenizer(found):
-            settings["tokenizer"] = str(found)
+        folder = found if found.is_dir() or Path(path).expanduser().exists() else found.parent
+        if takes and "tokenizer" not in settings and _has_tokenizer(folder):
+            settings["tokenizer"] = str(folder)
         with without_initialisation():
             model = cls.from_settings(settings, variant=variant)
         model.load_checkpoint(found)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from m3bind.errors import CheckpointError, ConfigError, ReadError
-from m3bind.modalities import _archive
+from m3bind.modalities import _archive, _limits
 
 State = dict[str, Tensor]
 Form = Literal["safetensors", "index", "torch", "torchscript", "pickle", "zip"]
@@ -179,6 +179,11 @@ def _unpack(path: Path, folder: Path) -> PurePosixPath:
                 raise CheckpointError(
                     f"{path}: {name} would unpack to {info.file_size:,} bytes from {info.compress_size:,}, which no "
                     "weights do; made to harm. If it is sound, unpack it yourself and give the file."
+                )
+            if info.file_size > (most := _limits.LIMITS.bytes):
+                raise CheckpointError(
+                    f"{path}: {name} unpacks to {info.file_size:,} bytes, more than {most:,}; unpack it yourself and "
+                    f"give the file, or raise bytes in the environment variable {_limits.VARIABLE}."
                 )
             _archive.unpack_member(path, archive, info, folder / name.name)
             return name
