@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from m3bind.binding import lora
+from m3bind.binding.balance import sampling_probabilities
 from m3bind.config import AlignConfig, RunConfig, TrainConfig
 from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, UnknownNameError
@@ -164,16 +165,21 @@ def work_of(config: RunConfig, folder: Path, cache: Path) -> tuple[Work, Path]:
     run = Run(config, folder, cache)
     train = [record for record in run.records[0] if record.split == "train"]
     texts = {m: {c for r in train if r.modality == m for c in r.captions} for m in names}
-    phrases = {p for r in train for concept in r.concepts for p in concept_phrases(concept)}
-    everything = sorted(phrases.union(*texts.values()))
+    pools = {
+        m: sorted(texts[m].union(*(concept_phrases(c) for r in train if r.modality == m for c in r.concepts)))
+        for m in names
+    }
     pairs = {m: sum(r.modality == m for r in train) for m in names}
     captions = {m: len(texts[m]) for m in names}
     sample = {m: _some(sorted(texts[m])) for m in names}
-    return Work(pairs, captions, sample, _some(everything), len(everything), True), run.assets
+    shares = sampling_probabilities({m: max(pairs[m], 1) for m in names}, config.align.balance.beta)
+    pool = [text for m in names for text in _some(pools[m], round(200 * shares[m]))]  # as Eq. 3 draws them
+    return Work(pairs, captions, sample, pool, len(set().union(*pools.values())), True), run.assets
 
 
 def _some(texts: Sequence[str], count: int = 60) -> list[str]:
-    return list(texts[:: max(1, len(texts) // count)])
+    """`count` texts at even distances, fewer texts several times."""
+    return [texts[i * len(texts) // count] for i in range(count)] if texts else []
 
 
 def make_plan(config: RunConfig, assets: Path, work: Work, gpu: str = "") -> Plan:
