@@ -1,0 +1,78 @@
+"""LUDB 1.0.1: 200 twelve-lead ECGs of 10 s at 500 Hz with diagnoses by cardiologists (Kalyakulina et al. 2020)."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from m3bind.data.splits import patient_position
+from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+
+COLUMNS = (
+    "Rhythms", "Electric axis of the heart", "Conduction abnormalities", "Extrasystolies", "Hypertrophies",
+    "Cardiac pacing", "Ischemia", "Non-specific repolarization abnormalities", "Other states",
+)  # fmt: skip
+SPLIT = ("train", "test", "train", "valid", "train")  # of the records of one rhythm, in the order of their hashes
+
+
+class Ludb(Benchmark):
+    """LUDB: the rhythm is the class, everything else found is in `labels`."""
+
+    name: ClassVar[str] = "ludb"
+    title: ClassVar[str] = "LUDB 1.0.1"
+    modalities: ClassVar[tuple[str, ...]] = ("ecg",)
+    role: ClassVar = "both"
+    licence: ClassVar[str] = "ODC-By 1.0"
+    url: ClassVar[str] = "https://physionet.org/content/ludb/1.0.1/"
+    access: ClassVar[str] = "Open: download and unpack the zip file from PhysioNet."
+    layout: ClassVar[str] = """\
+ludb.csv              ID, Sex, Age, Rhythms, Electric axis of the heart, Conduction abnormalities, ...
+data/1.hea, 1.dat, 1.i, 1.ii, ...    up to 200; the annotations (.i, .ii, ...) are not read
+"""
+    needs: ClassVar[tuple[str, ...]] = ("ludb.csv", "data/*.hea")
+    classes: ClassVar[tuple[str, ...]] = (
+        "Sinus rhythm", "Sinus bradycardia", "Sinus tachycardia", "Sinus arrhythmia", "Irregular sinus rhythm",
+        "Atrial fibrillation",
+    )  # fmt: skip
+    known: ClassVar[Mapping[str, int]] = {"patients": 200}
+    notes: ClassVar[str] = (
+        "No official split: within each rhythm the records are ordered by a hash and dealt out as train, test, train, "
+        "valid, train. Cells hold one finding per line. A record with two rhythms has the first as its class. Rhythms "
+        "of a few records (atrial flutter, pacing) are kept as they are named, outside the six classes."
+    )
+
+    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+        """One item per record, in the order of the table."""
+        rows: list[tuple[str, list[str]]] = []
+        for line, row in read_table(root / "ludb.csv", ("ID", *COLUMNS)):
+            found = [_said(part) for column in COLUMNS for part in row[column].splitlines()]
+            if not _said(row["Rhythms"]):
+                yield Fault(line, "no rhythm", row["ID"], "without a label")
+            else:
+                rows.append((row["ID"], [finding for finding in found if finding]))
+        splits = _deal({number: found[0] for number, found in rows})
+        for number, found in rows:
+            yield Item(
+                path=f"data/{number}",
+                split=splits[number],
+                modality="ecg",
+                patient=number,
+                label=found[0],
+                labels=tuple(dict.fromkeys(found)),
+            )
+
+
+def _said(cell: str) -> str:
+    return cell.strip(" \t\r\n.")
+
+
+def _deal(labels: Mapping[str, str]) -> dict[str, str]:
+    """The split of each record by its label; see `Ludb.notes`."""
+    members = defaultdict(list)
+    for number, label in labels.items():
+        members[label].append(number)
+    return {
+        number: SPLIT[place % len(SPLIT)]
+        for group in members.values()
+        for place, number in enumerate(sorted(group, key=patient_position))
+    }

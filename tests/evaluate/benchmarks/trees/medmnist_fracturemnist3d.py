@@ -1,0 +1,7 @@
+"""fracturemnist3d as published, small."""
+
+from functools import partial
+
+from evaluate.benchmarks.trees.medmnist import make_set
+
+make = partial(make_set, "fracturemnist3d")
