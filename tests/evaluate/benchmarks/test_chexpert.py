@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from evaluate.benchmarks.prepared import assert_incomplete, kinds, make, prepared
 from m3bind.evaluate.benchmarks._chexpert import COMPETITION
-from m3bind.evaluate.benchmarks.chexpert import valid_patients
+from m3bind.evaluate.benchmarks.chexpert import NOTHING_CERTAIN, valid_patients
 from m3bind.modalities import get
 
 
@@ -35,6 +35,18 @@ def test_uncertain_findings_count_as_in_mgca(tmp_path: Path) -> None:
         ("Edema", "Pleural Effusion", "Support Devices"),
         ("Atelectasis", "Pleural Effusion", "Support Devices"),
     }
+
+
+def test_an_image_without_a_certain_finding_is_not_called_normal(tmp_path: Path) -> None:
+    root = make("chexpert", tmp_path, n=2) / "CheXpert-v1.0"
+    table = root / "valid.csv"
+    lines = table.read_text().splitlines()
+    lines[1] = lines[1].replace(",1.0", ",0.0")
+    table.write_text("\n".join(lines) + "\n")
+    _, manifest = prepared("chexpert", tmp_path)
+    record = next(record for record in manifest.records if record.split == "test")
+    assert record.label == NOTHING_CERTAIN and record.labels == () and record.concepts == ()
+    assert not any("normal" in caption.casefold() for caption in record.captions)
 
 
 def test_the_folder_itself_may_be_given(tmp_path: Path) -> None:

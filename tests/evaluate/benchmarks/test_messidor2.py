@@ -13,6 +13,8 @@ def test_graded_images_become_test_rows(tmp_path: Path) -> None:
     }  # fmt: skip
     assert kinds(done) == {"not gradable": 1}
     assert [record.label for record in manifest.records[::4]] == list(GRADES)
+    assert manifest.records[0].captions[0] == f"A fundus photograph of {GRADES[0]} and {EDEMA}."
+    assert manifest.records[-1].concepts == ("abnormal", "diabetes") and manifest.records[1].concepts == ()
     assert get("retina").decode(manifest.records[0].path).array.shape == (48, 48, 3)
 
 

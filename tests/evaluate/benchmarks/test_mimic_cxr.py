@@ -17,6 +17,9 @@ def test_frontal_images_with_cleaned_reports(tmp_path: Path, reports: str) -> No
     assert [done.counts[split] for split in ("train", "valid", "test")] == [6, 2, 4]
     assert kinds(done) == {"without a report": 1}
     assert manifest.records[0].captions[0] == CAPTION and manifest.records[0].labels == ("Pneumonia",)
+    assert [record.concepts for record in manifest.records[:4]] == [
+        ("abnormal",), ("abnormal", "enlarged heart"), ("abnormal",), ("normal",),
+    ]  # fmt: skip
     assert all(record.path.name.endswith("-pa.jpg") for record in manifest.records)
     assert get("xray").decode(manifest.records[0].path).array.shape == (48, 48)
 

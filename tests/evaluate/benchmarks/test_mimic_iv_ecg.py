@@ -41,7 +41,7 @@ def test_avf_before_avl_is_put_in_order_by_name(tmp_path: Path) -> None:
 def test_both_wordings(tmp_path: Path, name: str, text: str) -> None:
     make(name, tmp_path, n=6)
     _, manifest = prepared(name, tmp_path)
-    assert manifest.records[0].captions[0] == text
+    assert manifest.records[0].captions == (text,)
 
 
 def test_report_rules() -> None:

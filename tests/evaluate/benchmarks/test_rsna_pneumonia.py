@@ -19,6 +19,7 @@ def test_boxes_are_grouped_and_split(tmp_path: Path) -> None:
         "train": 16, "train/normal": 8, "train/pneumonia": 8, "valid": 4, "valid/normal": 2, "valid/pneumonia": 2,
         "test": 4, "test/normal": 2, "test/pneumonia": 2, "patients": 24,
     }  # fmt: skip
+    assert {record.label: record.concepts for record in manifest.records} == {"normal": (), "pneumonia": ("abnormal",)}
     assert done.faults == [] and len({record.path for record in manifest.records}) == 24
 
 

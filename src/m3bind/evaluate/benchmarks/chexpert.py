@@ -21,6 +21,7 @@ from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item
 from m3bind.evaluate.benchmarks.chexpert5x200 import excluded_patients
 
 VALID_ROWS = 5000
+NOTHING_CERTAIN = "no certain finding"  # label where no finding is there: it may be uncertain or not mentioned
 
 
 class Chexpert(Benchmark):
@@ -69,7 +70,7 @@ class Chexpert(Benchmark):
         if isinstance(row, Fault):
             return row
         found = positives(row.values, self.uncertain)
-        return Item(row.path, split, "xray", row.patient, labels=found)
+        return Item(row.path, split, "xray", row.patient, label="" if found else NOTHING_CERTAIN, labels=found)
 
 
 def valid_patients(patients: Sequence[str], seed: int = 0) -> frozenset[str]:
