@@ -1,8 +1,11 @@
 """CT-RATE: the rescaling trap of its second upload, bracketed spacing, splits and reports."""
 
+from dataclasses import replace
+
 import nibabel
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,9 +13,10 @@ from evaluate.benchmarks._checks import assert_few_shot, made, run
 from evaluate.benchmarks.prepared import assert_incomplete, kinds, make
 from evaluate.benchmarks.trees import ct_rate as tree
 from evaluate.benchmarks.trees._tiny import chest, save_nifti, write_csv
+from m3bind.data.cache import FeatureCache
 from m3bind.evaluate.benchmarks.ct_rate import LABELS, rescale_of, spacing_difference, stored_as
 from m3bind.modalities.base import get as modality
-from m3bind.prepare import rescaled
+from m3bind.prepare import Encoder, rescaled
 
 SAID = {"RescaleSlope": "1", "RescaleIntercept": "-1024", "XYSpacing": "[0.7, 0.7]", "ZSpacing": "1.5"}
 
@@ -24,7 +28,7 @@ def test_fixed_upload_is_not_rescaled(tmp_path):
     assert kinds(done) == {"unnamed": 2, "with a missing file": 2}
     assert {r.rescale for r in records.values()} == {None}
     record = records["valid_1_a_1"]
-    assert record.split == "test" and record.captions[0] == "Findings of case 0 no effusion."
+    assert record.split == "test" and record.captions == ("Findings of case 0 no effusion.",)
     assert record.labels == tuple(label for j, label in enumerate(LABELS) if tree.present(0, j))
     twins = [records[f"valid_2_a_{k}"] for k in (1, 2)]
     assert twins[0].visit == twins[1].visit != record.visit and twins[0].patient == twins[1].patient
@@ -41,6 +45,27 @@ def test_both_uploads_read_as_the_same_hounsfield_units(tmp_path):
         first, second = (rescaled(modality("ct").read(records[name].path), records[name].rescale) for records in found)
         assert first.spacing == pytest.approx(second.spacing) and np.abs(first.array - second.array).max() <= 1
         assert first.array[:, 0, 0].mean() == pytest.approx(-1000, abs=20)
+
+
+def test_inputs_of_models_are_rescaled(tmp_path):
+    """Through the encoder, which keeps inputs: a rescaled volume is not the same input as the file alone."""
+    _, records = made("ct_rate", tmp_path, upload=1)
+    record = records["valid_1_a_1"]
+    encoder = Encoder(FeatureCache(tmp_path / "cache"))
+    raw, hu = (
+        np.asarray(encoder.inputs([item], Plain())[0]) for item in (replace(record, rescale=None), record)
+    )  # fmt: skip
+    assert raw[:, 0, 0].mean() == pytest.approx(24, abs=20) and (hu == raw - 1024).all()
+
+
+class Plain:
+    """A model whose input is the volume."""
+
+    def image_settings(self):
+        return {}
+
+    def preprocess(self, sample):
+        return torch.from_numpy(sample.array)
 
 
 def test_folder_of_the_first_upload_with_the_second_inside(tmp_path):

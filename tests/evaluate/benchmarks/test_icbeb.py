@@ -7,15 +7,22 @@ import numpy as np
 import pytest
 
 from evaluate.benchmarks._checks import assert_few_shot, made, run
-from evaluate.benchmarks.prepared import assert_incomplete, kinds, make
+from evaluate.benchmarks.prepared import assert_incomplete, kinds
 from evaluate.benchmarks.trees import icbeb as tree
 from m3bind.errors import ManifestError
 from m3bind.evaluate.benchmarks.icbeb import CLASSES, SNOMED, random_split
 from m3bind.modalities.base import get as modality
 
 
-def test_structures_labels_and_faults(tmp_path):
-    done, records = made("icbeb", tmp_path)
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    """A tree in a folder, prepared; tests that change it copy it."""
+    folder = tmp_path_factory.mktemp("icbeb")
+    return folder, *made("icbeb", folder)
+
+
+def test_structures_labels_and_faults(ready):
+    _, done, records = ready
     assert_few_shot(records, CLASSES)
     assert kinds(done) == {"without a label": 1, "unreadable": 1, "with a missing file": 1}
     assert records["A0001"].label == "NORM" and records["A0001"].labels == ("NORM",)
@@ -23,13 +30,12 @@ def test_structures_labels_and_faults(tmp_path):
     assert second.labels == ("AFIB", "CRBBB")
     assert second.captions[0] == "ECG: atrial fibrillation and complete right bundle branch block."
     sample = modality("ecg").read(records["A0001"].path)
-    wanted = tree.ecg(np.random.default_rng(0), 0, 500, 6.5)
+    wanted = tree.ecg(np.random.default_rng(0), 0, 500, 6)
     assert sample.rate == 500 and np.abs(sample.array - wanted).max() <= 6e-4  # stored in steps of 1 µV
 
 
-def test_header_that_names_the_record_with_an_ending(tmp_path):
-    _, records = made("icbeb", tmp_path)
-    record = records[tree.ODD]
+def test_header_that_names_the_record_with_an_ending(ready):
+    record = ready[2][tree.ODD]
     assert record.label == "PAC"  # of two SNOMED codes the one that is a class
     sample = modality("ecg").read(record.path)
     assert sample.array.shape == (12, 5000) and sample.rate == 500
@@ -48,8 +54,8 @@ def test_real_header_of_that_kind(native, tmp_path):
     assert modality("ecg").read(records["E07938"].path).array.shape == (12, 5000)
 
 
-def test_split_without_lists(tmp_path):
-    root = make("icbeb", tmp_path, lists=False)
+def test_split_without_lists(ready, tmp_path):
+    root = shutil.copytree(ready[0] / "data", tmp_path / "data", ignore=shutil.ignore_patterns("icbeb_*.csv"))
     _, records = run("icbeb", root, tmp_path / "out")
     names = sorted(path.stem for path in root.rglob("*.mat"))
     assert {name: r.split for name, r in records.items()}.items() <= random_split(names).items()
@@ -64,16 +70,16 @@ def test_random_split_has_the_published_sizes():
     assert found == {"train": 4950, "valid": 551, "test": 1376}
 
 
-def test_second_run_rewrites_nothing(tmp_path):
-    done, _ = made("icbeb", tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "files").iterdir()}
-    again, _ = run("icbeb", tmp_path / "data", tmp_path / "out")
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "files").iterdir()}
+def test_second_run_rewrites_nothing(ready):
+    folder, done, _ = ready
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out" / "files").iterdir()}
+    again, _ = run("icbeb", folder / "data", folder / "out")
+    after = {path: path.stat().st_mtime_ns for path in (folder / "out" / "files").iterdir()}
     assert before == after and again.hash == done.hash
 
 
-def test_incomplete(tmp_path):
-    root = make("icbeb", tmp_path)
+def test_incomplete(ready, tmp_path):
+    root = shutil.copytree(ready[0] / "data", tmp_path / "data")
     assert_incomplete("icbeb", tmp_path, ())
     without = shutil.copytree(root, tmp_path / "without", ignore=shutil.ignore_patterns("*.mat"))
     with pytest.raises(ManifestError, match="not complete, missing:"):

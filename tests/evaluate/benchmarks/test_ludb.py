@@ -1,7 +1,7 @@
 """LUDB: cells of several lines, a fixed split by rhythm."""
 
 from evaluate.benchmarks._checks import assert_few_shot, made
-from evaluate.benchmarks.prepared import assert_incomplete, kinds, make
+from evaluate.benchmarks.prepared import assert_incomplete, kinds
 from evaluate.benchmarks.trees.ludb import RHYTHMS
 from m3bind.evaluate.benchmarks.ludb import _deal
 from m3bind.modalities.base import get as modality
@@ -9,6 +9,7 @@ from m3bind.modalities.base import get as modality
 
 def test_findings_and_faults(tmp_path):
     done, records = made("ludb", tmp_path)
+    assert_incomplete("ludb", tmp_path, ("ludb.csv", "data"))
     assert_few_shot(records, RHYTHMS)
     assert kinds(done) == {"without a label": 1, "with a missing file": 1}
     first = records["data/1"]
@@ -25,8 +26,3 @@ def test_split_deals_each_rhythm_in_turn():
     assert sorted(split[f"b{k}"] for k in range(2)) == ["test", "train"]
     counts = [sum(split[f"a{k}"] == name for k in range(20)) for name in ("train", "valid", "test")]
     assert counts == [12, 4, 4]
-
-
-def test_incomplete(tmp_path):
-    make("ludb", tmp_path)
-    assert_incomplete("ludb", tmp_path, ("ludb.csv", "data"))

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evaluate.benchmarks._checks import assert_few_shot, made, run
@@ -32,9 +33,12 @@ def test_groups_folds_and_faults(tmp_path):
 
 
 def test_500_hz_is_used_where_it_is_there(tmp_path):
-    _, records = made("ptbxl", tmp_path, high=True)
+    root = make("ptbxl", tmp_path)
+    tree.write_record(root / "records500/00000/00001_hr", tree.ecg(np.random.default_rng(0), 0, 500, 10), 500)
+    done, records = run("ptbxl", root, tmp_path / "out")
     sample = modality("ecg").read(records["1"].path)
     assert sample.rate == 500 and sample.array.shape == (12, 5000)
+    assert set(records) == {"1"} and kinds(done)["with a missing file"] > 30  # no mixture of rates
 
 
 def test_incomplete(tmp_path):

@@ -15,6 +15,7 @@ def test_captions_and_faults(tmp_path):
     first = records[twice[0].id.removesuffix("#2")]
     assert first.path == twice[0].path and first.patient == twice[0].patient and first.split == twice[0].split
     assert first.captions[0] != twice[0].captions[0]
+    assert len(first.captions) == 1 and first.captions[0].startswith("Case 0 shows")
     assert first.labels == ("Dermatopathology", "Soft tissue")
 
 

@@ -36,6 +36,8 @@ def test_nothing_found_is_kept(tmp_path):
     np.savez_compressed(root / "tst99999.npz", ct=np.zeros((4, 6, 6), np.int16))
     _, records = run("rad_chestct", root, tmp_path / "out")
     assert records["tst99999"].labels == () and records["tst99999"].split == "test"
+    assert records["tst99999"].captions[0] == "Chest CT with none of the findings looked for."
+    assert records["tst00001"].captions[0].startswith("Chest CT showing medical material")
 
 
 def test_half_present(tmp_path):

@@ -18,7 +18,7 @@ class Sicap(Benchmark):
     title: ClassVar[str] = "SICAPv2"
     modalities: ClassVar[tuple[str, ...]] = ("pathology",)
     role: ClassVar = "evaluation"
-    licence: ClassVar[str] = "CC BY 4.0"
+    licence: ClassVar[str] = "Creative Commons, as its page at Mendeley Data states"
     url: ClassVar[str] = "https://data.mendeley.com/datasets/9xxm58dvs3"
     access: ClassVar[str] = "Open: download and unpack SICAPv2.zip from Mendeley Data."
     layout: ClassVar[str] = """\

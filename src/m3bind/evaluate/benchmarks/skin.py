@@ -36,7 +36,7 @@ class Skin(Benchmark):
     title: ClassVar[str] = "Skin histology (Kriegsmann 2022)"
     modalities: ClassVar[tuple[str, ...]] = ("pathology",)
     role: ClassVar = "evaluation"
-    licence: ClassVar[str] = "CC BY-SA 4.0"
+    licence: ClassVar[str] = "as its page at heiDATA states"
     url: ClassVar[str] = "https://heidata.uni-heidelberg.de/dataset.xhtml?persistentId=doi:10.11588/data/7QCR8S"
     access: ClassVar[str] = "Open: download the tiles and their table from heiDATA and unpack them into one folder."
     layout: ClassVar[str] = """\

@@ -10,15 +10,15 @@ from evaluate.benchmarks.trees._tiny import LEADS, ecg, write_csv
 ODD = "E07938"  # the header calls it E07938.mat
 
 
-def make(root: Path, n: int = 12, seed: int = 0, lists: bool = True) -> None:
-    """Nine classes, at least 3 training, 1 validation and 2 test records each; `lists` writes MERL's split."""
+def make(root: Path, n: int = 12, seed: int = 0) -> None:
+    """Nine classes, at least 3 training, 1 validation and 2 test records each, in MERL's lists."""
     rng = np.random.default_rng(seed)
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     rows: list[tuple[object, ...]] = []
     for code in range(1, 10):
         for split in ["train"] * max(3, n // 9) + ["val", "test", "test"]:
             name = f"A{len(rows) + 1:04d}"
-            signal = ecg(rng, code - 1, 500, 6 + code / 2)
+            signal = ecg(rng, code - 1, 500, 6)
             write_struct(root / f"TrainingSet{1 + len(rows) % 3}" / f"{name}.mat", signal)
             splits[split].append(name)
             second = 5 if code == 2 and split == "test" else ""
@@ -31,7 +31,7 @@ def make(root: Path, n: int = 12, seed: int = 0, lists: bool = True) -> None:
     write_csv(root / "TrainingSet1" / "REFERENCE.csv", ("Recording", "First_label", "Second_label", "Third_label"),
               [("A8000", 1, "", "")])  # fmt: skip
     splits["train"].append("A8000")
-    for word, names in splits.items() if lists else ():
+    for word, names in splits.items():
         write_csv(root / f"icbeb_{word}.csv", ("patient_id", "filename", "scp_codes"), [(1, x, "{}") for x in names])
 
 

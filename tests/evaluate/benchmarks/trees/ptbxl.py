@@ -32,8 +32,8 @@ REPORTS = ("sinusrhythmus normales ekg", "inferiorer infarkt", "t-wellenverände
            "inkompletter rechtsschenkelblock", "linkshypertrophie")  # fmt: skip
 
 
-def make(root: Path, n: int = 12, seed: int = 0, high: bool = False) -> None:
-    """About n/4 patients per superclass in training, at least 3; `high` adds the records of 500 Hz."""
+def make(root: Path, n: int = 12, seed: int = 0) -> None:
+    """About n/4 patients per superclass in training, at least 3; records of 100 Hz only."""
     rng = np.random.default_rng(seed)
     header = ("", "description", "diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subclass")
     write_csv(root / "scp_statements.csv", header, STATEMENTS)
@@ -41,10 +41,9 @@ def make(root: Path, n: int = 12, seed: int = 0, high: bool = False) -> None:
 
     def record(kind: int, codes: object, fold: object, report: str, patient: int) -> None:
         number = len(rows) + 1
-        names = {name: f"records{rate}/00000/{number:05d}_{name}" for name, rate in (("lr", 100), ("hr", 500))}
-        for name, rate in (("lr", 100), *((("hr", 500),) if high else ())):
-            write_record(root / names[name], ecg(rng, kind, rate, 10), rate)
-        rows.append((number, f"{patient}.0", 60.0, 1, report, codes, fold, names["lr"], names["hr"]))
+        low, high = (f"records{rate}/00000/{number:05d}_{name}" for name, rate in (("lr", 100), ("hr", 500)))
+        write_record(root / low, ecg(rng, kind, 100, 10), 100)
+        rows.append((number, f"{patient}.0", 60.0, 1, report, codes, fold, low, high))
 
     each = max(3, n // 4)
     for kind, codes in enumerate(KINDS):
