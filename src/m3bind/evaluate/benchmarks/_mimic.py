@@ -19,7 +19,6 @@ from m3bind.data.splits import patient_splits
 from m3bind.errors import ManifestError
 from m3bind.evaluate.benchmarks._chexpert import FINDINGS, positives, value
 from m3bind.evaluate.benchmarks.base import read_table
-from m3bind.models.chest import clean_report
 
 FRACTIONS = {"train": 0.7, "valid": 0.1, "test": 0.2}
 LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
@@ -139,6 +138,8 @@ def sections(text: str) -> dict[str, str]:
 
 def clean_caption(impression: str, findings: str) -> str:
     """Impression and findings by MGCA's rule (`models.chest.clean_report`); "" for fewer than three words."""
+    from m3bind.models.chest import clean_report  # slow to import
+
     text = clean_report(" ".join(f"{impression} {findings}".split()))
     return text if len(text.split()) >= 3 else ""
 
@@ -176,11 +177,11 @@ def open_reports(place: Path) -> Reports:
             return _caption(archive.read(name).decode("utf-8", "replace"))
 
         return unpacked
-    captions = {
-        cells["study"].removeprefix("s"): clean_caption(cells["impression"], cells["findings"])
+    parts = {
+        cells["study"].removeprefix("s"): (cells["impression"], cells["findings"])
         for _, cells in read_table(place, ("study", "impression", "findings"))
     }
-    return lambda subject, study: captions.get(study, "")
+    return lambda subject, study: clean_caption(*parts.get(study, ("", "")))
 
 
 def _inner(subject: str, study: str) -> str:

@@ -18,7 +18,7 @@ class Messidor2(Benchmark):
     title = "MESSIDOR-2"
     modalities = ("retina",)
     role = "evaluation"
-    licence = "images: research and education only, on request; grades: Kaggle, research only"
+    licence = "images: research and education only, on request; grades: see their Kaggle page"
     url = "https://www.adcis.net/en/third-party/messidor2/"
     access = (
         "Ask ADCIS for the images; download the adjudicated grades (messidor_data.csv) from the Kaggle data set "

@@ -45,17 +45,17 @@ class MimicIvEcg(Benchmark):
     def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
         """One row per record with a report."""
         columns = ("subject_id", "study_id", "path")
-        records = list(read_table(table_of(root, RECORDS), columns))
+        table = read_table(table_of(root, RECORDS), columns)
+        records = [(row, *(cells[column] for column in columns)) for row, cells in table]
         rule: Callable[[Sequence[str]], str] = self.report
         captions = ecg_reports(root, rule)
-        splits = subject_splits({cells["subject_id"] for _, cells in records})
-        for row, cells in records:
-            caption = captions.get(cells["study_id"], "")
+        splits = subject_splits({subject for _, subject, _, _ in records})
+        for row, subject, study, path in records:
+            caption = captions.get(study, "")
             if caption:
-                subject = cells["subject_id"]
-                yield Item(cells["path"], splits[subject], "ecg", patient_of(subject), caption=caption)
+                yield Item(path, splits[subject], "ecg", patient_of(subject), caption=caption)
             else:
-                yield Fault(row, "its report is missing or too short", cells["path"], "without a report")
+                yield Fault(row, "its report is missing or too short", path, "without a report")
 
 
 class MimicIvEcgMedBind(MimicIvEcg):
