@@ -21,8 +21,8 @@ FOLDERS = ("CheXpert-v1.0", "CheXpert-v1.0-small")
 LICENCE = "Stanford University Dataset Research Use Agreement"
 URL = "https://stanfordmlgroup.github.io/competitions/chexpert/"
 ACCESS = (
-    "Register with Stanford AIMI and accept the agreement; the small version (CheXpert-v1.0-small) does as well. The full "
-    "version comes in batches: move their patients into train and valid."
+    "Register with Stanford AIMI and accept the agreement; the small version (CheXpert-v1.0-small) does as well. The "
+    "full version comes in batches: move their patients into train and valid."
 )
 LAYOUT = """
     CheXpert-v1.0/ (or CheXpert-v1.0-small/)

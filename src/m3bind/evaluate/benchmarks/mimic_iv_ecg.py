@@ -1,6 +1,6 @@
 """MIMIC-IV-ECG: 12-lead ECGs with the cart's report, as MERL or as MedBind words it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from m3bind.evaluate.benchmarks._mimic import (
@@ -44,11 +44,9 @@ class MimicIvEcg(Benchmark):
 
     def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
         """One row per record with a report."""
-        columns = ("subject_id", "study_id", "path")
-        table = read_table(table_of(root, RECORDS), columns)
-        records = [(row, *(cells[column] for column in columns)) for row, cells in table]
-        rule: Callable[[Sequence[str]], str] = self.report
-        captions = ecg_reports(root, rule)
+        table = read_table(table_of(root, RECORDS), ("subject_id", "study_id", "path"))
+        records = [(row, cells["subject_id"], cells["study_id"], cells["path"]) for row, cells in table]
+        captions = ecg_reports(root, self.report)
         splits = subject_splits({subject for _, subject, _, _ in records})
         for row, subject, study, path in records:
             caption = captions.get(study, "")
