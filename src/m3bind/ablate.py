@@ -41,7 +41,7 @@ class Variant:
 
 _AMB_OFF = {"balance": {"proportional": True, "lr": False, "weights": False}}
 _PRINTED = {"reduction": "sum", "positives": "diagonal", "concept_probability": 0.0}
-_LITERAL = {  # stages 1 and 2 exactly as printed, on the same towers
+LITERAL: dict[str, dict[str, Any]] = {  # stages 1 and 2 exactly as printed, on the same towers
     "align": {
         "bridge": "identity",
         "train_bridge": False,
@@ -54,7 +54,8 @@ _LITERAL = {  # stages 1 and 2 exactly as printed, on the same towers
     "distill": {"lr": 2e-5, "contrastive": {**_PRINTED, "direction": "t2i"}},
 }
 _READ = {"direction": "both", "reduction": "mean", "positives": "identical", "concept_probability": 0.0}
-_SENSIBLE = {  # the same equations with rates and weights normalised, both directions, identical captions as positives
+# The same equations with rates and weights normalised, both directions, identical captions as positives:
+SENSIBLE: dict[str, dict[str, Any]] = {
     "align": {"bridge": "identity", "lam": 10.0, "text_contrastive": 0.0, "contrastive": _READ},
     "distill": {"contrastive": _READ},
 }
@@ -67,6 +68,13 @@ _UNLIKE: dict[str, dict[str, Any]] = {
     "ct": {"text_layers": 5, "text_pooling": "cls"},
     "ecg": {"text_layers": 3},
 }
+
+
+def _distill(**weights: float) -> dict[str, Any]:
+    """Phase B with other terms in place of Eq. 7."""
+    return {"distill": {"kd_weight": 0.0, **weights}}
+
+
 PAPER_ORDER = ("xray", "ecg", "retina", "pathology", "ct")  # Table 4 adds retina, pathology, CT to X-ray + ECG
 VARIANTS: dict[str, Variant] = {
     "base": Variant("the recipe of the settings", table="5"),
@@ -75,8 +83,8 @@ VARIANTS: dict[str, Variant] = {
         {"align": _AMB_OFF, "distill": _AMB_OFF},
         table="5",
     ),
-    "paper_literal": Variant("the paper's stages 1 and 2 as printed", _LITERAL, table="paper"),
-    "paper_sensible": Variant("the paper's stages 1 and 2 read sensibly", _SENSIBLE, table="paper"),
+    "paper_literal": Variant("the paper's stages 1 and 2 as printed", LITERAL, table="paper"),
+    "paper_sensible": Variant("the paper's stages 1 and 2 read sensibly", SENSIBLE, table="paper"),
     "two": Variant("X-ray + ECG", modalities=2, table="4"),
     "three": Variant("+ retina", modalities=3, table="4"),
     "four": Variant("+ pathology", modalities=4, table="4"),
@@ -97,6 +105,11 @@ VARIANTS: dict[str, Variant] = {
     "positives_mixed": Variant(
         "half the target mass on same-label pairs", {"align": {"contrastive": {"positives": "mixed"}}}
     ),
+    "distill_contrastive": Variant("phase B without Eq. 7: Eq. 8 alone", _distill()),
+    "distill_affinity": Variant("TinyCLIP's affinity mimicking in place of Eq. 7", _distill(affinity=1.0)),
+    "distill_feature": Variant("CLIP-KD's feature distillation (FD) in its place", _distill(feature=4.0)),
+    "distill_relation": Variant("CLIP-KD's relational distillation (CRD) in its place", _distill(relation=1.0)),
+    "distill_interactive": Variant("CLIP-KD's interactive contrast (ICL) in its place", _distill(interactive=1.0)),
 }
 
 

@@ -133,10 +133,20 @@ class BalanceConfig(_Strict):
     literal: bool = False  # Eq. 4 and 5 without normalisation (about 3e-8 for 377k pairs: no learning)
 
 
+class PostConfig(_Strict):
+    """Post steps on the bound space, see binding/post.py."""
+
+    gap: Literal["none", "centre", "rotate", "realign", "pc"] = "none"
+    components: int = Field(1, ge=1)  # principal axes that "pc" drops
+    iso: tuple[int, int] | None = None  # IsoCLIP: directions dropped at the (top, bottom) of the spectrum
+
+
 class AlignConfig(TrainConfig):
     """Stage 1: binding the text spaces (Eq. 1-6)."""
 
     method: str = "m3bind"  # a file in binding/methods/
+    options: dict[str, Any] = {}  # of that method, see `defaults` in its file
+    post: PostConfig = PostConfig()  # becomes part of the space
     dim: int = Field(512, ge=8)
     bridge: Literal["procrustes", "identity"] = "procrustes"
     pool: int = Field(4096, ge=16)  # texts Procrustes is fitted on
@@ -171,7 +181,12 @@ class DistillConfig(TrainConfig):
     shared_batch: int = 64
     teachers: Literal["all", "own"] = "all"
     student: StudentConfig = StudentConfig()
-    contrastive_weight: float = 1.0
+    contrastive_weight: float = 1.0  # of Eq. 8
+    kd_weight: float = 1.0  # of Eq. 7 in phase B; the terms below are of phase B, too (distill/terms.py)
+    affinity: float = Field(0.0, ge=0)  # weight of affinity mimicking (TinyCLIP)
+    feature: float = Field(0.0, ge=0)  # of feature distillation (CLIP-KD, FD)
+    relation: float = Field(0.0, ge=0)  # of contrastive relational distillation (CLIP-KD, CRD)
+    interactive: float = Field(0.0, ge=0)  # of interactive contrastive learning (CLIP-KD, ICL)
     balance: BalanceConfig = BalanceConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
 
@@ -183,6 +198,7 @@ class EvaluateConfig(_Strict):
     bootstrap: int = 1000
     agreement_texts: int = 1000
     gap_correction: bool = True  # image-to-image figures also after subtracting modality means
+    post: list[Literal["rotate", "realign", "pc"]] = []  # and after these post steps (binding/post.py)
     probe: bool = True
 
 

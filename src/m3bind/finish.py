@@ -91,7 +91,7 @@ def space_of(run: Run) -> Space:
     )
     return Space(
         {m: run.models[m] for m in names},
-        {m: run.bridges[m].weight for m in names},
+        {m: run.bridges[m] for m in names},
         {m: run.embed_images(m, "train").mean(0) for m in names},
         run.student,
         info,

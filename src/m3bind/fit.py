@@ -10,6 +10,7 @@ A run's folder:
     stage1/                the same of text-space alignment
     stage2/a, stage2/b     the same of distillation
     results.json           every figure, before and after each stage
+    provenance.json        versions, hashes of settings and data
     report.html            the same with plots and pictures
     space/                 the bundle m3bind.load opens
 """
@@ -33,10 +34,10 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from m3bind.binding import methods
-from m3bind.binding.bridge import Bridge, identity_map
+from m3bind.binding import methods, post
+from m3bind.binding.bridge import BaseBridge, Bridge, identity_map
 from m3bind.binding.methods.base import BindingInputs
-from m3bind.config import RunConfig
+from m3bind.config import PostConfig, RunConfig
 from m3bind.data import manifest as manifests
 from m3bind.data import splits, texts
 from m3bind.data.batching import rng
@@ -47,7 +48,7 @@ from m3bind.distill.student import StudentTexts
 from m3bind.errors import ConfigError
 from m3bind.evaluate.results import ResultTable, Row
 from m3bind.evaluate.suite import Matrix, View, measure
-from m3bind.files import sha256_text, write_text
+from m3bind.files import sha256_text, write_json, write_text
 from m3bind.models.base import DualEncoder
 from m3bind.models.checkpoint import hash_state
 from m3bind.models.text_encoder import TextEncoder, make_text_encoder, train_wordpiece
@@ -55,6 +56,7 @@ from m3bind.prepare import Corpus, Encoder, build_model, levels, make_corpus
 from m3bind.pretrain.dual_encoder import PretrainStage
 from m3bind.privacy import shown
 from m3bind.progress import progress
+from m3bind.provenance import provenance
 from m3bind.training.loop import train
 from m3bind.training.pairs import Pairs
 from m3bind.training.parallel import world
@@ -79,7 +81,7 @@ class Run:
         self.encoder = Encoder(FeatureCache(self.cache_folder), inputs_gb=config.data.inputs_gb)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         set_seed(config.seed)
-        self.bridges: dict[str, Bridge] = {}
+        self.bridges: dict[str, BaseBridge] = {}
         self.student: TextEncoder | None = None
         self.table = ResultTable()
         self.on_stage: Callable[[str], None] = lambda stage: None  # called after each stage, before it is measured
@@ -258,17 +260,43 @@ class Run:
     def closed_form(self) -> None:
         """Binding without training: Procrustes."""
         pairs = self._finished_pairs()
-        settings = self.config.align.model_copy(update={"bridge": "procrustes"})
+        settings = self.config.align.model_copy(update={"options": {}})
         self.bridges = methods.get("procrustes").bind(self._inputs(pairs, self.folder / "closed_form"), settings)
 
     def align(self) -> None:
         """Stage 1 by the method of the settings."""
-        method = methods.get(self.config.align.method)
-        if not method.trains:
-            self.closed_form()
-            return
-        self.bridges = method.bind(self._inputs(self.pairs("align"), self.folder / "stage1"), self.config.align)
+        settings = self.config.align
+        method = methods.get(settings.method)
+        method.options(settings)
+        pairs = self.pairs("align") if method.towers else self._finished_pairs()
+        self.bridges = method.bind(self._inputs(pairs, self.folder / "stage1"), settings)
         self.encoder.weights_changed()
+        self.bridges = self.with_post(settings.post)
+
+    def warm(self) -> None:
+        """Compute what binding reads of the towers as they are, so that a method can be timed alone."""
+        for pairs in (self._finished_pairs(), self.pairs("align")):
+            for side in pairs.values():
+                _ = side.images.array
+
+    def with_post(self, settings: PostConfig) -> dict[str, BaseBridge]:
+        """The present bridges followed by post steps, fitted on the training pairs (canonical captions)."""
+        if settings == PostConfig():
+            return self.bridges
+        found = {}
+        for m, pairs in self._finished_pairs().items():
+            images = pairs.images.encode(torch.arange(len(pairs)))
+            texts = pairs.texts.encode(torch.tensor([int(ids[0]) for ids in pairs.captions]))
+            found[m] = post.after(self.bridges[m], settings, images, texts, self.models[m])
+        return found
+
+    def posted_images(self, settings: PostConfig, split: str) -> dict[str, Matrix]:
+        """(n, d) unit rows of every modality as they would be after post steps."""
+        bridges, self.bridges = self.bridges, self.with_post(settings)
+        try:
+            return {m: self.embed_images(m, split) for m in self.corpus.modalities}
+        finally:
+            self.bridges = bridges
 
     def distill(self) -> None:
         """Stage 2: the shared student, phases A and B."""
@@ -313,7 +341,9 @@ class Run:
         """(N, d) unit rows of a split's images in the bound space as it is now."""
         model = self.models[modality]
         side = self.encoder.image_side(model, self.corpus.records[modality][split], "embedding")
-        return np.asarray(self.bridges[modality](torch.from_numpy(np.array(side.array))).numpy(), dtype=np.float32)
+        return np.asarray(
+            self.bridges[modality].image(torch.from_numpy(np.array(side.array))).numpy(), dtype=np.float32
+        )
 
     @torch.inference_mode()
     def embed_text(self, sentences: Sequence[str], path: str) -> Matrix:
@@ -325,7 +355,7 @@ class Run:
         model = self.models[path]
         features = torch.from_numpy(self.encoder.text_features(sentences, model))
         own = torch.nn.functional.normalize(model.project_text(features), dim=-1)
-        return np.asarray(self.bridges[path](own).numpy(), dtype=np.float32)
+        return np.asarray(self.bridges[path].text(own).numpy(), dtype=np.float32)
 
     def view(self, stage: str) -> View:
         """The present state for evaluation, on the test split."""
@@ -338,6 +368,7 @@ class Run:
             {m: self.corpus.records[m]["train"] for m in names},
             self.embed_text,
             student=self.student is not None,
+            posted={gap: self.posted_images(PostConfig(gap=gap), "test") for gap in self.config.evaluate.post},
         )
 
     def evaluate(self, stage: str) -> list[Row]:
@@ -373,6 +404,8 @@ class Run:
             if evaluate and world()[0] == 0:
                 self.evaluate(stage)
         self.table.save(self.folder / "results.json")
+        files = {"manifest": self.manifest_path, "corpus": self.config.data.corpus}
+        write_json(self.folder / "provenance.json", provenance(self.config.model_dump(mode="json"), files))
         return self.table
 
     def _unbound_after_pretraining(self) -> None:
@@ -415,7 +448,7 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
     now = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
     if path.exists():
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        changed = _differences(before, now)
+        changed = differences(before, now)
         if changed:
             raise ConfigError(
                 f"{folder} holds a run with other settings ({'; '.join(changed[:4])}{' ...' * (len(changed) > 4)}); "
@@ -425,13 +458,13 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
     config.save(path)
 
 
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+def differences(before: Any, now: Any, where: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
         return [
             line
             for key in keys
-            for line in _differences(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+            for line in differences(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
         ]
     return [] if before == now else [f"{where}: {before!r} then, {now!r} now"]
 

@@ -125,3 +125,21 @@ def test_training_the_head_alone_needs_features_and_leaves_the_trunk(setting, tm
     )
     train(made, settings, tmp_path / "head", seed=0)
     assert all(torch.equal(trunk[k], v) for k, v in student.encoder.trunk.state_dict().items())
+
+
+def test_further_terms_join_phase_b_with_the_teacher_of_the_texts_modality(setting):
+    weights = {"affinity": 0.5, "feature": 2.0, "interactive": 0.3}
+    made, _ = stage(setting, "b", kd_weight=0.0, **weights)
+    pairs, student, teachers, _inputs = setting
+    student.encoder.eval()
+    found = made.losses(1)
+    expected = sum(v for k, v in found.items() if k.startswith("clip/"))
+    for name, weight in weights.items():
+        expected = expected + weight * sum(v for k, v in found.items() if k.startswith(f"{name}/"))
+    torch.testing.assert_close(found["loss"], expected)
+    m = "ecg"
+    captions = pairs[m].draw_captions(made.samplers[m].batch(1), 0, 1)
+    own = torch.from_numpy(teachers.texts[m][captions])
+    text = student.encode(torch.from_numpy(captions))
+    torch.testing.assert_close(found[f"feature/{m}"], (own - text).square().sum(1).mean())
+    assert set(stage(setting, "a", kd_weight=0.0, **weights)[0].losses(0)) == {"kd", "loss"}

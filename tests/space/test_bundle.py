@@ -7,6 +7,7 @@ import torch
 
 import m3bind
 from m3bind.errors import ConfigError, NotFiniteError, ReadError, SpaceError, UnknownNameError
+from m3bind.space.bridges import Affine, Head, Relative, Sided, freeze
 from m3bind.space.bundle import Space, load, save_space
 from m3bind.space.compute import correct_gap
 from space import tiny
@@ -380,3 +381,23 @@ def test_importing_the_package_loads_no_torch(start):
     process = start("import sys, m3bind, m3bind.space; print('torch' in sys.modules)")
     assert process.communicate()[0].strip() == "False"
     assert isinstance(process, subprocess.Popen) and process.returncode == 0
+
+
+def test_bridges_that_are_no_matrix_are_saved_and_opened(tmp_path):
+    plain = tiny.make_space(distilled=False)
+    torch.manual_seed(0)
+    head, anchors = Head(6, 8, 10, blocks=2, stem=True), torch.nn.functional.normalize(torch.randn(8, 5), dim=1)
+    head.offset_image.copy_(torch.randn(6))
+    steps = [Affine(torch.randn(8, 8), torch.randn(8))]
+    bridges = {"grey": freeze(Sided(head, steps, [])), "other": Relative(anchors)}
+    space = Space({m: plain.model(m) for m in plain.modalities}, bridges)
+    loaded = load(save_space(space, tmp_path / "space"))
+    paths = tiny.pictures(tmp_path / "files", 3)
+    for m in ("grey", "other"):
+        np.testing.assert_allclose(loaded.encode_image(paths, m), space.encode_image(paths, m), atol=1e-6)
+        np.testing.assert_allclose(loaded.encode_text(["a heart"], m), space.encode_text(["a heart"], m), atol=1e-6)
+    with pytest.raises(SpaceError, match="sided bridge, which is no matrix"):
+        loaded.bridge("grey")
+    assert json.loads((tmp_path / "space" / "space.json").read_text())["version"] == 2
+    save_space(plain, tmp_path / "plain")  # readable by what knows linear bridges only
+    assert json.loads((tmp_path / "plain" / "space.json").read_text())["version"] == 1

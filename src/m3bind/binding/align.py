@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from m3bind.binding import lora
 from m3bind.binding.balance import learning_rate_scales, loss_weights
-from m3bind.binding.bridge import Bridge
+from m3bind.binding.bridge import BaseBridge
 from m3bind.binding.methods.base import BindingInputs
 from m3bind.binding.objective import text_contrastive, text_mse, total
 from m3bind.config import AlignConfig
@@ -30,7 +30,7 @@ class AlignStage:
 
     name = "align"
 
-    def __init__(self, inputs: BindingInputs, bridges: Mapping[str, Bridge], settings: AlignConfig) -> None:
+    def __init__(self, inputs: BindingInputs, bridges: Mapping[str, BaseBridge], settings: AlignConfig) -> None:
         """`bridges`: starting point, one per modality of `inputs.pairs`."""
         self.pairs, self.bridges, self.settings, self.seed = inputs.pairs, bridges, settings, inputs.seed
         balance, sizes = settings.balance, inputs.sizes
@@ -46,7 +46,7 @@ class AlignStage:
         }
         for modality, pairs in self.pairs.items():
             torch.manual_seed(int(sha256_text(str(self.seed), "lora", modality)[:15], 16))  # whatever ran before
-            _choose_trained(pairs.model, settings)
+            choose_trained(pairs.model, settings)
             bridges[modality].requires_grad_(settings.train_bridge and settings.image != "frozen")
 
     def groups(self) -> Sequence[ParameterGroup]:
@@ -90,15 +90,15 @@ class AlignStage:
         both = torch.cat([torch.from_numpy(captions), torch.from_numpy(shared)])
         text = pairs.texts.encode(both, self.settings.micro_tokens)
         bridge = self.bridges[m]
-        text = bridge(text)
+        text = bridge.text(text)
         scale = pairs.model.logit_scale.detach()
         own = text[: len(captions)]
-        return pairs.loss(bridge(image), own, scale, indices, captions, self.settings.contrastive), text[
+        return pairs.loss(bridge.image(image), own, scale, indices, captions, self.settings.contrastive), text[
             len(captions) :
         ]
 
 
-def _choose_trained(model: DualEncoder, settings: AlignConfig) -> None:
+def choose_trained(model: DualEncoder, settings: AlignConfig) -> None:
     """Freeze everything, then open what the settings train; modules whose state drifts stay in eval mode."""
     model.requires_grad_(False)
     model.train()

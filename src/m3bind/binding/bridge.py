@@ -1,6 +1,5 @@
-"""Bridges: one bias-free linear map per modality from its own joint space into the shared one, and where they start.
+"""Bridges: where linear ones start. (What a bridge is, and the other kinds: `m3bind.space.bridges`.)
 
-* `Bridge`: the map as a module, shared by images and texts of its modality.
 * `identity_map`, `orthonormal_map`: starting values that keep cosines.
 * `procrustes`: starting values that also align the modalities' text embeddings, in closed form.
 
@@ -15,30 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from m3bind.errors import ConfigError
+from m3bind.space.bridges import BaseBridge, Bridge
+
+__all__ = ["BaseBridge", "Bridge", "identity_map", "orthonormal_map", "procrustes"]
 
 _START_ROWS = 768  # size of the eigenproblem that gives the start; larger towers enter it by their leading axes
-
-
-class Bridge(nn.Module):
-    """B_m: (n, d_m) -> (n, d) unit rows, normalise(x @ weight) with `weight` (d_m, d)."""
-
-    def __init__(self, weight: Tensor) -> None:
-        """`weight` is copied, in float32: a starting map of this module, or one that was stored."""
-        super().__init__()
-        if weight.ndim != 2:
-            raise ConfigError(f"bridge: weight has shape {tuple(weight.shape)}, expected (d_m, d)")
-        self.weight = nn.Parameter(weight.detach().to(torch.float32).clone())
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """(n, d_m) -> (n, d) unit rows."""
-        return F.normalize(embeddings @ self.weight, dim=-1)
-
-    def extra_repr(self) -> str:
-        """Both dimensions, for printing."""
-        return f"{self.weight.shape[0]} -> {self.weight.shape[1]}"
 
 
 def identity_map(source: int, dim: int) -> Tensor:

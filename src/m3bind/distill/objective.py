@@ -96,8 +96,9 @@ def seskd_loss(
     direction: Direction = "both",
     reduction: Reduction = "mean",
     contrastive_weight: float = 1.0,
+    kd_weight: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Eq. 9: loss = Eq. 7 + contrastive_weight * sum over modalities of Eq. 8, as the named losses of one step.
+    """Eq. 9: loss = kd_weight * Eq. 7 + contrastive_weight * sum over modalities of Eq. 8, as named losses of one step.
 
     Eq. 8 is `clip_loss` between the student's texts and the images of the same modality; negatives come from that
     modality only. The paper's form is `direction="t2i", reduction="sum"`. Without pairs (phase A) this is Eq. 7 alone.
@@ -109,6 +110,7 @@ def seskd_loss(
         direction: of Eq. 8.
         reduction: of Eq. 8, over the pairs of a modality.
         contrastive_weight: 1 in the paper.
+        kd_weight: likewise.
 
     Returns:
         {"kd": ..., "clip/<modality>": ..., "loss": total}: the terms unweighted, and their sum.
@@ -117,7 +119,7 @@ def seskd_loss(
         ConfigError: as `kd_loss` and `clip_loss`.
     """
     losses = {"kd": kd_loss(student, teachers, mode, owner, count)}
-    loss = losses["kd"]
+    loss = kd_weight * losses["kd"]
     for name, batch in pairs.items():
         term = clip_loss(batch.image, batch.text, batch.scale, direction, batch.positives, reduction)
         losses[f"clip/{name}"] = term

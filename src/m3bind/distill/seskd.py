@@ -1,7 +1,7 @@
 """Stage 2, SESKD: the aligned text towers are distilled into one shared text encoder (Eq. 7-9).
 
 Teachers are frozen, so every distinct text is embedded by each of them once before training; so are the images.
-Phase A minimises Eq. 7 alone, phase B Eq. 9.
+Phase A minimises Eq. 7 alone, phase B Eq. 9, with the terms of `terms` where the settings weight them.
 
 Shapes: K distinct texts, N images of a modality, n pairs of a batch, s shared texts, d dimension of the bound space.
 """
@@ -20,6 +20,7 @@ from m3bind.data.batching import EpochSampler, IntArray, PoolSampler
 from m3bind.distill.objective import Pairs as PairBatch
 from m3bind.distill.objective import seskd_loss
 from m3bind.distill.student import StudentTexts
+from m3bind.distill.terms import TERMS, distillation_terms
 from m3bind.training.loop import ParameterGroup
 from m3bind.training.pairs import Pairs
 
@@ -95,7 +96,7 @@ class DistillStage:
             paired[m] = PairBatch(image, text, self.teachers.scales[m], positives)
         own = self.settings.teachers == "own"
         form = self.settings.contrastive
-        return seskd_loss(
+        losses = seskd_loss(
             embedded[: len(shared)],
             [self._texts(rows, shared) for rows in self.teachers.texts.values()]
             if own
@@ -107,7 +108,26 @@ class DistillStage:
             direction=form.direction,
             reduction=form.reduction,
             contrastive_weight=self.settings.contrastive_weight,
+            kd_weight=self.settings.kd_weight if self.phase == "b" else 1.0,
         )
+        return self._with_terms(losses, batches, paired)
+
+    def _with_terms(
+        self,
+        losses: dict[str, Tensor],
+        batches: Mapping[str, tuple[IntArray, IntArray]],
+        paired: Mapping[str, PairBatch],
+    ) -> dict[str, Tensor]:
+        """The further terms that the settings weight, of each modality's batch with its own teacher, in the total."""
+        weights = {name: getattr(self.settings, name) for name in TERMS}
+        for m, (_, captions) in batches.items():
+            teacher = self._texts(self.teachers.texts[m], captions)
+            batch, ids = paired[m], torch.from_numpy(captions).to(teacher.device)
+            found = distillation_terms(weights, batch.image, batch.text, teacher, ids, batch.scale)
+            for name, term in found.items():
+                losses[f"{name}/{m}"] = term
+                losses["loss"] = losses["loss"] + weights[name] * term
+        return losses
 
     def _texts(self, rows: NDArray[np.float32], ids: IntArray) -> Tensor:
         """Teacher embeddings of some texts, on the student's device."""

@@ -3,7 +3,7 @@
 * `load`: open a saved space (a folder, or the id of a repository on the hub). `save_space`: write one.
 * `Space`: encode texts and images, classify, compare.
 
-    image of modality m  ->  normalize(f_m(image) B_m)         text, text="m"        ->  normalize(g_m(text) B_m)
+    image of modality m  ->  B_m.image(f_m(image))            text, text="m"        ->  B_m.text(g_m(text))
                                                                text, text="student"  ->  S(text)
 
 Shapes: n items, d dimension of the space, d_m joint dimension of modality m's model, c classes.
@@ -24,7 +24,8 @@ from m3bind import modalities
 from m3bind.errors import ConfigError, NotFiniteError, SpaceError, UnknownNameError
 from m3bind.models.base import DualEncoder
 from m3bind.models.text_encoder import TextEncoder
-from m3bind.space.compute import Array, bridged, encode_distinct, evaluating, similarity
+from m3bind.space.bridges import BaseBridge, Bridge
+from m3bind.space.compute import Array, encode_distinct, evaluating, similarity
 from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, read_folder, write_folder
 
 STUDENT = "student"
@@ -37,16 +38,16 @@ class Space:
     def __init__(
         self,
         models: Mapping[str, DualEncoder],
-        bridges: Mapping[str, Tensor | NDArray[Any]],
+        bridges: Mapping[str, BaseBridge | Tensor | NDArray[Any]],
         means: Mapping[str, Tensor | NDArray[Any]] | None = None,
         student: TextEncoder | None = None,
         info: SpaceInfo | None = None,
     ) -> None:
-        """Bind parts together; nothing is copied, and the modules' training modes are left as they are.
+        """Bind parts together; models are not copied, and modules' training modes are left as they are.
 
         Args:
             models: the dual encoder of each modality, adapters merged.
-            bridges: (d_m, d) per modality.
+            bridges: one per modality; a matrix (d_m, d) is a linear one.
             means: (d,) training mean of unit image embeddings per modality, for gap correction.
             student: the shared text encoder, if distilled.
             info: config, prompts, counts of records, whether the data were synthetic.
@@ -54,9 +55,9 @@ class Space:
         Raises:
             SpaceError: a bridge is missing, not finite, or its shape does not fit.
         """
-        tensors = {name: _matrix(bridge) for name, bridge in bridges.items()}
+        made = {name: _as_bridge(name, bridge) for name, bridge in bridges.items()}
         averages = {name: _matrix(mean) for name, mean in (means or {}).items()}
-        self._contents = Contents(dict(models), tensors, averages, student, info or SpaceInfo())
+        self._contents = Contents(dict(models), made, averages, student, info or SpaceInfo())
         self._check()
 
     @classmethod
@@ -75,14 +76,16 @@ class Space:
         if STUDENT in models:
             raise SpaceError(f"a modality cannot be called {STUDENT!r}, that is the shared text encoder")
         for name, bridge in bridges.items():
-            if bridge.ndim != 2 or bridge.shape != (models[name].joint_dim, self.dim):
+            if (bridge.source, bridge.dim) != (models[name].joint_dim, self.dim):
                 raise SpaceError(
-                    f"bridge of {name} has shape {tuple(bridge.shape)}; needed: ({models[name].joint_dim}, {self.dim})"
+                    f"bridge of {name} has shape {(bridge.source, bridge.dim)}; "
+                    f"needed: {(models[name].joint_dim, self.dim)}"
                 )
-        for kind, tensors in (("bridge", bridges), ("mean", self._contents.means)):
-            for name, tensor in tensors.items():
-                if not torch.isfinite(tensor).all() or tensor.shape[-1] != self.dim:
-                    raise SpaceError(f"{kind} of {name} is not finite or not of dimension {self.dim}; train again")
+            if not all(torch.isfinite(value).all() for value in bridge.state_dict().values()):
+                raise SpaceError(f"bridge of {name} is not finite; train again")
+        for name, mean in self._contents.means.items():
+            if not torch.isfinite(mean).all() or mean.shape[-1] != self.dim:
+                raise SpaceError(f"mean of {name} is not finite or not of dimension {self.dim}; train again")
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -92,7 +95,7 @@ class Space:
     @property
     def dim(self) -> int:
         """Dimension d of the space."""
-        return next(iter(self._contents.bridges.values())).shape[1]
+        return next(iter(self._contents.bridges.values())).dim
 
     @property
     def text_paths(self) -> tuple[str, ...]:
@@ -142,9 +145,18 @@ class Space:
             raise UnknownNameError("modality of this space", modality, self.modalities) from None
 
     def bridge(self, modality: str) -> Array:
-        """The map of a modality into the space, (d_m, d) float32."""
+        """The map of a modality into the space, (d_m, d) float32.
+
+        Raises:
+            SpaceError: the modality was not bound by one linear map.
+        """
         self.model(modality)
-        values: Array = self._contents.bridges[modality].cpu().numpy().copy()
+        bridge = self._contents.bridges[modality]
+        if not isinstance(bridge, Bridge):
+            raise SpaceError(
+                f"{modality} is bound by a {bridge.kind} bridge, which is no matrix; encode with the space"
+            )
+        values: Array = bridge.weight.detach().cpu().numpy().copy()
         return values
 
     def logit_scale(self, modality: str) -> float:
@@ -166,9 +178,12 @@ class Space:
     def to(self, device: str | torch.device) -> "Space":
         """Move everything to a device; returns the space itself."""
         contents = self._contents
-        for module in (*contents.models.values(), *([contents.student] if contents.student is not None else [])):
+        for module in (
+            *contents.models.values(),
+            *contents.bridges.values(),
+            *([contents.student] if contents.student is not None else []),
+        ):
             module.to(device)
-        contents.bridges = {name: bridge.to(device) for name, bridge in contents.bridges.items()}
         return self
 
     def encode_text(self, texts: Sequence[str] | str, text: str | None = None) -> Array:
@@ -194,11 +209,11 @@ class Space:
             with evaluating(student):
                 return encode_distinct(texts, student.tokenize, student.encode, self.dim, self._device())
         model, bridge = self.model(path), self._contents.bridges[path]
-        with evaluating(model):
+        with evaluating(model, bridge):
             return encode_distinct(
                 texts,
                 model.tokenize,
-                lambda tokens: bridged(model.encode_text(tokens), bridge),
+                lambda tokens: bridge.text(model.encode_text(tokens).float()),
                 self.dim,
                 self._device(),
             )
@@ -231,10 +246,10 @@ class Space:
         shapes: dict[tuple[int, ...], list[int]] = {}
         for position, value in enumerate(inputs):
             shapes.setdefault(tuple(value.shape), []).append(position)
-        with evaluating(model):
+        with evaluating(model, bridge):
             for positions in shapes.values():
                 batch = torch.stack([inputs[position] for position in positions]).to(self._device())
-                out[positions] = bridged(model.encode_image(batch), bridge).float().cpu().numpy()
+                out[positions] = bridge.image(model.encode_image(batch).float()).float().cpu().numpy()
         if not np.isfinite(out).all():
             raise NotFiniteError(f"an embedding of {modality} is not finite; look at the file and the weights")
         return out
@@ -300,7 +315,7 @@ class Space:
         return similarity(a, b)
 
     def _device(self) -> torch.device:
-        return next(iter(self._contents.bridges.values())).device
+        return next(iter(self._contents.models.values())).logit_scale.device
 
     def __repr__(self) -> str:
         lines = [f"Space of {self.dim} dimensions" + (", trained on SYNTHETIC data" if self.synthetic else "")]
@@ -311,6 +326,16 @@ class Space:
             lines.append(f"  {name}: " + "; ".join(fact for fact in facts if fact))
         lines.append(f"  text: {', '.join(self.text_paths)}")
         return "\n".join(lines)
+
+
+def _as_bridge(name: str, value: BaseBridge | Tensor | NDArray[Any]) -> BaseBridge:
+    """A matrix as a linear bridge; a bridge as it is."""
+    if isinstance(value, BaseBridge):
+        return value
+    matrix = _matrix(value)
+    if matrix.ndim != 2:
+        raise SpaceError(f"bridge of {name} has shape {tuple(matrix.shape)}; needed: (d_m, d)")
+    return Bridge(matrix)
 
 
 def _matrix(value: Tensor | NDArray[Any]) -> Tensor:

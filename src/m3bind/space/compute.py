@@ -1,6 +1,6 @@
-"""What encoding is made of: the bridge, evaluation mode, distinct texts by length, cosines, gap correction.
+"""What encoding is made of: evaluation mode, distinct texts by length, cosines, gap correction.
 
-* `bridged`, `evaluating`, `encode_distinct`: used by `Space`. * `similarity`, `correct_gap`: on embeddings.
+* `evaluating`, `encode_distinct`: used by `Space`. * `similarity`, `correct_gap`: on embeddings.
 
 Shapes: n, m items, d dimension of the space, d_m joint dimension of a modality's model.
 """
@@ -34,16 +34,12 @@ def correct_gap(rows: NDArray[Any], mean: NDArray[Any]) -> Array:
     return values
 
 
-def bridged(rows: Tensor, bridge: Tensor) -> Tensor:
-    """(n, d_m) unit rows -> (n, d) unit rows."""
-    return F.normalize(rows.float() @ bridge, dim=-1)
-
-
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(*modules: nn.Module) -> Iterator[None]:
     """No gradients and evaluation mode, put back afterwards."""
-    training = [child for child in module.modules() if child.training]
-    module.eval()
+    training = [child for module in modules for child in module.modules() if child.training]
+    for module in modules:
+        module.eval()
     try:
         with torch.inference_mode():
             yield

@@ -29,14 +29,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import m3bind
-from m3bind.errors import ConfigError, SpaceError
+from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.files import atomic_path, sha256_file, sha256_text, write_json
 from m3bind.models import registry
 from m3bind.models.base import PARTS, DualEncoder, ModelCard
 from m3bind.models.checkpoint import hash_state, save_state
 from m3bind.models.text_encoder import TextEncoder
+from m3bind.space.bridges import BaseBridge, Bridge, freeze, restore
 
-FORMAT, VERSION = "m3bind-space", 1
+FORMAT, VERSION = "m3bind-space", 2  # 2: bridges of other kinds than linear; a space without them is written as 1
 MANIFEST = "space.json"
 STUDENT_PARTS = ("trunk", "head")
 PATIENCE = 5.0  # seconds a reader keeps starting over while another process replaces the folder
@@ -64,7 +65,7 @@ class Contents:
     """Everything a space consists of."""
 
     models: dict[str, DualEncoder]
-    bridges: dict[str, Tensor]  # (d_m, d)
+    bridges: dict[str, BaseBridge]
     means: dict[str, Tensor]  # (d,) training mean of unit image embeddings; a modality may have none
     student: TextEncoder | None
     info: SpaceInfo
@@ -84,11 +85,13 @@ def write_folder(contents: Contents, folder: Path | str) -> str:
         writer = _Writer(temporary)
         modalities = {name: writer.modality(name, contents) for name in contents.models}
         student = writer.student(contents.student) if contents.student is not None else None
-        arrays = {f"bridge.{name}": value for name, value in contents.bridges.items()}
+        arrays = {
+            key: value for name, bridge in contents.bridges.items() for key, value in _tensors(name, bridge).items()
+        }
         arrays |= {f"mean.{name}": value for name, value in contents.means.items()}
         info = contents.info
         core = {
-            "dim": next(iter(contents.bridges.values())).shape[1],
+            "dim": next(iter(contents.bridges.values())).dim,
             "modalities": modalities,
             "student": student,
             "arrays": writer.state(arrays),
@@ -96,7 +99,7 @@ def write_folder(contents: Contents, folder: Path | str) -> str:
         }
         content = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 1 if all(isinstance(b, Bridge) for b in contents.bridges.values()) else VERSION,
             **core,
             "text_paths": [*modalities, *(["student"] if student else [])],
             "config": info.config,
@@ -221,7 +224,8 @@ class _Writer:
         return {
             "model": model.registered_name or type(model).name,
             "settings": model.settings(),
-            "joint_dim": contents.bridges[name].shape[0],
+            "joint_dim": contents.bridges[name].source,
+            **_described(contents.bridges[name]),
             "logit_scale": float(model.logit_scale.detach()),
             "weights": self.parts(model, PARTS, name),
             "assets": self.assets(name, model.save_assets),
@@ -235,6 +239,18 @@ class _Writer:
             "weights": self.parts(student, STUDENT_PARTS, "the student"),
             "assets": self.assets("student", student.save_assets),
         }
+
+
+def _described(bridge: BaseBridge) -> dict[str, Any]:
+    """What the manifest says of a bridge; nothing of a linear one, whose matrix says it all."""
+    return {} if isinstance(bridge, Bridge) else {"bridge": {"kind": bridge.kind, "settings": bridge.settings()}}
+
+
+def _tensors(name: str, bridge: BaseBridge) -> State:
+    """A bridge among the arrays: `bridge.NAME` where it is one matrix, else `bridge.NAME.KEY`."""
+    if isinstance(bridge, Bridge):
+        return {f"bridge.{name}": bridge.weight.detach()}
+    return {f"bridge.{name}.{key}": value for key, value in bridge.state_dict().items()}
 
 
 def card_of(model: DualEncoder) -> dict[str, Any]:
@@ -345,14 +361,29 @@ class _Reader:
     def _assets(self, entry: Mapping[str, Any], name: str) -> Path | None:
         return self.folder / "assets" / name if entry["assets"] else None
 
+    def _bridge(self, name: str, entry: Mapping[str, Any], arrays: State) -> BaseBridge:
+        """The bridge of one modality."""
+        if "bridge" not in entry:
+            return freeze(Bridge(arrays[f"bridge.{name}"]))
+        prefix = f"bridge.{name}."
+        try:
+            bridge = restore(entry["bridge"]["kind"], entry["bridge"]["settings"])
+            bridge.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+        except (RuntimeError, KeyError, TypeError, UnknownNameError) as error:
+            raise SpaceError(
+                f"{self.folder}: the bridge of {name} does not fit ({error}); was it saved by another version?"
+            ) from error
+        return freeze(bridge)
+
     def contents(self) -> Contents:
         """All of it, as modules and tensors."""
         content, arrays = self.content, self._state(self.content["arrays"])
-        models, student = {}, None
+        models, bridges, student = {}, {}, None
         with torch.random.fork_rng(devices=[]):  # new networks draw numbers; the caller's stay as they were
             for name, entry in content["modalities"].items():
                 network = registry.build(entry["model"], assets=self._assets(entry, name), **entry["settings"])
                 models[name] = self._fill(network, entry["weights"], name)
+                bridges[name] = self._bridge(name, entry, arrays)
             if entry := content["student"]:
                 encoder = TextEncoder.from_settings(entry["settings"], assets=self.folder / "assets" / "student")
                 student = self._fill(encoder, entry["weights"], "student")
@@ -360,7 +391,7 @@ class _Reader:
         names = [entry.name for entry in dataclasses.fields(SpaceInfo) if entry.name != "cards"]
         return Contents(
             models,
-            {name: arrays[f"bridge.{name}"] for name in models},
+            bridges,
             {name: arrays[f"mean.{name}"] for name in models if f"mean.{name}" in arrays},
             student,
             SpaceInfo(cards=cards, **{name: content[name] for name in names}),

@@ -4,18 +4,20 @@ Shapes: K pool texts, d_m joint dimension of modality m, d dimension of the boun
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from m3bind.binding.balance import sampling_probabilities
-from m3bind.binding.bridge import Bridge
+from m3bind.binding.bridge import BaseBridge
 from m3bind.config import AlignConfig, BalanceConfig
 from m3bind.data.batching import IntArray, rng
+from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.registry import Registry
 from m3bind.training.pairs import Pairs
 
@@ -33,6 +35,11 @@ class BindingInputs:
     def sizes(self) -> dict[str, int]:
         """|D_m|: number of training pairs of each modality."""
         return {m: len(pairs) for m, pairs in self.pairs.items()}
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """d_m: joint dimension of each modality."""
+        return {m: pairs.model.joint_dim for m, pairs in self.pairs.items()}
 
     def pool_probabilities(self, balance: BalanceConfig) -> dict[str, float]:
         """p_m of Eq. 3, or shares proportional to size when AMB's sampling is off."""
@@ -61,16 +68,46 @@ class BindingInputs:
         model.train(was_training)
         return rows
 
+    @torch.no_grad()
+    def embed_images(self, modality: str, limit: int | None = None) -> Tensor:
+        """(N, d_m) unit rows of the training images as the towers are, without gradient; at most `limit`, by lot."""
+        pairs = self.pairs[modality]
+        chosen = rng(self.seed, "images", modality).permutation(len(pairs))[:limit]
+        was_training = pairs.model.training
+        pairs.model.eval()
+        rows = torch.cat([pairs.images.encode(part) for part in torch.split(torch.from_numpy(np.sort(chosen)), 256)])
+        pairs.model.train(was_training)
+        return rows
+
 
 class BindingMethod(ABC):
     """One way to bind; `name` registers it. It may change the towers in place, with LoRA merged before it returns."""
 
     name: ClassVar[str] = ""
-    trains: ClassVar[bool] = True  # False: closed form, towers untouched
+    towers: ClassVar[bool] = True  # False: reads finished embeddings of both sides, towers untouched
+    uses: ClassVar[tuple[str, ...]] = ()  # training data it looks at beside the texts of the shared pool
+    defaults: ClassVar[Mapping[str, Any]] = {}  # what `align.options` may change, with defaults
 
     @abstractmethod
-    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, Bridge]:
+    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
         """One bridge (d_m -> d) per modality of `inputs.pairs`."""
+
+    def options(self, settings: AlignConfig) -> dict[str, Any]:
+        """`defaults` with what `settings.options` changes.
+
+        Raises:
+            UnknownNameError: an option this method does not have.
+            ConfigError: a value of another type than the default.
+        """
+        for key, value in settings.options.items():
+            if key not in self.defaults:
+                raise UnknownNameError(f"option of the binding method {self.name}", key, self.defaults)
+            kind = type(self.defaults[key])
+            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) > (
+                kind is bool
+            ):
+                raise ConfigError(f"align.options.{key}={value!r}: expected {kind.__name__}, as {self.defaults[key]!r}")
+        return {**self.defaults, **settings.options}
 
 
 _registry: "Registry[BindingMethod]" = Registry("binding method", "m3bind.binding.methods", BindingMethod)  # type: ignore[type-abstract]

@@ -2,7 +2,7 @@
 
 from m3bind.binding import lora
 from m3bind.binding.align import AlignStage
-from m3bind.binding.bridge import Bridge
+from m3bind.binding.bridge import BaseBridge
 from m3bind.binding.methods.base import BindingInputs, BindingMethod
 from m3bind.binding.methods.procrustes import initial_bridges
 from m3bind.config import AlignConfig
@@ -13,8 +13,9 @@ class M3Bind(BindingMethod):
     """The paper's stage 1; `align.text`, `align.image` and `align.train_bridge` say what trains."""
 
     name = "m3bind"
+    uses = ("image-text pairs",)
 
-    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, Bridge]:
+    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
         """Train from the initial bridges, merge LoRA, return the bridges; towers are changed in place."""
         bridges = initial_bridges(inputs, settings)
         stage = AlignStage(inputs, bridges, settings)
@@ -22,4 +23,4 @@ class M3Bind(BindingMethod):
         for pairs in inputs.pairs.values():
             lora.merge(pairs.model)
             pairs.model.eval()
-        return bridges
+        return dict(bridges)

@@ -1,6 +1,6 @@
 """MedBind (Gao et al. 2024, arXiv:2403.12894): one shared text encoder, and images of the same visit drawn together.
 
-* `medbind_nm`: TMCL alone. `medbind_bd`: TMCL and EMCL.
+* `medbind_nm`: TMCL alone. `medbind_bd`: TMCL and EMCL. `medbind_bridges`: both on finished embeddings of any towers.
 * `emcl_loss`: its second loss, as printed.
 
 TMCL is the contrastive loss between a modality and the text, identical texts being each other's positives, summed over
@@ -14,20 +14,23 @@ Shapes: n pairs of a batch, m of them with both modalities, d dimension of the b
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from m3bind.binding import lora
-from m3bind.binding.bridge import Bridge, identity_map
+from m3bind.binding.bridge import BaseBridge, Bridge, identity_map
+from m3bind.binding.heads import TRAINING, loop_settings
 from m3bind.binding.methods.base import BindingInputs, BindingMethod
+from m3bind.binding.methods.procrustes import initial_bridges
 from m3bind.config import AlignConfig
 from m3bind.data.batching import EpochSampler, IntArray
 from m3bind.errors import ConfigError
 from m3bind.files import sha256_text
 from m3bind.models.base import DualEncoder
+from m3bind.space.bridges import freeze
 from m3bind.training.contrastive import clip_loss, identical_positives
 from m3bind.training.loop import ParameterGroup, train
 from m3bind.training.pairs import Pairs
@@ -51,7 +54,7 @@ class MedBindStage:
     """What the loop needs: TMCL of every modality, and EMCL of every two that share patients."""
 
     def __init__(
-        self, inputs: BindingInputs, bridges: Mapping[str, Bridge], settings: AlignConfig, edges: bool
+        self, inputs: BindingInputs, bridges: Mapping[str, BaseBridge], settings: AlignConfig, edges: bool
     ) -> None:
         """`edges`: with EMCL.
 
@@ -92,7 +95,7 @@ class MedBindStage:
         for m, pairs in self.pairs.items():
             indices = self.samplers[m].batch(step)
             captions = torch.from_numpy(pairs.draw_captions(indices, self.seed, step))
-            text = self.bridges[m](pairs.texts.encode(captions, self.settings.micro_tokens))
+            text = self.bridges[m].text(pairs.texts.encode(captions, self.settings.micro_tokens))
             positives = identical_positives(captions).to(text.device)
             found[f"tmcl/{m}"] = 2 * clip_loss(
                 self._images(m, indices), text, SCALE, positives=positives, reduction="sum"
@@ -107,7 +110,7 @@ class MedBindStage:
 
     def _images(self, m: str, indices: IntArray) -> Tensor:
         micro, images = self.settings.micro(m), self.pairs[m].images
-        return self.bridges[m](  # type: ignore[no-any-return]
+        return self.bridges[m].image(
             encode_sharded(lambda part: images.encode(part, micro=micro), torch.from_numpy(indices))
         )
 
@@ -174,9 +177,10 @@ class MedBindNM(BindingMethod):
     """TMCL alone: bound by the shared text encoder."""
 
     name = "medbind_nm"
+    uses: ClassVar[tuple[str, ...]] = ("image-text pairs",)
     edges: ClassVar[bool] = False
 
-    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, Bridge]:
+    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
         """Share the text tower, train, merge LoRA; bridges only bring the joint dimension to `settings.dim`.
 
         Raises:
@@ -193,11 +197,50 @@ class MedBindNM(BindingMethod):
         shared = next(iter(inputs.pairs.values())).model
         for pairs in inputs.pairs.values():
             pairs.model.text_trunk, pairs.model.text_head = shared.text_trunk, shared.text_head
-        return bridges
+        return dict(bridges)
 
 
 class MedBindBD(MedBindNM):
     """TMCL and EMCL: images of the same patient attract each other, too."""
 
     name = "medbind_bd"
+    uses = ("image-text pairs", "pairs of modalities")
     edges = True
+
+
+class _BridgeStage(MedBindStage):
+    """The same losses with the bridges alone in training."""
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        """The bridge of each modality."""
+        return [ParameterGroup(m, list(bridge.parameters())) for m, bridge in self.bridges.items()]
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The bridges."""
+        return {f"bridge.{m}": bridge for m, bridge in self.bridges.items()}
+
+
+class MedBindBridges(BindingMethod):
+    """TMCL and EMCL on finished embeddings, with linear bridges from Procrustes: towers of any kind, as they are.
+
+    No shared text encoder, so not MedBind itself, but what its paired supervision gives the same frozen towers.
+    """
+
+    name = "medbind_bridges"
+    towers = False
+    uses = ("image-text pairs", "pairs of modalities")
+    defaults: ClassVar[Mapping[str, Any]] = {**TRAINING, "batch": 128}
+
+    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
+        """Trained linear bridges.
+
+        Raises:
+            ConfigError: no two modalities share a training patient.
+        """
+        options = self.options(settings)
+        frozen = loop_settings(settings, options).model_copy(update={"text": "frozen", "image": "frozen"})
+        bridges = initial_bridges(inputs, settings.model_copy(update={"bridge": "procrustes"}))
+        train(_BridgeStage(inputs, bridges, frozen, edges=True), frozen, inputs.folder, inputs.seed)
+        for pairs in inputs.pairs.values():
+            pairs.model.eval()
+        return {m: freeze(bridge) for m, bridge in bridges.items()}
