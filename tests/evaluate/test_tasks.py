@@ -1,17 +1,14 @@
-"""Tasks as data, zero-shot classification and the linear probe."""
+"""Tasks as data: which records, which words, which figures."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import product
 
-import numpy as np
 import pytest
 
-from m3bind.errors import ConfigError, M3BindError, UnknownNameError
-from m3bind.evaluate import tasks, zero_shot
-from m3bind.evaluate.metrics import auc
-from m3bind.evaluate.probe import linear_probe
-from m3bind.evaluate.results import Context
+from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.evaluate import prompt_files, tasks
+from m3bind.evaluate.benchmarks.base import get
 
 
 @dataclass(frozen=True)
@@ -20,6 +17,7 @@ class Rec:
     set: str
     label: str
     labels: tuple[str, ...] = ()
+    patient: str = ""
 
 
 MINI = [
@@ -112,7 +110,11 @@ def test_a_prompt_file_of_ones_own(tmp_path):
     ("text", "message"),
     [
         ("tasks: [", "YAML"),
-        ("tasks: {a: {dataset: [x], modality: y, metric: auroc, classes: from_labels}}", "a > metric"),
+        ("tasks: {a: {dataset: [x], modality: y, metric: aurocc, classes: from_labels}}", "tasks > a: .*'aurocc'"),
+        ("tasks: {a: {dataset: [x], modality: y, metric: kappa, multilabel: true, classes: from_labels}}", "several l"),
+        ("tasks: {a: {dataset: [x], modality: y, metric: auroc, against: [none], classes: from_labels}}", "multilabel"),
+        ("tasks: {a: {dataset: [x], modality: y, metric: auroc, multilabel: true, ensemble: max, against: [a, b],"
+         " classes: from_labels}}", "as many templates"),
         ("tasks: {a: {dataset: [x], modality: y, metric: auc, classes: from_labels}}", "exactly two classes"),
         ("tasks: {a: {dataset: [x], modality: y, metric: auc, clases: 1}}", "mine.yaml"),
         ("tasks: {a: {dataset: [x], modality: y, metric: auc, classes: {p: {match: {}}, q: {match: {}}}}}", "needs"),
@@ -130,63 +132,124 @@ def test_unknown_prompt_set_offers_the_nearest():
         tasks.load_prompts("mini6")
 
 
-# ------------------------------------------------------------------------------------------------ zero-shot
+# ------------------------------------------------------------------------------------------------ the paper's data sets
+
+TABLES = {
+    "messidor2": ("messidor2_naive", "messidor2_expert"),
+    "odir200x3": ("odir200x3_naive", "odir200x3_expert"),
+    "odir5k": ("odir5k",),
+    "chexpert": ("chexpert",),
+    "chexpert5x200": ("chexpert5x200", "chexpert5x200_gloria"),
+    "rsna_pneumonia": ("rsna_pneumonia",),
+    "skin": ("skin", "skin_tumor"),
+    "pcam": ("pcam",),
+    "sicapv2": ("sicapv2",),
+    "ct_rate": ("ct_rate", "ct_rate_training"),
+    "rad_chestct": ("rad_chestct", "rad_chestct_training"),
+    "ptbxl": ("ptbxl_super", "ptbxl_super_single", "ptbxl_sub", "ptbxl_form", "ptbxl_rhythm"),
+    "icbeb": ("icbeb", "icbeb_single"),
+    "ludb": ("ludb_rhythm",),
+    "medmnist_pathmnist": ("medmnist",),
+    "medmnist_chestmnist": ("medmnist_findings",),
+}
 
 
-def test_class_embedding_is_the_normalised_mean():
-    prompts = np.array([[1.0, 0], [0, 1], [0, 1]])
-    classes = zero_shot.class_embeddings(prompts, [0, 0, 1])
-    np.testing.assert_allclose(classes, [[0.5**0.5, 0.5**0.5], [0, 1]])
-    np.testing.assert_allclose(zero_shot.class_embeddings(prompts, [0, 0, 1], renormalise=False)[0], [0.5, 0.5])
-    with pytest.raises(ConfigError, match="no prompt"):
-        zero_shot.class_embeddings(prompts, [0, 0, 2])
-
-
-def test_probabilities_are_a_softmax_and_do_not_overflow():
-    images, classes = np.eye(2), np.eye(2)
-    np.testing.assert_allclose(zero_shot.probabilities(images, classes, 2.0)[0], np.exp([2, 0]) / np.exp([2, 0]).sum())
-    assert zero_shot.probabilities(images, classes, 1e4)[0].tolist() == [1, 0]
-
-
-def test_zero_shot_rows():
-    rng = np.random.default_rng(0)
-    task = next(t for t in tasks.tasks_for(MINI) if t.name == "xray_pneumonia")
-    records = [Rec("xray", "nih224", label) for label in ("normal", "pneumonia", "unsure") * 30]
-    labels = task.labels(records)
-    assert set(labels) == {0, 1, -1}
-    images = zero_shot.unit(np.eye(4)[labels] + 0.8 * rng.normal(size=(90, 4)))
-    words = {}
-
-    def encode(texts):
-        words["asked"] = texts
-        owner = task.prompts()[1]
-        return np.eye(4)[owner]
-
-    context = Context(stage="unbound", text_path="teacher", seed=3)
-    rows = zero_shot.evaluate_task(
-        task, images, labels, encode, context, [str(i // 2) for i in range(90)], resamples=50
+def records_of(name):
+    """A record for every class of a published data set, and one without any."""
+    benchmark = get(name)
+    several = name in ("odir5k", "chexpert", "ct_rate", "rad_chestct", "ptbxl", "medmnist_chestmnist")
+    label = (lambda c: "") if several else (lambda c: c)
+    return [Rec(benchmark.modalities[0], name, label(c), (c,)) for c in benchmark.classes] + (
+        [Rec(benchmark.modalities[0], name, "")] if several else []
     )
-    assert words["asked"] == task.prompts()[0]
-    assert [row.metric for row in rows] == ["auc", "balanced_accuracy"]
-    kept = labels >= 0
-    assert rows[0].value == pytest.approx(auc(labels[kept] == 1, (images[:, 1] - images[:, 0])[kept]).value)
-    assert (rows[0].n, rows[0].chance, rows[0].task, rows[0].dataset) == (60, 0.5, "xray_pneumonia", "nih224")
-    assert rows[0].prompts == task.prompts_hash and rows[0].stage == "unbound" and rows[0].seed == 3
 
 
-def test_linear_probe_reads_what_is_there_and_no_more():
-    rng = np.random.default_rng(0)
-    y, test_y = rng.integers(0, 3, 300), rng.integers(0, 3, 200)
-    centres = rng.normal(size=(3, 10)) * 2
-    signal = [(centres[labels] + rng.normal(size=(len(labels), 10)), labels) for labels in (y, test_y)]
-    noise = [(rng.normal(size=(len(labels), 10)), labels) for labels in (y, test_y)]
-    good = linear_probe(*signal, Context(modality="ecg"), resamples=50)
-    bad = linear_probe(*noise, Context(modality="ecg"), valid=noise[1], resamples=50)
-    assert [row.metric for row in good] == ["balanced_accuracy", "accuracy", "macro_f1"]
-    assert good[0].value > 0.9 and abs(bad[0].value - 1 / 3) < 0.12 and good[0].chance == pytest.approx(1 / 3)
-    two = [(x[labels < 2], labels[labels < 2]) for x, labels in signal]
-    assert linear_probe(*two, Context(), resamples=50)[0].metric == "auc"
-    with pytest.raises(M3BindError, match="fewer than two"):
-        linear_probe((np.zeros((3, 2)), [1, 1, -1]), two[1], Context())
-    with pytest.raises(M3BindError, match="lack"):
-        linear_probe(two[0], signal[1], Context())
+@pytest.mark.parametrize("name", TABLES)
+def test_labels_of_the_data_sets_meet_the_prompts(name):
+    """What a data set's file writes as labels is what its prompt file looks for: each class finds a record."""
+    records = records_of(name)
+    found = {task.name: task for task in tasks.tasks_for(records)}
+    assert set(found) == set(TABLES[name])
+    for task in found.values():
+        y = task.labels(records)
+        if task.multilabel:
+            assert (y == 1).any(0).all(), [c.name for c, hit in zip(task.classes, (y == 1).any(0)) if not hit]
+        else:
+            assert set(y.tolist()) - {-1} == set(range(len(task.classes)))
+        if name not in ("chexpert", "ptbxl", "skin"):
+            assert (y.reshape(len(records), -1).max(1) >= 0).all()  # nobody is left over
+
+
+def task_of(records, name):
+    return next(task for task in tasks.tasks_for(records) if task.name == name)
+
+
+def test_words_of_the_published_protocols():
+    messidor = records_of("messidor2")
+    assert task_of(messidor, "messidor2_naive").prompts()[0] == [r.label for r in messidor]
+    expert = task_of(messidor, "messidor2_expert")
+    assert (
+        expert.classes[0].prompts == ("no microaneurysms", "no diabetic retinopathy")
+        and expert.ensemble == "plain_mean"
+    )
+    assert [len(c.prompts) for c in expert.classes] == [2, 2, 7, 4, 3]
+    sicap = task_of(records_of("sicapv2"), "sicapv2")
+    assert len(sicap.classes[2].prompts) == 4
+    assert sicap.classes[2].prompts[1] == "histopathology image of cribriform ill-formed fused papillary patterns"
+    assert len(task_of(records_of("skin"), "skin").classes) == 16
+    chest = records_of("chexpert5x200")
+    assert task_of(chest, "chexpert5x200").prompts()[0][4] == "Pleural Effusion is observed"
+    gloria = task_of(chest, "chexpert5x200_gloria")
+    assert gloria.ensemble == "max" and gloria.zscore and {len(c.prompts) for c in gloria.classes} == {5}
+    assert not any("  " in text or text.startswith(" ") for text in gloria.prompts()[0])
+    rsna = task_of(records_of("rsna_pneumonia"), "rsna_pneumonia")
+    assert rsna.prompts()[0] == ["No evidence of pneumonia.", "Findings suggesting pneumonia."]
+    ct = task_of(records_of("ct_rate"), "ct_rate")
+    assert ct.paired and len(ct.classes) == 18 and ct.opposites()[0][9] == "Lung nodule is not present."
+    assert task_of(records_of("ct_rate"), "ct_rate_training").opposites()[0][9] == "There is no Lung nodule."
+    ecg = task_of(records_of("icbeb"), "icbeb")
+    assert ecg.prompts()[0][1] == "this ecg shows atrial fibrillation."
+    assert task_of(records_of("ptbxl"), "ptbxl_super_single").classes[4].prompts == ("This ECG shows Hypertrophy.",)
+
+
+def test_labels_of_records_with_several():
+    def ecg(*labels):
+        return Rec("ecg", "ptbxl", "", labels)
+
+    records = [ecg("super:MI", "super:CD", "sub:IMI"), ecg("super:NORM"), ecg("rhythm:SR"), ecg("super:HYP")]
+    several, single = task_of(records, "ptbxl_super"), task_of(records, "ptbxl_super_single")
+    assert several.labels(records).tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 0], [-1] * 5, [0, 0, 0, 0, 1]]
+    assert single.labels(records).tolist() == [-1, 0, -1, 4]  # of two superclasses: left out
+    ct = [Rec("ct", "ct_rate", "", ("Emphysema",)), Rec("ct", "ct_rate", "")]
+    y = task_of(ct, "ct_rate").labels(ct)
+    assert y.sum() == 1 and y[0, 7] == 1 and (y[1] == 0).all()  # no finding is known to be none
+    rad = [Rec("ct", "rad_chestct", "", ("Coronary artery wall calcification",)), Rec("ct", "rad_chestct", "")]
+    calcification = task_of(rad, "rad_chestct").classes[1]
+    assert len(calcification.prompts) == 2 and task_of(rad, "rad_chestct").labels(rad)[:, 1].tolist() == [1, 0]
+
+
+def test_a_pattern_makes_one_task_per_set():
+    records = [Rec(m, f"medmnist_{s}", label) for m, s in (("xray", "a"), ("ct", "b"), ("ct", "c")) for label in "xy"]
+    found = tasks.tasks_for(records)
+    assert [(t.name, t.modality, t.dataset) for t in found] == [
+        ("medmnist", "ct", "medmnist_b"), ("medmnist", "ct", "medmnist_c"), ("medmnist", "xray", "medmnist_a"),
+    ]  # fmt: skip
+    assert prompt_files.load_prompts("medmnist").names_set("medmnist_zzz")
+
+
+def test_parts_samples_and_lower_case(tmp_path):
+    path = tmp_path / "parts.yaml"
+    path.write_text(
+        "tasks:\n  t:\n    dataset: [s]\n    modality: xray\n    metric: accuracy\n    lower: true\n    sample: 3\n"
+        "    classes:\n      A: {parts: [['', Mild], [EDEMA, effusion], [left, right]]}\n      B:\n"
+    )
+    records = [Rec("xray", "s", "A"), Rec("xray", "s", "B")]
+    (task,) = tasks.tasks_for(records, prompts=[path])
+    everything = {
+        " ".join(filter(None, (a, b, c)))
+        for a in ("", "mild")
+        for b in ("edema", "effusion")
+        for c in ("left", "right")
+    }
+    assert len(task.classes[0].prompts) == 3 and set(task.classes[0].prompts) < everything
+    assert task.classes[1].prompts == ("b",)  # a class without words is said by its key

@@ -11,20 +11,22 @@ import html
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from m3bind.errors import M3BindError
 from m3bind.evaluate.metrics import Estimate
 from m3bind.evaluate.tasks import title as modality_title
-from m3bind.files import read_json, write_json
+from m3bind.files import atomic_path, read_json, write_json
 
 STAGES = ("unbound", "closed_form", "bound", "distilled")
-LOW_IS_GOOD = ("median_rank",)
+LOW_IS_GOOD = ("median_rank", "ece")
 PROTOCOLS = {
     "zero_shot": "Zero-shot classification",
     "image_to_image": "Image to image, across modalities",
@@ -32,8 +34,11 @@ PROTOCOLS = {
     "image_to_text": "Image to text",
     "text_to_image": "Text to image",
     "linear_probe": "Linear probe (supervised reference)",
+    "few_shot": "Few-shot classification",
+    "calibration": "Calibration",
 }
-_NEUTRAL = ("cos_other", "cos_within")  # neither high nor low is good by itself
+_RANKS = ("median_rank",)  # printed with one decimal
+_NEUTRAL = ("cos_other", "cos_within", "temperature", "coverage")  # neither high nor low is good by itself
 _KEY = ("protocol", "task", "dataset", "modality", "split", "metric", "variant")  # rows that make one line
 _NUMBERS = ("value", "ci_low", "ci_high", "chance")
 
@@ -42,14 +47,14 @@ _NUMBERS = ("value", "ci_low", "ci_high", "chance")
 class Row:
     """One figure. NaN numbers (a figure that is undefined, a chance level that does not exist) are null in JSON."""
 
-    protocol: str  # zero_shot | image_to_text | text_to_image | image_to_image | text_agreement | linear_probe
+    protocol: str  # a key of `PROTOCOLS`
     dataset: str  # set name(s), joined by "+"
     modality: str  # one name, "a->b" for search across modalities, or "mean"
     split: str
     text_path: (
         str  # "teacher" (the modality's own), "teacher:ct" (another's), "student", or "" where no text takes part
     )
-    metric: str  # auc | balanced_accuracy | accuracy | macro_f1 | R@10 | mrr | median_rank | precision@5 | cos | ...
+    metric: str  # auc | auroc | balanced_accuracy | accuracy | macro_f1 | kappa | R@10 | mrr | median_rank | cos | ...
     value: float
     ci_low: float
     ci_high: float
@@ -61,6 +66,8 @@ class Row:
     task: str = ""  # name of the task or concept
     variant: str = ""  # e.g. "gap-corrected"
     gallery: int | None = None  # items searched
+    shots: str = ""  # hash of the list of training files (few-shot)
+    replicates: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)  # (b,) resampled values
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Context:
                 "protocol": protocol,
                 "metric": metric,
                 "gallery": gallery,
+                "replicates": estimate.replicates,
                 **changes,
             }
         )
@@ -125,8 +133,15 @@ class ResultTable:
         return found[0]
 
     def save(self, path: Path | str) -> None:
-        """Write the rows as a JSON list, atomically; numbers that do not exist become null."""
-        write_json(path, [_plain(row) for row in self.rows])
+        """Write the rows as a JSON list, atomically; numbers that do not exist become null.
+
+        Resampled values go into a file beside it (`.npz`), for paired comparisons of two runs.
+        """
+        kept = {str(i): r.replicates.astype(np.float32) for i, r in enumerate(self.rows) if r.replicates is not None}
+        if kept:
+            with atomic_path(Path(path).with_suffix(".npz")) as temporary, open(temporary, "wb") as handle:
+                np.savez_compressed(handle, **kept)  # type: ignore[arg-type]
+        write_json(path, [plain(row) for row in self.rows])
 
     @classmethod
     def load(cls, path: Path | str) -> "ResultTable":
@@ -136,20 +151,27 @@ class ResultTable:
             M3BindError: the file is missing, is no JSON list of rows, or a row lacks a field.
         """
         try:
-            data = read_json(path)
-            return cls([_row(entry) for entry in data])
+            rows = [row_of(entry) for entry in read_json(path)]
+            beside = Path(path).with_suffix(".npz")
+            if beside.is_file():
+                with np.load(beside, allow_pickle=False) as kept:
+                    known = {int(name) for name in kept.files}
+                    rows = [replace(r, replicates=kept[str(i)]) if i in known else r for i, r in enumerate(rows)]
+            return cls(rows)
         except OSError as error:
             raise M3BindError(f"cannot read {path}: {error.strerror}; run `m3bind evaluate` first.") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, BadZipFile) as error:
             raise M3BindError(f"{path} is not a list of result rows ({error}); run `m3bind evaluate` again.") from error
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    values = asdict(row)
+def plain(row: Row) -> dict[str, Any]:
+    """A row as JSON values; numbers that do not exist become null."""
+    values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "replicates"}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
-def _row(entry: Mapping[str, Any]) -> Row:
+def row_of(entry: Mapping[str, Any]) -> Row:
+    """What `plain` wrote; fields a newer version added are ignored."""
     known = {f.name for f in fields(Row)}
     values = {k: v for k, v in entry.items() if k in known}
     return Row(**{**values, **{k: float("nan") if values[k] is None else float(values[k]) for k in _NUMBERS}})
@@ -222,11 +244,12 @@ def pivot(rows: Iterable[Row]) -> Pivot:
     for key, cells in groups.items():
         names: dict[str, Any] = dict(zip((*_KEY, "text_path"), key))
         size = next(iter(cells.values()))[0].gallery
-        lines.append(Line(**names, cells={c: _cell(cells[c]) for c in columns if c in cells}, gallery=size))
+        lines.append(Line(**names, cells={c: cell_of(cells[c]) for c in columns if c in cells}, gallery=size))
     return Pivot(tuple(columns), tuple(lines))
 
 
-def _cell(rows: list[Row]) -> Cell:
+def cell_of(rows: Sequence[Row]) -> Cell:
+    """Rows that differ in seed alone as one figure."""
     values = np.array([row.value for row in rows])
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     low, high = min(row.ci_low for row in rows), max(row.ci_high for row in rows)
@@ -237,14 +260,17 @@ def number(value: float, metric: str = "") -> str:
     """A figure as printed: three decimals, ranks with one, a dash where undefined."""
     if not math.isfinite(value):
         return "–"
-    return f"{value:.1f}" if metric in LOW_IS_GOOD else f"{value:.3f}"
+    return f"{value:.1f}" if metric in _RANKS else f"{value:.3f}"
 
 
 def _primary(lines: Sequence[Line]) -> list[Line]:
-    """Per zero-shot task the metric that stands for it: AUC with two classes, balanced accuracy with more."""
-    binary = {(line.task, line.dataset, line.modality) for line in lines if line.metric == "auc"}
-    wanted = {True: "auc", False: "balanced_accuracy"}
-    return [line for line in lines if line.metric == wanted[(line.task, line.dataset, line.modality) in binary]]
+    """Per zero-shot task the metric that stands for it: AUC with two classes, AUROC with several labels, else ACA."""
+    wanted: dict[tuple[str, ...], str] = {}
+    for line in lines:
+        if line.metric == "auc" or "threshold=" in line.variant:
+            wanted[line.task, line.dataset, line.modality] = "auc" if line.metric == "auc" else "auroc"
+    usual = "balanced_accuracy"
+    return [line for line in lines if line.metric == wanted.get((line.task, line.dataset, line.modality), usual)]
 
 
 def headline(rows: Iterable[Row]) -> Pivot:
@@ -308,7 +334,7 @@ def _change(line: Line) -> str:
     better = (line.change > 0) != (line.metric in LOW_IS_GOOD)
     kind, word = (("up", "better") if better else ("down", "worse")) if sure else ("same", "")
     arrow = "▲" if line.change > 0 else "▼" if line.change < 0 else ""
-    text = f"{line.change:+.1f}" if line.metric in LOW_IS_GOOD else f"{line.change:+.3f}"
+    text = f"{line.change:+.1f}" if line.metric in _RANKS else f"{line.change:+.3f}"
     return f'<td class="num {kind}">{arrow} {text}<small>{word}</small></td>'
 
 

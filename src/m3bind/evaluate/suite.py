@@ -7,7 +7,7 @@ Shapes: n images of a modality, d dimension of the space.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from m3bind.config import EvaluateConfig
 from m3bind.data.records import Record
+from m3bind.evaluate import adapters
+from m3bind.evaluate.adapters import Problem, Samples
 from m3bind.evaluate.agreement import agreement_rows
-from m3bind.evaluate.probe import linear_probe
+from m3bind.evaluate.estimate import Resampling
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.retrieval import (
     concept_retrieval_rows,
@@ -24,7 +26,8 @@ from m3bind.evaluate.retrieval import (
     patient_retrieval_rows,
     text_retrieval_rows,
 )
-from m3bind.evaluate.tasks import concepts_for, tasks_for
+from m3bind.evaluate.scoring import score_rows
+from m3bind.evaluate.tasks import Task, concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import evaluate_task
 
 Matrix = NDArray[np.float32]
@@ -44,6 +47,10 @@ class View:
     ]  # (texts, modality of the teacher | "student") -> (n, d) unit rows
     student: bool = False
     stored_means: Mapping[str, Matrix] | None = None  # (d,) per modality; None: those of `train_images`
+    scales: Mapping[str, float] | None = None  # the teachers' factors on cosines; None: 1 / .07
+    posted: Mapping[str, Mapping[str, Matrix]] = field(
+        default_factory=dict
+    )  # post step -> modality -> (n, d): the images after it, for search across modalities
 
     @property
     def means(self) -> Mapping[str, Matrix]:
@@ -78,7 +85,7 @@ def _zero_shot(view: View, settings: EvaluateConfig, context: Context) -> list[R
     rows: list[Row] = []
     for task in tasks_for(everything, train, settings.tasks or None):
         m = task.modality
-        labels, patients = task.labels(view.records[m]), view.patients[m]
+        scale = (view.scales or {}).get(m, 1 / 0.07)
         paths = {"teacher": m, **{f"teacher:{other}": other for other in view.images if other != m}}
         if view.stage == "unbound":
             paths = {"teacher": m}
@@ -90,10 +97,10 @@ def _zero_shot(view: View, settings: EvaluateConfig, context: Context) -> list[R
             rows += evaluate_task(
                 task,
                 view.images[m],
-                labels,
+                view.records[m],
                 partial(_encode, view, source),
                 place,
-                patients,
+                scale=scale,
                 resamples=resamples,
             )
     return rows
@@ -125,19 +132,23 @@ def _across(view: View, settings: EvaluateConfig, context: Context) -> list[Row]
     everything = [r for records in view.records.values() for r in records]
     train = [r for records in view.train_records.values() for r in records]
     rows: list[Row] = []
-    corrections = [None, view.means] if settings.gap_correction else [None]
+    states: list[tuple[Mapping[str, Matrix], Mapping[str, Matrix] | None, str]]
+    states = [(view.images, None, ""), *((images, None, name) for name, images in view.posted.items())]
+    if settings.gap_correction:
+        states.insert(1, (view.images, view.means, ""))
     sets = "+".join(sorted({r.set for r in everything}))
     shared = _shared_patients(view)
-    for means in corrections:
+    for embedded, means, variant in states:
         if shared:
-            place = replace(context, dataset=sets)
+            place = replace(context, dataset=sets, variant=variant)
             rows += patient_retrieval_rows(
-                view.images, view.patients, place, means, resamples=min(settings.bootstrap, 200)
+                embedded, view.patients, place, means, resamples=min(settings.bootstrap, 200)
             )
         for concept in concepts_for(everything, train, settings.tasks or None):
             classes = {m: concept.labels(view.records[m], m) for m in concept.modalities}
             place = replace(context, dataset=concept.dataset, task=concept.name, prompts=concept.prompts_hash)
-            images = {m: view.images[m] for m in concept.modalities}
+            place = replace(place, variant=variant)
+            images = {m: embedded[m] for m in concept.modalities}
             rows += concept_retrieval_rows(
                 images, classes, place, view.patients, means, resamples=min(settings.bootstrap, 200)
             )
@@ -156,16 +167,26 @@ def _probe(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
     rows: list[Row] = []
     for task in tasks_for(everything, train, settings.tasks or None):
         m = task.modality
-        y, test_y = task.labels(view.train_records[m]), task.labels(view.records[m])
-        test_y = np.where(np.isin(test_y, y), test_y, -1)
-        if len(set(y) - {-1}) < 2 or len(set(test_y) - {-1}) < 2:
+        if not task.answerable(view.train_records[m]):
             continue
+        seen, asked = (_samples(task, *part) for part in _parts(view, m))
+        if not task.multilabel:
+            asked = asked.take(np.isin(asked.labels, seen.labels))
+            if len(set(asked.labels)) < 2:
+                continue
         place = replace(context, dataset=task.dataset, modality=m, task=task.name)
-        rows += linear_probe(
-            (view.train_images[m], y),
-            (view.images[m], test_y),
-            place,
-            patients=view.patients[m],
-            resamples=settings.bootstrap,
-        )
+        problem = Problem(np.zeros((len(task.classes), asked.embeddings.shape[1])), modality=m)
+        scores = adapters.get("linear_probe_standard").fit(seen, None, problem)(asked)
+        draw = Resampling(asked.patients, settings.bootstrap, context.seed)
+        rows += score_rows("linear_probe", asked.labels, scores, place, draw)
     return rows
+
+
+def _parts(view: View, m: str) -> list[tuple[Matrix, Sequence[Record]]]:
+    return [(view.train_images[m], view.train_records[m]), (view.images[m], view.records[m])]
+
+
+def _samples(task: Task, images: Matrix, records: Sequence[Record]) -> Samples:
+    """The images of which the task knows the answer; their embeddings are the features."""
+    patients, ids = [r.patient for r in records], [r.id for r in records]
+    return Samples(images, images, task.labels(records), patients, ids).known()

@@ -1,143 +1,80 @@
-"""Zero-shot tasks and shared concepts, kept as data in `prompts/*.yaml`.
+"""Zero-shot tasks and shared concepts, kept as data in `prompts/*.yaml` (their format: prompt_files.py).
 
-* `Rule`: which records belong to a class.
-* `Task`: a zero-shot classification: classes with prompts, the metric, and each record's class number.
+* `Task`: a zero-shot classification: classes with prompts, the figures wanted, and each record's class or labels.
 * `Concept`: classes that several modalities share, for image-to-image search.
-* `prompt_sets`, `load_prompts`: the prompt files; `tasks_for`, `concepts_for`: what can be asked of given records.
+* `tasks_for`, `concepts_for`: what can be asked of given records; `title`: a modality's name for people.
 
-A new prompt set is one YAML file in `prompts/` (see `prompts/mini5.yaml` for the format) or any path. A file whose data
-set is "*" serves the sets that no other file names; "*" as modality stands for every modality found.
+A file whose data set is "*" serves the sets that no other file names; "*" as modality stands for every modality found.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from m3bind import modalities
 from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.evaluate.prompt_files import (
+    ClassFile,
+    ConceptFile,
+    Ensemble,
+    Labelled,
+    PromptSet,
+    Rule,
+    TaskFile,
+    load_prompts,
+    prompt_sets,
+)
 from m3bind.files import sha256_text
 
-FOLDER = Path(__file__).parent / "prompts"
 MOST_CLASSES = 100  # labels that differ more often than this are no classes
-Metric = Literal["auc", "balanced_accuracy"]
-
-
-class Labelled(Protocol):
-    """What tasks look at in a record (`m3bind.data.manifest.Record` has it)."""
-
-    @property
-    def modality(self) -> str:
-        """Modality name."""
-
-    @property
-    def set(self) -> str:
-        """Data set name."""
-
-    @property
-    def label(self) -> str:
-        """Main label."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """All labels."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Rule(_Strict):
-    """Which records belong: exactly one of the four ways."""
-
-    label: tuple[str, ...] = ()  # the label is one of these
-    part: tuple[str, ...] = ()  # one of the label's parts (a|b) is one of these
-    labels: tuple[str, ...] = ()  # one of the labels is one of these
-    otherwise: bool = False  # everything no other class takes
-
-    def fits(self, record: Labelled) -> bool:
-        """Whether `record` belongs."""
-        return (
-            self.otherwise
-            or record.label in self.label
-            or not set(self.part).isdisjoint(record.label.split("|"))
-            or not set(self.labels).isdisjoint(record.labels)
-        )
-
-
-class _ClassFile(_Strict):
-    match: Rule
-    names: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ()
-    positive: bool = False
-
-
-class _TaskFile(_Strict):
-    dataset: tuple[str, ...]
-    modality: str
-    metric: Metric
-    classes: dict[str, _ClassFile] | Literal["from_labels"]
-    templates: tuple[str, ...] = ("{name}",)
-    exclude: Rule | None = None
-
-
-class _ConceptFile(_Strict):
-    dataset: tuple[str, ...]
-    classes: dict[str, Rule] | Literal["from_labels"]
-    exclude: Rule | None = None
-
-
-class _PromptFile(_Strict):
-    tasks: dict[str, _TaskFile] = {}
-    concepts: dict[str, dict[str, _ConceptFile]] = {}
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """A prompt file: `hash` (16 hex digits of its content) goes into every result row it leads to."""
-
-    name: str
-    hash: str
-    content: _PromptFile
-
-    def names_set(self, dataset: str) -> bool:
-        """Whether a task or concept of this file names `dataset`."""
-        sets = [task.dataset for task in self.content.tasks.values()]
-        sets += [part.dataset for concept in self.content.concepts.values() for part in concept.values()]
-        return any(dataset in names for names in sets)
+__all__ = ["ClassSpec", "Concept", "Labelled", "Rule", "Task", "concepts_for", "load_prompts", "tasks_for", "title"]
 
 
 @dataclass(frozen=True)
 class ClassSpec:
-    """One class: its name, which records belong, and how it is said."""
+    """One class: its name, which records belong, how it is said, and how its opposite is said (pairs only)."""
 
     name: str
     match: Rule
     prompts: tuple[str, ...]
+    against: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Task:
-    """A zero-shot classification in one modality. With metric "auc" the last of two classes is the positive one."""
+    """A zero-shot classification in one modality. With two classes the last is the positive one.
+
+    The fields after `exclude` are those of `TaskFile`.
+    """
 
     name: str
     datasets: tuple[str, ...]
     modality: str
-    metric: Metric
+    metric: str
     classes: tuple[ClassSpec, ...]
     prompts_hash: str
     exclude: Rule | None = None
+    metrics: tuple[str, ...] = ()
+    multilabel: bool = False
+    ensemble: Ensemble = "mean"
+    zscore: bool = False
+    unique: bool = False
+    require_one: bool = False
 
     @property
     def kind(self) -> str:
-        """ "binary" or "multiclass"."""
-        return "binary" if len(self.classes) == 2 else "multiclass"
+        """ "binary", "multiclass" or "multilabel"."""
+        return "multilabel" if self.multilabel else "binary" if len(self.classes) == 2 else "multiclass"
+
+    @property
+    def paired(self) -> bool:
+        """Whether each label has prompts for present and for absent."""
+        return bool(self.classes and self.classes[0].against)
 
     @property
     def dataset(self) -> str:
@@ -145,13 +82,36 @@ class Task:
         return "+".join(self.datasets)
 
     def labels(self, records: Sequence[Labelled]) -> NDArray[np.int64]:
-        """Class number of each record, -1 where it is not part of the task: (n,)."""
-        return _numbers(records, self.modality, self.datasets, [c.match for c in self.classes], self.exclude)
+        """What is true of each record; -1 where it is not part of the task.
+
+        Class number (n,), or with several labels 0 or 1 for each of them (n, c).
+        """
+        rules = [c.match for c in self.classes]
+        if not self.multilabel:
+            return _numbers(records, self.modality, self.datasets, rules, self.exclude, self.unique)
+        inside = _inside(records, self.modality, self.datasets, self.exclude)
+        found = np.array([[rule.fits(record) for rule in rules] for record in records], dtype=np.int64)
+        found = found.reshape(len(records), len(rules))
+        if self.require_one:
+            inside &= found.any(1)
+        return np.where(inside[:, None], found, -1)
+
+    def answerable(self, records: Sequence[Labelled]) -> bool:
+        """Whether `records` show at least two classes, or a label both present and absent."""
+        y = self.labels(records)
+        columns = y.T if self.multilabel else y[None]
+        return any(len(set(column.tolist()) - {-1}) > 1 for column in columns)
 
     def prompts(self) -> tuple[list[str], NDArray[np.int64]]:
         """All prompts, class after class, and the class number of each."""
-        texts = [text for spec in self.classes for text in spec.prompts]
-        return texts, np.repeat(np.arange(len(self.classes)), [len(spec.prompts) for spec in self.classes])
+        return self._listed([spec.prompts for spec in self.classes])
+
+    def opposites(self) -> tuple[list[str], NDArray[np.int64]]:
+        """The same for the prompts that say that a label is absent."""
+        return self._listed([spec.against for spec in self.classes])
+
+    def _listed(self, texts: Sequence[tuple[str, ...]]) -> tuple[list[str], NDArray[np.int64]]:
+        return [text for group in texts for text in group], np.repeat(np.arange(len(texts)), [len(g) for g in texts])
 
 
 @dataclass(frozen=True)
@@ -181,55 +141,32 @@ class Concept:
         return _numbers(records, modality, sets, rules, exclude)
 
 
+def _inside(
+    records: Sequence[Labelled], modality: str, datasets: Sequence[str], exclude: Rule | None
+) -> NDArray[np.bool_]:
+    """Which records a task or concept is about: (n,)."""
+    kept = (r.modality == modality and r.set in datasets and not (exclude and exclude.fits(r)) for r in records)
+    return np.fromiter(kept, dtype=bool, count=len(records))
+
+
 def _numbers(
-    records: Sequence[Labelled], modality: str, datasets: Sequence[str], rules: Sequence[Rule], exclude: Rule | None
+    records: Sequence[Labelled],
+    modality: str,
+    datasets: Sequence[str],
+    rules: Sequence[Rule],
+    exclude: Rule | None,
+    unique: bool = False,
 ) -> NDArray[np.int64]:
-    """First fitting rule of each record; rules "otherwise" come last whatever their place."""
+    """First fitting rule of each record; rules "otherwise" come last. `unique`: -1 where several others fit."""
     order = sorted(range(len(rules)), key=lambda i: rules[i].otherwise)
     numbers = np.full(len(records), -1, dtype=np.int64)
+    inside = _inside(records, modality, datasets, exclude)
     for i, record in enumerate(records):
-        if record.modality != modality or record.set not in datasets or (exclude is not None and exclude.fits(record)):
-            continue
-        numbers[i] = next((j for j in order if rules[j].fits(record)), -1)
+        fitting = [j for j in order if rules[j].fits(record)] if inside[i] else []
+        several = unique and sum(not rules[j].otherwise for j in fitting) > 1
+        if fitting and not several:
+            numbers[i] = fitting[0]
     return numbers
-
-
-def prompt_sets() -> list[str]:
-    """Names of the prompt files that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def load_prompts(name: str | Path) -> PromptSet:
-    """The prompt set `name`, or the one in a YAML file.
-
-    Raises:
-        UnknownNameError: no such set and no such file.
-        ConfigError: the file does not have the format.
-    """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        raise UnknownNameError("prompt set", str(name), prompt_sets())
-    return _parse(path, path.read_text(encoding="utf-8"))
-
-
-@lru_cache(maxsize=32)
-def _parse(path: Path, text: str) -> PromptSet:
-    try:
-        content = _PromptFile.model_validate(yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name}: not readable as YAML ({error}).") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = " > ".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path.name}: {where}: {first['msg']}; see prompts/mini5.yaml for the format.") from error
-    for name, task in content.tasks.items():
-        if task.metric == "auc" and (isinstance(task.classes, str) or len(task.classes) != 2):
-            raise ConfigError(f"{path.name}: tasks > {name}: metric auc needs exactly two classes written out.")
-        if not isinstance(task.classes, str) and not all(spec.names or spec.prompts for spec in task.classes.values()):
-            raise ConfigError(f"{path.name}: tasks > {name}: every class needs names or prompts.")
-    return PromptSet(path.stem, sha256_text(text)[:16], content)
 
 
 def _sets(prompts: Sequence[str | Path] | None) -> list[PromptSet]:
@@ -239,17 +176,27 @@ def _sets(prompts: Sequence[str | Path] | None) -> list[PromptSet]:
 def _datasets(
     wanted: Sequence[str], modality: str, records: Iterable[Labelled], named: set[str]
 ) -> list[tuple[str, ...]]:
-    """Groups of sets present in `records`: one group of named sets, or one group for each set nobody names."""
+    """Groups of sets present in `records`: one of the sets written out, and one for each set that a pattern finds.
+
+    The pattern "*" finds the sets that nobody names.
+    """
     present = sorted({r.set for r in records if r.modality == modality})
-    if "*" in wanted:
-        return [(name,) for name in present if name not in named]
-    found = tuple(name for name in wanted if name in present)
-    return [found] if found else []
+    written = tuple(name for name in wanted if name in present)
+    patterns = [pattern for pattern in wanted if "*" in pattern]
+    found = [
+        (name,)
+        for name in present
+        if any(fnmatchcase(name, pattern) and (pattern != "*" or name not in named) for pattern in patterns)
+    ]
+    return [*([written] if written else []), *found]
 
 
-def _found_labels(train: Iterable[Labelled], datasets: Sequence[str], modality: str | None) -> list[str]:
-    found = {r.label for r in train if r.set in datasets and r.label and (modality is None or r.modality == modality)}
-    return sorted(found) if 2 <= len(found) <= MOST_CLASSES else []
+def _found_labels(
+    train: Iterable[Labelled], datasets: Sequence[str], modality: str | None, several: bool = False
+) -> list[str]:
+    rows = [r for r in train if r.set in datasets and (modality is None or r.modality == modality)]
+    found = {name for r in rows for name in (r.labels if several else (r.label,)) if name}
+    return sorted(found) if (1 if several else 2) <= len(found) <= MOST_CLASSES else []
 
 
 def title(modality: str) -> str:
@@ -264,28 +211,50 @@ def _said(text: str) -> str:
     return text.replace("_", " ").replace("|", ", ").strip()
 
 
+def _class(key: str, file: ClassFile | None, task: TaskFile, modality: str) -> ClassSpec:
+    """The class written as `key: file`, its prompts made from templates, parts and sentences."""
+    file = file or ClassFile()
+    match = file.match or (Rule(label=(key,), labels=(key,)) if task.multilabel else Rule(label=(key,)))
+    names = file.names or (() if file.prompts or file.parts else (_said(key),))
+
+    def filled(templates: Sequence[str]) -> list[str]:
+        return [t.replace("{title}", title(modality)).replace("{name}", n) for n in names for t in templates]
+
+    combined = [" ".join(filter(None, words)) for words in product(*file.parts)] if file.parts else []
+    prompts = _worded([*filled(task.templates), *file.prompts, *combined], task)
+    return ClassSpec(key, match, prompts, _worded(filled(task.against), task))
+
+
+def _worded(texts: Sequence[str], task: TaskFile) -> tuple[str, ...]:
+    """Each text once, in lower case and as a sample where the task says so."""
+    distinct = list(dict.fromkeys(text.lower() if task.lower else text for text in texts))
+    if 0 < task.sample < len(distinct):
+        drawn = set(sorted(distinct, key=sha256_text)[: task.sample])
+        distinct = [text for text in distinct if text in drawn]
+    return tuple(distinct)
+
+
 def _task(
-    name: str, file: _TaskFile, sets: tuple[str, ...], modality: str, train: Sequence[Labelled], digest: str
+    name: str, file: TaskFile, sets: tuple[str, ...], modality: str, train: Sequence[Labelled], digest: str
 ) -> Task | None:
     if isinstance(file.classes, str):
-        classes = {
-            label: _ClassFile(match=Rule(label=(label,)), names=(_said(label),))
-            for label in _found_labels(train, sets, modality)
-        }
+        classes: Mapping[str, ClassFile | None] = dict.fromkeys(_found_labels(train, sets, modality, file.multilabel))
     else:
-        classes = dict(sorted(file.classes.items(), key=lambda item: item[1].positive))
-    words = {"title": title(modality)}
-    specs = []
-    for label, spec in classes.items():
-        filled = [t.replace("{title}", words["title"]).replace("{name}", n) for n in spec.names for t in file.templates]
-        specs.append(ClassSpec(label, spec.match, tuple(dict.fromkeys([*filled, *spec.prompts]))))
-    return Task(name, sets, modality, file.metric, tuple(specs), digest, file.exclude) if len(specs) > 1 else None
+        classes = dict(sorted(file.classes.items(), key=lambda item: bool(item[1] and item[1].positive)))
+    if len(classes) < (1 if file.multilabel else 2):
+        return None
+    specs = tuple(_class(key, spec, file, modality) for key, spec in classes.items())
+    options = {
+        option: getattr(file, option)
+        for option in ("exclude", "metrics", "multilabel", "ensemble", "zscore", "unique", "require_one")
+    }
+    return Task(name, sets, modality, file.metric, specs, digest, **options)
 
 
 def tasks_for(
     records: Sequence[Labelled], train: Sequence[Labelled] | None = None, prompts: Sequence[str | Path] | None = None
 ) -> list[Task]:
-    """All zero-shot tasks that `records` can answer (at least one record in two classes).
+    """All zero-shot tasks that `records` can answer (`Task.answerable`).
 
     `train` gives the labels of tasks whose classes are found, not written out (default: `records`); `prompts` are names
     or paths of prompt sets (default: all of the package).
@@ -300,7 +269,7 @@ def tasks_for(
             for modality in found:
                 for sets in _datasets(file.dataset, modality, records, named):
                     task = _task(name, file, sets, modality, train, prompt_set.hash)
-                    if task is not None and len(set(task.labels(records)) - {-1}) > 1:
+                    if task is not None and task.answerable(records):
                         tasks.append(task)
     return tasks
 
@@ -325,7 +294,7 @@ def concepts_for(
 
 def _concept(
     name: str,
-    file: Mapping[str, _ConceptFile],
+    file: Mapping[str, ConceptFile],
     records: Sequence[Labelled],
     train: Sequence[Labelled],
     named: set[str],

@@ -1,0 +1,176 @@
+"""Whether a score means what it says: reliability, temperature, and when to give no answer.
+
+* `Answers`: confidences with whether they were right, of one class or of several labels.
+* `reliability_plot`: the picture. * `fit_temperature`: one factor fitted on validation (Guo et al. 2017).
+* `abstention`: the confidence below which no answer is given, so that the answers given reach an accuracy.
+* `calibration_rows`: calibration error before and after the temperature; accuracy and coverage with abstention.
+
+Shapes: n samples, c classes or labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_expit, log_softmax
+
+from m3bind.errors import ConfigError
+from m3bind.evaluate.classification import BINS, confidence_bins, expected_calibration_error, softmax
+from m3bind.evaluate.estimate import Floats, Groups, Resampling, mean_estimate, ratio, resampled
+from m3bind.evaluate.plots import Picture, Theme, draw
+from m3bind.evaluate.results import Context, Row
+
+TARGET = 0.9
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One entry per answer: per sample with one class, per sample and known label with several."""
+
+    confidence: Floats  # of the answer, 0..1
+    right: NDArray[np.bool_]
+    sample: NDArray[np.int64]  # which sample it is about
+
+    def groups(self, patients: Groups) -> Groups:
+        """The unit of resampling of each answer: the sample's patient, or the sample."""
+        return self.sample if patients is None else np.asarray(patients)[self.sample]
+
+
+def answers(y: ArrayLike, logits: ArrayLike, temperature: float = 1.0) -> Answers:
+    """Answers of `logits` (n, c) divided by `temperature`.
+
+    One class (`y` (n,)): the likeliest class and its probability. Labels (`y` (n, c) of 0, 1 and -1 for unknown): for
+    each known label, whichever of present and absent is likelier, and its probability.
+    """
+    y, logits = np.asarray(y), np.asarray(logits, dtype=np.float64) / temperature
+    if y.ndim == 1:
+        return Answers(softmax(logits).max(1), logits.argmax(1) == y, np.arange(len(y)))
+    sample, label = np.nonzero(y >= 0)
+    chances, truth = expit(logits[sample, label]), y[sample, label] == 1
+    return Answers(np.maximum(chances, 1 - chances), (chances > 0.5) == truth, sample)
+
+
+def fit_temperature(y: ArrayLike, logits: ArrayLike) -> float:
+    """The T > 0 for which logits / T give `y` the greatest likelihood; between 1/100 and 100.
+
+    `y` class numbers (n,), or labels (n, c) of 0, 1 and -1 (unknown); `logits` (n, c).
+
+    Raises:
+        ConfigError: no sample.
+    """
+    y, logits = np.asarray(y), np.asarray(logits, dtype=np.float64)
+    if not len(y):
+        raise ConfigError("a temperature needs validation samples; give a valid split.")
+    known = y >= 0
+
+    def cost(log_temperature: float) -> float:
+        scaled = logits * np.exp(-log_temperature)
+        if y.ndim == 1:
+            return -float(log_softmax(scaled, axis=1)[np.arange(len(y)), y].mean())
+        return -float(log_expit(np.where(y == 1, scaled, -scaled))[known].mean())
+
+    found = minimize_scalar(cost, bounds=(np.log(0.01), np.log(100)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """Answers are given from `threshold` on; `coverage` and `accuracy` are those of the answers it was chosen on."""
+
+    threshold: float
+    coverage: float
+    accuracy: float
+
+
+def abstention(found: Answers, target: float = TARGET) -> Abstention:
+    """The lowest confidence threshold above which at least `target` of the answers are right.
+
+    When even the surest answers are not right often enough, the threshold is infinite and the coverage 0.
+    """
+    order = np.argsort(-found.confidence, kind="stable")
+    confidence, right = found.confidence[order], found.right[order]
+    count = np.arange(1, len(right) + 1)
+    share = np.cumsum(right) / count
+    last_of_ties = np.append(confidence[1:] != confidence[:-1], True)[: len(confidence)]
+    fitting = np.flatnonzero((share >= target) & last_of_ties)
+    if not len(fitting):
+        return Abstention(float("inf"), 0.0, float("nan"))
+    at = fitting[-1]
+    return Abstention(float(confidence[at]), float(count[at] / len(right)), float(share[at]))
+
+
+def calibration_rows(
+    y: ArrayLike,
+    logits: ArrayLike,
+    context: Context,
+    patients: Groups = None,
+    *,
+    valid: tuple[ArrayLike, ArrayLike] | None = None,
+    target: float = TARGET,
+    resamples: int = 1000,
+) -> list[Row]:
+    """Rows of protocol "calibration": `ece` as given and, with `valid`, after a temperature fitted there.
+
+    With `valid` (truth and logits) also `answered_accuracy` and `coverage` when answers below the confidence chosen
+    there for an accuracy of `target` are withheld, and the `temperature` itself (no interval). Without a temperature,
+    `logits` have to be on the scale of the model (scaled cosines, log-odds of pairs).
+    """
+    found = answers(y, logits)
+    draw_by = Resampling(found.groups(patients), resamples, context.seed)
+    rows = [context.row("calibration", "ece", expected_calibration_error(found.confidence, found.right, draw_by))]
+    if valid is None or not len(np.asarray(valid[0])):
+        return rows
+    temperature = fit_temperature(*valid)
+    warm = answers(y, logits, temperature)
+    limit = abstention(answers(*valid, temperature), target)
+    given = warm.confidence >= limit.threshold
+    right = (given & warm.right).astype(np.float64)
+
+    def accuracy(weights: Floats) -> Floats:
+        return ratio(weights @ right, weights @ given.astype(np.float64))
+
+    scaled = _varied(context, "temperature=valid")
+    kept = _varied(context, f"answers for accuracy {target:g} on valid")
+    fixed = replace(mean_estimate([temperature], np.nan, Resampling(resamples=0)), n=len(np.asarray(valid[0])))
+    return [
+        *rows,
+        scaled.row("calibration", "ece", expected_calibration_error(warm.confidence, warm.right, draw_by)),
+        scaled.row("calibration", "temperature", fixed),
+        kept.row(
+            "calibration", "answered_accuracy", resampled(accuracy, len(right), float(warm.right.mean()), draw_by)
+        ),
+        kept.row("calibration", "coverage", mean_estimate(given, np.nan, draw_by)),
+    ]
+
+
+def _varied(context: Context, what: str) -> Context:
+    return replace(context, variant=", ".join(filter(None, (context.variant, what))))
+
+
+def reliability_plot(found: Sequence[tuple[str, Answers]], title: str, bins: int = BINS) -> Picture:
+    """Share of right answers by confidence, one line per named set of answers; the diagonal is perfect calibration."""
+    grouped = [(name, confidence_bins(part.confidence, part.right, bins)) for name, part in found]
+    errors = [
+        expected_calibration_error(part.confidence, part.right, Resampling(resamples=0)).value for _, part in found
+    ]
+
+    def paint(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=theme.grid, linewidth=1.2, label="perfect")
+        for i, ((name, data), error) in enumerate(zip(grouped, errors)):
+            there = data.count > 0
+            hue = theme.hues[i % len(theme.hues)]
+            sizes = 12 + 80 * data.count[there] / data.count.sum()
+            axes.plot(
+                data.confidence[there], data.right[there], color=hue, linewidth=1.6, label=f"{name}, ECE {error:.3f}"
+            )
+            axes.scatter(data.confidence[there], data.right[there], color=hue, s=sizes, zorder=3)
+        axes.set(xlabel="confidence", ylabel="share right", xlim=(0, 1), ylim=(0, 1), title=title)
+        axes.grid(color=theme.grid, linewidth=0.6)
+        axes.legend(fontsize=8)
+
+    words = "; ".join(f"{name}: calibration error {error:.3f}" for (name, _), error in zip(found, errors))
+    return draw(paint, f"Reliability of {title}. {words}.", (4.6, 4.2))

@@ -1,0 +1,241 @@
+"""Few-shot classification: drawn lists of training files, a method fitted on them, rows on the test files.
+
+* `ShotList`, `draw_shots`: which files; the same on every machine, saved with a hash.
+* `few_shot_rows`: rows of one method, one per figure, amount and list. `shot_variant`: how such rows are named.
+
+A list depends on the files' ids, labels and patients and on the seed only, never on the order of the manifest or on a
+library's random numbers. Rows differ in `seed` from list to list, so tables (`results.pivot`) show mean and deviation
+over the lists; `shots` is the list's hash.
+
+Shapes: n samples, c classes or labels, d joint dimension.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from m3bind.data.splits import patient_position
+from m3bind.errors import ConfigError, ManifestError
+from m3bind.evaluate import adapters
+from m3bind.evaluate.adapters import Adapter, Problem, Samples
+from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.results import Context, Row
+from m3bind.evaluate.scoring import score_rows
+from m3bind.files import read_json, sha256_text, write_json
+
+Unit = Literal["shot", "percent"]
+SEEDS = tuple(range(5))
+
+
+@dataclass(frozen=True)
+class ShotList:
+    """Files to learn from: `amount` per class, or `amount` per cent of all."""
+
+    unit: Unit
+    amount: int
+    seed: int
+    ids: tuple[str, ...]  # sorted
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of everything above."""
+        return sha256_text(self.unit, str(self.amount), str(self.seed), *self.ids)[:16]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON with the hash."""
+        write_json(path, {"unit": self.unit, "amount": self.amount, "seed": self.seed, "hash": self.hash,
+                          "ids": list(self.ids)})  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path) -> "ShotList":
+        """What `save` wrote.
+
+        Raises:
+            ManifestError: the file is unreadable, or was changed since.
+        """
+        try:
+            data = read_json(path)
+            found = cls(data["unit"], int(data["amount"]), int(data["seed"]), tuple(data["ids"]))
+            stated = data["hash"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ManifestError(f"{path} is not a shot list ({error}); delete it to draw a new one.") from error
+        if found.hash != stated:
+            raise ManifestError(f"{path} was changed since it was drawn; restore it, or delete it to draw a new one.")
+        return found
+
+    def of(self, train: Samples) -> Samples:
+        """The listed samples.
+
+        Raises:
+            ManifestError: `train` lacks some of them.
+        """
+        place = {identity: i for i, identity in enumerate(train.ids)}
+        absent = sum(identity not in place for identity in self.ids)
+        if absent:
+            raise ManifestError(
+                f"shot list {self.unit} {self.amount}, seed {self.seed}: {absent} of {len(self.ids)} files are not "
+                "among the training files. Delete the list, or give the manifest it was drawn from."
+            )
+        return train.take(np.array([place[identity] for identity in self.ids], dtype=np.int64))
+
+
+def draw_shots(train: Samples, amount: int, unit: Unit, seed: int) -> ShotList:
+    """A list of files drawn by hash.
+
+    "shot": `amount` files per class, from as many patients as possible; all there are where a class has fewer. With
+    several labels, `amount` positives per label, rarest label first, counting files drawn for other labels, then as
+    many files without any label. Lists of a seed grow: those of 1 shot are in those of 5 (one class per file).
+
+    "percent": whole patients until `amount` per cent of the files are reached, then a patient of each class that is
+    still missing.
+
+    Raises:
+        ConfigError: an amount below 1, or above 100 per cent.
+    """
+    if amount < 1 or (unit == "percent" and amount > 100):
+        raise ConfigError(f"few-shot amount {amount} ({unit}) must be at least 1, and per cent at most 100.")
+    train = train.known()
+    place = [patient_position(identity, seed) for identity in train.ids]
+    draw = _percent if unit == "percent" else _per_label if train.several else _per_class
+    chosen = draw(train, place, amount)
+    return ShotList(unit, amount, seed, tuple(sorted(train.ids[i] for i in chosen)))
+
+
+def _ordered(train: Samples, place: Sequence[float], candidates: Iterable[int]) -> list[int]:
+    """Candidates in hash order, each patient's first one before anybody's second one."""
+    seen: dict[str, int] = {}
+    keys = []
+    for i in sorted(candidates, key=lambda i: (place[i], train.ids[i])):
+        seen[train.patients[i]] = turn = seen.get(train.patients[i], 0) + 1
+        keys.append((turn, place[i], train.ids[i], i))
+    return [key[-1] for key in sorted(keys)]
+
+
+def _per_class(train: Samples, place: Sequence[float], amount: int) -> list[int]:
+    classes = np.unique(train.labels)
+    return [i for c in classes for i in _ordered(train, place, np.flatnonzero(train.labels == c).tolist())[:amount]]
+
+
+def _per_label(train: Samples, place: Sequence[float], amount: int) -> list[int]:
+    positive = train.labels == 1
+    groups = [positive[:, label] for label in sorted(range(positive.shape[1]), key=lambda j: (positive[:, j].sum(), j))]
+    chosen: list[int] = []
+    for group in [*groups, ~positive.any(1)]:
+        wanted = amount - int(group[chosen].sum())
+        rest = set(np.flatnonzero(group).tolist()) - set(chosen)
+        chosen += _ordered(train, place, rest)[: max(0, wanted)]
+    return chosen
+
+
+def _percent(train: Samples, place: Sequence[float], amount: int) -> list[int]:
+    files: dict[str, list[int]] = {}
+    for i in sorted(range(len(train)), key=lambda i: (place[i], train.ids[i])):
+        files.setdefault(train.patients[i], []).append(i)
+    wanted = -(-len(train) * amount // 100)
+    chosen: list[int] = []
+    for patient_files in files.values():
+        if len(chosen) < wanted:
+            chosen += patient_files
+    for member in _members(train):
+        if member.any() and not member[chosen].any():
+            chosen += next(patient_files for patient_files in files.values() if member[patient_files].any())
+    return chosen
+
+
+def _members(train: Samples) -> list[NDArray[np.bool_]]:
+    if train.several:
+        return list((train.labels == 1).T)
+    return [train.labels == c for c in np.unique(train.labels)]
+
+
+def shot_variant(method: str, amount: int, unit: Unit) -> str:
+    """The `variant` of rows, e.g. "linear_probe, 5 per class" or "linear_probe, 10 %"."""
+    return f"{method}, {amount} %" if unit == "percent" else f"{method}, {amount} per class"
+
+
+def few_shot_rows(
+    method: str | Adapter,
+    train: Samples,
+    valid: Samples | None,
+    test: Samples,
+    classes: ArrayLike,
+    context: Context,
+    *,
+    amounts: Sequence[int],
+    unit: Unit = "shot",
+    seeds: Sequence[int] = SEEDS,
+    resamples: int = 1000,
+    scale: float = 100.0,
+    names: Sequence[str] = (),
+    folder: Path | None = None,
+    done: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """Rows of `method` for every amount and seed.
+
+    Samples of `train` whose patient is in `valid` or `test`, and samples of `valid` whose patient is in `test`, are
+    left out first. Figures that need a threshold per label come with "threshold=valid" (where `valid` is given) and
+    "threshold=test" after the method in `variant`.
+
+    Args:
+        method: a name of `adapters.names()`, or an adapter.
+        train, valid, test: samples of one task; what is unknown is left out.
+        classes: (c, d) class texts (`zero_shot.class_directions`).
+        context: what the rows share; seed and variant are set here.
+        amounts: files per class, or per cent.
+        unit: which of the two.
+        seeds: of the lists, and of the training's random numbers.
+        resamples: of the bootstrap over the test patients.
+        scale: factor on products with `classes`.
+        names: figures wanted; the usual ones without.
+        folder: where lists are kept; a list that is there is used again.
+        done: called after each fit, e.g. to advance a progress bar.
+
+    Raises:
+        ManifestError: nothing left to learn from or to test on, or a stored list does not fit.
+        UnknownNameError: no such method.
+    """
+    adapter = adapters.get(method) if isinstance(method, str) else method
+    train, valid, test = _apart(train, valid, test)
+    if not len(train) or not len(test):
+        raise ManifestError(
+            f"few-shot on {context.task or context.dataset}: {len(train)} files to learn from and {len(test)} to test "
+            "on, no patient on both sides; give labelled files of more patients."
+        )
+    draw = Resampling(test.patients, resamples, context.seed)
+    texts = np.asarray(classes, dtype=np.float64)
+    rows: list[Row] = []
+    for amount in amounts:
+        for seed in seeds:
+            shots = _stored(train, amount, unit, seed, folder)
+            score = adapter.fit(shots.of(train), valid, Problem(texts, scale, context.modality, seed))
+            place = replace(context, variant=shot_variant(adapter.method, amount, unit), seed=seed)
+            chosen_on = (valid.labels, score(valid)) if valid is not None and valid.several else None
+            found = score_rows("few_shot", test.labels, score(test), place, draw, names=names, valid=chosen_on)
+            rows += [replace(row, shots=shots.hash) for row in found]
+            done()
+    return rows
+
+
+def _apart(train: Samples, valid: Samples | None, test: Samples) -> tuple[Samples, Samples | None, Samples]:
+    """The known samples with no patient on two sides; an empty `valid` is None."""
+    train, test = train.known(), test.known()
+    taken = set(test.patients)
+    if valid is not None:
+        valid = valid.known()
+        valid = valid.take(np.array([patient not in taken for patient in valid.patients], dtype=bool))
+        taken |= set(valid.patients)
+        valid = valid if len(valid) else None
+    return train.take(np.array([patient not in taken for patient in train.patients], dtype=bool)), valid, test
+
+
+def _stored(train: Samples, amount: int, unit: Unit, seed: int, folder: Path | None) -> ShotList:
+    if folder is None:
+        return draw_shots(train, amount, unit, seed)
+    path = folder / f"{unit}_{amount}_seed_{seed}.json"
+    if not path.exists():
+        draw_shots(train, amount, unit, seed).save(path)
+    return ShotList.load(path)

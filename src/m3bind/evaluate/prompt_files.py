@@ -1,0 +1,193 @@
+"""The format of `prompts/*.yaml`: which records belong to a class and how the class is said.
+
+* `Rule`: which records belong to a class.
+* `ClassFile`, `TaskFile`, `ConceptFile`, `PromptFile`: the parts of a file, checked when it is read.
+* `PromptSet`: a file with its hash; `load_prompts`: by name or path; `prompt_sets`: names that come with the package.
+
+A new prompt set is one YAML file in `prompts/`, or any path. `prompts/mini5.yaml` shows the plain format,
+`prompts/ct_rate.yaml` several labels per record, `prompts/chexpert.yaml` prompts made of parts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Protocol
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.evaluate.classification import MULTI, SINGLE
+from m3bind.files import sha256_text
+
+FOLDER = Path(__file__).parent / "prompts"
+FROM_LABELS = "from_labels"
+Ensemble = Literal["mean", "plain_mean", "max"]
+
+
+class Labelled(Protocol):
+    """What tasks look at in a record (`m3bind.data.records.Record` has it)."""
+
+    @property
+    def modality(self) -> str:
+        """Modality name."""
+
+    @property
+    def set(self) -> str:
+        """Data set name."""
+
+    @property
+    def label(self) -> str:
+        """Main label."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels."""
+
+    @property
+    def patient(self) -> str:
+        """Who it is."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rule(_Strict):
+    """Which records belong: those that fit at least one of the four ways."""
+
+    label: tuple[str, ...] = ()  # the label is one of these
+    part: tuple[str, ...] = ()  # one of the label's parts (a|b) is one of these
+    labels: tuple[str, ...] = ()  # one of the labels is one of these
+    otherwise: bool = False  # everything no other class takes
+
+    @model_validator(mode="after")
+    def _fits_something(self) -> "Rule":
+        if not (self.label or self.part or self.labels or self.otherwise):
+            raise ValueError("a rule needs one of label, part, labels, otherwise")
+        return self
+
+    def fits(self, record: Labelled) -> bool:
+        """Whether `record` belongs."""
+        return (
+            self.otherwise
+            or record.label in self.label
+            or not set(self.part).isdisjoint(record.label.split("|"))
+            or not set(self.labels).isdisjoint(record.labels)
+        )
+
+
+class ClassFile(_Strict):
+    """One class. Without `match` it takes the records whose label is its key; without any text its key is its name."""
+
+    match: Rule | None = None
+    names: tuple[str, ...] = ()  # put into the task's templates
+    prompts: tuple[str, ...] = ()  # said as they are
+    parts: tuple[tuple[str, ...], ...] = ()  # said in all combinations, one of each list, joined by blanks
+    positive: bool = False  # the class that counts as positive where there are two
+
+
+class TaskFile(_Strict):
+    """One zero-shot task."""
+
+    dataset: tuple[str, ...]  # names of sets, patterns ("medmnist_*": one task per set), or "*" for sets nobody names
+    modality: str  # "*": every modality found
+    metric: str  # the figure that stands for the task
+    metrics: tuple[str, ...] = ()  # further figures; the usual ones of its kind come after them
+    classes: dict[str, ClassFile | None] | Literal["from_labels"]
+    templates: tuple[str, ...] = ("{name}",)
+    against: tuple[str, ...] = ()  # templates of the opposite: a label's score is the softmax over the pair
+    multilabel: bool = False  # several labels per record, each present or not
+    ensemble: Ensemble = "mean"  # of a class's prompts: unit mean, mean as it is, or the best one's similarity
+    zscore: bool = False  # scores of a class are standardised over the images
+    lower: bool = False  # prompts in lower case
+    sample: int = Field(0, ge=0)  # at most that many prompts per class, drawn by their hash; 0: all
+    exclude: Rule | None = None
+    unique: bool = False  # one class per record: leave out records that fit several
+    require_one: bool = False  # several labels: leave out records that have none of them
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TaskFile":
+        figures = {*MULTI, "auroc"} if self.multilabel else set(SINGLE)
+        for name in (self.metric, *self.metrics):
+            if name not in figures:
+                kind = "several labels" if self.multilabel else "one class"
+                raise ValueError(f"metric {name!r} is no figure of {kind}; known: {', '.join(sorted(figures))}")
+        if self.metric == "auc" and (isinstance(self.classes, str) or len(self.classes) != 2):
+            raise ValueError("metric auc needs exactly two classes written out")
+        if self.against and not self.multilabel:
+            raise ValueError("against needs multilabel: true; classes that exclude each other compete by themselves")
+        if self.against and self.ensemble == "max" and len(self.against) != len(self.templates):
+            raise ValueError("ensemble max needs as many templates in against as in templates")
+        if self.against and (self.zscore or self.sample or any(c and (c.prompts or c.parts) for c in self.spelled())):
+            raise ValueError("against works with names in templates only, without zscore or sample")
+        return self
+
+    def spelled(self) -> Sequence[ClassFile | None]:
+        """The classes written out; none when they are found."""
+        return [] if isinstance(self.classes, str) else list(self.classes.values())
+
+
+class ConceptFile(_Strict):
+    """One modality's part of a concept."""
+
+    dataset: tuple[str, ...]
+    classes: dict[str, Rule] | Literal["from_labels"]
+    exclude: Rule | None = None
+
+
+class PromptFile(_Strict):
+    """A whole file."""
+
+    tasks: dict[str, TaskFile] = {}
+    concepts: dict[str, dict[str, ConceptFile]] = {}
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A prompt file: `hash` (16 hex digits of its content) goes into every result row it leads to."""
+
+    name: str
+    hash: str
+    content: PromptFile
+
+    def names_set(self, dataset: str) -> bool:
+        """Whether a task or concept of this file names `dataset`."""
+        sets = [task.dataset for task in self.content.tasks.values()]
+        sets += [part.dataset for concept in self.content.concepts.values() for part in concept.values()]
+        return any(pattern != "*" and fnmatchcase(dataset, pattern) for names in sets for pattern in names)
+
+
+def prompt_sets() -> list[str]:
+    """Names of the prompt files that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_prompts(name: str | Path) -> PromptSet:
+    """The prompt set `name`, or the one in a YAML file.
+
+    Raises:
+        UnknownNameError: no such set and no such file.
+        ConfigError: the file does not have the format.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise UnknownNameError("prompt set", str(name), prompt_sets())
+    return _parse(path, path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=64)
+def _parse(path: Path, text: str) -> PromptSet:
+    try:
+        content = PromptFile.model_validate(yaml.safe_load(text) or {})
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name}: not readable as YAML ({error}).") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = " > ".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path.name}: {where}: {first['msg']}; see prompts/mini5.yaml for the format.") from error
+    return PromptSet(path.stem, sha256_text(text)[:16], content)
