@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from m3bind.data.records import BadRow, Record
 from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, ReadError
 from m3bind.files import sha256_text
+from m3bind.modalities.base import Sample
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.checkpoint import hash_state, load_strict, read_state
@@ -128,6 +129,14 @@ def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncod
     return model.eval()
 
 
+def rescaled(sample: Sample, rescale: tuple[float, float] | None) -> Sample:
+    """A CT whose stored values become slope * value + intercept; without `rescale` the sample as it is."""
+    if rescale is None:
+        return sample
+    slope, intercept = rescale
+    return replace(sample, array=sample.array * np.float32(slope) + np.float32(intercept))
+
+
 def _phrases(record: Record) -> list[str]:
     """Every wording of the concepts of a record."""
     return [phrase for concept in record.concepts for phrase in concept_phrases(concept)]
@@ -194,7 +203,8 @@ class Encoder:
 
         def one(position: int) -> NDArray[np.float32] | str:
             try:
-                return model.preprocess(modalities.decode(modality, records[position].path)).numpy().astype(np.float32)
+                sample = modalities.decode(modality, records[position].path)
+                return model.preprocess(rescaled(sample, records[position].rescale)).numpy().astype(np.float32)
             except ReadError as error:
                 return f"{error.reason}" + (f"; {error.hint}" if error.hint else "")
 
@@ -228,7 +238,8 @@ class Encoder:
 
     def _file_keys(self, records: Sequence[Record]) -> list[str]:
         try:
-            return self.cache.file_keys([record.path for record in records])
+            keys = self.cache.file_keys([record.path for record in records])
+            return [sha256_text(key, str(r.rescale)) if r.rescale else key for key, r in zip(keys, records)]
         except ReadError:  # find out which ones
             failures = {}
             for position, record in enumerate(records):

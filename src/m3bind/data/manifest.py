@@ -8,6 +8,8 @@ Formats: CSV, Parquet, JSONL. Columns (others are ignored):
     label      the main class;  labels: all findings, "|" between them;  caption (or text): the report     one of these
     patient    who it is, across modalities and sets; the id if absent; kept as a salted hash (see m3bind.privacy)
     split      train, valid or test; by a hash of the patient if absent (80 / 10 / 10 %)
+    visit      rows of one visit belong together, e.g. an X-ray and the ECG of the same stay; kept as a salted hash
+    rescale    "slope;intercept" that a CT's values still need to be Hounsfield units
     licence    not read
 
 Rules across rows: an id occurs once; a file belongs to one modality; a patient belongs to one split. Where a patient is
@@ -18,6 +20,7 @@ Reasons name rows and columns, never report texts or patients.
 import csv
 import gzip
 import json
+import math
 import os
 import stat
 from collections import Counter, defaultdict
@@ -105,7 +108,8 @@ def read_manifest(
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-_COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "licence")
+_COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit",
+            "rescale", "licence")  # fmt: skip
 _OTHER_NAMES = {"text": "caption", "report": "caption", "file": "path", "image": "path", "dataset": "set",
                 "patient_id": "patient", "subject_id": "patient", "license": "licence"}  # fmt: skip
 _MAX_LINES = 500  # lines a quoted cell may span
@@ -288,8 +292,28 @@ def _draft(row: _Row, modality: str, set_name: str, base: Path, folder: Path | N
     patient = cells.get("patient", "").strip() or identity or cells["path"].strip()
     identity = identity or _fresh(cells["path"].strip(), ids)
     ids[identity] = row.number
-    record = Record(identity, modality, where, label, labels, captions, concepts, patient, split, set_name, row.number)
+    record = Record(
+        identity, modality, where, label, labels, captions, concepts, patient, split, set_name,
+        cells.get("visit", "").strip(), _rescale(cells.get("rescale", "").strip(), modality), row.number,
+    )  # fmt: skip
     return _Draft(row, record, file)
+
+
+def _rescale(text: str, modality: str) -> tuple[float, float] | None:
+    """ "slope;intercept" as numbers.
+
+    Raises:
+        _Bad: not of that form, or not of a CT.
+    """
+    if not text:
+        return None
+    try:
+        slope, intercept = (float(part) for part in text.split(";"))
+    except ValueError:
+        raise _Bad("with a bad rescale", f"rescale {_shown(text)} is not of the form slope;intercept") from None
+    if modality != "ct" or not slope or not math.isfinite(slope) or not math.isfinite(intercept):
+        raise _Bad("with a bad rescale", "rescale is for CT, with a finite slope that is not 0")
+    return slope, intercept
 
 
 def _fresh(path: str, ids: dict[str, int]) -> str:
@@ -370,10 +394,13 @@ def _fill_splits(drafts: list[_Draft], fractions: Mapping[str, float], seed: int
 
 
 def _without_names(records: list[Record]) -> list[Record]:
-    """The records with their patients as salted hashes; the salt is all patients together, or M3BIND_SALT."""
+    """The records with patients and visits as salted hashes; the salt is all patients together, or M3BIND_SALT."""
     salt = os.environ.get("M3BIND_SALT") or sha256_text(*sorted({record.patient for record in records}))
     keys = {patient: patient_key(patient, salt) for patient in {record.patient for record in records}}
-    return [replace(record, patient=keys[record.patient]) for record in records]
+    return [
+        replace(record, patient=keys[record.patient], visit=patient_key(record.visit, salt) if record.visit else "")
+        for record in records
+    ]
 
 
 def _one_split_per_patient(drafts: list[_Draft], bad: list[BadRow]) -> list[_Draft]:

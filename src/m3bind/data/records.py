@@ -24,6 +24,8 @@ class Record:
     patient: str
     split: str
     set: str
+    visit: str = ""  # files of one visit belong together; "" where it is not known
+    rescale: tuple[float, float] | None = None  # slope and intercept a CT's values still need
     row: int = field(default=0, compare=False)  # of the manifest, as in `BadRow`
 
 

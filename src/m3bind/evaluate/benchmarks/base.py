@@ -1,0 +1,285 @@
+"""A data set as its publisher distributes it -> a manifest that everything else reads.
+
+* `Benchmark`: what a data set's file states (licence, how to get it, layout, known counts) and its rows.
+* `Item`, `Fault`: a row of the manifest, or one that was set aside.
+* `prepare`: checks the folder, writes `manifest.csv` and `prepared.json`; `Prepared.report` says what was found.
+* `read_table`: rows of a CSV, TSV or Excel file with their line numbers.
+
+A prepared folder:
+    manifest.csv     see m3bind.data.manifest; paths begin with files/
+    prepared.json    counts, differences from the published ones, what was set aside, hash
+    files            link to the data set's own folder, or the images taken out of its containers
+"""
+
+import csv
+import gzip
+import io
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from m3bind.data.records import SPLITS, BadRow, format_bad_rows
+from m3bind.errors import ManifestError
+from m3bind.files import atomic_path, sha256_text, write_json, write_text
+from m3bind.progress import progress
+from m3bind.registry import Registry
+
+COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit", "rescale")
+_MOST_LETTERS = 1 << 24  # of one cell
+NOTHING_FOUND = "no finding"  # label of a row of a multi-label set on which nothing was found
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of the manifest to be written."""
+
+    path: str  # relative to the data set's folder, or to `out` where the benchmark extracts; "/" between parts
+    split: str  # train | valid | test
+    modality: str
+    patient: str = ""  # as published; "" where it is not known: then the id
+    id: str = ""  # default: the path
+    label: str = ""  # the class, where a file has one
+    labels: tuple[str, ...] = ()  # all findings
+    caption: str = ""  # report or caption
+    visit: str = ""  # rows of one visit are right answers to each other
+    rescale: str = ""  # "slope;intercept" that a CT's values still need
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of a table, or a file, that was set aside."""
+
+    row: int  # line of the table, 0 where there is none
+    reason: str
+    path: str = ""
+    kind: str = ""  # the same for all with one sort of fault
+
+
+class Benchmark(ABC):
+    """A data set. One subclass per data set in this package; `name` registers it."""
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""  # for people: "MESSIDOR-2"
+    modalities: ClassVar[tuple[str, ...]] = ()
+    role: ClassVar[Literal["evaluation", "training", "both"]] = "evaluation"
+    licence: ClassVar[str] = ""
+    url: ClassVar[str] = ""
+    access: ClassVar[str] = ""  # how a person gets it
+    layout: ClassVar[str] = ""  # the official tree, shown when something is missing
+    needs: ClassVar[tuple[str, ...]] = ()  # files or glob patterns below the folder that must exist
+    extracts: ClassVar[bool] = False  # images are taken out of containers (HDF5, npz) into the prepared folder
+    classes: ClassVar[tuple[str, ...]] = ()  # label names in official order
+    known: ClassVar[Mapping[str, int]] = {}  # counts of the full set: by split, "split/label", and "patients"
+    notes: ClassVar[str] = ""  # odd cases a reader must know
+
+    @abstractmethod
+    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+        """Rows of the data set in `root`, in a fixed order. What is extracted is written below `out`.
+
+        Raises:
+            ManifestError: a table lacks a column or cannot be read.
+        """
+
+    def check(self, root: Path) -> None:
+        """See that the folder is there and complete.
+
+        Raises:
+            ManifestError: with the layout and how to get the data.
+        """
+        help_text = f"\n{self.title} is laid out like this:\n{self.layout.rstrip()}\n{self.access}\n{self.url}"
+        if not root.is_dir():
+            raise ManifestError(f"{root}: no such folder; give the folder of {self.title} with --root.{help_text}")
+        missing = [pattern for pattern in self.needs if next(root.glob(pattern), None) is None]
+        if missing:
+            raise ManifestError(f"{root}: {self.title} is not complete, missing: {', '.join(missing)}.{help_text}")
+
+
+_registry: "Registry[Benchmark]" = Registry("data set", "m3bind.evaluate.benchmarks", Benchmark)  # type: ignore[type-abstract]
+
+
+def get(name: str) -> Benchmark:
+    """The data set registered as `name`.
+
+    Raises:
+        UnknownNameError: no such data set.
+    """
+    return _registry.get(name)()
+
+
+def names() -> list[str]:
+    """Names of all data sets."""
+    return _registry.names()
+
+
+@dataclass
+class Prepared:
+    """What `prepare` found and wrote."""
+
+    benchmark: str
+    folder: Path
+    counts: dict[str, int]  # keys as in `Benchmark.known`
+    differences: list[str]  # from the published counts
+    faults: list[BadRow] = field(default_factory=list)
+    hash: str = ""  # of the manifest's content
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest."""
+        return self.folder / "manifest.csv"
+
+    def report(self) -> str:
+        """Counts, differences and what was set aside, for people."""
+        splits = ", ".join(f"{self.counts[split]:,} {split}" for split in SPLITS if self.counts.get(split))
+        lines = [f"{self.benchmark}: {splits}; {self.counts.get('patients', 0):,} patients"]
+        lines += [f"  differs from the published set: {text}" for text in self.differences]
+        return "\n".join(lines + ([format_bad_rows(self.faults)] if self.faults else []))
+
+
+def prepare(benchmark: Benchmark, root: Path, out: Path, limit: int | None = None) -> Prepared:
+    """Write the manifest of the data set in `root` to the folder `out`, at most `limit` rows per split.
+
+    A count that differs from the published one is said, not refused: a part of a data set is of use, too.
+
+    Raises:
+        ManifestError: the folder is missing or incomplete, a table cannot be read, or no row is usable.
+    """
+    root = Path(os.path.abspath(root))
+    benchmark.check(root)
+    out.mkdir(parents=True, exist_ok=True)
+    files = out / "files"
+    if benchmark.extracts:
+        files.mkdir(exist_ok=True)
+    else:
+        _link(files, root)
+    rows: list[dict[str, str]] = []
+    faults: list[BadRow] = []
+    counts: Counter[str] = Counter()
+    patients: set[str] = set()
+    base = files if benchmark.extracts else root
+    with progress(f"prepare {benchmark.name}") as bar:
+        for item in benchmark.items(root, files):
+            bar.advance()
+            if isinstance(item, Item) and limit and counts[item.split] >= limit:
+                continue
+            fault = _fault(item, base)
+            if fault:
+                faults.append(BadRow(fault.row, fault.reason, fault.path, fault.kind))
+                continue
+            assert isinstance(item, Item)
+            rows.append(_row(benchmark.name, item))
+            patients.add(item.patient or item.id or item.path)
+            counts.update([item.split, *(f"{item.split}/{name}" for name in {item.label, *item.labels} if name)])
+    if not rows:
+        raise ManifestError(f"{root}: no usable row of {benchmark.title}; {format_bad_rows(faults)}")
+    counts["patients"] = len(patients)
+    text = _csv(rows)
+    write_text(out / "manifest.csv", text)
+    known = {} if limit else benchmark.known
+    wrong = [f"{key}: {counts[key]:,}, published {count:,}" for key, count in known.items() if counts[key] != count]
+    done = Prepared(benchmark.name, out, dict(sorted(counts.items())), wrong, faults, sha256_text(text))
+    write_json(
+        out / "prepared.json",
+        {
+            "benchmark": benchmark.name,
+            "counts": done.counts,
+            "differences": wrong,
+            "faults": [{"row": f.row, "reason": f.reason, "kind": f.kind} for f in faults],
+            "hash": done.hash,
+        },
+    )
+    return done
+
+
+def _link(link: Path, root: Path) -> None:
+    """`link` -> `root`, replacing an older link."""
+    if link.is_symlink() and os.readlink(link) == str(root):
+        return
+    if link.exists() and not link.is_symlink():
+        raise ManifestError(f"{link} exists and is no link; prepare into another folder (--out)")
+    with atomic_path(link) as temporary:
+        temporary.symlink_to(root, target_is_directory=True)
+
+
+def _fault(item: Item | Fault, base: Path) -> Fault | None:
+    if isinstance(item, Fault):
+        return item
+    place = base / item.path
+    if item.split not in SPLITS:
+        return Fault(0, f"split {item.split!r} is none of {', '.join(SPLITS)}", item.path, "of unknown split")
+    there = place.exists() or any(place.with_name(place.name + ending).exists() for ending in (".hea", ".mat"))
+    return None if there else Fault(0, "no such file", item.path, "with a missing file")
+
+
+def _row(name: str, item: Item) -> dict[str, str]:
+    said = item.label or item.labels or item.caption
+    return {
+        "id": item.id or item.path,
+        "modality": item.modality,
+        "set": name,
+        "path": f"files/{item.path}",
+        "label": item.label if said else NOTHING_FOUND,
+        "labels": "|".join(item.labels),
+        "caption": item.caption,
+        "patient": item.patient,
+        "split": item.split,
+        "visit": item.visit,
+        "rescale": item.rescale,
+    }
+
+
+def _csv(rows: Sequence[Mapping[str, str]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def read_table(path: Path, columns: Collection[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a .csv, .tsv (also .gz) or .xlsx file as (line number, cells by column name); a missing cell is "".
+
+    Raises:
+        ManifestError: the file is missing, unreadable or lacks one of `columns`.
+    """
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such table; the data set is not complete")
+    try:
+        lines = _sheet(path) if path.suffix == ".xlsx" else _lines(path)
+        head = [str(name).strip() for name in next(lines, (1, []))[1]]
+        missing = [name for name in columns if name not in head]
+        if missing:
+            shown = ", ".join(head[:30])
+            raise ManifestError(f"{path}: no column {', '.join(map(repr, missing))}; found {shown}")
+        for number, cells in lines:
+            if any(cells):
+                yield number, dict(zip(head, [*cells, *[""] * (len(head) - len(cells))]))
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        raise ManifestError(f"{path}: cannot be read ({error}); get it again") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    name = path.name.lower()
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as handle:
+        csv.field_size_limit(_MOST_LETTERS)
+        reader = csv.reader(handle, delimiter="\t" if ".tsv" in name else ",")
+        for cells in reader:
+            yield reader.line_num, [cell.strip() for cell in cells]
+
+
+def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
+    import zipfile
+
+    from openpyxl import load_workbook
+
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ManifestError(f"{path}: is not an Excel file ({error}); get it again") from error
+    for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
+        yield number, ["" if cell is None else str(cell).strip() for cell in cells]
+    book.close()
