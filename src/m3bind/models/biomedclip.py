@@ -9,8 +9,7 @@ n items, L tokens.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import rename
 from m3bind.models.clip import MAX_SCALE, SIZE, repaired
-from m3bind.models.published import LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
 from m3bind.models.transforms import clip_transform, rgb_picture
 
 BIOMEDBERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
@@ -29,15 +28,9 @@ class BiomedBertModel(PublishedModel):
 
     tokenizer_source = BIOMEDBERT
 
-    def __init__(
-        self,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, **common: Unpack[Common]) -> None:
         """Build with random weights; arguments as for `PublishedModel`."""
-        super().__init__("", tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(**common)
         self.max_tokens = 256
         self.image_trunk, self.image_head = self._image_parts()
         self.text_trunk = bert_trunk(30522, "cls")

@@ -14,7 +14,7 @@ is taken to be as published; `quick_gelu` overrides both. Radford et al. 2021, h
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from tokenizers import Tokenizer
@@ -25,7 +25,7 @@ from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.checkpoint import LoadReport, load_strict, read_state
 from m3bind.models.clip_keys import CLIP_PARTS, huggingface_keys, is_open_clip, read_quick_gelu
-from m3bind.models.published import LearnedScale, PublishedModel
+from m3bind.models.published import Common, LearnedScale, PublishedModel
 from m3bind.models.transforms import clip_transform, rgb_picture
 
 SIZE = 224
@@ -110,10 +110,7 @@ class ClipModel(PublishedModel):
         self,
         variant: str = "",
         quick_gelu: bool | None = None,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
@@ -121,12 +118,9 @@ class ClipModel(PublishedModel):
             variant: registered name, for a class with several.
             quick_gelu: x * sigmoid(1.702 x) instead of GELU; None: as the configuration beside the weights says, and
                 as published where there is none.
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`.
         """
-        super().__init__(variant, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(variant, **common)
         self._asked = quick_gelu
         self.quick_gelu = self.published_quick_gelu if quick_gelu is None else quick_gelu
         self.max_tokens = CONTEXT

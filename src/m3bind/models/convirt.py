@@ -11,8 +11,7 @@ and a text was one sentence of a report drawn at random (here: the text as it is
 https://arxiv.org/abs/2010.00747.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import rename
-from m3bind.models.published import BIOCLINICALBERT, PublishedModel, bert_trunk
+from m3bind.models.published import BIOCLINICALBERT, Common, PublishedModel, bert_trunk, resnet50_trunk
 from m3bind.models.transforms import rgb_picture, standardize
 
 SIZE = 224
@@ -57,27 +56,11 @@ class Convirt(PublishedModel):
         notes="model.pth of your own run of that code.",
     )
 
-    def __init__(
-        self,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
-    ) -> None:
-        """Build with random weights.
-
-        Args:
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
-        """
-        from torchvision.models import resnet50
-
-        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+    def __init__(self, **common: Unpack[Common]) -> None:
+        """Build with random weights; arguments as for `PublishedModel`."""
+        super().__init__(**common)
         self.max_tokens = 512
-        self.image_trunk = resnet50(weights=None)
-        self.image_trunk.fc = nn.Identity()
+        self.image_trunk = resnet50_trunk()
         self.image_head = _head(2048, self.joint_dim)
         self.text_trunk = bert_trunk(28996, "mean")
         self.text_head = _head(768, self.joint_dim)

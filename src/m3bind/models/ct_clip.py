@@ -15,7 +15,7 @@ towards the back. That is how the authors' NIfTI files come out of their code, w
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import LoadReport, State, load_strict, read_state, rename
 from m3bind.models.ctvit import FEATURES, SIDE, CTViT
-from m3bind.models.published import LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
 from m3bind.models.volumes import CT_RATE_LABELS, centred, checked_spacing, volume_of
 
 SPACING = (1.5, 0.75, 0.75)  # mm
@@ -117,10 +117,7 @@ class CtClip(PublishedModel):
         clip: Literal["before", "after"] = "before",
         spacing: Sequence[float] | None = None,
         classifier: bool = False,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
@@ -128,15 +125,12 @@ class CtClip(PublishedModel):
             clip: HU are limited to -1000..1000 "before" resampling (the authors' inference) or "after" it (training).
             spacing: voxel sides (D, H, W) in mm of volumes that state none; without it they are refused.
             classifier: with the linear layer for the 18 labels; a checkpoint that has one brings it unasked.
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`.
 
         Raises:
             ConfigError: an unknown `clip`, or a `spacing` that is not three positive numbers.
         """
-        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(**common)
         if clip not in ("before", "after"):
             raise ConfigError(f"clip={clip!r} of ct_clip is unknown; choose 'before' or 'after'.")
         self.clip, self.spacing, self.max_tokens = clip, checked_spacing(spacing, self.name), 512

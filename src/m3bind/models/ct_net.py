@@ -162,7 +162,11 @@ class CtNet(PublishedModel):
         """
         if texts is not None:
             self._refuse()
-        return self.classifier(self.project_image(self.image_features(images)))  # type: ignore[no-any-return]
+        return self.label_logits(self.image_features(images))
+
+    def label_logits(self, features: Tensor) -> Tensor:
+        """What `image_features` returns, (n, 7200) -> (n, k), one column per label."""
+        return self.classifier(self.project_image(features))  # type: ignore[no-any-return]
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(n, 134, 3, 420, 420) -> (n, k) in 0..1, each label for itself."""

@@ -11,10 +11,9 @@ ImageNet's for the ResNet: `normalize="imagenet"`. Compare both on labelled pict
 You et al. 2023, https://arxiv.org/abs/2310.13292.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import rename
-from m3bind.models.published import BIOCLINICALBERT, LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk, resnet50_trunk
 from m3bind.models.swin import SIZE, SwinTrunk, swin_names
 from m3bind.models.transforms import rgb_picture
 
@@ -80,25 +79,19 @@ class CxrClip(PublishedModel):
         self,
         variant: str = SWIN,
         normalize: Literal["huggingface", "imagenet"] = "huggingface",
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
         Args:
             variant: "cxr_clip_swin" or "cxr_clip_resnet50".
             normalize: "huggingface" (mean and standard deviation .5) or "imagenet".
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`.
 
         Raises:
             ConfigError: an unknown `normalize`.
         """
-        super().__init__(variant, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(variant, **common)
         if normalize not in STATISTICS:
             known = ", ".join(STATISTICS)
             raise ConfigError(f"normalize={normalize!r} of {self.variant} is unknown; choose one of {known}.")
@@ -134,8 +127,4 @@ def _image_trunk(variant: str) -> tuple[nn.Module, int]:
     """The untrained image network and the width of its features."""
     if variant == SWIN:
         return SwinTrunk("first"), 768
-    from torchvision.models import resnet50
-
-    network = resnet50(weights=None)
-    network.fc = nn.Identity()
-    return network, 2048
+    return resnet50_trunk(), 2048

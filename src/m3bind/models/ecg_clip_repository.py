@@ -20,9 +20,7 @@ no whole matrix. While training, each layer is computed again for its gradient i
 samples takes 1 GB, with dropout 4 GB.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +33,7 @@ from m3bind.models.augment import vary
 from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import rename
 from m3bind.models.preprocess import signal_tensor
-from m3bind.models.published import BIOCLINICALBERT, LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk
 
 SAMPLES, WIDTH, LAYERS, HEADS, FEED_FORWARD = 5000, 512, 6, 8, 2048
 
@@ -118,10 +116,7 @@ class EcgClipRepository(PublishedModel):
         rate: float = 500.0,
         seconds: float = 10.0,
         dropout: float = 0.1,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
@@ -131,15 +126,12 @@ class EcgClipRepository(PublishedModel):
             rate: Hz the signal is resampled to.
             seconds: kept around the centre; `rate` times `seconds` is at most 5000.
             dropout: of the ECG tower in train mode; with 0, training at 5000 samples takes far less memory.
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`.
 
         Raises:
             ConfigError: an unknown `pooling` or `lead`, or more samples than positions.
         """
-        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(**common)
         if pooling not in ("cls", "pooler"):
             raise ConfigError(f"pooling={pooling!r} of {self.name} is unknown; choose 'cls' or 'pooler'.")
         if lead not in LEADS:

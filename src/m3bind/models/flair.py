@@ -10,9 +10,7 @@ text, untrained). `pooling="mean"`, the default, is what their code gives for ea
 their form on whatever padding it is handed. Silva-Rodriguez et al. 2023, https://arxiv.org/abs/2308.07898.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import rename
-from m3bind.models.published import BIOCLINICALBERT, LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk, resnet50_trunk
 from m3bind.models.transforms import rgb_picture
 
 SIZE = 512
@@ -79,10 +77,7 @@ class Flair(PublishedModel):
         canvas: Literal["photograph", "loader", "stretch"] = "photograph",
         crop: bool = False,
         prompt: str = PROMPT,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
@@ -92,17 +87,12 @@ class Flair(PublishedModel):
                 route, as in their data loader), or "stretch" (both sides to 512).
             crop: cut the field of view out first, as their newer loader does (Li threshold of the red channel).
             prompt: put around every text; "{}" is the text.
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`.
 
         Raises:
             ConfigError: an unknown `pooling` or `canvas`, or a prompt without "{}".
         """
-        from torchvision.models import resnet50
-
-        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(**common)
         if pooling not in ("mean", "upstream"):
             raise ConfigError(f"pooling={pooling!r} of flair is unknown; choose 'mean' or 'upstream'.")
         if canvas not in _CANVASES:
@@ -110,8 +100,7 @@ class Flair(PublishedModel):
         if "{}" not in prompt:
             raise ConfigError(f"prompt={prompt!r} of flair has no {{}} for the text; use '{{}}' for none.")
         self.pooling, self.canvas, self.crop, self.prompt, self.max_tokens = pooling, canvas, crop, prompt, 77
-        self.image_trunk = resnet50(weights=None)
-        self.image_trunk.fc = nn.Identity()
+        self.image_trunk = resnet50_trunk()
         self.image_head = NormedLinear(2048, self.joint_dim)
         self.text_trunk = bert_trunk(28996, "padded" if pooling == "upstream" else "mean", states=(1, 2, 12))
         self.text_head = NormedLinear(768, self.joint_dim)

@@ -13,8 +13,7 @@ here it is the number of its words, and another count can be handed in. Training
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.checkpoint import rename
 from m3bind.models.chest import clean_report, radiograph, upsample
-from m3bind.models.published import BIOCLINICALBERT, PublishedModel, bert_trunk
+from m3bind.models.published import BIOCLINICALBERT, Common, PublishedModel, bert_trunk, resnet50_trunk
 
 MAX_TOKENS = 97
 ATTENTION, SHARPNESS, SCALE = 4.0, 5.0, 10.0  # temp1, temp2, temp3 of the authors' settings
@@ -63,27 +62,11 @@ class Gloria(PublishedModel):
         ),
     )
 
-    def __init__(
-        self,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
-    ) -> None:
-        """Build with random weights.
-
-        Args:
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
-        """
-        from torchvision.models import resnet50
-
-        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+    def __init__(self, **common: Unpack[Common]) -> None:
+        """Build with random weights; arguments as for `PublishedModel`."""
+        super().__init__(**common)
         self.max_tokens = MAX_TOKENS
-        self.image_trunk = resnet50(weights=None)
-        self.image_trunk.fc = nn.Identity()
+        self.image_trunk = resnet50_trunk()
         self.image_head = nn.Linear(2048, self.joint_dim)
         self.region_head = nn.Conv2d(1024, self.joint_dim, 1, bias=False)
         self.text_trunk = bert_trunk(28996, "mean", states=(-4, -3, -2, -1), combine="sum")

@@ -9,16 +9,14 @@ The authors compare cosines: their learned scale is used in training alone, so `
 Zhou et al. 2024, https://arxiv.org/abs/2412.13126.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import rename
-from m3bind.models.published import LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
 from m3bind.models.transforms import rgb_picture
 
 SIZE = 224
@@ -56,22 +54,9 @@ class Keep(PublishedModel):
         notes="pytorch_model.bin or model.safetensors of hub id Astaxanthin/KEEP, with the tokenizer beside it.",
     )
 
-    def __init__(
-        self,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
-    ) -> None:
-        """Build with random weights.
-
-        Args:
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
-        """
-        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+    def __init__(self, **common: Unpack[Common]) -> None:
+        """Build with random weights; arguments as for `PublishedModel`."""
+        super().__init__(**common)
         self.max_tokens = 256
         self.image_trunk = _image_trunk()
         width = self.joint_dim

@@ -11,9 +11,7 @@ Wang et al. 2022, https://arxiv.org/abs/2210.10163.
 """
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import rename
-from m3bind.models.published import BIOCLINICALBERT, LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk
 from m3bind.models.swin import SIZE, SwinTrunk, swin_names
 from m3bind.models.transforms import grey_picture, standardize
 
@@ -63,24 +61,18 @@ class MedClip(PublishedModel):
     def __init__(
         self,
         pooling: Literal["mean", "upstream"] = "mean",
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
         Args:
             pooling: "mean" over real tokens, or "upstream", the authors' mean over padding too.
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`.
 
         Raises:
             ConfigError: an unknown `pooling`.
         """
-        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(**common)
         if pooling not in ("mean", "upstream"):
             raise ConfigError(f"pooling={pooling!r} of {self.name} is unknown; choose 'mean' or 'upstream'.")
         self.max_tokens = 77

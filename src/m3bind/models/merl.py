@@ -14,7 +14,7 @@ Liu et al. 2024, https://arxiv.org/abs/2403.06659.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.checkpoint import LoadReport, load_strict, read_state, rename
 from m3bind.models.preprocess import resampled
-from m3bind.models.published import PublishedModel, bert_trunk
+from m3bind.models.published import Common, PublishedModel, bert_trunk
 
 LEADS, RATE, SAMPLES = 12, 500.0, 5000
 SCALE = 1 / 0.07
@@ -203,10 +203,7 @@ class Merl(PublishedModel):
         protocol: Literal["ptbxl", "chapman", "icbeb"] = "ptbxl",
         texts: Literal["prompt", "report"] = "prompt",
         encoder_only: bool = False,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
@@ -218,15 +215,12 @@ class Merl(PublishedModel):
                 the machine reports they trained on.
             encoder_only: the ECG tower without pooling head, projection and text tower, for the authors' *_encoder.pth;
                 features are then those of their linear probe (512 or 192).
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`.
 
         Raises:
             ConfigError: an unknown `protocol` or `texts`.
         """
-        super().__init__(variant, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(variant, **common)
         if protocol not in _KEPT:
             raise ConfigError(f"protocol={protocol!r} of {self.variant} is unknown; choose one of {', '.join(_KEPT)}.")
         if texts not in ("prompt", "report"):

@@ -15,9 +15,8 @@ and are ignored here, as are BERT's cross-attention layers, which texts never pa
 impression and findings joined by a space. Wang et al. 2022, https://arxiv.org/abs/2210.06044.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import rename
 from m3bind.models.chest import clean_report, radiograph, upsample
-from m3bind.models.published import BIOCLINICALBERT, PublishedModel, bert_trunk
+from m3bind.models.published import BIOCLINICALBERT, Common, PublishedModel, bert_trunk, resnet50_trunk
 
 TEMPERATURE = 0.07
 VIT, RESNET = "mgca_vit_base", "mgca_resnet_50"
@@ -102,21 +101,15 @@ class Mgca(PublishedModel):
     def __init__(
         self,
         variant: str = VIT,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
         Args:
             variant: "mgca_vit_base" or "mgca_resnet_50".
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`.
         """
-        super().__init__(variant, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(variant, **common)
         self.max_tokens = 112
         self.image_trunk, width = self._image_trunk()
         self.image_head = _head(width, self.joint_dim)
@@ -133,11 +126,7 @@ class Mgca(PublishedModel):
             from timm import create_model
 
             return create_model("vit_base_patch16_224", num_classes=0), 768
-        from torchvision.models import resnet50
-
-        trunk = resnet50(weights=None)
-        trunk.fc = nn.Identity()
-        return trunk, 2048
+        return resnet50_trunk(), 2048
 
     @property
     def logit_scale(self) -> Tensor:

@@ -7,9 +7,8 @@ which the authors had, and torchvision (pixels differ by up to two of 255 steps)
 https://www.nature.com/articles/s41591-023-02504-3.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.clip import SIZE, ClipModel
+from m3bind.models.published import Common
 from m3bind.models.transforms import CLIP_MEAN, CLIP_STD, rgb_picture, standardize
 
 
@@ -46,10 +46,7 @@ class Plip(ClipModel):
         self,
         processor: Literal["pil", "default"] = "pil",
         quick_gelu: bool | None = None,
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
@@ -57,17 +54,14 @@ class Plip(ClipModel):
             processor: how pictures are resized: "pil" as when the model was published, or "default", that of
                 transformers 5 (torchvision).
             quick_gelu: see `ClipModel`.
-            tokenizer: folder with CLIP's tokenizer.json, or a hub id; default: made from open_clip's vocabulary.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`; without `tokenizer` it is made from open_clip's vocabulary.
 
         Raises:
             ConfigError: an unknown `processor`.
         """
         if processor not in ("pil", "default"):
             raise ConfigError(f"processor={processor!r} of plip is unknown; choose 'pil' or 'default'.")
-        super().__init__("", quick_gelu, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__("", quick_gelu, **common)
         self.processor = processor
 
     def settings(self) -> dict[str, Any]:

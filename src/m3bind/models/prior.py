@@ -15,9 +15,7 @@ without turning it, in training and after; so it is here. Cheng et al. 2023, htt
 """
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 import torch
@@ -28,7 +26,7 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.checkpoint import rename
-from m3bind.models.published import BIOCLINICALBERT, LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk, resnet50_trunk
 from m3bind.models.transforms import grey_picture, standardize
 
 SIZE, MAX_TOKENS = 224, 256
@@ -43,12 +41,10 @@ class ImageTower(nn.Module):
 
     def __init__(self) -> None:
         from open_clip.modified_resnet import AttentionPool2d
-        from torchvision.models import resnet50
 
         super().__init__()
-        self.net = resnet50(weights=None)
+        self.net: Any = resnet50_trunk()
         self.net.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
-        self.net.fc = nn.Identity()
         self.pool = AttentionPool2d(7, 2048, 8)
 
     def maps(self, batch: Tensor) -> Tensor:
@@ -177,25 +173,19 @@ class Prior(PublishedModel):
     def __init__(
         self,
         bank: Bank = "soft",
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
         Args:
             bank: "soft", the prototypes' mean without noise; "gumbel", with the authors' noise (every call differs);
                 "none", the sentence itself.
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`.
 
         Raises:
             ConfigError: an unknown `bank`.
         """
-        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(**common)
         if bank not in get_args(Bank):
             raise ConfigError(f"bank={bank!r} of prior is unknown; choose one of {', '.join(get_args(Bank))}.")
         self.max_tokens = MAX_TOKENS

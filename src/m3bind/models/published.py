@@ -10,13 +10,13 @@ built, loaded and fed with token ids without it.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from m3bind.errors import CheckpointError, ConfigError, ReadError
+from m3bind.errors import CheckpointError, ConfigError, ReadError, UnknownNameError
 from m3bind.models.base import DualEncoder, ModelCard, Tokens, constructor_parameters
 from m3bind.models.bert import BertTrunk, Pooling
 from m3bind.models.checkpoint import resolve, without_initialisation
@@ -25,12 +25,21 @@ from m3bind.models.tokenizer import TextTokenizer, read_tokenizer
 BIOCLINICALBERT = "emilyalsentzer/Bio_ClinicalBERT"  # cased vocabulary, lower-cased texts: see read_tokenizer
 
 
+class Common(TypedDict, total=False):
+    """Arguments that the constructors of all published models hand on to `PublishedModel`."""
+
+    tokenizer: str | Path | None
+    tokenizer_revision: str
+    assets: Path | str | None
+    frozen: Sequence[str]
+
+
 class PublishedModel(DualEncoder):
     """Network fixed by the name, weights from the authors' file, tokenizer read when first needed.
 
     A subclass sets the four parts, `joint_dim` and `max_tokens`, declares its `card` (or `cards`, one for each of its
     `names`), its `tokenizer_source`, and the `migrations` from the authors' keys to `image_trunk`, `image_head`,
-    `text_trunk`, `text_head` and, where the scale is learned, `log_scale`.
+    `text_trunk`, `text_head` and, where the scale is learned, `scale.log`.
     """
 
     tokenizer_source: ClassVar[str] = ""  # hub id of the tokenizer the authors used
@@ -54,9 +63,15 @@ class PublishedModel(DualEncoder):
             tokenizer_revision: commit, when the tokenizer comes from the hub.
             assets: folder `save_assets` filled.
             frozen: parts that stage 0 does not train; apply with `_finish`.
+
+        Raises:
+            UnknownNameError: `variant` is none of the class's names.
         """
         super().__init__()
-        self.variant = variant or self.name or self.names[0]
+        known = self.names or (self.name,)
+        self.variant = variant or known[0]
+        if self.variant not in known:
+            raise UnknownNameError("variant", variant, known)
         self.card = self.cards[self.variant] if self.cards else type(self).card
         self.joint_dim = self.card.joint_dim
         self._where: tuple[str | Path | None, str] = (assets if assets is not None else tokenizer, tokenizer_revision)
@@ -164,6 +179,15 @@ class LearnedScale(nn.Module):
     def forward(self) -> Tensor:
         """The factor, a scalar."""
         return self.log.exp().clamp(max=self.limit)
+
+
+def resnet50_trunk() -> nn.Module:
+    """torchvision's ResNet-50 up to its average pool, without weights: (n, 3, H, W) -> (n, 2048)."""
+    from torchvision.models import resnet50
+
+    trunk: nn.Module = resnet50(weights=None)
+    trunk.fc = nn.Identity()
+    return trunk
 
 
 def bert_trunk(

@@ -12,9 +12,7 @@ takes both eyes of each person. The authors' features of a single picture for th
 heads. Texts are Chinese. Du et al. 2024, https://arxiv.org/abs/2405.14137.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 from torch import Tensor, nn
 
@@ -24,7 +22,7 @@ from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import rename
 from m3bind.models.clip import ClipImageTrunk
 from m3bind.models.clip_keys import huggingface_keys
-from m3bind.models.published import LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
 from m3bind.models.transforms import CLIP_MEAN, CLIP_STD, rgb_picture
 
 SIZE, WIDTH, JOINT = 224, 768, 512
@@ -106,25 +104,19 @@ class RetClip(PublishedModel):
         self,
         head: Head = "left",
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
-        tokenizer: str | Path | None = None,
-        tokenizer_revision: str = "",
-        assets: Path | str | None = None,
-        frozen: Sequence[str] = (),
+        **common: Unpack[Common],
     ) -> None:
         """Build with random weights.
 
         Args:
             head: which of the three pairs of heads images and texts go through; see the module's text.
             interpolation: of the resize; the authors' package has "bicubic", one of their evaluations "bilinear".
-            tokenizer: see `PublishedModel`.
-            tokenizer_revision: see `PublishedModel`.
-            assets: see `PublishedModel`.
-            frozen: see `PublishedModel`.
+            common: see `PublishedModel`.
 
         Raises:
             ConfigError: an unknown `head` or `interpolation`.
         """
-        super().__init__(self.name, tokenizer, tokenizer_revision, assets, frozen)
+        super().__init__(**common)
         if interpolation not in _INTERPOLATIONS:
             known = " or ".join(map(repr, _INTERPOLATIONS))
             raise ConfigError(f"interpolation={interpolation!r} of {self.name} is unknown; choose {known}.")
