@@ -174,6 +174,22 @@ def test_labels_come_with_thresholds_of_valid_and_test(parts):
     assert rows[0].value > 0.7
 
 
+def test_a_data_set_of_test_files_alone_is_cut_into_folds(tmp_path):
+    data = make(np.arange(150) % 3, [f"p{i // 5}" for i in range(150)])
+    learned, none, tested = few_shot.fold(data, 0)
+    assert none is None and not set(learned.patients) & set(tested.patients) and len(tested) == 30
+    assert sorted([*learned.ids, *tested.ids]) == sorted(data.ids)
+    assert few_shot.fold(data, 1)[2].ids != tested.ids
+    options = {"amounts": (5,), "seeds": (0, 1), "resamples": 5, "folder": tmp_path}
+    rows = few_shot_rows("linear_probe", None, None, data, np.eye(3, 8), Context("messidor2", "retina"), **options)
+    assert {(r.split, r.n, r.seed) for r in rows} == {("folds", 30, 0), ("folds", 30, 1)}
+    assert all(not set(ShotList.load(path).ids) & set(few_shot.fold(data, s)[2].ids)
+               for s in (0, 1) for path in tmp_path.glob(f"*_seed_{s}.json"))  # fmt: skip
+    assert rows == few_shot_rows(
+        "linear_probe", none, None, data, np.eye(3, 8), Context("messidor2", "retina"), **options
+    )
+
+
 def test_what_cannot_be_learned_is_refused(parts):
     train, valid, test = parts
     with pytest.raises(ManifestError, match="0 files to learn from"):

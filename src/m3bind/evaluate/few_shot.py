@@ -1,6 +1,7 @@
 """Few-shot classification: drawn lists of training files, a method fitted on them, rows on the test files.
 
 * `ShotList`, `draw_shots`: which files; the same on every machine, saved with a hash.
+* `fold`: a part to learn from for data sets that were published as one test set.
 * `few_shot_rows`: rows of one method, one per figure, amount and list. `shot_variant`: how such rows are named.
 
 A list depends on the files' ids, labels and patients and on the seed only, never on the order of the manifest or on a
@@ -29,6 +30,7 @@ from m3bind.files import read_json, sha256_text, write_json
 
 Unit = Literal["shot", "percent"]
 SEEDS = tuple(range(5))
+HELD_OUT = 20  # per cent of a data set without training files that are tested on, as FLAIR does
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class ShotList:
         return sha256_text(self.unit, str(self.amount), str(self.seed), *self.ids)[:16]
 
     def save(self, path: Path) -> None:
-        """Write as JSON with the hash."""
+        """Write as JSON with the hash; it holds the files' ids as the manifest has them."""
         write_json(path, {"unit": self.unit, "amount": self.amount, "seed": self.seed, "hash": self.hash,
                           "ids": list(self.ids)})  # fmt: skip
 
@@ -159,7 +161,7 @@ def shot_variant(method: str, amount: int, unit: Unit) -> str:
 
 def few_shot_rows(
     method: str | Adapter,
-    train: Samples,
+    train: Samples | None,
     valid: Samples | None,
     test: Samples,
     classes: ArrayLike,
@@ -177,8 +179,9 @@ def few_shot_rows(
     """Rows of `method` for every amount and seed.
 
     Samples of `train` whose patient is in `valid` or `test`, and samples of `valid` whose patient is in `test`, are
-    left out first. Figures that need a threshold per label come with "threshold=valid" (where `valid` is given) and
-    "threshold=test" after the method in `variant`.
+    left out first. Without any training files each seed tests on a fifth of the patients of `test` and learns from the
+    others (`fold`; `split` is "folds" in these rows). Figures that need a threshold per label come with
+    "threshold=valid" (where `valid` is given) and "threshold=test" after the method in `variant`.
 
     Args:
         method: a name of `adapters.names()`, or an adapter.
@@ -199,25 +202,39 @@ def few_shot_rows(
         UnknownNameError: no such method.
     """
     adapter = adapters.get(method) if isinstance(method, str) else method
-    train, valid, test = _apart(train, valid, test)
-    if not len(train) or not len(test):
-        raise ManifestError(
-            f"few-shot on {context.task or context.dataset}: {len(train)} files to learn from and {len(test)} to test "
-            "on, no patient on both sides; give labelled files of more patients."
-        )
-    draw = Resampling(test.patients, resamples, context.seed)
+    if train is None or not len(train):
+        sides = {seed: _apart(*fold(test, seed)) for seed in seeds}
+        context = replace(context, split="folds")
+    else:
+        sides = dict.fromkeys(seeds, _apart(train, valid, test))
+    for seen, _, asked in sides.values():
+        if not len(seen) or not len(asked):
+            raise ManifestError(
+                f"few-shot on {context.task or context.dataset}: {len(seen)} files to learn from and {len(asked)} to "
+                "test on, no patient on both sides; give labelled files of more patients."
+            )
     texts = np.asarray(classes, dtype=np.float64)
     rows: list[Row] = []
     for amount in amounts:
-        for seed in seeds:
-            shots = _stored(train, amount, unit, seed, folder)
-            score = adapter.fit(shots.of(train), valid, Problem(texts, scale, context.modality, seed))
+        for seed, (seen, checked, asked) in sides.items():
+            shots = _stored(seen, amount, unit, seed, folder)
+            score = adapter.fit(shots.of(seen), checked, Problem(texts, scale, context.modality, seed))
             place = replace(context, variant=shot_variant(adapter.method, amount, unit), seed=seed)
-            chosen_on = (valid.labels, score(valid)) if valid is not None and valid.several else None
-            found = score_rows("few_shot", test.labels, score(test), place, draw, names=names, valid=chosen_on)
+            chosen_on = (checked.labels, score(checked)) if checked is not None and checked.several else None
+            draw = Resampling(asked.patients, resamples, context.seed)
+            found = score_rows("few_shot", asked.labels, score(asked), place, draw, names=names, valid=chosen_on)
             rows += [replace(row, shots=shots.hash) for row in found]
             done()
     return rows
+
+
+def fold(samples: Samples, seed: int) -> tuple[Samples, None, Samples]:
+    """(to learn from, no validation, to test on): whole patients drawn by hash, a fifth and every class to test on."""
+    samples = samples.known()
+    place = [patient_position(f"fold {identity}", seed) for identity in samples.ids]
+    held = np.zeros(len(samples), dtype=bool)
+    held[_percent(samples, place, HELD_OUT)] = True
+    return samples.take(~held), None, samples.take(held)
 
 
 def _apart(train: Samples, valid: Samples | None, test: Samples) -> tuple[Samples, Samples | None, Samples]:

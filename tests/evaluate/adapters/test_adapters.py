@@ -45,6 +45,23 @@ def test_every_method_is_found_by_itself():
         adapters.get("clip_adaptor")
 
 
+def test_a_method_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "nearest_mean.py").write_text(
+        "import numpy as np\nfrom m3bind.evaluate.adapters.base import Adapter\n\n"
+        "class NearestMean(Adapter):\n    name = 'nearest_mean'\n\n"
+        "    def fit(self, train, valid, problem):\n"
+        "        means = np.stack([train.embeddings[train.labels == c].mean(0) for c in range(len(problem.classes))])\n"
+        "        return lambda samples: samples.embeddings @ means.T\n"
+    )
+    monkeypatch.setattr(adapters, "__path__", [*adapters.__path__, str(tmp_path)])
+    adapters.base._registry.refresh()
+    try:
+        scores = adapters.get("nearest_mean").fit(make(30, 0), None, Problem(TEXTS))(make(90, 2))
+        assert value(make(90, 2), scores) > 0.8
+    finally:
+        adapters.base._registry.refresh()
+
+
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("name", [n for n in adapters.names() if n != "linear_probe_lipro"])
 def test_every_method_learns_and_can_be_repeated(name, several):
