@@ -5,39 +5,35 @@
 * `as_text`: what `m3bind plan` prints.
 * `GPUS`: published rates and memory of a few devices; times for them are estimates and marked as such.
 
-A step is timed as training computes it: each part of a batch passes its tower once without and once with gradients
-(see `training.pairs.in_parts`), then backwards. Volumes are timed at two smaller depths and extended in a line.
-
-Shapes: n items of a part, L tokens, D slices.
+What is timed and how: see `m3bind.measure`.
 """
 
 import contextlib
 import gc
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from m3bind.binding import lora
+from m3bind.binding.align import choose_trained
 from m3bind.binding.balance import sampling_probabilities
-from m3bind.config import AlignConfig, RunConfig, TrainConfig
+from m3bind.config import RunConfig, TrainConfig
 from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, UnknownNameError
+from m3bind.measure import DEEP, WORKSPACE, Side, median_seconds, time_side, time_volumes
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.prepare import WIDE, build_model, levels
 from m3bind.progress import progress
 from m3bind.training.loop import autocast
 
 GB = 1e9
-DEEP = (20, 60)  # slices at which a larger volume is timed
-WORKSPACE = 1.25  # what operators need beside the activations they keep
+TEXTS = 8  # timed together
+FULL, LOW_RANK = 4, 3  # passes of a step in operations of one forward pass: two forwards, and backwards to all weights
+# or to the activations alone
 
 
 @dataclass(frozen=True)
@@ -72,16 +68,6 @@ class Work:
 
 
 @dataclass
-class Side:
-    """Cost of one item (an image, or a text of the usual length) of one tower."""
-
-    forward: float = 0.0  # seconds, without gradients
-    training: float = 0.0  # seconds: forward, forward with gradients, backward
-    kept: float = 0.0  # bytes of activations kept for the backward pass
-    flops: float = 0.0  # of one forward pass
-
-
-@dataclass
 class Tower:
     """One modality's dual encoder, as planned."""
 
@@ -102,6 +88,7 @@ class Tower:
     image: Side = field(default_factory=Side)
     text: Side = field(default_factory=Side)
     stage0: bool = False
+    widths: tuple[int, int] = (0, 0)  # of the trunks' features: image, text
 
     @property
     def input_bytes(self) -> int:
@@ -129,6 +116,7 @@ class Stage:
     seconds_per_step: float
     seconds: float
     memory: float  # bytes at the peak
+    flops: float = 0.0  # operations of a step
     gpu_seconds: float | None = None  # an estimate
 
 
@@ -209,10 +197,11 @@ def make_plan(config: RunConfig, assets: Path, work: Work, gpu: str = "") -> Pla
         bar.advance(1)
     stages = _stages(config, towers, student, work)
     if gpu:
-        flops = _step_flops(config, towers, student)
         for stage in stages:
-            rate = GPUS[gpu].tflops * 1e12 * config.plan.utilisation
-            stage.gpu_seconds = flops.get(stage.name, 0.0) * stage.steps / rate
+            stage.gpu_seconds = stage.flops * stage.steps / (GPUS[gpu].tflops * 1e12 * config.plan.utilisation)
+            if stage.memory > GPUS[gpu].memory * GB:
+                need = f"{stage.memory / GB:.0f} GB here, {gpu} has {GPUS[gpu].memory:.0f} GB"
+                notes.append(f"{stage.name}: {need}; lower micro_batch and micro_tokens, or the batch")
         notes.append(
             f"{gpu}: an estimate from its published {GPUS[gpu].tflops:g} TFLOP/s at {config.plan.utilisation:.0%}"
         )
@@ -249,12 +238,15 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
         stage0=config.modalities[m].pretrain,
     )
     image_level, text_level = levels(config, model, "align")
-    _open(model, align, tower)
+    choose_trained(model, align)
+    tower.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    tower.widths = _width(model.image_head, model.joint_dim), _width(model.text_head, model.joint_dim)
     rows = min(tower.micro, 8)
     trains_image, trains_text = image_level == "input", text_level == "input"
     with autocast(align, torch.device("cpu")):
         tower.image = _image_side(model, shape, rows, trains_image, align.micro(m) > 0)
-        tower.text = _text_side(model.encode_text, _tokens(model, tower.tokens), trains_text, align.micro_tokens > 0)
+        tokens = _tokens(model, tower.tokens)
+        tower.text = time_side(model, model.encode_text, tokens, TEXTS, trains_text, align.micro_tokens > 0)
     return tower
 
 
@@ -291,119 +283,19 @@ def input_shape(model: DualEncoder, modality: str) -> tuple[int, ...]:
     raise M3BindError(f"{model.registered_name}: takes none of the known kinds of data")
 
 
-def _open(model: DualEncoder, align: AlignConfig, tower: Tower) -> None:
-    """Adapters as stage 1 puts them in."""
-    model.requires_grad_(False)
-    if align.text == "lora":
-        lora.inject(model, "text", align.lora)
-    elif align.text == "head":
-        model.text_head.requires_grad_(True)
-    if align.image == "lora":
-        lora.inject(model, "image", align.lora)
-    elif align.image == "head":
-        model.image_head.requires_grad_(True)
-    lora.freeze_drifting(model)
-    tower.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def _tokens(model: Any, length: int) -> Tokens:
-    """Eight texts of ids every vocabulary has, `length` tokens each, an end-of-text token where CLIP wants one."""
+    """A few texts of ids every vocabulary has, `length` tokens each, an end-of-text token where CLIP wants one."""
     length = min(length, model.max_tokens)
-    ids = torch.randint(1000, 2000, (8, length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(1000, 2000, (TEXTS, length), generator=torch.Generator().manual_seed(0))
     ids[:, -1] = getattr(model, "end_of_text", ids[0, -1])
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _image_side(model: DualEncoder, shape: tuple[int, ...], rows: int, trains: bool, again: bool) -> Side:
-    depth = shape[1] if len(shape) == 4 else 0
     again = again and not getattr(model.image_trunk, "recomputes", False)
-    if depth <= DEEP[1]:
-        return _time(model.encode_image, torch.zeros(rows, *shape), rows, trains, again)
-    low, high = (
-        _time(model.encode_image, torch.zeros(1, shape[0], slices, *shape[2:]), 1, trains, again) for slices in DEEP
-    )
-    share = (depth - DEEP[1]) / (DEEP[1] - DEEP[0])
-    figures = {key: value + (value - getattr(low, key)) * share for key, value in asdict(high).items()}
-    return Side(**figures)
-
-
-def _text_side(encode: Callable[[Tokens], Tensor], tokens: Tokens, trains: bool, again: bool) -> Side:
-    return _time(encode, tokens, len(tokens["input_ids"]), trains, again)
-
-
-def _time(encode: Callable[[Any], Tensor], batch: Any, rows: int, trains: bool, again: bool = True) -> Side:
-    """Seconds, kept bytes and operations of one of `rows` items; `again`: the forward pass runs twice in training."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        encode(batch)  # also the warm-up
-
-    def forward() -> None:
-        with torch.no_grad():
-            encode(batch)
-
-    seconds = _median_seconds(forward)
-    side = Side(seconds / rows, 0.0, 0.0, counter.get_total_flops() / rows)
-    if trains:
-        with _kept_bytes() as kept:
-            encode(batch)
-        grown = _growth(lambda: _forward_and_back(encode, batch, again)) / WORKSPACE
-        side.kept = max(kept[0], grown) / rows
-        side.training = _median_seconds(lambda: _forward_and_back(encode, batch, again)) / rows
-    return side
-
-
-def _forward_and_back(encode: Callable[[Any], Tensor], batch: Any, again: bool) -> None:
-    from torch.utils.checkpoint import checkpoint
-
-    torch.manual_seed(0)
-    out: Tensor = checkpoint(encode, batch, use_reentrant=False) if again else encode(batch)
-    if out.requires_grad:
-        out.sum().backward()  # type: ignore[no-untyped-call]
-
-
-def _median_seconds(call: Callable[[], None], budget: float = 4.0) -> float:
-    """Median of up to three calls, as long as they fit into `budget` seconds."""
-    found: list[float] = []
-    while not found or (len(found) < 3 and sum(found) + found[-1] < budget):
-        start = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - start)
-    return median(found)
-
-
-def _growth(call: Callable[[], None]) -> float:
-    """Bytes by which this process grew at most during `call`; 0 where the system does not tell (not Linux)."""
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    try:
-        clear.write_text("5", encoding="ascii")  # the peak starts at what is used now
-        before = _status(status, "VmRSS")
-        call()
-        return max(0.0, _status(status, "VmHWM") - before)
-    except OSError:
-        return 0.0
-
-
-def _status(path: Path, name: str) -> float:
-    line = next(line for line in path.read_text(encoding="ascii").splitlines() if line.startswith(name))
-    return 1024.0 * float(line.split()[1])
-
-
-@contextmanager
-def _kept_bytes() -> Iterator[list[float]]:
-    """Counts the bytes that the graph built inside keeps for its backward pass, parameters excluded."""
-    seen: dict[int, int] = {}
-    total = [0.0]
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield total
-    total[0] = float(sum(seen.values()))
+    if len(shape) == 4 and shape[1] > DEEP[1]:
+        return time_volumes(model, model.encode_image, shape, trains=trains, again=again)
+    return time_side(model, model.encode_image, torch.zeros(rows, *shape), rows, trains, again)
 
 
 def _measure_student(config: RunConfig, assets: Path, work: Work, notes: list[str]) -> Student:
@@ -422,7 +314,7 @@ def _measure_student(config: RunConfig, assets: Path, work: Work, notes: list[st
     captions = [text for texts in work.sample.values() for text in texts]
     length, micro = _length(student, captions, config), config.distill.micro_tokens
     with autocast(config.distill, torch.device("cpu")):
-        side = _text_side(student.encode, _tokens(student, round(length)), True, micro > 0)
+        side = time_side(student, student.encode, _tokens(student, round(length)), TEXTS, True, micro > 0)
     count = sum(p.numel() for p in student.parameters())
     return Student(count, trained, round(length), _length(student, work.pool, config) / length, side)
 
@@ -438,7 +330,7 @@ def _update_seconds(parameters: int = 10_000_000) -> float:
         optimizer.step()
 
     update()
-    return _median_seconds(update) / parameters
+    return median_seconds(update) / parameters
 
 
 def _bert_base(dim: int) -> Any:
@@ -455,45 +347,79 @@ def _bert_base(dim: int) -> Any:
 
 
 def _stages(config: RunConfig, towers: Sequence[Tower], student: Student, work: Work) -> list[Stage]:
-    stages = []
-    kinds, update = work.kinds, _update_seconds()
-    weights = 4.0 * sum(t.parameters for t in towers)
-    for t in (t for t in towers if t.stage0):
-        settings = config.pretrain_for(t.modality)
-        batch = settings.batches.get(t.modality, settings.batch)
-        different = _distinct(batch, work.captions[t.modality])
-        step = batch * _full(t.image) + different * _full(t.text) + update * t.parameters
-        kept = _kept(settings, t, batch, different)
-        memory = weights + 12.0 * t.parameters + 2 * WORKSPACE * sum(kept)  # all weights train: twice the activations
-        stages.append(Stage(f"pretrain {t.modality}", settings.steps, step, settings.steps * step, memory))
-    texts = min(config.align.pool, kinds or config.align.pool)
-    seconds = sum(texts * t.shared * t.text.forward for t in towers)
-    stages.append(Stage("closed form", 1, seconds, seconds, weights))
+    update = _update_seconds()
+    return [
+        *(_pretraining(config, t, towers, work, update) for t in towers if t.stage0),
+        _closed_form(config, towers, work),
+        _alignment(config, towers, work, update),
+        _embedding(towers, work),
+        *_distillation(config, towers, student, work, update),
+    ]
+
+
+def _weights(towers: Sequence[Tower]) -> float:
+    return 4.0 * sum(t.parameters for t in towers)
+
+
+def _pretraining(config: RunConfig, t: Tower, towers: Sequence[Tower], work: Work, update: float) -> Stage:
+    settings = config.pretrain_for(t.modality)
+    batch = settings.batches.get(t.modality, settings.batch)
+    texts = _distinct(batch, work.captions[t.modality])
+    step = batch * _full(t.image) + texts * _full(t.text) + update * t.parameters
+    kept = _kept(settings, t, batch, texts)
+    memory = _weights(towers) + 12.0 * t.parameters + 2 * WORKSPACE * sum(kept)  # all train: twice the activations
+    flops = FULL * (batch * t.image.flops + texts * t.text.flops)
+    return Stage(f"pretrain {t.modality}", settings.steps, step, settings.steps * step, memory, flops)
+
+
+def _closed_form(config: RunConfig, towers: Sequence[Tower], work: Work) -> Stage:
+    texts = min(config.align.pool, work.kinds or config.align.pool)
+    seconds, flops = (
+        sum(texts * t.shared * getattr(t.text, figure) for t in towers) for figure in ("forward", "flops")
+    )
+    return Stage("closed form", 1, seconds, seconds, _weights(towers), flops)
+
+
+def _alignment(config: RunConfig, towers: Sequence[Tower], work: Work, update: float) -> Stage:
     align = config.align
-    step, held, peak = 0.0, 0.0, 0.0
+    trained = sum(t.trained for t in towers)
+    step, flops, held, peak = update * trained, 0.0, 0.0, 0.0
     for t in towers:
-        count = t.captions + t.shared * _distinct(align.shared_batch, kinds)
-        step += t.batch * t.image.training + count * t.text.training
-        always, part = _kept(align, t, t.batch, count)
+        texts = t.captions + t.shared * _distinct(align.shared_batch, work.kinds)
+        step += t.batch * t.image.training + texts * t.text.training
+        flops += LOW_RANK * (t.batch * t.image.flops * (t.image.training > 0) + texts * t.text.flops)
+        always, part = _kept(align, t, t.batch, texts)
         held += always + (t.batch * t.input_bytes if align.image == "lora" else 0.0)
         peak = max(peak, part)
-    peak = held + WORKSPACE * peak
-    trained = sum(t.trained for t in towers)
-    step += update * trained
-    stages.append(Stage("align", align.steps, step, align.steps * step, weights + 12.0 * trained + peak))
-    prepared = sum(t.pairs * t.image.forward + kinds * t.shared * t.text.forward for t in towers)
-    stages.append(Stage("embed for distillation", 1, prepared, prepared, weights + max(t.input_bytes for t in towers)))
+    memory = _weights(towers) + 12.0 * trained + held + WORKSPACE * peak
+    return Stage("align", align.steps, step, align.steps * step, memory, flops)
+
+
+def _embedding(towers: Sequence[Tower], work: Work) -> Stage:
+    seconds, flops = (
+        sum(t.pairs * getattr(t.image, figure) + work.kinds * t.shared * getattr(t.text, figure) for t in towers)
+        for figure in ("forward", "flops")
+    )
+    memory = _weights(towers) + max(t.input_bytes for t in towers)
+    return Stage("embed for distillation", 1, seconds, seconds, memory, flops)
+
+
+def _distillation(
+    config: RunConfig, towers: Sequence[Tower], student: Student, work: Work, update: float
+) -> list[Stage]:
     distill = config.distill
     batches = sum(
         _distinct(min(distill.batches.get(t.modality, distill.batch), t.pairs or 1 << 62), work.captions[t.modality])
         for t in towers
     )
-    memory = weights + 4.0 * student.parameters + 12.0 * student.trained
-    shared = student.shared * _distinct(distill.shared_batch, kinds)
-    for name, steps, count in (("distill a", distill.steps, shared), ("distill b", distill.steps_b, shared + batches)):
-        grown = WORKSPACE * _texts(distill, count, student.tokens) * student.text.kept
-        seconds = count * student.text.training + update * student.trained
-        stages.append(Stage(name, steps, seconds, steps * seconds, memory + grown))
+    memory = _weights(towers) + 4.0 * student.parameters + 12.0 * student.trained
+    shared = student.shared * _distinct(distill.shared_batch, work.kinds)
+    stages = []
+    for name, steps, texts in (("distill a", distill.steps, shared), ("distill b", distill.steps_b, shared + batches)):
+        grown = WORKSPACE * _texts(distill, texts, student.tokens) * student.text.kept
+        seconds = texts * student.text.training + update * student.trained
+        flops = FULL * texts * student.text.flops
+        stages.append(Stage(name, steps, seconds, steps * seconds, memory + grown, flops))
     return stages
 
 
@@ -515,36 +441,23 @@ def _texts(settings: TrainConfig, count: float, tokens: int) -> float:
     return min(count, settings.micro_tokens / tokens) if settings.micro_tokens else float(count)
 
 
-def _step_flops(config: RunConfig, towers: Sequence[Tower], student: Student) -> dict[str, float]:
-    """Operations of one step of each stage; backward passes count as twice (LoRA: once) a forward pass."""
-    align, distill = config.align, config.distill
-    flops = {}
-    for t in towers:
-        settings = config.pretrain_for(t.modality)
-        batch = settings.batches.get(t.modality, settings.batch)
-        flops[f"pretrain {t.modality}"] = 3 * batch * (t.image.flops + t.text.flops)
-    images = sum(t.batch * t.image.flops for t in towers) if align.image == "lora" else 0.0
-    flops["align"] = 3 * (images + sum((t.batch + align.shared_batch) * t.text.flops for t in towers))
-    flops["closed form"] = sum(align.pool * t.text.flops for t in towers)
-    flops["embed for distillation"] = sum(t.pairs * (t.image.flops + t.text.flops) for t in towers)
-    batches = sum(distill.batches.get(t.modality, distill.batch) for t in towers)
-    flops["distill a"] = 4 * distill.shared_batch * student.text.flops
-    flops["distill b"] = 4 * (distill.shared_batch + batches) * student.text.flops
-    return flops
-
-
 def _disk(config: RunConfig, towers: Sequence[Tower], work: Work) -> dict[str, float]:
     """Bytes the cache will hold."""
     found: dict[str, float] = {}
-    texts = work.kinds
     for t in towers:
         total = float(t.pairs * t.input_bytes)
         if total <= config.data.inputs_gb * GB:
             found[f"{t.modality} inputs"] = total
-        width = t.joint_dim if math.prod(t.input_shape) > WIDE * 1000 else 2048
-        found[f"{t.modality} image features"] = 4.0 * t.pairs * width
-        found[f"{t.modality} text features"] = 4.0 * texts * 768
+        image, text = t.widths
+        found[f"{t.modality} image features"] = 4.0 * t.pairs * (image if image <= WIDE else t.joint_dim)
+        found[f"{t.modality} text features"] = 4.0 * work.kinds * text
     return found
+
+
+def _width(head: nn.Module, otherwise: int) -> int:
+    """Width of what a head takes: that of its first linear layer."""
+    linear = next((part for part in head.modules() if isinstance(part, nn.Linear)), None)
+    return otherwise if linear is None else linear.in_features
 
 
 # ---- in words --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ The page has no scripts and asks the network for nothing: pictures are data URIs
 file names unless asked for.
 """
 
-import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from m3bind.evaluate import gallery, plots
-from m3bind.evaluate.plots import Picture
+from m3bind.evaluate.page import figure, page
 from m3bind.evaluate.points import Points
 from m3bind.evaluate.results import PROTOCOLS, Pivot, Row, headline, html_table, number, pivot
 from m3bind.evaluate.tasks import title as modality_title
@@ -76,7 +75,15 @@ def write_report(
     ]
     sections = [section for section in sections if section[2]]
     target = Path(run_dir) / "report.html"
-    write_text(target, _page(name or Path(run_dir).resolve().name, sections, _tiles(rows), notes, synthetic, scene))
+    text = page(
+        name or Path(run_dir).resolve().name,
+        sections,
+        lead=f'<p class="files">{_files(scene)}</p>',
+        tiles=_tiles(rows),
+        notes=notes,
+        synthetic=synthetic,
+    )
+    write_text(target, text)
     return target
 
 
@@ -159,26 +166,13 @@ def _all_section(data: Pivot) -> str:
 # ---------------------------------------------------------------------------------------------- pictures
 
 
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _figure(picture: Picture, heading: str, caption: str = "") -> str:
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return (
-        f'<figure class="plot"><h3>{html.escape(heading)}</h3><picture>'
-        f'<source media="(prefers-color-scheme: dark)" srcset="{_uri(picture.dark)}">'
-        f'<img src="{_uri(picture.light)}" alt="{html.escape(picture.alt, quote=True)}"></picture>{below}</figure>'
-    )
-
-
 def _training_section(history: Sequence[Mapping[str, Any]]) -> str:
     curves = plots.training_curves(history)
     if not curves:
         return ""
     steps = {stage: sum(str(entry.get("stage", "training")) == stage for entry in history) for stage in curves}
     shown = "".join(
-        _figure(picture, stage, f"{steps[stage]:,} logged steps; thin lines as logged, thick lines their running mean.")
+        figure(picture, stage, f"{steps[stage]:,} logged steps; thin lines as logged, thick lines their running mean.")
         for stage, picture in curves.items()
     )
     return f'<div class="plots">{shown}</div>'
@@ -206,10 +200,10 @@ def _maps(points: Mapping[str, Points], titles: Mapping[str, str], when: str, se
         f"{method} of {len(vectors):,} test files ({count}); one marker per modality. "
         "Near points are similar; the axes mean nothing."
     )
-    figures = _figure(plots.map_plot(place, shapes, shapes, colors, alt + "modality."), f"{when}, by modality", note)
+    figures = figure(plots.map_plot(place, shapes, shapes, colors, alt + "modality."), f"{when}, by modality", note)
     if len(set(finding)) > 1:
         by_finding = plots.map_plot(place, finding, shapes, {}, alt + "finding.")
-        figures += _figure(by_finding, f"{when}, by finding", "The same points, coloured by what they show.")
+        figures += figure(by_finding, f"{when}, by finding", "The same points, coloured by what they show.")
     return figures
 
 
@@ -247,7 +241,7 @@ def _similarity_section(scene: _Scene, seed: int) -> str:
             f"Upper number: mean cosine of files of the same {data.match}; lower: of all others. "
             f"Mean difference across modalities {number(data.mean_gain)}, chance 0, {count:,} queries."
         )
-        parts.append(_figure(picture, when, caption))
+        parts.append(figure(picture, when, caption))
         tables.append(_gain_table(data, scene.titles, when))
     if not parts:
         return ""
@@ -289,47 +283,15 @@ def _gallery_section(scene: _Scene, thumbnails: gallery.Thumbnail, identifiers: 
     return text + gallery.gallery_html(queries, scene.now, thumbnails, scene.titles, identifiers)
 
 
-# ---------------------------------------------------------------------------------------------- page
-
-
-def _page(
-    name: str,
-    sections: Sequence[tuple[str, str, str]],
-    tiles: str,
-    notes: Sequence[str],
-    synthetic: bool,
-    scene: _Scene,
-) -> str:
-    links = "".join(f'<a href="#{key}">{html.escape(heading)}</a>' for key, heading, _ in sections)
-    banner = f'<div class="banner" role="note">{SYNTHETIC}</div>' if synthetic else ""
-    body = "".join(
-        f'<section id="{key}"><h2>{html.escape(heading)}</h2>{text}</section>' for key, heading, text in sections
-    )
-    dots = "".join(
+def _files(scene: _Scene) -> str:
+    """How many files of each modality, with its colour."""
+    return "".join(
         f'<span><i class="dot" style="background:{html.escape(plots.color(m))}"></i>{html.escape(scene.titles[m])} '
         f"{len(points.vectors):,}</span>"
         for m, points in scene.now.items()
     )
-    words = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-    heading = html.escape(name)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>m3bind report: {heading}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><style>{CSS}</style></head><body>'
-        '<a class="skip" href="#main">Skip to the figures</a>'
-        f'<header><p class="kind">m3bind report</p><h1>{heading}</h1><p class="files">{dots}</p>{banner}'
-        f'<div class="notice" role="note">{NOTICE}</div>{words}</header>'
-        f'<nav aria-label="Sections">{links}</nav><main id="main">{tiles}{body}</main>'
-        "<footer><p>Written by m3bind. This page is one file and loads nothing from the network.</p></footer>"
-        "</body></html>\n"
-    )
 
 
-NOTICE = "<strong>For research only.</strong> Not a medical device; nothing here may guide the care of a patient."
-SYNTHETIC = (
-    "<strong>Synthetic data.</strong> Every picture, trace and report on this page was generated by a computer; no "
-    "real patient is involved. The figures say how well the method works on virtual patients, not how well in a clinic."
-)
 GLOSSARY = """<dl>
 <dt>chance</dt><dd>What a scorer without any knowledge reaches: .5 for AUC, 1 / classes for balanced accuracy,
 the share of the commonest class for accuracy, exact for search (from the size of the gallery and the number
@@ -352,82 +314,3 @@ two towers, of different texts in one tower, and of the same text after each tow
 alone proves nothing: towers that give every text the same vector reach 1, and so do cos other and cos within
 then.</dd>
 </dl>"""
-
-CSS = """
-:root{--page:#fff;--ink:#1f2933;--soft:#52606d;--line:#d5dbe1;--card:#f5f7f9;--link:#0b5cad;--good:#0a6b3d;
---bad:#a3271b;
---warn:#fff4d6;--warnline:#c98a00}
-@media (prefers-color-scheme:dark){:root{--page:#1a2129;--ink:#e4e9ee;--soft:#a9b4bf;--line:#3b4754;--card:#222b35;
---link:#7cb8f2;
---good:#5fd39a;--bad:#ff9a8d;--warn:#3d3216;--warnline:#d9a520}}
-*{box-sizing:border-box}
-html{scroll-behavior:smooth;-webkit-text-size-adjust:100%}
-@media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}
-body{margin:0;background:var(--page);color:var(--ink);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-header,main,footer{max-width:1240px;margin:0 auto;padding:0 20px}
-header{padding-top:28px}
-h1{font-size:2rem;line-height:1.2;margin:.1em 0 .3em;overflow-wrap:anywhere}
-h2{font-size:1.4rem;margin:2.2em 0 .6em;padding-top:.6em;border-top:1px solid var(--line)}
-h3{font-size:1rem;margin:0 0 .4em}
-h3::first-letter{text-transform:uppercase}
-h4{font-size:.85rem;margin:0 0 6px;font-weight:600}
-h4 small{color:var(--soft);font-weight:400}
-a{color:var(--link)}
-small{color:var(--soft);font-size:.78em}
-.kind{margin:0;color:var(--soft);text-transform:uppercase;letter-spacing:.08em;font-size:.8rem}
-.files{display:flex;flex-wrap:wrap;gap:4px 18px;color:var(--soft);margin:.2em 0 1em}
-.dot{display:inline-block;width:.72em;height:.72em;border-radius:50%;margin-right:6px}
-.banner,.notice{border-left:5px solid var(--warnline);background:var(--warn);padding:10px 14px;margin:10px 0;
-border-radius:4px}
-.notice{border-color:var(--line);background:var(--card)}
-.skip{position:absolute;left:-9999px}.skip:focus{left:8px;top:8px;background:var(--page);padding:8px;z-index:9}
-nav{position:sticky;top:0;z-index:5;background:var(--page);border-bottom:1px solid var(--line);display:flex;
-gap:4px 18px;
-overflow-x:auto;white-space:nowrap;padding:10px max(20px,calc((100vw - 1200px)/2))}
-nav a{text-decoration:none}nav a:hover{text-decoration:underline}
-section{scroll-margin-top:48px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(215px,1fr));gap:14px;margin-top:24px}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:14px 16px}
-.big{font-size:2.1rem;font-weight:650;line-height:1.1;font-variant-numeric:tabular-nums}
-.name{margin:.2em 0}.small{color:var(--soft);font-size:.85rem}
-.scroll{overflow-x:auto;margin:0 0 1em}
-.scroll:focus-visible,a:focus-visible,summary:focus-visible{outline:3px solid var(--link);outline-offset:2px}
-table{border-collapse:collapse;width:100%;font-size:.92rem}
-.caption{color:var(--soft);font-size:.85rem;margin:0 0 8px}
-th,td{text-align:left;padding:7px 8px;border-bottom:1px solid var(--line);vertical-align:top;font-weight:400}
-thead th.num{white-space:normal;min-width:76px}
-thead th{color:var(--soft);font-size:.82rem;font-weight:600;vertical-align:bottom}
-tbody th[scope=row]{min-width:150px}
-.num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-th small,td small{display:block}
-.none{color:var(--soft)}
-.up,.up small{color:var(--good);font-weight:600}.down,.down small{color:var(--bad);font-weight:600}
-tr.group th{background:var(--card);font-weight:650;padding-top:9px}
-tr.group span{position:sticky;left:10px}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:22px}
-figure{margin:0}
-.plot img{width:100%;height:auto;display:block;border-radius:6px}
-figcaption{color:var(--soft);font-size:.85rem}
-details{border:1px solid var(--line);border-radius:8px;padding:10px 14px;margin:10px 0}
-summary{cursor:pointer;font-weight:600}details[open] summary{margin-bottom:10px}
-.query{display:grid;grid-template-columns:176px 1fr;gap:20px;padding:18px 0;border-bottom:1px solid var(--line)}
-.ask{border-right:1px solid var(--line);padding-right:16px}
-.found{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:16px 24px;min-width:0}
-.row{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:8px}
-.hit img,.missing{width:100%;aspect-ratio:1;object-fit:contain;background:var(--card);border-radius:5px;display:block;
-border:3px solid transparent}
-.missing{background:var(--card);color:var(--soft);font-size:.8rem;display:grid;place-items:center;text-align:center}
-.right img{border-color:var(--good)}.wrong img{border-color:var(--bad);border-style:dashed}
-.asked img{border-color:var(--soft)}
-.hit .mark,.hit .what,.hit .id{display:block;line-height:1.3;overflow-wrap:anywhere;margin-top:2px}
-.mark small{display:block;font-weight:400}
-.right .mark{color:var(--good);font-weight:600}.wrong .mark{color:var(--bad)}
-.hit .what{color:var(--ink)}
-dt{font-weight:650;margin-top:.8em}dd{margin:0}
-footer{color:var(--soft);font-size:.85rem;padding-top:30px;padding-bottom:40px}
-@media (max-width:700px){.query{grid-template-columns:1fr}.ask{border:0;padding:0;max-width:176px}h1{font-size:1.6rem}
-.tiles{grid-template-columns:1fr 1fr}.big{font-size:1.6rem}.name{font-size:.9rem}
-header,main,footer{padding-left:14px;padding-right:14px}}
-@media print{nav,.skip{display:none}section{break-inside:auto}.tile,figure,tr{break-inside:avoid}}
-"""

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -268,6 +268,15 @@ class Space:
             inputs = [self.read(path, modality) for path in files[start : start + batch]]
             rows.append(self.encode_inputs(inputs, modality))
         return np.concatenate(rows)
+
+    def into(self, rows: NDArray[Any], modality: str, side: Literal["image", "text"] = "image") -> Array:
+        """Embeddings of the modality's own model, (n, d_m) unit rows, in this space: (n, d) float32 unit rows."""
+        self.model(modality)
+        bridge = self._contents.bridges[modality]
+        with evaluating(bridge):
+            own = torch.as_tensor(rows, dtype=torch.float32, device=self._device())
+            out: Array = (bridge.image(own) if side == "image" else bridge.text(own)).float().cpu().numpy()
+        return out
 
     def class_embeddings(
         self, labels: Sequence[str], modality: str, prompts: Prompts | None = None, text: str | None = None

@@ -1,0 +1,107 @@
+"""Two sets of figures about the same patients: what differs, and whether by more than chance.
+
+* `paired`: difference of one figure, with interval and p-value. * `compare_rows`: of all figures two runs share.
+* `holm`: p-values corrected for their number.
+
+Both runs drew the same patients in the same order (equal seeds), so their resampled values are subtracted one by one.
+Where there are several training seeds, seeds are resampled as well, pair by pair.
+
+Shapes: s seeds, b resamples.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3bind.evaluate.results import LOW_IS_GOOD, Row
+
+_SAME = ("protocol", "dataset", "modality", "split", "metric", "task", "variant", "text_path", "stage")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second minus first. `low` and `high`: 95 % interval; `p`: two-sided; NaN where the two cannot be paired."""
+
+    row: Row  # of the second
+    first: float
+    second: float
+    low: float
+    high: float
+    p: float
+    why: str = ""  # why there is no interval
+
+    @property
+    def change(self) -> float:
+        """Second minus first."""
+        return self.second - self.first
+
+    @property
+    def significant(self) -> bool:
+        """Whether p is below .05."""
+        return math.isfinite(self.p) and self.p < 0.05
+
+    @property
+    def better(self) -> bool:
+        """Whether the second is the better one, as far as the metric says what is good."""
+        return (self.change > 0) != (self.row.metric in LOW_IS_GOOD)
+
+
+def paired(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> Difference:
+    """Difference of one figure; the rows of either side differ in their training seed alone, and seeds correspond.
+
+    The p-value is twice the share of resampled differences on the other side of zero (at least 1 / (b + 1)).
+    """
+    a, b = (sorted(rows, key=lambda row: row.seed) for rows in (first, second))
+    values = (float(np.mean([row.value for row in a])), float(np.mean([row.value for row in b])))
+    nothing = Difference(b[0], *values, float("nan"), float("nan"), float("nan"))
+    if len(a) != len(b):
+        return replace(nothing, why=f"{len(a)} seeds against {len(b)}")
+    if any((x.n, x.gallery) != (y.n, y.gallery) for x, y in zip(a, b)):
+        return replace(nothing, why="not about the same files")
+    drawn = [(x.replicates, y.replicates) for x, y in zip(a, b)]
+    if any(x is None or y is None or len(x) != len(y) for x, y in drawn):
+        return replace(nothing, why="no resampled values are kept")
+    changes = np.stack([np.asarray(y, dtype=np.float64) - np.asarray(x) for x, y in drawn])  # (s, b)
+    resampled = _over_seeds(changes, seed)
+    resampled = resampled[np.isfinite(resampled)]
+    if not len(resampled):
+        return replace(nothing, why="no resampled values are kept")
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    below, above = (float((resampled <= 0).sum() + 1), float((resampled >= 0).sum() + 1))
+    p = min(1.0, 2 * min(below, above) / (len(resampled) + 1))
+    return replace(nothing, low=float(low), high=float(high), p=p)
+
+
+def _over_seeds(changes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """(s, b) -> (b,): in each resample the mean over seeds drawn with replacement."""
+    seeds, count = changes.shape
+    if seeds == 1:
+        return np.asarray(changes[0])
+    drawn = np.random.default_rng(seed).integers(0, seeds, size=(seeds, count))
+    resampled: NDArray[np.float64] = np.take_along_axis(changes, drawn, axis=0).mean(0)
+    return resampled
+
+
+def compare_rows(first: Iterable[Row], second: Iterable[Row]) -> list[Difference]:
+    """One difference for each figure that both sides have, p-values corrected for their number (Holm)."""
+    sides: list[dict[tuple[object, ...], list[Row]]] = []
+    for rows in (first, second):
+        groups: dict[tuple[object, ...], list[Row]] = {}
+        for row in rows:
+            groups.setdefault(tuple(getattr(row, name) for name in _SAME), []).append(row)
+        sides.append(groups)
+    found = [paired(sides[0][key], rows) for key, rows in sides[1].items() if key in sides[0]]
+    return [replace(d, p=p) for d, p in zip(found, holm([d.p for d in found]))]
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values corrected by Holm's method, in the order given; NaN stays NaN and does not count."""
+    order = sorted((i for i, p in enumerate(values) if math.isfinite(p)), key=lambda i: values[i])
+    corrected, highest = list(values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, values[i] * (len(order) - rank)))
+        corrected[i] = highest
+    return corrected

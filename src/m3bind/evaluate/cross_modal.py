@@ -1,0 +1,105 @@
+"""Search across modalities where right answers are known by visit: an X-ray and the ECG of the same stay.
+
+* `visit_retrieval_rows`: image -> image over galleries of several sizes, each with its chance.
+* `through_text_rows`: image -> nearest reports of its own modality -> images of the other one.
+
+Shapes: n files of one modality, m of another, t texts, d dimension of the space.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from m3bind.data.batching import rng
+from m3bind.errors import ConfigError
+from m3bind.evaluate import metrics
+from m3bind.evaluate.metrics import Resampling
+from m3bind.evaluate.results import Context, Row
+from m3bind.evaluate.retrieval import search_stats
+from m3bind.evaluate.zero_shot import unit
+from m3bind.space.compute import correct_gap
+
+Matrix = NDArray[np.float32]
+GALLERIES = (0, 128, 72)  # 0: everything; a batch of MedBind; a batch of the paper
+
+
+def pairs_of(a: Sequence[str], b: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """(k, 2) positions of one file each per visit that both sides have; which one of several is drawn by `seed`."""
+    sides: list[dict[str, int]] = []
+    for visits in (a, b):
+        order = rng(seed, "visit", str(len(sides))).permutation(len(visits))
+        sides.append({visits[i]: int(i) for i in order if visits[i]})
+    shared = sorted(set(sides[0]) & set(sides[1]))
+    return np.array([(sides[0][visit], sides[1][visit]) for visit in shared], dtype=np.int64).reshape(-1, 2)
+
+
+def visit_retrieval_rows(
+    queries: ArrayLike,
+    items: ArrayLike,
+    visits: tuple[Sequence[str], Sequence[str]],
+    patients: Sequence[str],
+    context: Context,
+    galleries: Sequence[int] = GALLERIES,
+    means: tuple[ArrayLike, ArrayLike] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    resamples: int = 1000,
+) -> list[Row]:
+    """R@K, MRR and median rank of finding the file of the same visit.
+
+    One file per side and visit enters. With a gallery of g the pairs are shuffled into groups of g (the rest, smaller
+    than g, is left out), and each query is ranked within its group, so n is a multiple of g.
+
+    Args:
+        queries: (n, d) unit rows. items: (m, d) unit rows.
+        visits: of the queries and of the items.
+        patients: of the queries, the unit of resampling.
+        context: what the rows share; `variant` becomes "gallery=g", and "gap-corrected" with `means`.
+        galleries: sizes; 0 stands for all pairs. Sizes above the number of pairs give no rows.
+        means: (d,) mean training embedding of either side, subtracted before search.
+        ks: ranks. resamples: bootstrap draws.
+
+    Raises:
+        ConfigError: fewer than two visits have both files.
+    """
+    pairs = pairs_of(*visits, seed=context.seed)
+    if len(pairs) < 2:
+        raise ConfigError(f"{context.dataset}: {len(pairs)} visits have both files; at least two are needed")
+    left, right = (np.asarray(side)[pairs[:, i]] for i, side in enumerate((queries, items)))
+    if means is not None:
+        left, right = correct_gap(left, np.asarray(means[0])), correct_gap(right, np.asarray(means[1]))
+    owners = np.asarray(patients)[pairs[:, 0]]
+    order = rng(context.seed, "gallery").permutation(len(pairs))
+    rows: list[Row] = []
+    for size in galleries:
+        if size > len(pairs):
+            continue
+        groups = (
+            np.array_split(order, 1) if not size else np.split(order[: len(order) // size * size], len(order) // size)
+        )
+        stats = metrics.RankStats.concatenate([search_stats(left[g], right[g], g, g) for g in groups])
+        draw = Resampling(owners[np.concatenate(groups)], resamples, context.seed)
+        name = ", ".join(filter(None, (f"gallery={size or 'all'}", "gap-corrected" if means is not None else "")))
+        place = replace(context, variant=name)
+        found = {f"R@{k}": metrics.recall_at_k(stats, k, draw) for k in ks if k <= len(groups[0])}
+        found |= {"mrr": metrics.mrr(stats, draw), "median_rank": metrics.median_rank(stats, draw)}
+        rows += [place.row("cross_modal", metric, value, gallery=len(groups[0])) for metric, value in found.items()]
+    return rows
+
+
+def through_text(queries: ArrayLike, texts: ArrayLike, k: int = 5, sharpness: float = 20.0) -> Matrix:
+    """(n, d) unit rows: of each image the mean of its k nearest texts, weighted by softmax of the cosines.
+
+    What an image is said to show, in place of the image: no gap between modalities is left, since texts share a space.
+    """
+    rows, bank = np.asarray(queries, dtype=np.float64), np.asarray(texts, dtype=np.float64)
+    k = min(k, len(bank))
+    out = np.empty((len(rows), bank.shape[1]))
+    for start in range(0, len(rows), 1024):
+        cosines = rows[start : start + 1024] @ bank.T
+        nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        near = np.take_along_axis(cosines, nearest, axis=1)
+        weights = np.exp(sharpness * (near - near.max(axis=1, keepdims=True)))
+        out[start : start + 1024] = np.einsum("nk,nkd->nd", weights / weights.sum(1, keepdims=True), bank[nearest])
+    return unit(out).astype(np.float32)

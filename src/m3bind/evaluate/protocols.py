@@ -1,0 +1,387 @@
+"""One job of a table: a protocol, carried out on one data set for one subject.
+
+* `Job`: what is computed together; columns that differ in metric, variant or amount alone share one.
+* `Measurable`: what a subject offers. * `carry_out`: the rows of a job.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3bind.data.records import BadRow, Record
+from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.evaluate.adapters import Adapter, Samples
+from m3bind.evaluate.cross_modal import through_text, visit_retrieval_rows
+from m3bind.evaluate.datasets import Dataset
+from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.few_shot import few_shot_rows, shot_variant
+from m3bind.evaluate.prompt_files import load_prompts, prompt_sets
+from m3bind.evaluate.results import Context, Row
+from m3bind.evaluate.retrieval import (
+    concept_retrieval_rows,
+    distinct_texts,
+    patient_retrieval_rows,
+    text_retrieval_rows,
+)
+from m3bind.evaluate.scoring import score_rows
+from m3bind.evaluate.tables import Block, Column, Line
+from m3bind.evaluate.tasks import Task, concepts_for, tasks_for
+from m3bind.evaluate.zero_shot import class_directions, evaluate_task
+
+Array = NDArray[np.float32]
+FINETUNE = "lora_finetune"  # the one few-shot method that needs the tower and not its features
+UNSEEN = 20_000  # training images that a modality's mean is estimated on, at most
+
+
+class Measurable(Protocol):
+    """What a protocol asks of a subject (`m3bind.subjects.Subject` has it)."""
+
+    name: str
+    seed: int
+
+    def readable(self, records: Sequence[Record]) -> tuple[list[Record], list[BadRow]]:
+        """Records of one modality whose files can be read, and the others with reasons."""
+
+    def images(self, records: Sequence[Record]) -> Array:
+        """(n, d) unit rows."""
+
+    def features(self, records: Sequence[Record]) -> Array:
+        """(n, f) before the projection."""
+
+    def text_path(self, modality: str, asked: str = "") -> str:
+        """The text tower that is meant."""
+
+    def texts(self, texts: Sequence[str], path: str) -> Array:
+        """(p, d) unit rows."""
+
+    def scale(self, modality: str) -> float:
+        """Factor on cosines."""
+
+    def label_scores(self, records: Sequence[Record]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+        """Label names and (n, k) scores of a model trained on labels."""
+
+    def finetune(self, records: Sequence[Record]) -> Adapter:
+        """The few-shot method that adapts its image tower, for files of these records."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is computed together."""
+
+    protocol: str
+    dataset: str
+    modality: str
+    task: str = ""
+    method: str = ""
+    unit: str = ""
+    amounts: tuple[int, ...] = ()
+    metrics: tuple[str, ...] = ()
+    direction: str = ""
+    match: str = ""
+    text: str = ""
+    split: str = "test"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        parts = (self.protocol.replace("_", " "), self.dataset, self.task, self.method, self.direction, self.text)
+        return " ".join(part for part in parts if part)
+
+
+def job_of(block: Block, column: Column, line: Line) -> Job:
+    """The job that gives the cell of `column` and `line`."""
+    protocol = line.protocol or column.protocol
+    job = partial(Job, protocol, column.dataset, block.modality)
+    if protocol == "few_shot":
+        alike = [c for c in block.columns if (c.dataset, c.task, c.unit) == (column.dataset, column.task, column.unit)]
+        alike = [c for c in alike if c.protocol == "few_shot"]
+        amounts, metrics = (tuple(sorted({getattr(c, name) for c in alike})) for name in ("amount", "metric"))
+        method = line.tuning or column.method
+        return job(task=column.task, method=method, unit=column.unit, amounts=amounts, metrics=metrics)
+    if protocol == "cross_modal":
+        return job(direction=column.direction, match=column.match)
+    if protocol == "classifier":
+        return job(task=column.task, split=column.split)
+    return job(task=column.task, text=line.text, split=column.split)
+
+
+def is_of(row: Row, column: Column, line: Line) -> bool:
+    """Whether `row`, of the cell's job, is the figure the cell shows."""
+    if row.metric != column.metric:
+        return False
+    if column.protocol == "few_shot":
+        named = shot_variant(line.tuning or column.method, column.amount, column.unit)
+        return row.variant == ", ".join(filter(None, (named, column.variant)))
+    if column.protocol == "cross_modal" and column.match == "visit":
+        return row.variant == f"gallery={column.gallery or 'all'}" and row.protocol == "cross_modal"
+    if column.protocol == "text_retrieval":
+        return row.protocol == "image_to_text"
+    return row.variant == column.variant
+
+
+def why_not(job: Job, column: Column, rows: Sequence[Row]) -> str:
+    """Why the rows of a job lack the figure of `column`."""
+    if job.protocol == "cross_modal" and column.gallery and rows:
+        pairs = max(row.gallery or 0 for row in rows)
+        return f"{pairs} pairs are fewer than the gallery of {column.gallery}"
+    return f"no figure {column.metric} {column.variant} among: {', '.join(sorted({row.metric for row in rows}))}"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How figures are drawn."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of few-shot lists
+    resamples: int = 1000  # of the bootstrap
+    shots: Path | None = None  # folder where few-shot lists are kept
+
+
+def carry_out(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+    """The rows of a job, and the files that were set aside.
+
+    Raises:
+        M3BindError: the job cannot be done; says why.
+    """
+    return {
+        "zero_shot": _zero_shot,
+        "few_shot": _few_shot,
+        "text_retrieval": _text_retrieval,
+        "cross_modal": _cross_modal,
+        "classifier": _classifier,
+    }[job.protocol](job, subject, data, measure)
+
+
+def find_task(name: str, data: Dataset) -> Task:
+    """The task `name` of the prompt files, for the records of `data`.
+
+    Raises:
+        UnknownNameError: no such task, or no record is part of it.
+    """
+    found = {task.name: task for task in tasks_for(data.records, data.split("train"))}
+    if name not in found:
+        raise UnknownNameError(f"task for {data.name}", name, found)
+    return found[name]
+
+
+def task_hash(name: str) -> str:
+    """Hash of the prompt file that holds the task `name`; "" where no file does."""
+    sets = (load_prompts(one) for one in prompt_sets())
+    return next((one.hash for one in sets if name in one.content.tasks), "")
+
+
+def _files(
+    subject: Measurable, data: Dataset, split: str, modality: str, needed: bool = True
+) -> tuple[list[Record], list[BadRow]]:
+    """Readable records of a split.
+
+    Raises:
+        ConfigError: `needed` and there are none.
+    """
+    wanted = data.split(split, modality) if split != "all" else [r for r in data.records if r.modality == modality]
+    records, bad = subject.readable(wanted)
+    if needed and not records:
+        raise ConfigError(f"{data.name}: no readable {modality} file in the {split} split")
+    return records, bad
+
+
+def _context(job: Job, subject: Measurable, path: str = "") -> Context:
+    return Context(
+        dataset=job.dataset,
+        modality=job.modality,
+        split=job.split,
+        text_path="" if not path else "student" if path == "student" else "teacher",
+        stage=subject.name,
+        seed=subject.seed,
+        task=job.task,
+    )
+
+
+def _zero_shot(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+    task = find_task(job.task, data)
+    test, bad = _files(subject, data, job.split, job.modality)
+    valid, more = _files(subject, data, "valid", job.modality, needed=False) if job.split == "test" else ([], [])
+    path = subject.text_path(job.modality, job.text)
+    known = (subject.images(valid), valid) if valid else None
+    rows = evaluate_task(
+        task,
+        subject.images(test),
+        test,
+        lambda texts: subject.texts(texts, path),
+        _context(job, subject, path),
+        valid=known,
+        scale=subject.scale(job.modality),
+        resamples=measure.resamples,
+    )
+    return rows, bad + more
+
+
+def _classifier(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+    task = find_task(job.task, data)
+    test, bad = _files(subject, data, job.split, job.modality)
+    valid, more = _files(subject, data, "valid", job.modality, needed=False) if job.split == "test" else ([], [])
+    known = (task.labels(valid), _scores(task, subject, valid)) if valid else None
+    draw = Resampling([record.patient for record in test], measure.resamples, subject.seed)
+    context = replace(_context(job, subject), prompts=task.prompts_hash)
+    names = (task.metric, *task.metrics)
+    rows = score_rows(
+        "classifier", task.labels(test), _scores(task, subject, test), context, draw, names=names, valid=known
+    )
+    return rows, bad + more
+
+
+def _scores(task: Task, subject: Measurable, records: Sequence[Record]) -> NDArray[np.float64]:
+    """(n, c): a classifier's scores of the task's classes; a class of several labels has the highest of theirs.
+
+    Raises:
+        ConfigError: it does not know a class.
+    """
+    names, scores = subject.label_scores(records)
+    place = {name.casefold(): i for i, name in enumerate(names)}
+    columns = []
+    for spec in task.classes:
+        wanted = [place[name.casefold()] for name in (spec.name, *spec.match.labels) if name.casefold() in place]
+        if not wanted:
+            raise ConfigError(f"{subject.name} was not trained on the label {spec.name!r} of {task.name}")
+        columns.append(scores[:, sorted(set(wanted))].max(1))
+    return np.stack(columns, 1)
+
+
+def _few_shot(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+    task = find_task(job.task, data)
+    bad: list[BadRow] = []
+    records: dict[str, list[Record]] = {}
+    for split in ("train", "valid", "test"):
+        records[split], unread = _files(subject, data, split, job.modality, needed=split == "test")
+        bad += unread
+    train, valid = (_samples(subject, task, records[side]) if records[side] else None for side in ("train", "valid"))
+    test = _samples(subject, task, records["test"])
+    rows = few_shot_rows(
+        subject.finetune([r for side in records.values() for r in side]) if job.method == FINETUNE else job.method,
+        train,
+        valid,
+        test,
+        _class_texts(task, subject, job.modality, test.embeddings.shape[1]),
+        replace(_context(job, subject), prompts=task.prompts_hash),
+        amounts=job.amounts,
+        unit="percent" if job.unit == "percent" else "shot",
+        seeds=measure.seeds,
+        resamples=measure.resamples,
+        scale=subject.scale(job.modality),
+        names=job.metrics,
+        folder=measure.shots and measure.shots / job.dataset / job.task,
+    )
+    return rows, bad
+
+
+def _samples(subject: Measurable, task: Task, records: Sequence[Record]) -> Samples:
+    return Samples(
+        subject.features(records),
+        subject.images(records),
+        task.labels(records),
+        [record.patient for record in records],
+        [record.id for record in records],
+    )
+
+
+def _class_texts(task: Task, subject: Measurable, modality: str, dim: int) -> NDArray[np.float64]:
+    """(c, d) class texts for methods that start from them; zeros for a subject without text tower."""
+    path = subject.text_path(modality)
+    try:
+        return class_directions(task, lambda texts: subject.texts(texts, path))
+    except ConfigError:
+        return np.zeros((len(task.classes), dim))
+
+
+def _text_retrieval(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+    records, bad = _files(subject, data, "test", job.modality)
+    path = subject.text_path(job.modality, job.text)
+    texts, owner = distinct_texts([record.captions[0] for record in records])
+    patients = [record.patient for record in records]
+    rows = text_retrieval_rows(
+        subject.images(records),
+        subject.texts(texts, path),
+        owner,
+        _context(job, subject, path),
+        patients,
+        resamples=measure.resamples,
+    )
+    return rows, bad
+
+
+def _cross_modal(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+    """Plain, gap-corrected, and through text."""
+    source, _, target = job.direction.partition("->")
+    sides = [_files(subject, data, "test", m) for m in (source, target)]
+    bad = [fault for _, faults in sides for fault in faults]
+    records = {m: found for m, (found, _) in zip((source, target), sides)}
+    images = {m: subject.images(found) for m, found in records.items()}
+    context = _context(job, subject)
+    means = _means(subject, data, (source, target))
+    said = {"": images[source], **_said(subject, data, source, images[source])}
+    rows: list[Row] = []
+    for way, queries in said.items():
+        for correction in [None, means] if means and not way else [None]:
+            both = {source: queries, target: images[target]}
+            found = _matched(job, both, records, context, correction, measure.resamples)
+            rows += [_named(row, way) for row in found]
+    return rows, bad
+
+
+def _matched(
+    job: Job,
+    images: dict[str, Array],
+    records: dict[str, list[Record]],
+    context: Context,
+    means: dict[str, Array] | None,
+    resamples: int,
+) -> list[Row]:
+    source, target = images
+    if job.match == "visit":
+        visits = tuple([r.visit for r in records[m]] for m in (source, target))
+        both = None if means is None else (means[source], means[target])
+        patients = [r.patient for r in records[source]]
+        return visit_retrieval_rows(
+            images[source], images[target], (visits[0], visits[1]), patients, context, means=both, resamples=resamples
+        )
+    patients_of = {m: [r.patient for r in found] for m, found in records.items()}
+    if job.match == "patient":
+        rows = patient_retrieval_rows(images, patients_of, context, means, resamples=resamples)
+    else:
+        everything = [r for found in records.values() for r in found]
+        rows = []
+        for concept in concepts_for(everything):
+            classes = {m: concept.labels(records[m], m) for m in images}
+            rows += concept_retrieval_rows(images, classes, context, patients_of, means, resamples=resamples)
+    return [row for row in rows if row.modality == job.direction]
+
+
+def _means(subject: Measurable, data: Dataset, names: Sequence[str]) -> dict[str, Array] | None:
+    """Mean training embedding (d,) of each modality; None where there are no training images of one."""
+    found = {}
+    for name in names:
+        records, _ = _files(subject, data, "train", name, needed=False)
+        if not records:
+            return None
+        found[name] = subject.images(records[:UNSEEN]).mean(0)
+    return found
+
+
+def _said(subject: Measurable, data: Dataset, modality: str, images: Array) -> dict[str, Array]:
+    """The images as their nearest training reports say them."""
+    captions = [r.captions[0] for r in data.split("train", modality)][:UNSEEN]
+    if not captions:
+        return {}
+    try:
+        texts, _ = distinct_texts(captions)
+        return {"through text": through_text(images, subject.texts(texts, subject.text_path(modality)))}
+    except ConfigError:  # no text tower
+        return {}
+
+
+def _named(row: Row, way: str) -> Row:
+    return replace(row, variant=", ".join(filter(None, (row.variant, way)))) if way else row

@@ -1,0 +1,134 @@
+"""Tables as data: what is measured of whom, and what the paper printed. The paper's own are in `paper.toml`.
+
+* `Table`, `Block`, `Column`, `Line`: the parts of such a file; `Printed`: one value of the paper.
+* `load_tables`: a packaged file by name, or any path.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from m3bind.errors import ConfigError, UnknownNameError
+
+FOLDER = Path(__file__).parent
+Protocol = Literal["zero_shot", "few_shot", "text_retrieval", "cross_modal", "classifier"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(_Strict):
+    """What is measured."""
+
+    name: str
+    dataset: str
+    protocol: Protocol
+    metric: str
+    task: str = ""  # zero_shot, few_shot, classifier: a task of the prompt files
+    variant: str = ""
+    method: str = "linear_probe"  # few_shot: a file in evaluate/adapters/
+    unit: Literal["shot", "percent"] = "shot"  # few_shot: of `amount`
+    amount: int = 0
+    split: Literal["test", "all"] = "test"  # zero_shot, classifier: files measured
+    direction: str = ""  # cross_modal: "xray->ecg"
+    match: Literal["visit", "patient", "concept"] = "visit"  # cross_modal: what a right answer is
+    gallery: int = 0  # cross_modal: items searched; 0: all
+    percent: bool = False  # printed as 100 times the figure
+
+
+class Line(_Strict):
+    """Whom it is measured of."""
+
+    method: str  # as printed
+    subject: str  # a key of the suite's subjects
+    text: Literal["", "teacher", "student"] = ""  # text tower; "": the student where there is one
+    protocol: Protocol | None = None  # another one than the columns', e.g. a classifier beside zero-shot models
+    tuning: str = ""  # few_shot: another method than the columns'
+    values: tuple[float | tuple[float, float] | None, ...] = ()
+    conflicts: Mapping[str, str] = Field(default_factory=dict)  # column name -> what else the paper says
+    note: str = ""
+
+
+class Block(_Strict):
+    """Columns and lines of one modality."""
+
+    name: str
+    modality: str
+    columns: tuple[Column, ...]
+    rows: tuple[Line, ...]
+    note: str = ""
+    reference: str = ""  # the line that others are tested against; the last one
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Block":
+        names = {column.name for column in self.columns}
+        if self.reference and self.reference not in {row.method for row in self.rows}:
+            raise ValueError(f"reference {self.reference!r} is no row")
+        for row in self.rows:
+            if row.values and len(row.values) != len(self.columns):
+                raise ValueError(f"row {row.method!r} has {len(row.values)} values for {len(self.columns)} columns")
+            if unknown := set(row.conflicts) - names:
+                raise ValueError(f"row {row.method!r}: conflict of unknown column {sorted(unknown)[0]!r}")
+        return self
+
+
+class Table(_Strict):
+    """One table of the paper, or of one's own."""
+
+    number: int
+    title: str
+    block: tuple[Block, ...]
+
+
+class TableFile(_Strict):
+    """A whole file."""
+
+    title: str
+    notes: tuple[str, ...] = ()
+    table: tuple[Table, ...]
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A value of the paper as a fraction (not per cent), with its standard deviation and what contradicts it."""
+
+    value: float
+    std: float | None = None
+    conflict: str = ""
+
+
+def printed(row: Line, columns: Sequence[Column], at: int) -> Printed | None:
+    """The paper's value of `row` in column number `at`; None where it has none."""
+    if not row.values or row.values[at] is None:
+        return None
+    given = row.values[at]
+    value, std = given if isinstance(given, tuple) else (given, None)
+    assert value is not None
+    scale = 100 if columns[at].percent else 1
+    return Printed(value / scale, None if std is None else std / scale, row.conflicts.get(columns[at].name, ""))
+
+
+def load_tables(name: str | Path) -> TableFile:
+    """The tables packaged as `name` ("paper"), or those of a TOML file.
+
+    Raises:
+        UnknownNameError: neither.
+        ConfigError: the file does not have the format; names the place.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise UnknownNameError("table file", str(name), sorted(p.stem for p in FOLDER.glob("*.toml")))
+    try:
+        return TableFile(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -1,0 +1,157 @@
+"""What the commands around experiments do: suites, the paper's tables, comparing runs, looking for leaks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from m3bind import paper
+from m3bind.data.cache import FeatureCache
+from m3bind.data.manifest import read_manifest
+from m3bind.errors import ConfigError
+from m3bind.evaluate import benchmarks
+from m3bind.evaluate.compare import compare_rows
+from m3bind.evaluate.leaks import near_duplicates, seen_by, split_leaks
+from m3bind.evaluate.results import ResultTable, number, plain
+from m3bind.files import read_json, write_json
+from m3bind.fit import differences
+from m3bind.prepare import Encoder
+from m3bind.runner import Suite, SuiteConfig, load_suite
+from m3bind.space.bundle import load
+from m3bind.subjects import of_space
+
+# ---- suites ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate_suite(
+    source: str, change: Sequence[str], out: Path, only: Sequence[str], missing: bool, json_file: Path | None
+) -> int:
+    """Compute a suite's cells and print and write the tables; 1 when something could not be done, else 0.
+
+    `missing`: compute nothing, list what is missing.
+    """
+    config = load_suite(source, change)
+    suite = Suite(config, out / f"suite-{config.name}")
+    failed = {} if missing else suite.run(only)
+    cells = suite.cells()
+    if missing:
+        reasons = {f"{cell.title}: {cell.missing}": None for cell in cells if cell.missing}
+        print("\n".join(reasons) or "nothing is missing")
+        return 1 if reasons else 0
+    print(paper.as_text(cells))
+    print(f"\ncells computed of those wanted\n{paper.coverage_text(cells)}")
+    print(f"\npage: {paper.write_page(cells, suite.tables, suite.folder, config.name)}")
+    if failed:
+        print(f"{len(failed)} jobs could not be done; the reasons are above and in {suite.folder / 'missing.json'}")
+    if json_file:
+        write_json(json_file, [_json(cell) for cell in cells])
+    return 1 if failed else 0
+
+
+def report_suite(folder: Path | None) -> str:
+    """The tables of a suite's folder as text, tables.html written beside; without a folder the paper's own tables.
+
+    Raises:
+        ConfigError: the folder holds no suite.
+    """
+    if folder is None:
+        return paper.as_text(Suite(load_suite("paper"), Path("runs") / "suite-paper").cells())
+    path = folder / "suite.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no suite (no suite.yaml); make one with m3bind evaluate --suite paper")
+    config = SuiteConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    suite = Suite(config, folder)
+    cells = suite.cells()
+    return f"{paper.as_text(cells)}\n\npage: {paper.write_page(cells, suite.tables, folder, config.name)}"
+
+
+def _json(cell: Any) -> dict[str, Any]:
+    mine = paper.ours(cell)
+    return {
+        "table": cell.table.number,
+        "block": cell.block.name,
+        "method": cell.line.method,
+        "column": cell.column.name,
+        "paper": None if cell.paper is None else cell.paper.value,
+        "conflict": "" if cell.paper is None else cell.paper.conflict,
+        "ours": None if mine is None else vars(mine),
+        "rows": [plain(row) for row in cell.rows],
+        "missing": cell.missing,
+    }
+
+
+# ---- two runs --------------------------------------------------------------------------------------------------------
+
+
+def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[str, list[dict[str, Any]]]:
+    """What differs between two runs, for people and as rows; `everything`: also figures that did not change.
+
+    Raises:
+        ConfigError, M3BindError: one is no finished run.
+    """
+    settings = []
+    for folder in (first, second):
+        if not (folder / "config.yaml").is_file():
+            raise ConfigError(f"{folder} holds no run (no config.yaml); give two folders that m3bind fit wrote")
+        settings.append(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    facts = [read_json(path) if (path := folder / "provenance.json").is_file() else {} for folder in (first, second)]
+    lines = ["settings: " + ("; ".join(differences(*settings)) or "the same")]
+    changed = differences(*facts)
+    lines.append("data and versions: " + ("; ".join(changed) or ("the same" if all(facts) else "not recorded")))
+    tables = [ResultTable.load(folder / "results.json") for folder in (first, second)]
+    found = compare_rows(*tables)
+    shown = found if everything else [d for d in found if d.change]
+    rows = [("figure", "first", "second", "change", "interval", "p (Holm)", "")]
+    for d in sorted(shown, key=lambda d: (not d.significant, -abs(d.change))):
+        row = d.row
+        name = " ".join(
+            filter(None, (row.stage, row.protocol, row.modality, row.task, row.metric, row.variant, row.text_path))
+        )
+        verdict = ("better" if d.better else "worse") if d.significant else d.why or "not significant"
+        interval = "" if d.why else f"{number(d.low, row.metric)} to {number(d.high, row.metric)}"
+        p = "" if d.why else f"{d.p:.3g}"
+        values = (number(d.first, row.metric), number(d.second, row.metric), f"{d.change:+.3f}")
+        rows.append((name, *values, interval, p, verdict))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    significant = sum(d.significant for d in found)
+    lines.append(
+        f"{len(found)} figures in both, {len(shown)} shown, {significant} differ significantly (p < .05, Holm)"
+    )
+    return "\n".join(lines), [plain(d.row) | {"first": d.first, "second": d.second, "p": d.p} for d in shown]
+
+
+# ---- leaks -----------------------------------------------------------------------------------------------------------
+
+
+def leak_report(manifest: Path, root: Path | None, space: Path | None, threshold: float | None) -> tuple[str, bool]:
+    """What test shares with training, per modality, and whether anything was found."""
+    found = read_manifest(manifest, root=root)
+    opened = load(space) if space else None
+    subject = of_space("space", opened, Encoder(FeatureCache(manifest.parent / "cache"))) if opened else None
+    texts, leaked = [], False
+    for m in dict.fromkeys(record.modality for record in found.records):
+        records = [record for record in found.records if record.modality == m]
+        report = split_leaks(records, found.bad)
+        if subject is not None and opened is not None and m in opened.modalities:
+            sides = {s: subject.readable([r for r in records if r.split == s])[0] for s in ("test", "train")}
+            if all(sides.values()):
+                rows = {s: subject.images(side) for s, side in sides.items()}
+                ids = ([r.id for r in sides["test"]], [r.id for r in sides["train"]])
+                report.twins, report.threshold = near_duplicates(rows["test"], rows["train"], ids, threshold)
+            names = _names({record.set for record in records})
+            seen = {s: seen_by(subject.training_data(m), names[s]) for s in names}
+            report.seen = {f"{m} model ({s})": entries for s, entries in seen.items() if entries}
+        leaked |= bool(report.patients or report.contents or report.twins or report.seen)
+        texts.append(f"{m}\n{report.report()}")
+    return "\n\n".join(texts), leaked
+
+
+def _names(sets: set[str]) -> dict[str, tuple[str, ...]]:
+    """Names a data set goes by."""
+    known = benchmarks.names()
+    return {s: (s, benchmarks.get(s).title) if s in known else (s,) for s in sorted(sets)}
+
+
+__all__ = ["compare_runs", "evaluate_suite", "leak_report", "report_suite"]

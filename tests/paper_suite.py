@@ -1,0 +1,97 @@
+"""Everything the paper's suite needs, in small: every data set in its official layout, and subjects to measure.
+
+python tests/paper_suite.py FOLDER      writes FOLDER/data, FOLDER/subjects and FOLDER/suite.yaml
+m3bind evaluate --suite FOLDER/suite.yaml --out FOLDER/runs
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from m3bind.evaluate.benchmarks import get, prepare
+from m3bind.evaluate.tables import load_tables
+from m3bind.models import registry
+from m3bind.models.text_encoder import make_text_encoder, train_wordpiece
+from m3bind.runner import FOLDER, load_suite
+
+TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL: dict[str, dict[str, Any]] = {
+    "picture": {"model": "compact_2d", "modality": "xray", "image_size": 32, "widths": [8, 16]},
+    "volume": {"model": "compact_3d", "modality": "ct", "shape": [8, 16, 16], "spacing": [4.0, 4.0, 4.0]},
+    "ecg": {"model": "compact_1d", "modality": "ecg", "rate": 50.0, "seconds": 5.0},
+}
+PAIRS = 400  # of which at least 128 are in the test split
+KINDS = {"ct": "volume", "ecg": "ecg"}  # of a subject, by the modality it is measured on
+
+
+def datasets() -> list[str]:
+    """Data sets of the paper's tables."""
+    blocks = [block for table in load_tables("paper").table for block in table.block]
+    return sorted({column.dataset for block in blocks for column in block.columns})
+
+
+def make_data(folder: Path) -> None:
+    """Every data set as its publisher distributes it, prepared into folder/data/NAME."""
+    for name in datasets():
+        size = {"n": PAIRS} if name == "mimic_pair" else {}
+        importlib.import_module(f"evaluate.benchmarks.trees.{name}").make(folder / "official" / name, **size)
+        prepare(get(name), folder / "official" / name, folder / "data" / name)
+
+
+def make_models(folder: Path) -> dict[str, Path]:
+    """A small dual encoder of each kind with random weights."""
+    assets = folder / "assets"
+    assets.mkdir(parents=True)
+    words = ["normal abnormal present not is observed a photo of the retina lung heart rhythm tissue with and no"]
+    (assets / "tokenizer.json").write_text(train_wordpiece(words, minimum=1).to_str())
+    made = {}
+    for kind, settings in SMALL.items():
+        torch.manual_seed(0)
+        options = {key: value for key, value in settings.items() if key != "model"}
+        model = registry.build(
+            settings["model"], assets=assets, joint_dim=12, max_tokens=32, text_config=TEXT, **options
+        )
+        registry.save(model, folder / kind)
+        made[kind] = folder / kind
+    return made
+
+
+def make_space(folder: Path, models: dict[str, Path]) -> Path:
+    """A space of five such models."""
+    from m3bind.space.bundle import Space, save_space
+
+    names = {"xray": "picture", "retina": "picture", "pathology": "picture", "ct": "volume", "ecg": "ecg"}
+    opened = {m: registry.load(models[kind]) for m, kind in names.items()}
+    torch.manual_seed(1)
+    bridges = {m: torch.linalg.qr(torch.randn(16, 12))[0].T for m in names}
+    student = make_text_encoder("bert", dim=16, assets=models["picture"] / "assets", config=TEXT, max_tokens=32)
+    return save_space(Space(opened, bridges, student=student.eval()), folder)
+
+
+def make_suite(folder: Path, **change: Any) -> Path:
+    """All of it, and folder/suite.yaml."""
+    make_data(folder)
+    models = make_models(folder / "subjects")
+    space = make_space(folder / "subjects" / "space", models)
+    modality = {
+        row.subject: block.modality for t in load_tables("paper").table for block in t.block for row in block.rows
+    }
+    subjects: dict[str, Any] = {}
+    for name, source in load_suite("paper").subjects.items():
+        kind = KINDS.get(modality[name], "picture")
+        alone = {"model": str(models[kind]), "untrained": True}
+        subjects[name] = alone if source.model or source.missing else {"space": str(space)}
+    tree = yaml.safe_load((FOLDER / "paper.yaml").read_text())
+    tree |= {"data": str(folder / "data"), "cache": str(folder / "cache"), "subjects": subjects, "bootstrap": 20}
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(tree | change))
+    return path
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    print(make_suite(Path(sys.argv[1])))
