@@ -225,7 +225,9 @@ def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) 
         return space.encode_text(texts, text=path)
 
     means = {m: space.image_mean(m) for m in names}
-    view = View(stage, embedded[split], by_split[split], embedded["train"], by_split["train"], encode, student, means)
+    scales = {m: space.logit_scale(m) for m in names}
+    parts = (embedded[split], by_split[split], embedded["train"], by_split["train"])
+    view = View(stage, *parts, encode, student, means, scales)
     table = ResultTable(measure(view, [], EvaluateConfig(probe=False), split, 0))
     if not tasks_for(found.records, found.records):
         print("no zero-shot task fits these labels; give the rows labels, or add a prompt file")
