@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
 from m3bind.ablate import LITERAL, SENSIBLE
 from m3bind.binding import methods
@@ -37,9 +37,10 @@ from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import class_embeddings
 from m3bind.files import read_json, sha256_text, write_json
 from m3bind.fit import Run
+from m3bind.training.pairs import Pairs
 
 log = logging.getLogger(__name__)
-Floats = NDArray[np.float64]
+Sides = Mapping[str, tuple[Tensor, Tensor]]
 DEFAULT = "default"
 POST: dict[str, PostConfig] = {
     "": PostConfig(),
@@ -111,59 +112,87 @@ def compare_methods(config: RunConfig, folder: Path, seeds: Sequence[int], only:
     names = [n for n in ENTRIES if not only or n in only or n == DEFAULT]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in seeds:
+        towers = _Towers(folder / f"seed{seed}", folder.parent / "cache")
         for name in names:
             log.info("%s, seed %d", name, seed)
-            found[name].append(_kept(config, name, seed, folder))
+            found[name].append(_kept(config, name, seed, towers))
     table = summary(config, found, list(seeds))
     write_json(folder / "methods.json", table)
     return table
 
 
-def _kept(config: RunConfig, name: str, seed: int, folder: Path) -> dict[str, Any]:
+class _Towers:
+    """The towers of one seed after stage 0: opened once for all methods that leave them as they are."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder, self.cache = folder, cache
+        self._shared: tuple[Run, dict[str, Pairs], Sides] | None = None
+
+    def open(self, settings: RunConfig, name: str) -> Run:
+        """A run after stage 0."""
+        run = Run(settings, self.folder / "runs" / name, self.cache, self.folder / "stage0")
+        run.pretrain()
+        run.unbound()
+        return run
+
+    def shared(self, settings: RunConfig) -> tuple[Run, dict[str, Pairs], Sides]:
+        """A run whose towers nobody may change, with its finished pairs and their embeddings."""
+        if self._shared is None:
+            run = self.open(settings, "shared")
+            self._shared = run, run.finished_pairs(), run.sides()
+        self._shared[0].unbound()
+        return self._shared
+
+
+def _kept(config: RunConfig, name: str, seed: int, towers: _Towers) -> dict[str, Any]:
     """The figures of one row and seed: read where they are, else made and written."""
     entry = ENTRIES[name]
     settings = entry_config(config, entry, seed)
-    path = folder / f"seed{seed}" / f"{name}.json"
-    digest = sha256_text(settings.model_dump_json(), str(entry.change is None))[:16]
+    path = towers.folder / f"{name}.json"
+    options = methods.get(settings.align.method).options(settings.align)
+    digest = sha256_text(settings.model_dump_json(), json.dumps(options), str(entry.change is None))[:16]
     if path.exists():
         kept: dict[str, Any] = read_json(path)
         if kept["settings"] != digest:
-            raise ConfigError(f"{path} was measured with other settings; use another --name, or delete {folder}")
+            raise ConfigError(f"{path} was measured with other settings; use another --name, or delete {path.parent}")
         return kept
-    run = Run(
-        settings, folder / f"seed{seed}" / name, cache=folder.parent / "cache", stage0=folder / f"seed{seed}/stage0"
-    )
-    made = {"method": name, "seed": seed, "settings": digest, **_bind_and_measure(run, entry)}
+    made = {"method": name, "seed": seed, "settings": digest, **_bind_and_measure(settings, name, towers)}
     write_json(path, made)
     return made
 
 
-def _bind_and_measure(run: Run, entry: Entry) -> dict[str, Any]:
-    """Bind, timed without stage 0 and without what is cached for all, and measure; or why that is impossible."""
-    run.pretrain()
-    run.unbound()
-    if entry.change is not None:
-        run.warm()
-        started = time.process_time()
-        try:
-            run.align()
-        except ConfigError as error:
-            return {"skipped": str(error)}
-        seconds = time.process_time() - started
+def _bind_and_measure(settings: RunConfig, name: str, towers: _Towers) -> dict[str, Any]:
+    """Bind, timed without stage 0 and without what is computed once for all, and measure; or why that is impossible."""
+    if ENTRIES[name].change is None:
+        run, _, sides = towers.shared(settings)
+        return {"uses": "-", "seconds": 0.0, **measure_methods(run, sides)}
+    sides: Sides | None = None
+    if methods.get(settings.align.method).towers:
+        run = towers.open(settings, name)
+        pairs = run.pairs("align")
     else:
-        seconds = 0.0
-    return {"uses": uses(run.config) if entry.change is not None else "-", "seconds": seconds} | measure_methods(run)
+        run, pairs, sides = towers.shared(settings)
+    started = time.process_time()
+    try:
+        run.bind(settings.align, towers.folder / "runs" / name, pairs)
+    except ConfigError as error:
+        return {"skipped": str(error)}
+    seconds = time.process_time() - started
+    return {"uses": uses(settings), "seconds": seconds, **measure_methods(run, sides or run.sides())}
 
 
 # ---------------------------------------------------------------------------------------------- figures
 
 
-def measure_methods(run: Run) -> dict[str, Any]:
-    """{"figures": {post step: {figure: value, chance, n, gallery, replicates}}} of the run's present state."""
+def measure_methods(run: Run, sides: Sides) -> dict[str, Any]:
+    """{"figures": {post step: {figure: value, chance, n, gallery, replicates}}} of the run's present state.
+
+    `sides`: training embeddings that post steps are fitted on, as `Run.sides` gives them.
+    """
     resamples = min(run.config.evaluate.bootstrap, 200)
     found: dict[str, dict[str, Any]] = {}
     for name, post in {**POST, **_iso(run)}.items():
-        bridges, run.bridges = run.bridges, run.with_post(post)
+        bridges, run.bridges = run.bridges, run.with_post(post, sides)
         images = {m: run.embed_images(m, "test") for m in run.corpus.modalities}
         figures: Figures = {"zero-shot": (_zero_shot(run, images, resamples), None)}
         figures |= _patients(run, images, resamples) | _concepts(run, images, resamples)

@@ -22,7 +22,7 @@ import gc
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,11 +33,12 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from m3bind.binding import methods, post
 from m3bind.binding.bridge import BaseBridge, Bridge, identity_map
 from m3bind.binding.methods.base import BindingInputs
-from m3bind.config import PostConfig, RunConfig
+from m3bind.config import AlignConfig, PostConfig, RunConfig
 from m3bind.data import manifest as manifests
 from m3bind.data import splits, texts
 from m3bind.data.batching import rng
@@ -259,36 +260,42 @@ class Run:
 
     def closed_form(self) -> None:
         """Binding without training: Procrustes."""
-        pairs = self._finished_pairs()
+        pairs = self.finished_pairs()
         settings = self.config.align.model_copy(update={"options": {}})
         self.bridges = methods.get("procrustes").bind(self._inputs(pairs, self.folder / "closed_form"), settings)
 
     def align(self) -> None:
         """Stage 1 by the method of the settings."""
-        settings = self.config.align
+        self.bind(self.config.align, self.folder / "stage1")
+
+    def bind(self, settings: AlignConfig, folder: Path, pairs: dict[str, Pairs] | None = None) -> None:
+        """Stage 1 and post steps by any settings, checkpoints in `folder`; `pairs` where they are there already."""
         method = methods.get(settings.method)
         method.options(settings)
-        pairs = self.pairs("align") if method.towers else self._finished_pairs()
-        self.bridges = method.bind(self._inputs(pairs, self.folder / "stage1"), settings)
+        if pairs is None:
+            pairs = self.pairs("align") if method.towers else self.finished_pairs()
+        self.bridges = method.bind(self._inputs(pairs, folder), settings)
         self.encoder.weights_changed()
         self.bridges = self.with_post(settings.post)
 
-    def warm(self) -> None:
-        """Compute what binding reads of the towers as they are, so that a method can be timed alone."""
-        for pairs in (self._finished_pairs(), self.pairs("align")):
-            for side in pairs.values():
-                _ = side.images.array
+    def sides(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per modality, embeddings (n, d_m) of the training images and of their canonical captions, not yet bound."""
+        return {
+            m: (
+                pairs.images.encode(torch.arange(len(pairs))),
+                pairs.texts.encode(torch.tensor([int(ids[0]) for ids in pairs.captions])),
+            )
+            for m, pairs in self.finished_pairs().items()
+        }
 
-    def with_post(self, settings: PostConfig) -> dict[str, BaseBridge]:
-        """The present bridges followed by post steps, fitted on the training pairs (canonical captions)."""
+    def with_post(
+        self, settings: PostConfig, sides: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    ) -> dict[str, BaseBridge]:
+        """The present bridges followed by post steps, fitted on `sides` (default: computed here)."""
         if settings == PostConfig():
             return self.bridges
-        found = {}
-        for m, pairs in self._finished_pairs().items():
-            images = pairs.images.encode(torch.arange(len(pairs)))
-            texts = pairs.texts.encode(torch.tensor([int(ids[0]) for ids in pairs.captions]))
-            found[m] = post.after(self.bridges[m], settings, images, texts, self.models[m])
-        return found
+        sides = self.sides() if sides is None else sides
+        return {m: post.after(self.bridges[m], settings, *sides[m], self.models[m]) for m in sides}
 
     def posted_images(self, settings: PostConfig, split: str) -> dict[str, Matrix]:
         """(n, d) unit rows of every modality as they would be after post steps."""
@@ -307,7 +314,7 @@ class Run:
         )
         features = self.encoder.text_features(corpus.table.texts, student) if settings.student.train == "head" else None
         wrapped = StudentTexts(student, corpus.table, features)
-        pairs = self._finished_pairs()
+        pairs = self.finished_pairs()
         teachers = self._teachers()
         inputs = self._inputs(pairs, self.folder / "stage2")
         shares = inputs.pool_probabilities(settings.balance)
@@ -318,7 +325,7 @@ class Run:
         self.student = student.requires_grad_(False).eval()
         self.encoder.weights_changed()
 
-    def _finished_pairs(self) -> dict[str, Pairs]:
+    def finished_pairs(self) -> dict[str, Pairs]:
         """Training pairs of every modality with both sides already embedded."""
         corpus = self.corpus
         return {
@@ -368,6 +375,7 @@ class Run:
             {m: self.corpus.records[m]["train"] for m in names},
             self.embed_text,
             student=self.student is not None,
+            scales={m: float(self.models[m].logit_scale.detach()) for m in names},
             posted={gap: self.posted_images(PostConfig(gap=gap), "test") for gap in self.config.evaluate.post},
         )
 

@@ -27,7 +27,7 @@ from m3bind.space.bridges import freeze
 from m3bind.training.contrastive import full_precision, identical_positives
 from m3bind.training.loop import ParameterGroup, train
 
-TRAINING = {"steps": 300, "batch": 512, "lr": 1e-3, "weight_decay": 0.01}  # of heads, unless a method says otherwise
+TRAINING = {"steps": 200, "batch": 256, "lr": 1e-3, "weight_decay": 0.01}  # of heads, unless a method says otherwise
 
 
 @torch.no_grad()
