@@ -96,9 +96,10 @@ class Job:
 def job_of(block: Block, column: Column, line: Line) -> Job:
     """The job that gives the cell of `column` and `line`."""
     protocol = line.protocol or column.protocol
-    job = partial(Job, protocol, column.dataset, block.modality)
+    job = partial(Job, protocol, column.dataset, column.direction or column.modality or block.modality)
     if protocol == "few_shot":
-        alike = [c for c in block.columns if (c.dataset, c.task, c.unit) == (column.dataset, column.task, column.unit)]
+        same = (column.dataset, column.task, column.unit)
+        alike = [c for c in block.columns if (c.dataset, c.task, c.unit) == same]
         alike = [c for c in alike if c.protocol == "few_shot"]
         amounts, metrics = (tuple(sorted({getattr(c, name) for c in alike})) for name in ("amount", "metric"))
         method = line.tuning or column.method
@@ -106,7 +107,8 @@ def job_of(block: Block, column: Column, line: Line) -> Job:
     if protocol == "cross_modal":
         return job(direction=column.direction, match=column.match)
     if protocol == "classifier":
-        return job(task=column.task, split=column.split)
+        figures = {c.metric for c in block.columns if (c.dataset, c.task) == (column.dataset, column.task)}
+        return job(task=column.task, split=column.split, metrics=tuple(sorted(figures)))
     return job(task=column.task, text=line.text, split=column.split)
 
 
@@ -118,7 +120,10 @@ def is_of(row: Row, column: Column, line: Line) -> bool:
         named = shot_variant(line.tuning or column.method, column.amount, column.unit)
         return row.variant == ", ".join(filter(None, (named, column.variant)))
     if column.protocol == "cross_modal" and column.match == "visit":
-        return row.variant == f"gallery={column.gallery or 'all'}" and row.protocol == "cross_modal"
+        wanted = ", ".join(filter(None, (f"gallery={column.gallery or 'all'}", column.variant)))
+        return row.variant == wanted
+    if column.protocol == "cross_modal":
+        return row.variant == column.variant and row.task == (column.task or "patient")
     if column.protocol == "text_retrieval":
         return row.protocol == "image_to_text"
     return row.variant == column.variant
@@ -227,10 +232,8 @@ def _classifier(job: Job, subject: Measurable, data: Dataset, measure: Measure) 
     known = (task.labels(valid), _scores(task, subject, valid)) if valid else None
     draw = Resampling([record.patient for record in test], measure.resamples, subject.seed)
     context = replace(_context(job, subject), prompts=task.prompts_hash)
-    names = (task.metric, *task.metrics)
-    rows = score_rows(
-        "classifier", task.labels(test), _scores(task, subject, test), context, draw, names=names, valid=known
-    )
+    scores = _scores(task, subject, test)
+    rows = score_rows("classifier", task.labels(test), scores, context, draw, names=job.metrics, valid=known)
     return rows, bad + more
 
 
@@ -356,7 +359,9 @@ def _matched(
         rows = []
         for concept in concepts_for(everything):
             classes = {m: concept.labels(records[m], m) for m in images}
-            rows += concept_retrieval_rows(images, classes, context, patients_of, means, resamples=resamples)
+            if all(len(set(found) - {-1}) > 1 for found in classes.values()):
+                place = replace(context, task=concept.name, prompts=concept.prompts_hash)
+                rows += concept_retrieval_rows(images, classes, place, patients_of, means, resamples=resamples)
     return [row for row in rows if row.modality == job.direction]
 
 

@@ -29,7 +29,8 @@ class Column(_Strict):
     dataset: str
     protocol: Protocol
     metric: str
-    task: str = ""  # zero_shot, few_shot, classifier: a task of the prompt files
+    modality: str = ""  # where it is not the block's
+    task: str = ""  # a task of the prompt files, or for cross_modal by concept a concept
     variant: str = ""
     method: str = "linear_probe"  # few_shot: a file in evaluate/adapters/
     unit: Literal["shot", "percent"] = "shot"  # few_shot: of `amount`
