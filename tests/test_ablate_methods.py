@@ -1,5 +1,7 @@
 """The table of binding methods: its settings, its significance, and one small table from start to end, resumed."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,12 @@ def test_a_table_from_start_to_end_and_again_from_its_files(config, tmp_path, mo
     assert by_name["default"]["post"][""]["zero-shot"]["ci_low"] == 0  # against itself
     shown = as_text(table)
     assert all(name in shown for name in by_name) and "(12)" in shown and "pairs of modalities" in shown
+    before = (tmp_path / "t/seed1/relative.json").read_text()
+    (tmp_path / "t/seed1/relative.json").unlink()  # killed before it was written
+    compare_methods(config, tmp_path / "t", [0, 1], wanted)
+    again, first = json.loads((tmp_path / "t/seed1/relative.json").read_text()), json.loads(before)
+    assert again["figures"] == first["figures"]
+    table = ablate_methods.load(tmp_path / "t")
     monkeypatch.setattr(ablate_methods, "_bind_and_measure", lambda *a: pytest.fail("measured again"))
     assert compare_methods(config, tmp_path / "t", [0, 1], wanted) == table == ablate_methods.load(tmp_path / "t")
     changed = config.model_copy(update={"align": config.align.model_copy(update={"lam": 3.0})})

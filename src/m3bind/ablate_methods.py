@@ -112,7 +112,7 @@ def compare_methods(config: RunConfig, folder: Path, seeds: Sequence[int], only:
     names = [n for n in ENTRIES if not only or n in only or n == DEFAULT]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in seeds:
-        towers = _Towers(folder / f"seed{seed}", folder.parent / "cache")
+        towers = _Towers(entry_config(config, Entry("", None), seed), folder / f"seed{seed}", folder.parent / "cache")
         for name in names:
             log.info("%s, seed %d", name, seed)
             found[name].append(_kept(config, name, seed, towers))
@@ -124,8 +124,8 @@ def compare_methods(config: RunConfig, folder: Path, seeds: Sequence[int], only:
 class _Towers:
     """The towers of one seed after stage 0: opened once for all methods that leave them as they are."""
 
-    def __init__(self, folder: Path, cache: Path) -> None:
-        self.folder, self.cache = folder, cache
+    def __init__(self, settings: RunConfig, folder: Path, cache: Path) -> None:
+        self.settings, self.folder, self.cache = settings, folder, cache
         self._shared: tuple[Run, dict[str, Pairs], Sides] | None = None
 
     def open(self, settings: RunConfig, name: str) -> Run:
@@ -135,10 +135,10 @@ class _Towers:
         run.unbound()
         return run
 
-    def shared(self, settings: RunConfig) -> tuple[Run, dict[str, Pairs], Sides]:
+    def shared(self) -> tuple[Run, dict[str, Pairs], Sides]:
         """A run whose towers nobody may change, with its finished pairs and their embeddings."""
         if self._shared is None:
-            run = self.open(settings, "shared")
+            run = self.open(self.settings, "shared")
             self._shared = run, run.finished_pairs(), run.sides()
         self._shared[0].unbound()
         return self._shared
@@ -163,15 +163,15 @@ def _kept(config: RunConfig, name: str, seed: int, towers: _Towers) -> dict[str,
 
 def _bind_and_measure(settings: RunConfig, name: str, towers: _Towers) -> dict[str, Any]:
     """Bind, timed without stage 0 and without what is computed once for all, and measure; or why that is impossible."""
+    sides: Sides | None
     if ENTRIES[name].change is None:
-        run, _, sides = towers.shared(settings)
+        run, _, sides = towers.shared()
         return {"uses": "-", "seconds": 0.0, **measure_methods(run, sides)}
-    sides: Sides | None = None
     if methods.get(settings.align.method).towers:
         run = towers.open(settings, name)
-        pairs = run.pairs("align")
+        pairs, sides = run.pairs("align"), None
     else:
-        run, pairs, sides = towers.shared(settings)
+        run, pairs, sides = towers.shared()
     started = time.process_time()
     try:
         run.bind(settings.align, towers.folder / "runs" / name, pairs)
