@@ -16,7 +16,7 @@ help:
 	@echo "make check      ruff, mypy"
 	@echo "make bench      the benchmarks: each prints a ratio and its conditions"
 	@echo "make reference  embeddings that m3bind check-model compares with, anew for every published model"
-	@echo "make docs       the table of docs/models.md from the models' cards"
+	@echo "make docs       the tables of models and data sets in docs/"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,7 @@ reference: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/m3bind models --markdown docs/models.md
+	$(BIN)/m3bind datasets --markdown docs/experiments.md
 
 clean:
 	rm -rf $(VENV) runs

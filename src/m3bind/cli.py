@@ -167,6 +167,23 @@ def prepare(
 
 
 @app.command()
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="show everything about this one")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write the table into this file, between its marks")] = None,
+) -> None:
+    """The data sets that prepare knows: what for, size, licence, how to get them, layout.
+
+    Examples:  m3bind datasets   |   m3bind datasets odir200x3
+    """
+    from m3bind.evaluate.benchmarks import _listing
+
+    if markdown:
+        _listing.update_document(markdown)
+        return
+    print(_listing.describe(name) if name else _listing.as_text())
+
+
+@app.command()
 def pretrain(
     settings: Settings, change: Change = None, out: Out = Path("runs"), name: Name = None, seed: Seed = None
 ) -> None:
