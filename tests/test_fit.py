@@ -266,3 +266,19 @@ def test_a_full_disk_is_one_clear_line(project, call, monkeypatch):
     monkeypatch.setattr(loop, "SummaryWriter", lambda *args, **kwargs: Full())
     code, shown = call("pretrain", "settings.yaml", "--name", "full")
     assert code == 1 and "No space left on device" in shown and "Traceback" not in shown
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on(project: Path, tmp_path: Path) -> None:
+    from m3bind.config import load_config
+    from m3bind.errors import ConfigError
+    from m3bind.fit import Run
+
+    config = load_config(str(project / "settings.yaml"))
+    Run(config, tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    del tree["align"]["lam"], tree["evaluate"]["gap_correction"]  # as if an older version had written it
+    path.write_text(yaml.safe_dump(tree))
+    Run(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"align.lam: 10.0 then, 1.0 now"):
+        Run(load_config(str(project / "settings.yaml"), ["align.lam=1"]), tmp_path / "run")

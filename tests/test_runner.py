@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,9 @@ def test_every_cell_of_the_paper_is_computed_once(world: Path, classifiers: None
     assert "Table 5" in page
     assert "<script" not in page
     assert "data:image/png" in page  # Figure 3
+    assert "Calibration of zero-shot" in page
+    assert {row.metric for row in suite.calibration()} >= {"ece", "coverage", "answered_accuracy", "temperature"}
+    assert paper.contaminated([replace(cells[0], seen=("Some set",))]) == ["CLIP, messidor2: Some set"]
 
     written = {path: path.stat().st_mtime_ns for path in (suite.folder / "cells").iterdir()}
     (gone,) = [path for path in written if path.name.endswith(".json") and ".rows" not in path.name][:1]

@@ -16,6 +16,7 @@ from m3bind.evaluate.metrics import Resampling, accuracy
 from m3bind.evaluate.results import Context, ResultTable
 from m3bind.files import write_json
 from m3bind.tables import compare_runs, leak_report
+from paper_suite import make_models, make_space
 from test_runner import run
 
 DOCS = Path(__file__).parents[1] / "docs" / "experiments.md"
@@ -65,6 +66,25 @@ def test_leaks_are_found_in_a_manifest(tmp_path: Path, make_picture: Callable[..
     make_picture(tmp_path / "5.png", "xray", seed=9)
     assert run("leaks", str(tmp_path / "m.csv"), monkeypatch=monkeypatch) == 0
     assert "content of a training file: 0" in capsys.readouterr().out
+
+
+def test_a_saved_space_is_measured_and_bad_files_are_set_aside(
+    tmp_path: Path, make_picture: Callable[..., Path], monkeypatch, capsys
+) -> None:
+    space = make_space(tmp_path / "space", make_models(tmp_path / "models"))
+    for number in range(8):
+        make_picture(tmp_path / f"{number}.png", "xray", seed=number)
+    (tmp_path / "7.png").write_bytes(b"broken")
+    rows = [f"xray,{i}.png,{['normal', 'opacity'][i % 2]},p{i},test" for i in range(8)]
+    (tmp_path / "m.csv").write_text("\n".join(["modality,path,label,patient,split", *rows]) + "\n")
+    arguments = ("evaluate", str(space), "--manifest", str(tmp_path / "m.csv"), "--json", str(tmp_path / "out.json"))
+    assert run(*arguments, monkeypatch=monkeypatch) == 1
+    assert "1 rows set aside" in capsys.readouterr().out
+    table = ResultTable.load(tmp_path / "out.json")
+    assert {row.n for row in table.where(protocol="zero_shot")} == {7}
+    (tmp_path / "7.png").unlink()
+    make_picture(tmp_path / "7.png", "xray", seed=7)
+    assert run(*arguments, monkeypatch=monkeypatch) == 0
 
 
 def test_prepare_writes_a_manifest_and_says_what_differs(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -253,13 +253,19 @@ def evaluate(
 
         code = evaluate_suite(suite, change or [], out, only or [], missing, json_file)
         raise typer.Exit(code)
-    from m3bind.finish import evaluate_space, show_results
-
     if space is None:
         raise ConfigError("give a run or space folder, or a suite with --suite (paper, mini5)")
-    table = evaluate_space(space, manifest, root, split) if manifest else show_results(space)
+    if manifest is None:
+        from m3bind.finish import show_results
+
+        table, bad = show_results(space), False
+    else:
+        from m3bind.tables import evaluate_space
+
+        table, bad = evaluate_space(space, manifest, root, split)
     if json_file:
         table.save(json_file)
+    raise typer.Exit(1 if bad else 0)
 
 
 @app.command()

@@ -4,23 +4,24 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from rich.console import Console
 
 from m3bind import modalities
-from m3bind.config import EvaluateConfig, validate
+from m3bind.config import validate
 from m3bind.data.manifest import read_manifest
 from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError
+from m3bind.evaluate.calibration import Answers, answers, fit_temperature
 from m3bind.evaluate.points import Points
 from m3bind.evaluate.report import write_report
 from m3bind.evaluate.results import ResultTable, console, headline
-from m3bind.evaluate.suite import View, measure
 from m3bind.evaluate.tasks import concepts_for, tasks_for
+from m3bind.evaluate.zero_shot import known_rows, task_logits
 from m3bind.files import write_json
 from m3bind.fit import Run
 from m3bind.space.bundle import Space, load, save_space
@@ -161,7 +162,41 @@ def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = N
         synthetic=run.config.data.phantom is not None,
         name=run.config.name,
         seed=run.config.seed,
+        reliability=reliability(run),
     )
+
+
+def reliability(run: Run) -> dict[str, list[tuple[str, Answers]]]:
+    """Heading -> zero-shot answers on the test split by task: as the models scale them, and with a fitted temperature.
+
+    Texts go through the student where there is one. The temperature is fitted on the valid split, where there is one.
+    """
+    records = {s: {m: run.corpus.records[m][s] for m in run.corpus.modalities} for s in ("train", "valid", "test")}
+    everything, train = ([r for rows in records[s].values() for r in rows] for s in ("test", "train"))
+    found: dict[str, list[tuple[str, Answers]]] = {"As the models scale them": [], "With a fitted temperature": []}
+    for task in tasks_for(everything, train, run.config.evaluate.tasks or None):
+        m = task.modality
+        if task.zscore or (task.multilabel and not task.paired):
+            continue
+        encode = partial(_texts_of, run, "student" if run.student is not None else m)
+        scored = {}
+        for split in ("test", "valid"):
+            if not records[split][m]:
+                continue
+            images, y, _ = known_rows(task, (run.embed_images(m, split), records[split][m]))
+            scale = float(run.models[m].logit_scale.detach())
+            scored[split] = y, task_logits(task, images, encode, scale)
+        if "test" in scored and len(scored["test"][0]):
+            name = f"{modalities.get(m).title}: {task.name.replace('_', ' ')}"
+            found["As the models scale them"].append((name, answers(*scored["test"])))
+            if "valid" in scored and len(scored["valid"][0]):
+                warm = answers(*scored["test"], fit_temperature(*scored["valid"]))
+                found["With a fitted temperature"].append((name, warm))
+    return {heading: parts for heading, parts in found.items() if parts}
+
+
+def _texts_of(run: Run, path: str, texts: Sequence[str]) -> Any:
+    return run.embed_text(texts, path)
 
 
 def open_run(folder: Path) -> Run:
@@ -194,44 +229,6 @@ def show_results(folder: Path) -> ResultTable:
         raise ConfigError(f"{folder} is a space, not a run: add --manifest FILE to measure it")
     table = ResultTable.load(path)
     _console().print(console(table, title=str(folder)))
-    return table
-
-
-def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) -> ResultTable:
-    """Measure a saved space on the files of a manifest and print the figures."""
-    space = load(folder / "space" if (folder / "space" / "space.json").exists() else folder)
-    found = read_manifest(manifest, root=root, modalities=space.modalities)
-    if found.bad:
-        print(format_bad_rows(found.bad))
-    names = [m for m in space.modalities if any(r.modality == m and r.split == split for r in found.records)]
-    if not names:
-        raise ConfigError(
-            f"{manifest}: no rows of split {split!r} for {', '.join(space.modalities)}; choose another --split"
-        )
-    by_split = {
-        s: {m: [r for r in found.records if r.modality == m and r.split == s] for m in names} for s in (split, "train")
-    }
-    embedded = {
-        s: {
-            m: space.encode_image([r.path for r in rows], m) if rows else np.zeros((0, space.dim), np.float32)
-            for m, rows in part.items()
-        }
-        for s, part in by_split.items()
-    }
-    student = "student" in space.text_paths
-    stage = "distilled" if student else "bound"
-
-    def encode(texts: Sequence[str], path: str) -> Any:
-        return space.encode_text(texts, text=path)
-
-    means = {m: space.image_mean(m) for m in names}
-    scales = {m: space.logit_scale(m) for m in names}
-    parts = (embedded[split], by_split[split], embedded["train"], by_split["train"])
-    view = View(stage, *parts, encode, student, means, scales)
-    table = ResultTable(measure(view, [], EvaluateConfig(probe=False), split, 0))
-    if not tasks_for(found.records, found.records):
-        print("no zero-shot task fits these labels; give the rows labels, or add a prompt file")
-    _console().print(console(table, title=f"{folder} on {manifest.name}"))
     return table
 
 

@@ -38,7 +38,7 @@ from torch import Tensor
 from m3bind.binding import methods, post
 from m3bind.binding.bridge import BaseBridge, Bridge, identity_map
 from m3bind.binding.methods.base import BindingInputs
-from m3bind.config import AlignConfig, PostConfig, RunConfig
+from m3bind.config import AlignConfig, PostConfig, RunConfig, validate
 from m3bind.data import manifest as manifests
 from m3bind.data import splits, texts
 from m3bind.data.batching import rng
@@ -455,8 +455,7 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
     path = folder / "config.yaml"
     now = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
     if path.exists():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        changed = differences(before, now)
+        changed = differences(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))), now)
         if changed:
             raise ConfigError(
                 f"{folder} holds a run with other settings ({'; '.join(changed[:4])}{' ...' * (len(changed) > 4)}); "
@@ -466,7 +465,16 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
     config.save(path)
 
 
+def _with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """Settings an older version saved, with defaults of those that came since; as they are where they do not fit."""
+    try:
+        return dict(yaml.safe_load(yaml.safe_dump(validate(tree).model_dump(mode="json"))))
+    except ConfigError:
+        return tree
+
+
 def differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """What differs between two trees of values: "align.lam: 1.0 then, 10.0 now"."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
         return [

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from m3bind.evaluate.compare import Difference, holm, paired
 from m3bind.evaluate.page import Section, figure, page
 from m3bind.evaluate.plots import Picture, Theme, draw
-from m3bind.evaluate.results import LOW_IS_GOOD, cell_of
+from m3bind.evaluate.results import LOW_IS_GOOD, Row, cell_of, html_table, pivot
 from m3bind.evaluate.tables import Block, TableFile
 from m3bind.files import write_text
 from m3bind.runner import Cell
@@ -112,6 +112,11 @@ def conflicts(cells: Iterable[Cell]) -> list[str]:
     return [f"{cell.title}: {cell.paper.conflict}" for cell in cells if cell.paper and cell.paper.conflict]
 
 
+def contaminated(cells: Iterable[Cell]) -> list[str]:
+    """Whose figures owe something to training data, by the models' cards."""
+    return list(dict.fromkeys(f"{c.line.method}, {c.column.dataset}: {', '.join(c.seen)}" for c in cells if c.seen))
+
+
 def _blocks(cells: Sequence[Cell]) -> list[tuple[int, str, Block, list[Cell]]]:
     groups = groupby(cells, key=lambda cell: (cell.table.number, cell.table.title, cell.block.name))
     return [(number, title, (found := list(part))[0].block, found) for (number, title, _), part in groups]
@@ -148,6 +153,7 @@ def as_text(cells: Sequence[Cell]) -> str:
         lines += [f"  note: {block.note}"] if block.note else []
         lines += [f"  note: {line.method}: {line.note}" for line in block.rows if line.note]
         lines += [f"  [!] {text}" for text in conflicts(found)]
+        lines += [f"  seen in training: {text}" for text in contaminated(found)]
         reasons = {f"{cell.line.subject}: {cell.missing}": None for cell in found if cell.missing}
         lines += [f"  missing: {reason}" for reason in reasons]
     there = sum(bool(cell.rows) for cell in cells)
@@ -183,8 +189,10 @@ def coverage_text(cells: Sequence[Cell]) -> str:
 # ---- page ------------------------------------------------------------------------------------------------------------
 
 
-def write_page(cells: Sequence[Cell], tables: TableFile, folder: Path, name: str) -> Path:
-    """folder/tables.html with every table, the few-shot plots, coverage and conflicts; returns its path."""
+def write_page(
+    cells: Sequence[Cell], tables: TableFile, folder: Path, name: str, calibration: Sequence[Row] = ()
+) -> Path:
+    """folder/tables.html with every table, few-shot plots, calibration, coverage and conflicts; returns its path."""
     sections: list[Section] = []
     differences = tested(cells)
     for number, group in groupby(_blocks(cells), key=lambda part: part[0]):
@@ -195,6 +203,9 @@ def write_page(cells: Sequence[Cell], tables: TableFile, folder: Path, name: str
     if pictures:
         body = "".join(figure(picture, heading) for heading, picture in pictures.items())
         sections.append(("shots", "Accuracy against shots", f'<div class="plots">{body}</div>'))
+    if calibration:
+        text = "Calibration of zero-shot probabilities"
+        sections.append(("calibration", "Calibration", html_table(pivot(calibration), text, group=False)))
     sections.append(("coverage", "Coverage", _html_coverage(cells)))
     known = [*tables.notes, *conflicts(cells)]
     if known:
@@ -223,12 +234,14 @@ def _html_block(
         body.append(f'<tr><th scope="row">{html.escape(line[0].line.method)}{note}</th>{shown}</tr>')
     reasons = {f"{cell.line.subject}: {cell.missing}": None for cell in cells if cell.missing}
     missing = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
+    seen = "; ".join(contaminated(cells))
     label = html.escape(block.name, quote=True)
     return (
         f"<h3>{html.escape(block.name)}</h3>"
         + (f'<p class="caption">{html.escape(block.note)}</p>' if block.note else "")
         + f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table aria-label="{label}"><thead><tr>'
         f'<th scope="col">method</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        + (f'<p class="caption">Seen in training: {html.escape(seen)}</p>' if seen else "")
         + (f"<details><summary>Missing ({len(reasons)})</summary><ul>{missing}</ul></details>" if reasons else "")
     )
 

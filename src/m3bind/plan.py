@@ -230,13 +230,14 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
         0,
         model.joint_dim,
         shape,
-        round(_length(model, work.sample.get(m, []), config)),
-        _length(model, work.pool, config) / _length(model, work.sample.get(m, []), config),
+        0,
+        1.0,
         batch,
-        _distinct(batch, work.captions[m]),
+        _captions(batch, work, m),
         min(align.micro(m) or batch, batch),
         stage0=config.modalities[m].pretrain,
     )
+    tower.tokens, tower.shared = _lengths(model, work.sample.get(m, []), work.pool, config)
     image_level, text_level = levels(config, model, "align")
     choose_trained(model, align)
     tower.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -250,8 +251,13 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
     return tower
 
 
+def _lengths(model: Any, captions: Sequence[str], pool: Sequence[str], config: RunConfig) -> tuple[int, float]:
+    """Mean tokens of a caption, and those of a text of the shared pool as a share of that; padding costs nothing."""
+    own, shared = (_length(model, texts, config) for texts in (captions, pool))
+    return round(own), shared / own
+
+
 def _length(model: Any, texts: Sequence[str], config: RunConfig) -> float:
-    """Mean number of tokens of some texts."""
     with contextlib.suppress(M3BindError):
         if texts:
             return max(2.0, float(model.tokenize(texts)["attention_mask"].sum(1).float().mean()))
@@ -259,8 +265,16 @@ def _length(model: Any, texts: Sequence[str], config: RunConfig) -> float:
 
 
 def _distinct(draws: float, kinds: int) -> float:
-    """Expected number of different texts among `draws` of `kinds`."""
+    """Expected number of different texts among `draws` of `kinds`, with replacement."""
     return kinds * (1 - (1 - 1 / kinds) ** draws) if kinds else draws
+
+
+def _captions(batch: float, work: Work, m: str) -> float:
+    """Expected number of different captions of `batch` pairs, drawn without replacement."""
+    pairs, kinds = work.pairs[m], work.captions[m]
+    if not pairs or not kinds:
+        return batch
+    return float(kinds * (1 - (1 - min(batch / pairs, 1.0)) ** (pairs / kinds)))
 
 
 def input_shape(model: DualEncoder, modality: str) -> tuple[int, ...]:
@@ -312,11 +326,18 @@ def _measure_student(config: RunConfig, assets: Path, work: Work, notes: list[st
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     assert isinstance(student, TextEncoder)
     captions = [text for texts in work.sample.values() for text in texts]
-    length, micro = _length(student, captions, config), config.distill.micro_tokens
-    with autocast(config.distill, torch.device("cpu")):
-        side = time_side(student, student.encode, _tokens(student, round(length)), TEXTS, True, micro > 0)
-    count = sum(p.numel() for p in student.parameters())
-    return Student(count, trained, round(length), _length(student, work.pool, config) / length, side)
+    distill, count = config.distill, sum(p.numel() for p in student.parameters())
+    length, shared = _lengths(student, captions, work.pool, config)
+    with autocast(distill, torch.device("cpu")):
+        side = time_side(student, student.encode, _tokens(student, length), TEXTS, True, distill.micro_tokens > 0)
+    return Student(count, trained, length, shared, side)
+
+
+def _batches(config: RunConfig, work: Work) -> float:
+    """Different captions of the batches of all modalities in phase B."""
+    distill = config.distill
+    sizes = {m: min(distill.batches.get(m, distill.batch), work.pairs[m] or 1 << 62) for m in config.modalities}
+    return sum(_captions(size, work, m) for m, size in sizes.items())
 
 
 def _update_seconds(parameters: int = 10_000_000) -> float:
@@ -364,7 +385,7 @@ def _weights(towers: Sequence[Tower]) -> float:
 def _pretraining(config: RunConfig, t: Tower, towers: Sequence[Tower], work: Work, update: float) -> Stage:
     settings = config.pretrain_for(t.modality)
     batch = settings.batches.get(t.modality, settings.batch)
-    texts = _distinct(batch, work.captions[t.modality])
+    texts = _captions(min(batch, t.pairs or batch), work, t.modality)
     step = batch * _full(t.image) + texts * _full(t.text) + update * t.parameters
     kept = _kept(settings, t, batch, texts)
     memory = _weights(towers) + 12.0 * t.parameters + 2 * WORKSPACE * sum(kept)  # all train: twice the activations
@@ -408,10 +429,7 @@ def _distillation(
     config: RunConfig, towers: Sequence[Tower], student: Student, work: Work, update: float
 ) -> list[Stage]:
     distill = config.distill
-    batches = sum(
-        _distinct(min(distill.batches.get(t.modality, distill.batch), t.pairs or 1 << 62), work.captions[t.modality])
-        for t in towers
-    )
+    batches = _batches(config, work)
     memory = _weights(towers) + 4.0 * student.parameters + 12.0 * student.trained
     shared = student.shared * _distinct(distill.shared_batch, work.kinds)
     stages = []

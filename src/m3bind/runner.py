@@ -26,7 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from m3bind.config import merge
 from m3bind.data.records import BadRow
 from m3bind.errors import ConfigError, M3BindError, UnknownNameError
+from m3bind.evaluate import benchmarks
 from m3bind.evaluate.datasets import Dataset, DatasetSource, load_dataset
+from m3bind.evaluate.leaks import seen_by
 from m3bind.evaluate.protocols import Job, Measure, carry_out, is_of, job_of, task_hash, why_not
 from m3bind.evaluate.results import ResultTable, Row
 from m3bind.evaluate.tables import Block, Column, Line, Printed, Table, load_tables, printed
@@ -97,6 +99,7 @@ class Cell:
     paper: Printed | None
     rows: tuple[Row, ...] = ()
     missing: str = ""
+    seen: tuple[str, ...] = ()  # names on the model's card that mean this data set: it was trained on it
 
     @property
     def title(self) -> str:
@@ -242,6 +245,7 @@ class Suite:
                 "data": data.hash,
                 "prompts": task_hash(job.task),
                 "seeds": self.config.seeds,
+                "seen": list(_seen(work.subjects[place], job)),
                 "versions": versions(),
                 "seconds": round(time.monotonic() - start, 1),
             },
@@ -263,25 +267,43 @@ class Suite:
         """Every cell of every table, with our rows or why there are none."""
         path = self.folder / "missing.json"
         missing: dict[str, str] = dict(read_json(path)) if path.is_file() else {}
-        found: dict[tuple[str, Job], tuple[tuple[Row, ...], str]] = {}
+        found: dict[tuple[str, Job], tuple[tuple[Row, ...], str, tuple[str, ...]]] = {}
         cells = []
         for table, block, line, number in self.places():
             column = block.columns[number]
             job = job_of(block, column, line)
             if (line.subject, job) not in found:
                 found[line.subject, job] = self._rows(line.subject, job, missing)
-            rows, reason = found[line.subject, job]
+            rows, reason, seen = found[line.subject, job]
             mine = tuple(row for row in rows if is_of(row, column, line))
             if rows and not mine:
                 reason = why_not(job, column, rows)
-            cells.append(Cell(table, block, line, column, printed(line, block.columns, number), mine, reason))
+            paper = printed(line, block.columns, number)
+            cells.append(Cell(table, block, line, column, paper, mine, reason, seen if mine else ()))
         return cells
 
-    def _rows(self, subject: str, job: Job, missing: dict[str, str]) -> tuple[tuple[Row, ...], str]:
+    def calibration(self) -> list[Row]:
+        """Calibration rows of all zero-shot jobs that are there, each once; `stage` is the subject."""
+        rows: dict[Row, None] = {}
+        for subject, jobs in self.jobs(["zero shot"]).items():
+            for job in jobs:
+                rows |= dict.fromkeys(r for r in self._rows(subject, job, {})[0] if r.protocol == "calibration")
+        return list(rows)
+
+    def _rows(self, subject: str, job: Job, missing: dict[str, str]) -> tuple[tuple[Row, ...], str, tuple[str, ...]]:
         try:
             path = self._path(self.key(subject, job))
         except M3BindError as error:
-            return (), " ".join(str(error).split("\n")[0].split())
+            return (), " ".join(str(error).split("\n")[0].split()), ()
         if path.is_file():
-            return tuple(ResultTable.load(path.with_suffix(".rows.json"))), ""
-        return (), missing.get(f"{subject}: {job.title}", "not computed yet")
+            rows = tuple(ResultTable.load(path.with_suffix(".rows.json")))
+            return rows, "", tuple(read_json(path).get("seen", ()))
+        return (), missing.get(f"{subject}: {job.title}", "not computed yet"), ()
+
+
+def _seen(subjects: Sequence[Subject], job: Job) -> tuple[str, ...]:
+    """Entries of the subject's cards that name the job's data set."""
+    known = benchmarks.names()
+    names = (job.dataset, benchmarks.get(job.dataset).title) if job.dataset in known else (job.dataset,)
+    found = {e for one in subjects for m in job.modality.split("->") for e in seen_by(one.training_data(m), names)}
+    return tuple(sorted(found))

@@ -1,24 +1,34 @@
-"""What the commands around experiments do: suites, the paper's tables, comparing runs, looking for leaks."""
+"""What the commands around experiments do: suites, the paper's tables, spaces on own files, comparing runs, leaks."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
+from rich.console import Console
 
 from m3bind import paper
+from m3bind.config import EvaluateConfig
 from m3bind.data.cache import FeatureCache
 from m3bind.data.manifest import read_manifest
-from m3bind.errors import ConfigError
+from m3bind.data.records import Record, format_bad_rows
+from m3bind.errors import ConfigError, SpaceError
 from m3bind.evaluate import benchmarks
 from m3bind.evaluate.compare import compare_rows
 from m3bind.evaluate.leaks import near_duplicates, seen_by, split_leaks
-from m3bind.evaluate.results import ResultTable, number, plain
+from m3bind.evaluate.results import ResultTable, console, number, plain
+from m3bind.evaluate.suite import View, measure
+from m3bind.evaluate.tasks import tasks_for
 from m3bind.files import read_json, write_json
+from m3bind.finish import WIDTH
 from m3bind.fit import differences
 from m3bind.prepare import Encoder
 from m3bind.runner import Suite, SuiteConfig, load_suite
-from m3bind.space.bundle import load
+from m3bind.space.bundle import Space, load
 from m3bind.subjects import of_space
 
 # ---- suites ----------------------------------------------------------------------------------------------------------
@@ -41,7 +51,7 @@ def evaluate_suite(
         return 1 if reasons else 0
     print(paper.as_text(cells))
     print(f"\ncells computed of those wanted\n{paper.coverage_text(cells)}")
-    print(f"\npage: {paper.write_page(cells, suite.tables, suite.folder, config.name)}")
+    print(f"\npage: {paper.write_page(cells, suite.tables, suite.folder, config.name, suite.calibration())}")
     if failed:
         print(f"{len(failed)} jobs could not be done; the reasons are above and in {suite.folder / 'missing.json'}")
     if json_file:
@@ -63,7 +73,8 @@ def report_suite(folder: Path | None) -> str:
     config = SuiteConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
     suite = Suite(config, folder)
     cells = suite.cells()
-    return f"{paper.as_text(cells)}\n\npage: {paper.write_page(cells, suite.tables, folder, config.name)}"
+    page = paper.write_page(cells, suite.tables, folder, config.name, suite.calibration())
+    return f"{paper.as_text(cells)}\n\npage: {page}"
 
 
 def _json(cell: Any) -> dict[str, Any]:
@@ -79,6 +90,66 @@ def _json(cell: Any) -> dict[str, Any]:
         "rows": [plain(row) for row in cell.rows],
         "missing": cell.missing,
     }
+
+
+# ---- a space on one's own files --------------------------------------------------------------------------------------
+
+
+def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) -> tuple[ResultTable, bool]:
+    """Measure a saved space on the files of a manifest, print the figures; also whether anything was set aside.
+
+    Raises:
+        ConfigError: no rows of that split for the space's modalities.
+    """
+    space = load(folder / "space" if (folder / "space" / "space.json").exists() else folder)
+    found = read_manifest(manifest, root=root, modalities=space.modalities)
+    with TemporaryDirectory() as cache:
+        subject = of_space("space", space, Encoder(FeatureCache(cache)))
+        bad = list(found.bad)
+        files: dict[str, dict[str, list[Record]]] = {split: {}, "train": {}}
+        for s, part in files.items():
+            for m in space.modalities:
+                part[m], unread = subject.readable([r for r in found.records if (r.modality, r.split) == (m, s)])
+                bad += unread
+        names = [m for m, records in files[split].items() if records]
+        if not names:
+            raise ConfigError(
+                f"{manifest}: no rows of split {split!r} for {', '.join(space.modalities)}; choose another --split"
+            )
+        images = {
+            s: {m: subject.images(part[m]) if part[m] else np.zeros((0, space.dim), np.float32) for m in names}
+            for s, part in files.items()
+        }
+    student = "student" in space.text_paths
+    means = _means(space, names)
+    view = View(
+        "distilled" if student else "bound",
+        images[split],
+        {m: files[split][m] for m in names},
+        images["train"],
+        {m: files["train"][m] for m in names},
+        lambda texts, path: space.encode_text(texts, text=path),
+        student,
+        means,
+        {m: space.logit_scale(m) for m in names},
+    )
+    known = means is not None or all(files["train"][m] for m in names)
+    table = ResultTable(measure(view, [], EvaluateConfig(probe=False, gap_correction=known), split, 0))
+    if bad:
+        print(format_bad_rows(bad))
+    if not tasks_for(found.records, found.records):
+        print("no zero-shot task fits these labels; give the rows labels, or add a prompt file")
+    terminal = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    terminal.print(console(table, title=f"{folder} on {manifest.name}"))
+    return table, bool(bad)
+
+
+def _means(space: Space, names: Sequence[str]) -> dict[str, NDArray[np.float32]] | None:
+    """Stored mean embeddings, for gap correction; None where one was not stored."""
+    try:
+        return {m: space.image_mean(m) for m in names}
+    except SpaceError:
+        return None
 
 
 # ---- two runs --------------------------------------------------------------------------------------------------------
@@ -154,4 +225,4 @@ def _names(sets: set[str]) -> dict[str, tuple[str, ...]]:
     return {s: (s, benchmarks.get(s).title) if s in known else (s,) for s in sorted(sets)}
 
 
-__all__ = ["compare_runs", "evaluate_suite", "leak_report", "report_suite"]
+__all__ = ["compare_runs", "evaluate_space", "evaluate_suite", "leak_report", "report_suite"]

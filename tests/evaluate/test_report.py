@@ -14,6 +14,7 @@ from PIL import Image
 from m3bind.errors import ConfigError, ReadError
 from m3bind.evaluate import gallery, plots
 from m3bind.evaluate.agreement import agreement_rows
+from m3bind.evaluate.calibration import answers
 from m3bind.evaluate.points import Points, same_concept, same_patient
 from m3bind.evaluate.report import write_report
 from m3bind.evaluate.results import Context
@@ -65,7 +66,10 @@ def page(tmp_path_factory):
         vectors = {m: p.vectors for m, p in points.items()}
         rows += patient_retrieval_rows(vectors, {m: p.patients for m, p in points.items()}, context, resamples=20)
         rows += agreement_rows(vectors, context, resamples=20)
-    return write_report(folder, rows, list(history()), now, thumbnail, ["A note & more."], before=before)
+    sure = {"As given": [("Chest X-ray: finding", answers(np.arange(40) % 3, np.eye(3)[np.arange(40) % 2 + 1]))]}
+    return write_report(
+        folder, rows, list(history()), now, thumbnail, ["A note & more."], before=before, reliability=sure
+    )
 
 
 class Page(HTMLParser):
@@ -104,6 +108,12 @@ def test_page_is_one_file_without_scripts_or_outside_links(page):
     assert all(attrs["href"].startswith("#") for attrs in parsed.all("a"))
     targets = {attrs["id"] for _, attrs in parsed.tags if "id" in attrs}
     assert {attrs["href"][1:] for attrs in parsed.all("a")} <= targets
+
+
+def test_page_shows_how_often_confident_answers_are_right(page):
+    parsed = Page(page.read_text())
+    (alt,) = [attrs["alt"] for attrs in parsed.all("img") if "calibration error" in attrs.get("alt", "")]
+    assert "Chest X-ray: finding" in alt
 
 
 def test_page_can_be_read_without_seeing(page):

@@ -1,6 +1,6 @@
 """Two sets of figures about the same patients: what differs, and whether by more than chance.
 
-* `paired`: difference of one figure, with interval and p-value. * `compare_rows`: of all figures two runs share.
+* `paired`: difference of one figure; `interval`: its interval and p-value. * `compare_rows`: of all figures of two.
 * `holm`: p-values corrected for their number.
 
 Both runs drew the same patients in the same order (equal seeds), so their resampled values are subtracted one by one.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from m3bind.evaluate.results import LOW_IS_GOOD, Row
 
+_SEED_DRAWS = 20
 _SAME = ("protocol", "dataset", "modality", "split", "metric", "task", "variant", "text_path", "stage")
 
 
@@ -65,24 +66,27 @@ def paired(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> Differ
     if any(x is None or y is None or len(x) != len(y) for x, y in drawn):
         return replace(nothing, why="no resampled values are kept")
     changes = np.stack([np.asarray(y, dtype=np.float64) - np.asarray(x) for x, y in drawn])  # (s, b)
-    resampled = _over_seeds(changes, seed)
-    resampled = resampled[np.isfinite(resampled)]
-    if not len(resampled):
-        return replace(nothing, why="no resampled values are kept")
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    below, above = (float((resampled <= 0).sum() + 1), float((resampled >= 0).sum() + 1))
-    p = min(1.0, 2 * min(below, above) / (len(resampled) + 1))
-    return replace(nothing, low=float(low), high=float(high), p=p)
+    low, high, p = interval(changes, seed)
+    return replace(nothing, low=low, high=high, p=p, why="" if math.isfinite(p) else "no resampled values are kept")
 
 
-def _over_seeds(changes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """(s, b) -> (b,): in each resample the mean over seeds drawn with replacement."""
-    seeds, count = changes.shape
-    if seeds == 1:
-        return np.asarray(changes[0])
-    drawn = np.random.default_rng(seed).integers(0, seeds, size=(seeds, count))
-    resampled: NDArray[np.float64] = np.take_along_axis(changes, drawn, axis=0).mean(0)
-    return resampled
+def interval(changes: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
+    """95 % interval and two-sided p-value of the mean over seeds of resampled differences (s, b).
+
+    Each resample is combined with several draws of the seeds, with replacement. With few seeds this is a little
+    optimistic about them. NaN where nothing is defined.
+    """
+    values = changes[0]
+    if len(changes) > 1:
+        seeds, count = changes.shape
+        drawn = np.random.default_rng(seed).integers(0, seeds, size=(_SEED_DRAWS, seeds, count))
+        values = np.take_along_axis(changes[None], drawn, axis=1).mean(1).ravel()
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    low, high = np.quantile(values, [0.025, 0.975])
+    below, above = ((np.sum(side) + 1) / (len(values) + 1) for side in (values <= 0, values >= 0))
+    return float(low), float(high), float(min(1.0, 2 * min(below, above)))
 
 
 def compare_rows(first: Iterable[Row], second: Iterable[Row]) -> list[Difference]:

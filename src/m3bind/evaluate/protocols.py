@@ -4,7 +4,7 @@
 * `Measurable`: what a subject offers. * `carry_out`: the rows of a job.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from m3bind.data.records import BadRow, Record
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.adapters import Adapter, Samples
+from m3bind.evaluate.calibration import calibration_rows
 from m3bind.evaluate.cross_modal import through_text, visit_retrieval_rows
 from m3bind.evaluate.datasets import Dataset
 from m3bind.evaluate.estimate import Resampling
@@ -31,7 +32,7 @@ from m3bind.evaluate.retrieval import (
 from m3bind.evaluate.scoring import score_rows
 from m3bind.evaluate.tables import Block, Column, Line
 from m3bind.evaluate.tasks import Task, concepts_for, tasks_for
-from m3bind.evaluate.zero_shot import class_directions, evaluate_task
+from m3bind.evaluate.zero_shot import class_directions, evaluate_task, known_rows, task_logits
 
 Array = NDArray[np.float32]
 FINETUNE = "lora_finetune"  # the one few-shot method that needs the tower and not its features
@@ -61,6 +62,9 @@ class Measurable(Protocol):
 
     def scale(self, modality: str) -> float:
         """Factor on cosines."""
+
+    def training_data(self, modality: str) -> tuple[str, ...]:
+        """Names of the data sets its model has seen, from its card."""
 
     def label_scores(self, records: Sequence[Record]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
         """Label names and (n, k) scores of a model trained on labels."""
@@ -114,7 +118,7 @@ def job_of(block: Block, column: Column, line: Line) -> Job:
 
 def is_of(row: Row, column: Column, line: Line) -> bool:
     """Whether `row`, of the cell's job, is the figure the cell shows."""
-    if row.metric != column.metric:
+    if row.metric != column.metric or row.protocol == "calibration":
         return False
     if column.protocol == "few_shot":
         named = shot_variant(line.tuning or column.method, column.amount, column.unit)
@@ -212,17 +216,35 @@ def _zero_shot(job: Job, subject: Measurable, data: Dataset, measure: Measure) -
     valid, more = _files(subject, data, "valid", job.modality, needed=False) if job.split == "test" else ([], [])
     path = subject.text_path(job.modality, job.text)
     known = (subject.images(valid), valid) if valid else None
-    rows = evaluate_task(
-        task,
-        subject.images(test),
-        test,
-        lambda texts: subject.texts(texts, path),
-        _context(job, subject, path),
-        valid=known,
-        scale=subject.scale(job.modality),
-        resamples=measure.resamples,
-    )
+    images, scale, context = subject.images(test), subject.scale(job.modality), _context(job, subject, path)
+
+    def encode(texts: Sequence[str]) -> Array:
+        return subject.texts(texts, path)
+
+    rows = evaluate_task(task, images, test, encode, context, valid=known, scale=scale, resamples=measure.resamples)
+    rows += _calibration(task, (images, test), known, encode, scale, context, measure.resamples)
     return rows, bad + more
+
+
+def _calibration(
+    task: Task,
+    test: tuple[Array, Sequence[Record]],
+    valid: tuple[Array, Sequence[Record]] | None,
+    encode: Callable[[Sequence[str]], Array],
+    scale: float,
+    context: Context,
+    resamples: int,
+) -> list[Row]:
+    """Calibration error, and what abstaining gives; nothing where scores have no scale of their own."""
+    if task.zscore or (task.multilabel and not task.paired):
+        return []
+    parts = [known_rows(task, part) for part in (test, valid) if part is not None]
+    scored = [(y, task_logits(task, images, encode, scale)) for images, y, _ in parts if len(y)]
+    if not scored:
+        return []
+    place = replace(context, prompts=task.prompts_hash)
+    chosen_on = scored[1] if len(scored) > 1 else None
+    return calibration_rows(*scored[0], place, parts[0][2], valid=chosen_on, resamples=resamples)
 
 
 def _classifier(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:

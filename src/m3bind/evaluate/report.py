@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from m3bind.evaluate import gallery, plots
+from m3bind.evaluate.calibration import Answers, reliability_plot
 from m3bind.evaluate.page import figure, page
 from m3bind.evaluate.points import Points
 from m3bind.evaluate.results import PROTOCOLS, Pivot, Row, headline, html_table, number, pivot
@@ -50,6 +51,7 @@ def write_report(
     name: str = "",
     identifiers: bool = False,
     seed: int = 0,
+    reliability: Mapping[str, Sequence[tuple[str, Answers]]] | None = None,
 ) -> Path:
     """Write `run_dir`/report.html and return its path.
 
@@ -58,7 +60,7 @@ def write_report(
     (modality, path) -> picture. `notes`: paragraphs printed at the top. `means`: modality -> (d,) of the finished space
     turns gap correction on for map, similarity and gallery; `before` is then corrected by the mean of its own files.
     `synthetic`: print the banner (default: if a result's data set is of virtual patients). `identifiers` prints
-    patients and paths in the gallery.
+    patients and paths in the gallery. `reliability`: heading -> answers by task, for the plots of calibration.
     """
     rows = list(results)
     scene = _scene(embeddings, before, means)
@@ -69,6 +71,7 @@ def write_report(
         ("map", "Map of the shared space", _map_section(scene, seed)),
         ("similarity", "Similarity of modalities", _similarity_section(scene, seed)),
         ("gallery", "Search across modalities", _gallery_section(scene, thumbnails, identifiers, seed)),
+        ("calibration", "Calibration", _calibration_section(reliability or {})),
         ("training", "Training", _training_section(history)),
         ("all", "All figures", _all_section(data)),
         ("reading", "How to read", GLOSSARY),
@@ -164,6 +167,17 @@ def _all_section(data: Pivot) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- pictures
+
+
+def _calibration_section(reliability: Mapping[str, Sequence[tuple[str, Answers]]]) -> str:
+    """Plots of how often answers of a confidence are right."""
+    if not reliability:
+        return ""
+    text = (
+        "Of the answers given with a confidence, how many are right? On the diagonal a confidence means what it says."
+    )
+    pictures = "".join(figure(reliability_plot(parts, heading), heading) for heading, parts in reliability.items())
+    return f'<p class="caption">{text}</p><div class="plots">{pictures}</div>'
 
 
 def _training_section(history: Sequence[Mapping[str, Any]]) -> str:

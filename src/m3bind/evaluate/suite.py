@@ -83,7 +83,7 @@ def _zero_shot(view: View, settings: EvaluateConfig, context: Context) -> list[R
     everything = [r for records in view.records.values() for r in records]
     train = [r for records in view.train_records.values() for r in records]
     rows: list[Row] = []
-    for task in tasks_for(everything, train, settings.tasks or None):
+    for task in tasks_for(everything, train or None, settings.tasks or None):
         m = task.modality
         scale = (view.scales or {}).get(m, 1 / 0.07)
         paths = {"teacher": m, **{f"teacher:{other}": other for other in view.images if other != m}}
@@ -144,7 +144,7 @@ def _across(view: View, settings: EvaluateConfig, context: Context) -> list[Row]
             rows += patient_retrieval_rows(
                 embedded, view.patients, place, means, resamples=min(settings.bootstrap, 200)
             )
-        for concept in concepts_for(everything, train, settings.tasks or None):
+        for concept in concepts_for(everything, train or None, settings.tasks or None):
             classes = {m: concept.labels(view.records[m], m) for m in concept.modalities}
             place = replace(context, dataset=concept.dataset, task=concept.name, prompts=concept.prompts_hash)
             place = replace(place, variant=variant)
@@ -165,7 +165,7 @@ def _probe(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
     everything = [r for records in view.records.values() for r in records]
     train = [r for records in view.train_records.values() for r in records]
     rows: list[Row] = []
-    for task in tasks_for(everything, train, settings.tasks or None):
+    for task in tasks_for(everything, train or None, settings.tasks or None):
         m = task.modality
         if not task.answerable(view.train_records[m]):
             continue
