@@ -30,6 +30,7 @@ from m3bind.config import PostConfig, RunConfig, merge, validate
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate import metrics
 from m3bind.evaluate.agreement import text_agreement
+from m3bind.evaluate.compare import interval
 from m3bind.evaluate.metrics import Estimate, Resampling
 from m3bind.evaluate.retrieval import concept_auc, concept_precision, search_stats
 from m3bind.evaluate.suite import Matrix
@@ -293,18 +294,10 @@ def _agreement(run: Run, resamples: int) -> Figures:
 # ---------------------------------------------------------------------------------------------- table
 
 
-def paired(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], draws: int = 20) -> dict[str, float]:
-    """Mean of ours - theirs over seeds and patients, with its interval and p: replicates (seeds, b) of both.
-
-    Each replicate is combined with `draws` draws of the seeds, with replacement.
-    """
-    difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
-    seeds, b = difference.shape
-    chosen = np.random.default_rng(0).integers(0, seeds, size=(draws, seeds, b))
-    values = np.take_along_axis(difference[None].repeat(draws, 0), chosen, axis=1).mean(1).ravel()
-    low, high = np.quantile(values, [0.025, 0.975])
-    sides = [(np.sum(side) + 1) / (len(values) + 1) for side in (values <= 0, values >= 0)]
-    return {"ci_low": float(low), "ci_high": float(high), "p": min(1.0, float(2 * min(sides)))}
+def paired(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Interval and p of ours - theirs over seeds and patients: replicates (seeds, b) of both."""
+    low, high, p = interval(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64))
+    return {"ci_low": low, "ci_high": high, "p": p}
 
 
 def summary(config: RunConfig, found: Mapping[str, list[dict[str, Any]]], seeds: list[int]) -> dict[str, Any]:
