@@ -1,4 +1,4 @@
-"""A modality file and a model file dropped into the packages go through fit, evaluate and search, nothing else touched.
+"""A modality, a model and a data set dropped in as a file each go through fit, tables and search, nothing else touched.
 
 The package is copied into a temporary folder, the two files are added there, and the command line runs from that copy.
 """
@@ -131,6 +131,67 @@ evaluate: {bootstrap: 20, agreement_texts: 8}
 """
 
 
+BENCHMARK = '''
+"""Thermal pictures of pipes: one folder, one table."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+
+
+class Pipes(Benchmark):
+    """Hot and even pipes."""
+
+    name = "pipes"
+    title = "Pipes"
+    modalities = ("thermal",)
+    licence = "CC0"
+    url = "https://example.org/pipes"
+    access = "Open."
+    layout = "table.csv    file, state, set"
+    needs = ("table.csv",)
+    classes = ("even", "hot")
+    known = {"test": 12}
+
+    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+        """Rows of the table."""
+        for _, cells in read_table(root / "table.csv", ("file", "state", "set")):
+            yield Item(cells["file"], cells["set"], "thermal", label=cells["state"])
+'''
+
+PROMPTS = """
+tasks:
+  pipes:
+    dataset: [pipes]
+    modality: thermal
+    metric: balanced_accuracy
+    classes: {even: {names: [even temperature]}, hot: {names: [a hot spot]}}
+"""
+
+TABLES = """
+title = "Pipes"
+[[table]]
+number = 1
+title = "Pipes"
+[[table.block]]
+name = "Thermal"
+modality = "thermal"
+columns = [
+  {name = "zero-shot", dataset = "pipes", protocol = "zero_shot", task = "pipes", metric = "balanced_accuracy"},
+  {name = "1 shot", dataset = "pipes", protocol = "few_shot", task = "pipes", amount = 1, metric = "balanced_accuracy"},
+]
+rows = [{method = "ours", subject = "ours", values = [0.5, [0.5, 0.1]]}]
+"""
+
+SUITE = """
+tables: tables.toml
+subjects: {ours: {run: runs/dropped}}
+seeds: [0, 1]
+bootstrap: 20
+"""
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dropped")
@@ -139,6 +200,10 @@ def project(tmp_path_factory) -> Path:
     )
     (folder / "src/m3bind/modalities/thermal.py").write_text(MODALITY)
     (folder / "src/m3bind/models/dropped_in.py").write_text(MODEL)
+    (folder / "src/m3bind/evaluate/benchmarks/pipes.py").write_text(BENCHMARK)
+    (folder / "src/m3bind/evaluate/prompts/pipes.yaml").write_text(PROMPTS)
+    (folder / "tables.toml").write_text(TABLES)
+    (folder / "suite.yaml").write_text(SUITE)
     random = np.random.default_rng(0)
     rows = ["modality,path,label,caption,patient,split"]
     for number in range(72):
@@ -225,3 +290,13 @@ def test_fit_evaluate_encode_and_search_know_them(project):
         "--k",
         "3",
     )
+
+    table = [f"thermal{n}.png,{['even', 'hot'][n % 2]},{'test' if n % 6 < 2 else 'train'}" for n in range(36)]
+    (project / "table.csv").write_text("\n".join(["file,state,set", *table]) + "\n")
+    said = run(project, "prepare", "pipes", "--root", ".")
+    assert "24 train" in said and "12 test" in said and "differs" not in said
+    said = run(project, "evaluate", "--suite", "suite.yaml")
+    assert "2 of 2 cells computed" in said
+    cells = [json.loads(path.read_text()) for path in (project / "runs/suite-suite/cells").glob("*.rows.json")]
+    (zero,) = [r for rows in cells for r in rows if r["protocol"] == "zero_shot" and r["metric"] == "balanced_accuracy"]
+    assert zero["n"] == 12 and zero["chance"] == 0.5 and len(zero["prompts"]) == 16
