@@ -1,7 +1,7 @@
 """Writing and reading files so that a killed process never leaves half a file.
 
 * `atomic_path`: write to a temporary name beside the target, flush, rename.
-* `write_text`, `write_json`, `append_line`, `read_json`: small files.
+* `write_text`, `write_json`, `append_line`, `read_json`: small files. * `replace_between`: a part of a document.
 * `sha256_file`, `sha256_text`: content hashes.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from m3bind.errors import DiskError
+from m3bind.errors import ConfigError, DiskError
 
 
 @contextlib.contextmanager
@@ -76,6 +76,20 @@ def write_text(target: Path | str, text: str) -> None:
     """Write `text` to `target` atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def replace_between(path: Path, start: str, end: str, text: str) -> None:
+    """Put `text` between two marks of a text file, what stood there before goes.
+
+    Raises:
+        ConfigError: the file or its marks are missing.
+    """
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, first, rest = old.partition(start)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ConfigError(f"{path}: needs the two lines {start} and {end}, between which the table is written.")
+    write_text(path, f"{before}{start}\n{text}\n{end}{after}")
 
 
 def write_json(target: Path | str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the space is worth: zero-shot, few-shot, search, agreement of text towers, calibration, and the report about them.
+"""What the space is worth: zero-shot, few-shot, search, agreement of texts, calibration, and the report about them.
 
 Everything works on plain arrays, so the same code measures the unbound models, the closed form, and each trained stage.
 

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from m3bind.errors import ConfigError
-from m3bind.files import write_text
+from m3bind.files import replace_between
 from m3bind.models import registry
 from m3bind.models.base import ModelCard
 from m3bind.models.published import PublishedModel
@@ -129,9 +128,4 @@ def update_document(path: Path) -> None:
     Raises:
         ConfigError: the file or its marks are missing.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ConfigError(f"{path}: needs the two lines {START} and {END}, between which the table is written.")
-    write_text(path, f"{before}{start}\n{as_markdown(rows())}\n{end}{after}")
+    replace_between(path, START, END, as_markdown(rows()))

@@ -14,7 +14,7 @@ Draelos et al. 2021, https://arxiv.org/abs/2002.04752.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
-from m3bind.models.base import ModelCard, Tokens
+from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import read_state, rename
-from m3bind.models.published import PublishedModel
+from m3bind.models.published import ImageOnly
 from m3bind.models.volumes import CT_RATE_LABELS, centred, checked_spacing, volume_of
 
 SPACING = 0.8  # mm, all sides
@@ -93,10 +93,11 @@ class Trunk(nn.Module):
         return torch.cat(maps).view(-1, 512, 14, 14)
 
 
-class CtNet(PublishedModel):
-    """CT-Net as its authors defined it, with 83 or 18 outputs. It has no text tower: its methods for texts refuse."""
+class CtNet(ImageOnly):
+    """CT-Net as its authors defined it, with 83 or 18 outputs."""
 
     name = "ct_net"
+    instead = "it was trained on labels alone. Take its probabilities or image features, or choose ct_clip for texts."
     migrations = (
         rename(r"^features\.0\.", "image_trunk.resnet.conv1."),
         rename(r"^features\.1\.", "image_trunk.resnet.bn1."),
@@ -135,16 +136,15 @@ class CtNet(PublishedModel):
         Raises:
             ConfigError: another number of outputs, or a `spacing` that is not three positive numbers.
         """
-        super().__init__(self.name, frozen=frozen)
+        super().__init__(frozen)
         if outputs not in LABELS:
             raise ConfigError(f"outputs={outputs!r} of ct_net is unknown; choose {' or '.join(map(str, LABELS))}.")
-        self.outputs, self.spacing, self.max_tokens = outputs, checked_spacing(spacing, self.name), 0
+        self.outputs, self.spacing = outputs, checked_spacing(spacing, self.name)
         self.image_trunk = Trunk()
         self.image_head = nn.Sequential(
             nn.Linear(FEATURES, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, self.joint_dim), nn.ReLU()
         )
         self.classifier = nn.Sequential(nn.Dropout(0.5), nn.Linear(self.joint_dim, outputs))
-        self.text_trunk, self.text_head = nn.Identity(), nn.Identity()
         self._finish()
 
     # ---- labels
@@ -172,43 +172,6 @@ class CtNet(PublishedModel):
         """(n, 134, 3, 420, 420) -> (n, k) in 0..1, each label for itself."""
         return self.logits(images).sigmoid()
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """1: nothing is scaled."""
-        return torch.ones((), device=next(self.parameters()).device)
-
-    # ---- texts
-
-    def _refuse(self) -> NoReturn:
-        raise ConfigError(
-            "ct_net has no text tower: it was trained on labels alone. Take its `probabilities` or image features; "
-            "for texts about CT choose ct_clip."
-        )
-
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
-        self._refuse()
-
-    def text_features(self, tokens: Tokens) -> Tensor:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
-        self._refuse()
-
-    def project_text(self, features: Tensor) -> Tensor:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
-        self._refuse()
-
     # ---- settings and samples
 
     @classmethod
@@ -228,9 +191,6 @@ class CtNet(PublishedModel):
         """Constructor arguments as JSON values."""
         spacing = None if self.spacing is None else list(self.spacing)
         return super().settings() | {"outputs": self.outputs, "spacing": spacing}
-
-    def save_assets(self, folder: Path) -> None:
-        """Nothing: there is no tokenizer."""
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(D, H, W) in HU -> (134, 3, 420, 420), from the head down.

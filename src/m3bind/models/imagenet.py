@@ -7,26 +7,26 @@ He et al. 2016, https://arxiv.org/abs/1512.03385.
 """
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
-from m3bind.models.base import ModelCard, Tokens
+from m3bind.models.base import ModelCard
 from m3bind.models.checkpoint import rename
-from m3bind.models.published import PublishedModel, resnet50_trunk
+from m3bind.models.published import ImageOnly, resnet50_trunk
 from m3bind.models.transforms import rgb_picture
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, RESIZED = 224, 256
 
 
-class ImageNet(PublishedModel):
-    """torchvision's ResNet-50. It has no text tower: its methods for texts refuse."""
+class ImageNet(ImageOnly):
+    """torchvision's ResNet-50."""
 
     name = "imagenet_resnet50"
+    instead = "take its image features, or choose clip for texts."
     migrations = (rename(r"^(?!fc\.)", "image_trunk."),)
     ignored_keys = ("fc.*",)
     card = ModelCard(
@@ -55,15 +55,9 @@ class ImageNet(PublishedModel):
         super().__init__(frozen=frozen)
         if size < 32:
             raise ConfigError(f"size={size} of imagenet_resnet50 is below 32 pixels; choose 224 or 512.")
-        self.size, self.max_tokens = size, 0
+        self.size = size
         self.image_trunk, self.image_head = resnet50_trunk(), nn.Identity()
-        self.text_trunk, self.text_head = nn.Identity(), nn.Identity()
         self._finish()
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """1: nothing is scaled."""
-        return torch.ones((), device=next(self.parameters()).device)
 
     def preprocess(self, sample: Sample) -> Tensor:
         """A picture -> (3, size, size).
@@ -84,33 +78,3 @@ class ImageNet(PublishedModel):
     def settings(self) -> dict[str, Any]:
         """Constructor arguments as JSON values."""
         return super().settings() | {"size": self.size}
-
-    def save_assets(self, folder: object) -> None:
-        """Nothing: there is no tokenizer."""
-
-    def _refuse(self) -> NoReturn:
-        raise ConfigError("imagenet_resnet50 has no text tower; take its image features, or choose clip for texts.")
-
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
-        self._refuse()
-
-    def text_features(self, tokens: Tokens) -> Tensor:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
-        self._refuse()
-
-    def project_text(self, features: Tensor) -> Tensor:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
-        self._refuse()

@@ -10,7 +10,7 @@ built, loaded and fed with token ids without it.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypedDict
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypedDict
 
 import torch
 from tokenizers import Tokenizer
@@ -161,6 +161,57 @@ class PublishedModel(DualEncoder):
             model = cls.from_settings(settings, variant=variant)
         model.load_checkpoint(found)
         return model
+
+
+class ImageOnly(PublishedModel):
+    """A model without a text tower: what it should do with texts it refuses. `instead` says what to use for them."""
+
+    instead: ClassVar[str] = ""
+
+    def __init__(self, frozen: Sequence[str] = ()) -> None:
+        """Call first; the subclass then sets its image parts.
+
+        Args:
+            frozen: see `PublishedModel`.
+        """
+        super().__init__(frozen=frozen)
+        self.max_tokens = 0
+        self.text_trunk, self.text_head = nn.Identity(), nn.Identity()
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """1: nothing is scaled."""
+        return torch.ones((), device=next(self.parameters()).device)
+
+    def save_assets(self, folder: Path) -> None:
+        """Nothing: there is no tokenizer."""
+
+    def _refuse(self) -> NoReturn:
+        raise ConfigError(f"{self.variant} has no text tower; {self.instead}")
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Refused.
+
+        Raises:
+            ConfigError: always.
+        """
+        self._refuse()
+
+    def text_features(self, tokens: Tokens) -> Tensor:
+        """Refused.
+
+        Raises:
+            ConfigError: always.
+        """
+        self._refuse()
+
+    def project_text(self, features: Tensor) -> Tensor:
+        """Refused.
+
+        Raises:
+            ConfigError: always.
+        """
+        self._refuse()
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from m3bind.errors import ConfigError
 from m3bind.evaluate.benchmarks.base import Benchmark, get, names
-from m3bind.files import write_text
+from m3bind.files import replace_between
 
 START, END = "<!-- table: written by `m3bind datasets --markdown FILE` -->", "<!-- end of table -->"
 _HEADS = ("name", "data set", "modality", "used for", "known size", "licence", "how to get it")
@@ -56,15 +55,10 @@ def update_document(path: Path) -> None:
     Raises:
         ConfigError: the file or its marks are missing.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ConfigError(f"{path}: needs the two lines {START} and {END}, between which the table is written.")
     lines = ["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS)]
     for name in names():
         one = get(name)
         shown = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells(one, name)]
         shown[1] = f"[{shown[1]}]({one.url})" if one.url.startswith("https://") else shown[1]
         lines.append("| " + " | ".join(shown) + " |")
-    write_text(path, f"{before}{start}\n" + "\n".join(lines) + f"\n{end}{after}")
+    replace_between(path, START, END, "\n".join(lines))
