@@ -41,9 +41,10 @@ class Variant:
 
 _AMB_OFF = {"balance": {"proportional": True, "lr": False, "weights": False}}
 _PRINTED = {"reduction": "sum", "positives": "diagonal", "concept_probability": 0.0}
+_PLAIN = {"bridge": "identity", "bridge_maps": "one", "bridge_lr": 1.0, "post": {"gap": "none", "iso": None}}
 LITERAL: dict[str, dict[str, Any]] = {  # stages 1 and 2 exactly as printed, on the same towers
     "align": {
-        "bridge": "identity",
+        **_PLAIN,
         "train_bridge": False,
         "lr": 2e-5,
         "lam": 10.0,
@@ -56,7 +57,7 @@ LITERAL: dict[str, dict[str, Any]] = {  # stages 1 and 2 exactly as printed, on 
 _READ = {"direction": "both", "reduction": "mean", "positives": "identical", "concept_probability": 0.0}
 # The same equations with rates and weights normalised, both directions, identical captions as positives:
 SENSIBLE: dict[str, dict[str, Any]] = {
-    "align": {"bridge": "identity", "lam": 10.0, "text_contrastive": 0.0, "contrastive": _READ},
+    "align": {**_PLAIN, "lam": 10.0, "text_contrastive": 0.0, "contrastive": _READ},
     "distill": {"contrastive": _READ},
 }
 _LORA = {"text": "lora", "steps": 60, "batch": 16, "shared_batch": 48, "lr": 1e-3, "bridge_lr": 0.3}

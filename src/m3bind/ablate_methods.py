@@ -60,7 +60,8 @@ class Entry:
 
 
 def _other(method: str, **options: Any) -> dict[str, Any]:
-    return {"method": method, "options": options, "post": PostConfig().model_dump()}
+    plain = {"bridge_maps": "one", "bridge_lr": 1.0, "post": PostConfig().model_dump()}
+    return {"method": method, "options": options, **plain}
 
 
 ENTRIES: dict[str, Entry] = {

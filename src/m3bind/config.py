@@ -159,6 +159,7 @@ class AlignConfig(TrainConfig):
     text: Literal["lora", "head", "frozen"] = "lora"
     image: Literal["lora", "head", "bridge", "frozen"] = "bridge"
     train_bridge: bool = True
+    bridge_maps: Literal["one", "two"] = "one"  # of a modality: one for both sides, or one for images, one for texts
     bridge_lr: float = 1.0  # learning rate of bridges as a multiple of lr
     lora: LoraConfig = LoraConfig()
     balance: BalanceConfig = BalanceConfig()

@@ -219,3 +219,18 @@ def test_recomputed_parts_use_the_same_dropout(tmp_path):
         target[place] -= 2 * step
         below = float(loss())
     assert (above - below) / (2 * step) == pytest.approx(slope, rel=0.05)
+
+
+def test_two_maps_start_as_one_and_then_part(tmp_path):
+    made = {}
+    for maps, steps in (("one", 0), ("two", 0), ("two", 20)):
+        pairs = toy_pairs(SIZES)
+        settings = AlignConfig(**{**BASE, "steps": steps}, text="frozen", bridge_maps=maps)
+        bridges = methods.get("m3bind").bind(toy_inputs(pairs, tmp_path / f"{maps}{steps}"), settings)
+        images, texts = pairs["ct"].images.encode(torch.arange(15)), pairs["ct"].texts.encode(torch.arange(15))
+        with torch.no_grad():
+            made[maps, steps] = bridges["ct"].image(images), bridges["ct"].text(texts), bridges["ct"]
+    for side in (0, 1):
+        torch.testing.assert_close(made["two", 0][side], made["one", 0][side], rtol=1e-5, atol=1e-6)
+    trained = made["two", 20][2]
+    assert not torch.allclose(trained.images.weight, trained.texts.weight, atol=1e-3)

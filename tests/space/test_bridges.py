@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from m3bind.binding.bridge import Bridge, orthonormal_map
 from m3bind.errors import UnknownNameError
-from m3bind.space.bridges import Affine, Head, Relative, Sided, freeze, restore
+from m3bind.space.bridges import Affine, Head, Relative, Sided, TwoMaps, freeze, restore
 
 
 def rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -39,6 +39,7 @@ def sided() -> Sided:
 
 KINDS = [
     lambda: Bridge(orthonormal_map(5, 8)),
+    lambda: TwoMaps(orthonormal_map(5, 8)),
     relative,
     trained_head,
     lambda: trained_head(blocks=2, stem=True, activation="gelu"),

@@ -1,6 +1,6 @@
 """Bridges: from a modality's own joint space into the shared one, for images and for texts.
 
-* `BaseBridge`: what a bridge is. * `Bridge`: one bias-free linear map for both sides.
+* `BaseBridge`: what a bridge is. * `Bridge`: one bias-free linear map for both sides; `TwoMaps`: one for each.
 * `Sided`: a bridge with affine steps of its own for images and for texts (`Affine`) around another bridge.
 * `Relative`: cosines to anchors instead of coordinates. * `Head`: a small network.
 * `restore`: an untrained bridge of a stored kind. `freeze`: a finished bridge.
@@ -90,6 +90,39 @@ class Bridge(BaseBridge):
     def extra_repr(self) -> str:
         """Both dimensions, for printing."""
         return f"{self.source} -> {self.dim}"
+
+
+class TwoMaps(BaseBridge):
+    """Linear, one map for images and one for texts, which start equal."""
+
+    kind = "two_maps"
+
+    def __init__(self, weight: Tensor) -> None:
+        """`weight` (d_m, d) is copied twice, in float32."""
+        super().__init__()
+        self.images, self.texts = Bridge(weight), Bridge(weight)
+
+    @property
+    def source(self) -> int:
+        """d_m."""
+        return self.images.source
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.images.dim
+
+    def image(self, embeddings: Tensor) -> Tensor:
+        """(n, d_m) -> (n, d) unit rows."""
+        return self.images.image(embeddings)
+
+    def text(self, embeddings: Tensor) -> Tensor:
+        """(n, d_m) -> (n, d) unit rows."""
+        return self.texts.text(embeddings)
+
+    def settings(self) -> dict[str, Any]:
+        """Both dimensions."""
+        return {"source": self.source, "dim": self.dim}
 
 
 class Affine(nn.Module):
@@ -285,6 +318,8 @@ def restore(kind: str, settings: Mapping[str, Any]) -> BaseBridge:
     """
     if kind == Bridge.kind:
         return Bridge(torch.zeros(settings["source"], settings["dim"]))
+    if kind == TwoMaps.kind:
+        return TwoMaps(torch.zeros(settings["source"], settings["dim"]))
     if kind == Relative.kind:
         return Relative(torch.zeros(settings["dim"], settings["source"]))
     if kind == Head.kind:
@@ -295,7 +330,7 @@ def restore(kind: str, settings: Mapping[str, Any]) -> BaseBridge:
         after = [[_blank(inner.dim) for _ in range(settings[side])] for side in ("image", "text")]
         before = (_blank(inner.source), _blank(inner.source)) if settings["before"] else None
         return Sided(inner, after[0], after[1], before)
-    raise UnknownNameError("kind of bridge", kind, [k.kind for k in (Bridge, Relative, Head, Sided)])
+    raise UnknownNameError("kind of bridge", kind, [k.kind for k in (Bridge, TwoMaps, Relative, Head, Sided)])
 
 
 def _blank(dim: int) -> Affine:

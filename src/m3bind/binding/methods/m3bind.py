@@ -1,11 +1,14 @@
 """M3Bind, stage 1: text spaces aligned by Eq. 2 under the contrastive losses of Eq. 1, balanced by AMB (Eq. 3-6)."""
 
+from collections.abc import Mapping
+
 from m3bind.binding import lora
 from m3bind.binding.align import AlignStage
 from m3bind.binding.bridge import BaseBridge
 from m3bind.binding.methods.base import BindingInputs, BindingMethod
 from m3bind.binding.methods.procrustes import initial_bridges
 from m3bind.config import AlignConfig
+from m3bind.space.bridges import TwoMaps
 from m3bind.training.loop import train
 
 
@@ -17,7 +20,10 @@ class M3Bind(BindingMethod):
 
     def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
         """Train from the initial bridges, merge LoRA, return the bridges; towers are changed in place."""
-        bridges = initial_bridges(inputs, settings)
+        start = initial_bridges(inputs, settings)
+        bridges: Mapping[str, BaseBridge] = start
+        if settings.bridge_maps == "two":
+            bridges = {m: TwoMaps(bridge.weight) for m, bridge in start.items()}
         stage = AlignStage(inputs, bridges, settings)
         train(stage, settings, inputs.folder, inputs.seed)
         for pairs in inputs.pairs.values():
