@@ -17,7 +17,7 @@ from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.protocols import find_task
 from m3bind.evaluate.tables import load_tables, printed
 from m3bind.runner import Suite, load_suite
-from m3bind.subjects import Subject
+from m3bind.subjects import Subject, SubjectSource, open_subject
 from m3bind.tables import report_suite
 
 
@@ -135,3 +135,14 @@ def test_bad_suite_settings_are_named(change: str, message: str) -> None:
 def test_unknown_suite_offers_the_packaged_ones() -> None:
     with pytest.raises(UnknownNameError, match="paper"):
         load_suite("papr")
+
+
+def test_a_run_that_is_not_finished_is_not_trained_by_opening_it(tmp_path: Path) -> None:
+    settings = {"data": {"manifest": "nowhere.csv"}, "modalities": {"xray": {"model": "compact_2d"}}}
+    run_folder = tmp_path / "runs" / "half"
+    run_folder.mkdir(parents=True)
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ConfigError, match=r"half is not finished \(.*stage0/xray holds no weights\)"):
+        open_subject("mine", SubjectSource(run=str(run_folder)), "xray", tmp_path / "cache")
+    with pytest.raises(ConfigError, match="no runs of base"):
+        open_subject("mine", SubjectSource(ablation=str(tmp_path)), "xray", tmp_path / "cache")

@@ -17,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from m3bind.binding import methods
 from m3bind.config import validate
 from m3bind.data.cache import FeatureCache
 from m3bind.data.records import BadRow, Record
@@ -47,6 +48,7 @@ class SubjectSource(BaseModel):
     run: str = ""  # folder that m3bind fit wrote
     ablation: str = ""  # folder that m3bind ablate wrote; one subject per seed
     variant: str = "base"  # of the ablation
+    seeds: tuple[int, ...] = ()  # of the ablation; empty: all
     stage: Stage = "distilled"  # of the run or variant
     missing: str = ""  # why there is none, where none can be had
 
@@ -204,7 +206,8 @@ def open_subject(name: str, source: SubjectSource, modality: str, cache: Path) -
         return [of_space(name, load(source.space), encoder)]
     if source.run:
         return [_of_run(name, open_run(Path(source.run)), source.stage)]
-    return [_of_run(name, run, source.stage) for run in ablated_runs(Path(source.ablation), source.variant)]
+    runs = ablated_runs(Path(source.ablation), source.variant)
+    return [_of_run(name, r, source.stage) for r in runs if not source.seeds or r.config.seed in source.seeds]
 
 
 def ablated_runs(folder: Path, variant: str) -> list[Run]:
@@ -231,7 +234,24 @@ def of_space(name: str, space: Space, encoder: Encoder, fingerprint: str = "", s
     return Subject(name, models, fingerprint or space.fingerprint, encoder, space, seed=seed)
 
 
+def _finished(run: Run, stage: Stage) -> None:
+    """See that opening the run trains nothing.
+
+    Raises:
+        ConfigError: it has not got as far as `stage`.
+    """
+    wanted = [run.stage0 / m for m, model in run.config.modalities.items() if model.pretrain]
+    if stage in ("bound", "distilled") and methods.get(run.config.align.method).towers:
+        wanted.append(run.folder / "stage1")
+    if stage == "distilled":
+        wanted += [run.folder / "stage2" / phase for phase in ("a", "b")]
+    missing = [folder for folder in wanted if not (folder / "final.safetensors").is_file()]
+    if missing:
+        raise ConfigError(f"{run.folder} is not finished ({missing[0]} holds no weights); go on with m3bind fit")
+
+
 def _of_run(name: str, run: Run, stage: Stage) -> Subject:
+    _finished(run, stage)
     until = {"unbound": "pretrain", "closed_form": "closed_form", "bound": "align", "distilled": "distill"}[stage]
     run.fit(until, evaluate=False)
     return of_space(name, space_of(run), run.encoder, sha256_text(stage, run.fingerprint()), run.config.seed)
