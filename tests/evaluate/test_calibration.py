@@ -82,3 +82,19 @@ def test_reliability_plot_says_what_it_shows():
     )
     assert picture.light[:4] == picture.dark[:4] == b"\x89PNG" and picture.light != picture.dark
     assert "MESSIDOR-2" in picture.alt and "cooled: calibration error 0." in picture.alt
+
+
+def test_points_of_the_curve_hold_equally_many_answers() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.random(410)
+    right = rng.random(410) < confidence
+    found = c.Answers(confidence, right, np.arange(410))
+    mean, share, count = c.reliability_curve(found, bins=10)
+    assert len(count) == 10
+    assert count.sum() == 410
+    assert count.max() - count.min() <= 1
+    assert (np.diff(mean) > 0).all()
+    assert (mean * count).sum() == pytest.approx(confidence.sum())
+    assert (share * count).sum() == pytest.approx(right.sum())
+    few = c.Answers(confidence[:30], right[:30], np.arange(30))
+    assert len(c.reliability_curve(few)[2]) == 1

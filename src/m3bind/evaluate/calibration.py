@@ -1,7 +1,8 @@
 """Whether a score means what it says: reliability, temperature, and when to give no answer.
 
 * `Answers`: confidences with whether they were right, of one class or of several labels.
-* `reliability_plot`: the picture. * `fit_temperature`: one factor fitted on validation (Guo et al. 2017).
+* `reliability_curve`, `reliability_plot`: what is right by confidence, and the picture.
+* `fit_temperature`: one factor fitted on validation (Guo et al. 2017).
 * `abstention`: the confidence below which no answer is given, so that the answers given reach an accuracy.
 * `calibration_rows`: calibration error before and after the temperature; accuracy and coverage with abstention.
 
@@ -18,12 +19,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax
 
 from m3bind.errors import ConfigError
-from m3bind.evaluate.classification import BINS, confidence_bins, expected_calibration_error, softmax
+from m3bind.evaluate.classification import BINS, expected_calibration_error, softmax
 from m3bind.evaluate.estimate import Floats, Groups, Resampling, mean_estimate, ratio, resampled
 from m3bind.evaluate.plots import Picture, Theme, draw
 from m3bind.evaluate.results import Context, Row
 
 TARGET = 0.9
+_FEWEST = 20  # answers behind a point of the plot
 
 
 @dataclass(frozen=True)
@@ -150,27 +152,36 @@ def _varied(context: Context, what: str) -> Context:
     return replace(context, variant=", ".join(filter(None, (context.variant, what))))
 
 
+def reliability_curve(found: Answers, bins: int = BINS) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Mean confidence, share right and count of groups of answers of like confidence, equally many in each.
+
+    At most `bins` groups, of at least `_FEWEST` answers where there are as many.
+    """
+    order = np.argsort(found.confidence, kind="stable")
+    groups = np.array_split(order, max(1, min(bins, len(order) // _FEWEST)))
+    confidence, right = (
+        np.array([values[group].mean() for group in groups]) for values in (found.confidence, found.right)
+    )
+    return confidence, right, np.array([len(group) for group in groups], dtype=np.int64)
+
+
 def reliability_plot(found: Sequence[tuple[str, Answers]], title: str, bins: int = BINS) -> Picture:
     """Share of right answers by confidence, one line per named set of answers; the diagonal is perfect calibration."""
-    grouped = [(name, confidence_bins(part.confidence, part.right, bins)) for name, part in found]
-    errors = [
-        expected_calibration_error(part.confidence, part.right, Resampling(resamples=0)).value for _, part in found
-    ]
+    curves = [(name, reliability_curve(part, bins)) for name, part in found if len(part.confidence)]
+    errors = {
+        name: expected_calibration_error(part.confidence, part.right, Resampling(resamples=0)).value
+        for name, part in found
+    }
 
     def paint(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=theme.grid, linewidth=1.2, label="perfect")
-        for i, ((name, data), error) in enumerate(zip(grouped, errors)):
-            there = data.count > 0
+        for i, (name, (confidence, right, _)) in enumerate(curves):
             hue = theme.hues[i % len(theme.hues)]
-            sizes = 12 + 80 * data.count[there] / data.count.sum()
-            axes.plot(
-                data.confidence[there], data.right[there], color=hue, linewidth=1.6, label=f"{name}, ECE {error:.3f}"
-            )
-            axes.scatter(data.confidence[there], data.right[there], color=hue, s=sizes, zorder=3)
-        axes.set(xlabel="confidence", ylabel="share right", xlim=(0, 1), ylim=(0, 1), title=title)
+            axes.plot(confidence, right, "o-", color=hue, linewidth=1.6, label=f"{name}, ECE {errors[name]:.3f}")
+        axes.set(xlabel="confidence", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
         axes.grid(color=theme.grid, linewidth=0.6)
-        axes.legend(fontsize=8)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
 
-    words = "; ".join(f"{name}: calibration error {error:.3f}" for (name, _), error in zip(found, errors))
-    return draw(paint, f"Reliability of {title}. {words}.", (4.6, 4.2))
+    words = "; ".join(f"{name}: calibration error {error:.3f}" for name, error in errors.items())
+    return draw(paint, f"Reliability of {title}. {words}.", (4.6, 4.8))
