@@ -157,7 +157,7 @@ def as_text(cells: Sequence[Cell]) -> str:
         reasons = {f"{cell.line.subject}: {cell.missing}": None for cell in found if cell.missing}
         lines += [f"  missing: {reason}" for reason in reasons]
     there = sum(bool(cell.rows) for cell in cells)
-    how = "against the reference: the block's last line; * p < .05, paired bootstrap over patients, Holm per table"
+    how = "reference: the line without a test; * p < .05, paired bootstrap over patients and seeds, Holm per table"
     return "\n".join([*lines[1:], "", how, f"{there} of {len(cells)} cells computed"])
 
 
@@ -214,7 +214,7 @@ def write_page(
     there = sum(bool(cell.rows) for cell in cells)
     notes = [
         f"{there} of {len(cells)} cells computed; intervals are 95 % bootstrap intervals over patients.",
-        "To reference: difference to the block's last line; * where p < .05 in a paired bootstrap over patients and, "
+        "To reference: difference to the line without a test; * where p < .05 in a paired bootstrap over patients and, "
         "where there are several, training seeds, corrected by Holm's method within a table.",
     ]
     target = folder / "tables.html"
