@@ -14,11 +14,13 @@ import paper_suite
 from m3bind import paper
 from m3bind.cli import main
 from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.evaluate.metrics import mean_estimate
 from m3bind.evaluate.protocols import find_task
+from m3bind.evaluate.results import Context
 from m3bind.evaluate.tables import load_tables, printed
-from m3bind.runner import Suite, load_suite
-from m3bind.subjects import Subject, SubjectSource, open_subject
-from m3bind.tables import report_suite
+from m3bind.experiments import report_suite
+from m3bind.runner import Cell, Suite, load_suite
+from m3bind.subjects import Subject, SubjectSource, open_subject, source_hash
 
 
 def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -146,3 +148,40 @@ def test_a_run_that_is_not_finished_is_not_trained_by_opening_it(tmp_path: Path)
         open_subject("mine", SubjectSource(run=str(run_folder)), "xray", tmp_path / "cache")
     with pytest.raises(ConfigError, match="no runs of base"):
         open_subject("mine", SubjectSource(ablation=str(tmp_path)), "xray", tmp_path / "cache")
+
+
+def test_a_subject_is_known_by_all_its_weights_and_by_nothing_else(tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "pytorch_model.bin"
+    weights.parent.mkdir()
+    weights.write_bytes(b"one")
+    model = SubjectSource(model="plip", checkpoint=str(weights.parent))
+    first = source_hash(model)
+    weights.write_bytes(b"other")
+    assert source_hash(model) != first
+
+    for variant in ("base", "two"):
+        (tmp_path / "ablation" / "seed0" / variant).mkdir(parents=True)
+        (tmp_path / "ablation" / "seed0" / variant / "final.safetensors").write_bytes(b"weights")
+    run_of = SubjectSource(ablation=str(tmp_path / "ablation"), variant="base")
+    first = source_hash(run_of)
+    (tmp_path / "ablation" / "seed0" / "two" / "final.safetensors").write_bytes(b"changed")
+    assert source_hash(run_of) == first
+    (tmp_path / "ablation" / "seed0" / "base" / "final.safetensors").write_bytes(b"changed")
+    assert source_hash(run_of) != first
+
+
+def test_few_shot_plots_keep_the_tasks_of_a_data_set_apart() -> None:
+    cells = []
+    for table in load_tables("mini5").table:
+        for block in table.block:
+            for line in block.rows:
+                for column in block.columns:
+                    row = Context(dataset=column.dataset).row("few_shot", column.metric, mean_estimate([0, 1], 0.5))
+                    cells.append(Cell(table, block, line, column, None, (row,)))
+    assert set(paper.few_shot_plots(cells)) == {
+        "mini5, retina disease, balanced accuracy",
+        "mini5, xray pneumonia, auc",
+        "mini5, pathology tissue, balanced accuracy",
+        "mini5, ecg normal, auc",
+        "mini5, ct nodule malignancy, auc",
+    }

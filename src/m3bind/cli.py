@@ -249,7 +249,7 @@ def evaluate(
     """
     _prepare_torch()
     if suite is not None:
-        from m3bind.tables import evaluate_suite
+        from m3bind.experiments import evaluate_suite
 
         code = evaluate_suite(suite, change or [], out, only or [], missing, json_file)
         raise typer.Exit(code)
@@ -260,7 +260,7 @@ def evaluate(
 
         table, bad = show_results(space), False
     else:
-        from m3bind.tables import evaluate_space
+        from m3bind.experiments import evaluate_space
 
         table, bad = evaluate_space(space, manifest, root, split)
     if json_file:
@@ -279,7 +279,7 @@ def compare(
 
     Example:  m3bind compare runs/demo runs/demo-literal
     """
-    from m3bind.tables import compare_runs
+    from m3bind.experiments import compare_runs
 
     text, rows = compare_runs(first, second, everything)
     print(text)
@@ -300,7 +300,7 @@ def leaks(
 
     Example:  m3bind leaks runs/data/odir200x3/manifest.csv --space runs/paper/space
     """
-    from m3bind.tables import leak_report
+    from m3bind.experiments import leak_report
 
     _prepare_torch()
     text, found = leak_report(manifest, root, space, threshold)
@@ -361,7 +361,7 @@ def report(
     """
     _prepare_torch()
     if paper:
-        from m3bind.tables import report_suite
+        from m3bind.experiments import report_suite
 
         print(report_suite(run))
         return

@@ -248,7 +248,18 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
         UnknownNameError: neither a preset nor a file.
     """
     tree = _read(source, seen=())
-    for item in overrides:
+    override(tree, overrides)
+    tree.setdefault("name", Path(source).stem)
+    return validate(tree)
+
+
+def override(tree: dict[str, Any], changes: Sequence[str]) -> None:
+    """Change a tree of settings in place by `section.key=value` (values are YAML).
+
+    Raises:
+        ConfigError: not of that form, or through a value that is no section.
+    """
+    for item in changes:
         key, separator, value = item.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {item!r} is not of the form section.key=value, e.g. align.lam=1")
@@ -259,8 +270,6 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
             if not isinstance(node, dict):
                 raise ConfigError(f"override {key!r}: {parent!r} is a value, not a section")
         node[last] = yaml.safe_load(value)
-    tree.setdefault("name", Path(source).stem)
-    return validate(tree)
 
 
 def validate(tree: dict[str, Any]) -> RunConfig:

@@ -286,21 +286,22 @@ def _html_coverage(cells: Sequence[Cell]) -> str:
 def few_shot_plots(cells: Sequence[Cell]) -> dict[str, Picture]:
     """Heading -> figure against the amount of training data, a line per method, the paper's values dashed.
 
-    One plot for each data set of which at least one of our figures, or of the paper's, is there.
+    One plot for each data set, task and metric of which at least one of our figures is there.
     """
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
         if cell.column.protocol == "few_shot":
-            groups.setdefault((cell.column.dataset, cell.column.metric, cell.column.unit), []).append(cell)
+            name = f"{cell.column.dataset}, {cell.column.task.replace('_', ' ')}"
+            groups.setdefault((name, cell.column.metric, cell.column.unit), []).append(cell)
     return {
-        f"{dataset}, {metric.replace('_', ' ')}": few_shot_plot(found, dataset, metric, unit)
-        for (dataset, metric, unit), found in groups.items()
+        f"{name}, {metric.replace('_', ' ')}": few_shot_plot(found, name, metric, unit)
+        for (name, metric, unit), found in groups.items()
         if any(cell.rows for cell in found)
     }
 
 
-def few_shot_plot(cells: Sequence[Cell], dataset: str, metric: str, unit: str) -> Picture:
-    """The plot of one data set and metric."""
+def few_shot_plot(cells: Sequence[Cell], name: str, metric: str, unit: str) -> Picture:
+    """The plot of one data set, task and metric."""
     methods = list(dict.fromkeys(cell.line.method for cell in cells))
     amounts = sorted({cell.column.amount for cell in cells})
     label = "training examples per class" if unit == "shot" else "per cent of the training data"
@@ -330,10 +331,7 @@ def few_shot_plot(cells: Sequence[Cell], dataset: str, metric: str, unit: str) -
     last = [(c.line.method, cell_of(c.rows).value) for c in cells if c.rows and c.column.amount == amounts[-1]]
     best = max(last, key=lambda pair: pair[1], default=("none", float("nan")))
     alt = (
-        f"{metric} on {dataset} against {label} for {len(methods)} methods; at {amounts[-1]} the highest of ours is "
+        f"{metric} on {name} against {label} for {len(methods)} methods; at {amounts[-1]} the highest of ours is "
         f"{best[0]} with {best[1]:.3f}. Dashed: the paper's values."
     )
     return draw(paint, alt)
-
-
-__all__ = ["as_text", "conflicts", "coverage", "coverage_text", "few_shot_plots", "ours", "write_page"]

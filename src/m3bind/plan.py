@@ -5,7 +5,7 @@
 * `as_text`: what `m3bind plan` prints.
 * `GPUS`: published rates and memory of a few devices; times for them are estimates and marked as such.
 
-What is timed and how: see `m3bind.measure`.
+What is timed and how: see `m3bind.cost`.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from torch import nn
 from m3bind.binding.align import choose_trained
 from m3bind.binding.balance import sampling_probabilities
 from m3bind.config import RunConfig, TrainConfig
+from m3bind.cost import DEEP, WORKSPACE, Side, median_seconds, time_side, time_volumes
 from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, UnknownNameError
-from m3bind.measure import DEEP, WORKSPACE, Side, median_seconds, time_side, time_volumes
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.prepare import WIDE, build_model, levels
 from m3bind.progress import progress

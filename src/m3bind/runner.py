@@ -23,10 +23,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from m3bind.config import merge
+from m3bind.config import override
 from m3bind.data.records import BadRow
 from m3bind.errors import ConfigError, M3BindError, UnknownNameError
-from m3bind.evaluate import benchmarks
+from m3bind.evaluate.benchmarks import known_as
 from m3bind.evaluate.datasets import Dataset, DatasetSource, load_dataset
 from m3bind.evaluate.leaks import seen_by
 from m3bind.evaluate.protocols import Job, Measure, carry_out, is_of, job_of, task_hash, why_not
@@ -73,14 +73,7 @@ def load_suite(source: str, overrides: Sequence[str] = ()) -> SuiteConfig:
     if not path.is_file():
         raise UnknownNameError("suite or settings file", source, suites())
     tree: dict[str, Any] = {"name": path.stem, **(yaml.safe_load(path.read_text(encoding="utf-8")) or {})}
-    for item in overrides:
-        key, separator, value = item.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"override {item!r} is not of the form section.key=value, e.g. data=runs/data")
-        change: Any = yaml.safe_load(value)
-        for part in reversed(key.split(".")):
-            change = {part: change}
-        tree = merge(tree, change)
+    override(tree, overrides)
     try:
         return SuiteConfig(**tree)
     except ValidationError as error:
@@ -303,7 +296,6 @@ class Suite:
 
 def _seen(subjects: Sequence[Subject], job: Job) -> tuple[str, ...]:
     """Entries of the subject's cards that name the job's data set."""
-    known = benchmarks.names()
-    names = (job.dataset, benchmarks.get(job.dataset).title) if job.dataset in known else (job.dataset,)
+    names = known_as(job.dataset)
     found = {e for one in subjects for m in job.modality.split("->") for e in seen_by(one.training_data(m), names)}
     return tuple(sorted(found))

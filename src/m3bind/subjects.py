@@ -29,7 +29,7 @@ from m3bind.fit import Run
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder
 from m3bind.models.checkpoint import hash_state
-from m3bind.prepare import Encoder
+from m3bind.prepare import WIDE, Encoder
 from m3bind.space.bundle import STUDENT, Space, load
 
 Array = NDArray[np.float32]
@@ -97,7 +97,7 @@ class Subject:
     def features(self, records: Sequence[Record]) -> Array:
         """(n, f): what the image trunk gives before the projection, or the embedding where that is too wide to keep."""
         model = self.model(records[0].modality)
-        if getattr(model.image_head, "in_features", 0) > 1 << 14:
+        if getattr(model.image_head, "in_features", 0) > WIDE:
             return self.images(records)
         return self.encoder.image_features(records, model)
 
@@ -138,7 +138,7 @@ class Subject:
         logits = getattr(model, "label_logits", None)
         if logits is None:
             raise ConfigError(f"{self.name} has no layer for labels; it cannot be measured as a classifier")
-        wide = getattr(model.image_head, "in_features", 0) > 1 << 14
+        wide = getattr(model.image_head, "in_features", 0) > WIDE
         rows = self.encoder.image_embeddings(records, model) if wide else self.encoder.image_features(records, model)
         names: tuple[str, ...] = model.labels  # type: ignore[assignment]
         return names, np.asarray(logits(torch.from_numpy(rows)).double().numpy())
@@ -159,10 +159,7 @@ def source_hash(source: SubjectSource) -> str:
     Raises:
         ConfigError: it states that it is missing, or its files are not there.
     """
-    if source.missing:
-        raise ConfigError(source.missing)
-    if source.model and source.checkpoint is None and not source.untrained:
-        raise ConfigError(f"no weights of {source.model}: set its checkpoint=FILE in the suite (see m3bind models)")
+    _there(source)
     parts = [source.model_dump_json()]
     for place in filter(None, (source.checkpoint, source.space, source.run, source.ablation)):
         path = Path(place)
@@ -172,9 +169,26 @@ def source_hash(source: SubjectSource) -> str:
             if "/" not in place or path.suffix or place.count("/") > 1:  # no id of a hub
                 raise ConfigError(f"{place}: no such file or folder; see m3bind models for how to get the weights")
             continue
-        files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) + sorted(path.rglob("config.yaml"))
-        parts += [f"{file.relative_to(path)} {_file_hash(file)}" for file in files if ".tmp" not in file.name]
+        parts += [f"{file.relative_to(path)} {_file_hash(file)}" for file in _files(source, path)]
     return sha256_text(*parts)
+
+
+def _there(source: SubjectSource) -> None:
+    """Raise ConfigError where the source states that it is missing, or names a model without weights."""
+    if source.missing:
+        raise ConfigError(source.missing)
+    if source.model and source.checkpoint is None and not source.untrained:
+        raise ConfigError(f"no weights of {source.model}: set its checkpoint=FILE in the suite (see m3bind models)")
+
+
+def _files(source: SubjectSource, path: Path) -> list[Path]:
+    """The files that decide what the subject is: all of a checkpoint or space; settings and weights of runs."""
+    if path.is_file():
+        return [path]
+    if source.checkpoint or source.space:
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    folders = [path] if source.run else [*path.glob(f"seed*/{source.variant}"), *path.glob("seed*/stage0*")]
+    return sorted(f for at in folders for kind in ("config.yaml", "*final.safetensors") for f in at.rglob(kind))
 
 
 def _file_hash(path: Path) -> str:
@@ -188,18 +202,15 @@ def _content_hash(path: str, size: int, modified: int) -> str:
 
 
 def open_subject(name: str, source: SubjectSource, modality: str, cache: Path) -> list[Subject]:
-    """The subject, or one per seed where a pattern of runs is given; `modality` is what a lone model is asked about.
+    """The subject, or one per seed of an ablation; `modality` is what a lone model is asked about.
 
     Raises:
         ConfigError: it states that it is missing, or there are no weights.
         CheckpointError: weights that cannot be read or do not fit.
     """
-    if source.missing:
-        raise ConfigError(source.missing)
+    _there(source)
     encoder = Encoder(FeatureCache(cache))
     if source.model:
-        if source.checkpoint is None and not source.untrained:
-            raise ConfigError(f"no weights of {source.model}: set subjects.{name}.checkpoint=FILE (see m3bind models)")
         model = registry.load(source.model, source.checkpoint, **source.settings)
         return [Subject(name, {modality: model}, hash_state(model.state_dict()), encoder, any_modality=True)]
     if source.space:

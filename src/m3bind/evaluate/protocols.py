@@ -36,7 +36,7 @@ from m3bind.evaluate.zero_shot import class_directions, evaluate_task, known_row
 
 Array = NDArray[np.float32]
 FINETUNE = "lora_finetune"  # the one few-shot method that needs the tower and not its features
-UNSEEN = 20_000  # training images that a modality's mean is estimated on, at most
+MOST_TRAINING = 20_000  # training images that a modality's mean is estimated on, at most
 
 
 class Measurable(Protocol):
@@ -394,13 +394,13 @@ def _means(subject: Measurable, data: Dataset, names: Sequence[str]) -> dict[str
         records, _ = _files(subject, data, "train", name, needed=False)
         if not records:
             return None
-        found[name] = subject.images(records[:UNSEEN]).mean(0)
+        found[name] = subject.images(records[:MOST_TRAINING]).mean(0)
     return found
 
 
 def _said(subject: Measurable, data: Dataset, modality: str, images: Array) -> dict[str, Array]:
     """The images as their nearest training reports say them."""
-    captions = [r.captions[0] for r in data.split("train", modality)][:UNSEEN]
+    captions = [r.captions[0] for r in data.split("train", modality)][:MOST_TRAINING]
     if not captions:
         return {}
     try:

@@ -1,5 +1,5 @@
 """The data sets of the paper and some open ones: one declarative file each, from the official layout to a manifest."""
 
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, Prepared, get, names, prepare, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, Prepared, get, known_as, names, prepare, read_table
 
-__all__ = ["Benchmark", "Fault", "Item", "Prepared", "get", "names", "prepare", "read_table"]
+__all__ = ["Benchmark", "Fault", "Item", "Prepared", "get", "known_as", "names", "prepare", "read_table"]

@@ -115,6 +115,11 @@ def names() -> list[str]:
     return _registry.names()
 
 
+def known_as(name: str) -> tuple[str, ...]:
+    """What a data set is called: its name, and its title where it is one of these."""
+    return (name, get(name).title) if name in names() else (name,)
+
+
 @dataclass
 class Prepared:
     """What `prepare` found and wrote."""

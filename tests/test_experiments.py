@@ -14,8 +14,8 @@ from m3bind.evaluate import benchmarks
 from m3bind.evaluate.benchmarks import _listing
 from m3bind.evaluate.metrics import Resampling, accuracy
 from m3bind.evaluate.results import Context, ResultTable
+from m3bind.experiments import compare_runs, leak_report
 from m3bind.files import write_json
-from m3bind.tables import compare_runs, leak_report
 from paper_suite import make_models, make_space
 from test_runner import run
 

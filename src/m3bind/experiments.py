@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,9 +18,9 @@ from m3bind.data.cache import FeatureCache
 from m3bind.data.manifest import read_manifest
 from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError, SpaceError
-from m3bind.evaluate import benchmarks
+from m3bind.evaluate.benchmarks import known_as
 from m3bind.evaluate.compare import compare_rows
-from m3bind.evaluate.leaks import near_duplicates, seen_by, split_leaks
+from m3bind.evaluate.leaks import LeakReport, near_duplicates, seen_by, split_leaks
 from m3bind.evaluate.results import ResultTable, console, number, plain
 from m3bind.evaluate.suite import View, measure
 from m3bind.evaluate.tasks import tasks_for
@@ -27,9 +28,9 @@ from m3bind.files import read_json, write_json
 from m3bind.finish import WIDTH
 from m3bind.fit import differences
 from m3bind.prepare import Encoder
-from m3bind.runner import Suite, SuiteConfig, load_suite
+from m3bind.runner import Cell, Suite, SuiteConfig, load_suite
 from m3bind.space.bundle import Space, load
-from m3bind.subjects import of_space
+from m3bind.subjects import Subject, of_space
 
 # ---- suites ----------------------------------------------------------------------------------------------------------
 
@@ -77,7 +78,7 @@ def report_suite(folder: Path | None) -> str:
     return f"{paper.as_text(cells)}\n\npage: {page}"
 
 
-def _json(cell: Any) -> dict[str, Any]:
+def _json(cell: Cell) -> dict[str, Any]:
     mine = paper.ours(cell)
     return {
         "table": cell.table.number,
@@ -86,7 +87,7 @@ def _json(cell: Any) -> dict[str, Any]:
         "column": cell.column.name,
         "paper": None if cell.paper is None else cell.paper.value,
         "conflict": "" if cell.paper is None else cell.paper.conflict,
-        "ours": None if mine is None else vars(mine),
+        "ours": None if mine is None else asdict(mine),
         "rows": [plain(row) for row in cell.rows],
         "missing": cell.missing,
     }
@@ -199,30 +200,27 @@ def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[s
 def leak_report(manifest: Path, root: Path | None, space: Path | None, threshold: float | None) -> tuple[str, bool]:
     """What test shares with training, per modality, and whether anything was found."""
     found = read_manifest(manifest, root=root)
-    opened = load(space) if space else None
-    subject = of_space("space", opened, Encoder(FeatureCache(manifest.parent / "cache"))) if opened else None
     texts, leaked = [], False
-    for m in dict.fromkeys(record.modality for record in found.records):
-        records = [record for record in found.records if record.modality == m]
-        report = split_leaks(records, found.bad)
-        if subject is not None and opened is not None and m in opened.modalities:
-            sides = {s: subject.readable([r for r in records if r.split == s])[0] for s in ("test", "train")}
-            if all(sides.values()):
-                rows = {s: subject.images(side) for s, side in sides.items()}
-                ids = ([r.id for r in sides["test"]], [r.id for r in sides["train"]])
-                report.twins, report.threshold = near_duplicates(rows["test"], rows["train"], ids, threshold)
-            names = _names({record.set for record in records})
-            seen = {s: seen_by(subject.training_data(m), names[s]) for s in names}
-            report.seen = {f"{m} model ({s})": entries for s, entries in seen.items() if entries}
-        leaked |= bool(report.patients or report.contents or report.twins or report.seen)
-        texts.append(f"{m}\n{report.report()}")
+    with TemporaryDirectory() as cache:
+        subject = of_space("space", load(space), Encoder(FeatureCache(cache))) if space else None
+        for m in dict.fromkeys(record.modality for record in found.records):
+            records = [record for record in found.records if record.modality == m]
+            report = split_leaks(records, found.bad)
+            if subject is not None and m in subject.models:
+                _look_with(subject, m, records, report, threshold)
+            leaked |= bool(report.patients or report.contents or report.twins or report.seen)
+            texts.append(f"{m}\n{report.report()}")
     return "\n\n".join(texts), leaked
 
 
-def _names(sets: set[str]) -> dict[str, tuple[str, ...]]:
-    """Names a data set goes by."""
-    known = benchmarks.names()
-    return {s: (s, benchmarks.get(s).title) if s in known else (s,) for s in sorted(sets)}
-
-
-__all__ = ["compare_runs", "evaluate_space", "evaluate_suite", "leak_report", "report_suite"]
+def _look_with(
+    subject: Subject, modality: str, records: Sequence[Record], report: LeakReport, threshold: float | None
+) -> None:
+    """What only a space can tell: near-duplicates, and data sets that its model has seen."""
+    sides = {s: subject.readable([r for r in records if r.split == s])[0] for s in ("test", "train")}
+    if all(sides.values()):
+        rows = {s: subject.images(side) for s, side in sides.items()}
+        ids = ([r.id for r in sides["test"]], [r.id for r in sides["train"]])
+        report.twins, report.threshold = near_duplicates(rows["test"], rows["train"], ids, threshold)
+    seen = {s: seen_by(subject.training_data(modality), known_as(s)) for s in sorted({r.set for r in records})}
+    report.seen = {f"{modality} model ({s})": entries for s, entries in seen.items() if entries}
