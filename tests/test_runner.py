@@ -67,6 +67,7 @@ def test_every_cell_of_the_paper_is_computed_once(world: Path, classifiers: None
     assert "<script" not in page
     assert "data:image/png" in page  # Figure 3
     assert "Calibration of zero-shot" in page
+    assert ">change</th>" not in page  # columns are subjects, not stages
     assert {row.metric for row in suite.calibration()} >= {"ece", "coverage", "answered_accuracy", "temperature"}
     assert paper.contaminated([replace(cells[0], seen=("Some set",))]) == ["CLIP, messidor2: Some set"]
 

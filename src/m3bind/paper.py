@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from m3bind.evaluate.compare import Difference, holm, paired
 from m3bind.evaluate.page import Section, figure, page
 from m3bind.evaluate.plots import Picture, Theme, draw
-from m3bind.evaluate.results import LOW_IS_GOOD, Row, cell_of, html_table, pivot
+from m3bind.evaluate.results import Row, cell_of, html_table, pivot
 from m3bind.evaluate.tables import Block, TableFile
 from m3bind.files import write_text
 from m3bind.runner import Cell
@@ -44,8 +44,6 @@ def ours(cell: Cell) -> Ours | None:
     found, scale = cell_of(cell.rows), 100.0 if cell.column.percent else 1.0
     spread = found.spread * scale if found.seeds > 1 else None
     values = (found.value * scale, found.ci_low * scale, found.ci_high * scale, found.chance * scale)
-    if cell.column.metric in LOW_IS_GOOD:
-        values = (found.value, found.ci_low, found.ci_high, found.chance)
     return Ours(values[0], spread, values[1], values[2], found.n, values[3], cell.rows[0].gallery)
 
 
@@ -205,7 +203,7 @@ def write_page(
         sections.append(("shots", "Accuracy against shots", f'<div class="plots">{body}</div>'))
     if calibration:
         text = "Calibration of zero-shot probabilities"
-        sections.append(("calibration", "Calibration", html_table(pivot(calibration), text, group=False)))
+        sections.append(("calibration", "Calibration", html_table(pivot(calibration), text, group=False, change=False)))
     sections.append(("coverage", "Coverage", _html_coverage(cells)))
     known = [*tables.notes, *conflicts(cells)]
     if known:

@@ -359,10 +359,13 @@ def _place(line: Line) -> str:
     return ", ".join(filter(None, (where, line.dataset.replace("+", " + "), line.split)))
 
 
-def html_table(data: Pivot, caption: str, group: bool = True) -> str:
-    """A pivot as an HTML table that scrolls sideways on small screens."""
+def html_table(data: Pivot, caption: str, group: bool = True, change: bool = True) -> str:
+    """A pivot as an HTML table that scrolls sideways on small screens.
+
+    `group`: a heading per protocol. `change`: with a last column for last minus first, where columns are stages.
+    """
     heads = "".join(f'<th scope="col" class="num">{html.escape(c)}</th>' for c in data.columns)
-    several = len(data.columns) > 1
+    several = change and len(data.columns) > 1
     wide = 5 + len(data.columns) + several
     body, seen = [], None
     for line in data.lines:
@@ -379,13 +382,13 @@ def html_table(data: Pivot, caption: str, group: bool = True) -> str:
             + (_change(line) if several else "")
             + "</tr>"
         )
-    change = '<th scope="col" class="num">change</th>' if several else ""
+    last = '<th scope="col" class="num">change</th>' if several else ""
     label = html.escape(caption, quote=True)
     return (
         f'<p class="caption">{html.escape(caption)}</p>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
         f'<table aria-label="{label}"><thead><tr>'
         f'<th scope="col">figure</th><th scope="col">metric</th><th scope="col" class="num">n</th>'
-        f'<th scope="col" class="num">chance</th>{heads}{change}</tr></thead>'
+        f'<th scope="col" class="num">chance</th>{heads}{last}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
