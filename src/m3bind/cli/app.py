@@ -1,0 +1,104 @@
+"""What the commands share: the application, options that mean the same everywhere, errors as one line and an exit code.
+
+* `main`: the entry point. * `run_of`, `finish`: the run a command works on, trained up to a stage.
+* `prepare_torch`: before the first computation.
+"""
+
+import errno
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from m3bind.errors import M3BindError
+
+app = typer.Typer(
+    name="m3bind",
+    help="Bind CLIP-like medical models of any modality into one text-anchored embedding space.\n\n"
+    "Start with:  m3bind demo   (virtual patients, about 5 minutes on two cores)",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Settings = Annotated[
+    str, typer.Argument(metavar="SETTINGS", help="preset (demo, mini5, paper, paper-literal, quick) or a YAML file")
+]
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change a setting, e.g. --set align.lam=1; repeatable"),
+]
+Out = Annotated[Path, typer.Option("--out", help="folder of all runs")]
+Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder; default: the preset's name")]
+Seed = Annotated[int | None, typer.Option("--seed", help="seed of everything random")]
+Json = Annotated[Path | None, typer.Option("--json", help="also write what is printed as JSON")]
+
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point: errors become one clear line and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
+    except M3BindError as error:
+        print(f"m3bind: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("m3bind: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        place = error.filename or "a log or cache file"
+        print(f"m3bind: {error.strerror}: {place}; free space, then run the same command", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        show: Callable[[], str] | None = getattr(error, "format_message", None)  # click's usage errors
+        if show is None:
+            raise
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        print(f"m3bind: {show().rstrip('.')}{hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_of(settings: str, change: list[str] | None, out: Path, name: str | None, seed: int | None) -> Any:
+    """The run a command works on."""
+    from m3bind.config import load_config
+
+    overrides = list(change or [])
+    if name:
+        overrides.append(f"name={name}")
+    if seed is not None:
+        overrides.append(f"seed={seed}")
+    config = load_config(settings, overrides)
+    prepare_torch()
+    from m3bind.fit import Run
+
+    return Run(config, out / config.name, cache=out / "cache")
+
+
+def prepare_torch() -> None:
+    """Set the precision of float32 products. Imports torch."""
+    import torch
+
+    torch.set_float32_matmul_precision("medium")
+
+
+def finish(run: Any, until: str) -> None:
+    """Train up to a stage, print before/after, write bundle and report."""
+    from m3bind.finish import finish as finished
+
+    code = finished(run, until)
+    if code:
+        raise typer.Exit(code)
