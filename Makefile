@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo demo-quick test test-slow fuzz check bench reference docs clean
+.PHONY: help demo demo-quick test test-published test-slow fuzz check bench reference docs clean
 
 help:
 	@echo "make demo       virtual patients -> five dual encoders -> bound space -> report (about 5 minutes, 2 cores)"
 	@echo "make demo-quick the same on a small cohort (about 1 minute)"
 	@echo "make test       the default test suite (< 10 minutes)"
-	@echo "make test-slow  the slow tests as well"
+	@echo "make test-published  published models in full size against their authors' figures"
+	@echo "make test-slow  all tests, the slow ones as well"
 	@echo "make fuzz       20,000 mutated files of eight formats"
 	@echo "make check      ruff, mypy"
 	@echo "make bench      the benchmarks: each prints a ratio and its conditions"
@@ -31,6 +32,9 @@ demo-quick: $(STAMP)
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile
+
+test-published: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile -m "published and not slow"
 
 test-slow: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" --timeout 3600

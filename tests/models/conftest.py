@@ -107,3 +107,10 @@ def open_clip_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "context_length": 20,
     }
     return open_clip_folder(folder, text, VISION)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests against the authors' own figures build networks in full size: marked `published`."""
+    for item in items:
+        if "golden" in getattr(item, "fixturenames", ()):
+            item.add_marker("published")
