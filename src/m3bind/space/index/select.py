@@ -1,0 +1,65 @@
+"""Which rows of a part fit a condition, by columns at once.
+
+* `fits`: a `Where` on a part. * `count`: values of a column.
+
+Shapes: m rows of a part.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from m3bind.space.index.base import AFTER, NAMED, Where
+from m3bind.space.index.part import Part, hash_ids
+
+Mask = NDArray[np.bool_]
+SEVERAL = "|"  # parts several labels of one item
+
+
+def fits(where: Where, part: Part) -> Mask:
+    """(m,) whether each row fits; a column the part does not have is empty in all its rows."""
+    keep = np.ones(part.rows, bool)
+    if part.table is None:
+        return keep
+    for name in NAMED:
+        values = getattr(where, name)
+        if values is not None:
+            keep &= _among(_column(part, name), values, several=name == "label")
+    if where.since is not None or where.until is not None:
+        date = _column(part, "date")
+        keep &= _array(pc.not_equal(date, ""))
+        if where.since is not None:
+            keep &= _array(pc.greater_equal(date, where.since))
+        if where.until is not None:
+            keep &= _array(pc.less(date, where.until + AFTER))
+    if where.not_ids:
+        keep[list(part.find(where.not_ids, hash_ids(where.not_ids)).values())] = False
+    return keep
+
+
+def count(part: Part, column: str, keep: Mask) -> dict[str, int]:
+    """Rows of each value of a column, of the rows to keep."""
+    values = pc.value_counts(_column(part, column).filter(pa.array(keep)))
+    return {entry["values"]: entry["counts"] for entry in values.to_pylist()}
+
+
+def _column(part: Part, name: str) -> pa.ChunkedArray:
+    if name in part.columns:
+        return part.table.column(name)
+    return pa.chunked_array([pa.repeat(pa.scalar("", pa.large_string()), part.rows)])
+
+
+def _among(column: pa.ChunkedArray, values: tuple[str, ...], several: bool) -> Mask:
+    """Whether a row has one of the values, as a whole or (with `several`) as one of those parted by "|"."""
+    keep = _array(pc.is_in(column, value_set=pa.array(values, pa.large_string())))
+    if several:
+        edge, nothing = (pa.scalar(text, pa.large_string()) for text in (SEVERAL, ""))
+        wrapped = pc.binary_join_element_wise(edge, column, edge, nothing)
+        for value in values:
+            keep |= _array(pc.match_substring(wrapped, f"{SEVERAL}{value}{SEVERAL}"))
+    return keep
+
+
+def _array(values: pa.ChunkedArray) -> Mask:
+    return np.array(values.to_numpy(zero_copy_only=False), bool)
