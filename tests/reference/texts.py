@@ -1,0 +1,9 @@
+"""Encoding texts the plain way: one at a time, every repeat again."""
+
+import torch
+
+
+@torch.no_grad()
+def encode_one_by_one(texts, tokenize, encode):
+    """(n, d) float32."""
+    return torch.cat([encode(tokenize([text])).float() for text in texts]).numpy()
