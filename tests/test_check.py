@@ -10,6 +10,7 @@ from PIL import Image
 
 from m3bind import check
 from m3bind.errors import ConfigError, ReadError, UnknownNameError
+from m3bind.modalities._recognise import recognise
 
 Make = Callable[..., Path]
 
@@ -67,7 +68,7 @@ def test_wrong_use_is_said(folder: Path, tmp_path: Path) -> None:
         check.find_items([tmp_path / "empty"])
     (tmp_path / "a.xyz").write_text("?")
     with pytest.raises(ReadError, match="not a file that any modality reads"):
-        check.recognise(tmp_path / "a.xyz")
+        recognise(tmp_path / "a.xyz")
 
 
 def test_the_contact_sheet_has_a_frame_for_every_file(folder: Path, tmp_path: Path) -> None:

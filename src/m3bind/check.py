@@ -1,7 +1,6 @@
 """m3bind check: what every file is, what was done to read it, what looks wrong, and a picture of what towers will see.
 
 * `find_items`: files, DICOM series and WFDB records below the given paths, or the rows of a manifest.
-* `recognise`: which modality a file is, when nobody says so, and the doubt.
 * `check_items`: read everything; `Checked` is one answer.
 * `contact_sheet`, `contact_page`: all thumbnails on one PNG, or an HTML page with steps and warnings beside them.
 """
@@ -14,16 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from m3bind import modalities
 from m3bind.errors import ConfigError, ReadError
 from m3bind.files import atomic_path, write_text
-from m3bind.modalities import Sample
-from m3bind.modalities._dicom import is_dicom
-from m3bind.modalities._files import ANY_KIND, DICOM_KINDS, dicom_code, files_below
+from m3bind.modalities._files import files_below
 from m3bind.modalities._isolation import WORKERS
+from m3bind.modalities._recognise import recognise
 from m3bind.privacy import shown
 from m3bind.progress import progress
 
@@ -85,7 +82,7 @@ def find_items(paths: Sequence[Path | str], modality: str = "") -> list[Item]:
             raise ConfigError(f"{path}: no such file or folder")
         if path.is_dir():
             items += [Item(found, modality) for found in files_below(path, [modality] if modality else [])]
-        elif path.name.lower().endswith(MANIFESTS) and _is_manifest(path):
+        elif path.name.lower().endswith(MANIFESTS) and is_manifest(path):
             items += _of_manifest(path)
         else:
             items.append(Item(path, modality))
@@ -102,8 +99,8 @@ def _of_manifest(path: Path) -> list[Item]:
     return [*(Item(record.path, record.modality) for record in found.records), *faults]
 
 
-def _is_manifest(path: Path) -> bool:
-    """A table with the columns of a manifest; a CSV without them may be a signal."""
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a table with the columns of a manifest; a CSV without them may be a signal."""
     if path.name.lower().endswith((".parquet", ".jsonl")):
         return True
     import gzip
@@ -113,78 +110,6 @@ def _is_manifest(path: Path) -> bool:
         head = handle.readline(4096).decode("utf-8", "replace").lower()
     columns = {cell.strip().strip('"') for cell in head.replace("\t", ",").split(",")}
     return {"modality", "path"} <= columns
-
-
-def candidates(path: Path) -> list[str]:
-    """Modalities that could read a path, the likeliest first, by header and ending only.
-
-    Raises:
-        ReadError: a DICOM object of a kind that no modality reads.
-    """
-    code = dicom_code(path)
-    if code not in ANY_KIND:
-        if code not in DICOM_KINDS:
-            raise ReadError(path, f"a DICOM object of kind {code}", "no modality here reads such objects")
-        return [DICOM_KINDS[code]]
-    order = ["xray", "retina", "pathology", "ct", "ecg"]
-    known = [name for name in order if name in modalities.names()]
-    known += [name for name in modalities.names() if name not in known]
-    if path.is_dir():
-        return [name for name in known if name == "ct"] or known
-    if not path.is_file():  # a WFDB record named without its ending
-        return [name for name in known if name == "ecg"]
-    fits = [name for name in known if path.name.lower().endswith(modalities.get(name).suffixes)]
-    return fits or (known if is_dicom(path) else [])
-
-
-def recognise(path: Path) -> Sample:
-    """The sample of the likeliest modality; how it was recognised is its first step, or, with a doubt, first warning.
-
-    Every modality whose endings fit tries to read the file; the one with the fewest warnings has it.
-
-    Raises:
-        ReadError: none reads it; the reason of the likeliest.
-    """
-    samples: list[Sample] = []
-    errors: list[ReadError] = []
-    for name in candidates(path):
-        try:
-            samples.append(modalities.read(name, path))
-        except ReadError as error:
-            errors.append(error)
-    if not samples:
-        if errors:
-            raise errors[0]
-        raise ReadError(path, "not a file that any modality reads", "convert it, or say --modality")
-    samples.sort(key=lambda sample: len(sample.warnings))
-    grey = {sample.modality: sample for sample in samples if sample.spacing is None}
-    if "xray" in grey and "ct" in grey:  # a grey picture; that a slice has lost its units says nothing against it
-        if is_slice(grey["ct"]):
-            grey["ct"].warnings.insert(0, "recognised as ct by its black surrounding; could as well be xray")
-            return grey["ct"]
-        grey["xray"].steps.insert(0, "recognised as xray: a grey picture without a black surrounding")
-        return grey["xray"]
-    best, others = samples[0], samples[1:]
-    close = [other.modality for other in others if len(other.warnings) == len(best.warnings)]
-    how = f"recognised as {best.modality} by its content"
-    if close:
-        best.warnings.insert(0, f"{how}; could as well be {' or '.join(close)}")
-    elif others:
-        best.steps.insert(0, how)
-    return best
-
-
-def is_slice(sample: Sample) -> bool:
-    """Whether a grey picture, read as CT, is rather a slice than a radiograph: a body in a black surrounding.
-
-    More than 18 % black, and more than 40 % of the margin. Of 864 radiographs of mini5 3 % are so, of its 1,016 CT
-    slices 87 % (the limits were chosen on them).
-    """
-    dark = sample.array[0] < -900
-    part = max(1, min(dark.shape) // 20)
-    margin = np.ones_like(dark)
-    margin[part:-part, part:-part] = False
-    return float(dark.mean()) > 0.18 and float(dark[margin].mean()) > 0.4
 
 
 def on_sheet(count: int) -> range:

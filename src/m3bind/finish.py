@@ -1,4 +1,4 @@
-"""What commands do around the stages: bundle, printed tables, report, measuring a saved space, encoding, searching."""
+"""What commands do around the stages: bundle, printed tables, report, measuring a saved space."""
 
 import shutil
 import sys
@@ -13,7 +13,6 @@ from rich.console import Console
 
 from m3bind import modalities
 from m3bind.config import validate
-from m3bind.data.manifest import read_manifest
 from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError
 from m3bind.evaluate.calibration import Answers, answers, fit_temperature
@@ -22,16 +21,12 @@ from m3bind.evaluate.report import write_report
 from m3bind.evaluate.results import ResultTable, console, headline
 from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import known_rows, task_logits
-from m3bind.files import write_json
 from m3bind.fit import Run
-from m3bind.space.bundle import Space, load, save_space
-from m3bind.space.encode import encode_files
+from m3bind.space.bundle import Space, save_space
 from m3bind.space.folder import SpaceInfo
-from m3bind.space.search import search
 from m3bind.training.parallel import world
 
 WIDTH = 160  # of printed tables where there is no terminal
-MANIFESTS = (".csv", ".csv.gz", ".tsv", ".parquet", ".jsonl")
 
 
 def finish(run: Run, until: str) -> int:
@@ -230,42 +225,3 @@ def show_results(folder: Path) -> ResultTable:
     table = ResultTable.load(path)
     _console().print(console(table, title=str(folder)))
     return table
-
-
-def encode_paths(folder: Path, paths: Sequence[Path], modality: str | None, out: Path) -> int:
-    """Encode files or a manifest into `out`; 1 when files were set aside, else 0."""
-    space = load(folder)
-    sources: Sequence[Any] = paths
-    bad = 0
-    if modality is None:
-        if len(paths) != 1 or not paths[0].name.endswith(MANIFESTS):
-            raise ConfigError(
-                "files need --modality (one of " + ", ".join(space.modalities) + "), or give one manifest"
-            )
-        found = read_manifest(paths[0], modalities=space.modalities)
-        sources, bad = found.records, len(found.bad)
-        if found.bad:
-            print(format_bad_rows(found.bad))
-    encoded = encode_files(space, sources, out, modality)
-    print(encoded)
-    return 1 if bad or encoded.bad else 0
-
-
-def search_encoded(
-    encoded: Path,
-    folder: Path,
-    text: str | None,
-    file: Path | None,
-    modality: str | None,
-    target: str | None,
-    k: int,
-    json_file: Path | None,
-) -> None:
-    """Search and print the hits."""
-    space = load(folder)
-    query: Any = text if text is not None else file
-    hits = search(space, encoded, query, k, modality=modality, within=target, gap_correction=file is not None)
-    for rank, hit in enumerate(hits, 1):
-        print(f"{rank:3d}  {hit.score:+.3f}  {hit.modality:10s} {hit.path}")
-    if json_file:
-        write_json(json_file, [hit.as_dict() for hit in hits])

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3bind import check, modalities
+from m3bind import modalities
 from m3bind.errors import ReadError
 from m3bind.modalities._isolation import WORKERS
+from m3bind.modalities._recognise import recognise
 
 VAGUE = re.compile(r"not readable \(")  # what the worker says of an exception no reader expected
 
@@ -42,7 +43,7 @@ def outcomes(paths: list[Path]) -> Iterator[tuple[Path, str, str]]:
 
     def one(path: Path) -> tuple[Path, str, str]:
         try:
-            sample = check.recognise(path)
+            sample = recognise(path)
         except ReadError as error:
             return path, "", error.reason
         assert sample.array.dtype == np.float32 and np.isfinite(sample.array).all() and sample.array.size

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
-from m3bind.space import encode
+from m3bind.space import _decode_pool, encode
 from m3bind.space.bundle import load, save_space
 from m3bind.space.compute import correct_gap
 from m3bind.space.encode import collect, encode_files, open_encoded
@@ -43,9 +43,9 @@ def test_rows_are_those_of_the_space_in_order(tmp_path, space):
     np.testing.assert_allclose(done.embeddings, space.encode_image(paths, "grey"), atol=1e-6)
     assert isinstance(done.embeddings, np.memmap) and len(done) == 21 and done.bad == 0
     assert done.items["path"].tolist() == [str(path) for path in paths]
-    assert done.items["row"].tolist() == list(range(21)) and list(done.items) == ["row", "modality", "path"]
+    assert done.items["row"].tolist() == list(range(21)) and list(done.items) == ["row", "id", "modality", "path"]
     assert sorted(files(tmp_path / "out")) == ["embeddings.npy", "encoded.json", "items.parquet", "quarantine.csv"]
-    assert not (tmp_path / ".out.parts").exists()
+    assert not (tmp_path / "out.parts").exists()
     assert "21 done (grey 21), 0 bad" in repr(done)
 
 
@@ -130,8 +130,10 @@ def test_folders_are_searched_by_ending_and_each_file_is_encoded_once(tmp_path, 
 
 def test_the_same_again_is_done_at_once_and_changed_files_are_encoded_again(tmp_path, space, monkeypatch):
     paths, calls = tiny.pictures(tmp_path / "in", 20), []
-    read = type(space).read
-    monkeypatch.setattr(type(space), "read", lambda self, path, m: calls.append(Path(path)) or read(self, path, m))
+    prepare = _decode_pool.prepare
+    monkeypatch.setattr(
+        _decode_pool, "prepare", lambda s, row, cut: calls.append(Path(row["path"])) or prepare(s, row, cut)
+    )
     first = np.array(encode_files(space, paths, tmp_path / "out", "grey").embeddings)
     assert sorted(calls) == paths
     calls.clear()
@@ -145,18 +147,18 @@ def test_the_same_again_is_done_at_once_and_changed_files_are_encoded_again(tmp_
 
 def test_an_error_in_the_middle_keeps_finished_shards(tmp_path, space, monkeypatch):
     paths, calls, harmful = tiny.pictures(tmp_path / "in", 20), [], [True]
-    read = type(space).read
+    prepare = _decode_pool.prepare
 
-    def breaks(self, path, modality):
-        if Path(path) == paths[17] and harmful:
+    def breaks(space, row, cut):
+        if Path(row["path"]) == paths[17] and harmful:
             raise KeyboardInterrupt
-        calls.append(Path(path))
-        return read(self, path, modality)
+        calls.append(Path(row["path"]))
+        return prepare(space, row, cut)
 
-    monkeypatch.setattr(type(space), "read", breaks)
+    monkeypatch.setattr(_decode_pool, "prepare", breaks)
     with pytest.raises(KeyboardInterrupt):
         encode_files(space, paths, tmp_path / "out", "grey", batch=4, workers=1)
-    assert not (tmp_path / "out").exists() and len(list((tmp_path / ".out.parts").iterdir())) == 2
+    assert not (tmp_path / "out").exists() and len(list((tmp_path / "out.parts").glob("*.safetensors"))) == 2
     harmful.clear()
     calls.clear()
     done = encode_files(space, paths, tmp_path / "out", "grey", batch=4, workers=1)
@@ -168,13 +170,13 @@ import os, random, signal, sys, time
 from space import tiny
 from pathlib import Path
 tiny.register()
-from m3bind.space import bundle, encode
+from m3bind.space import _decode_pool, bundle, encode
 encode.SHARD = 8
-read = bundle.Space.read
-def slow(self, path, modality):
+prepare = _decode_pool.prepare
+def slow(space, row, cut):
     time.sleep(0.01)
-    return read(self, path, modality)
-bundle.Space.read = slow
+    return prepare(space, row, cut)
+_decode_pool.prepare = slow
 random.seed(0)
 folder, files, out = sys.argv[1], sorted(Path(sys.argv[2]).iterdir()), sys.argv[3]
 killed = 0
@@ -217,8 +219,6 @@ def test_wrong_use_is_refused_before_anything_is_written(tmp_path, space):
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(ConfigError, match="not an encoded archive"):
         encode_files(space, paths, tmp_path / "mine", "grey")
-    with pytest.raises(ConfigError, match="which modality"):
-        encode_files(space, paths, tmp_path / "out")
     with pytest.raises(ConfigError, match="nothing to encode"):
         encode_files(space, [], tmp_path / "out", "grey")
     with pytest.raises(UnknownNameError, match="did you mean 'grey'"):

@@ -1,26 +1,104 @@
 """Commands that turn an archive of files into embeddings."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from m3bind.cli.app import app, prepare_torch
+from m3bind.errors import ConfigError
 
 
 @app.command()
 def encode(
-    paths: Annotated[list[Path], typer.Argument(help="files, or one manifest")],
+    paths: Annotated[list[Path], typer.Argument(help="files, folders and manifests")],
     space: Annotated[Path, typer.Option(help="space folder, e.g. runs/demo/space")],
-    out: Annotated[Path, typer.Option(help="folder for embeddings.npy and items.parquet")],
-    modality: Annotated[str | None, typer.Option(help="what the files are (not needed for a manifest)")] = None,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    modality: Annotated[str | None, typer.Option(help="what the files are; default: recognised")] = None,
+    keep: Annotated[str, typer.Option(help="fields of a manifest to store, e.g. id,label; they may identify")] = "",
+    device: Annotated[str, typer.Option(help="where the towers compute, e.g. cuda")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where faster at cosine >= 0.999")
+    ] = "auto",
+    batch: Annotated[int | None, typer.Option(help="inputs per forward pass; default 8 on a CPU, else 64")] = None,
+    workers: Annotated[int | None, typer.Option(help="decoding processes; default one per core, at most 16")] = None,
+    parts: Annotated[int, typer.Option(help="most tiles of a slide or windows of a recording to average")] = 64,
+    seconds: Annotated[float, typer.Option(help="length of a recording's windows")] = 10.0,
+    part_embeddings: Annotated[bool, typer.Option(help="also keep the embeddings of tiles and windows")] = False,
+    gap_correct: Annotated[bool, typer.Option(help="without each modality's mean; for image-to-image search")] = False,
+    shard: Annotated[str, typer.Option(help="only this share of the work, e.g. 2/8; then m3bind merge")] = "",
 ) -> None:
-    """Files -> embeddings; bad files go to quarantine.csv, the rest goes on.
+    """Files -> embeddings; bad files go to quarantine.csv, the rest goes on. Stopped, the same command continues.
 
-    Example:  m3bind encode scans/*.png --modality xray --space runs/demo/space --out encoded
+    Examples:  m3bind encode archive/ --space runs/demo/space --out encoded
+    m3bind encode scans/*.png --modality xray --space runs/demo/space --out encoded
+    accelerate launch -m m3bind encode archive/ --space runs/demo/space --out encoded
     """
-    from m3bind.finish import encode_paths
-
     prepare_torch()
-    if encode_paths(space, paths, modality, out):
+    from m3bind.modalities import Cut
+    from m3bind.space import load
+    from m3bind.space.encode import encode_files, encode_share
+
+    opened = load(space, device)
+    options: Any = {
+        "keep": [name for name in keep.split(",") if name],
+        "precision": precision,
+        "batch": batch,
+        "workers": workers,
+        "cut": Cut(parts, seconds),
+        "part_embeddings": part_embeddings,
+        "gap_correct": gap_correct,
+    }
+    sources = _sources(paths, opened.modalities)
+    if shard:
+        done, bad = encode_share(opened, sources, out, _share(shard), modality, **options)
+        print(f"share {shard}: {done} done, {bad} bad; all shares together: m3bind merge {out}.parts ... --out {out}")
+    else:
+        encoded = encode_files(opened, sources, out, modality, **options)
+        bad = encoded.bad
+        if os.environ.get("RANK", "0") == "0":
+            print(encoded)
+            print("\n".join(f"  {name}: {dtype}" for name, dtype in encoded.precision.items()))
+    if bad:
         raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="folders of parts, one for each machine")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+) -> None:
+    """Put together what encode --shard wrote on several machines; the same bytes as one run.
+
+    Example:  m3bind merge a/encoded.parts b/encoded.parts --out encoded
+    """
+    from m3bind.space.encode import merge as put_together
+
+    encoded = put_together(parts, out)
+    print(encoded)
+    if encoded.bad:
+        raise typer.Exit(1)
+
+
+def _sources(paths: list[Path], known: tuple[str, ...]) -> list[Any]:
+    """Paths as they are; manifests as their records and bad rows."""
+    from m3bind.check import MANIFESTS, is_manifest
+    from m3bind.data.manifest import read_manifest
+
+    sources: list[Any] = []
+    for path in paths:
+        if path.is_file() and path.name.lower().endswith(MANIFESTS) and is_manifest(path):
+            found = read_manifest(path, modalities=known)
+            sources += [*found.records, *found.bad]
+        else:
+            sources.append(path)
+    return sources
+
+
+def _share(text: str) -> tuple[int, int]:
+    """ "2/8" as numbers."""
+    index, _, of = text.partition("/")
+    if not (index.isdigit() and of.isdigit()):
+        raise ConfigError(f"--shard {text}: give i/n with i from 1 to n, e.g. 2/8")
+    return int(index), int(of)

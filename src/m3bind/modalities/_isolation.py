@@ -1,6 +1,7 @@
 """Reading in child processes, so that a hostile or damaged file costs neither the program nor its memory.
 
-* `read`, `decode`: those of a modality, in one of a few worker processes (`_worker`), which are kept for the next file.
+* `read`, `decode`, `decode_parts`: those of a modality, in one of a few worker processes (`_worker`), which are kept
+  for the next file. `allow`: how many there may be.
 
 A file that takes longer than `LIMITS.seconds` or crashes its decoder costs one worker, which is replaced; needing more
 memory than `LIMITS.memory` is a MemoryError inside the worker. The parent sees typed errors only.
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import numpy as np
 from m3bind.errors import ReadError
 from m3bind.modalities import _buffer
 from m3bind.modalities._limits import LIMITS, VARIABLE
-from m3bind.modalities.base import Modality, Sample, get
+from m3bind.modalities.base import Cut, Modality, Sample, get
 
 WORKERS = min(4, os.cpu_count() or 1)
 MAX_HEADER = 1 << 20  # bytes of an answer's first line
@@ -60,7 +62,7 @@ class _Worker:
         os.close(file)
         self._rest = b""
 
-    def ask(self, how: str, name: str, path: str, seconds: float) -> tuple[dict[str, Any], Any]:
+    def ask(self, request: dict[str, Any], seconds: float) -> tuple[dict[str, Any], Any]:
         """The worker's answer: header, and the array where there is one.
 
         Raises:
@@ -68,7 +70,7 @@ class _Worker:
         """
         end = time.monotonic() + seconds
         try:
-            self._channel.sendall(json.dumps({"how": how, "class": name, "path": path}).encode() + b"\n")
+            self._channel.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise _Gone from error
         header = json.loads(self._line(end))
@@ -134,17 +136,24 @@ class _Worker:
 
 
 class _Pool:
-    """At most `WORKERS` workers, started when needed and kept; one file at a time each."""
+    """At most `WORKERS` workers (more where `allow` said so), started when needed and kept; one file at a time each."""
 
     def __init__(self) -> None:
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         self._all: set[_Worker] = set()
         self._lock = threading.Lock()
         self.owner = os.getpid()
-        for _ in range(WORKERS):
-            self._idle.put(None)
+        self._allowed = 0
+        self.allow(WORKERS)
 
-    def read(self, modality: Modality, path: Path | str, how: str) -> Sample:
+    def allow(self, workers: int) -> None:
+        """Let there be at least so many workers."""
+        with self._lock:
+            for _ in range(self._allowed, workers):
+                self._idle.put(None)
+            self._allowed = max(self._allowed, workers)
+
+    def read(self, modality: Modality, path: Path | str, how: str, cut: Cut | None) -> Sample:
         """See the function `read`."""
         kind = type(modality)
         name = f"{kind.__module__}:{kind.__qualname__}"
@@ -155,7 +164,8 @@ class _Pool:
                 worker = _Worker()
                 with self._lock:
                     self._all.add(worker)
-            header, array = worker.ask(how, name, os.path.abspath(path), LIMITS.seconds)
+            request = {"how": how, "class": name, "path": os.path.abspath(path), "cut": cut and asdict(cut)}
+            header, array = worker.ask(request, LIMITS.seconds)
             if not header.get("last"):
                 keep = worker
         except _Gone as gone:
@@ -170,9 +180,8 @@ class _Pool:
         if "error" in header:
             raise ReadError(path, header["reason"], header["hint"])
         spacing = tuple(header["spacing"]) if header["spacing"] else None
-        return Sample(
-            header["modality"], array, spacing, header["rate"], header["steps"], header["warnings"], header["tags"]
-        )
+        names = ("rate", "steps", "warnings", "tags", "places")
+        return Sample(header["modality"], array, spacing, **{name: header[name] for name in names})
 
     def _end(self, worker: _Worker | None, ended: bool = False) -> int:
         if worker is None:
@@ -225,13 +234,35 @@ def decode(modality: str | Modality, path: Path | str) -> Sample:
     return _elsewhere(modality, path, "decode")
 
 
-def _elsewhere(modality: str | Modality, path: Path | str, how: str) -> Sample:
-    global _pool
+def decode_parts(modality: str | Modality, path: Path | str, cut: Cut) -> Sample:
+    """`decode`, with what is larger than one input in parts (see `Modality.decode_parts`), in a child process as well.
+
+    Raises:
+        UnknownNameError: no such modality.
+        ReadError: as `read`.
+    """
+    return _elsewhere(modality, path, "decode_parts", cut)
+
+
+def allow(workers: int) -> None:
+    """Let there be at least `workers` child processes, for a caller with so many threads."""
+    _current().allow(workers)
+
+
+def _elsewhere(modality: str | Modality, path: Path | str, how: str, cut: Cut | None = None) -> Sample:
     kind = get(modality) if isinstance(modality, str) else modality
     if os.environ.get("M3BIND_ISOLATION") == "off" or type(kind).__module__ == "__main__":
+        if cut is not None:
+            return kind.decode_parts(path, cut)
         return kind.decode(path) if how == "decode" else kind.read(path)
+    return _current().read(kind, path, how, cut)
+
+
+def _current() -> _Pool:
+    """The pool of this process."""
+    global _pool
     with _starting:
         if _pool is None or _pool.owner != os.getpid():
             _pool = _Pool()
             atexit.register(_pool.close)
-    return _pool.read(kind, path, how)
+    return _pool

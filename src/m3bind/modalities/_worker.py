@@ -1,8 +1,8 @@
 """The child process that reads files for `_isolation`: requests and samples over a socket, never a pickle.
 
-A request is one line of JSON {"how": "read" or "decode", "class": "module:Name", "path": ...}. The answer is one line
-of JSON; the float32 values of an array lie in the shared memory from index "at" on, or follow as bytes (null). A file
-that needs more memory than the budget fails with MemoryError.
+A request is one line of JSON {"how": "read", "decode" or "decode_parts", "class": "module:Name", "path": ..., "cut":
+the `Cut` of the last or null}. The answer is one line of JSON; the float32 values of an array lie in the shared memory
+from index "at" on, or follow as bytes (null). A file that needs more memory than the budget fails with MemoryError.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from m3bind.errors import ReadError
 from m3bind.modalities import _buffer
 from m3bind.modalities._dicom_files import silence
 from m3bind.modalities._limits import LIMITS
-from m3bind.modalities.base import Modality
+from m3bind.modalities.base import Cut, Modality, Sample
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
             known[name] = _prepare(name)
         signal.alarm(math.ceil(LIMITS.seconds) + 5)  # the parent kills us sooner, unless it is gone itself
         _buffer.reset()
-        header, array = _answer(known[name], request["path"], request["how"])
+        header, array = _answer(known[name], request)
         at = None if array is None else _buffer.place(array)
         channel.sendall(json.dumps(header | {"at": at}).encode() + b"\n")
         if array is not None and at is None:
@@ -73,9 +73,15 @@ def _limit_memory(more: int | None) -> None:
         return
 
 
-def _answer(modality: Modality, path: str, how: str) -> tuple[dict[str, Any], Any]:
+def _read(modality: Modality, path: str, how: str, cut: dict[str, Any] | None) -> Sample:
+    if cut is not None:
+        return modality.decode_parts(path, Cut(**cut))
+    return modality.decode(path) if how == "decode" else modality.read(path)
+
+
+def _answer(modality: Modality, request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     try:
-        sample = modality.decode(path) if how == "decode" else modality.read(path)
+        sample = _read(modality, request["path"], request["how"], request["cut"])
     except ReadError as error:
         return {"error": "read", "reason": error.reason, "hint": error.hint}, None
     except MemoryError:
@@ -93,6 +99,7 @@ def _answer(modality: Modality, path: str, how: str) -> tuple[dict[str, Any], An
         "steps": sample.steps,
         "warnings": sample.warnings,
         "tags": sample.tags,
+        "places": sample.places,
     }
     return header, array
 

@@ -7,10 +7,12 @@ Canonical arrays (float32):
     ct         (D, H, W)   Hounsfield units, axes (superior, left-right rows as displayed); spacing (D, H, W) in mm
     ecg        (12, T)     millivolt, leads I II III aVR aVL aVF V1-V6; `rate` in Hz
 A model's own `preprocess` turns a Sample into its input tensor; nothing model-specific happens here.
+
+What is larger than one input, a whole slide or a long recording, can be had in parts: `Modality.decode_parts`.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,6 +37,21 @@ class Sample:
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
+    places: list[list[float]] | None = None  # of parts along a new first axis of `array`: where each begins
+
+    def parts(self) -> "list[Sample]":
+        """Each part as a sample of its own; the sample itself where it is one."""
+        if self.places is None:
+            return [self]
+        return [replace(self, array=part, places=None) for part in self.array]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How `Modality.decode_parts` cuts what is larger than one input."""
+
+    most: int = 64  # parts of one file
+    seconds: float = 10.0  # of a window of a recording
 
 
 class Modality(ABC):
@@ -65,6 +82,14 @@ class Modality(ABC):
             ReadError: as `read`.
         """
         return self.read(path)
+
+    def decode_parts(self, path: Path | str, cut: Cut) -> Sample:
+        """`decode`, but what is larger than one input comes as several parts along a new first axis, with `places`.
+
+        Raises:
+            ReadError: as `read`.
+        """
+        return self.decode(path)
 
     @abstractmethod
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:

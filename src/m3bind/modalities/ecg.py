@@ -19,7 +19,7 @@ from m3bind.errors import ReadError
 from m3bind.modalities import _dicom, _images, _limits, _signals
 from m3bind.modalities._recording import Recording, to_millivolt
 from m3bind.modalities._signals_wfdb import WFDB_SUFFIXES, header_of, record_stem
-from m3bind.modalities.base import Modality, Sample
+from m3bind.modalities.base import Cut, Modality, Sample
 
 __all__ = ["ECG", "LEADS", "draw", "parse_lead", "record_stem"]
 
@@ -71,6 +71,27 @@ class ECG(Modality):
         signals, rate = _one_rate(signals, rates, path, steps, warnings)
         array = _standard_leads(signals, path, steps, warnings)
         return Sample(self.name, array, rate=rate, steps=steps, warnings=warnings, tags=recording.tags)
+
+    def decode_parts(self, path: Path | str, cut: Cut) -> Sample:
+        """`decode`; a record of two windows or more becomes windows (n, 12, W), `places` in seconds from its start.
+
+        Windows follow each other without overlap; where they are more than `cut.most`, evenly chosen ones. What is left
+        at the end is no window.
+
+        Raises:
+            ReadError: as `decode`.
+        """
+        sample = self.decode(path)
+        rate = float(sample.rate or 0)
+        width = round(cut.seconds * rate)
+        count = sample.array.shape[1] // width if width else 0
+        if count < 2:
+            return sample
+        chosen = np.unique(np.linspace(0, count - 1, min(count, cut.most)).round().astype(int))
+        sample.array = np.stack([sample.array[:, k * width : (k + 1) * width] for k in chosen])
+        sample.places = [[k * width / rate] for k in chosen.tolist()]
+        sample.steps.append(f"{len(chosen)} of {count} windows of {cut.seconds:g} s")
+        return sample
 
     def _check(self, path: Path) -> Path:
         """`path`, once there is something at it that this modality reads."""

@@ -1,7 +1,7 @@
 """Histology: tiles of stained tissue (PNG, JPEG, TIFF, DICOM) and whole slides -> (H, W, 3) float32 0..1 RGB.
 
-A whole slide (SVS, pyramidal TIFF, DICOM file or folder) is read as its most tissue-rich tile; `_tissue.tissue_tiles`
-gives all of them.
+A whole slide (SVS, pyramidal TIFF, DICOM file or folder) is read as its most tissue-rich tile, or in parts as several;
+`_tissue.tissue_tiles` gives all of them.
 """
 
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from m3bind.modalities import _dicom, _images, _slides, _tissue
-from m3bind.modalities.base import Modality, Sample
+from m3bind.modalities import _buffer, _dicom, _images, _slides, _tissue
+from m3bind.modalities.base import Cut, Modality, Sample
 
 TILE = 224  # pixels a side
 MPP = 0.5  # micrometres per pixel, a 20x objective
@@ -61,6 +61,20 @@ class Pathology(Modality):
         array, steps, warnings = _images.read_colour(path, "a stained tissue tile")
         return Sample(self.name, np.ascontiguousarray(array), steps=steps, warnings=warnings)
 
+    def decode_parts(self, path: Path | str, cut: Cut) -> Sample:
+        """`decode`; a whole slide becomes its `cut.most` most tissue-rich tiles (n, 224, 224, 3).
+
+        `places`: the left and top edge (x, y) of each tile in level-0 pixels. Only tiles that are at least half tissue
+        count; where there are none, the best one is all.
+
+        Raises:
+            ReadError: as `decode`.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            _images.check_file(path, self)
+        return self._read_slide(path, cut.most) if _slides.is_slide(path) else self.decode(path)
+
     def _read_dicom(self, path: Path) -> Sample:
         dataset = _dicom.open_dicom(path)
         array, steps, warnings = _dicom.colour(dataset, path)
@@ -68,21 +82,26 @@ class Pathology(Modality):
         tags = _dicom.technical_tags(dataset)
         return Sample(self.name, np.ascontiguousarray(array), steps=steps, warnings=warnings, tags=tags)
 
-    def _read_slide(self, path: Path) -> Sample:
+    def _read_slide(self, path: Path, most: int | None = None) -> Sample:
+        """The best tile of a slide; with `most` up to so many, as parts."""
         with _slides.open_slide(path) as slide:
             found = _tissue.tissue_map(slide)
             mpp = slide.finest(MPP)
             places = _tissue.tissue_places(slide, found, TILE, mpp)
+            count = sum(place[0] >= _tissue.LEAST_TISSUE for place in places)
             share, x, y = places[0]
-            array = slide.read_region(x, y, TILE, TILE, mpp)
-        count = sum(place[0] >= _tissue.LEAST_TISSUE for place in places)
+            chosen = places[: max(1, min(count, most or 1))]
+            array = _buffer.empty((len(chosen), TILE, TILE, 3))
+            for tile, (_, left, top) in zip(array, chosen):
+                tile[...] = slide.read_region(left, top, TILE, TILE, mpp)
         scan = f" of {slide.mpp:.4g} micrometres" if slide.mpp else ""
         width, height = slide.size
         steps = [
             f"{slide.kind} whole slide, {width} x {height} pixels{scan}, resolutions: {len(slide.levels)}",
             f"its most tissue-rich tile of {TILE} x {TILE} pixels"
             + (f" of {mpp:.4g} micrometres" if mpp else " of level 0")
-            + f" taken, at ({x}, {y}), {share:.0%} tissue; {count} of {len(places)} tiles are tissue",
+            + f" taken, at ({x}, {y}), {share:.0%} tissue; {count} of {len(places)} tiles are tissue"
+            + (f", {len(chosen)} of them taken" if most else ""),
         ]
         warnings = list(slide.notes)
         if mpp is None:
@@ -94,7 +113,10 @@ class Pathology(Modality):
         if float(found.pen.mean()) > MOST_PEN:
             warnings.append(f"pen marks on {found.pen.mean():.1%} of the slide; left out")
         spacing = (mpp / 1000, mpp / 1000) if mpp else None
-        return Sample(self.name, array, spacing=spacing, steps=steps, warnings=warnings, tags=slide.tags)
+        sample = Sample(self.name, array[0], spacing=spacing, steps=steps, warnings=warnings, tags=slide.tags)
+        if most:
+            sample.array, sample.places = array, [[float(left), float(top)] for _, left, top in chosen]
+        return sample
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
         """The tile itself, small."""

@@ -1,133 +1,139 @@
 """An archive of files -> embeddings on disk, however often the run is interrupted and whatever some files look like.
 
-    OUT/embeddings.npy    (n, d) float32 unit rows
-    OUT/items.parquet     row, modality, path (and what `keep` asked for), one per embedding
-    OUT/quarantine.csv    path, modality, reason of every file that could not be used
-    OUT/encoded.json      which space, dimension, counts, gap correction, hash of embeddings.npy
+* `encode_files`: makes the folder that `encoded` describes. * `encode_share`: one machine's part of that.
+* `collect`: files below folders.
+* From `encoded`: `open_encoded`, `Encoded`, `merge`.
 
-* `encode_files`: makes that folder. * `open_encoded`: opens it, memory-mapped. * `collect`: files below folders.
+    rows (_items) -> decoded ahead in child processes (_decode_pool) -> batches by modality and shape, towers in threads
+    (_towers) -> shards (_draft, _parts) -> the final folder (encoded)
 
-Items are cut into shards at fixed positions; each finished shard is kept beside OUT until all are done, so a run that
-was killed goes on with the next shard and ends with the same bytes. OUT appears (or is replaced) as a whole.
-Files are decoded by threads, a batch ahead of the towers. Memory does not grow with the number of files.
+Items are cut into shards at fixed positions and batches never reach beyond one, so a run that was killed goes on with
+the next shard and ends with the same bytes, whatever the number of workers, processes and machines.
+Memory does not grow with the number of files.
 
 Shapes: n items, d dimension of the space.
 """
 
-import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, TypedDict, Unpack, get_args
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save_file
+import torch
 from torch import Tensor
 
-from m3bind.errors import ConfigError, M3BindError, ReadError, SpaceError
-from m3bind.files import atomic_path, read_json, sha256_file, sha256_text, write_json
+from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.files import read_json
+from m3bind.modalities import Cut
 from m3bind.modalities._files import files_below
-from m3bind.progress import Progress, progress
+from m3bind.modalities.base import get
+from m3bind.progress import progress
+from m3bind.space._decode_pool import Prepared, ahead
+from m3bind.space._draft import Draft
+from m3bind.space._items import Item, Listing, Source, rows_of, version_of
+from m3bind.space._parts import Store, head_of, write_shard
+from m3bind.space._towers import Batches, Precision, Tower, Towers, arithmetic, choose
 from m3bind.space.bundle import Space
-from m3bind.space.compute import Array, correct_gap
-from m3bind.space.folder import damaged, guard_folder, read_whole
+from m3bind.space.compute import Array, evaluating
+from m3bind.space.encoded import MARKER, Encoded, done_as, merge, open_encoded, publish
+from m3bind.space.folder import guard_folder
 
-MARKER = "encoded.json"
-FILES = ("embeddings.npy", "items.parquet", "quarantine.csv")
-SHARD = 1024  # items per shard
-Decoded = Tensor | str  # a prepared input, or the reason why there is none
+__all__ = ["MARKER", "Cut", "Encoded", "Item", "Options", "collect", "encode_files", "encode_share", "merge",
+           "open_encoded"]  # fmt: skip
 
-
-class Item(Protocol):
-    """What a row of a manifest must offer."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-
-    @property
-    def modality(self) -> str:
-        """Its modality."""
+SHARD = 512  # items per shard
+BATCH = {"cpu": 8}  # inputs per forward pass; small ones stay in a processor's cache
+BATCH_ELSEWHERE = 64
+MOST_WORKERS = 16  # decoding processes by default
+POLL = 0.5  # seconds between looks at what the other processes have done
 
 
-@dataclass
-class Encoded:
-    """An encoded archive, opened."""
+class Options(TypedDict, total=False):
+    """Settings of an encoding; all have defaults."""
 
-    folder: Path
-    embeddings: Array  # (n, d), memory-mapped
-    items: pd.DataFrame  # row, modality, path, ...
-    fingerprint: str  # of the space
-    gap_corrected: bool
-    bad: int  # files in quarantine.csv
-    modalities: dict[str, int] = field(default_factory=dict)  # items per modality
-
-    def __len__(self) -> int:
-        return len(self.embeddings)
-
-    def __repr__(self) -> str:
-        counts = ", ".join(f"{name} {n}" for name, n in self.modalities.items())
-        return f"Encoded({self.folder}: {len(self)} done ({counts}), {self.bad} bad)"
+    batch: int  # inputs per forward pass, fewer where they are large; 8 on a CPU, 64 elsewhere
+    gap_correct: bool  # store embeddings without their modality's mean, for image-to-image search only
+    keep: Sequence[str]  # fields of the records to store ("id", "label"); none by default: they may identify people
+    workers: int  # decoding processes; one per core, at most 16
+    precision: Precision  # of the towers; "auto": bfloat16 where it is faster and keeps every cosine >= 0.999
+    cut: Cut  # how many tiles of a slide and windows of a recording are averaged, and how long windows are
+    part_embeddings: bool  # also keep the embedding of every tile and window
 
 
 def encode_files(
     space: Space,
-    sources: Sequence[Path | str | Item],
+    sources: Iterable[Source],
     out: Path | str,
     modality: str | None = None,
-    *,
-    batch: int = 32,
-    gap_correct: bool = False,
-    keep: Sequence[str] = (),
-    workers: int | None = None,
+    **options: Unpack[Options],
 ) -> Encoded:
     """Encode files into the folder `out`, setting bad ones aside; the same call continues an interrupted run.
 
+    Under a launcher of several processes (accelerate, torchrun) each takes its share of the shards on its own device.
+
     Args:
         space: a saved space.
-        sources: paths of one modality (folders are searched), or records of a manifest.
-        out: folder to write; an older encoding there is replaced at the end.
-        modality: of bare paths; for records, encode only those of this modality.
-        batch: files per forward pass.
-        gap_correct: store embeddings without their modality's mean, for image-to-image search only.
-        keep: further fields of the records to store (e.g. "id", "label"); none by default: they may identify people.
-        workers: decoding threads; default one per core, at most 4.
+        sources: paths (folders are searched), records of a manifest, or its bad rows, which are set aside.
+        out: folder to write; an older encoding there is replaced at the end. Until then shards are kept in `out`.parts.
+        modality: of bare paths, recognised where None; for records, encode only those of this modality.
+        options: see `Options`.
 
     Raises:
-        ConfigError: nothing to encode, no modality given, a field no record has, or `out` is something else.
+        ConfigError: nothing to encode, a field no record has, settings that make no sense, or `out` is something else.
         UnknownNameError: the space does not hold a modality.
         SpaceError: the space was never saved, or holds no mean for the gap correction.
         DiskError: the file system refused; finished shards stay.
     """
     out = Path(os.path.abspath(out))
-    guard_folder(out, MARKER, "an encoded archive")
-    rows = _rows(sources, modality, keep)
-    for name in sorted({row["modality"] for row in rows}):
-        space.model(name)
-        if gap_correct:
-            space.image_mean(name)
-    job = [space.fingerprint, str(batch), str(gap_correct), *sorted(keep)]
-    store = out.with_name(f".{out.name}.parts")
-    shards = [_Shard(job, rows[start : start + SHARD], store) for start in range(0, len(rows), SHARD)]
-    identity = sha256_text(*(shard.name for shard in shards))
-    if (out / MARKER).exists() and read_json(out / MARKER).get("job") == identity:
-        return open_encoded(out)
-    todo = [shard for shard in shards if not shard.path.exists()]
-    done = len(rows) - sum(len(shard.rows) for shard in todo)
-    workers = workers or min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, progress(f"encode into {out.name}", len(rows), done=done) as bar:
-        encoder = _Encoder(space, batch, gap_correct, pool, bar)
-        for shard in todo:
-            encoder.run(shard)
-    _publish(space, out, shards, identity, gap_correct, keep)
-    shutil.rmtree(store, ignore_errors=True)
+    rank, world = _processes(space)
+    with _listed(space, sources, out, modality, options) as listing:
+        job = _Job(space, out, listing, options, world)
+        if not job.is_done():
+            job.run(range(rank, len(listing.names), world), f"encode into {out.name}")
+        if rank == 0:
+            job.finish()
+        while not job.is_done():
+            time.sleep(POLL)
     return open_encoded(out)
+
+
+def encode_share(
+    space: Space,
+    sources: Iterable[Source],
+    out: Path | str,
+    share: tuple[int, int],
+    modality: str | None = None,
+    **options: Unpack[Options],
+) -> tuple[int, int]:
+    """The i-th of n shares (i from 1) of `encode_files`, for one of n machines; it stays in `out`.parts, see `merge`.
+
+    Args:
+        space: as for `encode_files`, like all but `share`: the same on every machine.
+        sources: in the same order everywhere.
+        out: as for `encode_files`.
+        share: (i, n).
+        modality: as for `encode_files`.
+        options: see `Options`.
+
+    Returns:
+        How many files of the share were encoded and how many set aside.
+
+    Raises:
+        ConfigError: a share that is none, and as `encode_files`, like the other errors.
+    """
+    out = Path(os.path.abspath(out))
+    rank, world = _processes(space)
+    index, of = share
+    if not 1 <= index <= of:
+        raise ConfigError(f"share {index}/{of}: give i/n with i from 1 to n, e.g. 2/8")
+    with _listed(space, sources, out, modality, options) as listing:
+        job = _Job(space, out, listing, options, world)
+        mine = range((index - 1) * world + rank, len(listing.names), of * world)
+        job.run(mine, f"encode share {index} of {of}")
+        return job.counts(mine)
 
 
 def collect(folder: Path | str, modality: str) -> list[Path]:
@@ -139,226 +145,162 @@ def collect(folder: Path | str, modality: str) -> list[Path]:
     return sorted(files_below(folder, [modality]))
 
 
-def _rows(sources: Sequence[Path | str | Item], modality: str | None, keep: Sequence[str]) -> list[dict[str, str]]:
-    """One mapping of texts per item: modality, path and what is kept."""
-    rows: list[dict[str, str]] = []
-    for source in sources:
-        if not isinstance(source, str | Path):
-            if modality in (None, source.modality):
-                absent = [name for name in keep if not hasattr(source, name)]
-                if absent:
-                    raise ConfigError(f"keep: records have no field {absent[0]!r}")
-                kept = {name: str(getattr(source, name)) for name in keep}
-                rows.append({"modality": source.modality, "path": str(source.path), **kept})
-            continue
-        if modality is None:
-            raise ConfigError(f"which modality is {source}? Give modality=, or a manifest")
-        files = collect(source, modality) if Path(source).is_dir() else [source]
-        rows += [{"modality": modality, "path": str(path)} for path in files]
-    if not rows:
-        raise ConfigError("nothing to encode: no files given or found" + (f" for {modality}" if modality else ""))
-    once: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        once.setdefault((row["modality"], row["path"]), row)
-    return list(once.values())
+def _processes(space: Space) -> tuple[int, int]:
+    """(number of this process, how many there are) under a launcher; moves the space to this process's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return 0, 1
+    from accelerate import PartialState
+
+    state = PartialState()
+    space.to(state.device)
+    return state.process_index, state.num_processes
 
 
-def _version(row: Mapping[str, str]) -> str:
-    """Size and time stamp of a file, so that a changed file is encoded again."""
-    stats = []
-    path = Path(row["path"])
-    parts = sorted(path.iterdir()) if path.is_dir() else [path, Path(f"{path}.hea"), Path(f"{path}.dat")]
-    for part in parts:
-        try:
-            stat = part.stat()
-        except OSError:
-            continue
-        stats.append(f"{stat.st_size}|{stat.st_mtime_ns}")
-    return ",".join(stats)
-
-
-class _Shard:
-    """Consecutive items of a job and the file that holds them once they are encoded."""
-
-    def __init__(self, job: Sequence[str], rows: Sequence[Mapping[str, str]], store: Path) -> None:
-        self.rows = rows
-        self.name = sha256_text(*job, json.dumps(rows), *map(_version, rows))
-        self.path = store / f"{self.name}.safetensors"
-
-    def write(self, embeddings: Array, index: NDArray[np.int64], bad: Mapping[int, str]) -> None:
-        """`embeddings` (m, d) of the items at `index` (m,), and the reasons of the others."""
-        with atomic_path(self.path) as temporary:
-            save_file({"rows": embeddings, "index": index}, temporary, metadata={"bad": json.dumps(bad)})
-
-    def read(self) -> tuple[Array, NDArray[np.int64], dict[int, str]]:
-        """What `write` wrote."""
-        with safe_open(self.path, "np") as file:
-            bad = json.loads(file.metadata()["bad"])
-            return file.get_tensor("rows"), file.get_tensor("index"), {int(key): why for key, why in bad.items()}
-
-
-class _Encoder:
-    """Encodes shards: decoding in threads, a batch ahead of the towers."""
-
-    def __init__(self, space: Space, batch: int, gap_correct: bool, pool: ThreadPoolExecutor, bar: Progress) -> None:
-        self.space, self.batch, self.gap_correct, self.pool, self.bar = space, batch, gap_correct, pool, bar
-        self._bad = 0  # in this run
-
-    def run(self, shard: _Shard) -> None:
-        """Encode one shard and write it."""
-        embeddings = np.zeros((len(shard.rows), self.space.dim), np.float32)
-        bad: dict[int, str] = {}
-        for modality, positions, decoded in self._decoded(shard.rows):
-            inputs: dict[int, Tensor] = {}
-            for position, value in zip(positions, decoded):
-                if isinstance(value, str):
-                    bad[position] = value
-                else:
-                    inputs[position] = value
-            bad |= self._embed(modality, inputs, embeddings)
-            self.bar.advance(len(positions), note=f"{self._bad + len(bad)} bad")
-        index = np.array([position for position in range(len(shard.rows)) if position not in bad], np.int64)
-        if self.gap_correct:
-            for name, members in _by_modality([shard.rows[position] for position in index]).items():
-                at = index[members]
-                embeddings[at] = correct_gap(embeddings[at], self.space.image_mean(name))
-        self._bad += len(bad)
-        shard.write(embeddings[index], index, bad)
-
-    def _decoded(self, rows: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, list[int], list[Decoded]]]:
-        """(modality, positions, inputs or reasons) of each batch; the next one is being decoded meanwhile."""
-        batches = [
-            (modality, members[start : start + self.batch])
-            for modality, members in _by_modality(rows).items()
-            for start in range(0, len(members), self.batch)
-        ]
-
-        def submit(number: int) -> list[Future[Decoded]]:
-            if number >= len(batches):
-                return []
-            modality, members = batches[number]
-            return [self.pool.submit(self._decode, rows[position]["path"], modality) for position in members]
-
-        ahead = submit(0)
-        for number, (modality, members) in enumerate(batches):
-            now, ahead = ahead, submit(number + 1)
-            yield modality, members, [future.result() for future in now]
-
-    def _decode(self, path: str, modality: str) -> Decoded:
-        """The input, or why there is none. Decoders of foreign formats raise anything."""
-        try:
-            return self.space.read(path, modality)
-        except Exception as error:
-            return _reason(error)
-
-    def _embed(self, modality: str, inputs: Mapping[int, Tensor], out: Array) -> dict[int, str]:
-        """Write the embeddings of one batch into `out`; reasons of those that have none."""
-        if not inputs:
-            return {}
-        try:
-            out[list(inputs)] = self.space.encode_inputs(list(inputs.values()), modality)
-            return {}
-        except (M3BindError, RuntimeError, ValueError) as error:
-            if len(inputs) == 1:
-                return dict.fromkeys(inputs, _reason(error))
-        bad: dict[int, str] = {}
-        for position, value in inputs.items():  # one of them is at fault
-            bad |= self._embed(modality, {position: value}, out)
-        return bad
-
-
-def _by_modality(rows: Sequence[Mapping[str, str]]) -> dict[str, list[int]]:
-    """Positions of the rows of each modality."""
-    groups: dict[str, list[int]] = {}
-    for position, row in enumerate(rows):
-        groups.setdefault(row["modality"], []).append(position)
-    return groups
-
-
-def _reason(error: Exception) -> str:
-    """One line that says why a file cannot be used, without its path."""
-    text = error.reason if isinstance(error, ReadError) else str(error)
-    if not isinstance(error, M3BindError):
-        text = f"{type(error).__name__}: {text}"
-    return " ".join(text.split())[:300]
-
-
-def _publish(
-    space: Space, out: Path, shards: Sequence[_Shard], identity: str, gap_correct: bool, keep: Sequence[str]
-) -> None:
-    """Put the shards together and replace `out` as a whole."""
-    parts = [shard.read()[1:] for shard in shards]
-    good = [shard.rows[position] for shard, (index, _) in zip(shards, parts) for position in index]
-    bad = [
-        {**_named(shard.rows[at]), "reason": why}
-        for shard, (_, b) in zip(shards, parts)
-        for at, why in sorted(b.items())
-    ]
-    with atomic_path(out, directory=True) as temporary:
-        table = temporary / "embeddings.npy"
-        _write_table(table, shards, len(good), space.dim)
-        items = pd.DataFrame(good, columns=["modality", "path", *keep], dtype=str).fillna("")
-        items.insert(0, "row", np.arange(len(good), dtype=np.int64))
-        items.to_parquet(temporary / "items.parquet", index=False)
-        pd.DataFrame(bad, columns=["path", "modality", "reason"]).to_csv(temporary / "quarantine.csv", index=False)
-        content = {
-            "format": "m3bind-encoded",
-            "version": 1,
-            "job": identity,
-            "space": space.fingerprint,
-            "synthetic_space": space.synthetic,
-            "dim": space.dim,
-            "done": len(good),
-            "bad": len(bad),
-            "modalities": {name: len(members) for name, members in _by_modality(good).items()},
-            "gap_corrected": gap_correct,
-            "files": {name: sha256_file(temporary / name) for name in FILES},
-        }
-        write_json(temporary / MARKER, content)
-
-
-def _named(row: Mapping[str, str]) -> dict[str, str]:
-    return {"path": row["path"], "modality": row["modality"]}
-
-
-def _write_table(path: Path, shards: Sequence[_Shard], n: int, dim: int) -> None:
-    """(n, dim) float32 in .npy, one shard in memory at a time."""
-    with open(path, "wb") as handle:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (n, dim)}
-        np.lib.format.write_array_header_1_0(handle, header)
-        for shard in shards:
-            handle.write(np.ascontiguousarray(shard.read()[0], "<f4").data)
-
-
-def open_encoded(folder: Path | str) -> Encoded:
-    """Open what `encode_files` wrote, after verifying its hashes.
+def _listed(space: Space, sources: Iterable[Source], out: Path, modality: str | None, options: Options) -> Listing:
+    """What there is to do.
 
     Raises:
-        SpaceError: not an encoded archive, or damaged; names the file.
+        M3BindError: as `encode_files`, before anything is computed or written.
     """
-    folder = Path(folder)
-    return read_whole(folder, MARKER, lambda: _open(folder))
+    guard_folder(out, MARKER, "an encoded archive")
+    listing = Listing(rows_of(sources, modality, options.get("keep", ()), space.modalities), SHARD)
+    if not listing.count:
+        raise ConfigError("nothing to encode: no files given or found" + (f" for {modality}" if modality else ""))
+    named = sorted(listing.modalities - {""})
+    for name in named:
+        space.model(name)
+    if options.get("gap_correct"):
+        for name in space.modalities if "" in listing.modalities else named:
+            space.image_mean(name)
+    return listing
 
 
-def _open(folder: Path) -> Encoded:
-    try:
-        content = read_json(folder / MARKER)
-        hashes = {name: content["files"][name] for name in FILES}
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SpaceError(f"{folder}: not an encoded archive, it holds no {MARKER}; run encode first") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(folder / MARKER, "encode again into a new folder") from error
-    for name, digest in hashes.items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != digest:
-            raise damaged(folder / name, "encode again into a new folder")
-    embeddings = np.load(folder / "embeddings.npy", mmap_mode="r" if content["done"] else None)
-    items = pd.read_parquet(folder / "items.parquet")
-    return Encoded(
-        folder,
-        embeddings,
-        items,
-        content["space"],
-        content["gap_corrected"],
-        content["bad"],
-        content["modalities"],
-    )
+def _settings(space: Space, options: Options) -> dict[str, Any]:
+    """Everything but the files that decides about the result, as JSON values."""
+    cut, precision = options.get("cut") or Cut(), options.get("precision", "auto")
+    batch = options.get("batch") or BATCH.get(space._device().type, BATCH_ELSEWHERE)
+    if batch < 1 or cut.most < 1 or not cut.seconds > 0:
+        raise ConfigError("batch, number of parts and seconds of a window must be positive")
+    if precision not in get_args(Precision):
+        raise UnknownNameError("precision", precision, get_args(Precision))
+    return {
+        "space": space.fingerprint,
+        "synthetic_space": space.synthetic,
+        "dim": space.dim,
+        "readers": {name: get(name).version for name in space.modalities},
+        "batch": batch,
+        "shard": SHARD,
+        "gap_correct": options.get("gap_correct", False),
+        "keep": list(options.get("keep", ())),
+        "precision": precision,
+        "cut": asdict(cut),
+        "part_embeddings": options.get("part_embeddings", False),
+    }
+
+
+Place = tuple[Draft, int, int]  # shard, position of the item in it, number of the input of the item
+
+
+class _Job:
+    """One encoding: what is done, what is to do, and doing it."""
+
+    def __init__(self, space: Space, out: Path, listing: Listing, options: Options, world: int) -> None:
+        self._space, self._out, self._listing = space, out, listing
+        self._settings, self._store = _settings(space, options), Store.beside(out)
+        self._store.plan(self._settings, listing.count, listing.names)
+        self._workers = options.get("workers") or max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // world))
+        self._versions = [version_of(rows) for _, rows in listing.shards()]
+        self._bad = 0
+
+    def is_done(self) -> bool:
+        """Whether the result is there already."""
+        try:
+            return bool(read_json(self._out / MARKER).get("job") == done_as(self._store, self._versions))
+        except (OSError, ValueError):
+            return False
+
+    def finish(self) -> None:
+        """Put all shards together as soon as every process has written its own."""
+        if not self.is_done():
+            for number in range(len(self._versions)):
+                while not self._finished(number):
+                    time.sleep(POLL)
+            publish(self._store, self._out)
+        self._store.remove()
+
+    def counts(self, mine: Iterable[int]) -> tuple[int, int]:
+        """(encoded, set aside) of finished shards."""
+        heads = [head_of(self._store.path(number)) for number in mine]
+        found = [head[1] for head in heads if head is not None]
+        return sum(count["items"] for count in found), sum(count["bad"] for count in found)
+
+    def _finished(self, number: int) -> bool:
+        head = head_of(self._store.path(number))
+        return head is not None and head[0] == self._versions[number]
+
+    def run(self, mine: Sequence[int], label: str) -> None:
+        """Encode those of the shards `mine` that are not finished."""
+        self._store.begin()
+        todo = {number for number in mine if not self._finished(number)}
+        total = sum(map(self._listing.size, mine))
+        done = total - sum(map(self._listing.size, todo))
+        on_cpu = self._space._device().type == "cpu"
+        threads = torch.get_num_threads() if on_cpu else 1
+        parts = [*self._space._contents.models.values(), *self._space._contents.bridges.values()]
+        with (
+            progress(label, total, done=done) as bar,
+            evaluating(*parts),
+            arithmetic(1 if on_cpu else torch.get_num_threads()),
+            Towers[Place](self._tower, threads) as towers,
+        ):
+            batches = Batches[Place](self._settings["batch"])
+            try:
+                for (draft, position), prepared in self._prepared(todo):
+                    self._take(draft, position, prepared, towers, batches)
+                    bar.advance(1, note=f"{self._bad} bad")
+            finally:  # what is at work may complete a shard
+                self._keep(towers.rest())
+
+    def _take(
+        self, draft: Draft, position: int, prepared: Prepared, towers: Towers[Place], batches: Batches[Place]
+    ) -> None:
+        """Hand the inputs of one item on to the towers."""
+        self._bad += bool(prepared.reason)
+        for number, value in enumerate(draft.take(position, prepared)):
+            for batch in batches.add(prepared.modality, (draft, position, number), value):
+                self._keep(towers.run(batch))
+        if draft.full:
+            for batch in batches.flush():
+                self._keep(towers.run(batch))
+            self._write_if_done(draft)
+
+    def _prepared(self, todo: set[int]) -> Iterator[tuple[tuple[Draft, int], Prepared]]:
+        """Every item of the shards `todo`, decoded."""
+        rows = (
+            ((draft, position), row)
+            for number, shard in self._listing.shards()
+            if number in todo
+            for draft in [Draft(number, shard, self._versions[number])]
+            for position, row in enumerate(shard)
+        )
+        most = 2 * self._settings["batch"] + self._workers
+        return ahead(self._space, rows, Cut(**self._settings["cut"]), self._workers, most)
+
+    def _tower(self, modality: str, inputs: Sequence[Tensor]) -> Tower:
+        """The tower of a modality, as the journal says or as is measured now."""
+        decision = self._store.decided(modality)
+        if decision is None:
+            found, why = choose(self._space, modality, inputs, self._settings["precision"])
+            print(f"precision of {why}", file=sys.stderr)
+            decision = self._store.decide(modality, found)
+        return Tower(self._space, modality, decision, inputs[0])
+
+    def _keep(self, results: Iterable[tuple[Place, Array | str]]) -> None:
+        for (draft, position, number), value in results:
+            draft.put(position, number, value)
+            self._bad += isinstance(value, str)
+            self._write_if_done(draft)
+
+    def _write_if_done(self, draft: Draft) -> None:
+        if draft.full and not draft.missing:
+            write_shard(self._store.path(draft.number), draft.finish(self._space, self._settings))

@@ -1,0 +1,292 @@
+"""An encoded archive on disk: put together from finished shards, and opened.
+
+    OUT/embeddings.npy        (n, d) float32 unit rows
+    OUT/items.parquet         row, id, modality, path (and what `keep` asked for), one per embedding
+    OUT/quarantine.csv        path, modality, reason of every file that could not be used
+    OUT/parts.parquet         row, x, y, seconds of every tile of a slide and window of a recording, where there are any
+    OUT/part_embeddings.npy   (p, d) float32 unit rows of those, where they were asked for
+    OUT/encoded.json          which space, how it was computed, counts, hash of each file
+
+* `open_encoded`: opens it, memory-mapped -> `Encoded`.
+* `publish`: shards of one `Store` -> that folder. * `merge`: those of several, from several machines.
+
+OUT appears (or is replaced) as a whole. One shard is in memory at a time.
+Shapes: n items, p parts, d dimension of the space.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m3bind.errors import ConfigError, SpaceError
+from m3bind.files import atomic_path, read_json, sha256_file, sha256_text, write_json
+from m3bind.space._parts import Store, head_of, read_shard
+from m3bind.space.compute import Array
+from m3bind.space.folder import damaged, guard_folder, read_whole
+
+MARKER = "encoded.json"
+FILES = ("embeddings.npy", "items.parquet", "quarantine.csv")
+PARTS, PART_ROWS = "parts.parquet", "part_embeddings.npy"
+GROUP = 1 << 16  # rows of a table written at once
+
+
+@dataclass
+class Encoded:
+    """An encoded archive, opened."""
+
+    folder: Path
+    embeddings: Array  # (n, d), memory-mapped
+    items: pd.DataFrame  # row, id, modality, path, ...
+    fingerprint: str  # of the space
+    gap_corrected: bool
+    bad: int  # files in quarantine.csv
+    modalities: dict[str, int] = field(default_factory=dict)  # items per modality
+    precision: dict[str, str] = field(default_factory=dict)  # number format of each tower
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {n}" for name, n in self.modalities.items())
+        return f"Encoded({self.folder}: {len(self)} done ({counts}), {self.bad} bad)"
+
+    @property
+    def parts(self) -> pd.DataFrame:
+        """row of the item; x, y (left and top of a tile, level-0 pixels); seconds (start of a window). May be empty."""
+        path = self.folder / PARTS
+        return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=["row", "x", "y", "seconds"])
+
+    @property
+    def part_embeddings(self) -> Array:
+        """(p, d) unit rows in the order of `parts`, memory-mapped.
+
+        Raises:
+            ConfigError: they were not kept.
+        """
+        path = self.folder / PART_ROWS
+        if not path.exists():
+            raise ConfigError(f"{self.folder} holds no embeddings of parts; encode with part_embeddings")
+        rows: Array = np.load(path, mmap_mode="r")
+        return rows
+
+
+def open_encoded(folder: Path | str) -> Encoded:
+    """Open what `encode_files` wrote, after verifying its hashes.
+
+    Raises:
+        SpaceError: not an encoded archive, or damaged; names the file.
+    """
+    folder = Path(folder)
+    return read_whole(folder, MARKER, lambda: _open(folder))
+
+
+def _open(folder: Path) -> Encoded:
+    remedy = "encode again into a new folder"
+    try:
+        content = read_json(folder / MARKER)
+        hashes = content["files"]
+        if content["format"] != "m3bind-encoded" or not set(FILES) <= set(hashes) <= {*FILES, PARTS, PART_ROWS}:
+            raise ValueError("another format")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SpaceError(f"{folder}: not an encoded archive, it holds no {MARKER}; run encode first") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(folder / MARKER, remedy) from error
+    for name, digest in hashes.items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != digest:
+            raise damaged(folder / name, remedy)
+    embeddings = np.load(folder / "embeddings.npy", mmap_mode="r" if content["done"] else None)
+    items = pd.read_parquet(folder / "items.parquet")
+    counts, precision = content["modalities"], content.get("precision", {})
+    return Encoded(
+        folder, embeddings, items, content["space"], content["gap_corrected"], content["bad"], counts, precision
+    )
+
+
+class _Rows:
+    """(n, d) float32 written to a .npy row by row, n known in the end."""
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self.count, self._dim = 0, dim
+        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115  see close
+        self._header()
+
+    def _header(self) -> None:
+        """128 bytes whatever n is."""
+        shape = f"({self.count}, {self._dim})"
+        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+        self._file.write(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode())
+
+    def add(self, rows: Array) -> None:
+        self._file.write(np.ascontiguousarray(rows, "<f4").data)
+        self.count += len(rows)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._header()
+        self._file.close()
+
+
+class _Table:
+    """A Parquet table written in groups of rows."""
+
+    def __init__(self, path: Path, columns: dict[str, Any]) -> None:
+        self._schema = pa.schema(list(columns.items()))
+        self._writer = pq.ParquetWriter(path, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self._rows += rows
+        while len(self._rows) >= GROUP:
+            self._write(GROUP)
+
+    def _write(self, count: int) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows[:count], self._schema))
+        del self._rows[:count]
+
+    def close(self) -> None:
+        if self._rows:
+            self._write(len(self._rows))
+        self._writer.close()
+
+
+def publish(store: Store, out: Path, others: Sequence[Store] = ()) -> None:
+    """Put finished shards together and replace `out` as a whole; what `store` lacks is looked for in `others`.
+
+    Raises:
+        ConfigError: a shard is missing or damaged, or `out` is something else.
+        DiskError: the file system refused.
+    """
+    guard_folder(out, MARKER, "an encoded archive")
+    _remove_leftovers(out)
+    settings = store.job["settings"]
+    decisions = _same_decisions([store, *others])
+    files = [_found(number, [store, *others]) for number in range(len(store.job["shards"]))]
+    modalities: Counter[str] = Counter()
+    counts, versions = Counter(done=0, bad=0, parts=0), []
+    with atomic_path(out, directory=True) as temporary:
+        texts = ["id", "modality", "path", *(name for name in settings["keep"] if name != "id")]
+        rows, items = (
+            _Rows(temporary / FILES[0], settings["dim"]),
+            {"row": pa.int64(), **dict.fromkeys(texts, pa.string())},
+        )
+        table = _Table(temporary / FILES[1], items)
+        parts = _Table(temporary / PARTS, {"row": pa.int64(), **dict.fromkeys(("x", "y", "seconds"), pa.float64())})
+        part_rows = _Rows(temporary / PART_ROWS, settings["dim"])
+        pd.DataFrame(columns=["path", "modality", "reason"]).to_csv(temporary / FILES[2], index=False)
+        for file in files:
+            shard = read_shard(file)
+            table.add([{"row": rows.count + at, **item} for at, item in enumerate(shard.items)])
+            parts.add([_part(rows.count, shard, at) for at in range(len(shard.places))])
+            rows.add(shard.rows)
+            part_rows.add(shard.part_rows)
+            bad = pd.DataFrame(shard.bad, columns=["path", "modality", "reason"])
+            bad.to_csv(temporary / FILES[2], index=False, mode="a", header=False)
+            modalities.update(item["modality"] for item in shard.items)
+            counts.update(done=len(shard.items), bad=len(shard.bad), parts=len(shard.places))
+            versions.append(shard.version)
+        for writer in (rows, table, parts, part_rows):
+            writer.close()
+        for name, wanted in ((PARTS, counts["parts"]), (PART_ROWS, part_rows.count)):
+            if not wanted:
+                (temporary / name).unlink()
+        content = {
+            "format": "m3bind-encoded",
+            "version": 2,
+            "job": done_as(store, versions),
+            **{name: settings[name] for name in ("space", "synthetic_space", "dim")},
+            **counts,
+            "modalities": dict(sorted(modalities.items())),
+            "gap_corrected": settings["gap_correct"],
+            "precision": {name: decision["dtype"] for name, decision in sorted(decisions.items())},
+            "batch": settings["batch"],
+            "cut": settings["cut"],
+            "files": {path.name: sha256_file(path) for path in sorted(temporary.iterdir())},
+        }
+        write_json(temporary / MARKER, content)
+
+
+def _part(first: int, shard: Any, at: int) -> dict[str, Any]:
+    """One part as a row of its table."""
+    x, y = shard.places[at].tolist()
+    tile = not np.isnan(y)
+    place = {"x": x, "y": y, "seconds": None} if tile else {"x": None, "y": None, "seconds": x}
+    return {"row": first + int(shard.part_of[at]), **place}
+
+
+def done_as(store: Store, versions: Sequence[str]) -> str:
+    """What a finished archive is known by: its job, and the versions of the shards' files."""
+    return sha256_text(store.identity(), *versions)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """What a killed process left beside `out`."""
+    for path in out.parent.glob(f".{out.name}.*.tmp"):
+        number = path.name.removeprefix(f".{out.name}.").removesuffix(".tmp")
+        if path.is_dir() and number.isdigit() and not Path(f"/proc/{number}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def merge(folders: Sequence[Path | str], out: Path | str) -> Encoded:
+    """Put together what `encode --shard` wrote on one or several machines; the same bytes as one run.
+
+    Args:
+        folders: folders of parts (OUT.parts). They stay.
+        out: folder to write.
+
+    Raises:
+        ConfigError: the parts are of different jobs or were computed differently, or shards are missing.
+        DiskError: the file system refused.
+    """
+    stores = [Store(Path(os.path.abspath(folder))) for folder in folders]
+    if not stores:
+        raise ConfigError("nothing to merge: name the folders of parts that encode --shard wrote")
+    for store in stores:
+        if store.job != stores[0].job:
+            raise ConfigError(
+                f"{store.folder} and {stores[0].folder} are parts of different jobs; encode with the same command, "
+                "space and files everywhere"
+            )
+    out = Path(os.path.abspath(out))
+    publish(stores[0], out, stores[1:])
+    return open_encoded(out)
+
+
+def _found(number: int, stores: Sequence[Store]) -> Path:
+    """The file of a shard.
+
+    Raises:
+        ConfigError: no store has it.
+    """
+    for store in stores:
+        if head_of(path := store.path(number)):
+            return path
+    raise ConfigError(
+        f"{stores[0].folder}: shard {number + 1} of {len(stores[0].job['shards'])} is missing; run the same encode "
+        "command again, or name the other folders of parts as well"
+    )
+
+
+def _same_decisions(stores: Sequence[Store]) -> dict[str, Any]:
+    """How each tower computed.
+
+    Raises:
+        ConfigError: not in the same way everywhere.
+    """
+    found: dict[str, Any] = {}
+    for store in stores:
+        for modality, decision in store.decisions().items():
+            if found.setdefault(modality, decision) != decision:
+                raise ConfigError(
+                    f"{store.folder}: computed {modality} as {decision}, another machine as {found[modality]}; "
+                    "encode again with --precision float32 everywhere"
+                )
+    return found
