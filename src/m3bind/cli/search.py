@@ -1,35 +1,63 @@
 """Commands that find things in what was encoded."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from m3bind.cli.app import Json, app, prepare_torch
-from m3bind.errors import ConfigError
 
 
 @app.command()
 def search(
-    encoded: Annotated[Path, typer.Argument(help="folder written by encode")],
-    space: Annotated[Path, typer.Option(help="space folder")],
-    text: Annotated[str | None, typer.Option(help="query in words")] = None,
-    file: Annotated[Path | None, typer.Option(help="query by a file of any modality")] = None,
-    modality: Annotated[str | None, typer.Option(help="modality of the query file")] = None,
-    target: Annotated[str | None, typer.Option(help="only hits of this modality")] = None,
-    k: Annotated[int, typer.Option(help="number of hits")] = 10,
+    source: Annotated[str, typer.Argument(metavar="INDEX", help="index (folder or Milvus URI), or folder of encode")],
+    space: Annotated[Path, typer.Option(help="space folder, e.g. runs/demo/space")],
+    text: Annotated[list[str] | None, typer.Option(help='words; repeatable, weight: "words*0.5"')] = None,
+    file: Annotated[
+        list[str] | None, typer.Option(help="file of any modality: PATH, or PATH:MODALITY; repeatable, weight: *0.5")
+    ] = None,
+    item: Annotated[list[str] | None, typer.Option(help="item of the index by its id; repeatable")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="words to avoid, weight 0.5; repeatable")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="modality=ct,xray, label=normal, patient=..., date>=2020-01-01, id!=...; repeatable"),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="number of hits")] = 10,
+    per_modality: Annotated[bool, typer.Option("--per-modality", help="as many hits of each modality")] = False,
+    rank: Annotated[
+        str, typer.Option(help="order of hits of several modalities: calibrated, or cosine")
+    ] = "calibrated",
     json_file: Json = None,
+    html: Annotated[Path | None, typer.Option(help="also write a page with pictures of query and hits")] = None,
+    thumbnails: Annotated[Path | None, typer.Option(help="also write the hits' pictures into this folder")] = None,
 ) -> None:
-    """Exact search over encoded files, by words or by a file of any modality.
+    """From words, files or items, alone or together, to the nearest items of any modality.
 
-    Examples:  m3bind search encoded --space runs/demo/space --text "atrial fibrillation"
-               m3bind search encoded --space runs/demo/space --file a.png --modality xray --target ecg
+    Hits of several modalities are ranked by their calibrated score z: standard deviations above the usual cosine.
+
+    Examples:  m3bind search index --space runs/demo/space --text "atrial fibrillation" --where modality=ecg
+               m3bind search index --space runs/demo/space --file a.png:xray --without "effusion" --html hits.html
     """
-    from m3bind.finish import search_encoded
+    from m3bind.files import write_json
+    from m3bind.space.bundle import load
+    from m3bind.space.index.base import Where
+    from m3bind.space.query import parse_query
+    from m3bind.space.search import Searcher
+    from m3bind.space.sheet import hits_as_text, search_page
+    from m3bind.space.thumbnails import write_thumbnails
 
-    if (text is None) == (file is None):
-        raise ConfigError("search needs either --text or --file")
-    if file is not None and modality is None:
-        raise ConfigError("--file needs --modality (what the query file is)")
     prepare_torch()
-    search_encoded(encoded, space, text, file, modality, target, k, json_file)
+    conditions = Where.parse(where or [])
+    searcher = Searcher(load(space), source)
+    query = parse_query(text or [], file or [], item or [], without or [], searcher.space.modalities)
+    hits = searcher.search(query, k, conditions, rank=cast(Any, rank), per_modality=per_modality)
+    print(hits_as_text(query, hits))
+    if json_file:
+        write_json(json_file, {"query": query.as_dict(), "hits": [hit.as_dict() for hit in hits]})
+    if html:
+        search_page(searcher, [(query, hits)], html, per_modality)
+    bad = write_thumbnails(hits, thumbnails) if thumbnails else {}
+    for name, reason in bad.items():
+        print(f"no picture {name}: {reason}")
+    if bad:
+        raise typer.Exit(1)

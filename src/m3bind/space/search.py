@@ -1,144 +1,217 @@
-"""Exact search over an encoded archive: from words or from a file of any modality to the nearest items.
+"""Search: from words, files, items, or several of them at once, to the nearest items of an index.
 
-* `search`: one query. * `nearest`: many query vectors at once, blocked over the memory-mapped embeddings.
+* `Searcher`: a space and an index, many questions. * `search`: one question, in one call. * `Hit`: what is found.
+* `searchable`: an index by its URI, or an encoded archive as it lies there.
 
-Shapes: q queries, n items, d dimension of the space, k hits.
+Hits of several modalities are merged by their calibrated score (`calibrate`), not by their cosine, which favours one
+modality. Shapes: q queries, d dimension of the space.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.space.bundle import Space
-from m3bind.space.compute import Array, correct_gap, similarity
-from m3bind.space.encode import Encoded, open_encoded
+from m3bind.space.calibrate import calibration_of
+from m3bind.space.compute import Array, correct_gap
+from m3bind.space.encode import MARKER, Encoded, open_encoded
+from m3bind.space.index.base import KEY, Index, Where
+from m3bind.space.index.uri import open_index
+from m3bind.space.query import Part, Query
+from m3bind.space.thumbnails import thumbnail
 
-BLOCK = 16384  # items compared at once
+Rank = Literal["calibrated", "cosine"]
+Source = Index | Encoded | Path | str
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One found item. `score` is the cosine, `row` the row of embeddings.npy."""
+    """One found item.
+
+    `score` is the cosine to the question; `calibrated` how many standard deviations that is above the usual cosine of
+    the question to items of this modality; `percentile` the share of this modality's items, in %, that are less near.
+    """
 
     score: float
+    calibrated: float
+    percentile: float
+    id: str
     modality: str
-    path: str
-    row: int
+    path: str = ""  # as the index keeps it; "" where it keeps none
+    fields: Mapping[str, str] = field(default_factory=dict)  # what else was kept
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self)
+        values = {"score": self.score, "calibrated": self.calibrated, "percentile": self.percentile}
+        return values | {"id": self.id, "modality": self.modality, "path": self.path, "fields": dict(self.fields)}
+
+    def thumbnail(self, size: int = 160) -> Image.Image:
+        """A small picture, read from the item's file (the last ones are remembered).
+
+        Raises:
+            ReadError: the file cannot be read any more.
+            ConfigError: the index keeps no paths.
+        """
+        return thumbnail(self.modality, self.path, size)
 
 
-def search(
-    space: Space,
-    encoded: Encoded | Path | str,
-    query: str | Path,
-    k: int = 10,
-    *,
-    modality: str | None = None,
-    within: Sequence[str] | str | None = None,
-    gap_correction: bool = False,
-    text: str | None = None,
-) -> list[Hit]:
-    """The k items nearest to a text or to a file, best first.
+class Searcher:
+    """A space and an index made with it. Thread-safe where the index is."""
 
-    Args:
-        space: the space the archive was encoded with.
-        encoded: the archive, opened or as a folder.
-        query: a text; or the path of a file, if `modality` says which kind.
-        k: number of hits; fewer where there are fewer items.
-        modality: of the query file.
-        within: modality or modalities to search; default all.
-        gap_correction: for a query file: compare without the modalities' mean embeddings, which otherwise dominate
-            scores between images of different modalities. An archive encoded with gap_correct needs it.
-        text: text tower of a text query (see `Space.encode_text`).
+    def __init__(self, space: Space, source: Source) -> None:
+        """Bring both together.
+
+        Args:
+            space: what the index was encoded with.
+            source: an index, its URI, an encoded archive, or its folder.
+
+        Raises:
+            SpaceError: the index is of another space, or cannot be opened.
+        """
+        self.space, self.index = space, searchable(source)
+        if self.index.fingerprint != space.fingerprint:
+            raise SpaceError(f"{self.index.uri} was encoded with another space; encode it again with this one")
+        self.calibration = calibration_of(self.index)
+
+    def search(
+        self,
+        query: Query | str,
+        k: int = 10,
+        where: Where | None = None,
+        *,
+        rank: Rank = "calibrated",
+        per_modality: bool = False,
+        gap_correction: bool | None = None,
+    ) -> list[Hit]:
+        """The k best items, best first; see `search_many`."""
+        options: dict[str, Any] = {"rank": rank, "per_modality": per_modality, "gap_correction": gap_correction}
+        return self.search_many([query], k, where, **options)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[Query | str],
+        k: int = 10,
+        where: Where | None = None,
+        *,
+        rank: Rank = "calibrated",
+        per_modality: bool = False,
+        gap_correction: bool | None = None,
+    ) -> list[list[Hit]]:
+        """The hits of each question, best first; all questions go through the index together.
+
+        Args:
+            queries: questions; a text stands for `Query.text`. Items a question names are not among its hits.
+            k: hits per question; fewer where there are fewer items.
+            where: which items to look at.
+            rank: order of hits of several modalities: "calibrated" or "cosine".
+            per_modality: k hits of each modality, one modality after the other.
+            gap_correction: take the modality's mean embedding out of files. Default: as the index was made, where
+                both sides are corrected; on an index that is not, correcting the files alone moved precision of
+                search across modalities by under .01 (docs/search.md).
+
+        Raises:
+            ConfigError: k < 1, or a question that cannot be combined.
+            SpaceError: a text or uncorrected files, on an index made with gap correction; a mean is missing.
+            UnknownNameError: no such modality, item or text tower.
+            ReadError: a file cannot be read.
+        """
+        if k < 1:
+            raise ConfigError(f"k is {k}; ask for at least one hit")
+        if rank not in ("calibrated", "cosine"):
+            raise UnknownNameError("rank", rank, ["calibrated", "cosine"])
+        asked = [Query.text(query) if isinstance(query, str) else query for query in queries]
+        if not asked:
+            return []
+        rows = self.embed(asked, gap_correction)
+        names = self._modalities(where)
+        own = [{part.value for part in query.parts if part.kind == "item"} for query in asked]
+        found = {name: self._hits(rows, name, k, where, own) for name in names}
+        if per_modality:
+            return [[hit for name in names for hit in found[name][line][:k]] for line in range(len(asked))]
+        key = (lambda hit: -hit.calibrated) if rank == "calibrated" else (lambda hit: -hit.score)
+        return [sorted((hit for name in names for hit in found[name][line]), key=key)[:k] for line in range(len(asked))]
+
+    def embed(self, queries: Sequence[Query], gap_correction: bool | None = None) -> Array:
+        """The unit vectors (q, d) of questions; each tower is called once. Arguments and errors: `search_many`."""
+        corrected = self.index.gap_corrected if gap_correction is None else gap_correction
+        parts = list(dict.fromkeys(part for query in queries for part in query.parts))
+        if self.index.gap_corrected:
+            if any(part.kind == "text" for part in parts):
+                raise SpaceError(
+                    f"{self.index.uri} was encoded with gap correction, which texts do not fit; encode it again without"
+                )
+            if not corrected and any(part.kind == "file" for part in parts):
+                raise SpaceError(f"{self.index.uri} was encoded with gap correction; search with gap_correction")
+        groups: dict[tuple[str, str | None], list[Part]] = {}
+        for part in parts:
+            groups.setdefault((part.kind, part.modality if part.kind == "file" else part.tower), []).append(part)
+        vectors: dict[Part, Array] = {}
+        for (kind, name), members in groups.items():
+            values = [part.value for part in members]
+            if kind == "text":
+                rows = self.space.encode_text(values, name)
+            elif kind == "item":
+                rows = self.index.vectors(values)
+            else:
+                assert name is not None
+                rows = self.space.encode_image(values, name)
+                rows = correct_gap(rows, self.space.image_mean(name)) if corrected else rows
+            vectors |= zip(members, rows)
+        return np.stack([query.combine(np.stack([vectors[part] for part in query.parts])) for query in queries])
+
+    def _modalities(self, where: Where | None) -> list[str]:
+        """The modalities to search."""
+        known = list(self.index.counts())
+        if where is None or where.modality is None:
+            return known
+        for name in where.modality:
+            if name not in known:
+                raise UnknownNameError("modality of this index", name, known)
+        return list(dict.fromkeys(where.modality))
+
+    def _hits(
+        self, rows: Array, modality: str, k: int, where: Where | None, own: Sequence[set[str]]
+    ) -> list[list[Hit]]:
+        """At most k hits of one modality for each question, best first, without the items it names."""
+        extra = max(map(len, own))
+        found = self.index.search(rows, k + extra, replace(where or Where(), modality=(modality,)))
+        calibrated, percentiles = self.calibration.judge(rows, modality, found.scores)
+        table = self.index.items(list(dict.fromkeys(name for line in found.ids for name in line)))
+        kept = {line[KEY]: line for line in table.to_dict("records")}
+        hits = []
+        for number, ids in enumerate(found.ids):
+            values = zip(ids, found.scores[number], calibrated[number], percentiles[number])
+            hits.append([_hit(kept[name], *numbers) for name, *numbers in values if name not in own[number]][:k])
+        return hits
+
+
+def _hit(item: Mapping[Any, str], score: float, calibrated: float, percentile: float) -> Hit:
+    """A hit from the metadata of its item."""
+    rest = {str(name): value for name, value in item.items() if name not in (KEY, "modality", "path") and value}
+    path = item.get("path", "")
+    return Hit(float(score), float(calibrated), float(percentile), item[KEY], item["modality"], path, rest)
+
+
+def search(space: Space, source: Source, query: Query | str, k: int = 10, where: Where | None = None) -> list[Hit]:
+    """One question to an index or an encoded archive; for more, or with options, keep a `Searcher`."""
+    return Searcher(space, source).search(query, k, where)
+
+
+def searchable(source: Source) -> Index:
+    """An index opened for reading; an encoded archive is searched exactly, as it lies there.
 
     Raises:
-        ConfigError: k < 1, a file without its modality, or gap correction asked for a text.
-        SpaceError: the archive belongs to another space, or was gap-corrected and the query is not.
-        UnknownNameError: no such modality in the space or the archive.
-        ReadError: the query file cannot be read.
+        SpaceError: neither of both, or damaged.
     """
-    archive = encoded if isinstance(encoded, Encoded) else open_encoded(encoded)
-    if k < 1:
-        raise ConfigError(f"k is {k}; ask for at least one hit")
-    if archive.fingerprint != space.fingerprint:
-        raise SpaceError(f"{archive.folder} was encoded with another space; encode it again with this one")
-    if modality is None:
-        if isinstance(query, Path):
-            raise ConfigError(f"which modality is {query}? Give modality=")
-        if gap_correction:
-            raise ConfigError("gap correction is for files only; switch it off for a text")
-        rows = space.encode_text([query], text)
-    else:
-        rows = space.encode_image([query], modality)
-        if gap_correction:
-            rows = correct_gap(rows, space.image_mean(modality))
-    if archive.gap_corrected and not gap_correction:
-        how = "search with gap_correction" if modality else "encode it again without"
-        raise SpaceError(f"{archive.folder} was encoded with gap correction; {how}")
-    correct = gap_correction and not archive.gap_corrected
-    means = {name: space.image_mean(name) for name in _searched(archive, within)} if correct else {}
-    scores, found = nearest(archive, rows, k, within, means)
-    items = archive.items.iloc[found[0]]
-    return [
-        Hit(float(score), str(kind), str(path), int(row))
-        for score, kind, path, row in zip(scores[0], items["modality"], items["path"], found[0])
-    ]
+    if isinstance(source, Index):
+        return source
+    if isinstance(source, Encoded) or (Path(source) / MARKER).is_file():
+        from m3bind.space.index.archive import ArchiveIndex
 
-
-def nearest(
-    archive: Encoded,
-    queries: Array,
-    k: int,
-    within: Sequence[str] | str | None = None,
-    means: Mapping[str, Array] | None = None,
-) -> tuple[Array, NDArray[np.int64]]:
-    """Scores and rows, both (q, min(k, n)), of the items nearest to each query (q, d), best first, exactly.
-
-    Equal scores come in the order of the rows. `means` (d,) per modality are taken from the items before comparing.
-
-    Raises:
-        UnknownNameError: the archive holds no such modality.
-    """
-    kinds = archive.items["modality"].to_numpy()
-    names = _searched(archive, within)
-    best = np.empty((len(queries), 0), np.float32)
-    rows = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(archive), BLOCK):
-        block = np.array(archive.embeddings[start : start + BLOCK])
-        kind = kinds[start : start + BLOCK]
-        for name, mean in (means or {}).items():
-            block[kind == name] = correct_gap(block[kind == name], mean)
-        at = np.flatnonzero(np.isin(kind, names))
-        scores = similarity(queries, block[at])
-        best = np.concatenate([best, scores], axis=1)
-        rows = np.concatenate([rows, np.broadcast_to(at + start, scores.shape)], axis=1)
-        best, rows = _best(best, rows, k)
-    return best, rows
-
-
-def _searched(archive: Encoded, within: Sequence[str] | str | None) -> tuple[str, ...]:
-    """The modalities to search."""
-    names = tuple(archive.modalities) if within is None else (within,) if isinstance(within, str) else tuple(within)
-    for name in names:
-        if name not in archive.modalities:
-            raise UnknownNameError("modality of this archive", name, archive.modalities)
-    return names
-
-
-def _best(scores: Array, rows: NDArray[np.int64], k: int) -> tuple[Array, NDArray[np.int64]]:
-    """The k best of each line, sorted by falling score, then by row."""
-    k = min(k, scores.shape[1])
-    order = np.empty((len(scores), k), np.int64)
-    for line, (score, row) in enumerate(zip(scores, rows)):
-        enough = np.partition(score, -k)[-k] if k else 0  # the k-th best; all that equal it are looked at
-        near = np.flatnonzero(score >= enough)
-        order[line] = near[np.lexsort((row[near], -score[near]))[:k]]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        return ArchiveIndex(source if isinstance(source, Encoded) else open_encoded(source))
+    return open_index(source)

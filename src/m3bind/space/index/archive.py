@@ -44,6 +44,11 @@ class ArchiveIndex(Index):
         """See `Index`: an archive keeps none."""
         return {}
 
+    @property
+    def pending(self) -> int:
+        """See `Index`: none."""
+        return 0
+
     def counts(self, column: str = "modality") -> dict[str, int]:
         """See `Index`."""
         if column not in self.columns:
