@@ -33,8 +33,11 @@ def fits(where, line):
     return (
         (where.modality is None or line["modality"] in where.modality)
         and (where.patient is None or line.get("patient", "") in where.patient)
-        and (where.label is None or any(v == line.get("label", "") for v in where.label)
-             or any(v in line.get("label", "").split("|") for v in where.label))
+        and (
+            where.label is None
+            or any(v == line.get("label", "") for v in where.label)
+            or any(v in line.get("label", "").split("|") for v in where.label)
+        )
         and (where.since is None or (date != "" and date >= where.since))
         and (where.until is None or (date != "" and date[: len(where.until)] <= where.until))
         and line["id"] not in where.not_ids

@@ -61,3 +61,51 @@ def search(
         print(f"no picture {name}: {reason}")
     if bad:
         raise typer.Exit(1)
+
+
+@app.command()
+def index(
+    encoded: Annotated[
+        Path | None, typer.Argument(help="folder of m3bind encode; without it the index is shown")
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="folder, milvus:FILE.db#COLLECTION or milvus+http://HOST:PORT#COLLECTION")
+    ] = "index",
+    add: Annotated[bool, typer.Option("--add", help="into an index that is there; same ids are replaced")] = False,
+    delete_ids: Annotated[Path | None, typer.Option(help="file with one id per line: forget these items")] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="put all changes into the fastest form, calibrate again")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="mend a damaged index in a folder")] = False,
+    json_file: Json = None,
+) -> None:
+    """Encoded items -> an index to search, to add to and to delete from. Stopped, the same command continues.
+
+    Examples:  m3bind index encoded --out index
+               m3bind index more --out index --add
+               m3bind index --out index --delete-ids gone.txt
+    """
+    from m3bind.files import write_json
+    from m3bind.space.calibrate import calibrate
+    from m3bind.space.index import build_index, open_index
+    from m3bind.space.index.about import about, as_text
+
+    if repair:
+        from m3bind.space.index.repair import repair as mend
+
+        print(mend(out))
+    if encoded:
+        from m3bind.space.encoded import open_encoded
+
+        build_index(open_encoded(encoded), out, add=add).close()
+    if delete_ids or publish:
+        with open_index(out, writable=True) as opened:
+            if delete_ids:
+                ids = [line for line in delete_ids.read_text(encoding="utf-8").splitlines() if line]
+                print(f"{opened.delete(ids)} of {len(ids)} items deleted")
+            if publish:
+                opened.publish()
+                calibrate(opened)
+    with open_index(out) as opened:
+        summary = about(opened)
+    print(as_text(summary))
+    if json_file:
+        write_json(json_file, summary)

@@ -101,7 +101,7 @@ class Where:
         return named + (["date"] if self.since is not None or self.until is not None else [])
 
     def check(self, known: Sequence[str]) -> None:
-        """Refuse columns that the index does not keep.
+        """Refuse columns that the index does not keep; one without any is asked for anything.
 
         Raises:
             UnknownNameError: names the column.
@@ -136,6 +136,11 @@ class Index(ABC):
     @abstractmethod
     def notes(self) -> Mapping[str, Any]:
         """Small JSON values kept with the index."""
+
+    @property
+    def pending(self) -> int:
+        """Changes a `publish` would put into the form that searches fastest."""
+        return 0
 
     @abstractmethod
     def counts(self, column: str = "modality") -> dict[str, int]:

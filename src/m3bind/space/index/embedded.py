@@ -21,12 +21,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from m3bind.errors import UnknownNameError
+from m3bind.privacy import shown
 from m3bind.space.index import graph, scan, select
 from m3bind.space.index.base import KEY, NEEDED, Array, Found, Index, Where, check_queries, check_rows
 from m3bind.space.index.part import Part, Rows, hash_ids, write_part
 from m3bind.space.index.store import PARTS, Store
 
-SMALL = 4096  # a part with fewer rows is put together with its neighbours
+SMALL = graph.CODES_FROM  # a part with fewer rows is put together with its neighbours
 RUN = 32  # as soon as so many of them stand at the end
 COPY_ROWS = 16384  # rows copied at once
 MASKS = 16  # conditions whose rows are remembered
@@ -37,7 +38,7 @@ class EmbeddedIndex(Index):
     """See `Index`."""
 
     def __init__(self, store: Store, parts: Sequence[Part]) -> None:
-        self.store, self._parts = store, list(parts)
+        self.store, self.parts = store, list(parts)
         self.uri = str(store.folder)
         self.dim, self.fingerprint = store.state.dim, store.state.fingerprint
         self.gap_corrected = store.state.gap_corrected
@@ -55,14 +56,14 @@ class EmbeddedIndex(Index):
 
     def _adopt(self) -> None:
         """What follows from the list of parts."""
-        self._starts = np.cumsum([0, *(part.rows for part in self._parts)])
+        self._starts = np.cumsum([0, *(part.rows for part in self.parts)])
         self._alive = np.ones(self._starts[-1], bool)
-        for part in self._parts:
+        for part in self.parts:
             self._alive[part.gone] = False
         self._count = int(self._alive.sum())
         self._masks: OrderedDict[Where, Mask] = OrderedDict()
-        self._codes = scan.open_codes(self._parts[0]) if self._parts else None
-        self._graph = graph.open_graph(self._parts[0], self._codes) if self._codes else None
+        self._codes = scan.open_codes(self.parts[0]) if self.parts else None
+        self._graph = graph.open_graph(self.parts[0], self._codes) if self._codes else None
 
     def __len__(self) -> int:
         return self._count
@@ -71,7 +72,7 @@ class EmbeddedIndex(Index):
     def columns(self) -> list[str]:
         """See `Index`."""
         names = dict.fromkeys(NEEDED)
-        for part in self._parts:
+        for part in self.parts:
             names |= dict.fromkeys(part.columns)
         return list(names)
 
@@ -80,12 +81,20 @@ class EmbeddedIndex(Index):
         """See `Index`."""
         return self.store.state.notes
 
+    @property
+    def pending(self) -> int:
+        """See `Index`."""
+        first = self.parts[0] if self.parts else None
+        if first is not None and graph.is_derived(first):
+            return len(self._alive) - first.rows + len(self._alive) - self._count
+        return self._count
+
     def counts(self, column: str = "modality") -> dict[str, int]:
         """See `Index`."""
         if column not in self.columns:
             raise UnknownNameError("column of this index", column, self.columns)
         found: Counter[str] = Counter()
-        for start, part in zip(self._starts, self._parts):
+        for start, part in zip(self._starts, self.parts):
             if part.table is not None:
                 found.update(select.count(part, column, self._alive[start : start + part.rows]))
         return dict(sorted(found.items()))
@@ -116,12 +125,15 @@ class EmbeddedIndex(Index):
     def publish(self) -> None:
         """See `Index`."""
         self.store.need_lock()
-        if len(self._parts) == 1 and self._count == self._parts[0].rows and graph.is_derived(self._parts[0]):
-            return
+        if self.pending:
+            self.rewrite()
+
+    def rewrite(self) -> None:
+        """Write all live rows, in their order, as the one part of a new state."""
         if not self._count:
             self._switch([], None)
             return
-        every = range(len(self._parts))
+        every = range(len(self.parts))
         entry = write_part(
             self.store.part_folder(),
             self._blocks(every),
@@ -131,15 +143,22 @@ class EmbeddedIndex(Index):
         )
         self._switch([], entry)
 
+    def forget(self, rows: Mask) -> int:
+        """Mark rows (n,) as gone, in memory only; returns how many live ones there were."""
+        lost = int(np.count_nonzero(rows & self._alive))
+        self._alive &= ~rows
+        self._count -= lost
+        return lost
+
     def _append(self, rows: Array, table: pd.DataFrame, gone: Rows) -> None:
         """Write a part of new rows, together with small ones at the end where these have become many."""
         small = 0
-        while small < len(self._parts) and self._parts[-1 - small].rows < SMALL:
+        while small < len(self.parts) and self.parts[-1 - small].rows < SMALL:
             small += 1
-        kept = len(self._parts) - (small if small >= RUN else 0)
-        tail, start = range(kept, len(self._parts)), int(self._starts[kept])
+        kept = len(self.parts) - (small if small >= RUN else 0)
+        tail, start = range(kept, len(self.parts)), int(self._starts[kept])
         self._alive[gone] = False  # so that merged rows leave out what this change replaces
-        gone = np.union1d(gone, np.concatenate([np.empty(0, np.int64), *(self._parts[i].gone for i in tail)]))
+        gone = np.union1d(gone, np.concatenate([np.empty(0, np.int64), *(self.parts[i].gone for i in tail)]))
         items = pa.concat_tables([*([self._items(tail)] if tail else []), _arrow(table)], promote_options="default")
         try:
             entry = write_part(
@@ -148,7 +167,7 @@ class EmbeddedIndex(Index):
                 _filled(items),
                 gone[gone < start],
             )
-            self._switch(self._parts[:kept], entry)
+            self._switch(self.parts[:kept], entry)
         except BaseException:
             self._adopt()
             raise
@@ -157,9 +176,9 @@ class EmbeddedIndex(Index):
         """Make `kept` and the new part the index, and let go of the others."""
         entries = [part.entry for part in kept] + ([entry] if entry else [])
         self.store.commit(parts=entries)
-        old = self._parts[len(kept) :]
+        old = self.parts[len(kept) :]
         new = [Part(self.store.folder / PARTS / entry["name"], entry, self.dim, check=False)] if entry else []
-        self._parts = [*kept, *new]
+        self.parts = [*kept, *new]
         self._adopt()
         for part in old:
             part.close()
@@ -169,7 +188,7 @@ class EmbeddedIndex(Index):
     def _blocks(self, parts: Sequence[int]) -> Iterator[Array]:
         """The live rows of some parts, in order."""
         for number in parts:
-            part, first = self._parts[number], self._starts[number]
+            part, first = self.parts[number], self._starts[number]
             for start in range(0, part.rows, COPY_ROWS):
                 block = part.vectors[start : start + COPY_ROWS]
                 yield block[self._alive[first + start : first + start + len(block)]]
@@ -178,7 +197,7 @@ class EmbeddedIndex(Index):
         """The metadata of the live rows of some parts, in order."""
         tables = []
         for number in parts:
-            part, first = self._parts[number], self._starts[number]
+            part, first = self.parts[number], self._starts[number]
             if part.table is not None:
                 tables.append(part.table.filter(pa.array(self._alive[first : first + part.rows])))
         return _filled(pa.concat_tables(tables, promote_options="default")) if tables else _arrow(_NOTHING)
@@ -198,7 +217,7 @@ class EmbeddedIndex(Index):
 
     def _nearest(self, queries: Array, k: int, mask: Mask | None, fits: int, exact: bool | None) -> tuple[Array, Rows]:
         """Scores and rows (q, k) of the best; k <= fits, the number of rows that may be found."""
-        arrays = [part.vectors for part in self._parts]
+        arrays = [part.vectors for part in self.parts]
         if self._graph is None or exact or (exact is None and fits < graph.GRAPH_FROM):
             return scan.nearest(arrays, queries, k, mask, self._codes)
         first = len(self._graph)
@@ -218,9 +237,10 @@ class EmbeddedIndex(Index):
         """Which rows may be found; None for all."""
         if not where:
             return None if self._count == len(self._alive) else self._alive
-        where.check(self.columns)
+        if self._count:
+            where.check(self.columns)
         if where not in self._masks:
-            parts = [select.fits(where, part) for part in self._parts]
+            parts = [select.fits(where, part) for part in self.parts]
             self._masks[where] = np.concatenate([np.empty(0, bool), *parts]) & self._alive
             if len(self._masks) > MASKS:
                 self._masks.popitem(last=False)
@@ -228,15 +248,15 @@ class EmbeddedIndex(Index):
 
     def _ids(self, rows: Rows) -> list[list[str]]:
         """Row numbers to ids."""
-        if len(self._parts) == 1:
-            return [self._parts[0].texts(KEY, line) for line in rows.tolist()]
+        if len(self.parts) == 1:
+            return [self.parts[0].texts(KEY, line) for line in rows.tolist()]
         return [self._texts(KEY, line) for line in rows]
 
     def _texts(self, column: str, rows: Rows) -> list[str]:
         """Values of a column at some rows."""
         out = np.empty(len(rows), object)
         for number, at, inside in self._by_part(rows):
-            out[at] = self._parts[number].texts(column, inside.tolist())
+            out[at] = self.parts[number].texts(column, inside.tolist())
         return list(out)
 
     def _by_part(self, rows: Rows) -> Iterator[tuple[int, Rows, Rows]]:
@@ -253,13 +273,13 @@ class EmbeddedIndex(Index):
             UnknownNameError: with `missing`, an id that is not there.
         """
         hashes, found = hash_ids(ids), dict[int, int]()
-        for start, part in zip(self._starts, self._parts):
+        for start, part in zip(self._starts, self.parts):
             for position, row in part.find(ids, hashes).items():
                 if self._alive[start + row]:
                     found[position] = int(start + row)
         if missing and len(found) < len(ids):
             absent = next(name for position, name in enumerate(ids) if position not in found)
-            raise UnknownNameError("id in this index", absent, [])
+            raise UnknownNameError("id in this index", shown(absent), [])
         return np.array([found[position] for position in sorted(found)], np.int64)
 
     def items(self, ids: Sequence[str]) -> pd.DataFrame:
@@ -274,7 +294,7 @@ class EmbeddedIndex(Index):
     def _vectors(self, rows: Rows) -> Array:
         out = np.empty((len(rows), self.dim), np.float32)
         for number, at, inside in self._by_part(rows):
-            out[at] = self._parts[number].vectors[inside]
+            out[at] = self.parts[number].vectors[inside]
         return out
 
     def sample(self, n: int, where: Where | None = None, seed: int = 0) -> tuple[list[str], Array]:
@@ -286,9 +306,9 @@ class EmbeddedIndex(Index):
 
     def close(self) -> None:
         """See `Index`."""
-        for part in self._parts:
+        for part in self.parts:
             part.close()
-        self._parts = []
+        self.parts = []
         self.store.close()
 
 

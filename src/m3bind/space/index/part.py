@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from m3bind.files import atomic_path
 from m3bind.space.index.base import KEY, Array
 
-BLOCK = 1 << 24  # bytes under one checksum
+BLOCK = 1 << 20  # bytes under one checksum; what a repair loses to one bad byte
 VECTORS, ITEMS, KEYS, GONE = "vectors.f32", "items.arrow", "keys.u64", "gone.i64"
 Rows = NDArray[np.int64]
 Files = dict[str, dict[str, Any]]  # name -> {"bytes", "crc": one number per block}
@@ -69,16 +69,21 @@ def write_part(
                     file.write(np.ascontiguousarray(block, "<f4").data)
             with pa.OSFile(str(temporary / ITEMS), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
                 writer.write_table(items.combine_chunks())
-            hashes = hash_ids(items[KEY].to_pylist())
-            order = np.argsort(hashes, kind="stable")
-            with open(temporary / KEYS, "wb") as file:
-                file.write(np.ascontiguousarray(hashes[order], "<u8").data)
-                file.write(np.ascontiguousarray(order, "<u8").data)
+            write_keys(temporary, items)
         if len(gone):
             (temporary / GONE).write_bytes(np.sort(gone).astype("<i8").tobytes())
         derive(temporary)
         files = {path.name: checksums(path) for path in sorted(temporary.iterdir())}
     return {"name": folder.name, "rows": items.num_rows, "files": files}
+
+
+def write_keys(folder: Path, items: pa.Table) -> None:
+    """Write `keys.u64` of a part."""
+    hashes = hash_ids(items[KEY].to_pylist())
+    order = np.argsort(hashes, kind="stable")
+    with open(folder / KEYS, "wb") as file:
+        file.write(np.ascontiguousarray(hashes[order], "<u8").data)
+        file.write(np.ascontiguousarray(order, "<u8").data)
 
 
 def hash_ids(ids: Sequence[str]) -> NDArray[np.uint64]:
@@ -111,10 +116,16 @@ def verify(folder: Path, files: Files) -> None:
     """
     for name, expected in files.items():
         path = folder / name
-        if path.stat().st_size != expected["bytes"]:
-            raise Damaged(path, f"holds {path.stat().st_size} bytes instead of {expected['bytes']}")
-        if checksums(path) != expected:
+        found = checksums(path)
+        if found["bytes"] != expected["bytes"]:
+            raise Damaged(path, f"holds {found['bytes']} bytes instead of {expected['bytes']}")
+        if found != expected:
             raise Damaged(path, "its content does not fit its checksum")
+
+
+def read_items(folder: Path) -> pa.Table:
+    """The metadata of a part, mapped into memory."""
+    return pa.ipc.open_file(pa.memory_map(str(folder / ITEMS))).read_all()
 
 
 class Part:
@@ -136,10 +147,10 @@ class Part:
             self.vectors: Array = np.empty((0, dim), np.float32)
             hashes = np.empty(0, np.uint64)
             self.table: Any = None
-            if self.rows:
+            if ITEMS in entry["files"]:
                 self.vectors = np.memmap(folder / VECTORS, "<f4", mode="r", shape=(self.rows, dim)).view(np.ndarray)
                 hashes = np.memmap(folder / KEYS, "<u8", mode="r").view(np.ndarray)
-                self.table = pa.ipc.open_file(pa.memory_map(str(folder / ITEMS))).read_all()
+                self.table = read_items(folder)
             self._hashes, self._order = hashes[: self.rows], hashes[self.rows :]
             self.gone: Rows = np.fromfile(folder / GONE, "<i8") if GONE in entry["files"] else np.empty(0, np.int64)
             self._columns: dict[str, _Texts] = {}

@@ -36,6 +36,7 @@ SPARE = 16  # candidates beyond k
 FLOAT_ERROR = 4e-6  # of a float32 product of unit rows, whatever the order of its sum
 FEW = 16  # queries for which codes may be faster
 GATHER = 16384  # rows copied at once
+COPIED = 1 << 23  # numbers copied at once for true scores
 TRAINED = 65536  # rows that the range of the codes is taken from
 Mask = NDArray[np.bool_]
 
@@ -88,20 +89,12 @@ def nearest(
 
 def rescore(arrays: Sequence[Array], queries: Array, rows: Rows) -> Array:
     """True scores (q, c) of the rows (q, c) found for each query; -inf where the row is -1."""
-    ids = np.ascontiguousarray(rows)
-    source = arrays[0]
-    if len(arrays) > 1:
-        source, ids = _gathered(arrays, rows.ravel()), np.arange(rows.size).reshape(rows.shape)
-        ids[rows < 0] = -1
-    scores = np.full(rows.shape, -np.inf, np.float32)
-    faiss.fvec_inner_products_by_idx(
-        faiss.swig_ptr(scores),
-        faiss.swig_ptr(queries),
-        faiss.swig_ptr(source),
-        faiss.swig_ptr(ids),
-        queries.shape[1],
-        *rows.shape,
-    )
+    scores = np.empty(rows.shape, np.float32)
+    lines = max(1, COPIED // max(1, rows.shape[1] * queries.shape[1]))
+    for start in range(0, len(rows), lines):
+        some = slice(start, start + lines)
+        near = arrays[0][rows[some]] if len(arrays) == 1 else _gathered(arrays, rows[some])
+        np.einsum("qcd,qd->qc", near, queries[some], out=scores[some])
     scores[rows < 0] = -np.inf
     return scores
 
@@ -113,9 +106,9 @@ def ranked(scores: Array, rows: Rows, k: int) -> tuple[Array, Rows]:
 
 
 def _gathered(arrays: Sequence[Array], rows: Rows) -> Array:
-    """Copies (m, d) of rows in several pieces."""
+    """Copies (q, c, d) of rows (q, c) in several pieces."""
     starts = np.cumsum([0, *map(len, arrays)])
-    out = np.zeros((len(rows), arrays[0].shape[1]), np.float32)
+    out = np.zeros((*rows.shape, arrays[0].shape[1]), np.float32)
     for start, array in zip(starts, arrays):
         here = (rows >= start) & (rows < start + len(array))
         out[here] = array[rows[here] - start]
@@ -142,7 +135,8 @@ def _scan_rows(array: Array, queries: Array, wide: int, mask: Mask | None) -> tu
     """By matrix products, which faiss blocks and spreads over the cores."""
     metric = faiss.METRIC_INNER_PRODUCT
     if mask is None or mask.all():
-        return faiss.knn(queries, array, min(wide, len(array)), metric=metric)
+        found: tuple[Array, Rows] = faiss.knn(queries, array, min(wide, len(array)), metric=metric)
+        return found
     chosen = np.flatnonzero(mask)
     scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(chosen), GATHER):
@@ -166,8 +160,8 @@ def _scan_codes(codes: Codes, queries: Array, wide: int, mask: Mask | None) -> t
             bits = np.zeros(n, bool)
             bits[low:high] = mask[low:high]
             selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
-        found: tuple[Array, Rows] = codes.index.search(queries, wide, params=faiss.SearchParameters(sel=selector))
-        return found
+        near: tuple[Array, Rows] = codes.index.search(queries, wide, params=faiss.SearchParameters(sel=selector))
+        return near
 
     if pieces == 1:
         scores, rows = scan(0, n)

@@ -64,7 +64,7 @@ class Store:
             (temporary / PARTS).mkdir()
             for name in (COPY, CURRENT):
                 (temporary / name).write_bytes(_encoded(state))
-        return cls(folder, _locked(folder), state)
+        return cls(folder, locked(folder), state)
 
     @classmethod
     def open(cls, folder: Path, writable: bool) -> tuple[Self, list[Part]]:
@@ -76,7 +76,7 @@ class Store:
         """
         if not folder.is_dir():
             raise SpaceError(f"{folder}: no index; build one with: m3bind index ENCODED --out {folder}")
-        lock = _locked(folder) if writable else None
+        lock = locked(folder) if writable else None
         try:
             state, parts = opened(folder, read_state)
         except Damaged as error:
@@ -207,7 +207,7 @@ def _encoded(state: State) -> bytes:
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
-def _locked(folder: Path) -> int:
+def locked(folder: Path) -> int:
     """A descriptor that holds the writer's lock."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -6,7 +6,7 @@
 
 The collection may be left out: "m3bind".
 
-* `create_index`, `open_index`.
+* `create_index`, `open_index`, `exists`.
 """
 
 from pathlib import Path
@@ -52,6 +52,15 @@ def open_index(uri: str | Path, writable: bool = False) -> Index:
     from m3bind.space.index.embedded import EmbeddedIndex
 
     return EmbeddedIndex.open(uri, writable)
+
+
+def exists(uri: str | Path) -> bool:
+    """Whether an index is there."""
+    if _is_milvus(uri):
+        from m3bind.space.index.milvus import MilvusIndex
+
+        return MilvusIndex.exists(str(uri))
+    return Path(uri).is_dir() and any(Path(uri).iterdir())
 
 
 def _is_milvus(uri: str | Path) -> bool:

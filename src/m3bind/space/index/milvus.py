@@ -1,0 +1,352 @@
+"""The index in Milvus: the same interface, one file (Milvus Lite) or a server or cluster by another URI.
+
+* `MilvusIndex`.
+
+A collection holds the rows, the text columns (those asked for in conditions have fields of their own, others are kept
+as dynamic fields) and the place of each item in the order they came; a second one, NAME_about, what the index knows of
+itself. Milvus finds the candidates and applies the conditions; the scores are taken here, from the rows it sends back,
+by the kernel of the embedded index: so both give the same hits and scores.
+
+Index type: FLAT in Milvus Lite, HNSW on a server (`exact=True` makes its search as wide as Milvus allows). Durability,
+hashes and readers beside a writer are Milvus' own; Milvus Lite lets one process at a time open its file.
+
+Shapes: q queries, n items, d dimension, k hits.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from m3bind.errors import ConfigError, SpaceError, UnknownNameError
+from m3bind.privacy import shown
+from m3bind.space.index import scan
+from m3bind.space.index.base import AFTER, KEY, NAMED, NEEDED, Array, Found, Index, Where, check_queries, check_rows
+
+FIELDS = ("modality", "path", "label", "patient", "date")
+LABELS, ORDER, VECTOR = "m3bind_labels", "m3bind_order", "m3bind_vector"  # fields of ours
+TOKEN = "M3BIND_MILVUS_TOKEN"
+WIDEST = 16_384  # hits Milvus gives at most, and widest search of its graph
+BYTES = 1 << 25  # sent or received at once; Milvus takes 64 MB
+LINKS, BUILD_EF, EF = 32, 200, 128  # of HNSW on a server
+SPARE = 16  # candidates beyond k
+LONGEST = 4096  # bytes of a text
+
+
+class MilvusIndex(Index):
+    """See `Index`."""
+
+    def __init__(self, uri: str, client: Any, name: str, writable: bool) -> None:
+        self.uri, self._client, self._name, self._writable = uri, client, name, writable
+        about = {entry["key"]: json.loads(entry["value"]) for entry in self._about()}
+        self.dim, self.fingerprint = int(about["dim"]), str(about["fingerprint"])
+        self.gap_corrected = bool(about["gap_corrected"])
+        self._next = int(about["next"])  # place of the next item
+        self._columns: list[str] = about["columns"]
+        self._notes: dict[str, Any] = about["notes"]
+
+    @classmethod
+    def create(cls, uri: str, dim: int, fingerprint: str, gap_corrected: bool) -> Self:
+        """See `create_index`."""
+        client, name, local = _connect(uri)
+        from pymilvus import DataType
+
+        if client.has_collection(name):
+            client.close()
+            raise ConfigError(f"{uri} exists already; open it to add to it, or choose another collection")
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
+        schema.add_field(KEY, DataType.VARCHAR, is_primary=True, max_length=LONGEST)
+        schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dim)
+        schema.add_field(ORDER, DataType.INT64)
+        for field in FIELDS:
+            schema.add_field(field, DataType.VARCHAR, max_length=LONGEST)
+        schema.add_field(LABELS, DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=256, max_length=LONGEST)
+        index = client.prepare_index_params()
+        if local:
+            index.add_index(VECTOR, index_type="FLAT", metric_type="IP")
+        else:
+            settings = {"M": LINKS, "efConstruction": BUILD_EF}
+            index.add_index(VECTOR, index_type="HNSW", metric_type="IP", params=settings)
+        about = client.create_schema(auto_id=False)
+        about.add_field("key", DataType.VARCHAR, is_primary=True, max_length=64)
+        about.add_field("value", DataType.VARCHAR, max_length=65_535)
+        about.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in every collection
+        plain = client.prepare_index_params()
+        plain.add_index(VECTOR, index_type="FLAT", metric_type="IP")
+        client.create_collection(_about(name), schema=about, index_params=plain, consistency_level="Strong")
+        values = {
+            "dim": dim,
+            "fingerprint": fingerprint,
+            "gap_corrected": gap_corrected,
+            "next": 0,
+            "columns": list(NEEDED),
+            "notes": {},
+        }
+        _tell(client, name, values)
+        client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+        return cls(uri, client, name, writable=True)
+
+    @classmethod
+    def open(cls, uri: str, writable: bool) -> Self:
+        """See `open_index`."""
+        client, name, _ = _connect(uri)
+        if not client.has_collection(name):
+            client.close()
+            raise SpaceError(f"{uri}: no index; build one with: m3bind index ENCODED --out {uri}")
+        if not client.has_collection(_about(name)):
+            client.close()
+            raise SpaceError(f"{uri}: a collection that m3bind did not make; choose another name")
+        for collection in (name, _about(name)):
+            client.load_collection(collection)
+        return cls(uri, client, name, writable)
+
+    @classmethod
+    def exists(cls, uri: str) -> bool:
+        """Whether the collection is there."""
+        target, _, local = parse_uri(uri)
+        if local and not Path(target).exists():
+            return False
+        client, name, _ = _connect(uri)
+        try:
+            return bool(client.has_collection(name))
+        finally:
+            client.close()
+
+    def __len__(self) -> int:
+        return int(self._client.query(self._name, filter="", output_fields=["count(*)"])[0]["count(*)"])
+
+    @property
+    def columns(self) -> list[str]:
+        """See `Index`."""
+        return list(self._columns)
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """See `Index`."""
+        return self._notes
+
+    def counts(self, column: str = "modality") -> dict[str, int]:
+        """See `Index`."""
+        if column not in self._columns:
+            raise UnknownNameError("column of this index", column, self._columns)
+        found = Counter(str(line.get(column, "")) for line in self._lines("", [column]))
+        return dict(sorted(found.items()))
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    def upsert(self, vectors: Array, items: pd.DataFrame) -> None:
+        """See `Index`."""
+        self._need_lock()
+        rows, table = check_rows(vectors, items, self.dim)
+        self._columns = list(dict.fromkeys([*self._columns, *table.columns]))
+        first, self._next = self._next, self._next + len(rows)
+        _tell(self._client, self._name, {"columns": self._columns, "next": self._next})  # a place is never given twice
+        block = max(1, BYTES // (4 * self.dim + 4 * LONGEST))
+        lines = table.to_dict("records")
+        for start in range(0, len(rows), block):
+            stop = start + block
+            self._client.upsert(
+                self._name,
+                [
+                    {**dict.fromkeys(FIELDS, ""), **line, LABELS: _labels(line), ORDER: place, VECTOR: row}
+                    for place, line, row in zip(range(first + start, first + stop), lines[start:stop], rows[start:stop])
+                ],
+            )
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """See `Index`."""
+        self._need_lock()
+        there = [str(line[KEY]) for line in self._by_ids(list(dict.fromkeys(ids)), [KEY])]
+        for start in range(0, len(there), WIDEST):
+            self._client.delete(self._name, filter=_among(KEY, there[start : start + WIDEST]))
+        return len(there)
+
+    def set_note(self, key: str, value: Any) -> None:
+        """See `Index`."""
+        self._need_lock()
+        notes = {name: entry for name, entry in {**self._notes, key: value}.items() if entry is not None}
+        _tell(self._client, self._name, {"notes": notes})
+        self._notes = notes
+
+    def publish(self) -> None:
+        """See `Index`: seals what was written and lets Milvus put its files together."""
+        self._need_lock()
+        self._client.flush(self._name)
+
+    def _need_lock(self) -> None:
+        if not self._writable:
+            raise ConfigError(f"{self.uri} is open for reading; open it with writable=True")
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def search(self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None) -> Found:
+        """See `Index`."""
+        rows = check_queries(queries, k, self.dim)
+        where = where or Where()
+        if self._next:
+            where.check(self._columns)
+        wide = min(k + SPARE, WIDEST)
+        if k > WIDEST:
+            raise ConfigError(f"k is {k}; Milvus gives at most {WIDEST} hits")
+        settings = {"metric_type": "IP", "params": {"ef": WIDEST if exact else max(EF, 2 * wide)}}
+        block = max(1, BYTES // (wide * (4 * self.dim + 64)))
+        scores, ids = np.full((len(rows), k), np.nan, np.float32), []
+        for start in range(0, len(rows), block):
+            answers = self._client.search(
+                self._name,
+                list(rows[start : start + block]),
+                limit=wide,
+                filter=condition(where),
+                search_params=settings,
+                output_fields=[ORDER, VECTOR],
+            )
+            for number, answer in enumerate(answers, start):
+                best, names = _ranked(rows[number], answer, k)
+                scores[number, : len(best)] = best
+                ids.append(names)
+        return Found(scores[:, : max(map(len, ids), default=0)], ids)
+
+    def items(self, ids: Sequence[str]) -> pd.DataFrame:
+        """See `Index`."""
+        lines = self._ordered(ids, self._columns)
+        return pd.DataFrame({name: [str(line.get(name, "")) for line in lines] for name in self._columns}, dtype=object)
+
+    def vectors(self, ids: Sequence[str]) -> Array:
+        """See `Index`."""
+        lines = self._ordered(ids, [VECTOR])
+        return np.array([line[VECTOR] for line in lines], np.float32).reshape(-1, self.dim)
+
+    def sample(self, n: int, where: Where | None = None, seed: int = 0) -> tuple[list[str], Array]:
+        """See `Index`."""
+        where = where or Where()
+        if self._next:
+            where.check(self._columns)
+        lines = sorted(self._lines(condition(where), [KEY, ORDER]), key=lambda line: line[ORDER])
+        chosen = np.sort(np.random.default_rng(seed).choice(len(lines), min(n, len(lines)), replace=False))
+        ids = [str(lines[place][KEY]) for place in chosen]
+        return ids, self.vectors(ids)
+
+    def close(self) -> None:
+        """See `Index`."""
+        self._client.close()
+
+    def _about(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._client.query(
+            _about(self._name), filter='key != ""', output_fields=["key", "value"]
+        )
+        return found
+
+    def _lines(self, filter: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Fields of all items that fit."""
+        iterator = self._client.query_iterator(self._name, batch_size=1024, filter=filter, output_fields=list(fields))
+        while lines := iterator.next():
+            yield from lines
+        iterator.close()
+
+    def _by_ids(self, ids: Sequence[str], fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Fields of the items that are there, in any order."""
+        block = max(1, min(WIDEST, BYTES // (4 * self.dim + 4 * LONGEST)))
+        for start in range(0, len(ids), block):
+            some = _among(KEY, ids[start : start + block])  # Milvus' own ids= stumbles over quotes and backslashes
+            yield from self._client.query(self._name, filter=some, output_fields=[KEY, *fields])
+
+    def _ordered(self, ids: Sequence[str], fields: Sequence[str]) -> list[dict[str, Any]]:
+        """Fields of items, in the order asked."""
+        found = {str(line[KEY]): line for line in self._by_ids(list(dict.fromkeys(ids)), fields)}
+        for name in ids:
+            if name not in found:
+                raise UnknownNameError("id in this index", shown(name), [])
+        return [found[name] for name in ids]
+
+
+def parse_uri(uri: str) -> tuple[str, str, bool]:
+    """(what Milvus' client is given, name of the collection, whether it is a file) of a URI.
+
+    Raises:
+        ConfigError: not a URI of an index in Milvus.
+    """
+    match = re.fullmatch(r"milvus(?::(?P<file>[^#]+\.db)|\+(?P<server>https?://[^#]+))(?:#(?P<name>\w+))?", uri)
+    if not match:
+        raise ConfigError(f"{uri}: write milvus:FILE.db#COLLECTION or milvus+http://HOST:PORT#COLLECTION")
+    return match["file"] or match["server"], match["name"] or "m3bind", bool(match["file"])
+
+
+def condition(where: Where) -> str:
+    """A `Where` in Milvus' language."""
+    parts = []
+    for name in NAMED:
+        values = getattr(where, name)
+        if values is not None:
+            parts.append(f"array_contains_any({LABELS}, {_texts(values)})" if name == "label" else _among(name, values))
+    if where.since is not None or where.until is not None:
+        parts.append('date != ""')
+    if where.since is not None:
+        parts.append(f"date >= {json.dumps(where.since)}")
+    if where.until is not None:
+        parts.append(f"date < {json.dumps(where.until + AFTER)}")
+    if where.not_ids:
+        parts.append(f"{KEY} not in {_texts(where.not_ids)}")
+    return " and ".join(parts)
+
+
+def _among(field: str, values: Sequence[str]) -> str:
+    return f"{field} in {_texts(values)}"
+
+
+def _texts(values: Sequence[str]) -> str:
+    """Texts as Milvus' language writes a list of them."""
+    return json.dumps(list(values), ensure_ascii=False)
+
+
+def _labels(line: Mapping[Any, str]) -> list[str]:
+    """What a condition on the label may ask for: the whole text and its parts."""
+    label = line.get("label", "")
+    return list(dict.fromkeys([label, *label.split("|")]))
+
+
+def _ranked(query: Array, answer: Sequence[Any], k: int) -> tuple[Array, list[str]]:
+    """True scores and ids of the k best of what Milvus found for one query."""
+    if not answer:
+        return np.empty(0, np.float32), []
+    rows = np.array([hit["entity"][VECTOR] for hit in answer], np.float32)
+    order = np.array([[hit["entity"][ORDER] for hit in answer]], np.int64)
+    here = np.arange(len(answer))[None]
+    scores = scan.rescore([rows], query[None], here)
+    at = np.lexsort((order, -scores), axis=1)[0, :k]
+    return scores[0, at], [str(answer[place]["id"]) for place in at]
+
+
+def _about(name: str) -> str:
+    return f"{name}_about"
+
+
+def _tell(client: Any, name: str, values: Mapping[str, Any]) -> None:
+    """Keep JSON values in the collection about the index."""
+    lines = [{"key": key, "value": json.dumps(value), VECTOR: [1.0, 0.0]} for key, value in values.items()]
+    client.upsert(_about(name), lines)
+
+
+def _connect(uri: str) -> tuple[Any, str, bool]:
+    """(client, collection, whether it is a file).
+
+    Raises:
+        ConfigError: the extra `milvus` is not installed, or not a URI of ours.
+        SpaceError: Milvus does not answer.
+    """
+    target, name, local = parse_uri(uri)
+    try:
+        from pymilvus import MilvusClient
+        from pymilvus.exceptions import MilvusException
+    except ImportError:
+        raise ConfigError("an index in Milvus needs the extra `milvus`: pip install 'm3bind[milvus]'") from None
+    try:
+        return MilvusClient(target, token=os.environ.get(TOKEN, "")), name, local
+    except MilvusException as error:
+        hint = "another process may have it open" if local else "is the server up, is the token right?"
+        raise SpaceError(f"{uri}: Milvus does not answer ({error.message}); {hint}") from error

@@ -1,0 +1,69 @@
+import sys
+
+import numpy as np
+import pytest
+
+from m3bind.errors import ConfigError, SpaceError, UnknownNameError
+from m3bind.space.index import Where, create_index, open_index
+from m3bind.space.index.milvus import parse_uri
+from space.index.made import DIM, items, names, vectors
+from space.index.test_embedded import CONDITIONS
+
+pytest.importorskip("milvus_lite", reason="the extra `milvus` is not installed")
+
+
+def test_milvus_and_a_folder_give_the_same_hits(tmp_path):
+    uri = f"milvus:{tmp_path / 'index.db'}#items"
+    with create_index(uri, DIM, "space") as ours, create_index(tmp_path / "index", DIM, "space") as plain:
+        assert len(ours) == 0 and ours.search(vectors(1), 5).ids == [[]]
+        for index in (ours, plain):
+            index.upsert(vectors(300, 1), items(names(0, 300), 1))
+            index.upsert(vectors(120, 2), items(names(250, 120), 2))
+            assert index.delete([*names(10, 20), "nobody"]) == 20
+            index.upsert(np.repeat(vectors(1, 3), 9, axis=0), items([f'odd "{i}\\' for i in range(9)], 3))  # equal rows
+            index.set_note("calibration", {"ct": 1.5})
+            index.publish()
+        compare(ours, plain)
+        with pytest.raises(ConfigError, match="exists already"):
+            create_index(uri, DIM, "space")
+    with open_index(uri) as ours, open_index(tmp_path / "index") as plain:
+        compare(ours, plain)
+        with pytest.raises(ConfigError, match="writable"):
+            ours.delete(["a"])
+        with pytest.raises(UnknownNameError, match="unknown id"):
+            ours.vectors(["nobody"])
+        with pytest.raises(UnknownNameError, match="colour"):
+            ours.counts("colour")
+    with pytest.raises(SpaceError, match="no index"):
+        open_index(uri.replace("#items", "#others"))
+
+
+def compare(ours, plain):
+    queries = np.concatenate([vectors(6, 9), vectors(1, 3)])
+    assert len(ours) == len(plain) == 359
+    assert (ours.counts(), ours.counts("label")) == (plain.counts(), plain.counts("label"))
+    assert (ours.dim, ours.fingerprint, ours.gap_corrected, ours.notes) == (DIM, "space", False, plain.notes)
+    for where in (*CONDITIONS, Where(not_ids=('odd "3\\',))):
+        for k in (1, 4, 400):
+            a, b = ours.search(queries, k, where), plain.search(queries, k, where)
+            assert a.ids == b.ids
+            np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
+    ids, rows = plain.sample(40, Where(modality="ct"), seed=2)
+    assert ours.sample(40, Where(modality="ct"), seed=2)[0] == ids
+    np.testing.assert_array_equal(ours.vectors(ids), rows)
+    assert ours.items(ids)[plain.columns].equals(plain.items(ids))
+
+
+def test_uris():
+    assert parse_uri("milvus:a/b.db#x") == ("a/b.db", "x", True)
+    assert parse_uri("milvus:b.db") == ("b.db", "m3bind", True)
+    assert parse_uri("milvus+https://host:19530#x") == ("https://host:19530", "x", False)
+    for wrong in ("milvus:folder", "milvus+ftp://host", "milvus:b.db#a-b"):
+        with pytest.raises(ConfigError, match="milvus:FILE"):
+            parse_uri(wrong)
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(ConfigError, match=r"m3bind\[milvus\]"):
+        create_index(f"milvus:{tmp_path / 'index.db'}", DIM, "space")
