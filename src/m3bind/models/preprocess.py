@@ -61,9 +61,17 @@ def channels(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Tensor:
 
 
 def picture(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Image.Image:
-    """The same as an 8-bit RGB picture, for the image processors of other libraries."""
-    pixels = (channels(sample, hu).permute(1, 2, 0) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.contiguous().numpy())
+    """The same as an 8-bit RGB picture, for the image processors of other libraries.
+
+    Grey and colour are converted as they lie in memory, grey once for all three channels.
+    """
+    array = sample.array
+    if sample.rate is not None or 0 in array.shape or not (array.ndim == 2 or array.shape[2:] == (3,)):
+        values = channels(sample, hu).permute(1, 2, 0)
+    else:
+        values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    pixels = (values * 255).round_().clamp_(0, 255).nan_to_num_().to(torch.uint8)
+    return Image.fromarray(pixels.contiguous().numpy()).convert("RGB")
 
 
 def image_tensor(sample: Sample, size: int, hu: Sequence[float] = LUNG_WINDOW) -> Tensor:

@@ -35,7 +35,8 @@ BATCH_BYTES = 32 << 20  # of inputs in a batch; a larger input is a batch of its
 SHARE = 32  # inputs at work take at most this part of the free memory; activations are several times as large
 LEAST_COSINE = 0.999  # of bfloat16 to float32
 SAME = 1e-4  # largest difference of unit rows that folding may make
-SOME = 8  # inputs to measure on
+SOME = 8  # inputs to measure the precision on
+FEW = 2  # random inputs to look at folding with
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -159,30 +160,27 @@ def arithmetic(threads: int) -> Iterator[None]:
 def choose(space: Space, modality: str, inputs: Sequence[Tensor], precision: Precision) -> tuple[Decision, str]:
     """How a tower is to compute, and a line for people why.
 
-    Folded where that leaves the embeddings as they are. bfloat16 where the processor has it, it is faster on `inputs`
-    and every cosine to float32 is at least `LEAST_COSINE`; or where it is asked for.
+    Folded where that leaves the embeddings of random inputs as they are, which is the same on every machine. bfloat16
+    where the processor has it, it is faster on `inputs` and every cosine to float32 is at least `LEAST_COSINE`; or
+    where it is asked for.
     """
-    some = list(inputs[:SOME])
-
-    def tower(**decision: Any) -> Tower:
-        return Tower(space, modality, decision, some[0])
-
-    plain = tower(dtype="float32", folded=False)
-    try:
-        exact = plain.encode(some)
-    except (M3BindError, RuntimeError, ValueError):  # it will be said of each input
-        return {"dtype": "float32", "folded": False}, f"{modality}: float32 (its first inputs cannot be encoded)"
-    folded = _folds(space.model(modality), lambda: tower(dtype="float32", folded=True), some, exact)
+    decision = {"dtype": "float32", "folded": _folds(space, modality, inputs[0])}
     if precision != "auto":
-        return {"dtype": precision, "folded": folded}, f"{modality}: {precision}, as asked for"
-    if plain.device == "cpu" and compute_dtype() is torch.float32:
-        return {"dtype": "float32", "folded": folded}, f"{modality}: float32 (no bfloat16 arithmetic in this processor)"
-    forms = [tower(dtype=name, folded=folded) for name in ("float32", "bfloat16")]
-    cosine = float((forms[1].encode(some) * exact).sum(1).min())
-    seconds = [min(times) for times in zip(*([_seconds(form, some) for form in forms] for _ in range(3)))]
-    dtype = "bfloat16" if cosine >= LEAST_COSINE and seconds[1] < seconds[0] else "float32"
-    why = f"bfloat16 {seconds[0] / seconds[1]:.2f}x as fast, least cosine {cosine:.5f}"
-    return {"dtype": dtype, "folded": folded}, f"{modality}: {dtype} ({why})"
+        return {**decision, "dtype": precision}, f"{modality}: {precision}, as asked for"
+    if space._device().type == "cpu" and compute_dtype() is torch.float32:
+        return decision, f"{modality}: float32 (no bfloat16 arithmetic in this processor)"
+    some = list(inputs[:SOME])
+    forms = [Tower(space, modality, {**decision, "dtype": name}, some[0]) for name in ("float32", "bfloat16")]
+    try:
+        exact, rough = (form.encode(some) for form in forms)
+    except (M3BindError, RuntimeError, ValueError):
+        return decision, f"{modality}: float32 (bfloat16 does not work here)"
+    cosine = float((exact * rough).sum(1).min())
+    slow, fast = (min(_seconds(form, some) for _ in range(3)) for form in forms)
+    if cosine >= LEAST_COSINE and fast < slow:
+        decision["dtype"] = "bfloat16"
+    why = f"bfloat16 {slow / fast:.2f}x as fast, least cosine {cosine:.5f}"
+    return decision, f"{modality}: {decision['dtype']} ({why})"
 
 
 def _seconds(tower: Tower, inputs: Sequence[Tensor]) -> float:
@@ -191,14 +189,19 @@ def _seconds(tower: Tower, inputs: Sequence[Tensor]) -> float:
     return time.perf_counter() - start
 
 
-def _folds(model: DualEncoder, fast: Callable[[], Tower], inputs: Sequence[Tensor], exact: Array) -> bool:
-    """Whether there is something to fold and the embeddings stay what they are."""
-    if not any(isinstance(module, _CONVOLUTIONS) for module in model.image_trunk.modules()):
+def _folds(space: Space, modality: str, example: Tensor) -> bool:
+    """Whether there is something to fold, and random inputs of the shape of `example` get the embeddings they had."""
+    if not any(isinstance(module, _CONVOLUTIONS) for module in space.model(modality).image_trunk.modules()):
         return False
+    inputs = list(torch.rand(FEW, *example.shape, generator=torch.Generator().manual_seed(0)))
     try:
-        return bool(np.abs(fast().encode(inputs) - exact).max() <= SAME)
+        before, after = (
+            Tower(space, modality, {"dtype": "float32", "folded": folded}, inputs[0]).encode(inputs)
+            for folded in (False, True)
+        )
     except Exception:  # a network that cannot be copied or changed stays as it is
         return False
+    return bool(np.abs(after - before).max() <= SAME)
 
 
 # --- quicker copies ---------------------------------------------------------------------------------------------------
@@ -228,16 +231,18 @@ def quicker(model: DualEncoder, example: Tensor) -> DualEncoder:
 
 def _followers(trunk: nn.Module, run: Callable[[], object]) -> list[tuple[Any, Any]]:
     """(convolution, normalisation) for every normalisation that has the output of one convolution alone for input."""
-    came: weakref.WeakKeyDictionary[Tensor, nn.Module] = weakref.WeakKeyDictionary()
+    came: dict[int, tuple[weakref.ref[Tensor], nn.Module]] = {}  # by identity of the output
     before: dict[nn.Module, set[nn.Module | None]] = {}
     after: dict[nn.Module, int] = {}
 
     def convolved(module: nn.Module, _: object, output: Tensor) -> None:
         after[module] = after.get(module, 0) + 1
-        came[output] = module
+        came[id(output)] = weakref.ref(output), module
 
     def normalised(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
-        source = came.get(inputs[0])
+        known, source = came.get(id(inputs[0]), (None, None))
+        if known is None or known() is not inputs[0]:
+            source = None
         before.setdefault(module, set()).add(source)
         if source is not None:
             after[source] -= 1
