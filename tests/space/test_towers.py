@@ -78,10 +78,25 @@ def test_folding_is_chosen_where_it_changes_nothing_else_the_network_stays(space
     decision, why = choose(space, "grey", INPUTS, "auto")
     assert decision["folded"] and "grey: float32" in why
     assert choose(space, "other", INPUTS, "auto")[0]["folded"] is False  # no convolution
-    model = space.model("grey")
-    own = model.image_trunk.forward
-    model.image_trunk.forward = lambda x: own(x) + model.image_trunk.first.weight.sum()  # weights used twice
-    model.image_trunk.__deepcopy__ = lambda memo: pytest.fail("cannot be copied")
+
+
+class Twice(Trunk):
+    """A convolution whose weights are used a second time."""
+
+    def forward(self, x):
+        return super().forward(x) + self.first.weight.sum()
+
+
+class Whole(Trunk):
+    """A network that cannot be copied."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError
+
+
+@pytest.mark.parametrize("kind", [Twice, Whole])
+def test_a_network_that_folding_would_change_stays_as_it_is(space, kind):
+    space.model("grey").image_trunk.__class__ = kind
     assert choose(space, "grey", INPUTS, "auto")[0]["folded"] is False
 
 
