@@ -109,6 +109,8 @@ class EfficientNetTrunk(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """(n, 3, S, S) in 0..1 -> (n, out_dim)."""
+        if torch.compiler.is_exporting():  # a graph for any n has no loop over parts
+            return self._viewed(batch)
         return torch.cat([self._viewed(part) for part in torch.split(batch, CHUNK)])
 
     def _viewed(self, batch: Tensor) -> Tensor:

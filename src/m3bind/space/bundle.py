@@ -431,6 +431,10 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> Space:
     is_id = isinstance(path, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text)
     if not Path(path).exists() and is_id and not Path(path).parent.exists():
         path = _download(text)
+    if not (Path(path) / MANIFEST).exists():
+        from m3bind.space.export.base import refuse_foreign
+
+        refuse_foreign(path)
     return Space._of(read_folder(path)).to(device)
 
 

@@ -1,0 +1,70 @@
+"""The command that takes a space, or what it encoded, elsewhere."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from m3bind.cli.app import app, prepare_torch
+
+if TYPE_CHECKING:
+    from m3bind.space.export import Figure
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="SPACE", help="space folder; for parquet, npz: folder of encode")],
+    to: Annotated[str, typer.Option(help="sentence-transformers, hf, onnx, hub, parquet or npz")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    results: Annotated[
+        Path | None, typer.Option(help="hub: results.json for the model card; default: the run's, beside the space")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="onnx: files to compare the image towers on; default: generated ones")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="parquet, npz: column beside id and modality, e.g. path; may name people")
+    ] = None,
+) -> None:
+    """A space in a form that other programs read: its student, its towers as ONNX, all of it with a model card.
+
+    Examples:  m3bind export runs/demo/space --to sentence-transformers --out student
+               m3bind export runs/demo/space --to hub --out repository
+               m3bind export encoded --to parquet --out table --column path
+    """
+    from m3bind.space.export import ARRAYS, export_arrays, export_space
+    from m3bind.space.export.samples import read_inputs
+
+    if to in ARRAYS:
+        from m3bind.space.encode import open_encoded
+
+        done = export_arrays(open_encoded(source), to, out, column or ())
+    else:
+        from m3bind.space.bundle import load
+
+        prepare_torch()
+        space = load(source)
+        inputs = read_inputs(space, manifest) if manifest else None
+        done = export_space(space, to, out, inputs=inputs, figures=_figures(source, results) if to == "hub" else ())
+    print(f"{done.folder}: {done.kind}; open it with: {done.use}")
+    if done.refused:
+        raise typer.Exit(1)
+
+
+def _figures(source: Path, results: Path | None) -> list["Figure"]:
+    """The main lines of a run's results as they were at its last stage."""
+    from m3bind.evaluate.results import PROTOCOLS, ResultTable, headline
+    from m3bind.space.export import Figure
+
+    path = results or source.parent / "results.json"
+    if results is None and not path.is_file():
+        return []
+    data = headline(ResultTable.load(path))
+    figures = []
+    for line in data.lines:
+        name, cell = list(line.cells.items())[-1]
+        task = line.task.replace("_", " ") or line.dataset
+        what = ", ".join(filter(None, (PROTOCOLS[line.protocol], task, line.variant, name)))
+        chance, low, high = (value if value == value else None for value in (cell.chance, cell.ci_low, cell.ci_high))
+        figures.append(Figure(what, line.modality, line.metric, cell.n, chance, cell.value, low, high))
+    return figures
