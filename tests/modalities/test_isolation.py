@@ -227,3 +227,25 @@ time.sleep(60)
     program.send_signal(signal.SIGKILL)
     program.wait()
     worker.wait(30)  # raises if it goes on
+
+
+def test_parts_come_through_the_child_with_their_places(tmp_path: Path, make_ecg: Callable[..., Path]) -> None:
+    record, cut = make_ecg(tmp_path / "long", seconds=47), modalities.Cut(most=3, seconds=10)
+    sample, here = modalities.decode_parts("ecg", record, cut), modalities.get("ecg").decode_parts(record, cut)
+    assert sample.places == here.places == [[0.0], [20.0], [30.0]] and sample.array.shape == (3, 12, 1000)
+    np.testing.assert_array_equal(sample.array, here.array)
+    whole = modalities.decode("ecg", record)
+    for part, (start,) in zip(sample.parts(), sample.places):
+        np.testing.assert_array_equal(part.array, whole.array[:, int(start * 100) : int(start * 100) + 1000])
+    short = modalities.decode_parts("ecg", make_ecg(tmp_path / "short", seconds=19), cut)
+    assert short.places is None and short.array.shape == (12, 1900)
+
+
+def test_more_workers_may_be_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_isolation, "_pool", None)
+    _isolation.allow(1)
+    pool = _isolation._current()
+    assert pool._idle.qsize() == _isolation.WORKERS
+    for wanted in (_isolation.WORKERS + 3, 2):
+        _isolation.allow(wanted)
+        assert pool._idle.qsize() == _isolation.WORKERS + 3

@@ -12,6 +12,7 @@ import tifffile
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from m3bind import modalities
 from m3bind.errors import ReadError
 from m3bind.modalities import _slides
 from m3bind.modalities._slides import open_slide
@@ -454,3 +455,20 @@ def test_damaged_dicom_slides(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20000])
     with pytest.raises(ReadError), open_slide(path) as slide:
         slide.read_region(0, 0, 128, 128, None)
+
+
+def test_a_slide_in_parts_is_its_most_tissue_rich_tiles_with_their_places(tmp_path: Path) -> None:
+    picture = discs(900, 1400, (300, 300, 260, PINK), (1000, 500, 300, PINK))
+    path = write_tiff(tmp_path / "a.tif", picture)
+    reader = modalities.get("pathology")
+    whole = reader.decode_parts(path, modalities.Cut(most=100))
+    with open_slide(path) as slide:
+        tiles = list(tissue_tiles(slide, 224, slide.finest(0.5)))
+    assert whole.places == [[tile.x, tile.y] for tile in tiles] and len(tiles) > 4
+    for array, tile in zip(whole.array, tiles):
+        np.testing.assert_array_equal(array, tile.array)
+    few = modalities.decode_parts("pathology", path, modalities.Cut(most=3))
+    assert few.places == whole.places[:3] and few.array.shape == (3, 224, 224, 3)
+    np.testing.assert_array_equal(few.array[0], reader.decode(path).array)
+    empty = reader.decode_parts(write_tiff(tmp_path / "b.tif", discs(600, 600)), modalities.Cut())
+    assert len(empty.array) == 1 and "no tile is at least half tissue" in empty.warnings
