@@ -12,13 +12,53 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
-_LAZY = {"load": "m3bind.space.bundle", "Space": "m3bind.space.bundle"}
+_LAZY = {
+    "Query": "m3bind.space.query",
+    "Searcher": "m3bind.space.search",
+    "Space": "m3bind.space.bundle",
+    "Where": "m3bind.space.index",
+    "build_index": "m3bind.space.index",
+    "create_index": "m3bind.space.index",
+    "encode_files": "m3bind.space.encode",
+    "export_arrays": "m3bind.space.export",
+    "export_space": "m3bind.space.export",
+    "load": "m3bind.space.bundle",
+    "open_encoded": "m3bind.space.encoded",
+    "open_index": "m3bind.space.index",
+    "read_manifest": "m3bind.data.manifest",
+    "save_space": "m3bind.space.bundle",
+    "search": "m3bind.space.search",
+}
 _MODULES = ("modalities", "data", "models", "training", "pretrain", "binding", "distill", "evaluate", "space", "errors")
 
 if TYPE_CHECKING:
-    from m3bind.space.bundle import Space, load
+    from m3bind.data.manifest import read_manifest
+    from m3bind.space.bundle import Space, load, save_space
+    from m3bind.space.encode import encode_files
+    from m3bind.space.encoded import open_encoded
+    from m3bind.space.export import export_arrays, export_space
+    from m3bind.space.index import Where, build_index, create_index, open_index
+    from m3bind.space.query import Query
+    from m3bind.space.search import Searcher, search
 
-__all__ = ["Space", "__version__", "load"]
+__all__ = [
+    "Query",
+    "Searcher",
+    "Space",
+    "Where",
+    "__version__",
+    "build_index",
+    "create_index",
+    "encode_files",
+    "export_arrays",
+    "export_space",
+    "load",
+    "open_encoded",
+    "open_index",
+    "read_manifest",
+    "save_space",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:

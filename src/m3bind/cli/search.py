@@ -73,7 +73,7 @@ def index(
     ] = "index",
     add: Annotated[bool, typer.Option("--add", help="into an index that is there; same ids are replaced")] = False,
     delete_ids: Annotated[Path | None, typer.Option(help="file with one id per line: forget these items")] = None,
-    publish: Annotated[bool, typer.Option("--publish", help="put all changes into the fastest form, calibrate again")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="fastest form for all changes, calibrated anew")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="mend a damaged index in a folder")] = False,
     json_file: Json = None,
 ) -> None:

@@ -1,30 +1,50 @@
-"""Using what was bound: open a space, encode files and texts, search.
+"""Using what was bound: open a space, encode files and texts, index and search them, take it elsewhere.
 
 * `bundle`: `Space`, `load`, `save_space`. * `folder`: the space on disk.
-* `encode`: an archive of files -> embeddings. * `search`: exact search over what was encoded.
+* `encode`: an archive of files -> embeddings (`encoded`). * `index`: embeddings that are kept and searched.
+* `search`: from words, files and items (`query`) to hits, with scores that compare (`calibrate`); `sheet` shows them.
+* `export`: a space, or its student, in forms that other programs read.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 _LAZY = {
-    "Encoded": "encode",
+    "Calibration": "calibrate",
+    "Encoded": "encoded",
     "Hit": "search",
+    "Query": "query",
+    "Searcher": "search",
     "Space": "bundle",
     "SpaceInfo": "folder",
     "encode_files": "encode",
     "load": "bundle",
-    "open_encoded": "encode",
+    "open_encoded": "encoded",
     "save_space": "bundle",
 }
 
 if TYPE_CHECKING:
     from m3bind.space.bundle import Space, load, save_space
-    from m3bind.space.encode import Encoded, encode_files, open_encoded
+    from m3bind.space.calibrate import Calibration
+    from m3bind.space.encode import encode_files
+    from m3bind.space.encoded import Encoded, open_encoded
     from m3bind.space.folder import SpaceInfo
-    from m3bind.space.search import Hit
+    from m3bind.space.query import Query
+    from m3bind.space.search import Hit, Searcher
 
-__all__ = ["Encoded", "Hit", "Space", "SpaceInfo", "encode_files", "load", "open_encoded", "save_space"]
+__all__ = [
+    "Calibration",
+    "Encoded",
+    "Hit",
+    "Query",
+    "Searcher",
+    "Space",
+    "SpaceInfo",
+    "encode_files",
+    "load",
+    "open_encoded",
+    "save_space",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -93,7 +93,7 @@ def calibration_of(index: Index) -> Calibration:
             rows = {name: index.vectors(names) for name, names in ids.items()}
             return Calibration(ids, rows, note["counts"], note["hash"])
         reason = f"of its reference, {reason}"
-    log.warning("the calibration of %s is out of date (%s); calibrate(index) draws a new one", index.uri, reason)
+    log.warning("the calibration of %s is out of date (%s); publish the index for a new one", index.uri, reason)
     return Calibration.draw(index)
 
 

@@ -19,7 +19,7 @@ from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.space.bundle import Space
 from m3bind.space.calibrate import calibration_of
 from m3bind.space.compute import Array, correct_gap
-from m3bind.space.encode import MARKER, Encoded, open_encoded
+from m3bind.space.encoded import MARKER, Encoded, open_encoded
 from m3bind.space.index.base import KEY, Index, Where
 from m3bind.space.index.uri import open_index
 from m3bind.space.query import Part, Query

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3bind.errors import ConfigError, UnknownNameError
-from m3bind.space.encode import Encoded
+from m3bind.space.encoded import Encoded
 from m3bind.space.index import archive as module
 from m3bind.space.index.archive import ArchiveIndex, nearest
 from m3bind.space.index.base import Where

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from m3bind.data.batching import rng
 from m3bind.errors import ConfigError, UnknownNameError
-from m3bind.space.encode import Encoded
+from m3bind.space.encoded import Encoded
 from m3bind.space.index.base import AFTER, KEY, NAMED, Array, Found, Index, Where, check_queries
 
 BLOCK = 16384  # items compared at once
