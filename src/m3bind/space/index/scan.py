@@ -16,7 +16,7 @@ Shapes: n rows, q queries, d dimension, k hits, c candidates.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.files import read_json, write_json
-from m3bind.progress import Progress
 from m3bind.space.index.base import Array
 from m3bind.space.index.part import Part, Rows
 
@@ -188,13 +187,11 @@ def new_codes(rows: Array) -> Any:
     return index
 
 
-def write_codes(folder: Path, index: Any, rows: Array, add: Callable[[Array], None], bar: Progress) -> None:
-    """Fill an index of codes with the rows (n, d) by `add`, in blocks; write it with its largest error."""
+def write_codes(folder: Path, index: Any, rows: Array) -> None:
+    """Write an index of the codes of rows (n, d), and its largest error."""
     error = 0.0
     for start in range(0, len(rows), GATHER):
-        block = np.ascontiguousarray(rows[start : start + GATHER])
-        add(block)
-        bar.advance(len(block))
+        block = rows[start : start + GATHER]
         lost = block - index.reconstruct_n(start, len(block))
         error = max(error, float(np.sqrt(np.einsum("nd,nd->n", lost, lost).max())))
     faiss.write_index(index, str(folder / CODES))
