@@ -12,7 +12,7 @@ from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.space import _decode_pool, encode
 from m3bind.space.bundle import load, save_space
 from m3bind.space.compute import correct_gap
-from m3bind.space.encode import collect, encode_files, open_encoded
+from m3bind.space.encode import collect, encode_files, encode_share, open_encoded
 from space import tiny
 
 
@@ -235,3 +235,40 @@ def test_what_is_noted_about_the_run(tmp_path, space):
     content = json.loads((tmp_path / "out" / "encoded.json").read_text())
     assert content["space"] == space.fingerprint and content["done"] == 3 and content["bad"] == 0
     assert content["synthetic_space"] is False
+
+
+def test_a_resumed_run_computes_as_the_journal_says(tmp_path, space):
+    paths = tiny.pictures(tmp_path / "in", 20)
+    exact = np.array(encode_files(space, paths, tmp_path / "exact", "grey").embeddings)
+    encode_share(space, paths, tmp_path / "out", (1, 3), "grey")
+    decision = tmp_path / "out.parts" / "tower-grey.json"
+    decision.write_text(decision.read_text().replace("float32", "bfloat16"))
+    done = encode_files(space, paths, tmp_path / "out", "grey")
+    assert done.precision == {"grey": "bfloat16"}
+    np.testing.assert_array_equal(done.embeddings[:8], exact[:8])
+    assert 0 < np.abs(done.embeddings[8:] - exact[8:]).max() < 0.05
+
+
+def test_other_settings_are_another_job_whose_shards_and_decisions_are_its_own(tmp_path, space):
+    paths = tiny.pictures(tmp_path / "in", 20)
+    encode_share(space, paths, tmp_path / "out", (1, 3), "grey", precision="bfloat16")
+    before = {path.name for path in (tmp_path / "out.parts").glob("*.safetensors")}
+    encode_share(space, paths, tmp_path / "out", (1, 3), "grey")
+    after = {path.name for path in (tmp_path / "out.parts").glob("*.safetensors")}
+    assert len(before) == len(after) == 1 and not before & after
+    assert encode_files(space, paths, tmp_path / "out", "grey").precision == {"grey": "float32"}
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path, space):
+    (tmp_path / ".out.999999999.tmp").mkdir()
+    encode_files(space, tiny.pictures(tmp_path / "in", 3), tmp_path / "out", "grey")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "space"]
+
+
+def test_ids_follow_from_modality_and_path_where_none_is_kept(tmp_path, space):
+    paths = tiny.pictures(tmp_path / "in", 3)
+    rows = [Row("", m, path) for m in ("grey", "other") for path in paths]
+    first = encode_files(space, rows, tmp_path / "out").items["id"]
+    assert first.is_unique and encode_files(space, paths[1:], tmp_path / "b", "grey").items["id"].tolist() == [
+        *first[1:3]
+    ]
