@@ -59,7 +59,7 @@ def test_killed_writer_loses_and_doubles_nothing(tmp_path):
     rng, writers = np.random.default_rng(seed), Writers(folder, seed)
     moments = {"old": 0, "new": 0}
     for _ in range(KILLS):
-        for number in writers.killed_after(float(rng.uniform(0, 0.4)), done):
+        for number in writers.killed_after(float(rng.uniform(0, 1.0)), done):
             assert number == done
             killed.change(oracle, seed, done)
             done += 1
