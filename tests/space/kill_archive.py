@@ -24,8 +24,8 @@ from m3bind.space.bundle import load, save_space
 from space import archives
 
 
-def attempt(folder: Path, name: str, seconds: float | None) -> bool:
-    """Encode in a child, killed after `seconds`; whether it was killed."""
+def attempt(folder: Path, name: str, shards: int | None = None, seconds: float = 0) -> bool:
+    """Encode in a child, killed `seconds` after so many `shards` are there; whether it was killed."""
     child = os.fork()  # before anything is computed here, so that each attempt starts at once
     if child == 0:
         status = 1
@@ -34,15 +34,22 @@ def attempt(folder: Path, name: str, seconds: float | None) -> bool:
             status = 0
         finally:
             os._exit(status)
-    if seconds is not None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return _judge(status)
-            time.sleep(0.005)
+    end = None
+    while shards is not None and (end is None or time.monotonic() < end):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return _judge(status)
+        if end is None and finished(folder, name) >= shards:
+            end = time.monotonic() + seconds
+        time.sleep(0.005)
+    if shards is not None:
         os.kill(child, signal.SIGKILL)
     return _judge(os.waitpid(child, 0)[1])
+
+
+def finished(folder: Path, name: str) -> int:
+    """Shards that are there."""
+    return len(list((folder / f"{name}.parts").glob("*.safetensors")))
 
 
 def _judge(status: int) -> bool:
@@ -62,6 +69,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--shard", type=int, default=encode.SHARD)
+    parser.add_argument("--after", type=float, help="most seconds from a finished shard to the kill")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)
@@ -71,24 +79,23 @@ def main() -> int:
     expected = archives.make_archive(folder / "in", options.files, options.seed)
     save_space(archives.make_space(), folder / "space")
     start = time.monotonic()
-    attempt(folder, "whole", None)
+    attempt(folder, "whole")
     whole = time.monotonic() - start
     shards = -(-options.files // options.shard)
-    kills, progressed = 0, set()
-    while kills < options.kills:
-        if not attempt(folder, "killed", random.uniform(0.02, 0.12) * whole + random.uniform(0, 2)):
-            break  # it was through
-        kills += 1
-        progressed.add(len(list((folder / "killed.parts").glob("*.safetensors"))))
-        if progressed and max(progressed) >= shards and kills < options.kills:
-            _forget_some(folder / "killed.parts")
-    attempt(folder, "killed", None)
+    reached = []
+    for number in range(options.kills):  # spread over the whole job; every third while it starts again
+        at = 0 if number % 3 == 2 else number * (shards - 1) // options.kills
+        if attempt(folder, "killed", at, random.uniform(0, options.after or whole / shards)):
+            reached.append(finished(folder, "killed"))
+    kills = len(reached)
+    attempt(folder, "killed")
     items = pd.read_parquet(folder / "killed" / "items.parquet")
     bad = pd.read_csv(folder / "killed" / "quarantine.csv")
     result = {
         "files": options.files,
         "kills": kills,
-        "shards finished at the kills": sorted(progressed),
+        "shards": shards,
+        "shards finished at the kills": reached,
         "seconds of the whole run": round(whole, 1),
         "same bytes": content(folder / "whole") == content(folder / "killed"),
         "quarantine exact": sorted(bad["path"]) == sorted(map(str, expected)),
@@ -97,13 +104,6 @@ def main() -> int:
     }
     print(json.dumps(result))
     return 0 if all(result[key] for key in ("same bytes", "quarantine exact", "each file once")) else 1
-
-
-def _forget_some(parts: Path) -> None:
-    """Remove half of the finished shards, so that there is something left to be killed in."""
-    found = sorted(parts.glob("*.safetensors"))
-    for path in random.sample(found, len(found) // 2):
-        path.unlink()
 
 
 if __name__ == "__main__":

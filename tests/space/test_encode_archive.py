@@ -180,15 +180,15 @@ def test_slides_and_long_recordings_are_the_mean_of_their_parts(archive, space, 
         fewer.part_embeddings  # noqa: B018
 
 
-def kill(folder, files, kills, shard):
+def kill(folder, files, kills, shard, *more):
     command = [sys.executable, Path(__file__).with_name("kill_archive.py"), folder, "--files", files, "--kills", kills]
-    run = subprocess.run([*map(str, command), "--shard", str(shard)], stdout=subprocess.PIPE, text=True)
+    run = subprocess.run([*map(str, command), "--shard", str(shard), *more], stdout=subprocess.PIPE, text=True)
     print(run.stdout)
     return run.returncode, json.loads(run.stdout.splitlines()[-1])
 
 
 def test_killed_at_random_moments(tmp_path):
-    code, result = kill(tmp_path, 90, 3, 8)
+    code, result = kill(tmp_path, 90, 3, 8, "--after", "0.1")
     assert code == 0 and result["kills"] == 3 and result["bad"] == 15
 
 
