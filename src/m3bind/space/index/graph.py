@@ -30,8 +30,8 @@ from m3bind.space.index.scan import Mask
 
 GRAPH, GRAPH_INFO = "graph.faiss", "graph.json"
 CODES_FROM = 4096  # rows from which codes are kept
-GRAPH_FROM = 20_000  # rows from which the graph pays
-LINKS, BUILD_EF = 32, 80  # of the graph: links of a row, width of the search that finds them
+GRAPH_FROM = 20_000  # rows from which the graph pays: there 1.2 times a scan's batch, 10 times its single queries
+LINKS, BUILD_EF = 32, 120  # of the graph: links of a row, width of the search that finds them
 WIDTHS = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
 RECALL, PROBES, DEPTH = 0.99, 256, 10  # aimed at, with so many points asking for so many neighbours
 WIDEST = 2048  # a search that would have to be wider scans
