@@ -261,35 +261,11 @@ def test_fit_evaluate_encode_and_search_know_them(project):
     assert again and all(again[key] == pytest.approx(first[key], abs=1e-6) for key in again if key in first)
     assert set(again) == set(first)
     run(project, "encode", "manifest.csv", "--space", "runs/dropped/space", "--out", "encoded")
-    hits = run(
-        project,
-        "search",
-        "encoded",
-        "--space",
-        "runs/dropped/space",
-        "--text",
-        "a hot spot",
-        "--target",
-        "thermal",
-        "--k",
-        "5",
-    )
+    search = ("search", "encoded", "--space", "runs/dropped/space")
+    hits = run(project, *search, "--text", "a hot spot", "--where", "modality=thermal", "-k", "5")
     assert hits.count("thermal") >= 5
-    run(
-        project,
-        "search",
-        "encoded",
-        "--space",
-        "runs/dropped/space",
-        "--file",
-        "thermal0.png",
-        "--modality",
-        "thermal",
-        "--target",
-        "xray",
-        "--k",
-        "3",
-    )
+    hits = run(project, *search, "--file", "thermal0.png:thermal", "--where", "modality=xray", "-k", "3")
+    assert len(hits.splitlines()) == 2 + 3
 
     table = [f"thermal{n}.png,{['even', 'hot'][n % 2]},{'test' if n % 6 < 2 else 'train'}" for n in range(36)]
     (project / "table.csv").write_text("\n".join(["file,state,set", *table]) + "\n")
