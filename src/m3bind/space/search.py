@@ -61,7 +61,10 @@ class Hit:
 
 
 class Searcher:
-    """A space and an index made with it. Thread-safe where the index is."""
+    """A space and an index made with it, as both are now: modalities and calibration are looked up once.
+
+    Thread-safe where the index is.
+    """
 
     def __init__(self, space: Space, source: Source) -> None:
         """Bring both together.
@@ -166,7 +169,7 @@ class Searcher:
 
     def _modalities(self, where: Where | None) -> list[str]:
         """The modalities to search."""
-        known = list(self.index.counts())
+        known = list(self.calibration.rows)
         if where is None or where.modality is None:
             return known
         for name in where.modality:
