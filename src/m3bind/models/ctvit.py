@@ -232,5 +232,7 @@ class Quantiser(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             table = F.normalize(self.table.float(), dim=-1).T
             flat = F.normalize(tokens.reshape(-1, WIDTH).float(), dim=-1)
-            found = [(part @ table).argmax(-1) for part in torch.split(flat, SEARCHED)]
+            # A graph for any n has no loop over parts.
+            parts = (flat,) if torch.compiler.is_exporting() else torch.split(flat, SEARCHED)
+            found = [(part @ table).argmax(-1) for part in parts]
         return torch.cat(found).view(tokens.shape[:-1])

@@ -67,7 +67,7 @@ class EcgTransformer(nn.Module):
     def forward(self, batch: Tensor) -> Tensor:
         """(n, 12, T) -> (n, H), the first token of the last layer."""
         tokens = self.patches(batch).transpose(1, 2)  # (n, P, H)
-        first = self.encoder.embeddings.word_embeddings.weight.expand(len(batch), 1, -1)
+        first = self.encoder.embeddings.word_embeddings.weight.expand(batch.shape[0], 1, -1)
         hidden: Tensor = self.encoder(inputs_embeds=torch.cat([first, tokens], dim=1)).last_hidden_state
         return hidden[:, 0]
 

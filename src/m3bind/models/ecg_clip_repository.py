@@ -66,13 +66,15 @@ class SampleTransformer(nn.Module):
                 f"ecg_clip_repository takes one lead of at most {SAMPLES} samples, (n, T) or (n, 1, T), not "
                 f"{tuple(batch.shape)}; its preprocess picks a lead (setting lead) and resamples."
             )
+        if torch.compiler.is_exporting():  # a graph for any n has no loop over parts
+            return self._first_token(signal)
         rows = (SAMPLES // signal.shape[1]) ** 2
         return torch.cat([self._first_token(part) for part in torch.split(signal, rows)])
 
     def _first_token(self, signal: Tensor) -> Tensor:
         """(m, T) -> (m, 512)."""
         x = self.value_embedding(signal[..., None]) + self.position_embedding[:, : signal.shape[1]]
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = x.transpose(0, 1).contiguous()  # (1 + T, m, 512)
         for layer in self.transformer_encoder.layers:
             x = checkpoint(layer, x, use_reentrant=False) if torch.is_grad_enabled() else layer(x)

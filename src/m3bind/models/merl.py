@@ -93,7 +93,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, w, P) -> (n, w)."""
-        query = (self.cls_token + self.positional_embedding[:, :1]).expand(len(x), -1, -1)
+        query = (self.cls_token + self.positional_embedding[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat([query, x.transpose(1, 2)], dim=1) + self.positional_embedding
         out: Tensor = self.mhsa(x[:, :1], x, x, need_weights=False)[0]
         return out[:, 0]

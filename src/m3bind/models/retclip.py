@@ -50,7 +50,7 @@ class EyeHeads(nn.Module):
         """Before the heads, what the authors probe: (n, 768 e) -> (n, 512 e)."""
         count = features.shape[1] // WIDTH
         made: Tensor = self.projection(features.reshape(-1, WIDTH))
-        return made.reshape(len(features), count * JOINT)
+        return made.reshape(features.shape[0], count * JOINT)
 
 
 class TextHeads(nn.Module):
@@ -174,7 +174,7 @@ class RetClip(PublishedModel):
                 f"head='patient' of {self.name} compares both eyes of a person: give (n, 2, 3, {SIZE}, {SIZE}), left "
                 "then right; for single pictures set head='left' or head='right'."
             )
-        return super().image_features(batch.flatten(0, 1)).reshape(len(batch), 2 * WIDTH)
+        return super().image_features(batch.flatten(0, 1)).reshape(batch.shape[0], 2 * WIDTH)
 
     def preprocess(self, sample: Sample) -> Tensor:
         """One picture (H, W, 3) -> (3, 224, 224), its aspect ratio not kept."""

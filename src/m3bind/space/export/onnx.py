@@ -7,10 +7,11 @@ A tower's file takes what the model's preprocessing gives (`Space.read`) and end
 unit rows. The student's takes padded tokens. The number of items is free, and the length of texts.
 """
 
+import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def convert(module: nn.Module, batch: tuple[Tensor, ...], path: Path) -> None:
     level = exporter.level
     exporter.setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), torch.inference_mode(False), warnings.catch_warnings():
+        with torch.no_grad(), torch.inference_mode(False), warnings.catch_warnings(), _plain_attention(module):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module.eval(),
@@ -211,6 +212,23 @@ def convert(module: nn.Module, batch: tuple[Tensor, ...], path: Path) -> None:
             )
     finally:
         exporter.setLevel(level)
+
+
+@contextlib.contextmanager
+def _plain_attention(module: nn.Module) -> Iterator[None]:
+    """Attention of transformers' networks as matrix products: the fused one of windows (Swin) has no ONNX form."""
+    configs: dict[int, Any] = {}
+    for child in module.modules():
+        config = getattr(child, "config", None)
+        if getattr(config, "_attn_implementation", None) == "sdpa":
+            configs[id(config)] = config
+    for config in configs.values():
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config._attn_implementation = "sdpa"
 
 
 def compare(module: nn.Module, path: Path, batches: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
