@@ -66,7 +66,7 @@ class CTViT(nn.Module):
 
     def tokens(self, volumes: Tensor) -> Tensor:
         """(n, 1, D, 480, 480) -> (n, t, 24, 24, w), as they enter the quantiser."""
-        n, t = len(volumes), volumes.shape[2] // SLAB
+        n, t = volumes.shape[0], volumes.shape[2] // SLAB
         x: Tensor = torch.cat([self.patches(slab) for slab in torch.split(volumes, SLAB, 2)], 1)
         shape = (n, t, GRID, GRID, WIDTH)
         x = self.spatial(x.reshape(n * t, GRID * GRID, WIDTH), shape, self.position_bias())

@@ -7,11 +7,10 @@ A tower's file takes what the model's preprocessing gives (`Space.read`) and end
 unit rows. The student's takes padded tokens. The number of items is free, and the length of texts.
 """
 
-import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -192,11 +191,12 @@ def convert(module: nn.Module, batch: tuple[Tensor, ...], path: Path) -> None:
     names = ["input"] if len(batch) == 1 else ["input_ids", "attention_mask"]
     items = torch.export.Dim("items", min=1)
     axes: Any = {0: items} if len(batch) == 1 else {0: items, 1: torch.export.Dim("length", min=1)}
+    plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)  # others lay results out in another way
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), torch.inference_mode(False), warnings.catch_warnings(), _plain_attention(module):
+        with torch.no_grad(), torch.inference_mode(False), warnings.catch_warnings(), plain:
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module.eval(),
@@ -214,29 +214,18 @@ def convert(module: nn.Module, batch: tuple[Tensor, ...], path: Path) -> None:
         exporter.setLevel(level)
 
 
-@contextlib.contextmanager
-def _plain_attention(module: nn.Module) -> Iterator[None]:
-    """Attention of transformers' networks as matrix products: the fused one of windows (Swin) has no ONNX form."""
-    configs: dict[int, Any] = {}
-    for child in module.modules():
-        config = getattr(child, "config", None)
-        if getattr(config, "_attn_implementation", None) == "sdpa":
-            configs[id(config)] = config
-    for config in configs.values():
-        config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        for config in configs.values():
-            config._attn_implementation = "sdpa"
-
-
 def compare(module: nn.Module, path: Path, batches: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
-    """(largest difference of an entry, smallest cosine of a row) between a module and its ONNX file."""
+    """(largest difference of an entry, smallest cosine of a row) between a module and its ONNX file.
+
+    Raises:
+        ConfigError: the file takes one number of items only.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
+    if isinstance(fixed := session.get_inputs()[0].shape[0], int):
+        raise ConfigError(f"its graph takes {fixed} items only, since the model counts items in Python")
     difference, cosine = 0.0, 1.0
     for batch in batches:
         ours = module(*batch).numpy().astype(np.float64)
