@@ -12,6 +12,7 @@ Shapes: n inputs of a batch, d dimension of the space.
 
 import contextlib
 import copy
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ from m3bind.models.precision import compute_dtype
 from m3bind.space._decode_pool import reason_of
 from m3bind.space.bundle import Space
 from m3bind.space.compute import Array, evaluating
+
+log = logging.getLogger(__name__)
 
 BATCH_BYTES = 32 << 20  # of inputs in a batch; a larger input is a batch of its own
 SHARE = 32  # inputs at work take at most this part of the free memory; activations are several times as large
@@ -199,7 +202,8 @@ def _folds(space: Space, modality: str, example: Tensor) -> bool:
             Tower(space, modality, {"dtype": "float32", "folded": folded}, inputs[0]).encode(inputs)
             for folded in (False, True)
         )
-    except Exception:  # a network that cannot be copied or changed stays as it is
+    except Exception as error:  # a network that cannot be copied or changed stays as it is
+        log.warning("%s: convolutions stay as they are (%s: %s)", modality, type(error).__name__, error)
         return False
     return bool(np.abs(after - before).max() <= SAME)
 
