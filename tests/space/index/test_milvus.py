@@ -54,6 +54,18 @@ def compare(ours, plain):
     assert ours.items(ids)[plain.columns].equals(plain.items(ids))
 
 
+def test_long_notes_are_kept_whole(tmp_path):
+    uri = f"milvus:{tmp_path / 'index.db'}#items"
+    long, short = {"ids": [f"{i:032x}" for i in range(5000)]}, {"ids": ["ä"]}
+    with create_index(uri, DIM, "space") as index:
+        index.set_note("calibration", long)
+    with open_index(uri, writable=True) as index:
+        assert index.notes == {"calibration": long}
+        index.set_note("calibration", short)
+    with open_index(uri) as index:
+        assert index.notes == {"calibration": short}
+
+
 def test_uris():
     assert parse_uri("milvus:a/b.db#x") == ("a/b.db", "x", True)
     assert parse_uri("milvus:b.db") == ("b.db", "m3bind", True)

@@ -96,7 +96,7 @@ class EmbeddedIndex(Index):
         found: Counter[str] = Counter()
         for start, part in zip(self._starts, self.parts):
             if part.table is not None:
-                found.update(select.count(part, column, self._alive[start : start + part.rows]))
+                found.update(select.count(part.table, column, self._alive[start : start + part.rows]))
         return dict(sorted(found.items()))
 
     # -- changing ------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class EmbeddedIndex(Index):
         if self._count:
             where.check(self.columns)
         if where not in self._masks:
-            parts = [select.fits(where, part) for part in self.parts]
+            parts = [select.fits(where, part.table, part.rows_of) for part in self.parts if part.table is not None]
             self._masks[where] = np.concatenate([np.empty(0, bool), *parts]) & self._alive
             if len(self._masks) > MASKS:
                 self._masks.popitem(last=False)

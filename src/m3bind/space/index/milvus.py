@@ -37,6 +37,7 @@ BYTES = 1 << 25  # sent or received at once; Milvus takes 64 MB
 LINKS, BUILD_EF, EF = 32, 200, 128  # of HNSW on a server
 SPARE = 16  # candidates beyond k
 LONGEST = 4096  # bytes of a text
+PIECE = 60_000  # bytes of a value about the index in one line; Milvus takes 65,535
 
 
 class MilvusIndex(Index):
@@ -44,7 +45,7 @@ class MilvusIndex(Index):
 
     def __init__(self, uri: str, client: Any, name: str, writable: bool) -> None:
         self.uri, self._client, self._name, self._writable = uri, client, name, writable
-        about = {entry["key"]: json.loads(entry["value"]) for entry in self._about()}
+        about = _joined(self._about())
         self.dim, self.fingerprint = int(about["dim"]), str(about["fingerprint"])
         self.gap_corrected = bool(about["gap_corrected"])
         self._next = int(about["next"])  # place of the next item
@@ -327,9 +328,24 @@ def _about(name: str) -> str:
 
 
 def _tell(client: Any, name: str, values: Mapping[str, Any]) -> None:
-    """Keep JSON values in the collection about the index."""
-    lines = [{"key": key, "value": json.dumps(value), VECTOR: [1.0, 0.0]} for key, value in values.items()]
+    """Keep JSON values in the collection about the index, long ones in pieces: KEY/0 begins with their number."""
+    lines = []
+    for key, value in values.items():
+        text = json.dumps(value)
+        pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+        pieces[0] = f"{len(pieces)}:{pieces[0]}"
+        lines += [{"key": f"{key}/{n}", "value": piece, VECTOR: [1.0, 0.0]} for n, piece in enumerate(pieces)]
     client.upsert(_about(name), lines)
+
+
+def _joined(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """What `_tell` kept; pieces left by a longer value that was there before do not count."""
+    pieces = {line["key"]: line["value"] for line in lines}
+    values = {}
+    for key in {name.rpartition("/")[0] for name in pieces}:
+        count, _, first = pieces[f"{key}/0"].partition(":")
+        values[key] = json.loads("".join([first, *(pieces[f"{key}/{n}"] for n in range(1, int(count)))]))
+    return values
 
 
 def _connect(uri: str) -> tuple[Any, str, bool]:

@@ -187,6 +187,10 @@ class Part:
                     found[int(position)] = row
         return found
 
+    def rows_of(self, ids: Sequence[str]) -> list[int]:
+        """The rows of those of `ids` that the part holds."""
+        return list(self.find(ids, hash_ids(ids)).values())
+
 
 class _Texts:
     """A text column read in place: no table of Python strings for what is never asked."""

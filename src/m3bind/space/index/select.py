@@ -1,9 +1,11 @@
-"""Which rows of a part fit a condition, by columns at once.
+"""Which rows of a table of items fit a condition, by columns at once.
 
-* `fits`: a `Where` on a part. * `count`: values of a column.
+* `fits`: a `Where` on a table. * `count`: values of a column.
 
-Shapes: m rows of a part.
+Shapes: m rows of a table.
 """
+
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,43 +13,43 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from m3bind.space.index.base import AFTER, NAMED, Where
-from m3bind.space.index.part import Part, hash_ids
 
 Mask = NDArray[np.bool_]
 SEVERAL = "|"  # parts several labels of one item
 
 
-def fits(where: Where, part: Part) -> Mask:
-    """(m,) whether each row fits; a column the part does not have is empty in all its rows."""
-    keep = np.ones(part.rows, bool)
-    if part.table is None:
-        return keep
+def fits(where: Where, table: pa.Table, rows_of: Callable[[Sequence[str]], Iterable[int]]) -> Mask:
+    """(m,) whether each row fits; a column the table does not have is empty in all its rows.
+
+    `rows_of` gives the rows of those of some ids that are there.
+    """
+    keep = np.ones(len(table), bool)
     for name in NAMED:
         values = getattr(where, name)
         if values is not None:
-            keep &= _among(_column(part, name), values, several=name == "label")
+            keep &= _among(_column(table, name), values, several=name == "label")
     if where.since is not None or where.until is not None:
-        date = _column(part, "date")
+        date = _column(table, "date")
         keep &= _array(pc.not_equal(date, ""))
         if where.since is not None:
             keep &= _array(pc.greater_equal(date, where.since))
         if where.until is not None:
             keep &= _array(pc.less(date, where.until + AFTER))
     if where.not_ids:
-        keep[list(part.find(where.not_ids, hash_ids(where.not_ids)).values())] = False
+        keep[list(rows_of(where.not_ids))] = False
     return keep
 
 
-def count(part: Part, column: str, keep: Mask) -> dict[str, int]:
+def count(table: pa.Table, column: str, keep: Mask) -> dict[str, int]:
     """Rows of each value of a column, of the rows to keep."""
-    values = pc.value_counts(_column(part, column).filter(pa.array(keep)))
+    values = pc.value_counts(_column(table, column).filter(pa.array(keep)))
     return {entry["values"]: entry["counts"] for entry in values.to_pylist()}
 
 
-def _column(part: Part, name: str) -> pa.ChunkedArray:
-    if name in part.columns:
-        return part.table.column(name)
-    return pa.chunked_array([pa.repeat(pa.scalar("", pa.large_string()), part.rows)])
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name in table.column_names:
+        return table.column(name)
+    return pa.chunked_array([pa.repeat(pa.scalar("", pa.large_string()), len(table))])
 
 
 def _among(column: pa.ChunkedArray, values: tuple[str, ...], several: bool) -> Mask:
