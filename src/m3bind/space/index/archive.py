@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from m3bind.data.batching import rng
@@ -18,6 +17,7 @@ from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.space.encoded import Encoded
 from m3bind.space.index import scan, select
 from m3bind.space.index.base import KEY, Array, Found, Index, Where, check_queries
+from m3bind.space.index.part import as_arrow
 
 
 class ArchiveIndex(Index):
@@ -30,8 +30,7 @@ class ArchiveIndex(Index):
         self.fingerprint, self.gap_corrected = archive.fingerprint, archive.gap_corrected
         table = archive.items.drop(columns="row")
         self._items = table[[KEY, *(name for name in table.columns if name != KEY)]].set_index(KEY, drop=False)
-        columns = {name: pa.array(table[name].tolist(), pa.large_string()) for name in table.columns}
-        self._table = pa.table({name: pa.chunked_array([column]) for name, column in columns.items()})
+        self._table = as_arrow(table)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -24,7 +24,7 @@ from m3bind.errors import UnknownNameError
 from m3bind.privacy import shown
 from m3bind.space.index import graph, scan, select
 from m3bind.space.index.base import KEY, NEEDED, Array, Found, Index, Where, check_queries, check_rows
-from m3bind.space.index.part import Part, Rows, hash_ids, write_part
+from m3bind.space.index.part import Part, Rows, as_arrow, hash_ids, write_part
 from m3bind.space.index.store import PARTS, Store
 
 SMALL = graph.CODES_FROM  # a part with fewer rows is put together with its neighbours
@@ -159,7 +159,7 @@ class EmbeddedIndex(Index):
         tail, start = range(kept, len(self.parts)), int(self._starts[kept])
         self._alive[gone] = False  # so that merged rows leave out what this change replaces
         gone = np.union1d(gone, np.concatenate([np.empty(0, np.int64), *(self.parts[i].gone for i in tail)]))
-        items = pa.concat_tables([*([self._items(tail)] if tail else []), _arrow(table)], promote_options="default")
+        items = pa.concat_tables([*([self._items(tail)] if tail else []), as_arrow(table)], promote_options="default")
         try:
             entry = write_part(
                 self.store.part_folder(),
@@ -200,7 +200,7 @@ class EmbeddedIndex(Index):
             part, first = self.parts[number], self._starts[number]
             if part.table is not None:
                 tables.append(part.table.filter(pa.array(self._alive[first : first + part.rows])))
-        return _filled(pa.concat_tables(tables, promote_options="default")) if tables else _arrow(_NOTHING)
+        return _filled(pa.concat_tables(tables, promote_options="default")) if tables else as_arrow(_NOTHING)
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -313,11 +313,6 @@ class EmbeddedIndex(Index):
 
 
 _NOTHING = pd.DataFrame({name: pd.Series(dtype=object) for name in NEEDED})
-
-
-def _arrow(table: pd.DataFrame) -> pa.Table:
-    """Text columns as Arrow."""
-    return pa.table({name: pa.array(table[name].tolist(), pa.large_string()) for name in table.columns})
 
 
 def _filled(table: pa.Table) -> pa.Table:

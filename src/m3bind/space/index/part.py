@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -121,6 +122,11 @@ def verify(folder: Path, files: Files) -> None:
             raise Damaged(path, f"holds {found['bytes']} bytes instead of {expected['bytes']}")
         if found != expected:
             raise Damaged(path, "its content does not fit its checksum")
+
+
+def as_arrow(table: pd.DataFrame) -> pa.Table:
+    """Text columns as Arrow."""
+    return pa.table({name: pa.array(table[name].tolist(), pa.large_string()) for name in table.columns})
 
 
 def read_items(folder: Path) -> pa.Table:
