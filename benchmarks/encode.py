@@ -33,9 +33,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from _measure import alternate, conditions, ratio
 from m3bind import models
-from m3bind.space._towers import Batches, Tower, Towers, arithmetic, choose
+from m3bind.space._towers import Batches, Tower, Towers, arithmetic, batch_size, choose
 from m3bind.space.bundle import Space, load, save_space
-from m3bind.space.encode import BATCH, encode_files
+from m3bind.space.encode import encode_files
 from read import make_jpeg, make_png
 
 FORMATS: dict[str, tuple[str, Callable[[Path, int], list[Path]]]] = {
@@ -88,7 +88,7 @@ def towers_alone(space: Space, modality: str, inputs: list[torch.Tensor]) -> Non
     decision, _ = choose(space, modality, inputs, "auto")
     threads = torch.get_num_threads()
     with arithmetic(1), Towers[int](lambda m, some: Tower(space, m, decision, some[0]), threads) as towers:
-        batches = Batches[int](BATCH["cpu"])
+        batches = Batches[int]({modality: batch_size(space, modality)})
         for number, value in enumerate(inputs):
             for batch in batches.add(modality, number, value):
                 list(towers.run(batch))

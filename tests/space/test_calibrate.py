@@ -55,10 +55,12 @@ def test_queries_without_a_hit_keep_their_place():
     assert calibrated.shape == percentile.shape == (2, 0)
 
 
-def test_a_single_item_is_neither_near_nor_far(index):
-    row = index.vectors(["ecg200"])
-    calibrated, percentile = Calibration.draw(index).judge(row, "ecg", np.array([[1.0]], np.float32))
-    assert abs(calibrated[0, 0]) < 0.01 and percentile[0, 0] == 0
+def test_a_single_item_is_judged_among_those_of_all_modalities(index):
+    row, made = index.vectors(["ecg200"]), Calibration.draw(index)
+    calibrated, percentile = made.judge(row, "ecg", np.array([[1.0]], np.float32))
+    everything = (row @ np.concatenate(list(made.rows.values())).T).ravel()
+    assert calibrated[0, 0] == pytest.approx((1 - everything.mean()) / everything.std(), abs=1e-4) and calibrated > 2
+    assert percentile[0, 0] == pytest.approx(100 * 80 / 81)
 
 
 def test_the_reference_is_kept_with_the_index(index, tmp_path):

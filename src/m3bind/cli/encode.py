@@ -21,7 +21,7 @@ def encode(
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where faster at cosine >= 0.999")
     ] = "auto",
-    batch: Annotated[int | None, typer.Option(help="inputs per forward pass; default 8 on a CPU, else 64")] = None,
+    batch: Annotated[int | None, typer.Option(help="inputs per forward pass; default 8 or 16 on CPUs, else 64")] = None,
     workers: Annotated[int | None, typer.Option(help="decoding processes; default one per core, at most 16")] = None,
     parts: Annotated[int, typer.Option(help="most tiles of a slide or windows of a recording to average")] = 64,
     seconds: Annotated[float, typer.Option(help="length of a recording's windows")] = 10.0,

@@ -24,6 +24,7 @@ from m3bind.modalities.base import Sample
 LUNG_WINDOW = (-1000.0, 600.0)  # HU
 SIGNAL_UNIT = 0.5  # mV; a QRS complex then spans a few units
 SIGNAL_LIMIT = 5.0  # mV; what lies beyond is an artefact
+BLOCK = 1 << 15  # pixel values converted at a time
 
 
 def _shape_error(sample: Sample, wanted: str) -> ConfigError:
@@ -63,15 +64,21 @@ def channels(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Tensor:
 def picture(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Image.Image:
     """The same as an 8-bit RGB picture, for the image processors of other libraries.
 
-    Grey and colour are converted as they lie in memory, grey once for all three channels.
+    Grey and colour are converted as they lie in memory, a block that stays in the cache at a time, grey once for all
+    three channels.
     """
     array = sample.array
     if sample.rate is not None or 0 in array.shape or not (array.ndim == 2 or array.shape[2:] == (3,)):
-        values = channels(sample, hu).permute(1, 2, 0)
-    else:
-        values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    pixels = (values * 255).round_().clamp_(0, 255).nan_to_num_().to(torch.uint8)
-    return Image.fromarray(pixels.contiguous().numpy()).convert("RGB")
+        array = channels(sample, hu).permute(1, 2, 0).numpy()
+    values = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)
+    pixels = np.empty(array.shape, np.uint8)
+    for at in range(0, values.size, BLOCK):
+        block = values[at : at + BLOCK] * np.float32(255)
+        np.rint(block, out=block)
+        np.fmax(block, 0, out=block)  # NaN becomes 0
+        pixels.reshape(-1)[at : at + BLOCK] = np.fmin(block, 255, out=block)
+    image = Image.fromarray(pixels)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def image_tensor(sample: Sample, size: int, hu: Sequence[float] = LUNG_WINDOW) -> Tensor:

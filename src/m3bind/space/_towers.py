@@ -2,6 +2,7 @@
 
 * `Batches`: inputs -> batches of one modality and shape, always the same ones for the same stream.
 * `Towers`: batches -> embeddings, in threads. * `choose`: how a tower computes (`Tower`), measured on a few inputs.
+* `batch_size`: how many inputs it takes at a time.
 * `quicker`: a copy of a model with normalisation folded into convolutions.
 
 One thread per batch rather than one batch on all threads: no thread waits for another, decoding children can take a
@@ -15,7 +16,7 @@ import copy
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, Literal, TypeVar
 
@@ -34,6 +35,7 @@ from m3bind.space.compute import Array, evaluating
 
 log = logging.getLogger(__name__)
 
+BATCH, BATCH_CONVOLUTIONS, BATCH_ELSEWHERE = 16, 8, 64  # inputs per forward pass; the first two on a CPU
 BATCH_BYTES = 32 << 20  # of inputs in a batch; a larger input is a batch of its own
 SHARE = 32  # inputs at work take at most this part of the free memory; activations are several times as large
 LEAST_COSINE = 0.999  # of bfloat16 to float32
@@ -51,8 +53,8 @@ Batch = tuple[str, list[P], list[Tensor]]  # modality, places, inputs
 class Batches(Generic[P]):
     """Collects inputs until a batch of one modality and shape is full."""
 
-    def __init__(self, most: int) -> None:
-        """`most` inputs a batch; fewer where they are large."""
+    def __init__(self, most: Mapping[str, int]) -> None:
+        """`most` inputs a batch of each modality; fewer where they are large."""
         self._most = most
         self._groups: dict[tuple[str, tuple[int, ...]], tuple[list[P], list[Tensor]]] = {}
         self._bytes = 0
@@ -64,7 +66,7 @@ class Batches(Generic[P]):
         places.append(place)
         inputs.append(value)
         self._bytes += value.nbytes
-        if len(inputs) >= self._most or len(inputs) * value.nbytes >= BATCH_BYTES:
+        if len(inputs) >= self._most[modality] or len(inputs) * value.nbytes >= BATCH_BYTES:
             yield self._take(key)
         elif self._bytes > 4 * BATCH_BYTES:  # many shapes
             yield self._take(max(self._groups, key=lambda k: len(self._groups[k][1]) * self._groups[k][1][0].nbytes))
@@ -78,6 +80,15 @@ class Batches(Generic[P]):
         places, inputs = self._groups.pop(key)
         self._bytes -= sum(value.nbytes for value in inputs)
         return key[0], places, inputs
+
+
+def batch_size(space: Space, modality: str) -> int:
+    """Inputs per forward pass: on a CPU few enough that what convolutions make stays in a core's cache."""
+    if space._device().type != "cpu":
+        return BATCH_ELSEWHERE
+    trunk = space.model(modality).image_trunk
+    convolved = sum(module.weight.numel() for module in trunk.modules() if isinstance(module, _CONVOLUTIONS))
+    return BATCH_CONVOLUTIONS if 2 * convolved > sum(map(Tensor.numel, trunk.parameters())) else BATCH
 
 
 class Tower:

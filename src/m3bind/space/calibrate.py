@@ -30,6 +30,7 @@ from m3bind.space.index.base import Array, Index, Where
 NOTE = "calibration"
 REFERENCE = 500  # items per modality: percentiles in steps of 0.2, and ids that fit into a note
 STALE = 0.2  # share of a modality that may come or go before a new reference is drawn
+FEW = 20  # items of a modality that say what is usual for it
 FLAT = 1e-4  # least spread: below it all items are equally near
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,12 @@ class Calibration:
     def judge(self, queries: Array, modality: str, scores: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Calibrated scores and percentiles (q, m) of cosines (q, m) of hits of one modality.
 
-        Fewer than some twenty items of a modality make both rough; with a single one z is 0.
+        A modality of which there are fewer than `FEW` items is judged among those of all modalities together.
         """
-        near = np.sort(queries.astype(np.float64) @ self.rows[modality].T.astype(np.float64), axis=1)
+        rows = self.rows[modality]
+        if len(rows) < FEW:
+            rows = np.concatenate(list(self.rows.values()))
+        near = np.sort(queries.astype(np.float64) @ rows.T.astype(np.float64), axis=1)
         spread = np.maximum(near.std(axis=1, keepdims=True), FLAT)
         below = np.stack([np.searchsorted(line, score - 1e-6) for line, score in zip(near, scores)])
         return (scores - near.mean(axis=1, keepdims=True)) / spread, 100 * below / near.shape[1]

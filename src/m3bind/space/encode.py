@@ -35,7 +35,7 @@ from m3bind.space._decode_pool import Prepared, ahead
 from m3bind.space._draft import Draft
 from m3bind.space._items import Item, Listing, Source, rows_of, version_of
 from m3bind.space._parts import Store, head_of, write_shard
-from m3bind.space._towers import Batches, Precision, Tower, Towers, arithmetic, choose
+from m3bind.space._towers import Batches, Precision, Tower, Towers, arithmetic, batch_size, choose
 from m3bind.space.bundle import Space
 from m3bind.space.compute import Array, evaluating
 from m3bind.space.encoded import MARKER, Encoded, done_as, merge, open_encoded, publish
@@ -45,8 +45,6 @@ __all__ = ["MARKER", "Cut", "Encoded", "Item", "Options", "collect", "encode_fil
            "open_encoded"]  # fmt: skip
 
 SHARD = 512  # items per shard
-BATCH = {"cpu": 8}  # inputs per forward pass; small ones stay in a processor's cache
-BATCH_ELSEWHERE = 64
 MOST_WORKERS = 16  # decoding processes by default
 POLL = 0.5  # seconds between looks at what the other processes have done
 
@@ -54,7 +52,7 @@ POLL = 0.5  # seconds between looks at what the other processes have done
 class Options(TypedDict, total=False):
     """Settings of an encoding; all have defaults."""
 
-    batch: int  # inputs per forward pass, fewer where they are large; 8 on a CPU, 64 elsewhere
+    batch: int  # inputs per forward pass, fewer where they are large; on a CPU 8 or 16 by default, 64 elsewhere
     gap_correct: bool  # store embeddings without their modality's mean, for image-to-image search only
     keep: Sequence[str]  # fields of the records to store ("id", "label"); none by default: they may identify people
     workers: int  # decoding processes; one per core, at most 16
@@ -178,8 +176,9 @@ def _listed(space: Space, sources: Iterable[Source], out: Path, modality: str | 
 def _settings(space: Space, options: Options) -> dict[str, Any]:
     """Everything but the files that decides about the result, as JSON values."""
     cut, precision = options.get("cut") or Cut(), options.get("precision", "auto")
-    batch = options.get("batch") or BATCH.get(space._device().type, BATCH_ELSEWHERE)
-    if batch < 1 or cut.most < 1 or not cut.seconds > 0:
+    asked = options.get("batch")
+    batch = {name: batch_size(space, name) if asked is None else asked for name in space.modalities}
+    if min(batch.values()) < 1 or cut.most < 1 or not cut.seconds > 0:
         raise ConfigError("batch, number of parts and seconds of a window must be positive")
     if precision not in get_args(Precision):
         raise UnknownNameError("precision", precision, get_args(Precision))
@@ -283,7 +282,7 @@ class _Job:
             for draft in [Draft(number, shard, self._versions[number])]
             for position, row in enumerate(shard)
         )
-        most = 2 * self._settings["batch"] + self._workers
+        most = 2 * max(self._settings["batch"].values()) + self._workers
         return ahead(self._space, rows, Cut(**self._settings["cut"]), self._workers, most)
 
     def _tower(self, modality: str, inputs: Sequence[Tensor]) -> Tower:
