@@ -1,5 +1,7 @@
 """Tiny models of several libraries and one sample per kind of array, shared by the tests of this folder."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,14 @@ from models.tiny_models import (
     image_processor_files,
     open_clip_folder,
 )
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for large files, gone after the last test of a module."""
+    folder = tmp_path_factory.mktemp("scratch")
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

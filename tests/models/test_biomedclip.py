@@ -38,13 +38,12 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(golden: Golden, vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> DualEncoder:
+def model(golden: Golden, vocabulary: Path, scratch: Path) -> DualEncoder:
     """From a folder as on the hub: a pickle as transformers 4 wrote it, and the tokenizer."""
-    folder = tmp_path_factory.mktemp("biomedclip")
     state = golden.state() | {"text.transformer.embeddings.position_ids": torch.arange(512)[None]}
-    torch.save(state, folder / "open_clip_pytorch_model.bin")
-    (folder / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
-    return models.load("biomedclip", folder)
+    torch.save(state, scratch / "open_clip_pytorch_model.bin")
+    (scratch / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
+    return models.load("biomedclip", scratch)
 
 
 def test_images_texts_and_logits(golden: Golden, model: DualEncoder) -> None:

@@ -14,10 +14,10 @@ from m3bind.modalities.base import Sample
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Path]:
+def published(scratch: Path) -> tuple[torch.nn.Module, Path]:
     torch.manual_seed(0)
     network = resnet50(weights=None).eval()
-    path = tmp_path_factory.mktemp("imagenet") / "resnet50.pth"
+    path = scratch / "resnet50.pth"
     torch.save(network.state_dict(), path)
     return network, path
 

@@ -22,14 +22,13 @@ def golden() -> Golden:
 
 
 @pytest.fixture(scope="module")
-def folder(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(golden: Golden, scratch: Path) -> Path:
     """As on the hub: a pickle with position_ids, as transformers 4 wrote it, and a configuration."""
-    folder = tmp_path_factory.mktemp("plip")
     ids = {"text_model": torch.arange(77)[None], "vision_model": torch.arange(50)[None]}
     state = golden.state() | {f"{tower}.embeddings.position_ids": value for tower, value in ids.items()}
-    torch.save(state, folder / "pytorch_model.bin")
-    (folder / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {"eos_token_id": 2}}))
-    return folder
+    torch.save(state, scratch / "pytorch_model.bin")
+    (scratch / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {"eos_token_id": 2}}))
+    return scratch
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ def golden() -> Golden:
 
 
 @pytest.fixture(scope="module")
-def model(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> DualEncoder:
+def model(golden: Golden, scratch: Path) -> DualEncoder:
     """From a file as their trainer writes it: under "state_dict", from several processes."""
-    path = tmp_path_factory.mktemp("unimed") / "unimed_clip_vit_b16.pt"
+    path = scratch / "unimed_clip_vit_b16.pt"
     state = golden.state() | {"text_encoder.transformer.embeddings.position_ids": torch.arange(512)[None]}
     content = {"epoch": 10, "name": "run", "state_dict": {f"module.{key}": v for key, v in state.items()}}
     torch.save(content | {"optimizer": {"state": {}, "param_groups": []}}, path)

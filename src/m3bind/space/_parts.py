@@ -3,6 +3,7 @@
     OUT.parts/job.json                 what is encoded, with which settings, into which shards
     OUT.parts/tower-MODALITY.json      how that tower computes; decided once, so that a resumed run gives the same bytes
     OUT.parts/NAME.safetensors         one finished shard
+    OUT.parts/lock                     held by all who work on the job, so that nobody begins another one meanwhile
 
 * `Store`: that folder. * `Shard`: what one shard holds, with everything the final folder needs of it.
 
@@ -13,10 +14,12 @@ Shapes: g items that could be encoded, p parts of slides and long recordings, d 
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,8 @@ from m3bind.errors import ConfigError, DiskError
 from m3bind.files import atomic_path, read_json, sha256_text, write_json
 from m3bind.space.compute import Array
 
-JOB = "job.json"
+JOB, LOCK = "job.json", "lock"
+PATIENCE, PAUSE = 5.0, 0.1  # seconds to wait for others of the same job to begin it
 
 
 @dataclass
@@ -63,17 +67,49 @@ class Store:
         shards = [sha256_text(_json(settings), name)[:32] for name in names]
         self._job = {"settings": settings, "items": count, "shards": shards}
 
-    def begin(self) -> None:
-        """Write the planned job down, removing what earlier jobs left that is of no use to it.
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[None]:
+        """Write the planned job down, removing what earlier jobs left that is of no use to it; nobody may change it.
 
         Raises:
+            ConfigError: another process is at another job here.
             DiskError: the file system refused.
         """
-        path = self.folder / JOB
-        before = read_json(path) if path.exists() else {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise DiskError(f"cannot write into {self.folder}: {error.strerror or error}") from error
+        try:
+            until = time.monotonic() + PATIENCE
+            while not self._holds(lock):
+                if time.monotonic() > until:
+                    raise ConfigError(
+                        f"{self.folder}: another process is encoding other files into it, or with other settings; "
+                        "wait for it or choose another --out"
+                    )
+                time.sleep(PAUSE)
+            yield
+        finally:
+            os.close(lock)
+
+    def _holds(self, lock: int) -> bool:
+        """Take `lock` together with others of this job; who comes alone begins it."""
+        if _locked(lock, fcntl.LOCK_EX):
+            self._begin()
+        return _locked(lock, fcntl.LOCK_SH) and self._written() == self._job
+
+    def _written(self) -> dict[str, Any]:
+        try:
+            return dict(read_json(self.folder / JOB))
+        except FileNotFoundError:
+            return {}
+
+    def _begin(self) -> None:
+        before = self._written()
         if before == self._job:
             return
-        write_json(path, self._job)
+        write_json(self.folder / JOB, self._job)
         wanted = {f"{name}.safetensors" for name in self._job["shards"]}
         stale = [file for file in self.folder.glob("*.safetensors") if file.name not in wanted]
         if before.get("settings") != self._job["settings"]:
@@ -135,6 +171,17 @@ class Store:
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
+
+
+def _locked(lock: int, kind: int) -> bool:
+    """Whether the lock was to be had; a file system without locks gives every one."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_shard(path: Path, shard: Shard) -> None:

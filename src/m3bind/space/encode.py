@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
@@ -90,9 +91,12 @@ def encode_files(
     with _listed(space, sources, out, modality, options) as listing:
         job = _Job(space, out, listing, options, world)
         if not job.is_done():
-            job.run(range(rank, len(listing.names), world), f"encode into {out.name}")
-        if rank == 0:
-            job.finish()
+            with job.begun():
+                job.run(range(rank, len(listing.names), world), f"encode into {out.name}")
+                if rank == 0:
+                    job.finish()
+        elif rank == 0:
+            job.finish()  # a run killed at its very end left its parts
         while not job.is_done():
             time.sleep(POLL)
     return open_encoded(out)
@@ -130,7 +134,8 @@ def encode_share(
     with _listed(space, sources, out, modality, options) as listing:
         job = _Job(space, out, listing, options, world)
         mine = range((index - 1) * world + rank, len(listing.names), of * world)
-        job.run(mine, f"encode share {index} of {of}")
+        with job.begun():
+            job.run(mine, f"encode share {index} of {of}")
         return job.counts(mine)
 
 
@@ -218,6 +223,10 @@ class _Job:
         except (OSError, ValueError):
             return False
 
+    def begun(self) -> AbstractContextManager[None]:
+        """Hold the folder of parts for this job; see `Store.begun`."""
+        return self._store.begun()
+
     def finish(self) -> None:
         """Put all shards together as soon as every process has written its own."""
         if not self.is_done():
@@ -239,7 +248,6 @@ class _Job:
 
     def run(self, mine: Sequence[int], label: str) -> None:
         """Encode those of the shards `mine` that are not finished."""
-        self._store.begin()
         todo = {number for number in mine if not self._finished(number)}
         total = sum(map(self._listing.size, mine))
         done = total - sum(map(self._listing.size, todo))

@@ -66,6 +66,20 @@ def test_long_notes_are_kept_whole(tmp_path):
         assert index.notes == {"calibration": short}
 
 
+def test_what_milvus_refuses_is_an_error_of_ours_without_the_texts(tmp_path, caplog):
+    uri = f"milvus:{tmp_path / 'index.db'}#items"
+    with create_index(uri, DIM, "space") as index:
+        table = items(names(0, 3), 1)
+        table.loc[1, "path"] = "secret/" * 700
+        with pytest.raises(ConfigError, match=r"row 1, column 'path': 4900 bytes") as found:
+            index.upsert(vectors(3), table)
+        assert "secret" not in str(found.value) and len(index) == 0
+        index._client.drop_collection(index._name)
+        with pytest.raises(SpaceError, match="Milvus could not do search") as found:
+            index.search(vectors(1), 3, Where(patient="secret"))
+        assert "secret" not in str(found.value) and "secret" not in caplog.text
+
+
 def test_uris():
     assert parse_uri("milvus:a/b.db#x") == ("a/b.db", "x", True)
     assert parse_uri("milvus:b.db") == ("b.db", "m3bind", True)

@@ -14,6 +14,7 @@ Shapes: q queries, n items, d dimension, k hits.
 """
 
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -145,6 +146,7 @@ class MilvusIndex(Index):
         """See `Index`."""
         self._need_lock()
         rows, table = check_rows(vectors, items, self.dim)
+        _check_lengths(table)
         self._columns = list(dict.fromkeys([*self._columns, *table.columns]))
         first, self._next = self._next, self._next + len(rows)
         _tell(self._client, self._name, {"columns": self._columns, "next": self._next})  # a place is never given twice
@@ -305,6 +307,19 @@ def _texts(values: Sequence[str]) -> str:
     return json.dumps(list(values), ensure_ascii=False)
 
 
+def _check_lengths(table: pd.DataFrame) -> None:
+    """Refuse texts that no field of Milvus takes, before anything is sent.
+
+    Raises:
+        ConfigError: one is too long.
+    """
+    for name in {KEY, *FIELDS} & set(table.columns):
+        sizes = table[name].map(lambda text: len(text.encode()))
+        if len(sizes) and sizes.max() > LONGEST:
+            where = f"row {int(sizes.to_numpy().argmax())}, column {name!r}"
+            raise ConfigError(f"{where}: {sizes.max()} bytes; an index in Milvus takes at most {LONGEST} a text")
+
+
 def _labels(line: Mapping[Any, str]) -> list[str]:
     """What a condition on the label may ask for: the whole text and its parts."""
     label = line.get("label", "")
@@ -348,6 +363,28 @@ def _joined(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     return values
 
 
+class _Client:
+    """Milvus' client, or an iterator it gave, with errors of ours; Milvus' own may quote what was asked or sent."""
+
+    def __init__(self, own: Any, uri: str) -> None:
+        self._own, self._uri = own, uri
+
+    def __getattr__(self, name: str) -> Any:
+        from pymilvus.exceptions import MilvusException
+
+        found = getattr(self._own, name)
+
+        def call(*args: Any, **settings: Any) -> Any:
+            try:
+                answer = found(*args, **settings)
+            except MilvusException as error:
+                hint = "is it up, and is there room on its disk? Its own log says more"
+                raise SpaceError(f"{self._uri}: Milvus could not do {name} (code {error.code}); {hint}") from error
+            return _Client(answer, self._uri) if name == "query_iterator" else answer
+
+        return call
+
+
 def _connect(uri: str) -> tuple[Any, str, bool]:
     """(client, collection, whether it is a file).
 
@@ -361,8 +398,9 @@ def _connect(uri: str) -> tuple[Any, str, bool]:
         from pymilvus.exceptions import MilvusException
     except ImportError:
         raise ConfigError("an index in Milvus needs the extra `milvus`: pip install 'm3bind[milvus]'") from None
+    logging.getLogger("pymilvus.client.iterator").setLevel(logging.ERROR)  # Milvus Lite has no time stamps to give
     try:
-        return MilvusClient(target, token=os.environ.get(TOKEN, "")), name, local
+        return _Client(MilvusClient(target, token=os.environ.get(TOKEN, "")), uri), name, local
     except MilvusException as error:
         hint = "another process may have it open" if local else "is the server up, is the token right?"
         raise SpaceError(f"{uri}: Milvus does not answer ({error.message}); {hint}") from error
