@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from m3bind.space import _towers
-from m3bind.space._towers import Batches, Tower, Towers, arithmetic, choose, quicker
+from m3bind.space._towers import (
+    BATCH,
+    BATCH_CONVOLUTIONS,
+    Batches,
+    Tower,
+    Towers,
+    arithmetic,
+    batch_size,
+    choose,
+    quicker,
+)
 from m3bind.space.bundle import Space
 from space import tiny
 
@@ -78,6 +88,7 @@ def test_folding_is_chosen_where_it_changes_nothing_else_the_network_stays(space
     decision, why = choose(space, "grey", INPUTS, "auto")
     assert decision["folded"] and "grey: float32" in why
     assert choose(space, "other", INPUTS, "auto")[0]["folded"] is False  # no convolution
+    assert (batch_size(space, "grey"), batch_size(space, "other")) == (BATCH_CONVOLUTIONS, BATCH)
 
 
 class Twice(Trunk):
@@ -130,7 +141,7 @@ def test_threads_and_precision_of_products_are_put_back():
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 4)), max_size=60), st.integers(1, 7))
 def test_batches_hold_every_input_once_in_order_one_kind_and_no_more_than_asked(stream, most):
-    batches = Batches[int](most)
+    batches = Batches[int](dict.fromkeys("ab", most))
     out = [b for n, (m, side) in enumerate(stream) for b in batches.add(m, n, torch.full((side,), float(n)))]
     full = len(out)
     out += batches.flush()
@@ -143,7 +154,7 @@ def test_batches_hold_every_input_once_in_order_one_kind_and_no_more_than_asked(
 
 def test_large_inputs_make_small_batches_and_many_shapes_do_not_pile_up(monkeypatch):
     monkeypatch.setattr(_towers, "BATCH_BYTES", 400)
-    batches = Batches[int](10)
+    batches = Batches[int]({"ct": 10})
     assert [len(b[1]) for n in range(8) for b in batches.add("ct", n, torch.zeros(50))] == [2, 2, 2, 2]
     for side in range(1, 60):
         list(batches.add("ct", side, torch.zeros(side)))

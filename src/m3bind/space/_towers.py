@@ -86,9 +86,14 @@ def batch_size(space: Space, modality: str) -> int:
     """Inputs per forward pass: on a CPU few enough that what convolutions make stays in a core's cache."""
     if space._device().type != "cpu":
         return BATCH_ELSEWHERE
+    return BATCH_CONVOLUTIONS if _convolutional(space, modality) else BATCH
+
+
+def _convolutional(space: Space, modality: str) -> bool:
+    """Whether most weights are those of convolutions."""
     trunk = space.model(modality).image_trunk
     convolved = sum(module.weight.numel() for module in trunk.modules() if isinstance(module, _CONVOLUTIONS))
-    return BATCH_CONVOLUTIONS if 2 * convolved > sum(map(Tensor.numel, trunk.parameters())) else BATCH
+    return 2 * convolved > sum(map(Tensor.numel, trunk.parameters()))
 
 
 class Tower:
@@ -205,7 +210,7 @@ def _seconds(tower: Tower, inputs: Sequence[Tensor]) -> float:
 
 def _folds(space: Space, modality: str, example: Tensor) -> bool:
     """Whether there is something to fold, and random inputs of the shape of `example` get the embeddings they had."""
-    if not any(isinstance(module, _CONVOLUTIONS) for module in space.model(modality).image_trunk.modules()):
+    if not _convolutional(space, modality):
         return False
     inputs = list(torch.rand(FEW, *example.shape, generator=torch.Generator().manual_seed(0)))
     try:
