@@ -100,6 +100,9 @@ def test_the_command(archive, tmp_path):
     assert names == [f"00{rank}_grey.png" for rank in range(1, 5)]
     assert Image.open(tmp_path / "pictures" / names[0]).size == (160, 160)
     assert run(*start, "--item", "i1", "--per-modality", "-k", 2).output.count("\n") == 2 + 4
+    asked = ["--file", f"{paths[2]}:grey", "--rank", "cosine", "-k", 3]
+    given = [run(*start, *asked, *flag).output for flag in ([], ["--no-gap-correction"], ["--gap-correction"])]
+    assert given[0] == given[1] != given[2]
 
 
 def test_a_missing_picture_costs_the_exit_code(archive, tmp_path):

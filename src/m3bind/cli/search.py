@@ -27,6 +27,10 @@ def search(
     rank: Annotated[
         str, typer.Option(help="order of hits of several modalities: calibrated, or cosine")
     ] = "calibrated",
+    gap_correction: Annotated[
+        bool | None,
+        typer.Option(help="take the modality's mean out of files; default: as the index was made"),
+    ] = None,
     json_file: Json = None,
     html: Annotated[Path | None, typer.Option(help="also write a page with pictures of query and hits")] = None,
     thumbnails: Annotated[Path | None, typer.Option(help="also write the hits' pictures into this folder")] = None,
@@ -50,7 +54,9 @@ def search(
     conditions = Where.parse(where or [])
     searcher = Searcher(load(space), source)
     query = parse_query(text or [], file or [], item or [], without or [], searcher.space.modalities)
-    hits = searcher.search(query, k, conditions, rank=cast(Any, rank), per_modality=per_modality)
+    hits = searcher.search(
+        query, k, conditions, rank=cast(Any, rank), per_modality=per_modality, gap_correction=gap_correction
+    )
     print(hits_as_text(query, hits))
     if json_file:
         write_json(json_file, {"query": query.as_dict(), "hits": [hit.as_dict() for hit in hits]})
