@@ -123,21 +123,35 @@ class Searcher:
             UnknownNameError: no such modality, item or text tower.
             ReadError: a file cannot be read.
         """
-        if k < 1:
-            raise ConfigError(f"k is {k}; ask for at least one hit")
-        if rank not in ("calibrated", "cosine"):
-            raise UnknownNameError("rank", rank, ["calibrated", "cosine"])
         asked = [Query.text(query) if isinstance(query, str) else query for query in queries]
+        _check(k, rank)
         if not asked:
             return []
-        rows = self.embed(asked, gap_correction)
-        names = self._modalities(where)
         own = [{part.value for part in query.parts if part.kind == "item"} for query in asked]
+        return self.nearest(self.embed(asked, gap_correction), k, where, own, rank=rank, per_modality=per_modality)
+
+    def nearest(
+        self,
+        rows: Array,
+        k: int = 10,
+        where: Where | None = None,
+        own: Sequence[set[str]] | None = None,
+        *,
+        rank: Rank = "calibrated",
+        per_modality: bool = False,
+    ) -> list[list[Hit]]:
+        """The hits of questions that are unit vectors (q, d) already; `own` are ids that are not to be among them.
+
+        Other arguments, and errors: see `search_many`.
+        """
+        _check(k, rank)
+        own = own or [set() for _ in rows]
+        names = self._modalities(where)
         found = {name: self._hits(rows, name, k, where, own) for name in names}
         if per_modality:
-            return [[hit for name in names for hit in found[name][line][:k]] for line in range(len(asked))]
+            return [[hit for name in names for hit in found[name][line][:k]] for line in range(len(rows))]
         key = (lambda hit: -hit.calibrated) if rank == "calibrated" else (lambda hit: -hit.score)
-        return [sorted((hit for name in names for hit in found[name][line]), key=key)[:k] for line in range(len(asked))]
+        return [sorted((hit for name in names for hit in found[name][line]), key=key)[:k] for line in range(len(rows))]
 
     def embed(self, queries: Sequence[Query], gap_correction: bool | None = None) -> Array:
         """The unit vectors (q, d) of questions; each tower is called once. Arguments and errors: `search_many`."""
@@ -191,6 +205,13 @@ class Searcher:
             values = zip(ids, found.scores[number], calibrated[number], percentiles[number])
             hits.append([_hit(kept[name], *numbers) for name, *numbers in values if name not in own[number]][:k])
         return hits
+
+
+def _check(k: int, rank: str) -> None:
+    if k < 1:
+        raise ConfigError(f"k is {k}; ask for at least one hit")
+    if rank not in ("calibrated", "cosine"):
+        raise UnknownNameError("rank", rank, ["calibrated", "cosine"])
 
 
 def _hit(item: Mapping[Any, str], score: float, calibrated: float, percentile: float) -> Hit:

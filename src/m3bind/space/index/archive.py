@@ -50,11 +50,12 @@ class ArchiveIndex(Index):
         """See `Index`: none."""
         return 0
 
-    def counts(self, column: str = "modality") -> dict[str, int]:
+    def counts(self, column: str = "modality", where: Where | None = None) -> dict[str, int]:
         """See `Index`."""
         if column not in self.columns:
             raise UnknownNameError("column of this archive", column, self.columns)
-        return {str(name): int(n) for name, n in self._items[column].value_counts().sort_index().items()}
+        values = self._items[column][self._mask(where)]
+        return {str(name): int(n) for name, n in values.value_counts().sort_index().items()}
 
     def search(self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None) -> Found:
         """See `Index`; always exact."""

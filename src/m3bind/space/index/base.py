@@ -143,8 +143,8 @@ class Index(ABC):
         return 0
 
     @abstractmethod
-    def counts(self, column: str = "modality") -> dict[str, int]:
-        """Items per value of a column, sorted by value.
+    def counts(self, column: str = "modality", where: Where | None = None) -> dict[str, int]:
+        """Items per value of a column, sorted by value; with `where`, of those that fit.
 
         Raises:
             UnknownNameError: no such column.

@@ -89,14 +89,16 @@ class EmbeddedIndex(Index):
             return len(self._alive) - first.rows + len(self._alive) - self._count
         return self._count
 
-    def counts(self, column: str = "modality") -> dict[str, int]:
+    def counts(self, column: str = "modality", where: Where | None = None) -> dict[str, int]:
         """See `Index`."""
         if column not in self.columns:
             raise UnknownNameError("column of this index", column, self.columns)
+        mask = self._mask(where)
+        keep = self._alive if mask is None else mask
         found: Counter[str] = Counter()
         for start, part in zip(self._starts, self.parts):
             if part.table is not None:
-                found.update(select.count(part.table, column, self._alive[start : start + part.rows]))
+                found.update(select.count(part.table, column, keep[start : start + part.rows]))
         return dict(sorted(found.items()))
 
     # -- changing ------------------------------------------------------------------------------------------------------

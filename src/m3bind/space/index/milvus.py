@@ -133,11 +133,11 @@ class MilvusIndex(Index):
         """See `Index`."""
         return self._notes
 
-    def counts(self, column: str = "modality") -> dict[str, int]:
+    def counts(self, column: str = "modality", where: Where | None = None) -> dict[str, int]:
         """See `Index`."""
         if column not in self._columns:
             raise UnknownNameError("column of this index", column, self._columns)
-        found = Counter(str(line.get(column, "")) for line in self._lines("", [column]))
+        found = Counter(str(line.get(column, "")) for line in self._lines(condition(where or Where()), [column]))
         return dict(sorted(found.items()))
 
     # -- changing ------------------------------------------------------------------------------------------------------

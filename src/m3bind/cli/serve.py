@@ -1,0 +1,126 @@
+"""Commands that serve a space and an index: an API and a page."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from m3bind.cli.app import app, prepare_torch
+from m3bind.errors import ConfigError
+
+Host = Annotated[str, typer.Option(help="address to listen at; others than this machine's own need a token")]
+Port = Annotated[int, typer.Option(help="0: any free one", min=0, max=65535)]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="file with the token clients must know; default: environment M3BIND_TOKEN")
+]
+AllowHost = Annotated[
+    list[str] | None, typer.Option(help="a further name the service is called by, as behind a proxy; repeatable")
+]
+Texts = Annotated[
+    list[Path] | None, typer.Option(help="file of phrases, one a line, for 'nearest phrases'; repeatable")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no line per request")]
+
+
+@app.command()
+def serve(
+    space: Annotated[Path, typer.Option(help="space folder, e.g. runs/demo/space")],
+    index: Annotated[str, typer.Option(help="index (folder or Milvus URI), or folder of encode")],
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    token_file: TokenFile = None,
+    allow_host: AllowHost = None,
+    texts: Texts = None,
+    quiet: Quiet = False,
+) -> None:
+    """A web page and an API to search an index: words, files and items, alone or together.
+
+    Reached from this machine alone, unless --host says otherwise. Stopped by Ctrl-C or SIGTERM, after what is running.
+
+    Example:  m3bind serve --space runs/demo/space --index index
+    """
+    _run(space, index, host, port, token_file, allow_host, texts, quiet)
+
+
+@app.command("serve-demo")
+def serve_demo(
+    out: Annotated[Path, typer.Option("--out", help="folder of all runs")] = Path("runs"),
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """The page on virtual patients: makes them, a space and an index on first use (about 2 minutes), then serves.
+
+    Example:  m3bind serve-demo
+    """
+    _begin()
+    from m3bind.space.serve.demo import prepare
+
+    folder = prepare(out)
+    _run(folder / "space", str(folder / "index"), host, port, token_file, None, None, quiet)
+
+
+def _run(
+    space: Path,
+    index: str,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    names: list[str] | None,
+    texts: list[Path] | None,
+    quiet: bool,
+) -> None:
+    begun = time.monotonic()
+    _begin()
+    from m3bind.space.bundle import load
+    from m3bind.space.serve.access import read_token
+    from m3bind.space.serve.app import make_app
+    from m3bind.space.serve.guard import LOOPBACK
+    from m3bind.space.serve.run import is_loopback, log_to_stderr, refuse_open, serve
+
+    token = read_token(token_file)
+    refuse_open(host, token)
+    log_to_stderr(logging.WARNING if quiet else logging.INFO)
+    hosts = [*LOOPBACK, host, *(names or [])] if is_loopback(host) or names else None
+    made = make_app(load(space), index, token=token, hosts=hosts, texts=_lines(texts or []))
+    items = sum(made.service.archive.items.values())
+
+    def started(address: str) -> None:
+        seconds = time.monotonic() - begun
+        print(f"m3bind serves {items} items at {address} (started in {seconds:.1f} s)", flush=True)
+        print("for research only; stop with Ctrl-C", flush=True)
+
+    serve(made, host, port, made.service.settings, started)
+    print("stopped", flush=True)
+
+
+def _lines(files: list[Path]) -> list[str]:
+    """The phrases of some files."""
+    found: list[str] = []
+    for file in files:
+        try:
+            found += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--texts {file}: cannot be read ({type(error).__name__}); one phrase a line") from None
+    return found
+
+
+def _begin() -> None:
+    """Check the extra, and set the limits of decoding before anything reads them; the decoders inherit them.
+
+    Raises:
+        ConfigError: the libraries of the extra are not installed.
+    """
+    import importlib.util
+
+    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"{name} is not installed, which serving needs: pip install 'm3bind[serve]'")
+    from m3bind.space.serve.settings import DECODING
+
+    os.environ.setdefault("M3BIND_LIMITS", DECODING)
+    prepare_torch()
