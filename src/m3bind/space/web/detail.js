@@ -1,0 +1,219 @@
+// One item or upload, looked at closely: its picture, volume or trace, its scores, why it was found, its fields.
+
+import { call, place } from "./api.js";
+import { $, bar, button, dot, fill, h, percent, plain, signed } from "./dom.js";
+import { addPart } from "./query.js";
+import { partOf } from "./results.js";
+import { found } from "./search.js";
+import { signal } from "./signal.js";
+import { stage } from "./stage.js";
+import { failure, waiting } from "./states.js";
+import * as store from "./store.js";
+import { notesOf } from "./uploads.js";
+import { why } from "./why.js";
+
+let about;
+let drawn = "";
+let opener = null;
+
+/** Make the dialog follow the state. */
+export function startDetail(known) {
+  about = known;
+  const dialog = $("detail");
+  dialog.addEventListener("cancel", (event) => {
+    event.preventDefault();
+    close();
+  });
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) close();
+  });
+  dialog.addEventListener("keydown", (event) => {
+    const typing =
+      /^(input|select|textarea)$/i.test(event.target.tagName) &&
+      event.target.type !== "range" &&
+      event.target.type !== "radio";
+    if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "n") turn(1);
+    if (event.key === "p") turn(-1);
+  });
+  store.watch(draw);
+  draw(store.get());
+}
+
+const close = () => store.set({ open: null });
+
+function draw({ open, parts }) {
+  const dialog = $("detail");
+  const key = JSON.stringify(open);
+  if (!open) {
+    drawn = "";
+    if (!dialog.open) return;
+    dialog.close();
+    dialog.replaceChildren();
+    const hit = opener && document.querySelector(`.card[data-id="${CSS.escape(opener)}"] .card-open`);
+    hit?.focus();
+    return;
+  }
+  opener = open.value;
+  if (key === drawn) return;
+  drawn = key;
+  if (!dialog.open) dialog.showModal();
+  load(open, parts, key);
+}
+
+async function load(open, parts, key) {
+  const dialog = $("detail");
+  fill(dialog, head("Reading …"), h("div", { class: "detail-wait" }, waiting("Fetching the item …")));
+  dialog.querySelector(".detail-close").focus();
+  try {
+    const item =
+      open.kind === "item" || !parts.some((part) => part.value === open.value)
+        ? await call(place(open))
+        : await uploaded(open, parts);
+    if (key === drawn) fill(dialog, ...content(open, item, parts));
+  } catch (error) {
+    if (key !== drawn) return;
+    const missing =
+      error.status === 404 && open.kind === "item"
+        ? { ...error, message: "The index has no such item; it may have been taken out since." }
+        : error;
+    fill(
+      dialog,
+      head("Not to be had"),
+      failure(missing, () => load(open, parts, key)),
+    );
+  }
+  if (key === drawn) dialog.querySelector(".detail-close").focus();
+}
+
+async function uploaded(open, parts) {
+  const { modality } = parts.find((part) => part.value === open.value);
+  return { modality, fields: {}, picture: true, ...(await call(place(open))) };
+}
+
+function head(title, kind = null) {
+  const hits = found();
+  const at = hits.findIndex((hit) => hit.id === store.get().open?.value);
+  const turning =
+    at < 0
+      ? null
+      : h(
+          "div",
+          { class: "tools" },
+          button({ label: "Previous hit (p)", image: "left", press: () => turn(-1), disabled: at === 0 }),
+          button({ label: "Next hit (n)", image: "right", press: () => turn(1), disabled: at === hits.length - 1 }),
+        );
+  return h(
+    "header",
+    { class: "detail-head" },
+    h("h2", { id: "detail-title" }, kind ? dot(kind) : null, title),
+    turning,
+    button({ label: "Close", image: "close", kind: "detail-close", press: close }),
+  );
+}
+
+function turn(by) {
+  const hits = found();
+  const at = hits.findIndex((hit) => hit.id === store.get().open?.value);
+  const next = hits[at + by];
+  if (at >= 0 && next) store.set({ open: { kind: "item", value: next.id } }, { quiet: true });
+}
+
+function content(open, item, parts) {
+  const kind = about.modalities.find((one) => one.name === item.modality) ?? { title: item.modality, color: "#888888" };
+  const hit = open.kind === "item" ? found().find((one) => one.id === open.value) : null;
+  const label = plain(item.fields?.label ?? "");
+  const title = open.kind === "upload" ? `${kind.title} (your file)` : `${kind.title}${label ? `: ${label}` : ""}`;
+  const others = parts.filter((part) => part.value !== open.value);
+  return [
+    head(title, kind),
+    h(
+      "div",
+      { class: "detail-body" },
+      h("div", { class: "detail-view" }, look(open, item, kind, label)),
+      h(
+        "div",
+        { class: "detail-info" },
+        hit ? scores(hit, kind) : null,
+        actions(open, item),
+        open.kind === "upload" ? remarks(notesOf(open.value)) : null,
+        part("Why", why(open, hit ? parts : others)),
+        Object.keys(item.fields ?? {}).length ? part("Kept with it", fields(open, item)) : null,
+      ),
+    ),
+  ];
+}
+
+const part = (title, body) => h("section", {}, h("h3", {}, title), body);
+
+function look(open, item, kind, label) {
+  const title = `${kind.title}${label ? `, ${label}` : ""}`;
+  if (!item.picture)
+    return h(
+      "div",
+      { class: "viewer nothing" },
+      h("p", {}, "No picture: this index keeps no files, or the service was started without pictures."),
+    );
+  if (item.kind === "signal") return signal(open, { title });
+  return stage(open, { title, slices: item.kind === "volume" ? item.slices : null });
+}
+
+function scores(hit, kind) {
+  return part(
+    `Hit ${hit.rank}`,
+    h(
+      "div",
+      { class: "scores" },
+      h("p", { class: "big" }, percent(hit.percentile)),
+      bar(hit.percentile),
+      h("p", {}, `nearer to the question than ${percent(hit.percentile)} of all items of the kind ${kind.title}`),
+      h(
+        "dl",
+        { class: "pairs" },
+        h("dt", {}, "z"),
+        h("dd", {}, `${signed(hit.calibrated)} standard deviations above the usual`),
+        h("dt", {}, "Cosine"),
+        h("dd", {}, signed(hit.score, 3)),
+      ),
+    ),
+  );
+}
+
+function actions(open, item) {
+  const as = (weight) =>
+    open.kind === "item" ? partOf({ id: open.value, ...item }, weight) : { ...open, weight, modality: item.modality };
+  const zero = () =>
+    store.set({
+      open: null,
+      tab: "zero-shot",
+      zero: { ...store.get().zero, source: { ...open, modality: item.modality } },
+    });
+  return h(
+    "div",
+    { class: "actions" },
+    button({ text: "More like this", image: "plus", press: () => addPart(as(1)) }),
+    button({ text: "Less like this", image: "minus", press: () => addPart(as(-0.5)) }),
+    button({ text: "Name it (zero-shot)", image: "scale", press: zero }),
+  );
+}
+
+function remarks({ warnings, steps }) {
+  if (!warnings.length && !steps.length) return null;
+  return part(
+    "How it was read",
+    h(
+      "ul",
+      { class: "remarks" },
+      warnings.map((text) => h("li", { class: "warning" }, text)),
+      steps.map((text) => h("li", {}, text)),
+    ),
+  );
+}
+
+function fields(open, item) {
+  const rows = Object.entries({ ...item.fields, id: open.value }).map(([name, value]) => [
+    h("dt", {}, plain(name)),
+    h("dd", {}, name === "label" ? plain(value) : String(value)),
+  ]);
+  return h("dl", { class: "pairs" }, rows);
+}

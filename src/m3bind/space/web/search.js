@@ -1,0 +1,201 @@
+// The search tab: asks the service whenever the question changes, and shows what it found.
+
+import { call } from "./api.js";
+import { $, button, dot, fill, h, plain, plural, say, toast } from "./dom.js";
+import { asWhere, conditions } from "./filters.js";
+import { askFor } from "./query.js";
+import { cards } from "./results.js";
+import { block, failure, skeleton } from "./states.js";
+import * as store from "./store.js";
+
+const EXAMPLES = 3; // of each modality
+
+let about;
+let running = null;
+let shown = "";
+let hits = [];
+
+/** The hits on the page, in order. */
+export const found = () => hits;
+
+/** Make the tab work. */
+export function startSearch(known) {
+  about = known;
+  store.watch((state) => search(state));
+  search(store.get());
+}
+
+const question = ({ parts, where, k, rank, grouped }) => ({
+  parts: store.asked(parts),
+  k: Math.min(k, about.limits?.k ?? k),
+  where: asWhere(where),
+  rank,
+  per_modality: grouped,
+});
+
+async function search(state, force = false) {
+  const asked = question(state);
+  const key = JSON.stringify(asked);
+  if (key === shown && !force) return;
+  shown = key;
+  running?.abort();
+  running = new AbortController();
+  const { signal } = running;
+  if (!asked.parts.length) return empty(state);
+  busy(true);
+  fill($("results"), heading("Searching …"), skeleton(Math.min(asked.k, 12)));
+  try {
+    const answer = await call("api/search", { json: asked, signal });
+    if (!signal.aborted) show(answer, state);
+  } catch (error) {
+    if (signal.aborted) return;
+    hits = [];
+    fill(
+      $("results"),
+      failure(error, () => search(store.get(), true), lost(error, state)),
+    );
+  } finally {
+    if (!signal.aborted) busy(false);
+  }
+}
+
+const busy = (on) => $("results").setAttribute("aria-busy", String(on));
+
+const heading = (...text) => h("h2", { id: "results-title", tabindex: "-1" }, ...text);
+
+/** Where a file is no longer kept by the server, offer to go on without it. */
+function lost(error, { parts }) {
+  const rest = parts.filter((part) => part.kind !== "upload");
+  if (error.status !== 404 || rest.length === parts.length) return [];
+  return [button({ text: "Leave the files out", press: () => store.set({ parts: rest }) })];
+}
+
+function show(answer, state) {
+  hits = answer.hits;
+  if (!hits.length) return nothing(state);
+  const counts = about.modalities
+    .filter((kind) => answer.counts?.[kind.name])
+    .map((kind) => h("li", {}, dot(kind), `${kind.title} ${answer.counts[kind.name]}`));
+  const copy = button({ text: "Copy link", image: "link", press: () => share(state) });
+  const map = button({ text: "On the map", image: "map", press: () => store.set({ tab: "map" }) });
+  const took = answer.seconds < 0.01 ? "under 0.01 s" : `${answer.seconds.toFixed(2)} s`;
+  fill(
+    $("results"),
+    h(
+      "div",
+      { class: "results-head" },
+      h(
+        "div",
+        {},
+        heading(plural(hits.length, "hit")),
+        h("p", { class: "caption" }, `of ${plural(about.items, "item")}, in ${took}`),
+      ),
+      h("ul", { class: "counts", "aria-label": "Hits by modality" }, counts),
+      h("div", { class: "actions" }, map, copy),
+    ),
+    cards(hits, about, state.grouped),
+    h(
+      "p",
+      { class: "caption below" },
+      "The bar and percentage say how much of all items of the same kind fit less well; z, by how many standard deviations a hit is nearer than usual for its kind.",
+    ),
+  );
+  say(`${plural(hits.length, "hit")}; the first: ${describe(hits[0])}`);
+}
+
+const describe = (hit) => {
+  const title = about.modalities.find((kind) => kind.name === hit.modality)?.title ?? hit.modality;
+  return `${title}${hit.fields?.label ? `, ${plain(hit.fields.label)}` : ""}`;
+};
+
+async function share(state) {
+  const left = state.parts.some((part) => part.kind === "upload") ? " without your files" : "";
+  try {
+    await navigator.clipboard.writeText(location.href);
+    toast(`Link copied${left}`);
+  } catch {
+    toast("The browser did not allow copying; take the address from its bar");
+  }
+}
+
+function nothing(state) {
+  const n = conditions(state.where);
+  const free = () => store.set({ where: { modality: [], label: [], patient: [], since: "", until: "" } });
+  say("No hits");
+  fill(
+    $("results"),
+    block({
+      image: "none",
+      title: "No hits",
+      text: n ? "No item fits all of the filters." : "The index holds no item this question can be compared with.",
+      actions: n ? [button({ text: "Search without filters", kind: "primary", press: free })] : [],
+    }),
+  );
+}
+
+/** A few labels for each kind, none of them twice. */
+function deal(piles) {
+  const used = new Set();
+  const dealt = piles.map(() => []);
+  for (let round = 0; round < EXAMPLES; round += 1) {
+    piles.forEach((pile, at) => {
+      const label = pile.find((one) => !used.has(one) && !one.includes("|"));
+      if (label === undefined) return;
+      used.add(label);
+      dealt[at].push(label);
+    });
+  }
+  return dealt;
+}
+
+function empty(state) {
+  hits = [];
+  busy(false);
+  if (!about.items) {
+    fill(
+      $("results"),
+      block({
+        image: "none",
+        title: "The index is empty",
+        text: "Encode files into it with m3bind encode; they are found here without a restart.",
+      }),
+    );
+    return;
+  }
+  const kinds = about.modalities.filter((kind) => kind.items);
+  const dealt = deal(kinds.map((kind) => about.labels?.[kind.name] ?? []));
+  const groups = kinds.map((kind, at) => {
+    const examples = dealt[at].map((label) =>
+      h("button", { type: "button", class: "example", on: { click: () => askFor(plain(label)) } }, plain(label)),
+    );
+    return h(
+      "li",
+      { class: "kind" },
+      h(
+        "span",
+        { class: "kind-name" },
+        dot(kind),
+        h("span", {}, kind.title),
+        h("span", { class: "count" }, plural(kind.items, "item")),
+      ),
+      h("span", { class: "examples" }, examples),
+    );
+  });
+  const n = conditions(state.where);
+  fill(
+    $("results"),
+    h(
+      "div",
+      { class: "welcome" },
+      h("h2", {}, "Ask in words, or with a picture, a scan or a trace"),
+      h(
+        "p",
+        {},
+        "Every kind of file lies in one space with language: a sentence finds X-rays, an X-ray finds ECGs, and several can be added up or held against each other.",
+      ),
+      n ? h("p", { class: "caption" }, `${plural(n, "filter")} set; they hold for the next question.`) : null,
+      h("h3", {}, "Try one"),
+      h("ul", { class: "kinds" }, groups),
+    ),
+  );
+}

@@ -1,0 +1,98 @@
+// What the page shows, in one object, kept in the address so that it can be shared and gone back to.
+//
+// All of it stands behind the "#", which browsers do not send: the words of a question reach no access log.
+// Uploads are left out of the address; they stay in the history of this browser only.
+
+const START = {
+  tab: "search",
+  parts: [], // {kind: text | item | upload, value, weight, modality of what is no text}
+  where: { modality: [], label: [], patient: [], since: "", until: "" },
+  k: 12,
+  rank: "calibrated",
+  grouped: false,
+  open: null, // {kind: item | upload, value}
+  zero: { source: null, labels: [], template: "", threshold: 0.5 },
+};
+const TABS = ["search", "map", "zero-shot"];
+const LISTS = ["modality", "label", "patient"];
+const DAYS = ["since", "until"];
+const WEIGHTED = /^(-?\d*\.?\d+)~/;
+
+/** The state behind an address. */
+export function read(hash) {
+  const [name, query = ""] = hash.replace(/^#\/?/, "").split("?");
+  const state = structuredClone(START);
+  if (TABS.includes(name)) state.tab = name;
+  for (const [key, text] of new URLSearchParams(query)) {
+    const number = Number(text);
+    if (key === "text" || key === "item") state.parts.push(part(key, text));
+    else if (LISTS.includes(key)) state.where[key].push(text);
+    else if (DAYS.includes(key)) state.where[key] = text;
+    else if (key === "k" && Number.isInteger(number) && number > 0) state.k = number;
+    else if (key === "rank" && text === "cosine") state.rank = text;
+    else if (key === "grouped") state.grouped = text === "1";
+    else if (key === "open") state.open = { kind: "item", value: text };
+    else if (key === "source") state.zero.source = { kind: "item", value: text };
+    else if (key === "option") state.zero.labels.push(text);
+    else if (key === "template") state.zero.template = text;
+    else if (key === "threshold" && number >= 0 && number <= 1) state.zero.threshold = number;
+  }
+  return state;
+}
+
+/** The address of a state; what is as at the start is left out. */
+export function write(state) {
+  const query = new URLSearchParams();
+  for (const { kind, value, weight } of state.parts) {
+    if (kind !== "upload") query.append(kind, weight === 1 && !WEIGHTED.test(value) ? value : `${weight}~${value}`);
+  }
+  for (const name of LISTS) for (const value of state.where[name]) query.append(name, value);
+  for (const name of DAYS) if (state.where[name]) query.append(name, state.where[name]);
+  for (const name of ["k", "rank"]) if (state[name] !== START[name]) query.append(name, state[name]);
+  if (state.grouped) query.append("grouped", "1");
+  if (state.open?.kind === "item") query.append("open", state.open.value);
+  const { source, labels, template, threshold } = state.zero;
+  if (source?.kind === "item") query.append("source", source.value);
+  for (const label of labels) query.append("option", label);
+  if (template !== START.zero.template) query.append("template", template);
+  if (threshold !== START.zero.threshold) query.append("threshold", threshold);
+  const text = query.toString();
+  return `#/${state.tab}${text ? `?${text}` : ""}`;
+}
+
+function part(kind, text) {
+  const match = text.match(WEIGHTED);
+  const weight = match ? Number(match[1]) : 0;
+  return weight ? { kind, value: text.slice(match[0].length), weight } : { kind, value: text, weight: 1 };
+}
+
+const listeners = [];
+let state = history.state?.m3bind ?? read(location.hash);
+
+export const get = () => state;
+
+/** Call `run(state, before)` whenever something changes. */
+export function watch(run) {
+  listeners.push(run);
+}
+
+/** Change some of the state; `quiet` changes the present entry of the history instead of adding one. */
+export function set(change, { quiet = false } = {}) {
+  const before = state;
+  state = { ...state, ...change };
+  if (JSON.stringify(before) === JSON.stringify(state)) return;
+  history[quiet ? "replaceState" : "pushState"]({ m3bind: state }, "", write(state));
+  for (const run of listeners) run(state, before);
+}
+
+/** Nothing asked: the page as on a first visit. */
+export const clear = () => set({ parts: [], where: structuredClone(START.where), open: null });
+
+/** The parts as the service takes them. */
+export const asked = (parts) => parts.map(({ kind, value, weight }) => ({ kind, value, weight }));
+
+addEventListener("popstate", (event) => {
+  const before = state;
+  state = event.state?.m3bind ?? read(location.hash);
+  for (const run of listeners) run(state, before);
+});

@@ -1,0 +1,256 @@
+// The zero-shot tab: how well labels of the person's own fit one file or item, and when no answer is given.
+
+import { call, pictureOf, place } from "./api.js";
+import { $, bar, button, dot, fill, h, percent, plain, say } from "./dom.js";
+import { block, failure, waiting } from "./states.js";
+import * as store from "./store.js";
+import { upload } from "./uploads.js";
+
+const MOST_EXAMPLES = 6;
+
+let about;
+let running = null;
+let shown = "";
+
+/** Make the tab work. */
+export function startZeroShot(known) {
+  about = known;
+  $("zero").addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask();
+  });
+  $("zero-labels").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask();
+  });
+  $("zero-pick").addEventListener("click", () => $("zero-files").click());
+  $("zero-files").addEventListener("change", () => {
+    takeZeroFiles([...$("zero-files").files]);
+    $("zero-files").value = "";
+  });
+  $("threshold").addEventListener("input", () => {
+    $("threshold-value").textContent = percent(100 * $("threshold").value);
+  });
+  store.watch((state) => draw(state));
+  draw(store.get());
+}
+
+/** Send a file and take it as what is to be named. */
+export function takeZeroFiles(files) {
+  const done = ({ id, modality }) => change({ source: { kind: "upload", value: id, modality } });
+  upload(files, { list: $("zero-sending"), about, done });
+}
+
+const change = (values) => store.set({ zero: { ...store.get().zero, ...values } });
+
+function typed() {
+  const lines = $("zero-labels")
+    .value.split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
+  return [...new Set(lines)];
+}
+
+function ask() {
+  const { source } = store.get().zero;
+  const labels = typed();
+  const template = $("template").value.trim();
+  const most = about.limits?.labels ?? Infinity;
+  const wrong = !source
+    ? "Choose a file first, or open a hit and press Name it."
+    : labels.length < 2
+      ? "Type at least two labels, one per line; one alone cannot be weighed against anything."
+      : labels.length > most
+        ? `At most ${most} labels are weighed at once.`
+        : template && !template.includes("{}")
+          ? "The sentence needs {} where the label goes."
+          : "";
+  $("zero-error").textContent = wrong;
+  if (wrong) return;
+  shown = "";
+  const threshold = Number($("threshold").value);
+  const before = JSON.stringify(store.get().zero);
+  change({ labels, template, threshold });
+  if (JSON.stringify(store.get().zero) === before) draw(store.get());
+}
+
+function draw(state) {
+  const { source, labels, template, threshold } = state.zero;
+  drawSource(source);
+  if (typed().join("\n") !== labels.join("\n") && (labels.length || !$("zero-labels").value))
+    $("zero-labels").value = labels.join("\n");
+  if (document.activeElement !== $("template")) $("template").value = template;
+  $("threshold").value = String(threshold);
+  $("threshold-value").textContent = percent(100 * threshold);
+  if (state.tab !== "zero-shot") return;
+  const asked = source && {
+    source: { kind: source.kind, value: source.value },
+    labels,
+    threshold,
+    ...(template ? { template } : {}),
+  };
+  const key = JSON.stringify(asked);
+  if (key === shown) return;
+  if (!source || labels.length < 2) {
+    shown = "";
+    fill(
+      $("zero-results"),
+      block({
+        image: "scale",
+        title: "Weigh your own labels",
+        text: "Choose a file or an item and type labels: their calibrated probabilities appear here, or the reason why no answer is given.",
+      }),
+    );
+    return;
+  }
+  shown = key;
+  weigh(asked);
+}
+
+async function drawSource(source) {
+  const host = $("zero-source");
+  const key = source ? `${source.kind} ${source.value}` : "";
+  if (host.dataset.key === key) return;
+  host.dataset.key = key;
+  examples(source?.modality);
+  if (!source) {
+    fill(
+      host,
+      h("p", { class: "caption" }, "Nothing chosen yet: drop, paste or choose a file, or press “Name it” on a hit."),
+    );
+    return;
+  }
+  if (!source.modality) {
+    const item = await call(place(source)).catch(() => null);
+    if (host.dataset.key !== key) return;
+    if (item) source = { ...source, modality: item.modality };
+    examples(source.modality);
+  }
+  const kind = about.modalities.find((one) => one.name === source.modality);
+  const image = h("img", {
+    src: pictureOf(source, "thumbnail", { size: 160 }),
+    alt: "",
+    on: { error: () => image.remove() },
+  });
+  const name = `${kind?.title ?? "An item"}${source.kind === "upload" ? " (your file)" : ""}`;
+  fill(
+    host,
+    h(
+      "div",
+      { class: "source" },
+      h(
+        "button",
+        {
+          type: "button",
+          class: "look",
+          title: "Look at it",
+          "aria-label": `Look at ${name}`,
+          on: { click: () => store.set({ open: { kind: source.kind, value: source.value } }) },
+        },
+        image,
+      ),
+      h("span", { class: "grow" }, kind ? dot(kind) : null, name),
+      button({
+        label: "Remove it",
+        image: "close",
+        press: () => {
+          change({ source: null });
+          $("zero-pick").focus();
+        },
+      }),
+    ),
+  );
+}
+
+/** Labels of the index to start from. */
+function examples(modality) {
+  const names = modality ? [modality] : about.modalities.map((kind) => kind.name);
+  const labels = [
+    ...new Set(
+      names
+        .flatMap((name) => about.labels?.[name] ?? [])
+        .flatMap((label) => label.split("|"))
+        .map(plain),
+    ),
+  ];
+  const add = (label) => {
+    $("zero-labels").value = [...new Set([...typed(), label])].join("\n");
+    say(`Added ${label}`);
+  };
+  $("zero-examples-box").hidden = !labels.length;
+  fill(
+    $("zero-examples"),
+    labels
+      .slice(0, MOST_EXAMPLES)
+      .map((label) => h("button", { type: "button", class: "example", on: { click: () => add(label) } }, label)),
+  );
+}
+
+async function weigh(asked) {
+  running?.abort();
+  running = new AbortController();
+  const { signal } = running;
+  const host = $("zero-results");
+  host.setAttribute("aria-busy", "true");
+  fill(host, waiting("Weighing the labels …"));
+  try {
+    const answer = await call("api/zero-shot", { json: asked, signal });
+    if (!signal.aborted) show(answer, asked);
+  } catch (error) {
+    if (!signal.aborted)
+      fill(
+        host,
+        failure(error, () => weigh(asked)),
+      );
+  } finally {
+    if (!signal.aborted) host.setAttribute("aria-busy", "false");
+  }
+}
+
+function show(answer, { labels, threshold }) {
+  const lines = labels
+    .map((label, i) => ({ label, share: 100 * answer.probabilities[i] }))
+    .sort((a, b) => b.share - a.share);
+  const kind = about.modalities.find((one) => one.name === answer.modality);
+  const best = lines[0];
+  const verdict = answer.abstain
+    ? h(
+        "div",
+        { class: "verdict abstain" },
+        h("h2", {}, "No answer"),
+        h("p", {}, answer.why || "No label is sure enough."),
+      )
+    : h(
+        "div",
+        { class: "verdict" },
+        h("h2", {}, best.label),
+        h("p", {}, answer.why || `${percent(best.share)}, at or above the ${percent(100 * threshold)} asked for.`),
+      );
+  const note = answer.calibrated
+    ? "The probabilities are calibrated: of all answers given with 80 %, about 80 % are right on data like that of the calibration."
+    : "The probabilities are not calibrated; take their order, not their size.";
+  fill(
+    $("zero-results"),
+    verdict,
+    h(
+      "ol",
+      { class: "shares" },
+      lines.map((line, i) => share(line, threshold, answer.abstain || i > 0)),
+    ),
+    h("p", { class: "caption" }, kind ? [dot(kind), `${kind.title}. `] : null, note),
+  );
+  if ($("zero-results").getBoundingClientRect().top > innerHeight - 160)
+    $("zero-results").scrollIntoView({ block: "start" });
+  say(answer.abstain ? `No answer. ${answer.why}` : `${best.label}, ${percent(best.share)}`);
+}
+
+function share({ label, share: size }, threshold, weak) {
+  const track = bar(size, `wide ${weak ? "weak" : ""}`);
+  track.append(h("span", { class: "mark", vars: { left: `${100 * threshold}%` } }));
+  return h(
+    "li",
+    {},
+    h("span", { class: "share-name" }, label),
+    track,
+    h("span", { class: "share-number" }, percent(size)),
+  );
+}
