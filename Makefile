@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo demo-quick test test-published test-slow fuzz check bench reference docs clean
+.PHONY: help demo demo-quick serve-demo test test-published test-slow fuzz check bench reference docs site newcomer clean
 
 help:
 	@echo "make demo       virtual patients -> five dual encoders -> bound space -> report (about 5 minutes, 2 cores)"
 	@echo "make demo-quick the same on a small cohort (about 1 minute)"
+	@echo "make serve-demo a search page on virtual patients (about 2 minutes the first time, then seconds)"
 	@echo "make test       the default test suite"
 	@echo "make test-published  published models in full size against their authors' figures"
 	@echo "make test-slow  all tests, the slow ones as well"
@@ -17,7 +18,9 @@ help:
 	@echo "make check      ruff, mypy"
 	@echo "make bench      the benchmarks: each prints a ratio and its conditions (merged_ranks.py wants a space: by itself)"
 	@echo "make reference  embeddings that m3bind check-model compares with, anew for every published model"
-	@echo "make docs       the tables of models and data sets in docs/"
+	@echo "make docs       what of docs/ is generated: tables of models and data sets, reference, picture"
+	@echo "make site       the docs site in site/; a broken link fails"
+	@echo "make newcomer   follow the quick start and two how-to pages in a fresh environment (10 minutes, 6 GB of disk)"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +32,9 @@ demo: $(STAMP)
 
 demo-quick: $(STAMP)
 	$(BIN)/m3bind demo --quick
+
+serve-demo: $(STAMP)
+	$(BIN)/m3bind serve-demo
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile
@@ -55,6 +61,15 @@ reference: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/m3bind models --markdown docs/models.md
 	$(BIN)/m3bind datasets --markdown docs/experiments.md
+	$(BIN)/python tools/make_reference.py
+	$(BIN)/python tools/make_picture.py
+
+site: $(STAMP)
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python tools/check_site.py site
+
+newcomer: $(STAMP)
+	$(BIN)/python tests/newcomer.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site .cache

@@ -1,5 +1,9 @@
 """A small space of the package's five modalities, an index of a few files, and the service of both."""
 
+import socket
+import threading
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,3 +77,54 @@ def client(world):
 def upload(client, *files, **fields):
     parts = [("file", (path.name, path.read_bytes())) for path in files]
     return client.post("/api/uploads", files=parts, data=fields)
+
+
+class Live:
+    """The application at a port of this machine, in a thread."""
+
+    def __init__(self, app, settings):
+        from m3bind.space.serve.run import make_server
+
+        begun, self.app = threading.Event(), app
+        self.server, listener = make_server(app, "127.0.0.1", 0, settings, lambda _: begun.set())
+        self.port = listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
+        self.thread.start()
+        assert begun.wait(20)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def socket(self, seconds=20):
+        return socket.create_connection(("127.0.0.1", self.port), seconds)
+
+    def stop(self):
+        self.server.should_exit = True
+        self.thread.join(30)
+
+
+@pytest.fixture
+def live(world):
+    """`live(settings, **options of make_app)` starts one; all are stopped at the end."""
+    from m3bind.space.serve.app import make_app
+    from m3bind.space.serve.settings import Settings
+
+    made = []
+
+    def start(settings=None, **options):
+        settings = settings or Settings()
+        made.append(Live(make_app(world.space, world.index, settings=settings, **options), settings))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.stop()
+
+
+def until(condition, seconds=20):
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)

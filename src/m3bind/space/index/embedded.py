@@ -9,6 +9,7 @@ Small changes are put together as they come, so that a thousand single upserts d
 Shapes: n rows, q queries, d dimension, k hits.
 """
 
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,7 @@ class EmbeddedIndex(Index):
             self._alive[part.gone] = False
         self._count = int(self._alive.sum())
         self._masks: OrderedDict[Where, Mask] = OrderedDict()
+        self._lock = threading.Lock()  # several threads may search
         self._codes = scan.open_codes(self.parts[0]) if self.parts else None
         self._graph = graph.open_graph(self.parts[0], self._codes) if self._codes else None
 
@@ -241,12 +243,15 @@ class EmbeddedIndex(Index):
             return None if self._count == len(self._alive) else self._alive
         if self._count:
             where.check(self.columns)
-        if where not in self._masks:
+        mask = self._masks.get(where)
+        if mask is None:
             parts = [select.fits(where, part.table, part.rows_of) for part in self.parts if part.table is not None]
-            self._masks[where] = np.concatenate([np.empty(0, bool), *parts]) & self._alive
-            if len(self._masks) > MASKS:
-                self._masks.popitem(last=False)
-        return self._masks[where]
+            mask = np.concatenate([np.empty(0, bool), *parts]) & self._alive
+            with self._lock:
+                self._masks[where] = mask
+                if len(self._masks) > MASKS:
+                    self._masks.popitem(last=False)
+        return mask
 
     def _ids(self, rows: Rows) -> list[list[str]]:
         """Row numbers to ids."""

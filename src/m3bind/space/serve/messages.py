@@ -53,8 +53,10 @@ class Conditions(Strict):
 
     def where(self) -> Where:
         """The same as the index wants it; an empty list asks for anything."""
-        named = {name: tuple(getattr(self, name) or ()) or None for name in ("modality", "label", "patient")}
-        return Where(**named, since=self.since, until=self.until)
+        modality, label, patient = (
+            tuple(values) if values else None for values in (self.modality, self.label, self.patient)
+        )
+        return Where(modality, label, patient, self.since, self.until)
 
 
 class Search(Strict):

@@ -31,7 +31,7 @@ class Questions:
         self.text = lru_cache(REMEMBERED)(self._text)
 
     def _text(self, text: str) -> Array:
-        row = self.texts([text])[0]
+        row: Array = self.texts([text])[0]
         row.setflags(write=False)
         return row
 
@@ -64,14 +64,16 @@ class Questions:
 
     def _row(self, state: State, kind: str, value: str) -> Array:
         if kind == "item":
-            return state.index.vectors([value])[0]
+            row: Array = state.index.vectors([value])[0]
+            return row
         if kind == "text":
             need_texts(state)
             return self.text(value)
         upload = self._uploads.get(value)
-        if not state.index.gap_corrected:
-            return upload.row
-        return correct_gap(upload.row[None], self.space.image_mean(upload.modality))[0]
+        row = upload.row
+        if state.index.gap_corrected:
+            row = correct_gap(row[None], self.space.image_mean(upload.modality))[0]
+        return row
 
 
 def need_texts(state: State) -> None:

@@ -1,6 +1,6 @@
 """The service as a process: from start to an orderly end.
 
-* `serve`: runs an application until SIGTERM or Ctrl-C; returns when what was running is finished.
+* `serve`: runs an application until SIGTERM or Ctrl-C; returns when what was running is finished. * `make_server`.
 * `refuse_open`: before that, what must not be bound to other than this machine.
 
 Clients that are slow with the head of a request, or with anything between requests, lose their connection; a body that
@@ -60,7 +60,18 @@ def serve(
     Raises:
         ConfigError: the address cannot be bound.
     """
-    settings = settings or Settings()
+    server, listener = make_server(app, host, port, settings or Settings(), started)
+    server.run([listener])
+
+
+def make_server(
+    app: Any, host: str, port: int, settings: Settings, started: Callable[[str], None]
+) -> tuple[uvicorn.Server, socket.socket]:
+    """A server that does not run yet, and the socket it will listen at.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
     listener = _bound(host, port)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}/"
@@ -79,7 +90,7 @@ def serve(
     )
     server = _Server(config)
     server.on_start = lambda: started(address)
-    server.run([listener])
+    return server, listener
 
 
 def log_to_stderr(level: int) -> None:

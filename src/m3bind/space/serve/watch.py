@@ -75,7 +75,7 @@ class _Body:
         if message["type"] == "http.disconnect":
             self._left.set()
             self.complete.set()
-            return message
+            await asyncio.Event().wait()  # until `Watch` cancels it
         piece = len(message.get("body", b""))
         if self.count + piece > self._most:
             raise self._too_large()
