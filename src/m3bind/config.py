@@ -30,8 +30,8 @@ class _Strict(BaseModel):
 class PhantomConfig(_Strict):
     """Virtual patients made for the run instead of files of one's own."""
 
-    patients: int = Field(600, ge=20)
-    seed: int = 0
+    patients: int = Field(600, ge=20)  # how many
+    seed: int = 0  # another seed, other patients
     counts: dict[str, int] | None = (
         None  # training patients that have the modality; None: the generator's unbalanced default
     )
@@ -58,8 +58,8 @@ class DataConfig(_Strict):
 class ModelConfig(_Strict):
     """The dual encoder of one modality."""
 
-    model: str = "compact_2d"
-    settings: dict[str, Any] = {}
+    model: str = "compact_2d"  # a name that `m3bind models` lists
+    settings: dict[str, Any] = {}  # of that model
     checkpoint: str | None = None  # published or own weights; None: trained from scratch in stage 0
     pretrain: bool = True  # stage 0 for this modality (False where the checkpoint is used as it is)
 
@@ -67,21 +67,21 @@ class ModelConfig(_Strict):
 class TrainConfig(_Strict):
     """What the one training loop needs to know."""
 
-    steps: int = Field(300, ge=0)
+    steps: int = Field(300, ge=0)  # optimiser steps; 0: none
     batch: int = Field(72, ge=2)  # image-text pairs of one modality
     batches: dict[str, int] = {}  # per modality, where it differs (paper: ct 8)
-    lr: float = Field(2e-5, gt=0)
+    lr: float = Field(2e-5, gt=0)  # learning rate after the warm-up
     lr_floor: float = 0.0  # final learning rate of the cosine as a fraction of lr
     warmup: float = Field(0.1, ge=0, lt=1)  # fraction of the steps
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0  # 0: no clipping
+    weight_decay: float = 0.01  # of AdamW
+    clip_norm: float = 1.0  # largest norm of the gradients; 0: no clipping
     micro_batch: int = Field(0, ge=0)  # images that pass a tower together, computed again backwards; 0: all, all kept
     micro_batches: dict[str, int] = {}  # per modality, where it differs
     micro_tokens: int = Field(0, ge=0)  # the same for texts, in tokens; less memory, one more forward pass
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device computes it faster
-    checkpoint_steps: int = Field(100, ge=1)
-    checkpoint_seconds: float = 60.0  # whichever comes first; does not change the result
-    log_steps: int = Field(1, ge=1)
+    checkpoint_steps: int = Field(100, ge=1)  # steps between checkpoints
+    checkpoint_seconds: float = 60.0  # or so many seconds, whichever comes first; does not change the result
+    log_steps: int = Field(1, ge=1)  # steps between lines of log.jsonl
 
     def micro(self, modality: str) -> int:
         """Images of `modality` that pass its tower together; 0: no limit."""
@@ -91,9 +91,9 @@ class TrainConfig(_Strict):
 class ContrastiveConfig(_Strict):
     """Form of the image-text loss (Eq. 1 and 8)."""
 
-    direction: Literal["both", "i2t", "t2i"] = "both"
-    reduction: Literal["mean", "sum"] = "mean"
-    positives: Literal["diagonal", "identical", "mixed"] = "identical"
+    direction: Literal["both", "i2t", "t2i"] = "both"  # image to text, text to image, or both
+    reduction: Literal["mean", "sum"] = "mean"  # over the batch
+    positives: Literal["diagonal", "identical", "mixed"] = "identical"  # own text; equal texts; same label as well
     label_weight: float = 0.5  # mass on same-label pairs when positives = mixed (label supervision)
     concept_probability: float = Field(
         0.0, ge=0, le=1
@@ -107,7 +107,7 @@ class PretrainConfig(TrainConfig):
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = 0.05
     text_lr: float = Field(1.0, ge=0)  # learning rate of the text tower as a multiple of lr
-    augment: bool = True
+    augment: bool = True  # training images shifted, scaled, noised, and mirrored where anatomy allows it
     views: int = Field(
         1, ge=1
     )  # augmented copies of each training image passed once through a frozen trunk (1: only the original)
@@ -118,9 +118,9 @@ class PretrainConfig(TrainConfig):
 class LoraConfig(_Strict):
     """Low-rank adapters on query and value projections."""
 
-    r: int = 8
-    alpha: int = 8
-    dropout: float = 0.1
+    r: int = 8  # rank
+    alpha: int = 8  # updates are scaled by alpha / r
+    dropout: float = 0.1  # of the adapters' inputs, in training
 
 
 class BalanceConfig(_Strict):
@@ -128,15 +128,15 @@ class BalanceConfig(_Strict):
 
     beta: float = 0.5  # Eq. 3; 0: uniform over modalities, 1: inverse to size
     proportional: bool = False  # sample by size instead of Eq. 3 (AMB off)
-    lr: bool = True  # Eq. 4
-    weights: bool = True  # Eq. 5
+    lr: bool = True  # Eq. 4: learning rates by size
+    weights: bool = True  # Eq. 5: loss weights by size
     literal: bool = False  # Eq. 4 and 5 without normalisation (about 3e-8 for 377k pairs: no learning)
 
 
 class PostConfig(_Strict):
     """Post steps on the bound space, see binding/post.py."""
 
-    gap: Literal["none", "centre", "rotate", "realign", "pc"] = "none"
+    gap: Literal["none", "centre", "rotate", "realign", "pc"] = "none"  # what is done about the modality gap
     components: int = Field(1, ge=1)  # principal axes that "pc" drops
     iso: tuple[int, int] | None = None  # IsoCLIP: directions dropped at the (top, bottom) of the spectrum
 
@@ -147,18 +147,18 @@ class AlignConfig(TrainConfig):
     method: str = "m3bind"  # a file in binding/methods/
     options: dict[str, Any] = {}  # of that method, see `defaults` in its file
     post: PostConfig = PostConfig()  # becomes part of the space
-    dim: int = Field(512, ge=8)
-    bridge: Literal["procrustes", "identity"] = "procrustes"
+    dim: int = Field(512, ge=8)  # dimensions of the bound space
+    bridge: Literal["procrustes", "identity"] = "procrustes"  # how bridges begin
     pool: int = Field(4096, ge=16)  # texts Procrustes is fitted on
     steps: int = Field(15000, ge=0)
     shared_batch: int = Field(64, ge=2)  # texts of the text-text loss
     lam: float = 10.0  # lambda of Eq. 6
     mse_reduction: Literal["sum", "mean"] = "sum"  # over the d dimensions
     text_contrastive: float = 0.0  # weight of InfoNCE between text towers (beyond the paper)
-    text_contrastive_scale: float = 14.29
-    text: Literal["lora", "head", "frozen"] = "lora"
-    image: Literal["lora", "head", "bridge", "frozen"] = "bridge"
-    train_bridge: bool = True
+    text_contrastive_scale: float = 14.29  # its logit scale, 1 / temperature
+    text: Literal["lora", "head", "frozen"] = "lora"  # what of the text towers is trained
+    image: Literal["lora", "head", "bridge", "frozen"] = "bridge"  # what of the image side is trained
+    train_bridge: bool = True  # False: bridges stay as they begin
     bridge_maps: Literal["one", "two"] = "one"  # of a modality: one for both sides, or one for images, one for texts
     bridge_lr: float = 1.0  # learning rate of bridges as a multiple of lr
     lora: LoraConfig = LoraConfig()
@@ -170,7 +170,7 @@ class StudentConfig(_Strict):
     """The shared text encoder of stage 2."""
 
     text: str = "minilm"  # kind of m3bind.models.text_encoder, folder or hub id
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {}  # of that text encoder
     train: Literal["full", "head"] = "full"  # what is trained; head: trunk features are computed once
 
 
@@ -179,8 +179,8 @@ class DistillConfig(TrainConfig):
 
     steps: int = Field(1200, ge=0)  # phase A, Eq. 7 alone
     steps_b: int = Field(1200, ge=0)  # phase B, Eq. 9
-    shared_batch: int = 64
-    teachers: Literal["all", "own"] = "all"
+    shared_batch: int = 64  # texts of Eq. 7
+    teachers: Literal["all", "own"] = "all"  # who teaches a text: every tower, or that of its own modality
     student: StudentConfig = StudentConfig()
     contrastive_weight: float = 1.0  # of Eq. 8
     kd_weight: float = 1.0  # of Eq. 7 in phase B; the terms below are of phase B, too (distill/terms.py)
@@ -196,11 +196,11 @@ class EvaluateConfig(_Strict):
     """What is measured."""
 
     tasks: list[str] = []  # names of prompt sets; empty: all that fit the data
-    bootstrap: int = 1000
-    agreement_texts: int = 1000
+    bootstrap: int = 1000  # resamples behind every interval
+    agreement_texts: int = 1000  # texts on which the text towers are compared
     gap_correction: bool = True  # image-to-image figures also after subtracting modality means
     post: list[Literal["rotate", "realign", "pc"]] = []  # and after these post steps (binding/post.py)
-    probe: bool = True
+    probe: bool = True  # a linear probe on each image tower
 
 
 class PlanConfig(_Strict):
@@ -214,10 +214,10 @@ class PlanConfig(_Strict):
 class RunConfig(_Strict):
     """Everything one run needs; saved resolved beside its results."""
 
-    name: str = "run"
-    seed: int = 0
+    name: str = "run"  # of the run's folder
+    seed: int = 0  # of everything random
     data: DataConfig = DataConfig()
-    modalities: dict[str, ModelConfig] = {}
+    modalities: dict[str, ModelConfig] = {}  # a model for each modality; null leaves one out
     pretrain: PretrainConfig = PretrainConfig()
     align: AlignConfig = AlignConfig()
     distill: DistillConfig = DistillConfig()
