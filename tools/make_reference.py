@@ -275,7 +275,10 @@ def _import(name: str) -> Any:
 
 def _entry(name: str, thing: Any) -> str:
     """A function, or a class with its public methods and properties."""
-    text = f"\n### `{name}` {{#{name.lower().replace('.', '-')}}}\n\n"
+    module, _, short = name.rpartition(".")
+    heading = name if module == "m3bind" else short
+    text = f"\n### `{heading}` {{#{name.lower().replace('.', '-')}}}\n\n"
+    text += "" if module == "m3bind" else f"`from {module} import {short}`\n\n"
     if inspect.isfunction(thing):
         return text + _signature(thing) + _prose(thing.__doc__)
     text += _prose(thing.__doc__) + _fields(thing)
