@@ -51,9 +51,13 @@ def read(wire):
     return int(head.split()[1]), json.loads(body or b"{}")
 
 
-def post(address, kind=bFORM, **lines):
+def post(address, kind=FORM, **lines):
     named = b"".join(f"{name.replace('_', '-')}: {value}\r\n".encode() for name, value in lines.items())
-    return b"POST /api/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\n%s\r\n" % (address.encode(), kind, named)
+    return b"POST /api/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\n%s\r\n" % (
+        address.encode(),
+        kind.encode(),
+        named,
+    )
 
 
 def folders():
@@ -63,7 +67,7 @@ def folders():
 def test_a_large_body_is_refused_before_it_is_read(served):
     status, body = request(served, post("uploads", content_length=10**12))
     assert status == 413 and "300,000" in body["error"]["message"]
-    status, body = request(served, post("search", b"application/json", content_length=5000))
+    status, body = request(served, post("search", "application/json", content_length=5000))
     assert status == 413 and body["error"]["code"] == "too_large"
 
 
@@ -72,7 +76,7 @@ def test_a_large_body_without_a_length_is_refused_when_it_is_too_large(served):
     status, body = request(served, post("uploads", transfer_encoding="chunked"), *pieces)
     assert status == 413 and body["error"]["code"] == "too_large"
     status, body = request(
-        served, post("search", b"application/json", transfer_encoding="chunked"), b"2000\r\n%s\r\n" % (b" " * 0x2000)
+        served, post("search", "application/json", transfer_encoding="chunked"), b"2000\r\n%s\r\n" % (b" " * 0x2000)
     )
     assert status == 413
     until(lambda: not folders())
@@ -101,7 +105,7 @@ def test_a_slow_body_is_given_up(served):
     begun = time.monotonic()
     status, body = request(served, post("uploads", content_length=100_000), HEAD)
     assert status == 408 and body["error"]["code"] == "slow" and time.monotonic() - begun < 8
-    status, body = request(served, post("search", b"application/json", content_length=100), b'{"parts"')
+    status, body = request(served, post("search", "application/json", content_length=100), b'{"parts"')
     assert status == 408
     until(lambda: not folders())
 

@@ -85,9 +85,11 @@ class Service:
             self.questions.text(WARM_UP)
             self.ready = True
             with self.archive.lease() as state:
+                texts = phrases_for(self.space.modalities, state.labels, self._texts)
+                rows = self.questions.texts(texts)
                 if not state.index.gap_corrected:
-                    texts = phrases_for(self.space.modalities, state.labels, self._texts)
-                    self.phrases = Vocabulary(texts, self.questions.texts(texts))
+                    self.phrases = Vocabulary(texts, rows)
+                self.layout.allow(rows)
                 self.layout.begin(state)
         except Exception as error:
             log.error("what requests need cannot be prepared (%s)", type(error).__name__)
