@@ -1,0 +1,283 @@
+"""Commands of a hospital's archive: objects in, without names, and results back."""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from m3bind.cli.app import app, prepare_torch
+from m3bind.errors import ConfigError
+
+Space = Annotated[Path, typer.Option("--space", help="space folder, e.g. runs/demo/space")]
+IndexAt = Annotated[str, typer.Option("--index", help="index to write, made if missing (folder or Milvus URI)")]
+Keep = Annotated[Path | None, typer.Option("--keep-files", help="keep de-identified files here: items have pictures")]
+Salt = Annotated[
+    Path | None,
+    typer.Option("--salt-file", help="secret of the pseudonyms; default M3BIND_SALT, or ~/.config/m3bind/salt"),
+]
+SpoolAt = Annotated[Path | None, typer.Option("--spool", help="folder of what waits; default: beside the index")]
+Dates = Annotated[str, typer.Option("--dates", help="none, or shift: by a number of days of each patient")]
+BurnedIn = Annotated[bool, typer.Option("--burned-in", help="also take pictures that say they have burned-in text")]
+MappingAt = Annotated[
+    Path | None, typer.Option("--mapping", help="also keep which object an item was; it names patients")
+]
+MostMb = Annotated[int, typer.Option("--max-mb", help="largest object, in MB")]
+SpoolGb = Annotated[int, typer.Option("--spool-gb", help="most that may wait, in GB")]
+Auth = Annotated[
+    Path | None,
+    typer.Option("--auth-file", help="file with the header Authorization; default: M3BIND_DICOMWEB_AUTH"),
+]
+
+
+@dataclass
+class _Options:
+    """What listen and pull share."""
+
+    space: Path
+    index: str
+    keep: Path | None
+    salt: Path | None
+    spool: Path | None
+    dates: str
+    burned_in: bool
+    mapping: Path | None
+    max_mb: int
+    spool_gb: int
+
+
+@app.command()
+def listen(
+    space: Space,
+    index: IndexAt,
+    port: Annotated[int, typer.Option(help="port; 0 takes a free one")] = 11112,
+    aet: Annotated[str, typer.Option(help="our application entity title; others must call us by it")] = "M3BIND",
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    allow: Annotated[list[str] | None, typer.Option(help="title that may send; repeatable; default: all")] = None,
+    keep_files: Keep = None,
+    salt_file: Salt = None,
+    spool: SpoolAt = None,
+    dates: Dates = "none",
+    burned_in: BurnedIn = False,
+    mapping: MappingAt = None,
+    max_mb: MostMb = 1024,
+    spool_gb: SpoolGb = 50,
+    associations: Annotated[int, typer.Option(help="most senders at a time")] = 8,
+    complete: Annotated[str, typer.Option(help="when a series is: quiet, or release of its association")] = "quiet",
+    quiet: Annotated[float, typer.Option(help="seconds without a new object after which a series is complete")] = 10.0,
+    grace: Annotated[float, typer.Option(help="seconds for running associations when stopped")] = 30.0,
+) -> None:
+    """DICOM objects sent by C-STORE -> index, without names. Ctrl-C or SIGTERM finishes what was accepted.
+
+    Example:  m3bind listen --space runs/demo/space --index index --keep-files kept --allow PACS
+    """
+    options = _Options(space, index, keep_files, salt_file, spool, dates, burned_in, mapping, max_mb, spool_gb)
+    if complete not in ("quiet", "release"):
+        raise ConfigError(f"--complete {complete}: quiet or release")
+    _need("pynetdicom")
+    stop = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    with _ways(options, quiet) as (intake, encoder):
+        from m3bind.hospital.listener import Listener
+
+        listener = Listener(intake, aet, allow or (), associations, complete=cast(Any, complete))
+        listener.start(host, port)
+        print(f"listening as {aet} on {host}:{listener.port}", flush=True)
+        told = threading.Thread(target=_tell, args=(intake, encoder, stop), daemon=True)
+        told.start()
+        encoder.run(stop)
+        listener.stop(grace)
+        encoder.drain()
+        print(_state(intake, encoder), flush=True)
+
+
+@app.command()
+def pull(
+    url: Annotated[str, typer.Argument(help="DICOMweb root, e.g. http://127.0.0.1:8042/dicom-web")],
+    space: Space,
+    index: IndexAt,
+    modality: Annotated[str, typer.Option(help="DICOM code, e.g. CT; default: all that the space holds")] = "",
+    since: Annotated[str, typer.Option("--from", help="first day of studies, e.g. 2020-01-31")] = "",
+    until: Annotated[str, typer.Option("--until", help="last day of studies")] = "",
+    limit: Annotated[int, typer.Option(help="most series to fetch; 0: all")] = 0,
+    page: Annotated[int, typer.Option(help="studies per question")] = 100,
+    auth_file: Auth = None,
+    keep_files: Keep = None,
+    salt_file: Salt = None,
+    spool: SpoolAt = None,
+    dates: Dates = "none",
+    burned_in: BurnedIn = False,
+    mapping: MappingAt = None,
+    max_mb: MostMb = 1024,
+    spool_gb: SpoolGb = 50,
+) -> None:
+    """Series of a DICOMweb server -> index, without names. Stopped, the same command continues.
+
+    Example:  m3bind pull http://127.0.0.1:8042/dicom-web --space runs/demo/space --index index --modality CT
+    """
+    options = _Options(space, index, keep_files, salt_file, spool, dates, burned_in, mapping, max_mb, spool_gb)
+    _need("httpx")
+    from m3bind.hospital.dicomweb import Wanted
+    from m3bind.hospital.dicomweb import pull as fetch
+    from m3bind.hospital.http import Web, authorization
+
+    wanted = Wanted(modality, since, until, limit, page)
+    wanted.query()
+    counts: Any = {}
+    with Web(url, authorization(auth_file)) as web, _ways(options, float("inf")) as (intake, encoder):
+        try:
+            for done in fetch(web, intake, wanted):
+                counts = done
+                encoder.drain()
+        finally:
+            encoder.drain()
+            listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+            print(f"fetched: {listed or 'nothing'}; {_state(intake, encoder)}")
+    if intake.counts["refused"] or encoder.counts["set aside"] or (counts and counts["failed"]):
+        raise typer.Exit(1)
+
+
+@app.command("send-results")
+def send_results(
+    index: Annotated[str, typer.Argument(help="index that listen or pull wrote")],
+    space: Space,
+    labels: Annotated[str, typer.Option(help="labels to choose from, parted by commas")],
+    item: Annotated[list[str] | None, typer.Option(help="id of an item; repeatable")] = None,
+    modality: Annotated[str, typer.Option(help="all items of this modality")] = "",
+    mapping: MappingAt = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the reports")] = None,
+    to: Annotated[str, typer.Option(help="AET@HOST:PORT, or a DICOMweb root: send the reports there")] = "",
+    sidecar: Annotated[bool, typer.Option("--json", help="JSON into --out in place of DICOM SR")] = False,
+    auth_file: Auth = None,
+) -> None:
+    """Zero-shot results of items as DICOM SR (research use) in the original study; needs the mapping. Or as JSON.
+
+    Example:  m3bind send-results index --space runs/demo/space --modality xray --labels normal,pneumonia
+              --mapping mapping.db --to PACS@127.0.0.1:4242
+    """
+    if not (out or to) or (sidecar and not out):
+        raise ConfigError("say where results go: --out DIR, --to AET@HOST:PORT, or --to a DICOMweb root")
+    if not sidecar and mapping is None:
+        raise ConfigError(
+            "a DICOM SR refers to the original objects: give --mapping, or --json for a file without them"
+        )
+    if bool(item) == bool(modality):
+        raise ConfigError("say which items: --item ID (repeatable), or --modality NAME")
+    if not sidecar:
+        _need("highdicom")
+    from m3bind.hospital.mapping import Mapping
+    from m3bind.hospital.results import findings
+    from m3bind.space.bundle import load
+    from m3bind.space.index import Where, open_index
+
+    prepare_torch()
+    names = [name.strip() for name in labels.split(",") if name.strip()]
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_index(index))
+        known = stack.enter_context(Mapping(mapping, make=False)) if mapping else None
+        wanted = item or opened.sample(len(opened), Where(modality=modality))[0]
+        found = findings(load(space), opened, wanted, names)
+        count = _deliver(found, known, out, to, sidecar, auth_file)
+    print(f"{count} results {'written' if out and not to else 'sent'}")
+
+
+def _deliver(found: Any, known: Any, out: Path | None, to: str, sidecar: bool, auth_file: Path | None) -> int:
+    """Write or send results; how many."""
+    from m3bind.files import atomic_path, write_json
+    from m3bind.hospital.results import as_json, as_report
+
+    if sidecar and out:
+        for finding in found:
+            write_json(out / f"{finding.item}.json", as_json(finding, known.origins(finding.item) if known else ()))
+        return len(found)
+    reports = [(finding.item, as_report(finding, known.origins(finding.item))) for finding in found]
+    for name, report in reports if out else ():
+        with atomic_path(cast(Path, out) / f"{name}.dcm") as temporary:
+            report.save_as(temporary, enforce_file_format=True)
+            temporary.chmod(0o600)
+    if to:
+        from m3bind.hospital.http import authorization
+        from m3bind.hospital.send import destination
+
+        with destination(to, [str(report.SOPClassUID) for _, report in reports[:1]], authorization(auth_file)) as send:
+            for _, report in reports:
+                send(report)
+    return len(reports)
+
+
+def _need(package: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"this command needs the package {package}: pip install 'm3bind[hospital]'")
+
+
+@contextlib.contextmanager
+def _ways(options: _Options, quiet: float) -> Iterator[tuple[Any, Any]]:
+    """Intake and encoder between a spool and an index."""
+    from m3bind.hospital.deidentify import Deidentifier
+    from m3bind.hospital.intake import Encoder, Intake
+    from m3bind.hospital.mapping import Mapping
+    from m3bind.hospital.pseudonyms import Pseudonyms, open_salt
+    from m3bind.hospital.spool import Spool
+    from m3bind.space.bundle import load
+
+    if options.dates not in ("none", "shift"):
+        raise ConfigError(f"--dates {options.dates}: none or shift")
+    if options.spool is None and ":" in options.index:
+        raise ConfigError(f"{options.index}: name a folder for what waits, --spool DIR")
+    salt = open_salt(options.salt)
+    place = options.spool or Path(f"{options.index.rstrip('/')}.spool")
+    prepare_torch()
+    opened = load(options.space)
+    with contextlib.ExitStack() as stack:
+        spool = stack.enter_context(Spool(place, quiet, options.spool_gb << 30))
+        mapping = stack.enter_context(Mapping(options.mapping)) if options.mapping else None
+        target = stack.enter_context(_index(options.index, opened))
+        names = Deidentifier(Pseudonyms(salt), cast(Any, options.dates), options.burned_in)
+        intake = Intake(spool, names, opened.modalities, mapping, options.max_mb << 20)
+        yield intake, Encoder(opened, target, spool, options.keep)
+
+
+def _index(uri: str, space: Any) -> Any:
+    """The index, open for writing; a new one where there is none."""
+    from m3bind.space.index import create_index, open_index
+    from m3bind.space.index.uri import exists
+
+    if not exists(uri):
+        return create_index(uri, space.dim, space.fingerprint)
+    found = open_index(uri, writable=True)
+    if found.fingerprint != space.fingerprint:
+        found.close()
+        raise ConfigError(f"{uri} belongs to another space; name the space it was made with, or another index")
+    return found
+
+
+def _state(intake: Any, encoder: Any) -> str:
+    """One line of what was done."""
+    kinds = {name: count for name, count in sorted(encoder.counts.items()) if name not in ("set aside", "repeated")}
+    listed = f" ({', '.join(f'{name} {count}' for name, count in kinds.items())})" if kinds else ""
+    parts = [
+        f"objects {intake.counts['received']}, refused {intake.counts['refused']}",
+        f"items {sum(kinds.values())}{listed}",
+        f"repeated {encoder.counts['repeated']}, set aside {encoder.counts['set aside']}",
+        f"waiting {intake.spool.waiting()}",
+    ]
+    return "; ".join(parts)
+
+
+def _tell(intake: Any, encoder: Any, stop: threading.Event, every: float = 5.0) -> None:
+    """Print the state when it has changed, until `stop`."""
+    last, since = "", time.monotonic()
+    while not stop.wait(0.5):
+        now = _state(intake, encoder)
+        if now != last and time.monotonic() - since > every:
+            print(now, file=sys.stderr, flush=True)
+            last, since = now, time.monotonic()

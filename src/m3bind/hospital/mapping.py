@@ -1,0 +1,75 @@
+"""By option: which object an item was made of, in a private file. It names patients; keep it as you keep the salt.
+
+* `Mapping`: item -> the identifiers of its objects (`Origin`), in one SQLite file of mode 0600.
+"""
+
+import json
+import os
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from m3bind.errors import ConfigError, DiskError
+from m3bind.hospital.deidentify import Cleaned, Origin
+
+
+class Mapping:
+    """See above."""
+
+    def __init__(self, path: Path, make: bool = True) -> None:
+        """Open the file; with `make`, a new one where there is none.
+
+        Raises:
+            ConfigError: there is none, others may read it, or it is something else.
+            DiskError: it cannot be made.
+        """
+        if not path.exists():
+            if not make:
+                raise ConfigError(f"{path}: no mapping there; results need one, kept by listen or pull with --mapping")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            except OSError as error:
+                raise DiskError(f"{path}: no mapping can be kept there ({error.strerror})") from error
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise ConfigError(f"{path}: others may read who the patients are; chmod 600 it")
+        self._guard = threading.Lock()
+        try:
+            self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._file.execute("PRAGMA synchronous=FULL")
+            self._file.execute(
+                "CREATE TABLE IF NOT EXISTS origins (item TEXT, object TEXT, origin TEXT, PRIMARY KEY (item, object))"
+            )
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(f"{path}: not a mapping ({error}); name another file") from error
+
+    def keep(self, cleaned: Cleaned) -> None:
+        """Remember the object of an item; durable when this returns."""
+        row = cleaned.unit, cleaned.instance, json.dumps(cleaned.origin.as_dict())
+        with self._guard:
+            self._file.execute("INSERT OR REPLACE INTO origins VALUES (?, ?, ?)", row)
+
+    def origins(self, item: str) -> list[Origin]:
+        """The objects an item was made of.
+
+        Raises:
+            ConfigError: the item is not in this mapping.
+        """
+        with self._guard:
+            rows = self._file.execute("SELECT origin FROM origins WHERE item = ? ORDER BY object", (item,)).fetchall()
+        if not rows:
+            raise ConfigError("this mapping does not know the item; it was encoded without --mapping, or with another")
+        return [Origin(**json.loads(text)) for (text,) in rows]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,110 @@
+"""What identifiers become: keyed hashes, the same for the same salt, which nobody without the salt can repeat.
+
+* `Pseudonyms`: patients, UIDs, days and file names under one salt.
+* `open_salt`: the salt of the environment variable M3BIND_SALT, or of a file that is made once and is private.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+import uuid
+from datetime import date, timedelta
+from pathlib import Path
+
+from m3bind.errors import ConfigError, DiskError
+
+VARIABLE = "M3BIND_SALT"
+LEAST = 16  # characters of a salt
+SPAN = 3650  # days by which dates are moved back at most
+
+
+def default_salt() -> Path:
+    """Where the salt is kept if nobody says where: the user's folder of settings."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "m3bind" / "salt"
+
+
+def open_salt(path: Path | None = None) -> bytes:
+    """The salt: of M3BIND_SALT where no `path` is given and it is set, else of the file, which is made if missing.
+
+    Raises:
+        ConfigError: shorter than 16 characters, or a file that others may read.
+        DiskError: the file cannot be made or read.
+    """
+    text = os.environ.get(VARIABLE, "") if path is None else ""
+    if text:
+        return _checked(text.encode(), f"the environment variable {VARIABLE}")
+    path = path or default_salt()
+    try:
+        if not path.exists():
+            _make(path)
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise ConfigError(f"{path}: others may read the salt; chmod 600 it, and take a new one if they did")
+        return _checked(path.read_bytes().strip(), str(path))
+    except OSError as error:
+        raise DiskError(f"{path}: no salt can be kept there ({error.strerror}); name another --salt-file") from error
+
+
+def _checked(salt: bytes, where: str) -> bytes:
+    if len(salt) < LEAST:
+        raise ConfigError(f"{where}: a salt of {len(salt)} characters; take {LEAST} or more that nobody can guess")
+    return salt
+
+
+def _make(path: Path) -> None:
+    """A new salt, unless another process was faster."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(secrets.token_hex(32).encode() + b"\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
+class Pseudonyms:
+    """Identifiers under one salt. The same input gives the same output, in any process and on any day."""
+
+    def __init__(self, salt: bytes) -> None:
+        self._salt = salt
+
+    def _digest(self, kind: str, *texts: str) -> bytes:
+        state = hmac.new(self._salt, digestmod=hashlib.sha256)
+        for text in (kind, *texts):
+            data = text.encode("utf-8", "surrogateescape")
+            state.update(len(data).to_bytes(8, "little"))
+            state.update(data)
+        return state.digest()
+
+    def key(self, kind: str, *texts: str) -> str:
+        """24 hexadecimal digits, for ids and file names; `kind` keeps a patient's number and a series' apart."""
+        return self._digest(kind, *texts).hex()[:24]
+
+    def uid(self, uid: str) -> str:
+        """A UID in place of another one, of the form 2.25.<number>; "" stays ""."""
+        return f"2.25.{uuid.UUID(bytes=self._digest('uid', uid)[:16], version=4).int}" if uid else ""
+
+    def patient(self, number: str, issuer: str = "", study: str = "") -> str:
+        """A patient's pseudonym: the same for the same number and issuer; without a number, for the same study."""
+        number, issuer = number.strip().casefold(), issuer.strip().casefold()
+        return self.key("patient", issuer, number) if number else self.key("patient of study", study)
+
+    def moved(self, day: str, patient: str) -> str:
+        """A DICOM date (YYYYMMDD) some 1 to 3,650 days earlier, the same number for all dates of a patient's pseudonym.
+
+        "" for what is no date or would leave the calendar.
+        """
+        try:
+            found = date(int(day[:4]), int(day[4:6]), int(day[6:8]))
+            back = timedelta(days=1 + int.from_bytes(self._digest("days", patient)[:4], "little") % SPAN)
+            return (found - back).strftime("%Y%m%d") if len(day) == 8 and found.year > 1000 + SPAN // 365 else ""
+        except (ValueError, OverflowError):
+            return ""

@@ -1,0 +1,181 @@
+"""Labels with probabilities of an item, as a DICOM structured report or as JSON. For research only, and it says so.
+
+* `findings`: zero-shot probabilities of items of an index -> `Finding`.
+* `as_report`: DICOM Comprehensive SR after TID 1500, which refers to the original objects by their own UIDs, so it
+  needs the mapping. * `as_json`: the same as plain values; original UIDs only where a mapping is given.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import m3bind
+from m3bind.errors import ConfigError
+from m3bind.hospital.deidentify import Origin
+from m3bind.space.bundle import Space
+from m3bind.space.compute import similarity
+from m3bind.space.index.base import Index
+
+NOTICE = "RESEARCH USE ONLY. Made by an algorithm, not reviewed by a physician; not for diagnosis or treatment."
+SCHEME = "99M3BIND"
+SERIES_NUMBER = 9900
+_MEANING = 64  # characters of a coded meaning
+_LEFT_OUT = ("1.2.840.10008.5.1.4.1.1.9.",)  # waveforms: evidence, but no pictures a measurement could point to
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Probabilities of labels for one item; they sum to 1."""
+
+    item: str
+    modality: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    space: str  # fingerprint
+    synthetic: bool
+
+    @property
+    def best(self) -> int:
+        """Position of the likeliest label."""
+        return int(np.argmax(self.probabilities))
+
+
+def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[str]) -> list[Finding]:
+    """Zero-shot probabilities of items: softmax over `labels` of logit scale x cosine, as `Space.classify`.
+
+    Raises:
+        ConfigError: fewer than two labels, one twice, or an index whose embeddings are gap-corrected.
+        UnknownNameError: an id that is not in the index.
+    """
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise ConfigError("results need two or more different labels; parts them by commas: --labels normal,pneumonia")
+    if index.gap_corrected:
+        raise ConfigError(f"{index.uri} is gap-corrected, for image search only; results need an index without")
+    table, rows = index.items(items), index.vectors(items)
+    found = []
+    for item, modality, row in zip(items, table["modality"], rows):
+        classes = space.class_embeddings(labels, modality)
+        logits = space.logit_scale(modality) * similarity(row[None], classes).astype(np.float64)[0]
+        weights = np.exp(logits - logits.max())
+        shares = tuple(float(value) for value in weights / weights.sum())
+        found.append(Finding(item, modality, tuple(labels), shares, space.fingerprint, space.synthetic))
+    return found
+
+
+def as_json(finding: Finding, origins: Sequence[Origin] = ()) -> dict[str, Any]:
+    """A finding as JSON values; with `origins`, the UIDs of study and objects."""
+    found: dict[str, Any] = {
+        "notice": NOTICE,
+        "item": finding.item,
+        "modality": finding.modality,
+        "labels": list(finding.labels),
+        "probabilities": [round(value, 6) for value in finding.probabilities],
+        "algorithm": {"name": "m3bind zero-shot", "version": m3bind.__version__, "space": finding.space},
+        "synthetic_space": finding.synthetic,
+    }
+    if origins:
+        found["study"], found["series"] = origins[0].study, origins[0].series
+        found["objects"] = [origin.sop_instance for origin in origins]
+    return found
+
+
+def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
+    """A finding as Comprehensive SR in the study of the original objects, preliminary and unverified.
+
+    Made again for the same item, labels and space, it has the same UIDs.
+    """
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    device = _uid("device", finding.space)
+    observer = sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=device, name="m3bind", manufacturer_name="m3bind", model_name="zero-shot"
+        ),
+    )
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=sr.CodedConcept("ZEROSHOT", SCHEME, "Zero-shot classification, research use only"),
+        imaging_measurements=[_group(finding, number, origins) for number in range(len(finding.labels))],
+    )
+    best = f"Likeliest of {len(finding.labels)} labels: {finding.labels[finding.best]}, "
+    best += f"probability {finding.probabilities[finding.best]:.3f}."
+    trained = " The space was trained on SYNTHETIC patients." if finding.synthetic else ""
+    for text in (NOTICE, best + trained):
+        content[0].ContentSequence.append(
+            sr.TextContentItem(name=codes.DCM.Comment, value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
+        )
+    made = sr.ComprehensiveSR(
+        evidence=[_evidence(origin) for origin in origins],
+        content=content[0],
+        series_instance_uid=_uid("series", origins[0].study, finding.space),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=_uid("report", origins[0].series, finding.item, finding.space, *finding.labels),
+        instance_number=1,
+        manufacturer="m3bind",
+        manufacturer_model_name="zero-shot",
+        software_versions=m3bind.__version__,
+        device_serial_number=finding.space[:16],
+        series_description="m3bind: RESEARCH USE ONLY",
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        specific_character_set="ISO_IR 192",
+    )
+    return made
+
+
+def _group(finding: Finding, number: int, origins: Sequence[Origin]) -> Any:
+    """One label with its probability (TID 1501)."""
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    label = finding.labels[number]
+    value = hashlib.sha256(label.encode()).hexdigest()[:14].upper()
+    pictures = [
+        sr.SourceImageForMeasurementGroup(origin.sop_class, origin.sop_instance)
+        for origin in origins
+        if not origin.sop_class.startswith(_LEFT_OUT)
+    ]
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=_uid("tracking", finding.item, label), identifier=f"label {number + 1}"
+        ),
+        finding_type=sr.CodedConcept(f"L{value}", SCHEME, label[:_MEANING]),
+        algorithm_id=sr.AlgorithmIdentification(
+            name="m3bind zero-shot", version=m3bind.__version__, parameters=[f"space {finding.space[:16]}"]
+        ),
+        measurements=[
+            sr.Measurement(
+                name=sr.CodedConcept("PROBABILITY", SCHEME, "Zero-shot probability"),
+                value=round(finding.probabilities[number], 6),
+                unit=codes.UCUM.NoUnits,
+            )
+        ],
+        source_images=pictures or None,
+    )
+
+
+def _evidence(origin: Origin) -> Any:
+    """What a report needs to know of an original object."""
+    from pydicom.dataset import Dataset
+
+    made = Dataset()
+    made.SOPClassUID, made.SOPInstanceUID = origin.sop_class, origin.sop_instance
+    made.SeriesInstanceUID, made.StudyInstanceUID = origin.series, origin.study
+    made.PatientID, made.PatientName = origin.patient_id, origin.patient_name
+    made.PatientBirthDate, made.PatientSex = origin.birth_date, origin.sex
+    made.StudyDate, made.StudyTime, made.StudyID = origin.study_date, origin.study_time, origin.study_id
+    made.AccessionNumber, made.ReferringPhysicianName = origin.accession, origin.referring
+    made.Modality = origin.modality
+    return made
+
+
+def _uid(*parts: str) -> str:
+    digest = hashlib.sha256("\0".join(("m3bind", *parts)).encode()).digest()
+    return f"2.25.{uuid.UUID(bytes=digest[:16], version=4).int}"

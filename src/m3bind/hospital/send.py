@@ -1,0 +1,83 @@
+"""An object to another archive: by C-STORE, or by DICOMweb (STOW-RS).
+
+* `destination`: what "AET@HOST:PORT" or an address says -> a function that sends one dataset.
+"""
+
+import contextlib
+import io
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from m3bind.errors import ConfigError, M3BindError
+from m3bind.hospital.http import Web
+
+OURS = "M3BIND"
+SECONDS = 30.0
+
+
+class SendError(M3BindError):
+    """Another archive does not take an object."""
+
+
+@contextlib.contextmanager
+def destination(text: str, kinds: list[str], auth: str = "", aet: str = OURS) -> Iterator[Callable[[Any], None]]:
+    """A function that sends one dataset; it raises SendError or WebError where it is not taken.
+
+    Args:
+        text: "AET@HOST:PORT", or the DICOMweb root, http://... or https://...
+        kinds: SOP classes of what will be sent.
+        auth: value of the header Authorization.
+        aet: our title in an association.
+
+    Raises:
+        ConfigError: `text` is neither.
+        SendError: nobody answers there, or the association is refused.
+    """
+    if text.startswith(("http://", "https://")):
+        with Web(text, auth) as web:
+            yield lambda dataset: _stow(web, dataset)
+        return
+    found = re.fullmatch(r"([!-?A-~]{1,16})@(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", text)
+    if not found:
+        raise ConfigError(f"{text!r}: give a destination as AET@HOST:PORT, or as the address of a DICOMweb root")
+    yield from _association(found[1], found[2].strip("[]"), int(found[3]), kinds, aet)
+
+
+def _association(peer: str, host: str, port: int, kinds: list[str], aet: str) -> Iterator[Callable[[Any], None]]:
+    from pynetdicom import AE
+
+    entity = AE(aet)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = SECONDS
+    for kind in kinds:
+        entity.add_requested_context(kind)
+    association = entity.associate(host, port, ae_title=peer)
+    if not association.is_established:
+        why = "refuses the association" if association.is_rejected else "does not answer"
+        raise SendError(f"{peer}@{host}:{port} {why}; check title, host, port, and whether it knows {aet}")
+
+    def send(dataset: Any) -> None:
+        try:
+            status = association.send_c_store(dataset)
+        except (RuntimeError, ValueError):
+            raise SendError(f"{peer}@{host}:{port} does not take this kind of object") from None
+        code = status.Status if "Status" in status else None
+        if code is None or (code != 0 and code >> 12 != 0xB):
+            said = "nothing" if code is None else f"0x{code:04X}"
+            raise SendError(f"{peer}@{host}:{port} answers {said} to an object; look at its log")
+
+    try:
+        yield send
+    finally:
+        association.release()
+
+
+def _stow(web: Web, dataset: Any) -> None:
+    file, boundary = io.BytesIO(), secrets.token_hex(16)
+    dataset.save_as(file, enforce_file_format=True)
+    head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    body = head + file.getvalue() + f"\r\n--{boundary}--\r\n".encode()
+    kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+    headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
+    web.request("POST", "studies", lambda answer: answer.read(), headers, body=body)

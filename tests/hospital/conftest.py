@@ -1,0 +1,73 @@
+"""A small space of real modalities, an index beside it, and a real Orthanc where it is installed."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
+
+from hospital.orthanc import Orthanc, find_orthanc
+
+SALT = "a salt that is only for tests"
+
+
+@pytest.fixture(scope="session")
+def space_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved space of four modalities: small untrained networks, each text tower a small BERT."""
+    import torch
+
+    from m3bind import models
+    from m3bind.models.text_encoder import make_text_encoder, train_wordpiece
+    from m3bind.space.bundle import Space, save_space
+
+    folder = tmp_path_factory.mktemp("hospital")
+    words = ["chest radiograph, normal heart", "abdominal CT with a mass", "sinus rhythm", "retina of the right eye"]
+    (folder / "words").mkdir()
+    train_wordpiece(words, 80).save(str(folder / "words" / "tokenizer.json"))
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = {"text": "bert", "text_config": config, "max_tokens": 24, "assets": folder / "words"}
+    rng = np.random.default_rng(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = {
+            "xray": models.build("compact_2d", modality="xray", joint_dim=10, image_size=32, widths=[8, 8], **text),
+            "retina": models.build("compact_2d", modality="retina", joint_dim=11, image_size=32, widths=[8, 8], **text),
+            "ct": models.build("compact_3d", joint_dim=12, shape=[8, 24, 24], widths=[8, 8], **text),
+            "ecg": models.build("compact_1d", joint_dim=9, widths=[8, 8], **text),
+        }
+        student = make_text_encoder("bert", 16, assets=folder / "words", max_tokens=24, config=config)
+    bridges = {
+        name: np.linalg.qr(rng.normal(size=(16, model.joint_dim)))[0].T.astype(np.float32)
+        for name, model in made.items()
+    }
+    save_space(
+        Space({name: model.eval() for name, model in made.items()}, bridges, None, student.eval()), folder / "space"
+    )
+    return folder / "space"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Of commands that the tests start."""
+    return {**os.environ, "M3BIND_SALT": SALT, "M3BIND_PROGRESS": "off", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+            "XDG_CONFIG_HOME": str(tmp_path / "settings")}  # fmt: skip
+
+
+@pytest.fixture
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Orthanc]]:
+    """`orthanc()` starts one on free ports of this machine with a storage of its own."""
+    program = find_orthanc()
+    if program is None:
+        pytest.skip("no Orthanc with its DICOMweb plugin: apt-get install orthanc orthanc-dicomweb")
+    started: list[Orthanc] = []
+
+    def start() -> Orthanc:
+        started.append(Orthanc(program, tmp_path_factory.mktemp("orthanc")))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()

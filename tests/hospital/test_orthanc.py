@@ -1,0 +1,198 @@
+"""Against a real Orthanc: sent by C-STORE and fetched by DICOMweb, found by words, and nobody's name anywhere."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pydicom
+import pytest
+from typer.testing import CliRunner
+
+from hospital.conftest import SALT
+from hospital.orthanc import Orthanc
+from hospital.planted import Names, electrocardiogram, hidden, photograph, plant, radiograph, save, series
+from m3bind.cli import app
+from m3bind.space.index import open_index
+
+SECONDS = 90
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Names]:
+    """The CT series (36 real slices where there are any), a CR, a 12-lead ECG and a fundus photograph; all planted."""
+    shared = Path(os.environ.get("M3BIND_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+    folder, names = tmp_path_factory.mktemp("objects"), Names()
+    found = series(shared / "native" / "dicom" / "ct_series", names)
+    found += [hidden(plant(radiograph(), names), names), plant(electrocardiogram(names), names)]
+    found.append(plant(photograph(names), names))
+    files = [save(dataset, folder / f"{names()}_{number:03d}.dcm") for number, dataset in enumerate(found)]
+    assert len(names.used) > 500
+    assert all(names.found_in(file.read_bytes()) for file in files)
+    return files, names
+
+
+class Command:
+    """A command of m3bind in the background; its words go to a file."""
+
+    def __init__(self, log: Path, environment: dict[str, str], *arguments: str) -> None:
+        self.log = log
+        with open(log, "ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "m3bind", *arguments], stdout=out, stderr=out, env=environment
+            )
+
+    def port(self) -> int:
+        """Where it listens, as soon as it says so."""
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end and self.process.poll() is None:
+            found = re.search(r":(\d+)\n", self.log.read_text())
+            if found:
+                return int(found[1])
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+    def end(self, how: int = signal.SIGTERM) -> str:
+        """End it; what it said."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        self.process.wait(SECONDS)
+        return self.log.read_text()
+
+
+def until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
+    """Wait for it."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "took too long"
+        time.sleep(0.1)
+
+
+def leaks(names: Names, *places: Path) -> dict[str, list[str]]:
+    """Identifiers in the files below `places`, and in their names."""
+    found = {}
+    for place in places:
+        for path in [place, *place.rglob("*")] if place.is_dir() else [place]:
+            named = names.found_in(str(path.relative_to(place.parent)))
+            inside = names.found_in(path.read_bytes()) if path.is_file() else []
+            if named or inside:
+                found[str(path)] = named + inside
+    return found
+
+
+def counts(index: Path) -> dict[str, int]:
+    try:
+        with open_index(index) as opened:
+            return opened.counts()
+    except Exception:  # not there yet
+        return {}
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """A command in this process; its exit code and what it said."""
+    done = CliRunner().invoke(app, list(arguments))
+    said = done.output + str(done.exception or "")
+    return done.exit_code, said
+
+
+def search(index: Path, space: Path, out: Path) -> list[dict[str, str]]:
+    """Hits of a text query, as the command tells them."""
+    query = ["--text", "CT of the chest", "--json", str(out), "--html", str(out.with_suffix(".html"))]
+    code, said = run("search", str(index), "--space", str(space), *query)
+    assert code == 0, said
+    out.with_suffix(".txt").write_text(said)
+    return json.loads(out.read_text())["hits"]
+
+
+EVERY = {"ct": 1, "ecg": 1, "retina": 1, "xray": 1}
+
+
+def test_sent_by_c_store(
+    objects: tuple[list[Path], Names],
+    orthanc: Callable[..., Orthanc],
+    space_folder: Path,
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    files, names = objects
+    server, index, kept, log = orthanc(), tmp_path / "index", tmp_path / "kept", tmp_path / "log.txt"
+    command = Command(log, environment, "listen", "--space", str(space_folder), "--index", str(index), "--port", "0",
+                      "--keep-files", str(kept), "--quiet", "1", "--allow", "ORTHANC")  # fmt: skip
+    try:
+        server.knows("M3BIND", command.port())
+        ids = server.store(files)
+        server.send("M3BIND", ids)
+        until(lambda: counts(index) == EVERY)
+        server.send("M3BIND", ids)  # again: the same items
+    finally:
+        said = command.end()
+    assert command.process.returncode == 0, said
+    assert counts(index) == EVERY and "set aside 0" in said and f"objects {2 * len(files)}" in said
+    assert "repeated 4" in said
+    with open_index(index) as opened:
+        items = opened.items(opened.sample(10)[0])
+    assert set(items["date"]) == {""} and items["path"].map(os.path.exists).all()
+    hits = search(index, space_folder, tmp_path / "answer.json")
+    assert {hit["modality"] for hit in hits} == set(EVERY)
+    assert len(list(kept.rglob("*.dcm"))) == len(files)
+    assert (tmp_path / "answer.html").stat().st_size > 5_000  # with pictures of the kept files
+    assert names.found_in(items.to_json() + json.dumps(hits)) == []
+    assert leaks(names, index, kept, log, tmp_path / "index.spool", *tmp_path.glob("answer.*")) == {}
+    for file in kept.rglob("*.dcm"):
+        text = str(pydicom.dcmread(file))
+        assert names.found_in(text) == [], file
+
+
+def test_fetched_by_dicomweb(
+    objects: tuple[list[Path], Names],
+    orthanc: Callable[..., Orthanc],
+    space_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("M3BIND_SALT", SALT)
+    files, names = objects
+    server, index, kept, log = orthanc(), tmp_path / "index", tmp_path / "kept", tmp_path / "log.txt"
+    server.store(files)
+    key = tmp_path / "key"
+    key.write_text(server.auth)
+
+    def pull(*options: str) -> str:
+        code, said = run("pull", server.web, "--space", str(space_folder), "--index", str(index), "--page", "1",
+                         "--keep-files", str(kept), "--auth-file", str(key), "--dates", "shift", *options)  # fmt: skip
+        with open(log, "a") as out:
+            out.write(said)
+        assert code == 0, said
+        return said
+
+    pull("--modality", "CT", "--limit", "1")
+    assert counts(index) == {"ct": 1}
+    assert "skipped 1" in pull("--from", "2019-07-01", "--until", "2019-07-31")
+    assert counts(index) == EVERY
+    assert "fetched: nothing" in pull("--from", "2021-01-01")
+    with open_index(index) as opened:
+        items = opened.items(opened.sample(10)[0])
+    assert (items["date"] < "2019-07-23").all() and (items["date"] > "2009").all()
+    hits = search(index, space_folder, tmp_path / "answer.json")
+    assert {hit["modality"] for hit in hits} == set(EVERY)
+    assert names.found_in(items.to_json() + json.dumps(hits)) == []
+    assert leaks(names, index, kept, log, tmp_path / "index.spool", *tmp_path.glob("answer.*")) == {}
+
+
+def test_wrong_credentials_and_addresses(
+    orthanc: Callable[..., Orthanc], space_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("M3BIND_SALT", SALT)
+    server = orthanc()
+    common = ["--space", str(space_folder), "--index", str(tmp_path / "index")]
+    code, refused = run("pull", server.web, *common)
+    assert code == 1 and "M3BIND_DICOMWEB_AUTH" in refused
+    monkeypatch.setenv("M3BIND_DICOMWEB_AUTH", server.auth)
+    code, lost = run("pull", server.web + "/nowhere", *common)
+    assert code == 1 and "DICOMweb root" in lost
+    assert "Basic" not in refused + lost
