@@ -1,11 +1,14 @@
 """The docs site: it builds, every link leads somewhere, nothing is asked of the network, and what it says is true."""
 
+import functools
+import http.server
 import importlib.util
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import nbformat
@@ -201,3 +204,58 @@ def test_a_newcomer_gets_a_script_that_bash_understands():
 @pytest.mark.timeout(3600)
 def test_a_newcomer_succeeds(tmp_path):
     assert newcomer.run(tmp_path, here=False) == 0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The built site behind an address of this machine."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(DOCS, folder / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+    assert build(folder).returncode == 0
+    handler = functools.partial(Quiet, directory=folder / "site")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'm3bind[dev]'")
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    with sync.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=chromium, args=[*flags, "--disable-component-update"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_in_a_browser(served, browser, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    asked, errors = set(), []
+    page.on("request", lambda request: asked.add(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    for name in ("index", "quickstart", "binding", "reference/settings", "troubleshooting"):
+        page.goto(f"{served}/{name}.html")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than a phone"
+        serious = [
+            fault for fault in axe.run(page).response["violations"] if fault["impact"] in ("serious", "critical")
+        ]
+        assert not [(name, fault["id"], fault["nodes"][0]["html"]) for fault in serious]
+    assert not errors
+    assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
+    shown = page.goto(f"{served}/index.html") and page.locator(".wide img:visible").get_attribute("src")
+    assert shown == f"pictures/pipeline-{scheme}.svg#only-{scheme}"
+    context.close()

@@ -103,9 +103,9 @@ def _command(name: str, command: Any) -> str:
     text = "".join(f"{paragraph}\n\n" for paragraph in about.strip().split("\n\n"))
     text += f"```text\n{' '.join([*usage, '[OPTIONS]'] if options else usage)}\n```\n\n"
     if arguments:
-        text += "| argument | |\n|---|---|\n" + "".join(arguments) + "\n"
+        text += "| argument | meaning |\n|---|---|\n" + "".join(arguments) + "\n"
     if options:
-        text += "| option | | default |\n|---|---|---|\n" + "".join(options) + "\n"
+        text += "| option | meaning | default |\n|---|---|---|\n" + "".join(options) + "\n"
     lines = [line.strip(" |") for line in re.split(r"\n|   \|   ", examples) if line.strip(" |")]
     return text + ("```bash\n" + "\n".join(lines) + "\n```\n" if lines else "")
 
@@ -138,7 +138,7 @@ def settings() -> str:
         "# Settings\n\nA run is one tree of settings: a preset's name or a YAML file, changed on the command line by "
         "`--set section.key=value`. A file may start from another with `extends: NAME`; mappings are merged key by "
         "key, anything else is replaced, and a modality set to `null` is left out. An unknown key stops with the "
-        "nearest known one. Equation numbers are those of the paper.\n\n## Presets\n\n| preset | |\n|---|---|\n"
+        "nearest known one. Equation numbers are those of the paper.\n\n## Presets\n\n| preset | what it is |\n|---|---|\n"
     )
     text += "".join(f"| `{name}` | {_cell(_preset(name))} |\n" for name in config.presets())
     sections: dict[type[BaseModel], list[str]] = {}
@@ -148,7 +148,7 @@ def settings() -> str:
         text += (
             f"\n## {heading} {{#{section.__name__.removesuffix('Config').lower()}}}\n\n{_first(section.__doc__)}\n\n"
         )
-        text += "| setting | default | values | |\n|---|---|---|---|\n"
+        text += "| setting | default | values | meaning |\n|---|---|---|---|\n"
         for name, field in section.model_fields.items():
             if _section(field) is None:
                 text += f"| `{name}` | {_shown(field)} | {_allowed(field)} | {_yaml(explanation(section, name))} |\n"
@@ -310,7 +310,7 @@ def _fields(thing: Any) -> str:
             kind = re.sub(r"^ClassVar\[(.*)\]$", r"\1", ast.unparse(part.annotation)).strip("'")
             default = f"`{_cell(ast.unparse(part.value))}`" if part.value is not None else ""
             rows += f"| `{part.target.id}` | `{_cell(kind)}` | {default} | {_cell(_comment(part, beside))} |\n"
-    return f"\n| attribute | type | default | |\n|---|---|---|---|\n{rows}" if rows else ""
+    return f"\n| attribute | type | default | meaning |\n|---|---|---|---|\n{rows}" if rows else ""
 
 
 def _signature(function: Any, name: str = "") -> str:
