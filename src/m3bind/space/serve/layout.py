@@ -138,7 +138,8 @@ def flat(rows: Array, modality: list[str], phrases: Array | None) -> NDArray[np.
     if len(rows) < LEAST:
         from sklearn.decomposition import PCA
 
-        xy = PCA(min(2, *seen.shape)).fit_transform(seen)
+        with np.errstate(invalid="ignore"):  # items that are all the same
+            xy = PCA(min(2, *seen.shape)).fit_transform(seen)
         xy = np.pad(xy, ((0, 0), (0, 2 - xy.shape[1])))
     else:
         from sklearn.manifold import TSNE
@@ -165,5 +166,6 @@ def _content(rows: Array, modality: NDArray[np.str_], phrases: Array | None) -> 
     if not spoken:
         from sklearn.decomposition import PCA
 
-        seen = PCA(min(COMPONENTS, *seen.shape), random_state=0).fit_transform(seen)
+        with np.errstate(invalid="ignore"):
+            seen = PCA(min(COMPONENTS, *seen.shape), random_state=0).fit_transform(seen)
     return seen

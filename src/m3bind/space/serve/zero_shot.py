@@ -91,7 +91,7 @@ class ZeroShooter:
         usual = np.sort(among, axis=1)[:, -NEIGHBOURS:].mean(axis=1)
         near = similarity(row[None], rows)[0]
         near = np.sort(near[near < SAME])[-NEIGHBOURS:]
-        if near.mean() >= np.quantile(usual, UNUSUAL):
+        if not len(near) or near.mean() >= np.quantile(usual, UNUSUAL):
             return ""
         return "The file is unlike what this archive holds of its kind; a label would mean nothing."
 
