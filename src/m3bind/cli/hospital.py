@@ -223,7 +223,8 @@ def _need(package: str) -> None:
 def _ways(options: _Options, quiet: float) -> Iterator[tuple[Any, Any]]:
     """Intake and encoder between a spool and an index."""
     from m3bind.hospital.deidentify import Deidentifier
-    from m3bind.hospital.intake import Encoder, Intake
+    from m3bind.hospital.encoder import Encoder
+    from m3bind.hospital.intake import Intake
     from m3bind.hospital.mapping import Mapping
     from m3bind.hospital.pseudonyms import Pseudonyms, open_salt
     from m3bind.hospital.spool import Spool

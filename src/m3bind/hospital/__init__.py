@@ -4,7 +4,7 @@
   `deidentify`: an object reduced to those. `pixels`: text hidden around the pixels.
 * `listener`: objects that are sent (C-STORE). `dicomweb`: objects that are fetched (QIDO-RS, WADO-RS), through `http`
   and `multipart`.
-* `spool`: accepted objects on disk until they are in the index. `intake`: the way of each, from a file to the index.
+* `intake`: the way of each into the `spool`, where it waits; `encoder`: from there into the index.
 * `mapping`: by option, which object an item was. `results`: labels with probabilities as DICOM SR or JSON.
   `send`: an object to another archive.
 

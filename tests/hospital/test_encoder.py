@@ -1,0 +1,158 @@
+"""From the spool into the index: each item once, nothing lost where something fails between."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hospital.planted import electrocardiogram, radiograph, save, series
+from m3bind.errors import DiskError
+from m3bind.hospital.deidentify import Deidentifier, Refused
+from m3bind.hospital.encoder import Encoder
+from m3bind.hospital.intake import Intake
+from m3bind.hospital.pseudonyms import Pseudonyms
+from m3bind.hospital.spool import Spool
+from m3bind.space.bundle import Space, load
+from m3bind.space.index import Index, create_index, open_index
+
+NAMES = Deidentifier(Pseudonyms(b"a salt only for tests"))
+
+
+@pytest.fixture(scope="module")
+def space(space_folder: Path) -> Space:
+    return load(space_folder)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    with Spool(tmp_path / "spool", quiet=1e9) as opened:
+        yield opened
+
+
+@pytest.fixture
+def index(space: Space, tmp_path: Path) -> Iterator[Index]:
+    with create_index(tmp_path / "index", space.dim, space.fingerprint) as made:
+        yield made
+
+
+def put(spool: Spool, folder: Path, *datasets: object) -> set[str]:
+    """Take objects in; their units."""
+    intake = Intake(spool, NAMES, ("xray", "ct", "ecg", "retina"))
+    folder.mkdir(exist_ok=True)
+    return {intake.accept(save(dataset, folder / f"{number}.dcm")) for number, dataset in enumerate(datasets)}
+
+
+def test_items_are_what_the_space_makes_of_the_files(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
+    scan = series(Path("/nowhere"), None)
+    units = put(spool, tmp_path / "in", *scan, radiograph(), electrocardiogram())
+    Encoder(space, index, spool, tmp_path / "kept").drain(at_once=True)
+    assert index.counts() == {"ct": 1, "ecg": 1, "xray": 1} and spool.waiting() == 0
+    items = index.items(sorted(units))
+    assert items["patient"].nunique() == 1
+    for row in items.itertuples():
+        vector = space.encode_image([row.path], row.modality)[0]
+        np.testing.assert_allclose(index.vectors([row.id])[0], vector, atol=1e-5)
+    for number, dataset in enumerate(scan):
+        save(dataset, tmp_path / "plain" / f"{number}.dcm")
+    plain = space.encode_image([tmp_path / "plain"], "ct")[0]
+    ct = index.vectors(list(items[items["modality"] == "ct"]["id"]))[0]
+    np.testing.assert_allclose(ct, plain, atol=1e-5)
+    assert os.listdir(spool.work) == os.listdir(spool.units) == []
+
+
+def test_the_same_again_is_not_encoded_again(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
+    encoder, picture = Encoder(space, index, spool), radiograph()
+    for _ in range(2):
+        put(spool, tmp_path / "in", picture)
+        encoder.drain()
+    assert encoder.counts == {"xray": 1, "repeated": 1} and len(index) == 1
+    assert "path" not in index.columns or set(index.items(index.sample(1)[0])["path"]) == {""}
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_late_slices(space: Space, index: Index, spool: Spool, tmp_path: Path, keeps: bool) -> None:
+    scan = series(Path("/nowhere"), None, slices=8)
+    encoder = Encoder(space, index, spool, tmp_path / "kept" if keeps else None)
+    (unit,) = put(spool, tmp_path / "a", *scan[:5])
+    encoder.drain(at_once=True)
+    first = index.vectors([unit])
+    put(spool, tmp_path / "b", *scan[5:])
+    encoder.drain(at_once=True)
+    second = index.vectors([unit])
+    assert np.array_equal(first, second) == (not keeps)
+    assert len(list((tmp_path / "kept").rglob("*.dcm"))) == (8 if keeps else 0)
+    if not keeps:
+        assert "send the whole series again" in (spool.folder / "aside.csv").read_text()
+        put(spool, tmp_path / "c", *scan)
+        encoder.drain(at_once=True)
+        assert not np.array_equal(index.vectors([unit]), first)
+    assert len(index) == 1
+
+
+def test_what_cannot_be_read_is_set_aside(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
+    flat, cut = radiograph(), electrocardiogram()
+    flat.PixelData = flat.PixelData[:1000]
+    cut.WaveformSequence[0].WaveformData = cut.WaveformSequence[0].WaveformData[:500]
+    put(spool, tmp_path / "in", flat, cut, radiograph(1))
+    encoder = Encoder(space, index, spool)
+    encoder.drain()
+    assert encoder.counts == {"xray": 1, "set aside": 2} and len(os.listdir(spool.aside)) == 2
+    told = (spool.folder / "aside.csv").read_text()
+    assert told.count("\n") == 3 and "4711" not in told and "cut short" in told
+
+
+def test_an_index_that_cannot_be_written(
+    space: Space, index: Index, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(spool, tmp_path / "in", radiograph(), radiograph(1))
+    encoder = Encoder(space, index, spool)
+
+    def full(*_: object) -> None:
+        raise DiskError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "upsert", full)
+        with pytest.raises(DiskError):
+            encoder.drain()
+    assert spool.waiting() == 2 and os.listdir(spool.work) == []
+    encoder.drain(at_once=True)
+    assert len(index) == 2
+
+
+@pytest.mark.parametrize("moment", ["upsert", "finish"])
+def test_killed_between(space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """What a killed encoder had taken is encoded by the next one; an item written before is the same item."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with Spool(tmp_path / "spool") as spool, create_index(tmp_path / "i", space.dim, space.fingerprint) as index:
+        put(spool, tmp_path / "in", radiograph(), *series(Path("/nowhere"), None))
+        with monkeypatch.context() as patch:
+            patch.setattr(*((index, "upsert", kill) if moment == "upsert" else (spool, "finish", kill)))
+            with pytest.raises(Killed):
+                Encoder(space, index, spool).step(at_once=True)
+        assert len(os.listdir(spool.work)) == 2
+    with Spool(tmp_path / "spool") as spool, open_index(tmp_path / "i", writable=True) as index:
+        assert spool.waiting() == 2
+        Encoder(space, index, spool).drain(at_once=True)
+        assert index.counts() == {"ct": 1, "xray": 1} and spool.waiting() == 0
+
+
+def test_modalities_that_the_space_does_not_hold(spool: Spool, tmp_path: Path) -> None:
+    intake = Intake(spool, NAMES, ("ecg",))
+    with pytest.raises(Refused, match="does not hold"):
+        intake.accept(save(radiograph(), tmp_path / "a.dcm"))
+    assert intake.counts == {"refused": 1} and spool.waiting() == 0
+
+
+def test_one_process_at_a_time(spool: Spool) -> None:
+    from m3bind.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="another listen or pull"):
+        Spool(spool.folder)

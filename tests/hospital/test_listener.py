@@ -1,0 +1,223 @@
+"""The C-STORE listener: right answers, nothing acknowledged is lost, and bad peers cost little."""
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from pynetdicom import AE, Association
+from pynetdicom.sop_class import Verification
+
+from hospital.planted import Names, electrocardiogram, plant, radiograph, series
+from m3bind.hospital.deidentify import Deidentifier
+from m3bind.hospital.intake import Intake
+from m3bind.hospital.listener import Listener
+from m3bind.hospital.pseudonyms import Pseudonyms
+from m3bind.hospital.spool import Spool
+
+NAMES = Deidentifier(Pseudonyms(b"a salt only for tests"))
+CR, ECG, CT = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("1", "9.1.1", "2"))
+MR = "1.2.840.10008.5.1.4.1.1.4"
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[Callable[..., tuple[Listener, Intake]]]:
+    """`listening(most=..., **options of Listener)` -> a listener at work, and its intake."""
+    found: list[tuple[Listener, Spool]] = []
+
+    def start(most: int = 1 << 30, room: int = 50 << 30, **options: Any) -> tuple[Listener, Intake]:
+        spool = Spool(tmp_path / "spool", quiet=0.3, most=room)
+        intake = Intake(spool, NAMES, ("xray", "ct", "ecg"), most=most)
+        listener = Listener(intake, **{"timeout": 5.0, **options})
+        listener.start("127.0.0.1", 0)
+        found.append((listener, spool))
+        return listener, intake
+
+    yield start
+    for listener, spool in found:
+        listener.stop(2)
+        spool.close()
+
+
+def associate(
+    port: int, kinds: Sequence[str] = (CR, CT, ECG), calling: str = "TESTER", called: str = "M3BIND"
+) -> Association:
+    """An association that asks for these kinds of objects."""
+    entity = AE(calling)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
+    for kind in kinds:
+        entity.add_requested_context(kind)
+    return entity.associate("127.0.0.1", port, ae_title=called)
+
+
+def send(port: int, *datasets: Any, **options: Any) -> list[int]:
+    """Status of each object sent; -1 without one."""
+    association = associate(port, **options)
+    assert association.is_established
+    found = [int(association.send_c_store(dataset).get("Status", -1)) for dataset in datasets]
+    association.release()
+    return found
+
+
+def kept(intake: Intake) -> list[Path]:
+    return sorted(intake.spool.units.glob("*/*.dcm"))
+
+
+def test_objects_are_kept_without_names_and_once(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+    listener, intake = listening()
+    names = Names()
+    objects = [*series(Path("/nowhere"), names), plant(radiograph(), names), plant(electrocardiogram(names), names)]
+    assert send(listener.port, *objects) == [0] * len(objects)
+    assert send(listener.port, *objects) == [0] * len(objects)
+    files = kept(intake)
+    assert len(files) == len(objects) and len({file.parent for file in files}) == 3
+    assert all(names.found_in(file.read_bytes()) == [] for file in files)
+    assert list(intake.spool.incoming.iterdir()) == []
+    whole = {file.parent.name for file in files if pydicom.dcmread(file).Modality != "CT"}
+    assert whole <= set(intake.spool.ready())
+    time.sleep(0.35)
+    assert len(intake.spool.ready()) == 3
+
+
+def test_echo_titles_and_kinds(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+    listener, _ = listening(allow=["TESTER"])
+    association = associate(listener.port, [Verification])
+    assert association.send_c_echo().Status == 0
+    association.release()
+    assert associate(listener.port, calling="STRANGER").is_rejected
+    assert associate(listener.port, called="OTHER").is_rejected
+    alone = associate(listener.port, [MR, "1.2.840.10008.5.1.4.1.1.77.1.5.1"])
+    assert not alone.is_established or alone.accepted_contexts == []
+
+
+def test_answers(listening: Callable[..., tuple[Listener, Intake]], tmp_path: Path) -> None:
+    listener, intake = listening(room=60_000)
+    burned, lost, good, more = radiograph(), radiograph(1), radiograph(2), radiograph(3)
+    burned.BurnedInAnnotation = "YES"
+    del lost.Rows
+    assert send(listener.port, burned, lost, good, more) == [0x0124, 0xC000, 0, 0xA700]
+    assert intake.counts == {"received": 1, "refused": 3} and len(kept(intake)) == 1
+    told = (intake.spool.folder / "aside.csv").read_text()
+    assert "burned-in" in told and "spool is full" in told and "4711" not in told and "Doe" not in told
+
+
+def test_release_completes_a_series(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+    listener, intake = listening(complete="release")
+    intake.spool.quiet = 1e9
+    association = associate(listener.port)
+    for dataset in series(Path("/nowhere"), None):
+        assert association.send_c_store(dataset).Status == 0
+    assert intake.spool.ready() == []
+    association.release()
+    end = time.monotonic() + 5
+    while not intake.spool.ready():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_two_senders_at_once(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+    listener, intake = listening()
+    answers: list[list[int]] = []
+
+    def work(seed: int) -> None:
+        answers.append(send(listener.port, *(radiograph(seed + k, 64) for k in range(10))))
+
+    threads = [threading.Thread(target=work, args=(100 * k,)) for k in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert answers == [[0] * 10] * 2 and len(kept(intake)) == 20 and intake.counts["received"] == 20
+
+
+def test_too_many_senders_are_turned_away(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+    listener, _ = listening(associations=2)
+    held = [associate(listener.port) for _ in range(2)]
+    assert all(association.is_established for association in held)
+    assert not associate(listener.port).is_established
+    [association.release() for association in held]
+    time.sleep(0.3)
+    assert send(listener.port, radiograph()) == [0]
+
+
+def test_an_object_that_is_too_large_ends_its_association(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+    listener, intake = listening(most=100_000)
+    association = associate(listener.port)
+    status = association.send_c_store(radiograph(size=1024))
+    assert "Status" not in status or status.Status == 0xA700
+    assert kept(intake) == [] and intake.counts["refused"] == 1
+    end = time.monotonic() + 10
+    while list(intake.spool.incoming.iterdir()):
+        assert time.monotonic() < end, "half an object stays on disk"
+        time.sleep(0.05)
+    assert send(listener.port, radiograph(size=64)) == [0]
+
+
+def test_malformed_peers(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+    listener, intake = listening(timeout=1.0)
+    attacks = [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        struct.pack(">BBL", 1, 0, 0xFFFFFFF0) + b"x" * 4096,  # an association request of 4 GB
+        struct.pack(">BBL", 1, 0, 68) + os.urandom(68),
+        struct.pack(">BBL", 4, 0, 20) + b"\0" * 20,  # data before an association
+        struct.pack(">BBL", 9, 0, 4) + b"\0" * 4,
+    ]
+    open_ones = []
+    for attack in attacks * 3:
+        peer = socket.create_connection(("127.0.0.1", listener.port), timeout=5)
+        peer.sendall(attack)
+        open_ones.append(peer)
+    time.sleep(0.5)
+    association = associate(listener.port)
+    end = time.monotonic() + 10
+    while not association.is_established and time.monotonic() < end:
+        time.sleep(0.2)
+        association = associate(listener.port)
+    assert association.is_established
+    association.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 40) + os.urandom(40))  # then rubbish
+    time.sleep(0.3)
+    assert send(listener.port, radiograph(size=64)) == [0]
+    [peer.close() for peer in open_ones]
+    assert len(kept(intake)) == 1
+
+
+def test_nothing_acknowledged_is_lost_when_killed(tmp_path: Path) -> None:
+    """Killed with SIGKILL while objects come in, again and again: the spool holds every object that was answered 0."""
+    spool, acknowledged = tmp_path / "spool", set()
+    command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(spool)]
+    for round_ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        stop = threading.Timer(0.2 + 0.2 * round_, process.send_signal, (signal.SIGKILL,))
+        association = associate(port)
+        stop.start()
+        dataset = radiograph(round_, 48)
+        for number in range(400):
+            dataset.SOPInstanceUID = f"1.2.3.{round_ + 1}.{number}"
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+            try:
+                status = association.send_c_store(dataset)
+            except RuntimeError:
+                break
+            if status.get("Status") == 0:
+                acknowledged.add(NAMES.names.key("object", str(dataset.SOPInstanceUID)))
+            else:
+                break
+        stop.join()
+        process.wait()
+        process.stdout.close()
+    with Spool(spool) as opened:
+        files = {file.stem: file for file in opened.units.glob("*/*.dcm")}
+        assert len(acknowledged) > 10 and acknowledged <= set(files)
+        assert all(pydicom.dcmread(file).Rows == 48 for file in files.values())
+        assert set(opened.ready(at_once=True)) == {file.parent.name for file in files.values()}
+        assert list(opened.incoming.iterdir()) == []
