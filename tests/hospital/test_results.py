@@ -1,0 +1,157 @@
+"""Results back: reports that other programs read, in the original study, and only where the mapping allows it."""
+
+import json
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from typer.testing import CliRunner
+
+from hospital.orthanc import Orthanc
+from hospital.planted import electrocardiogram, radiograph, save, series
+from m3bind.cli import app
+from m3bind.errors import ConfigError
+from m3bind.hospital.deidentify import Deidentifier
+from m3bind.hospital.encoder import Encoder
+from m3bind.hospital.intake import Intake
+from m3bind.hospital.mapping import Mapping
+from m3bind.hospital.pseudonyms import Pseudonyms
+from m3bind.hospital.results import NOTICE, as_json, as_report, findings
+from m3bind.hospital.spool import Spool
+from m3bind.space.bundle import Space, load
+from m3bind.space.index import Index, create_index
+
+LABELS = ["normal", "pneumonia", "Lungenentzündung " * 6]
+
+
+@pytest.fixture(scope="module")
+def made(space_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Space, Index, Mapping]]:
+    """A CR, an ECG and a CT series in an index, with their mapping; the folder holds the sent files."""
+    folder, space = tmp_path_factory.mktemp("results"), load(space_folder)
+    names = Deidentifier(Pseudonyms(b"a salt only for tests"))
+    with (
+        Spool(folder / "spool") as spool,
+        Mapping(folder / "mapping.db") as mapping,
+        create_index(folder / "index", space.dim, space.fingerprint) as index,
+    ):
+        intake = Intake(spool, names, space.modalities, mapping)
+        objects = [radiograph(), electrocardiogram(), *series(Path("/nowhere"), None)]
+        for number, dataset in enumerate(objects):
+            dataset.PatientName, dataset.SpecificCharacterSet = "Müller^Jörg", "ISO_IR 100"
+            intake.accept(save(dataset, folder / "sent" / f"{number}.dcm"))
+        Encoder(space, index, spool).drain(at_once=True)
+        yield folder, space, index, mapping
+
+
+def ids(index: Index) -> dict[str, str]:
+    names = index.sample(10)[0]
+    return dict(zip(index.items(names)["modality"], names))
+
+
+def test_probabilities_are_those_of_the_space(made: tuple[Path, Space, Index, Mapping]) -> None:
+    folder, space, index, _ = made
+    (found,) = findings(space, index, [ids(index)["xray"]], LABELS)
+    wanted = space.classify(folder / "sent" / "0.dcm", "xray", LABELS)[0]
+    np.testing.assert_allclose(found.probabilities, wanted, atol=1e-5)
+    for labels in ([], ["one"], ["same", "same"]):
+        with pytest.raises(ConfigError, match="two or more"):
+            findings(space, index, [], labels)
+
+
+@pytest.mark.parametrize("modality", ["xray", "ecg", "ct"])
+def test_a_report_says_what_was_found_of_what(
+    made: tuple[Path, Space, Index, Mapping], tmp_path: Path, modality: str
+) -> None:
+    from highdicom import sr
+
+    _, space, index, mapping = made
+    item = ids(index)[modality]
+    origins = mapping.origins(item)
+    (found,) = findings(space, index, [item], LABELS)
+    path = save(as_report(found, origins), tmp_path / "report.dcm")
+    report = sr.srread(path)
+    assert str(report.PatientName) == "Müller^Jörg" and report.PatientID == "4711"
+    assert report.StudyInstanceUID == origins[0].study and report.SeriesInstanceUID != origins[0].series
+    assert (report.VerificationFlag, report.PreliminaryFlag, report.Modality) == ("UNVERIFIED", "PRELIMINARY", "SR")
+    text = path.read_bytes().decode("utf-8", "replace")
+    for wanted in (NOTICE, "m3bind zero-shot", "pneumonia", "Zero-shot probability", found.space[:16]):
+        assert wanted in text
+    groups = report.content.get_image_measurement_groups()
+    assert [group.finding_type.meaning for group in groups] == [label[:64].strip() for label in LABELS]
+    shares = [float(group.get_measurements()[0].value) for group in groups]
+    np.testing.assert_allclose(shares, found.probabilities, atol=1e-6)
+    referred = {item.ReferencedSOPInstanceUID for item in referenced(report)}
+    assert {origin.sop_instance for origin in origins} <= referred and len(origins) == (6 if modality == "ct" else 1)
+    again = as_report(found, origins)
+    assert again.SOPInstanceUID == report.SOPInstanceUID
+
+
+def referenced(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
+    """All references to objects, at any depth."""
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                if "ReferencedSOPInstanceUID" in item:
+                    yield item
+                yield from referenced(item)
+
+
+def test_json_and_what_is_missing(made: tuple[Path, Space, Index, Mapping], space_folder: Path, tmp_path: Path) -> None:
+    folder, space, index, mapping = made
+    item = ids(index)["xray"]
+    (found,) = findings(space, index, [item], LABELS)
+    plain = as_json(found)
+    assert plain["notice"] == NOTICE and "study" not in plain and sum(plain["probabilities"]) == pytest.approx(1)
+    assert as_json(found, mapping.origins(item))["objects"] == [mapping.origins(item)[0].sop_instance]
+    base = ["send-results", str(folder / "index"), "--space", str(space_folder), "--labels", "normal,pneumonia"]
+
+    def run(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, [*base, *arguments])
+        return done.exit_code, done.output + str(done.exception or "")
+
+    out = tmp_path / "out"
+    assert run("--modality", "xray", "--json", "--out", str(out)) == (0, "1 results written\n")
+    assert json.loads((out / f"{item}.json").read_text())["item"] == item
+    assert "--mapping" in run("--item", item, "--out", str(out))[1]
+    assert "--out DIR" in run("--item", item)[1] and "--item" in run("--json", "--out", str(out))[1]
+    assert "no mapping" in run("--item", item, "--out", str(out), "--mapping", str(tmp_path / "none"))[1]
+    other = tmp_path / "other.db"
+    Mapping(other).close()
+    assert "does not know the item" in run("--item", item, "--out", str(out), "--mapping", str(other))[1]
+    assert "does not answer" in run("--item", item, "--mapping", str(folder / "mapping.db"), "--to", "X@127.0.0.1:1")[1]
+
+
+def test_the_mapping_is_private(made: tuple[Path, Space, Index, Mapping], tmp_path: Path) -> None:
+    path = made[0] / "mapping.db"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(path.read_bytes())
+    copy.chmod(0o644)
+    with pytest.raises(ConfigError, match="others may read"):
+        Mapping(copy)
+
+
+def test_reports_arrive_in_the_original_study(
+    made: tuple[Path, Space, Index, Mapping],
+    orthanc: Callable[..., Orthanc],
+    space_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By C-STORE and by STOW-RS, into a real Orthanc that holds the study already."""
+    folder, _, _, _ = made
+    server = orthanc()
+    server.store(sorted((folder / "sent").glob("*.dcm")))
+    server.knows("M3BIND", 1)
+    studies = set(server.call("GET", "/studies"))
+    monkeypatch.setenv("M3BIND_DICOMWEB_AUTH", server.auth)
+    base = ["send-results", str(folder / "index"), "--space", str(space_folder), "--labels", "normal,pneumonia",
+            "--mapping", str(folder / "mapping.db")]  # fmt: skip
+    for modality, to in (("xray", f"ORTHANC@127.0.0.1:{server.dicom}"), ("ct", server.web)):
+        done = CliRunner().invoke(app, [*base, "--modality", modality, "--to", to])
+        assert done.exit_code == 0, done.output + str(done.exception)
+    assert set(server.call("GET", "/studies")) == studies
+    kinds = [server.call("GET", f"/series/{name}")["MainDicomTags"] for name in server.call("GET", "/series")]
+    assert sorted(tags["Modality"] for tags in kinds) == ["CR", "CT", "ECG", "SR", "SR"]
