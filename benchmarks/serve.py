@@ -36,7 +36,7 @@ from _measure import conditions
 
 DEGREES = ("", "mild ", "severe ", "suspected ", "bilateral ", "chronic ", "acute ")
 FINDINGS = ("pneumonia", "pleural effusion", "atrial fibrillation", "diabetic retinopathy", "lung adenocarcinoma",
-            "cardiomegaly", "myocardial infarction", "glaucoma", "interstitial disease", "pulmonary nodule")  # fmt: skip
+            "cardiomegaly", "myocardial infarction", "glaucoma", "interstitial disease", "lung nodule")  # fmt: skip
 ENDINGS = ("", " in an old patient", " on the left", " on the right", " after treatment", " with fever")
 BLOCK = 16384
 
@@ -69,12 +69,13 @@ class Service:
     def __init__(self, space, index):
         begun = time.perf_counter()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "m3bind", "serve", "--space", str(space), "--index", str(index), "--port", "0", "--quiet"],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "m3bind", "serve", "--space", space, "--index", index, "--port", "0", "--quiet"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         line = self.process.stdout.readline()
         self.port = int(line.split(" at http://127.0.0.1:")[1].split("/")[0])
-        while status_of(self.port, "/readyz") != 200:
+        while get(self.port, "/readyz")[0] != 200:
             time.sleep(0.05)
         self.started = time.perf_counter() - begun
 
@@ -96,12 +97,13 @@ class Service:
         return seconds
 
 
-def status_of(port, route):
+def get(port, route):
     wire = HTTPConnection("127.0.0.1", port, timeout=60)
     wire.request("GET", route)
-    status = wire.getresponse().status
+    answer = wire.getresponse()
+    status, body = answer.status, answer.read()
     wire.close()
-    return status
+    return status, body
 
 
 def line(name, seconds):
@@ -128,6 +130,10 @@ def main(options):
     third = options.queries // 3
     try:
         service.ask("a first question")
+        drawn = time.perf_counter()
+        while get(service.port, "/api/map")[1].startswith(b'{"state":"computing"'):
+            time.sleep(0.2)
+        drawn = time.perf_counter() - drawn
         alone = [service.ask(ask()) for _ in range(third)]
         among = [service.ask(ask(), modality=["ct", "ecg"]) for _ in range(third)]
         with ThreadPoolExecutor(options.clients) as pool:
@@ -135,7 +141,7 @@ def main(options):
     finally:
         code = service.stop()
     print(f"{options.rows} items of {space.dim} numbers, k = 20, over loopback; {conditions()}")
-    print(f"started and ready in {service.started:.1f} s; stopped with exit code {code}")
+    print(f"ready in {service.started:.1f} s, with a map {drawn:.1f} s later; stopped with exit code {code}")
     print(f"{'':34}{'p50':>11}{'p95':>11}{'asked':>8}")
     print(line("one client", alone))
     print(line("one client, modality in ct, ecg", among))

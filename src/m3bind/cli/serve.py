@@ -80,7 +80,7 @@ def _run(
     from m3bind.space.serve.access import read_token
     from m3bind.space.serve.app import make_app
     from m3bind.space.serve.guard import LOOPBACK
-    from m3bind.space.serve.run import is_loopback, log_to_stderr, refuse_open, serve
+    from m3bind.space.serve.run import is_loopback, leave, log_to_stderr, refuse_open, serve
 
     token = read_token(token_file)
     refuse_open(host, token)
@@ -96,6 +96,7 @@ def _run(
 
     serve(made, host, port, made.service.settings, started)
     print("stopped", flush=True)
+    leave()
 
 
 def _lines(files: list[Path]) -> list[str]:
@@ -123,4 +124,5 @@ def _begin() -> None:
     from m3bind.space.serve.settings import DECODING
 
     os.environ.setdefault("M3BIND_LIMITS", DECODING)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost ten times the work on a busy machine
     prepare_torch()

@@ -10,7 +10,9 @@ by chance) and have its label in 58 % (52 %, 8 %). Without enough phrases: means
 Shapes: n items of the sample, p phrases, d dimension.
 """
 
+import contextlib
 import logging
+import os
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,7 @@ PERPLEXITY = 30.0
 LEAST = 8  # items for t-SNE; fewer are drawn by their principal components
 NEAREST = 10  # points a question is placed among
 TINY = 1e-9
+BEHIND = 10  # niceness of the thread that draws: questions come first
 STEEP = 3.0  # how much nearer points count more
 METHOD = "t-SNE of {n} items along what words tell apart, each modality standardised: near means alike in content"
 
@@ -91,6 +94,8 @@ class Layout:
     def _work(self) -> None:
         try:
             self._may.wait()
+            with contextlib.suppress(OSError, AttributeError):  # other systems have no priority of a thread
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BEHIND)
             with self._archive.lease() as state:
                 self._points = draw(state, self._most, self._phrases)
         except Exception as error:

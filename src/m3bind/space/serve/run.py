@@ -2,6 +2,7 @@
 
 * `serve`: runs an application until SIGTERM or Ctrl-C; returns when what was running is finished. * `make_server`.
 * `refuse_open`: before that, what must not be bound to other than this machine.
+* `leave`: after it, the end of the process though something still computes in the background.
 
 Clients that are slow with the head of a request, or with anything between requests, lose their connection; a body that
 is slow is `watch`'s. On SIGTERM nothing new is taken, running requests get `Settings.stop_seconds`.
@@ -11,9 +12,11 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +29,7 @@ from m3bind.space.serve.access import VARIABLE
 from m3bind.space.serve.settings import Settings
 
 HEAD_BYTES = 32 << 10  # of a request's head
+BACKGROUND = ("warm-up", "map", "reopen")  # threads of the service that nobody waits for
 QUIET_SECONDS = 20  # between requests of a connection
 
 
@@ -91,6 +95,17 @@ def make_server(
     server = _Server(config)
     server.on_start = lambda: started(address)
     return server, listener
+
+
+def leave() -> None:
+    """End the process at once, with exit code 0, if a warm-up or a map is still being computed; else return.
+
+    Such a thread may be inside of a native library, which aborts the process when Python ends around it.
+    """
+    if any(thread.name in BACKGROUND for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def log_to_stderr(level: int) -> None:
