@@ -10,7 +10,9 @@ import pytest
 pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
 
 from hospital.orthanc import Orthanc, find_orthanc
+from hospital.planted import Names, electrocardiogram, hidden, photograph, plant, radiograph, save, series
 
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SALT = "a salt that is only for tests"
 
 
@@ -47,6 +49,20 @@ def space_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Space({name: model.eval() for name, model in made.items()}, bridges, None, student.eval()), folder / "space"
     )
     return folder / "space"
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Names]:
+    """The CT series (36 real slices where there are any), a CR, a 12-lead ECG and a fundus photograph; all planted."""
+    shared = Path(os.environ.get("M3BIND_TEST_DATA") or SHARED)
+    folder, names = tmp_path_factory.mktemp("objects"), Names()
+    found = series(shared / "native" / "dicom" / "ct_series", names)
+    found += [hidden(plant(radiograph(), names), names), plant(electrocardiogram(names), names)]
+    found.append(plant(photograph(names), names))
+    files = [save(dataset, folder / f"{names()}_{number:03d}.dcm") for number, dataset in enumerate(found)]
+    assert len(names.used) > 500
+    assert all(names.found_in(file.read_bytes()) for file in files)
+    return files, names
 
 
 @pytest.fixture

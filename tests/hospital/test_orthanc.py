@@ -2,11 +2,6 @@
 
 import json
 import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,81 +11,10 @@ from typer.testing import CliRunner
 
 from hospital.conftest import SALT
 from hospital.orthanc import Orthanc
-from hospital.planted import Names, electrocardiogram, hidden, photograph, plant, radiograph, save, series
+from hospital.planted import Names
+from hospital.running import EVERY, Command, counts, leaks, until
 from m3bind.cli import app
 from m3bind.space.index import open_index
-
-SECONDS = 90
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Names]:
-    """The CT series (36 real slices where there are any), a CR, a 12-lead ECG and a fundus photograph; all planted."""
-    shared = Path(os.environ.get("M3BIND_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
-    folder, names = tmp_path_factory.mktemp("objects"), Names()
-    found = series(shared / "native" / "dicom" / "ct_series", names)
-    found += [hidden(plant(radiograph(), names), names), plant(electrocardiogram(names), names)]
-    found.append(plant(photograph(names), names))
-    files = [save(dataset, folder / f"{names()}_{number:03d}.dcm") for number, dataset in enumerate(found)]
-    assert len(names.used) > 500
-    assert all(names.found_in(file.read_bytes()) for file in files)
-    return files, names
-
-
-class Command:
-    """A command of m3bind in the background; its words go to a file."""
-
-    def __init__(self, log: Path, environment: dict[str, str], *arguments: str) -> None:
-        self.log = log
-        with open(log, "ab") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "m3bind", *arguments], stdout=out, stderr=out, env=environment
-            )
-
-    def port(self) -> int:
-        """Where it listens, as soon as it says so."""
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end and self.process.poll() is None:
-            found = re.search(r":(\d+)\n", self.log.read_text())
-            if found:
-                return int(found[1])
-            time.sleep(0.05)
-        raise AssertionError(self.log.read_text())
-
-    def end(self, how: int = signal.SIGTERM) -> str:
-        """End it; what it said."""
-        if self.process.poll() is None:
-            self.process.send_signal(how)
-        self.process.wait(SECONDS)
-        return self.log.read_text()
-
-
-def until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
-    """Wait for it."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "took too long"
-        time.sleep(0.1)
-
-
-def leaks(names: Names, *places: Path) -> dict[str, list[str]]:
-    """Identifiers in the files below `places`, and in their names."""
-    found = {}
-    for place in places:
-        for path in [place, *place.rglob("*")] if place.is_dir() else [place]:
-            named = names.found_in(str(path.relative_to(place.parent)))
-            inside = names.found_in(path.read_bytes()) if path.is_file() else []
-            if named or inside:
-                found[str(path)] = named + inside
-    return found
-
-
-def counts(index: Path) -> dict[str, int]:
-    try:
-        with open_index(index) as opened:
-            return opened.counts()
-    except Exception:  # not there yet
-        return {}
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -107,9 +31,6 @@ def search(index: Path, space: Path, out: Path) -> list[dict[str, str]]:
     assert code == 0, said
     out.with_suffix(".txt").write_text(said)
     return json.loads(out.read_text())["hits"]
-
-
-EVERY = {"ct": 1, "ecg": 1, "retina": 1, "xray": 1}
 
 
 def test_sent_by_c_store(
