@@ -5,7 +5,7 @@ import { $, button, dot, fill, h, plain, plural, say } from "./dom.js";
 import { View, watchGestures } from "./gestures.js";
 import { table } from "./points.js";
 import { shot } from "./results.js";
-import { found } from "./search.js";
+import { found, onFound } from "./search.js";
 import { block, failure, waiting } from "./states.js";
 import * as store from "./store.js";
 
@@ -29,6 +29,7 @@ const cache = new Map(); // id -> item
 export function startMap(known) {
   about = known;
   store.watch(look);
+  onFound(() => data && frame && mark());
   look(store.get());
 }
 
@@ -159,6 +160,11 @@ async function locate(parts) {
     if (parts.length) query = await call("api/map/place", { json: { parts: asked } }).catch(() => null);
     if (key !== placed) return;
   }
+  mark();
+}
+
+/** Say what the signs on the map are, and draw it. */
+function mark() {
   const rings = found().filter((hit) => data.id.includes(hit.id)).length;
   $("map-note").textContent = query ? `★ your question${rings ? ` · ◯ ${plural(rings, "hit")}` : ""}` : "";
   draw();
@@ -302,11 +308,12 @@ function press(event) {
   event.preventDefault();
 }
 
-/** Go to the next point in a direction; from the middle where none is chosen. */
+/** Go to the next point in a direction; from the question, or the middle, where none is chosen. */
 function step([dx, dy]) {
   const at = projection();
   const [width, height] = size();
-  const from = chosen < 0 ? [width / 2, height / 2] : [at.x(data.x[chosen]), at.y(data.y[chosen])];
+  const middle = query ? [at.x(query.x), at.y(query.y)] : [width / 2, height / 2];
+  const from = chosen < 0 ? middle : [at.x(data.x[chosen]), at.y(data.y[chosen])];
   let [best, least] = [chosen, Infinity];
   data.id.forEach((_, i) => {
     const [x, y] = [at.x(data.x[i]) - from[0], at.y(data.y[i]) - from[1]];

@@ -15,8 +15,20 @@ let running = null;
 let shown = "";
 let hits = [];
 
+const listeners = [];
+
 /** The hits on the page, in order. */
 export const found = () => hits;
+
+/** Call `run()` whenever other hits were found. */
+export function onFound(run) {
+  listeners.push(run);
+}
+
+function keep(others) {
+  hits = others;
+  for (const run of listeners) run();
+}
 
 /** Make the tab work. */
 export function startSearch(known) {
@@ -42,14 +54,17 @@ async function search(state, force = false) {
   running = new AbortController();
   const { signal } = running;
   if (!asked.parts.length) return empty(state);
+  const here = $("results").contains(document.activeElement);
   busy(true);
   fill($("results"), heading("Searching …"), skeleton(Math.min(asked.k, 12)));
   try {
     const answer = await call("api/search", { json: asked, signal });
-    if (!signal.aborted) show(answer, state);
+    if (signal.aborted) return;
+    show(answer, state);
+    if (here) $("results-title")?.focus();
   } catch (error) {
     if (signal.aborted) return;
-    hits = [];
+    keep([]);
     fill(
       $("results"),
       failure(error, () => search(store.get(), true), lost(error, state)),
@@ -71,7 +86,7 @@ function lost(error, { parts }) {
 }
 
 function show(answer, state) {
-  hits = answer.hits;
+  keep(answer.hits);
   if (!hits.length) return nothing(state);
   const counts = about.modalities
     .filter((kind) => answer.counts?.[kind.name])
@@ -149,7 +164,7 @@ function deal(piles) {
 }
 
 function empty(state) {
-  hits = [];
+  keep([]);
   busy(false);
   if (!about.items) {
     fill(

@@ -125,6 +125,7 @@ function draw(canvas, data, { rows }, { width, pixels, speed, gain }) {
   const tall = Math.max(20, 2 * gain);
   const height = 2 * MARGIN + rows.length * tall;
   const ratio = devicePixelRatio || 1;
+  canvas.dataset.pixels = String(pixels); // of a millimetre
   canvas.style.width = `${width * pixels}px`;
   canvas.style.height = `${height * pixels}px`;
   canvas.width = Math.round(width * pixels * ratio);
@@ -139,7 +140,7 @@ function draw(canvas, data, { rows }, { width, pixels, speed, gain }) {
   Object.assign(pen, {
     strokeStyle: colors.ink,
     fillStyle: colors.ink,
-    lineWidth: 0.28,
+    lineWidth: Math.max(0.28, 1.1 / pixels),
     lineJoin: "round",
     font: "600 3.6px system-ui, sans-serif",
   });
