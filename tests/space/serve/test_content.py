@@ -26,12 +26,14 @@ def test_a_phrase_that_is_near_to_everything_is_not_the_reason():
     others = unit(common + 0.3 * rng.normal(size=(100, 16)))
     own = unit(rng.normal(size=16))
     row = unit(common + 0.5 * own)
-    phrases = Vocabulary(["hub", "own", "else"], np.stack([common, own, unit(rng.normal(size=16))]))
-    near = phrases.near(row, others, 3)
+    phrases = Vocabulary(
+        {"hub": set(), "own": set(), "else": set()}, np.stack([common, own, unit(rng.normal(size=16))])
+    )
+    near = phrases.near(row, 3, others)
     assert near[0]["text"] == "own" and near[0]["percentile"] > 95
     scores = {phrase["text"]: phrase["score"] for phrase in near}
     assert scores["hub"] > scores["own"]  # by cosine alone the hub would be first
-    assert Vocabulary().near(row, others, 3) == []
+    assert Vocabulary().near(row, 3, others) == []
 
 
 @given(st.integers(2, 30), st.integers(20, 60), st.integers(0, 1000), st.integers(1, 40))
@@ -39,19 +41,29 @@ def test_phrases_do_not_depend_on_their_order(p, r, seed, k):
     rng = np.random.default_rng(seed)
     rows, others, row = unit(rng.normal(size=(p, 8))), unit(rng.normal(size=(r, 8))), unit(rng.normal(size=8))
     texts, order = [f"t{at}" for at in range(p)], rng.permutation(p)
-    found = Vocabulary(texts, rows).near(row, others, k)
-    again = Vocabulary([texts[at] for at in order], rows[order]).near(row, others, k)
+    found = Vocabulary({text: set() for text in texts}, rows).near(row, k, others)
+    again = Vocabulary({texts[at]: set() for at in order}, rows[order]).near(row, k, others)
     assert found == again and len(found) == min(k, p)
     expected = 100 * (others @ rows[int(found[0]["text"][1:])] < found[0]["score"] - 1e-5).mean()
     assert abs(found[0]["percentile"] - expected) <= 100 / r + 0.01
 
 
 def test_the_vocabulary_is_of_the_modalities_and_the_operator():
-    found = phrases_for(["ecg"], {"ecg": ["left_bundle", "Atrial fibrillation"]}, ["  my   phrase ", "MY PHRASE", ""])
-    assert found[:3] == ["my phrase", "left bundle", "Atrial fibrillation"]
-    assert "first-degree atrioventricular block" in found and "Cardiomegaly" not in found
-    assert len({text.lower() for text in found}) == len(found)
-    assert "Cardiomegaly" in phrases_for(["xray"], {})
+    labels = {"ecg": ["left_bundle", "Atrial fibrillation"], "xray": ["normal"]}
+    found = phrases_for(["ecg"], labels, ["  my   phrase ", "MY PHRASE", "", "normal"])
+    assert list(found)[:4] == ["my phrase", "normal", "left bundle", "Atrial fibrillation"]
+    assert found["my phrase"] == found["normal"] == set()  # the operator's: said of any modality
+    assert found["first-degree atrioventricular block"] == found["Atrial fibrillation"] == {"ecg"}
+    assert "Cardiomegaly" not in found and len({text.lower() for text in found}) == len(found)
+    both = phrases_for(["xray", "ct"], {})
+    assert both["Cardiomegaly"] == {"xray", "ct"}
+
+
+def test_phrases_of_other_modalities_are_not_said():
+    rows = unit(np.random.default_rng(0).normal(size=(4, 8)))
+    phrases = Vocabulary({"a": {"ct"}, "b": {"ecg"}, "c": set(), "d": {"ct", "ecg"}}, rows)
+    assert {p["text"] for p in phrases.near(rows[0], 9, None, "ct")} == {"a", "c", "d"}
+    assert len(phrases.near(rows[0], 9)) == 4
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +127,10 @@ def test_the_map_shows_content_rather_than_modality(spoken):
     assert np.array_equal(xy, flat(rows, [f"m{at}" for at in kind], phrases))
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 12), st.booleans(), st.booleans())
-def test_maps_of_few_items(n, same, spoken):
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 40), st.booleans())
+def test_maps_of_few_items_and_of_items_that_are_the_same(n, distinct, spoken):
     rng = np.random.default_rng(n)
-    rows = unit(np.ones((n, 24)) if same else rng.normal(size=(n, 24)))
+    rows = unit(rng.normal(size=(distinct, 24)))[np.arange(n) % distinct]
     xy = flat(rows, ["a", "b"] * (n // 2) + ["a"] * (n % 2), unit(rng.normal(size=(40, 24))) if spoken else None)
     assert xy.shape == (n, 2) and np.isfinite(xy).all() and np.abs(xy).max(initial=0) <= 1 + 1e-9

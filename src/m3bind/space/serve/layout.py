@@ -140,17 +140,14 @@ def flat(rows: Array, modality: list[str], phrases: Array | None) -> NDArray[np.
     if len(rows) < 2:
         return np.zeros((len(rows), 2))
     seen = _content(rows, np.array(modality), phrases)
-    if len(rows) < LEAST:
-        from sklearn.decomposition import PCA
-
-        with np.errstate(invalid="ignore"):  # items that are all the same
-            xy = PCA(min(2, *seen.shape)).fit_transform(seen)
-        xy = np.pad(xy, ((0, 0), (0, 2 - xy.shape[1])))
-    else:
+    xy = _components(seen, 2)
+    if len(rows) >= LEAST:
         from sklearn.manifold import TSNE
 
         perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
-        xy = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(seen.astype(np.float32))
+        noise = np.random.default_rng(0).normal(size=xy.shape)  # no two items at one place: its tree would not end
+        start = (1e-4 * xy / max(float(xy[:, 0].std()), TINY) + 1e-6 * noise).astype(np.float32)
+        xy = TSNE(2, perplexity=perplexity, init=start, random_state=0, n_jobs=1).fit_transform(seen.astype(np.float32))
     xy = xy.astype(np.float64) - xy.mean(axis=0)
     return np.asarray(xy / max(float(np.abs(xy).max()), 1e-9))
 
@@ -168,9 +165,11 @@ def _content(rows: Array, modality: NDArray[np.str_], phrases: Array | None) -> 
         if spoken:
             seen[own] /= np.maximum(seen[own].std(axis=0), TINY)
     seen /= np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), TINY)
-    if not spoken:
-        from sklearn.decomposition import PCA
+    return seen if spoken else _components(seen, COMPONENTS)
 
-        with np.errstate(invalid="ignore"):
-            seen = PCA(min(COMPONENTS, *seen.shape), random_state=0).fit_transform(seen)
-    return seen
+
+def _components(rows: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+    """(n, most) values along the principal components, zeros where there are fewer."""
+    left, sizes, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    found = (left * sizes)[:, :most]
+    return np.pad(found, ((0, 0), (0, most - found.shape[1])))

@@ -8,8 +8,7 @@ Some phrases are near to everything. So a phrase t is judged by how much nearer 
     z = (<t, q> - mean_{r in R} <t, r>) / sd_{r in R} <t, r>        percentile = 100 * share of R with <t, r> < <t, q>
 
 R are the calibration's items of q's modality (of all, where there are few) where q is an item or upload, else the
-phrases. The best z come
-first.
+phrases. The best z come first; for an item or upload only phrases that are said of its modality.
 
 Shapes: p phrases, r other things, d dimension.
 """
@@ -24,50 +23,69 @@ from m3bind.space.compute import Array
 from m3bind.space.serve.settings import TEXT_CHARS
 
 MOST = 4000  # phrases
+Phrases = dict[str, set[str]]  # text -> modalities it is said of; none: of any
 
 
 class Vocabulary:
-    """Phrases and their vectors; empty until it was encoded."""
+    """Phrases and their vectors (p, d); empty until it was encoded."""
 
-    def __init__(self, texts: Sequence[str] = (), rows: Array | None = None) -> None:
-        self.texts = list(texts)
+    def __init__(self, phrases: Phrases | None = None, rows: Array | None = None) -> None:
+        self.texts, self._of = list(phrases or {}), list((phrases or {}).values())
         self.rows = np.empty((0, 0), np.float32) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def near(self, row: Array, others: Array | None, k: int) -> list[dict[str, object]]:
-        """The k best phrases for a unit vector (d,); `others` (r, d) are what they are judged among."""
-        if not self.texts:
+    def near(self, row: Array, k: int, others: Array | None = None, modality: str = "") -> list[dict[str, object]]:
+        """The k best phrases for a unit vector (d,).
+
+        Args:
+            row: what they are to be near to.
+            k: how many; fewer where there are fewer.
+            others: (r, d) things that phrases are judged among; default: the phrases.
+            modality: of the thing; phrases of others are left out.
+        """
+        fits = [at for at, names in enumerate(self._of) if not modality or not names or modality in names]
+        if not fits:
             return []
+        rows = self.rows[fits]
         reference = self.rows if others is None or len(others) < FEW else others
-        score = self.rows @ row
-        usual = self.rows.astype(np.float64) @ reference.T.astype(np.float64)
+        score = rows @ row
+        usual = rows.astype(np.float64) @ reference.T.astype(np.float64)
         z = (score - usual.mean(axis=1)) / np.maximum(usual.std(axis=1), FLAT)
         below = 100 * (usual < score[:, None] - 1e-6).mean(axis=1)
-        best = np.argsort(-z, kind="stable")[:k]
         return [
-            {"text": self.texts[at], "score": round(float(score[at]), 5), "percentile": round(float(below[at]), 2)}
-            for at in best
+            {
+                "text": self.texts[fits[at]],
+                "score": round(float(score[at]), 5),
+                "percentile": round(float(below[at]), 2),
+            }
+            for at in np.argsort(-z, kind="stable")[:k]
         ]
 
 
-def phrases_for(modalities: Sequence[str], labels: Mapping[str, Sequence[str]], more: Iterable[str] = ()) -> list[str]:
+def phrases_for(modalities: Sequence[str], labels: Mapping[str, Sequence[str]], more: Iterable[str] = ()) -> Phrases:
     """Distinct phrases: the operator's `more` first, labels of the index, then prompt files."""
-    found: dict[str, str] = {}
-    for text in (*more, *_said(labels), *_prompts(modalities)):
+    found: Phrases = {}
+    spelled: dict[str, str] = {}
+    for text, modality in (*((text, "") for text in more), *_said(labels), *_prompts(modalities)):
         plain = " ".join(text.split())[:TEXT_CHARS]
-        if plain:
-            found.setdefault(plain.lower(), plain)
-    return list(found.values())[:MOST]
+        if not plain:
+            continue
+        plain = spelled.setdefault(plain.lower(), plain)
+        if plain not in found:
+            found[plain] = {modality} - {""}
+        elif found[plain] and modality:
+            found[plain].add(modality)
+    return dict(list(found.items())[:MOST])
 
 
-def _said(labels: Mapping[str, Sequence[str]]) -> list[str]:
-    return [label.replace("_", " ") for values in labels.values() for label in values]
+def _said(labels: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    return [(label.replace("_", " "), name) for name, values in labels.items() for label in values]
 
 
-def _prompts(modalities: Sequence[str]) -> list[str]:
-    """Names and sentences of classes that are written out."""
+def _prompts(modalities: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and sentences of classes that are written out, with their modality."""
     found = []
     for name in prompt_sets():
         for task in load_prompts(name).content.tasks.values():
@@ -75,5 +93,6 @@ def _prompts(modalities: Sequence[str]) -> list[str]:
                 continue
             for key, entry in task.classes.items():
                 own = [] if entry is None else [*entry.names, *entry.prompts]
-                found += own or ([key] if entry is None or not entry.parts else [])
+                texts = own or ([key] if entry is None or not entry.parts else [])
+                found += [(text, task.modality) for text in texts]
     return found

@@ -85,10 +85,10 @@ class Service:
             self.questions.text(WARM_UP)
             self.ready = True
             with self.archive.lease() as state:
-                texts = phrases_for(self.space.modalities, state.labels, self._texts)
-                rows = self.questions.texts(texts)
+                phrases = phrases_for(self.space.modalities, state.labels, self._texts)
+                rows = self.questions.texts(list(phrases))
                 if not state.index.gap_corrected:
-                    self.phrases = Vocabulary(texts, rows)
+                    self.phrases = Vocabulary(phrases, rows)
                 self.layout.allow(rows)
                 self.layout.begin(state)
         except Exception as error:
@@ -115,14 +115,14 @@ class Service:
     def near(self, state: State, parts: Sequence[Part], k: int) -> list[dict[str, object]]:
         """The phrases nearest to a question, judged among items of its modality where it is of one."""
         row = self.questions.vector(state, parts)
-        others = None
-        if len(parts) == 1 and parts[0].kind != "text":
-            _, modality = self.questions.source(state, Asked(kind=parts[0].kind, value=parts[0].value))
-            rows = state.searcher.calibration.rows
-            others = rows.get(modality)
-            if others is None or len(others) < FEW:
-                others = np.concatenate([np.empty((0, self.space.dim), np.float32), *rows.values()])
-        return self.phrases.near(row, others, k)
+        if len(parts) > 1 or parts[0].kind == "text":
+            return self.phrases.near(row, k)
+        _, modality = self.questions.source(state, Asked(kind=parts[0].kind, value=parts[0].value))
+        rows = state.searcher.calibration.rows
+        others = rows.get(modality)
+        if others is None or len(others) < FEW:
+            others = np.concatenate([np.empty((0, self.space.dim), np.float32), *rows.values()])
+        return self.phrases.near(row, k, others, modality)
 
     def seen(self, state: State, name: str) -> Seen:
         """An item of the index.
