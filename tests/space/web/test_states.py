@@ -16,7 +16,7 @@ def test_loading_shows_shapes_and_is_said(open_page):
     page = open_page()
     page.wait_for_selector(".ready")
     held = []
-    page.route("**/api/search", held.append)
+    page.route("**/api/search", lambda route: held.append(route))
     page.fill("#q", "normal")
     page.press("#q", "Enter")
     page.wait_for_selector(".card.shape", state="attached")
