@@ -60,13 +60,13 @@ class Ours:
         from m3bind.space.index import open_index
 
         self.index = open_index(place)
-        self.width = self.index._graph.ef if self.index._graph else 0
+        self.width = self.index._near.width if self.index._near else 0
         return self
 
     def widen(self, width):
-        if not self.index._graph:
+        if not self.index._near:
             return False
-        self.index._graph.ef = self.width = width
+        self.index._near.width = self.width = width
         return True
 
     def search(self, queries):

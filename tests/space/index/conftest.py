@@ -1,12 +1,14 @@
 import pytest
 
-from m3bind.space.index import embedded, graph
+from m3bind.space.index import embedded, near
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """Codes and graph from a few hundred rows, so that small tests go through them."""
-    monkeypatch.setattr(graph, "CODES_FROM", 200)
-    monkeypatch.setattr(graph, "GRAPH_FROM", 400)
+@pytest.fixture(params=near.FORMS)
+def small(request, monkeypatch):
+    """Codes and each form of approximate search from a few hundred rows, so that small tests meet them; the form."""
+    monkeypatch.setattr(near, "FORMS", {request.param: near.FORMS[request.param]})
+    monkeypatch.setattr(near, "CODES_FROM", 200)
+    monkeypatch.setattr(near, "NEAR_FROM", 400)
     monkeypatch.setattr(embedded, "SMALL", 200)
     monkeypatch.setattr(embedded, "RUN", 5)
+    return request.param

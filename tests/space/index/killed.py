@@ -8,13 +8,13 @@ import sys
 
 import numpy as np
 
-from m3bind.space.index import embedded, graph
+from m3bind.space.index import embedded, near
 from space.index.made import DIM, items, names, vectors
 
 
 def small():
     """Codes and graph from a few hundred rows."""
-    graph.CODES_FROM, graph.GRAPH_FROM, embedded.SMALL, embedded.RUN = 150, 300, 150, 5
+    near.CODES_FROM, near.NEAR_FROM, embedded.SMALL, embedded.RUN = 150, 300, 150, 5
 
 
 def change(index, seed, number):

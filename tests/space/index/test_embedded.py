@@ -92,7 +92,7 @@ def test_codes_and_graph_find_what_a_scan_finds(pair):
     index, oracle = pair
     both(pair, 0, 900, 1)
     index.publish()
-    assert index._graph is not None and index._codes is not None
+    assert index._near is not None and index._codes is not None
     both(pair, 850, 100, 2)  # beside the graph
     index.delete(names(0, 20)), oracle.delete(names(0, 20))
     queries = vectors(40, 5)
@@ -117,7 +117,7 @@ def test_a_condition_met_far_from_the_query_alone_costs_no_recall(tmp_path):
     with create_index(tmp_path / "index", DIM, "space") as index:
         index.upsert(rows, table)
         index.publish()
-        assert index._graph is not None
+        assert index._near is not None
         same(index, oracle, rows[:20], [Where(modality="xray"), Where(modality=("xray",), label="normal")], exact=False)
 
 

@@ -1,7 +1,7 @@
 """The index in one folder.
 
 * `EmbeddedIndex`: items in parts (`part`), switched in one step (`store`), searched exactly (`scan`) or through a graph
-  of the published part (`graph`), conditions applied inside (`select`).
+  or lists of the published part (`near`), conditions applied inside (`select`).
 
 Rows are numbered through all parts in the order they came. A replaced or deleted row stays, marked, until `publish`.
 Small changes are put together as they come, so that a thousand single upserts do not leave a thousand parts.
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from m3bind.errors import UnknownNameError
 from m3bind.privacy import shown
-from m3bind.space.index import graph, scan, select
+from m3bind.space.index import near, scan, select
 from m3bind.space.index.base import KEY, NEEDED, Array, Found, Index, Where, check_queries, check_rows
 from m3bind.space.index.part import Part, Rows, as_arrow, hash_ids, write_part
 from m3bind.space.index.store import PARTS, Store
 
-SMALL = graph.CODES_FROM  # a part with fewer rows is put together with its neighbours
+SMALL = near.CODES_FROM  # a part with fewer rows is put together with its neighbours
 RUN = 32  # as soon as so many of them stand at the end
 COPY_ROWS = 16384  # rows copied at once
 MASKS = 16  # conditions whose rows are remembered
@@ -65,7 +65,7 @@ class EmbeddedIndex(Index):
         self._masks: OrderedDict[Where, Mask] = OrderedDict()
         self._lock = threading.Lock()  # several threads may search
         self._codes = scan.open_codes(self.parts[0]) if self.parts else None
-        self._graph = graph.open_graph(self.parts[0], self._codes) if self._codes else None
+        self._near = near.open_near(self.parts[0], self._codes) if self._codes else None
 
     def __len__(self) -> int:
         return self._count
@@ -87,7 +87,7 @@ class EmbeddedIndex(Index):
     def pending(self) -> int:
         """See `Index`."""
         first = self.parts[0] if self.parts else None
-        if first is not None and graph.is_derived(first):
+        if first is not None and near.is_derived(first):
             return len(self._alive) - first.rows + len(self._alive) - self._count
         return self._count
 
@@ -143,7 +143,7 @@ class EmbeddedIndex(Index):
             self._blocks(every),
             self._items(every),
             np.empty(0, np.int64),
-            lambda folder: graph.derive(folder, self._count, self.dim),
+            lambda folder: near.derive(folder, self._count, self.dim),
         )
         self._switch([], entry)
 
@@ -222,11 +222,11 @@ class EmbeddedIndex(Index):
     def _nearest(self, queries: Array, k: int, mask: Mask | None, fits: int, exact: bool | None) -> tuple[Array, Rows]:
         """Scores and rows (q, k) of the best; k <= fits, the number of rows that may be found."""
         arrays = [part.vectors for part in self.parts]
-        if self._graph is None or exact or (exact is None and fits < graph.GRAPH_FROM):
+        if self._near is None or exact or (exact is None and fits < near.NEAR_FROM):
             return scan.nearest(arrays, queries, k, mask, self._codes)
-        first = len(self._graph)
+        first = len(self._near)
         head = None if mask is None else mask[:first]
-        scores, rows, unsure = self._graph.nearest(queries, k, head)
+        scores, rows, unsure = self._near.nearest(queries, k, head)
         if len(arrays) > 1 and (mask is None or mask[first:].any()):
             later = len(self._alive) - first if mask is None else int(np.count_nonzero(mask[first:]))
             tail = None if mask is None else mask[first:]

@@ -1,0 +1,109 @@
+"""Which form of approximate search a published part has, and how wide it must be: both measured on the part itself.
+
+    codes.*        8-bit copies of the rows (`scan`), from `CODES_FROM` rows
+    graph.faiss    a graph over them (`graph`), from `NEAR_FROM` rows, where that reaches the recall aimed at
+    lists.faiss    rows in lists of near ones (`lists`), where the graph does not: many rows in dense clusters
+    near.json      form, width and the recall measured with it
+
+* `derive`: what a publish writes beside the rows. * `open_near`: what a part has. * `Near`: what every form can do.
+
+Shapes: n rows, q queries, d dimension, k hits.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3bind.files import read_json, write_json
+from m3bind.space.index import graph, lists, scan
+from m3bind.space.index.base import Array
+from m3bind.space.index.part import VECTORS, Part, Rows
+from m3bind.space.index.scan import Mask
+
+NEAR = "near.json"
+CODES_FROM = 4096  # rows from which codes are kept
+NEAR_FROM = 20_000  # rows from which the graph pays: there 1.2 times a scan's batch, 10 times its single queries
+RECALL, PROBES, DEPTH = 0.99, 256, 10  # aimed at, with so many points asking for so many neighbours
+
+FORMS: dict[str, Any] = {"graph": graph, "lists": lists}  # the first that reaches the recall is taken
+
+log = logging.getLogger(__name__)
+
+
+class Near(Protocol):
+    """An approximate search of the first n rows."""
+
+    width: int  # of the search: more finds more and takes longer
+
+    def __len__(self) -> int:
+        """n."""
+
+    def nearest(self, queries: Array, k: int, mask: Mask | None) -> tuple[Array, Rows, NDArray[np.int64]]:
+        """Scores and rows (q, k), best first, and the queries for which too few near rows fit: these need a scan."""
+
+    def write(self, folder: Path) -> None:
+        """Write what the codes do not hold."""
+
+
+def derive(folder: Path, n: int, dim: int) -> None:
+    """Write codes and an approximate search beside the n rows in `folder`, where n is large enough."""
+    if n < CODES_FROM:
+        return
+    rows = np.memmap(folder / VECTORS, "<f4", mode="r", shape=(n, dim)).view(np.ndarray)
+    codes = scan.new_codes(rows)
+    if n < NEAR_FROM:
+        codes.add(rows)
+        scan.write_codes(folder, codes, rows)
+        return
+    for form in FORMS:
+        module = FORMS[form]
+        made = module.make(codes, rows)
+        made.width, recall = needed(made, rows, module.WIDTHS)
+        if recall >= RECALL:
+            break
+    else:
+        log.warning("approximate search finds %.1f %% of the true neighbours; exact=True finds all", 100 * recall)
+    made.write(folder)
+    if not codes.ntotal:  # a graph takes the rows in
+        codes.add(rows)
+    scan.write_codes(folder, codes, rows)
+    write_json(folder / NEAR, {"form": form, "width": made.width, "recall": round(recall, 4)})
+
+
+def needed(near: Near, rows: Array, widths: Sequence[int]) -> tuple[int, float]:
+    """The least width that finds `RECALL` of the true neighbours of rows moved towards others, unit(a + b / 2); recall.
+
+    Rows of the part are too easy to ask for: real queries lie apart from them. With real texts, those that no row was
+    made of needed a graph's width of 96, rows moved so 128, rows themselves 16, points midway between two rows 512.
+    """
+    rng = np.random.default_rng(0)
+    one, other = (rows[rng.integers(0, len(rows), PROBES)] for _ in range(2))
+    queries = one + 0.5 * other
+    queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-6)
+    true = scan.nearest([rows], queries, DEPTH)[1].tolist()
+    recall = 0.0
+    for near.width in widths:
+        found = near.nearest(queries, DEPTH, None)[1].tolist()
+        recall = float(np.mean([len(set(line) & set(best)) / DEPTH for line, best in zip(found, true)]))
+        if recall >= RECALL:
+            break
+    return near.width, recall
+
+
+def is_derived(part: Part) -> bool:
+    """Whether a part has all that `derive` would write for it."""
+    wanted = ([scan.CODES] if part.rows >= CODES_FROM else []) + ([NEAR] if part.rows >= NEAR_FROM else [])
+    return all(name in part.entry["files"] for name in wanted)
+
+
+def open_near(part: Part, codes: scan.Codes | None) -> Near | None:
+    """The approximate search of a part, or None where it has none."""
+    if codes is None or NEAR not in part.entry["files"]:
+        return None
+    info = read_json(part.folder / NEAR)
+    found: Near = FORMS[info["form"]].read(part.folder, codes, part.vectors, info["width"])
+    return found
