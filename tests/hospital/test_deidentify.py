@@ -296,3 +296,55 @@ def test_a_salt_is_made_once_and_private(tmp_path: Path, monkeypatch: pytest.Mon
         open_salt()
     monkeypatch.setenv("M3BIND_SALT", "long enough, really")
     assert open_salt() == b"long enough, really"
+
+
+def test_a_whole_slide_reads_the_same(tmp_path: Path) -> None:
+    from m3bind.modalities._slides import open_slide
+    from modalities.test_slides import PINK, discs, write_dicom
+
+    folder = write_dicom(tmp_path / "slide", discs(400, 500, (250, 200, 150, PINK)))
+    units = set()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        names = Names()
+        dataset = pydicom.dcmread(file)
+        study, one, frame = dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID
+        plant(dataset, names)
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, one, frame
+        dataset.VolumetricProperties, dataset.FocusMethod = "VOLUME", "AUTO"
+        dataset.DimensionOrganizationType, dataset.SpecimenLabelInImage = "TILED_FULL", "NO"
+        cleaned = CLEAN.clean_file(save(dataset, tmp_path / "planted" / f"{number}.dcm"))
+        assert names.found_in(written(cleaned.dataset, tmp_path / "clean" / f"{number}.dcm")) == []
+        units.add(cleaned.unit)
+        assert not cleaned.whole
+    assert len(units) == 1
+    with open_slide(folder) as one, open_slide(tmp_path / "clean") as two:
+        assert (one.size, one.mpp, len(one.levels)) == (two.size, two.mpp, len(two.levels)) and len(two.levels) == 2
+        np.testing.assert_array_equal(one.decode(0, 100, 100, 200, 200), two.decode(0, 100, 100, 200, 200))
+
+
+def test_an_enhanced_ct_keeps_its_places(tmp_path: Path) -> None:
+    from hospital.planted import bare, put_pixels
+
+    values = np.arange(4 * 16 * 16, dtype=np.int16).reshape(4, 16, 16)
+    source = put_pixels(bare("1.2.840.10008.5.1.4.1.1.2.1", "CT"), values[0], "MONOCHROME2", 16)
+    source.NumberOfFrames, source.PixelData, source.ImageType = 4, values.tobytes(), ["ORIGINAL", "PRIMARY", "VOLUME"]
+    shared, measures, orientation, rescale = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.5, 0.5], 3.0
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 1, -1000, "HU"
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    shared.PixelValueTransformationSequence = [rescale]
+    frames = []
+    for number in range(4):
+        frame, place, content = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = [0, 0, 3.0 * number]
+        content.FrameComments = "Smith^John"
+        frame.PlanePositionSequence, frame.FrameContentSequence = [place], [content]
+        frames.append(frame)
+    source.SharedFunctionalGroupsSequence, source.PerFrameFunctionalGroupsSequence = [shared], frames
+    before = save(source, tmp_path / "a.dcm")
+    after = tmp_path / "b.dcm"
+    assert b"Smith" not in written(CLEAN.clean_file(before).dataset, after)
+    one, two = modalities.read("ct", before), modalities.read("ct", after)
+    np.testing.assert_array_equal(one.array, two.array)
+    assert one.spacing == two.spacing == (3.0, 0.5, 0.5)

@@ -58,7 +58,9 @@ def listen(
     index: IndexAt,
     port: Annotated[int, typer.Option(help="port; 0 takes a free one")] = 11112,
     aet: Annotated[str, typer.Option(help="our application entity title; others must call us by it")] = "M3BIND",
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="address to listen on; others than loopback need --allow")
+    ] = "127.0.0.1",
     allow: Annotated[list[str] | None, typer.Option(help="title that may send; repeatable; default: all")] = None,
     keep_files: Keep = None,
     salt_file: Salt = None,
@@ -81,12 +83,13 @@ def listen(
     if complete not in ("quiet", "release"):
         raise ConfigError(f"--complete {complete}: quiet or release")
     _need("pynetdicom")
+    from m3bind.hospital.listener import Listener, refuse_open
+
+    refuse_open(host, allow or ())
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     with _ways(options, quiet) as (intake, encoder):
-        from m3bind.hospital.listener import Listener
-
         listener = Listener(intake, aet, allow or (), associations, complete=cast(Any, complete))
         listener.start(host, port)
         print(f"listening as {aet} on {host}:{listener.port}", flush=True)

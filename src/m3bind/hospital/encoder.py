@@ -75,9 +75,18 @@ class Encoder:
             DiskError: the index or the folder of kept files cannot be written; the units wait again.
         """
         units = self._spool.ready(at_once)[:BATCH]
-        sources = {unit: path for unit in units if (path := self._source(unit, self._spool.take(unit)))}
+        try:
+            self._encode({unit: path for unit in units if (path := self._source(unit, self._spool.take(unit)))})
+        except Exception:
+            for unit in units:
+                self._spool.give_back(unit)
+            raise
+        return len(units)
+
+    def _encode(self, sources: dict[str, Path]) -> None:
+        """Decode, embed and write taken units; those that cannot be used are set aside."""
         if not sources:
-            return len(units)
+            return
         rows = [(unit, {"path": str(path), "modality": _modality(path), "fault": ""}) for unit, path in sources.items()]
         vectors, items = [], []
         for unit, prepared in ahead(self._space, rows, Cut(), WORKERS, 2 * WORKERS):
@@ -88,17 +97,19 @@ class Encoder:
             else:
                 vectors.append(found)
                 items.append({"id": unit, "modality": prepared.modality, **_described(sources[unit])})
-        try:
-            self._write(vectors, items, sources)
-        except Exception:
-            for item in items:
-                if (self._spool.work / item["id"]).exists():
-                    self._spool.give_back(item["id"])
-            raise
-        return len(units)
+        self._write(vectors, items, sources)
 
     def _source(self, unit: str, files: list[Path]) -> Path | None:
-        """The file or folder to decode; None for what is done already, or cannot be done without the rest."""
+        """The file or folder to decode; None for what is done already, or cannot be done."""
+        try:
+            return self._wanted(unit, files)
+        except (ValueError, KeyError, AttributeError, EOFError) as error:  # a disk that lost a part of our own file
+            self._spool.set_aside(unit, "", f"its file in the spool cannot be read ({type(error).__name__})")
+            self.counts["set aside"] += 1
+            return None
+
+    def _wanted(self, unit: str, files: list[Path]) -> Path | None:
+        """`_source`, of files that can be read."""
         names = {path.stem for path in files}
         done = self._spool.done(unit) if self._known(unit) else set()
         if not names or names <= done:

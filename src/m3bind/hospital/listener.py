@@ -1,6 +1,6 @@
 """A C-STORE listener: takes what scanners and archives send, and answers only when it is safe on disk.
 
-* `Listener`: starts, stops, counts.
+* `Listener`: starts and stops. * `refuse_open`: who may send, where others can reach it.
 
 | answer | meaning |
 |---|---|
@@ -14,6 +14,7 @@ Received bytes go to the spool's folder as they come, never into memory as a who
 larger than allowed is aborted. Not more associations at a time than allowed, and four times as many connections.
 """
 
+import ipaddress
 import logging
 import tempfile
 import threading
@@ -35,6 +36,23 @@ _SYNTAXES = [
 SLACK = 1 << 20  # bytes of headers and commands beside an object
 PDU = 1 << 20  # bytes of one message of the protocol
 Complete = Literal["quiet", "release"]
+
+
+def refuse_open(host: str, allow: Sequence[str]) -> None:
+    """Refuse to listen where other machines reach us without saying who may send.
+
+    Raises:
+        ConfigError: no titles are named.
+    """
+    try:
+        own = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        own = False
+    if not own and not allow:
+        raise ConfigError(
+            f"--host {host} can be reached from other machines: name who may send with --allow TITLE. DICOM neither "
+            "proves titles nor encrypts, so let only the archive's address through the firewall."
+        )
 
 
 class Listener:
@@ -60,7 +78,6 @@ class Listener:
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_HANDLER_LEVEL = "none"
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # it quotes what it was sent
-        tempfile.tempdir = str(intake.spool.incoming)  # where pynetdicom puts what it receives
         self._intake, self._complete = intake, complete
         try:
             self._ae = AE(aet)
@@ -75,6 +92,7 @@ class Listener:
         for uid in intake.kinds:
             self._ae.add_supported_context(uid, _SYNTAXES)
         self._server: Any = None
+        self._elsewhere: str | None = None  # where temporary files went before
         self._guard = threading.Lock()
         self._received: Counter[Any] = Counter()  # bytes of the object an association is sending
         self._units: dict[Any, set[str]] = {}  # of an association
@@ -118,6 +136,8 @@ class Listener:
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port") from error
         self._ae._servers.append(self._server)
+        self._elsewhere = tempfile.tempdir
+        tempfile.tempdir = str(self._intake.spool.incoming)  # where pynetdicom puts what it receives
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
 
     def stop(self, seconds: float) -> None:
@@ -128,6 +148,7 @@ class Listener:
             time.sleep(0.05)
         for association in self._ae.active_associations:
             association.abort()
+        tempfile.tempdir = self._elsewhere
         self._intake.spool.settle()
 
     def _opened(self, event: Any) -> None:

@@ -30,6 +30,7 @@ from m3bind.files import atomic_path
 from m3bind.hospital.deidentify import Cleaned, Refused
 
 SUFFIX = ".dcm"
+NOTES = 16 << 20  # bytes of aside.csv
 RESERVE = 256 << 20  # bytes of the disk that are left free
 
 
@@ -81,6 +82,9 @@ class Spool:
             self._back(unit)
         for left in self.units.glob("*/.*.tmp"):
             left.unlink()
+        for unit in self.units.iterdir():
+            if not any(unit.iterdir()):
+                unit.rmdir()
         self._bytes = sum(path.stat().st_size for path in self.units.glob(f"*/*{SUFFIX}"))
         self._touched = {unit.name: time.time() for unit in self.units.iterdir()}
 
@@ -169,8 +173,10 @@ class Spool:
         return sorted(target.glob(f"*{SUFFIX}"))
 
     def give_back(self, unit: str) -> None:
-        """Let a taken unit wait again, as when the index could not be written."""
+        """Let a taken unit wait again, as when the index could not be written; nothing where it is not taken."""
         with self._guard:
+            if not (self.work / unit).exists():
+                return
             self._back(self.work / unit)
             self._touched.setdefault(unit, time.time())
 
@@ -202,9 +208,11 @@ class Spool:
             self._bytes -= freed
 
     def note(self, unit: str, modality: str, reason: str) -> None:
-        """One line of aside.csv."""
+        """One line of aside.csv, which does not grow without end."""
         path = self.folder / "aside.csv"
         with self._guard, open(path, "a", newline="", encoding="utf-8") as handle:
+            if handle.tell() > NOTES:
+                return
             if not handle.tell():
                 csv.writer(handle, lineterminator="\n").writerow(["unit", "modality", "reason"])
             csv.writer(handle, lineterminator="\n").writerow([unit, modality, reason])
