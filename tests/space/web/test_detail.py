@@ -153,7 +153,7 @@ def test_the_trace_is_the_signal_of_the_file(open_page, clinic):
     assert min(band) == pytest.approx(high, abs=0.6) and max(band) == pytest.approx(low, abs=0.6)
 
 
-def test_why_shows_phrases_of_question_and_hit(open_page):
+def test_why_shows_phrases_of_question_and_hit(open_page, clinic):
     page = look(open_page, "xray")
     columns = page.locator(".why-columns > div")
     assert columns.count() == 2
@@ -163,15 +163,21 @@ def test_why_shows_phrases_of_question_and_hit(open_page):
     both = own & set(columns.nth(0).locator(".phrase").all_inner_texts())
     assert marked == both
     assert page.inner_text(".scores .big").endswith("%")
-    fields = page.inner_text("#detail section:last-child .pairs")
-    assert "patient" in fields and "date" in fields and "xray-" in fields and "/" not in fields.replace("/ ", "")
+    fields = page.locator("#detail section", has_text="Kept with it").locator(".pairs").inner_text()
+    assert fields.split("\n")[::2] == ["label", "patient", "date", "id"]
+    assert str(clinic[2]["xray"][0].parent) not in page.content()
 
 
 def test_walking_from_hit_to_hit_and_closing(open_page):
     page = look(open_page, "retina")
     ids = page.eval_on_selector_all("li.card", "cards => cards.map((card) => card.dataset.id)")
     assert page.get_by_role("button", name="Previous hit (p)").is_disabled()
-    for press, at in (("n", 1), ("n", 2), ("p", 1)):
+    page.get_by_role("button", name="Next hit (n)").click()
+    page.wait_for_selector(f"#detail dd:text('{ids[1]}')")
+    page.keyboard.press("Enter")  # the focus is still on the button
+    page.wait_for_selector(f"#detail dd:text('{ids[2]}')")
+    page.keyboard.press("p")
+    for press, at in (("n", 2), ("p", 1)):
         page.keyboard.press(press)
         page.wait_for_function("(id) => location.hash.includes(`open=${id}`)", arg=ids[at])
         page.wait_for_selector(f"#detail dd:text('{ids[at]}')")
@@ -188,6 +194,8 @@ def test_a_link_opens_a_hit_and_back_closes_it(open_page):
     page = look(open_page, "retina")
     again = open_page("#" + page.url.split("#")[1])
     again.wait_for_selector("#detail .stage")
+    again.wait_for_selector("#detail-scores .big")
+    assert again.inner_text("#detail-scores") == page.inner_text("#detail-scores")
     page.go_back()
     page.wait_for_selector("#detail", state="hidden")
 
@@ -210,3 +218,31 @@ def test_an_item_that_is_gone_says_so(open_page):
     assert "no such item" in page.inner_text("#detail").lower()
     page.keyboard.press("Escape")
     page.wait_for_selector(".welcome")
+
+
+def test_two_fingers_zoom_and_one_moves(open_page):
+    page = open_page(ADDRESS.format("xray") + "&open=xray-00", viewport={"width": 390, "height": 800}, has_touch=True)
+    page.wait_for_selector("#detail .phrases")
+    settle(page)
+    box = page.locator(".stage").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    wire = page.context.new_cdp_session(page)
+
+    def touch(kind, *away):
+        points = [{"x": x + dx, "y": y, "id": number} for number, dx in enumerate(away)]
+        wire.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def scale():
+        return page.eval_on_selector(".stage img", "(i) => new DOMMatrix(i.style.transform).a")
+
+    touch("touchStart", -30, 30)
+    touch("touchMove", -60, 60)
+    touch("touchMove", -90, 90)
+    touch("touchEnd")
+    assert scale() == pytest.approx(3, rel=0.05)
+    place = page.get_attribute(".stage img", "style")
+    touch("touchStart", 0)
+    touch("touchMove", 20)
+    touch("touchMove", 40)
+    touch("touchEnd")
+    assert scale() == pytest.approx(3, rel=0.05) and page.get_attribute(".stage img", "style") != place

@@ -4,7 +4,7 @@ import { call, place } from "./api.js";
 import { $, bar, button, dot, fill, h, percent, plain, signed } from "./dom.js";
 import { addPart } from "./query.js";
 import { partOf } from "./results.js";
-import { found } from "./search.js";
+import { found, onFound } from "./search.js";
 import { signal } from "./signal.js";
 import { stage } from "./stage.js";
 import { failure, waiting } from "./states.js";
@@ -36,6 +36,7 @@ export function startDetail(known) {
     if (event.key === "n") turn(1);
     if (event.key === "p") turn(-1);
   });
+  onFound(() => dialog.open && rank());
   store.watch(draw);
   draw(store.get());
 }
@@ -63,53 +64,43 @@ function draw({ open, parts }) {
 
 async function load(open, parts, key) {
   const dialog = $("detail");
+  const held = document.activeElement?.dataset.turn; // the button that led here
   fill(dialog, head("Reading …"), h("div", { class: "detail-wait" }, waiting("Fetching the item …")));
   dialog.querySelector(".detail-close").focus();
   try {
-    const item =
-      open.kind === "item" || !parts.some((part) => part.value === open.value)
-        ? await call(place(open))
-        : await uploaded(open, parts);
+    const item = await call(place(open));
     if (key === drawn) fill(dialog, ...content(open, item, parts));
   } catch (error) {
     if (key !== drawn) return;
-    const missing =
-      error.status === 404 && open.kind === "item"
-        ? { ...error, message: "The index has no such item; it may have been taken out since." }
-        : error;
-    fill(
-      dialog,
-      head("Not to be had"),
-      failure(missing, () => load(open, parts, key)),
-    );
+    const gone = error.status === 404 && open.kind === "item";
+    const message = gone ? "The index has no such item; it may have been taken out since." : error.message;
+    const again = () => load(open, parts, key);
+    fill(dialog, head("Not to be had"), failure({ code: error.code, message }, again));
   }
-  if (key === drawn) dialog.querySelector(".detail-close").focus();
-}
-
-async function uploaded(open, parts) {
-  const { modality } = parts.find((part) => part.value === open.value);
-  return { modality, fields: {}, picture: true, ...(await call(place(open))) };
+  if (key !== drawn) return;
+  rank();
+  (dialog.querySelector(`[data-turn="${held}"]:enabled`) ?? dialog.querySelector(".detail-close")).focus();
 }
 
 function head(title, kind = null) {
-  const hits = found();
-  const at = hits.findIndex((hit) => hit.id === store.get().open?.value);
-  const turning =
-    at < 0
-      ? null
-      : h(
-          "div",
-          { class: "tools" },
-          button({ label: "Previous hit (p)", image: "left", press: () => turn(-1), disabled: at === 0 }),
-          button({ label: "Next hit (n)", image: "right", press: () => turn(1), disabled: at === hits.length - 1 }),
-        );
   return h(
     "header",
     { class: "detail-head" },
     h("h2", { id: "detail-title" }, kind ? dot(kind) : null, title),
-    turning,
+    h("div", { class: "tools", id: "detail-turn" }),
     button({ label: "Close", image: "close", kind: "detail-close", press: close }),
   );
+}
+
+/** Where the item stands among the hits, which may be found before or after it is shown. */
+function rank() {
+  const hits = found();
+  const at = hits.findIndex((hit) => hit.id === store.get().open?.value);
+  const next = (by, label, image) =>
+    button({ label, image, press: () => turn(by), disabled: !hits[at + by], "data-turn": by });
+  fill($("detail-turn"), at < 0 ? [] : [next(-1, "Previous hit (p)", "left"), next(1, "Next hit (n)", "right")]);
+  const box = $("detail-scores");
+  if (box) fill(box, at < 0 ? [] : scores(hits[at]));
 }
 
 function turn(by) {
@@ -119,9 +110,10 @@ function turn(by) {
   if (at >= 0 && next) store.set({ open: { kind: "item", value: next.id } }, { quiet: true });
 }
 
+const kindOf = (name) => about.modalities.find((kind) => kind.name === name) ?? { name, title: name, color: "#888888" };
+
 function content(open, item, parts) {
-  const kind = about.modalities.find((one) => one.name === item.modality) ?? { title: item.modality, color: "#888888" };
-  const hit = open.kind === "item" ? found().find((one) => one.id === open.value) : null;
+  const kind = kindOf(item.modality);
   const label = plain(item.fields?.label ?? "");
   const title = open.kind === "upload" ? `${kind.title} (your file)` : `${kind.title}${label ? `: ${label}` : ""}`;
   const others = parts.filter((part) => part.value !== open.value);
@@ -134,10 +126,10 @@ function content(open, item, parts) {
       h(
         "div",
         { class: "detail-info" },
-        hit ? scores(hit, kind) : null,
+        h("div", { id: "detail-scores" }),
         actions(open, item),
         open.kind === "upload" ? remarks(notesOf(open.value)) : null,
-        part("Why", why(open, hit ? parts : others)),
+        part("Why", why(open, others)),
         Object.keys(item.fields ?? {}).length ? part("Kept with it", fields(open, item)) : null,
       ),
     ),
@@ -158,7 +150,8 @@ function look(open, item, kind, label) {
   return stage(open, { title, slices: item.kind === "volume" ? item.slices : null });
 }
 
-function scores(hit, kind) {
+function scores(hit) {
+  const { title } = kindOf(hit.modality);
   return part(
     `Hit ${hit.rank}`,
     h(
@@ -166,7 +159,7 @@ function scores(hit, kind) {
       { class: "scores" },
       h("p", { class: "big" }, percent(hit.percentile)),
       bar(hit.percentile),
-      h("p", {}, `nearer to the question than ${percent(hit.percentile)} of all items of the kind ${kind.title}`),
+      h("p", {}, `nearer to the question than ${percent(hit.percentile)} of all items of the kind ${title}`),
       h(
         "dl",
         { class: "pairs" },
