@@ -3,8 +3,10 @@
 import gzip
 import json
 import tempfile
+import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,7 +139,7 @@ def test_packed_bodies_are_not_taken(client, coding):
 
 def test_a_bomb_inside_an_upload_is_refused(client, tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.dcm", bytes(300 * 10**6))
+        archive.writestr("a.dcm", bytes(100 * 10**6))
     with gzip.open(tmp_path / "bomb.nii.gz", "wb", compresslevel=9) as handle:
         import nibabel
 
@@ -199,3 +201,37 @@ def test_names_of_files_leave_no_folder(client, world, name):
     answer = client.post("/api/uploads", files={"file": (name or " ", data)})
     assert answer.status_code in (201, 422)
     assert (answer.status_code == 201) == name.endswith(".png")
+
+
+def test_what_takes_too_long_is_given_up_and_its_place_is_free(live):
+    served = live(replace(SMALL, request_seconds=0.5, workers=1))
+    questions, gate = served.app.service.questions, threading.Event()
+    real = questions.text
+    questions.text = lambda text: (gate.wait(20), real(text))[1]
+    body = b'{"parts": [{"kind": "text", "value": "a lung"}]}'
+    head = post("search", "application/json", content_length=len(body))
+    with served.socket() as waiting:
+        waiting.sendall(head + body)
+        for _ in range(2):  # one at work, one that waits
+            status, told = request(served, head, body)
+            assert status == 503 and told["error"]["code"] == "timeout"
+        assert read(waiting)[0] == 503
+    assert served.app.service.towers.waiting == 0
+    gate.set()
+    until(lambda: served.app.service.towers.running == 0)
+    assert request(served, head, body)[0] == 200
+
+
+def test_one_slow_decoder_does_not_keep_others_from_pictures(live, monkeypatch):
+    from m3bind.space.serve import uploads
+
+    served, gate = live(replace(SMALL, decoders=2)), threading.Event()
+    monkeypatch.setattr(uploads, "decode", lambda *_: gate.wait(20) and None)
+    body = HEAD + b"x" + TAIL
+    with served.socket() as slow:
+        slow.sendall(post("uploads", content_length=len(body)) + body)
+        until(lambda: served.app.service.files.running == 1)
+        with served.socket() as wire:
+            wire.sendall(b"GET /api/items/i000/thumbnail HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert wire.recv(12) == b"HTTP/1.1 200"
+        gate.set()

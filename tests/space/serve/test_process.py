@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -183,3 +184,32 @@ def test_the_command_refuses_what_is_not_safe(tmp_path):
     assert isinstance(told.exception, ConfigError) and "abc" not in str(told.exception)
     shown = runner.invoke(app, ["serve", "--help"]).output
     assert "--token-file" in shown and "--token " not in shown
+
+
+def test_phrases_of_the_operator_are_read_from_files(tmp_path):
+    from m3bind.cli.serve import _lines
+    from m3bind.errors import ConfigError
+
+    (tmp_path / "a.txt").write_text("one phrase\n\n  another \n", encoding="utf-8")
+    assert _lines([tmp_path / "a.txt"]) == ["one phrase", "another"]
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    for name in ("b.txt", "none.txt"):
+        with pytest.raises(ConfigError, match="one phrase a line"):
+            _lines([tmp_path / name])
+
+
+@pytest.mark.slow
+def test_the_demo_serves_itself_and_starts_in_seconds(tmp_path):
+    command = [sys.executable, "-m", "m3bind", "serve-demo", "--out", str(tmp_path), "--port", "0", "--quiet"]
+    for time_limit in (1200, 10):  # the first makes the space and the index
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            line = next(line for line in process.stdout if line.startswith("m3bind serves"))
+            port, seconds = re.search(r":(\d+)/ \(started in ([\d.]+) s\)", line).groups()
+            assert float(seconds) < time_limit
+            served = Process.__new__(Process)
+            served.port = int(port)
+            hits = json.loads(served.search("pneumonia")[1])["hits"]
+            assert len(hits) == 5 and all(hit["picture"] and hit["fields"]["label"] for hit in hits)
+            assert served.get(f"/api/items/{hits[0]['id']}/thumbnail")[0] == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0

@@ -55,7 +55,6 @@ _MEANINGS = {
     413: "too large",
     415: "of a kind that is not taken",
     422: "a value is not what it should be, or a file cannot be read",
-    429: "too many requests",
     500: "an error of the service",
     503: "busy, not ready or stopping; try again",
 }

@@ -62,7 +62,7 @@ class Service:
         self.space, self.settings, made = space, settings, settings
         self.archive = Archive(space, source, made.check_seconds)
         self.towers = Queue("towers", made.workers, made.waiting)
-        self.files = Queue("files", made.workers, made.waiting)
+        self.files = Queue("files", made.decoders, made.waiting)
         self.uploads = Uploads(made.uploads, made.upload_memory, made.upload_seconds)
         self.questions = Questions(space, self.uploads)
         self.previews: Kept[Preview] = Kept(made.picture_memory, lambda preview: preview.nbytes)

@@ -18,8 +18,8 @@ DECODING = "bytes=1e9 pixels=4e7 voxels=2e8 samples=2e7 files=2048 seconds=30 me
 NOTICE = "Research use only. Not a medical device; nothing here may guide the care of a patient."
 
 
-def _workers() -> int:
-    return max(1, (os.cpu_count() or 1) // 2)
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Settings:
     stop_seconds: float = 60.0  # that running requests get when the service is told to stop
     connections: int = 1024
     waiting: int = 256  # requests in front of the towers; as many in front of the decoders
-    workers: int = field(default_factory=_workers)  # of each of the two
+    workers: int = field(default_factory=lambda: max(1, _cores() // 2))  # threads that ask the towers and the index
+    decoders: int = field(default_factory=lambda: max(2, _cores()))  # threads that wait for decoding processes, or draw
     uploads: int = 64  # kept at once; the least recently used goes
     upload_memory: int = 256 << 20  # bytes of all of them
     upload_seconds: float = 3600.0  # that an unused one is kept
