@@ -1,6 +1,6 @@
 """A newcomer who follows only the docs: the code blocks of three pages, in order, in a fresh environment.
 
-    python tests/newcomer.py            # new virtual environment, installed from this checkout (minutes, 6 GB of disk)
+    python tests/newcomer.py            # new virtual environment, installed from the last commit (minutes, 6 GB)
     python tests/newcomer.py --here     # with the Python that runs this; the block that installs is left out
 
 * `blocks`: the code blocks of a page. * `script`: what a newcomer types, as one bash script. * `run`: all of it.
@@ -12,7 +12,6 @@ the file of that name. A server is started, asked, and ended by SIGTERM.
 import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -106,13 +105,10 @@ def run(folder: Path, here: bool) -> int:
 
 
 def _checkout(to: Path) -> None:
-    """A copy of the repository's files, so that building leaves nothing behind in it."""
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, to / name)
+    """What the last commit holds, so that building leaves nothing behind in the repository."""
+    to.mkdir()
+    packed = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x"], cwd=to, input=packed, check=True)
 
 
 def main() -> int:

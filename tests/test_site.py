@@ -164,6 +164,14 @@ def test_commands_are_found_and_judged():
     assert sum(len(list(commands_in(text))) for text in TEXTS.values()) > 100
 
 
+def test_every_address_of_the_service_on_a_page_exists():
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/m3bind/space/serve").glob("*.py"))
+    known = {re.sub(r"\{.*?\}", "ID", address) for address in re.findall(r'"(/(?:api/)?[a-z][^" ]*)"', source)}
+    shown = {address for text in TEXTS.values() for address in re.findall(r"(/api/[\w./-]+)", text)}
+    shown |= {f"/{name}" for name in ("healthz", "readyz", "metrics")}
+    assert len(shown) > 8 and shown <= known, shown - known
+
+
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if "```yaml" in text])
 def test_settings_shown_are_valid(name):
     for language, block in FENCE.findall(TEXTS[name]):

@@ -295,6 +295,23 @@ def _():
     hospital.send_results("index", Path("space"), "a,b", modality="xray", out=Path("results"))
 
 
+@leads_to("open-listener")
+def _():
+    pytest.importorskip("pynetdicom", reason="needs the extra hospital")
+    from m3bind.hospital.listener import refuse_open
+
+    refuse_open("0.0.0.0", ())
+
+
+@leads_to("open-salt")
+def _():
+    from m3bind.hospital.pseudonyms import open_salt
+
+    Path("salt").write_text("a" * 32)
+    Path("salt").chmod(0o644)
+    open_salt(Path("salt"))
+
+
 @leads_to("disk-full")
 def _():
     raise OSError(errno.ENOSPC, "No space left on device", "runs/mine/stage1/last.safetensors")

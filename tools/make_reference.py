@@ -138,7 +138,8 @@ def settings() -> str:
         "# Settings\n\nA run is one tree of settings: a preset's name or a YAML file, changed on the command line by "
         "`--set section.key=value`. A file may start from another with `extends: NAME`; mappings are merged key by "
         "key, anything else is replaced, and a modality set to `null` is left out. An unknown key stops with the "
-        "nearest known one. Equation numbers are those of the paper.\n\n## Presets\n\n| preset | what it is |\n|---|---|\n"
+        "nearest known one. Equation numbers are those of the paper.\n\n## Presets\n\n"
+        "| preset | what it is |\n|---|---|\n"
     )
     text += "".join(f"| `{name}` | {_cell(_preset(name))} |\n" for name in config.presets())
     sections: dict[type[BaseModel], list[str]] = {}

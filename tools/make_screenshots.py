@@ -1,0 +1,113 @@
+"""Takes the pictures of the web page for the docs, docs/pictures/page/, from a running service of virtual patients.
+
+    m3bind serve-demo --port 8123
+    python tools/make_screenshots.py http://127.0.0.1:8123
+
+Every state is an address of the page; failures are made by answering in the service's place. Needs Chromium and
+playwright. * `SHOTS`: what is taken.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent.parent / "docs" / "pictures" / "page"
+SIZES = {"desktop": (1280, 900), "phone": (390, 844), "dark": (1280, 900)}
+ASKED = "#/search?text=atrial+fibrillation+with+heart+failure"
+SUM = "#/search?item=XRAY&text=0.5%7Eheart+failure&text=-0.5%7Epneumonia&modality=ecg&modality=xray"
+LABELS = "&".join(f"option={label}" for label in ("healthy", "pneumonia", "lung+adenocarcinoma"))
+Answer = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture: its name, the device, the address behind #, and what is answered in the service's place."""
+
+    name: str
+    device: str
+    address: str
+    answers: dict[str, Answer] | None = None
+
+
+def refuse(status: int, code: str, message: str) -> Answer:
+    """An answer of the service that says no."""
+    body = json.dumps({"error": {"code": code, "message": message}})
+    return lambda route: route.fulfill(status=status, content_type="application/json", body=body)
+
+
+SHOTS = (
+    Shot("start", "desktop", ""),
+    Shot("search", "desktop", ASKED),
+    Shot("sum", "desktop", SUM),
+    *(Shot(kind, "desktop", f"{ASKED}&open={kind.upper()}") for kind in ("xray", "ct", "retina", "ecg", "pathology")),
+    Shot("map", "desktop", ASKED.replace("search", "map")),
+    Shot("zero-shot", "desktop", f"#/zero-shot?source=XRAY&{LABELS}"),
+    Shot("abstain", "desktop", f"#/zero-shot?source=XRAY&{LABELS}&threshold=0.9"),
+    Shot("nothing-found", "desktop", f"{ASKED}&patient=nobody"),
+    Shot("loading", "desktop", ASKED, {"**/api/search": lambda route: None}),
+    Shot("error", "desktop", ASKED, {"**/api/search": refuse(503, "busy", "Too many questions at once; try again.")}),
+    Shot("gone", "desktop", ASKED, {"**/api/search": lambda route: route.abort()}),
+    Shot("login", "desktop", "", {"**/api/about": refuse(401, "token", "This service needs a token.")}),
+    Shot("search-phone", "phone", ASKED),
+    Shot("ecg-phone", "phone", f"{ASKED}&open=ECG"),
+    Shot("map-phone", "phone", ASKED.replace("search", "map")),
+    Shot("zero-shot-phone", "phone", f"#/zero-shot?source=XRAY&{LABELS}"),
+    Shot("search-dark", "dark", ASKED),
+    Shot("ct-dark", "dark", f"{ASKED}&open=CT"),
+    Shot("zero-shot-dark", "dark", f"#/zero-shot?source=XRAY&{LABELS}"),
+)
+
+
+def main(service: str, only: list[str]) -> None:
+    """Take the pictures, or those named."""
+    from playwright.sync_api import sync_playwright
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as play:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        items = found(browser, service)
+        for shot in SHOTS:
+            if not only or shot.name in only:
+                take(browser, service, shot, items)
+        browser.close()
+
+
+def found(browser: Any, service: str) -> dict[str, str]:
+    """An item of each modality that has atrial fibrillation."""
+    page = browser.new_page()
+    while page.request.get(f"{service}/api/map").json()["state"] != "ready":
+        page.wait_for_timeout(1000)
+    question = {"parts": [{"kind": "text", "value": "atrial fibrillation"}], "k": 1, "per_modality": True}
+    hits = page.request.post(f"{service}/api/search", data=question).json()["hits"]
+    page.close()
+    return {hit["modality"].upper(): hit["id"] for hit in hits}
+
+
+def take(browser: Any, service: str, shot: Shot, items: dict[str, str]) -> None:
+    """One picture, when nothing is being fetched any more."""
+    width, height = SIZES[shot.device]
+    scheme = "dark" if shot.device == "dark" else "light"
+    touch = {"is_mobile": True, "has_touch": True} if shot.device == "phone" else {}
+    size = {"width": width, "height": height}
+    context = browser.new_context(viewport=size, color_scheme=scheme, locale="en-GB", **touch)
+    page = context.new_page()
+    for pattern, answer in (shot.answers or {}).items():
+        page.route(pattern, answer)
+    address = shot.address
+    for modality, name in items.items():
+        address = address.replace(f"={modality}", f"={name}")
+    page.goto(f"{service}/{address}")
+    if not shot.answers:
+        page.wait_for_load_state("networkidle", timeout=120_000)
+    page.wait_for_timeout(2000)
+    page.screenshot(path=FOLDER / f"{shot.name}.jpg", type="jpeg", quality=80)
+    context.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].rstrip("/"), sys.argv[2:])
