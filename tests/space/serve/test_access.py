@@ -49,6 +49,10 @@ def test_the_header_and_the_cookie_of_a_login(stranger):
     told = stranger.post("/api/login", json={"token": TOKEN})
     line = told.headers["set-cookie"]
     assert told.status_code == 204 and "HttpOnly" in line and "samesite=strict" in line.lower() and TOKEN not in line
+    behind = stranger.post("/api/login", json={"token": TOKEN}, headers={"X-Forwarded-Proto": "https"})
+    assert "Secure" in behind.headers["set-cookie"] and "Secure" not in line
+    stranger.cookies.clear()
+    stranger.post("/api/login", json={"token": TOKEN})
     assert stranger.get("/api/about").status_code == 200
     assert stranger.post("/api/search", json=QUESTION).status_code == 200
     value = stranger.cookies[COOKIE]

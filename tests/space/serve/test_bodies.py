@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import socket
 import tempfile
 import threading
 import time
@@ -15,7 +16,7 @@ from m3bind.space.serve.settings import Settings
 from space.serve.conftest import until, upload
 
 SMALL = Settings(body_bytes=300_000, json_bytes=4000, flying_bytes=500_000, files=5, grace_seconds=1.0,
-                 bytes_per_second=100_000, header_seconds=1.0)  # fmt: skip
+                 bytes_per_second=100_000, header_seconds=1.0, unread_seconds=1.0)  # fmt: skip
 FORM = "multipart/form-data; boundary=----x"
 HEAD = b'------x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
 TAIL = b"\r\n------x--\r\n"
@@ -128,6 +129,18 @@ def test_a_slow_head_after_a_request_loses_it_too(served):
         while wire.recv(65536):
             pass
         assert time.monotonic() - begun < 8
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT")
+def test_an_answer_that_nobody_reads_is_given_up(served):
+    wire = socket.socket()
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    wire.connect(("127.0.0.1", served.port))
+    with wire:
+        wire.sendall(b"GET /api/items/i000/picture?size=2048 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4)
+        assert wire.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200"
+        assert served.server.server_state.connections
+        until(lambda: not served.server.server_state.connections, 15)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, identity"])

@@ -93,7 +93,8 @@ class Observed:
             self._count(scope, status or GONE, time.perf_counter() - begun)
 
     def _count(self, scope: Any, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "") or "other"
+        static = "/static/{path}" if scope["path"].startswith("/static/") else "other"
+        route = getattr(scope.get("route"), "path", "") or static
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.requests.labels(route, method, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)

@@ -45,7 +45,7 @@ def add(router: APIRouter, service: Service, access: Access, metrics: Metrics) -
         response = Response(status_code=204)
         response.set_cookie(
             COOKIE, access.cookie(), max_age=int(access.seconds), path="/", httponly=True, samesite="strict",
-            secure=request.url.scheme == "https",
+            secure="https" in (request.url.scheme, request.headers.get("x-forwarded-proto")),
         )  # fmt: skip
         return response
 

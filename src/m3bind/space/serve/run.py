@@ -4,8 +4,8 @@
 * `refuse_open`: before that, what must not be bound to other than this machine.
 * `leave`: after it, the end of the process though something still computes in the background.
 
-Clients that are slow with the head of a request, or with anything between requests, lose their connection; a body that
-is slow is `watch`'s. On SIGTERM nothing new is taken, running requests get `Settings.stop_seconds`.
+Clients that are slow with the head of a request, or that leave an answer unread, lose their connection; a body that is
+slow is `watch`'s. On SIGTERM nothing new is taken, running requests get `Settings.stop_seconds`.
 """
 
 import asyncio
@@ -81,7 +81,7 @@ def make_server(
     address = f"http://{shown}:{listener.getsockname()[1]}/"
     config = uvicorn.Config(
         app,
-        http=_protocol(settings.header_seconds),
+        http=_protocol(settings.header_seconds, settings.unread_seconds),
         ws="none",
         log_config=None,
         access_log=False,
@@ -160,14 +160,17 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _protocol(seconds: float) -> type[H11Protocol]:
-    """HTTP/1.1 that ends a connection on which a head is not complete, or a refused body not over, in time."""
+def _protocol(seconds: float, unread: float) -> type[H11Protocol]:
+    """HTTP/1.1 that ends a connection whose head is not complete, refused body not over, or answer not read in time."""
 
     class Timed(H11Protocol):
         _late: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            with contextlib.suppress(OSError, AttributeError):  # Linux: also for what waits at a closed window
+                wire = transport.get_extra_info("socket")
+                wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * unread))
             self._watch()
 
         def data_received(self, data: bytes) -> None:

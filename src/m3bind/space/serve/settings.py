@@ -35,7 +35,8 @@ class Settings:
     header_seconds: float = 10.0  # until the head of a request is there
     request_seconds: float = 120.0  # from the head of a request to the end of its answer
     stop_seconds: float = 60.0  # that running requests get when the service is told to stop
-    connections: int = 1024
+    unread_seconds: float = 30.0  # that a client may leave an answer unread
+    connections: int = 512
     waiting: int = 256  # requests in front of the towers; as many in front of the decoders
     workers: int = field(default_factory=lambda: max(1, _cores() // 2))  # threads that ask the towers and the index
     decoders: int = field(default_factory=lambda: max(2, _cores()))  # threads that wait for decoding processes, or draw
