@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def search(index: Path, space: Path, out: Path) -> list[dict[str, str]]:
     return json.loads(out.read_text())["hits"]
 
 
-def test_sent_by_c_store(
+def test_sent_by_c_store_to_a_listener_that_was_killed_before(
     objects: tuple[list[Path], Names],
     orthanc: Callable[..., Orthanc],
     space_folder: Path,
@@ -42,18 +43,26 @@ def test_sent_by_c_store(
 ) -> None:
     files, names = objects
     server, index, kept, log = orthanc(), tmp_path / "index", tmp_path / "kept", tmp_path / "log.txt"
-    command = Command(log, environment, "listen", "--space", str(space_folder), "--index", str(index), "--port", "0",
-                      "--keep-files", str(kept), "--quiet", "1", "--allow", "ORTHANC")  # fmt: skip
+    arguments = ["listen", "--space", str(space_folder), "--index", str(index), "--port", "0", "--allow", "ORTHANC",
+                 "--keep-files", str(kept)]  # fmt: skip
+    ids = server.store(files)
+    killed = Command(tmp_path / "killed.txt", environment, *arguments, "--quiet", "1000")
+    try:
+        server.knows("M3BIND", killed.port())
+        server.send("M3BIND", ids[:-3])
+    finally:
+        killed.end(signal.SIGKILL)
+    assert counts(index) == {} and len(list((tmp_path / "index.spool").rglob("*.dcm"))) == len(files) - 3
+    command = Command(log, environment, *arguments, "--quiet", "1")  # goes on with what the first was killed with
     try:
         server.knows("M3BIND", command.port())
-        ids = server.store(files)
-        server.send("M3BIND", ids)
+        server.send("M3BIND", ids[-3:])
         until(lambda: counts(index) == EVERY)
         server.send("M3BIND", ids)  # again: the same items
     finally:
         said = command.end()
     assert command.process.returncode == 0, said
-    assert counts(index) == EVERY and "set aside 0" in said and f"objects {2 * len(files)}" in said
+    assert counts(index) == EVERY and "set aside 0" in said and f"objects {3 + len(files)}" in said
     assert "repeated 4" in said
     with open_index(index) as opened:
         items = opened.items(opened.sample(10)[0])
@@ -63,7 +72,10 @@ def test_sent_by_c_store(
     assert len(list(kept.rglob("*.dcm"))) == len(files)
     assert (tmp_path / "answer.html").stat().st_size > 5_000  # with pictures of the kept files
     assert names.found_in(items.to_json() + json.dumps(hits)) == []
-    assert leaks(names, index, kept, log, tmp_path / "index.spool", *tmp_path.glob("answer.*")) == {}
+    assert (
+        leaks(names, index, kept, log, tmp_path / "index.spool", *tmp_path.glob("answer.*"), tmp_path / "killed.txt")
+        == {}
+    )
     for file in kept.rglob("*.dcm"):
         text = str(pydicom.dcmread(file))
         assert names.found_in(text) == [], file

@@ -131,6 +131,8 @@ class Spool:
                 self._bytes += path.stat().st_size - before
             except (OSError, DiskError):
                 raise Refused("full", "the disk does not take it") from None
+            except Exception as error:  # pydicom raises anything for values it cannot write
+                raise Refused("unreadable", f"its content cannot be written ({type(error).__name__})") from None
             if cleaned.whole:
                 self._told.add(cleaned.unit)
 
