@@ -1,6 +1,6 @@
 """A newcomer who follows only the docs: the code blocks of three pages, in order, in a fresh environment.
 
-    python tests/newcomer.py            # new virtual environment, installed from the last commit (minutes, 6 GB)
+    python tests/newcomer.py            # new virtual environment, installed from the last commit (minutes, 7 GB)
     python tests/newcomer.py --here     # with the Python that runs this; the block that installs is left out
 
 * `blocks`: the code blocks of a page. * `script`: what a newcomer types, as one bash script. * `run`: all of it.

@@ -30,7 +30,7 @@ from m3bind.space.query import Query
 from space import tiny
 
 PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
-ENTRY = re.compile(r"^### [^\n]*\{#([\w-]+)\}\n+```text\nm3bind: (.*?)\n```$", re.MULTILINE | re.DOTALL)
+ENTRY = re.compile(r"^### [^\n]*\n\n<!-- ([\w-]+) -->\n```text\nm3bind: (.*?)\n```$", re.MULTILINE | re.DOTALL)
 ENTRIES = dict(ENTRY.findall(PAGE.read_text(encoding="utf-8")))
 LEADS_TO: dict[str, Callable[[], object]] = {}
 
