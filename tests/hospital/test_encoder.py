@@ -59,7 +59,7 @@ def test_items_are_what_the_space_makes_of_the_files(space: Space, index: Index,
     plain = space.encode_image([tmp_path / "plain"], "ct")[0]
     ct = index.vectors(list(items[items["modality"] == "ct"]["id"]))[0]
     np.testing.assert_allclose(ct, plain, atol=1e-5)
-    assert os.listdir(spool.work) == os.listdir(spool.units) == []
+    assert os.listdir(spool.work) == os.listdir(spool.units) == [] and spool._bytes == 0
 
 
 def test_the_same_again_is_not_encoded_again(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_an_index_that_cannot_be_written(
         patch.setattr(index, "upsert", full)
         with pytest.raises(DiskError):
             encoder.drain()
-    assert spool.waiting() == 2 and os.listdir(spool.work) == []
+    assert spool.waiting() == 2 and os.listdir(spool.work) == [] and spool._bytes > 10_000
     encoder.drain(at_once=True)
     assert len(index) == 2
 

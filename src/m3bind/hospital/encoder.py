@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m3bind.errors import DiskError, UnknownNameError
+from m3bind.errors import DiskError, M3BindError, UnknownNameError
 from m3bind.hospital.spool import SUFFIX, Spool
 from m3bind.hospital.tags import SERIES, STORAGE
 from m3bind.modalities import Cut
@@ -52,7 +52,7 @@ class Encoder:
         while not stop.is_set():
             try:
                 busy = self.step()
-            except DiskError as error:
+            except M3BindError as error:  # a full disk, an index that cannot be reached
                 log.error("%s; what was accepted waits in the spool", error)
                 stop.wait(AGAIN)
                 continue

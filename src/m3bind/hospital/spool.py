@@ -85,7 +85,7 @@ class Spool:
         for unit in self.units.iterdir():
             if not any(unit.iterdir()):
                 unit.rmdir()
-        self._bytes = sum(path.stat().st_size for path in self.units.glob(f"*/*{SUFFIX}"))
+        self._bytes = sum(map(_size, self.units.iterdir()))
         self._touched = {unit.name: time.time() for unit in self.units.iterdir()}
 
     def _back(self, taken: Path) -> None:
@@ -172,6 +172,7 @@ class Spool:
             self._gone.discard(unit)
             target = self.work / unit
             os.replace(self.units / unit, target)
+            self._bytes -= _size(target)
         return sorted(target.glob(f"*{SUFFIX}"))
 
     def give_back(self, unit: str) -> None:
@@ -179,6 +180,7 @@ class Spool:
         with self._guard:
             if not (self.work / unit).exists():
                 return
+            self._bytes += _size(self.work / unit)
             self._back(self.work / unit)
             self._touched.setdefault(unit, time.time())
 
@@ -193,21 +195,13 @@ class Spool:
 
     def drop(self, unit: str) -> None:
         """Remove the files of a taken unit."""
-        place = self.work / unit
-        freed = sum(path.stat().st_size for path in place.glob(f"*{SUFFIX}"))
-        shutil.rmtree(place)
-        with self._guard:
-            self._bytes -= freed
+        shutil.rmtree(self.work / unit)
 
     def set_aside(self, unit: str, modality: str, reason: str) -> None:
-        """Keep the files of a taken unit apart, with the reason; it no longer counts as waiting."""
-        place, target = self.work / unit, self.aside / unit
-        freed = sum(path.stat().st_size for path in place.glob(f"*{SUFFIX}"))
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(place, target)
+        """Keep the files of a taken unit apart, with the reason."""
+        shutil.rmtree(self.aside / unit, ignore_errors=True)
+        os.replace(self.work / unit, self.aside / unit)
         self.note(unit, modality, reason)
-        with self._guard:
-            self._bytes -= freed
 
     def note(self, unit: str, modality: str, reason: str) -> None:
         """One line of aside.csv, which does not grow without end."""
@@ -249,6 +243,10 @@ class Spool:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _size(unit: Path) -> int:
+    return sum(path.stat().st_size for path in unit.glob(f"*{SUFFIX}"))
 
 
 def _flush(folder: Path) -> None:
