@@ -100,6 +100,7 @@ export function shot(hit, kind, size = 320) {
     decoding: "async",
   });
   const box = h("span", { class: `shot ${kind.name ?? ""}` }, image);
+  image.addEventListener("load", () => box.classList.add("drawn"));
   image.addEventListener("error", () => box.replaceWith(missing()));
   return box;
 }

@@ -66,8 +66,15 @@ function part(kind, text) {
   return weight ? { kind, value: text.slice(match[0].length), weight } : { kind, value: text, weight: 1 };
 }
 
+/** The state of an entry of the history; one that another version of the page left there is not believed. */
+function now(entry) {
+  const kept = entry?.m3bind;
+  const whole = kept && Object.keys(START).every((name) => name in kept);
+  return whole && write(kept) === location.hash ? kept : read(location.hash);
+}
+
 const listeners = [];
-let state = history.state?.m3bind ?? read(location.hash);
+let state = now(history.state);
 
 export const get = () => state;
 
@@ -93,6 +100,6 @@ export const asked = (parts) => parts.map(({ kind, value, weight }) => ({ kind, 
 
 addEventListener("popstate", (event) => {
   const before = state;
-  state = event.state?.m3bind ?? read(location.hash);
+  state = now(event.state);
   for (const run of listeners) run(state, before);
 });
