@@ -197,10 +197,12 @@ def test_parts_are_what_was_sent(
         return
     blocks = [body[k : k + cut] for k in range(0, len(body), cut)]
     folder = tmp_path_factory.mktemp("parts")
+    (folder / "cut").mkdir()
     found = [path and path.read_bytes() for path in parts_to_files(blocks, b"Q", folder, most)]
     assert found == [part if len(part) <= most else None for part in parts]
     with pytest.raises((Passing, WebError)):
-        list(parts_to_files([body[: len(body) - 5]], b"Q", folder, most))
+        list(parts_to_files([body[: len(body) - 5]], b"Q", folder / "cut", most))
+    assert len(list((folder / "cut").iterdir())) <= max(0, len(parts) - 1)  # not the one that was cut short
 
 
 def test_what_is_no_multipart_answer() -> None:

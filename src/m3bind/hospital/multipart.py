@@ -41,25 +41,36 @@ def parts_to_files(blocks: Iterable[bytes], boundary: bytes, folder: Path, most:
     number = 0
     while not data.startswith(b"--"):
         _, data = _until(source, data, b"\r\n\r\n", HEAD)
-        path, size = folder / f"part{number:06d}.dcm", 0
+        path = folder / f"part{number:06d}.dcm"
         number += 1
-        with open(path, "wb") as out:
-            while True:
-                at = data.find(mark)
-                safe = data[:at] if at >= 0 else data[: max(0, len(data) - len(mark) + 1)]
-                size += len(safe)
-                if size <= most:
-                    out.write(safe)
-                data = data[len(safe) :]
-                if at >= 0:
-                    break
-                data += _next(source)
-        data = data[len(mark) :]
-        while len(data) < 2:
-            data += _next(source)
+        try:
+            size, data = _copy(source, data, mark, path, most)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         if size > most:
             path.unlink()
         yield path if size <= most else None
+
+
+def _copy(source: Iterator[bytes], data: bytes, mark: bytes, path: Path, most: int) -> tuple[int, bytes]:
+    """Write what stands before the next boundary, up to `most` bytes of it; its length, and what follows."""
+    size = 0
+    with open(path, "wb") as out:
+        while True:
+            at = data.find(mark)
+            safe = data[:at] if at >= 0 else data[: max(0, len(data) - len(mark) + 1)]
+            size += len(safe)
+            if size <= most:
+                out.write(safe)
+            data = data[len(safe) :]
+            if at >= 0:
+                break
+            data += _next(source)
+    data = data[len(mark) :]
+    while len(data) < 2:
+        data += _next(source)
+    return size, data
 
 
 def _until(source: Iterator[bytes], data: bytes, end: bytes, most: int = HEAD) -> tuple[bytes, bytes]:

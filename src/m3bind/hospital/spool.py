@@ -1,6 +1,6 @@
-"""Accepted objects on disk until they are in the index: a private folder, in which nothing has anybody's name.
+"""Accepted objects on disk until they are in the index: a private folder, of mode 0700.
 
-    SPOOL/incoming/               what is being received; emptied at the start
+    SPOOL/incoming/               what is being received, with its names; removed when it is taken in, and at the start
     SPOOL/units/UNIT/OBJECT.dcm   accepted, de-identified; UNIT is an item of the index to be
     SPOOL/work/UNIT/              taken by the encoder; goes back to units/ at the start
     SPOOL/aside/UNIT/             what could not be used, with a line in SPOOL/aside.csv
