@@ -134,3 +134,11 @@ def test_maps_of_few_items_and_of_items_that_are_the_same(n, distinct, spoken):
     rows = unit(rng.normal(size=(distinct, 24)))[np.arange(n) % distinct]
     xy = flat(rows, ["a", "b"] * (n // 2) + ["a"] * (n % 2), unit(rng.normal(size=(40, 24))) if spoken else None)
     assert xy.shape == (n, 2) and np.isfinite(xy).all() and np.abs(xy).max(initial=0) <= 1 + 1e-9
+
+
+def test_without_a_shared_text_encoder_the_first_modalitys_own_is_taken(world):
+    from space import archives
+
+    space = archives.make_space()
+    found = Questions(space, Uploads(1, 1, 1)).texts(["a lung"])
+    np.testing.assert_allclose(found, space.encode_text(["a lung"], space.modalities[0]))
