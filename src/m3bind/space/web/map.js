@@ -211,6 +211,7 @@ function draw() {
   pen.scale(ratio, ratio);
   const style = getComputedStyle(document.documentElement);
   const ink = style.getPropertyValue("--ink");
+  const lift = style.getPropertyValue("--lift");
   const at = projection();
   const radius = Math.min(8, 3.2 * view.scale ** 0.35);
   const colors = new Map(about.modalities.map((kind) => [kind.name, kind.color]));
@@ -224,7 +225,7 @@ function draw() {
   for (let i = 0; i < data.id.length; i += 1) {
     if (hidden.has(data.modality[i])) continue;
     pen.beginPath();
-    pen.fillStyle = colors.get(data.modality[i]) ?? "#888888";
+    pen.fillStyle = `color-mix(in srgb, ${colors.get(data.modality[i]) ?? "#888888"}, white ${lift})`;
     pen.arc(at.x(data.x[i]), at.y(data.y[i]), radius, 0, 7);
     pen.fill();
   }

@@ -7,7 +7,7 @@ import { smallFailure } from "./states.js";
 
 const SIZE = 1024; // pixels asked for
 const NOTCH = 60; // of a wheel, for one slice
-const WINDOWS = { auto: "Fitting", lung: "Lung", soft: "Soft tissue", bone: "Bone" };
+const WINDOWS = { auto: "Auto", lung: "Lung", soft: "Soft tissue", bone: "Bone" };
 
 /** A viewer of `source`: { kind, value } with `slices` where it is a volume. */
 export function stage(source, { title, slices = null }) {
