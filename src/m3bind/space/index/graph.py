@@ -26,6 +26,7 @@ from m3bind.space.index.scan import Mask
 GRAPH = "graph.faiss"
 LINKS, BUILD_EF = 32, 120  # links of a row, width of the search that finds them
 WIDTHS = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
+TOWARDS = 0.5  # real queries needed 96, rows moved half the way to another 128, rows 16, midpoints 512
 WIDEST = 2048  # a search that would have to be wider scans
 SPARE = 2  # candidates per hit whose true score is taken
 

@@ -28,6 +28,7 @@ LISTS = "lists.faiss"
 PER_ROOT = 4  # lists per square root of the number of rows
 POINTS, ROUNDS = 32, 6  # of k-means: rows per list, iterations
 WIDTHS = (4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
+TOWARDS = 1.0  # real queries needed 24, midpoints of two rows 24, rows moved half the way 4
 MOST = 0.25  # share of the lists; a search that would have to look into more scans
 SPARE = 2  # candidates per hit whose true score is taken
 BLOCK = 16384  # rows added at once

@@ -62,7 +62,7 @@ def derive(folder: Path, n: int, dim: int) -> None:
     for form in FORMS:
         module = FORMS[form]
         made = module.make(codes, rows)
-        made.width, recall = needed(made, rows, module.WIDTHS)
+        made.width, recall = needed(made, rows, module.WIDTHS, module.TOWARDS)
         if recall >= RECALL:
             break
     else:
@@ -74,15 +74,15 @@ def derive(folder: Path, n: int, dim: int) -> None:
     write_json(folder / NEAR, {"form": form, "width": made.width, "recall": round(recall, 4)})
 
 
-def needed(near: Near, rows: Array, widths: Sequence[int]) -> tuple[int, float]:
-    """The least width that finds `RECALL` of the true neighbours of rows moved towards others, unit(a + b / 2); recall.
+def needed(near: Near, rows: Array, widths: Sequence[int], towards: float) -> tuple[int, float]:
+    """The least width that finds `RECALL` of the true neighbours of rows moved, unit(a + towards b); that recall.
 
-    Rows of the part are too easy to ask for: real queries lie apart from them. With real texts, those that no row was
-    made of needed a graph's width of 96, rows moved so 128, rows themselves 16, points midway between two rows 512.
+    Rows of the part are too easy to ask for: real queries lie apart from them. How far a row a must be moved towards
+    another b to be as hard depends on the form (`TOWARDS` of each, from queries that no row was made of).
     """
     rng = np.random.default_rng(0)
     one, other = (rows[rng.integers(0, len(rows), PROBES)] for _ in range(2))
-    queries = one + 0.5 * other
+    queries = one + towards * other
     queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-6)
     true = scan.nearest([rows], queries, DEPTH)[1].tolist()
     recall = 0.0
