@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hospital.planted import electrocardiogram, radiograph, save, series
+from hospital.planted import Names, electrocardiogram, photograph, radiograph, save, series
 from m3bind.errors import DiskError
 from m3bind.hospital.deidentify import Deidentifier, Refused
 from m3bind.hospital.encoder import Encoder
@@ -156,3 +156,11 @@ def test_one_process_at_a_time(spool: Spool) -> None:
 
     with pytest.raises(ConfigError, match="another listen or pull"):
         Spool(spool.folder)
+
+
+def test_a_photograph_is_recognised_by_its_pixels(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
+    picture = photograph(Names())
+    picture.SOPClassUID, picture.Modality = "1.2.840.10008.5.1.4.1.1.77.1.4", "XC"
+    (unit,) = put(spool, tmp_path / "in", picture)
+    Encoder(space, index, spool, tmp_path / "kept").drain()
+    assert index.counts() == {"retina": 1} and (tmp_path / "kept" / "retina" / f"{unit}.dcm").is_file()

@@ -19,7 +19,18 @@ from typing import Any, Literal
 from m3bind.errors import M3BindError, ReadError
 from m3bind.hospital.pixels import clean_bulk
 from m3bind.hospital.pseudonyms import Pseudonyms
-from m3bind.hospital.tags import ALLOWED, CODES, MAPPED, SEQUENCES, SERIES, STORAGE, WHOLE_SLIDE, known_code
+from m3bind.hospital.tags import (
+    ALLOWED,
+    CODES,
+    EMPTY,
+    MAPPED,
+    NO_DAY,
+    SEQUENCES,
+    SERIES,
+    STORAGE,
+    WHOLE_SLIDE,
+    known_code,
+)
 from m3bind.modalities._dicom_files import BIG_ENDIAN, EXPLICIT, IMPLICIT, open_dicom, quiet
 
 METHOD = "m3bind: allow-list after PS3.15 Annex E"
@@ -155,10 +166,17 @@ class Deidentifier:
         """Whose it is, by pseudonym; empty where the standard asks for an entry; what was done."""
         made.SOPClassUID, made.PatientID = origin.sop_class, patient
         for keyword in ("PatientName", "PatientBirthDate", "PatientSex", "StudyTime", "StudyID", "AccessionNumber",
-                        "ReferringPhysicianName"):  # fmt: skip
+                        "ReferringPhysicianName", "SeriesNumber", "Manufacturer"):  # fmt: skip
             setattr(made, keyword, "")
+        for keyword in EMPTY.get(origin.sop_class, ()):
+            if keyword not in made:
+                setattr(made, keyword, [] if keyword.endswith("Sequence") else "")
         shifts = self.dates == "shift"
         made.StudyDate = self.names.moved(origin.study_date, patient) if shifts else ""
+        if STORAGE[origin.sop_class] == "ecg":
+            made.ContentDate, made.ContentTime = made.StudyDate or NO_DAY, "000000"
+            made.AcquisitionDateTime = f"{made.ContentDate}000000"
+            made.InstanceNumber = made.get("InstanceNumber") or 1
         made.LongitudinalTemporalInformationModified = "MODIFIED" if shifts else "REMOVED"
         made.PatientIdentityRemoved, made.DeidentificationMethod = "YES", METHOD
         options = _OPTIONS | (_DATES_OPTION if shifts else {})

@@ -3,6 +3,7 @@
 * `ALLOWED`: keyword -> rule. A rule takes the values of an entry and gives those that may stay, or None.
 * `MAPPED`: UIDs that are replaced by others. `SEQUENCES`: entries whose items are cleaned in the same way.
   `CODES`: sequences of codes, of which only known ones stay. `BULK`: bytes, see `pixels`.
+* `WRITTEN`: entries that are made anew, `EMPTY` among them.
 * `STORAGE`: the kinds of objects that are taken, and the modality that reads each.
 
 Kept is what reading and showing needs: geometry, description of pixels and of waveforms, kind, body part. Nowhere free
@@ -176,11 +177,20 @@ BULK = {  # keyword -> most bytes; None: as many as pixels or samples need
     "ChannelMaximumValue": 4,
 }  # fmt: skip
 
+NO_DAY = "19000101"  # where a class demands a day and none is kept
+_RADIOGRAPH = ("BodyPartExamined", "ViewPosition", "PatientOrientation", "Laterality")
+EMPTY = {  # entries that a class of objects demands, though they may be empty
+    **{f"{_ROOT}{n}": _RADIOGRAPH for n in ("1", "1.1", "1.1.1")},
+    f"{_ROOT}2": ("PositionReferenceIndicator", "AcquisitionNumber"),
+    **{f"{_ROOT}9.1.{n}": ("AcquisitionContextSequence",) for n in (1, 2)},
+}
+
 WRITTEN = frozenset({  # entries that de-identification itself fills in
     "SOPClassUID", "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName", "PatientIdentityRemoved", "DeidentificationMethod",
     "DeidentificationMethodCodeSequence", "LongitudinalTemporalInformationModified", "CodeValue",
-    "CodingSchemeDesignator", "CodeMeaning",
+    "CodingSchemeDesignator", "CodeMeaning", "SeriesNumber", "Manufacturer", "ContentDate", "ContentTime",
+    "AcquisitionDateTime", *(keyword for several in EMPTY.values() for keyword in several),
 })  # fmt: skip
 
 _LEAD_NUMBERS = {1: "I", 2: "II", 3: "V1", 4: "V2", 5: "V3", 6: "V4", 7: "V5", 8: "V6", 61: "III", 62: "aVR",
