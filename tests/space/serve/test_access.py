@@ -149,3 +149,21 @@ def test_a_token_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert "short" not in str(told.value)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_token(tmp_path / "none")
+
+
+def test_further_names_and_any_name(world):
+    from m3bind.space.serve.app import make_app
+
+    for hosts, expected in ((["Clinic.example"], 403), (None, 200)):
+        app = make_app(world.space, world.index, hosts=hosts, token=TOKEN)
+        made, headers = client_of(app), {"Authorization": f"Bearer {TOKEN}"}
+        assert made.get("/healthz", headers={**headers, "Host": "clinic.example:8443"}).status_code == 200
+        assert made.get("/healthz", headers={**headers, "Host": "evil.example"}).status_code == expected
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/../api/about", "//api/about", "/api/login/../about", "/api/about/", "/STATIC/x"]
+)
+def test_no_way_around_the_token(stranger, path):
+    answer = stranger.request("GET", f"http://127.0.0.1:8000{path}", follow_redirects=False)
+    assert answer.status_code in (401, 404) and "modalities" not in answer.text
