@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
-
 from hospital.orthanc import Orthanc, find_orthanc
 from hospital.planted import Names, electrocardiogram, hidden, photograph, plant, radiograph, save, series
 

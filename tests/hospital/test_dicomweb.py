@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("httpx", reason="needs the extra `hospital`")
+
 from hospital.planted import radiograph, save
 from m3bind.errors import ConfigError
 from m3bind.hospital import http

@@ -14,6 +14,9 @@ from typing import Any
 
 import pydicom
 import pytest
+
+pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
+
 from pynetdicom import AE, Association
 from pynetdicom.sop_class import Verification
 

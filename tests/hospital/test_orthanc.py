@@ -10,6 +10,9 @@ import pydicom
 import pytest
 from typer.testing import CliRunner
 
+pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
+pytest.importorskip("httpx", reason="needs the extra `hospital`")
+
 from hospital.conftest import SALT
 from hospital.orthanc import Orthanc
 from hospital.planted import Names

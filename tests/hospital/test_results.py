@@ -10,6 +10,9 @@ import pydicom
 import pytest
 from typer.testing import CliRunner
 
+pytest.importorskip("highdicom", reason="needs the extra `hospital`")
+pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
+
 from hospital.orthanc import Orthanc
 from hospital.planted import electrocardiogram, radiograph, save, series
 from m3bind.cli import app

@@ -13,6 +13,7 @@ from hospital.planted import Names
 from hospital.running import EVERY, Command, leaks, until
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
+pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
 from space.web.conftest import browser  # noqa: F401
