@@ -3,14 +3,17 @@
 * `prepare`: makes what is not there yet.
 """
 
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from m3bind.data.manifest import read_manifest
 from m3bind.errors import SpaceError
-from m3bind.space.bundle import Space, load
-from m3bind.space.encode import encode_files
+from m3bind.files import read_json
 from m3bind.space.folder import MANIFEST
-from m3bind.space.index import build_index, open_index
+from m3bind.space.index import open_index
+
+if TYPE_CHECKING:
+    from m3bind.config import RunConfig
 
 PRESET = "quick"
 KEEP = ("label", "patient", "split")  # of virtual patients, who have no privacy
@@ -23,33 +26,39 @@ def prepare(out: Path) -> Path:
         M3BindError: what training, encoding and building an index raise.
     """
     from m3bind.config import load_config
-    from m3bind.finish import finish
-    from m3bind.fit import Run
 
     config = load_config(PRESET, [])
-    run = Run(config, out / config.name, cache=out / "cache")
-    if not (run.folder / "space" / MANIFEST).is_file():
+    folder = out / config.name
+    if not _is_whole(folder):
         print("making virtual patients and a small space, about 2 minutes; the next start takes seconds", flush=True)
+        _make(folder, config, out)
+    return folder
+
+
+def _make(folder: Path, config: "RunConfig", out: Path) -> None:
+    """Train where there is no space, then encode and build the index."""
+    from m3bind.data.manifest import read_manifest
+    from m3bind.finish import finish
+    from m3bind.fit import Run
+    from m3bind.space.bundle import load
+    from m3bind.space.encode import encode_files
+    from m3bind.space.index import build_index
+
+    run = Run(config, folder, cache=out / "cache")
+    if not (folder / "space" / MANIFEST).is_file():
         finish(run, "distill")
-    space = load(run.folder / "space")
-    if not _is_of(run.folder / "index", space):
-        found = read_manifest(run.manifest_path, modalities=space.modalities)
-        encoded = encode_files(space, found.records, run.folder / "encoded", keep=KEEP)
-        build_index(encoded, run.folder / "index").close()
-    return run.folder
+    space = load(folder / "space")
+    found = read_manifest(run.manifest_path, modalities=space.modalities)
+    encoded = encode_files(space, found.records, folder / "encoded", keep=KEEP)
+    shutil.rmtree(folder / "index", ignore_errors=True)  # of an older space, or not finished
+    build_index(encoded, folder / "index").close()
 
 
-def _is_of(folder: Path, space: Space) -> bool:
-    """Whether there is an index of this space; one of an older space is removed."""
-    if not folder.exists():
-        return False
+def _is_whole(folder: Path) -> bool:
+    """Whether there is a space and a finished index of it."""
     try:
-        with open_index(folder) as index:
-            whole = index.fingerprint == space.fingerprint and index.notes.get("building") is None and len(index) > 0
-    except SpaceError:
-        whole = False
-    if not whole:
-        import shutil
-
-        shutil.rmtree(folder)
-    return whole
+        wanted = read_json(folder / "space" / MANIFEST)["fingerprint"]
+        with open_index(folder / "index") as index:
+            return index.fingerprint == wanted and index.notes.get("building") is None and len(index) > 0
+    except (OSError, ValueError, KeyError, SpaceError):
+        return False
