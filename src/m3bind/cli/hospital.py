@@ -58,9 +58,7 @@ def listen(
     index: IndexAt,
     port: Annotated[int, typer.Option(help="port; 0 takes a free one")] = 11112,
     aet: Annotated[str, typer.Option(help="our application entity title; others must call us by it")] = "M3BIND",
-    host: Annotated[
-        str, typer.Option(help="address to listen on; others than loopback need --allow")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address to listen on; others than loopback need --allow")] = "127.0.0.1",
     allow: Annotated[list[str] | None, typer.Option(help="title that may send; repeatable; default: all")] = None,
     keep_files: Keep = None,
     salt_file: Salt = None,
