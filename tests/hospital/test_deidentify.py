@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.datadict import DicomDictionary, keyword_for_tag, tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from hospital.planted import Names, chest, electrocardiogram, hidden, photograph, plant, radiograph, save, series
@@ -85,7 +86,7 @@ def datasets(draw: st.DrawFn, depth: int = 2) -> Dataset:
     return made
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
 @given(datasets())
 def test_nothing_outside_the_list_stays(given: Dataset) -> None:
     given.file_meta = FileMetaDataset()
@@ -97,7 +98,8 @@ def test_nothing_outside_the_list_stays(given: Dataset) -> None:
     made = CLEAN.clean(given).dataset
     assert [entry for entry in tags_of(made) if entry[1] not in LISTED] == []
     for _, keyword, value in tags_of(made):
-        assert keyword in BULK or "QZX" not in str(value).upper(), keyword
+        if keyword not in BULK and not isinstance(value, Sequence):  # what is in a sequence is looked at by itself
+            assert "QZX" not in str(value).upper(), keyword
     out = io.BytesIO()
     made.save_as(out, enforce_file_format=True)
     assert out.getvalue()[:128] == bytes(128)
