@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.signal import resample_poly
 from torch import Tensor
 
 from m3bind.errors import ConfigError
@@ -148,6 +147,8 @@ def resampled(sample: Sample, rate: float, leads: int = 12) -> NDArray[np.float3
     Raises:
         ConfigError: no sampling rate, or another number of leads.
     """
+    from scipy.signal import resample_poly  # slow to import
+
     array = np.nan_to_num(np.asarray(sample.array, dtype=np.float32), posinf=0.0, neginf=0.0)
     if sample.rate is None or array.ndim != 2 or array.shape[0] != leads or array.shape[1] == 0:
         raise _shape_error(sample, f"signals ({leads} leads, time) with a sampling rate")
