@@ -36,7 +36,7 @@ def atomic_path(target: Path | str, *, directory: bool = False) -> Iterator[Path
         yield temporary
         if directory:
             for file in temporary.rglob("*"):
-                _flush(file)
+                flush(file)
             if target.exists():
                 old = target.with_name(f".{target.name}.{os.getpid()}.old")
                 os.rename(target, old)
@@ -49,9 +49,9 @@ def atomic_path(target: Path | str, *, directory: bool = False) -> Iterator[Path
             else:
                 os.rename(temporary, target)
         else:
-            _flush(temporary)
+            flush(temporary)
             os.replace(temporary, target)
-        _flush(target.parent)
+        flush(target.parent)
     except OSError as error:
         raise DiskError(
             f"cannot write {target}: {error.strerror or error}; free space or choose another --out. "
@@ -64,7 +64,8 @@ def atomic_path(target: Path | str, *, directory: bool = False) -> Iterator[Path
             temporary.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the system put a file, or what a folder lists, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Self
 
 from m3bind.errors import ConfigError, DiskError
-from m3bind.files import atomic_path
+from m3bind.files import atomic_path, flush
 from m3bind.hospital.deidentify import Cleaned, Refused
 
 SUFFIX = ".dcm"
@@ -127,7 +127,7 @@ class Spool:
                 with atomic_path(path) as temporary:
                     cleaned.dataset.save_as(temporary, enforce_file_format=True)
                 if new:
-                    _flush(self.units)
+                    flush(self.units)
                 self._bytes += path.stat().st_size - before
             except (OSError, DiskError):
                 raise Refused("full", "the disk does not take it") from None
@@ -247,11 +247,3 @@ class Spool:
 
 def _size(unit: Path) -> int:
     return sum(path.stat().st_size for path in unit.glob(f"*{SUFFIX}"))
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

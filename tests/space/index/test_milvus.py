@@ -5,7 +5,7 @@ import pytest
 
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.space.index import Where, create_index, open_index
-from m3bind.space.index.milvus import parse_uri
+from m3bind.space.index.milvus_client import parse_uri
 from space.index.made import DIM, items, names, vectors
 from space.index.test_embedded import CONDITIONS
 

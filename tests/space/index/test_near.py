@@ -31,10 +31,8 @@ def test_the_graph_where_it_finds_enough(publish):
 
 
 def test_lists_where_the_graph_misses_too_many(publish, monkeypatch):
-    needed = near.needed
-    monkeypatch.setattr(
-        near, "needed", lambda made, *more: (9, 0.5) if hasattr(made, "_search") else needed(made, *more)
-    )
+    widen = near.widen
+    monkeypatch.setattr(near, "widen", lambda made, *more: 0.5 if isinstance(made, graph.Graph) else widen(made, *more))
     index, said = publish()
     assert isinstance(index._near, lists.Lists) and said["form"] == "lists" and said["recall"] >= near.RECALL
     assert not list(index.store.folder.rglob(graph.GRAPH))

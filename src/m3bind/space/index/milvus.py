@@ -14,9 +14,6 @@ Shapes: q queries, n items, d dimension, k hits.
 """
 
 import json
-import logging
-import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,10 +26,10 @@ from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.privacy import shown
 from m3bind.space.index import scan
 from m3bind.space.index.base import AFTER, KEY, NAMED, NEEDED, Array, Found, Index, Where, check_queries, check_rows
+from m3bind.space.index.milvus_client import connect, parse_uri
 
 FIELDS = ("modality", "path", "label", "patient", "date")
 LABELS, ORDER, VECTOR = "m3bind_labels", "m3bind_order", "m3bind_vector"  # fields of ours
-TOKEN = "M3BIND_MILVUS_TOKEN"
 WIDEST = 16_384  # hits Milvus gives at most, and widest search of its graph
 BYTES = 1 << 25  # sent or received at once; Milvus takes 64 MB
 LINKS, BUILD_EF, EF = 32, 200, 128  # of HNSW on a server
@@ -56,7 +53,7 @@ class MilvusIndex(Index):
     @classmethod
     def create(cls, uri: str, dim: int, fingerprint: str, gap_corrected: bool) -> Self:
         """See `create_index`."""
-        client, name, local = _connect(uri)
+        client, name, local = connect(uri)
         from pymilvus import DataType
 
         if client.has_collection(name):
@@ -97,7 +94,7 @@ class MilvusIndex(Index):
     @classmethod
     def open(cls, uri: str, writable: bool) -> Self:
         """See `open_index`."""
-        client, name, _ = _connect(uri)
+        client, name, _ = connect(uri)
         if not client.has_collection(name):
             client.close()
             raise SpaceError(f"{uri}: no index; build one with: m3bind index ENCODED --out {uri}")
@@ -114,7 +111,7 @@ class MilvusIndex(Index):
         target, _, local = parse_uri(uri)
         if local and not Path(target).exists():
             return False
-        client, name, _ = _connect(uri)
+        client, name, _ = connect(uri)
         try:
             return bool(client.has_collection(name))
         finally:
@@ -268,18 +265,6 @@ class MilvusIndex(Index):
         return [found[name] for name in ids]
 
 
-def parse_uri(uri: str) -> tuple[str, str, bool]:
-    """(what Milvus' client is given, name of the collection, whether it is a file) of a URI.
-
-    Raises:
-        ConfigError: not a URI of an index in Milvus.
-    """
-    match = re.fullmatch(r"milvus(?::(?P<file>[^#]+\.db)|\+(?P<server>https?://[^#]+))(?:#(?P<name>\w+))?", uri)
-    if not match:
-        raise ConfigError(f"{uri}: write milvus:FILE.db#COLLECTION or milvus+http://HOST:PORT#COLLECTION")
-    return match["file"] or match["server"], match["name"] or "m3bind", bool(match["file"])
-
-
 def condition(where: Where) -> str:
     """A `Where` in Milvus' language."""
     parts = []
@@ -361,46 +346,3 @@ def _joined(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         count, _, first = pieces[f"{key}/0"].partition(":")
         values[key] = json.loads("".join([first, *(pieces[f"{key}/{n}"] for n in range(1, int(count)))]))
     return values
-
-
-class _Client:
-    """Milvus' client, or an iterator it gave, with errors of ours; Milvus' own may quote what was asked or sent."""
-
-    def __init__(self, own: Any, uri: str) -> None:
-        self._own, self._uri = own, uri
-
-    def __getattr__(self, name: str) -> Any:
-        from pymilvus.exceptions import MilvusException
-
-        found = getattr(self._own, name)
-
-        def call(*args: Any, **settings: Any) -> Any:
-            try:
-                answer = found(*args, **settings)
-            except MilvusException as error:
-                hint = "is it up, and is there room on its disk? Its own log says more"
-                raise SpaceError(f"{self._uri}: Milvus could not do {name} (code {error.code}); {hint}") from error
-            return _Client(answer, self._uri) if name == "query_iterator" else answer
-
-        return call
-
-
-def _connect(uri: str) -> tuple[Any, str, bool]:
-    """(client, collection, whether it is a file).
-
-    Raises:
-        ConfigError: the extra `milvus` is not installed, or not a URI of ours.
-        SpaceError: Milvus does not answer.
-    """
-    target, name, local = parse_uri(uri)
-    try:
-        from pymilvus import MilvusClient
-        from pymilvus.exceptions import MilvusException
-    except ImportError:
-        raise ConfigError("an index in Milvus needs the extra `milvus`: pip install 'm3bind[milvus]'") from None
-    logging.getLogger("pymilvus.client.iterator").setLevel(logging.ERROR)  # Milvus Lite has no time stamps to give
-    try:
-        return _Client(MilvusClient(target, token=os.environ.get(TOKEN, "")), uri), name, local
-    except MilvusException as error:
-        hint = "another process may have it open" if local else "is the server up, is the token right?"
-        raise SpaceError(f"{uri}: Milvus does not answer ({error.message}); {hint}") from error

@@ -62,7 +62,7 @@ def derive(folder: Path, n: int, dim: int) -> None:
     for form in FORMS:
         module = FORMS[form]
         made = module.make(codes, rows)
-        made.width, recall = needed(made, rows, module.WIDTHS, module.TOWARDS)
+        recall = widen(made, rows, module.WIDTHS, module.TOWARDS)
         if recall >= RECALL:
             break
     else:
@@ -74,8 +74,8 @@ def derive(folder: Path, n: int, dim: int) -> None:
     write_json(folder / NEAR, {"form": form, "width": made.width, "recall": round(recall, 4)})
 
 
-def needed(near: Near, rows: Array, widths: Sequence[int], towards: float) -> tuple[int, float]:
-    """The least width that finds `RECALL` of the true neighbours of rows moved, unit(a + towards b); that recall.
+def widen(near: Near, rows: Array, widths: Sequence[int], towards: float) -> float:
+    """Take the least width that finds `RECALL` of the true neighbours of rows moved, unit(a + towards b); that recall.
 
     Rows of the part are too easy to ask for: real queries lie apart from them. How far a row a must be moved towards
     another b to be as hard depends on the form (`TOWARDS` of each, from queries that no row was made of).
@@ -86,12 +86,13 @@ def needed(near: Near, rows: Array, widths: Sequence[int], towards: float) -> tu
     queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-6)
     true = scan.nearest([rows], queries, DEPTH)[1].tolist()
     recall = 0.0
-    for near.width in widths:
+    for width in widths:
+        near.width = width
         found = near.nearest(queries, DEPTH, None)[1].tolist()
         recall = float(np.mean([len(set(line) & set(best)) / DEPTH for line, best in zip(found, true)]))
         if recall >= RECALL:
             break
-    return near.width, recall
+    return recall
 
 
 def is_derived(part: Part) -> bool:
