@@ -54,6 +54,13 @@ export function button({ text, label, image, kind = "", press, ...rest }) {
   return h("button", { ...props, on: press ? { click: press } : {} }, image ? icon(image) : null, text);
 }
 
+/** Zoom in, zoom out, and back to the whole `what`. */
+export const zoomButtons = (what, closer, farther, whole) => [
+  button({ label: "Zoom in", image: "plus", press: closer }),
+  button({ label: "Zoom out", image: "minus", press: farther }),
+  button({ label: `Whole ${what}`, image: "fit", press: whole }),
+];
+
 export const $ = (id) => document.getElementById(id);
 
 /** Put these children in the place of what is there. */

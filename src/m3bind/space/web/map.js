@@ -1,7 +1,7 @@
 // The map of the space: a sample of its items as points, with the question among them.
 
 import { call, place } from "./api.js";
-import { $, button, dot, fill, h, plain, plural, say } from "./dom.js";
+import { $, dot, fill, h, plain, plural, say, zoomButtons } from "./dom.js";
 import { View, watchGestures } from "./gestures.js";
 import { table } from "./points.js";
 import { shot } from "./results.js";
@@ -91,9 +91,12 @@ function show({ points, method }) {
   const tools = h(
     "div",
     { class: "stage-tools", role: "group", "aria-label": "Zoom" },
-    button({ label: "Zoom in", image: "plus", press: () => zoom(1.5) }),
-    button({ label: "Zoom out", image: "minus", press: () => zoom(1 / 1.5) }),
-    button({ label: "Whole map", image: "fit", press: reset }),
+    zoomButtons(
+      "map",
+      () => zoom(1.5),
+      () => zoom(1 / 1.5),
+      reset,
+    ),
   );
   fill(
     $("map-body"),

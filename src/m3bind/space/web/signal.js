@@ -1,7 +1,7 @@
 // An ECG as on paper: 12 named leads on a millimetre grid, 25 mm/s and 10 mm/mV, which can be changed.
 
 import { call, place } from "./api.js";
-import { button, fill, h } from "./dom.js";
+import { fill, h, zoomButtons } from "./dom.js";
 import { smallFailure, waiting } from "./states.js";
 
 const PAPER = {
@@ -103,9 +103,12 @@ function paper(data, title) {
     h(
       "div",
       { class: "tools" },
-      button({ label: "Zoom in", image: "plus", press: () => zoom(1) }),
-      button({ label: "Zoom out", image: "minus", press: () => zoom(-1) }),
-      button({ label: "Whole trace", image: "fit", press: () => zoom(-view.zoom) }),
+      zoomButtons(
+        "trace",
+        () => zoom(1),
+        () => zoom(-1),
+        () => zoom(-view.zoom),
+      ),
     ),
   );
   return [scroll, legend, controls];

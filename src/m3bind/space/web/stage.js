@@ -1,7 +1,7 @@
 // A picture that can be zoomed and moved; of a volume, one slice of many through a window of grey values.
 
 import { pictureOf } from "./api.js";
-import { button, h, say } from "./dom.js";
+import { button, h, say, zoomButtons } from "./dom.js";
 import { View, watchGestures } from "./gestures.js";
 import { smallFailure } from "./states.js";
 
@@ -67,9 +67,12 @@ export function stage(source, { title, slices = null }) {
   const tools = h(
     "div",
     { class: "stage-tools", role: "group", "aria-label": "Zoom" },
-    button({ label: "Zoom in", image: "plus", press: () => zoom(1.4) }),
-    button({ label: "Zoom out", image: "minus", press: () => zoom(1 / 1.4) }),
-    button({ label: "Whole picture", image: "fit", press: reset }),
+    zoomButtons(
+      "picture",
+      () => zoom(1.4),
+      () => zoom(1 / 1.4),
+      reset,
+    ),
   );
   return h("div", { class: "viewer" }, h("div", { class: "stage-box" }, frame, tools), slider?.controls);
 }
