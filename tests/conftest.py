@@ -7,13 +7,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--disable-quic", "--no-first-run"]  # fmt: skip
 LEADS = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 
@@ -120,6 +125,18 @@ def make_volume() -> Callable[..., Path]:
 def make_ecg() -> Callable[..., Path]:
     """`make_ecg(stem, seed, leads, rate, seconds, unit, edit)`: see `_make_ecg`."""
     return _make_ecg
+
+
+@pytest.fixture(scope="module")  # its event loop counts as running: it must end before other files' tests
+def browser() -> Iterator[Any]:
+    """The machine's own Chromium without a window, through Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'm3bind[dev]'")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

@@ -233,19 +233,6 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'm3bind[dev]'")
-    chromium = shutil.which("chromium")
-    if not chromium:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    with sync.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=chromium, args=[*flags, "--disable-component-update"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_in_a_browser(served, browser, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

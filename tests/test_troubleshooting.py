@@ -1,5 +1,6 @@
 """Every message of docs/troubleshooting.md is raised here, by what its entry says leads to it."""
 
+import contextlib
 import errno
 import importlib.util
 import re
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 import m3bind
+from known import only
 from m3bind import modalities
 from m3bind.check import find_items
 from m3bind.cli import encode, hospital, main, serve
@@ -23,7 +25,6 @@ from m3bind.config import load_config
 from m3bind.errors import M3BindError
 from m3bind.finish import open_run, show_results
 from m3bind.fit import Run
-from m3bind.models import registry
 from m3bind.models.weight_files import read_state
 from m3bind.space.index.base import Where
 from m3bind.space.query import Query
@@ -333,10 +334,6 @@ TINY = ("space-not-run", "damaged-space", "busy-index", "other-space", "texts-co
 
 def said(name: str, monkeypatch, capsys) -> str:
     """What the command line prints where a command does what the entry says."""
-    if name in TINY:
-        monkeypatch.setattr(registry._registry, "_classes", None)
-        monkeypatch.setattr(modalities.base._registry, "_classes", None)
-        tiny.register()
     for module in MISSING.get(name, ()):
         monkeypatch.setitem(sys.modules, module, None)
     there = importlib.util.find_spec
@@ -345,7 +342,7 @@ def said(name: str, monkeypatch, capsys) -> str:
     )
     monkeypatch.setitem(main.__globals__, "app", lambda standalone_mode: LEADS_TO[name]())
     capsys.readouterr()
-    with pytest.raises(SystemExit):
+    with only(tiny.register) if name in TINY else contextlib.nullcontext(), pytest.raises(SystemExit):
         main()
     printed = capsys.readouterr().err
     return re.sub(r"\b[0-9a-f]{16}\b", "0123456789abcdef", printed[printed.index("m3bind: ") :].strip())

@@ -16,13 +16,11 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
-from space.web.conftest import browser  # noqa: F401
-
 SIZE = {"width": 1280, "height": 900}
 
 
 @pytest.fixture
-def heard(browser: Any) -> Iterator[tuple[Any, list[str]]]:  # noqa: F811
+def heard(browser: Any) -> Iterator[tuple[Any, list[str]]]:
     """A page, and every text that the service answered to it."""
     context = browser.new_context(viewport=SIZE, locale="en-GB")
     page, texts = context.new_page(), []

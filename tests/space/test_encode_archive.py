@@ -154,11 +154,14 @@ def test_two_processes_of_a_launcher_give_the_bytes_of_one(archive, tmp_path, st
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port))
     processes = []
-    for rank in ("0", "1"):
+    for rank in ("0", "1"):  # of 120 files in shards of 32
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", rank)
-        processes.append(start(PROCESS, archive[0], tmp_path / "out"))
-    assert all("105 done" in process.communicate()[0] for process in processes)
+        processes.append(start(PROCESS, archive[0], tmp_path / "out", stderr=subprocess.PIPE))
+    said = [process.communicate() for process in processes]
+    assert all("105 done" in out for out, _ in said)
+    assert ["64/64" in errors and "120" not in errors for _, errors in said] == [True, False]
+    assert "56/56" in said[1][1]
     assert content(tmp_path / "out") == content(archive[0] / "whole")
 
 

@@ -154,7 +154,7 @@ def _processes(space: Space) -> tuple[int, int]:
         return 0, 1
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     space.to(state.device)
     return state.process_index, state.num_processes
 

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from starlette.testclient import TestClient
 
-from m3bind import modalities
-from m3bind.models import registry
+from known import only
 from m3bind.space.bundle import Space, load, save_space
 from m3bind.space.index import create_index
 from space import archives, tiny
@@ -18,10 +17,7 @@ from space import archives, tiny
 
 @pytest.fixture(autouse=True, scope="module")
 def _registered():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry._registry, "_classes", None)
-        patch.setattr(modalities.base._registry, "_classes", None)
-        archives.register()
+    with only(archives.register):
         yield
 
 

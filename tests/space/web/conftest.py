@@ -1,15 +1,9 @@
-import shutil
-
 import pytest
 
-from m3bind import modalities
-from m3bind.models import registry
+from known import only
 from space import archives
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OURS = "willReadFrequently"  # tests that look at pixels are told that this is slow
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--no-first-run"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -18,27 +12,12 @@ def _known(_registered):
 
 
 @pytest.fixture(scope="session")
-def browser():
-    """The machine's own Chromium, without a window."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="session")
 def clinic(tmp_path_factory):
     """A space, its index and its files."""
     folder = tmp_path_factory.mktemp("clinic")
     from space.web.clinic import make_index, make_space
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry._registry, "_classes", None)
-        patch.setattr(modalities.base._registry, "_classes", None)
-        archives.register()
+    with only(archives.register):
         space = make_space(folder)
         index, files = make_index(folder, space)
     return space, index, files
