@@ -33,7 +33,7 @@ from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.files import atomic_path, sha256_file, sha256_text, write_json
 from m3bind.models import registry
 from m3bind.models.base import PARTS, DualEncoder, ModelCard
-from m3bind.models.checkpoint import hash_state, save_state
+from m3bind.models.checkpoint import hash_state, save_state, without_initialisation
 from m3bind.models.text_encoder import TextEncoder
 from m3bind.space.bridges import BaseBridge, Bridge, freeze, restore
 
@@ -379,7 +379,7 @@ class _Reader:
         """All of it, as modules and tensors."""
         content, arrays = self.content, self._state(self.content["arrays"])
         models, bridges, student = {}, {}, None
-        with torch.random.fork_rng(devices=[]):  # new networks draw numbers; the caller's stay as they were
+        with torch.random.fork_rng(devices=[]), without_initialisation():  # the caller's random numbers stay
             for name, entry in content["modalities"].items():
                 network = registry.build(entry["model"], assets=self._assets(entry, name), **entry["settings"])
                 models[name] = self._fill(network, entry["weights"], name)
