@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 from typer.testing import CliRunner
@@ -59,9 +60,33 @@ def test_probabilities_are_those_of_the_space(made: tuple[Path, Space, Index, Ma
     (found,) = findings(space, index, [ids(index)["xray"]], LABELS)
     wanted = space.classify(folder / "sent" / "0.dcm", "xray", LABELS)[0]
     np.testing.assert_allclose(found.probabilities, wanted, atol=1e-5)
+    assert not found.calibrated and not found.unlike
     for labels in ([], ["one"], ["same", "same"]):
         with pytest.raises(ConfigError, match="two or more"):
             findings(space, index, [], labels)
+
+
+def test_labelled_items_calibrate_and_strange_ones_are_told(space_folder: Path, tmp_path: Path) -> None:
+    space, rng = load(space_folder), np.random.default_rng(0)
+    texts = space.class_embeddings(LABELS[:2], "xray")
+    truth = rng.integers(0, 2, 200)
+    near = texts[np.where(rng.random(200) < 0.25, 1 - truth, truth)]  # a quarter looks like the other one
+    noise = rng.normal(size=near.shape)
+    across = noise - (noise @ texts.T) @ np.linalg.pinv(texts).T
+    rows = np.vstack([near + 0.03 * across, -texts.sum(0)])
+    table = pd.DataFrame({
+        "id": [f"a{at}" for at in range(200)] + ["strange"], "modality": "xray",
+        "label": [LABELS[at] for at in truth] + [""],
+    })  # fmt: skip
+    with create_index(tmp_path / "index", space.dim, space.fingerprint) as index:
+        index.upsert((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), table)
+        told = findings(space, index, ["strange", *table["id"][:40]], LABELS[:2])
+        other = findings(space, index, ["a0"], ["normal", "something else"])
+    assert [finding.item for finding in told] == ["strange", *table["id"][:40]]
+    assert told[0].unlike and not any(finding.unlike for finding in told[1:])
+    assert all(finding.calibrated for finding in told) and not other[0].calibrated
+    assert 0.65 < np.mean([max(finding.probabilities) for finding in told[1:]]) < 0.85  # three quarters are right
+    assert as_json(told[0])["unlike_archive"] and as_json(told[1])["calibrated"]
 
 
 @pytest.mark.parametrize("modality", ["xray", "ecg", "ct"])
@@ -80,7 +105,14 @@ def test_a_report_says_what_was_found_of_what(
     assert report.StudyInstanceUID == origins[0].study and report.SeriesInstanceUID != origins[0].series
     assert (report.VerificationFlag, report.PreliminaryFlag, report.Modality) == ("UNVERIFIED", "PRELIMINARY", "SR")
     text = path.read_bytes().decode("utf-8", "replace")
-    for wanted in (NOTICE, "m3bind zero-shot", "pneumonia", "Zero-shot probability", found.space[:16]):
+    for wanted in (
+        NOTICE,
+        "m3bind zero-shot",
+        "pneumonia",
+        "Zero-shot probability",
+        "not calibrated",
+        found.space[:16],
+    ):
         assert wanted in text
     groups = report.content.get_image_measurement_groups()
     assert [group.finding_type.meaning for group in groups] == [label[:64].strip() for label in LABELS]

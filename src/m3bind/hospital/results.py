@@ -17,10 +17,12 @@ import m3bind
 from m3bind.errors import ConfigError
 from m3bind.hospital.deidentify import Origin
 from m3bind.space.bundle import Space
-from m3bind.space.compute import similarity
+from m3bind.space.calibrate import calibration_of
 from m3bind.space.index.base import Index
+from m3bind.space.zero_shot import Judge, labels_of
 
 NOTICE = "RESEARCH USE ONLY. Made by an algorithm, not reviewed by a physician; not for diagnosis or treatment."
+UNLIKE = "The object is unlike what the archive holds of its kind; a label would mean nothing."
 SCHEME = "99M3BIND"
 SERIES_NUMBER = 9900
 _MEANING = 64  # characters of a coded meaning
@@ -35,6 +37,8 @@ class Finding:
     modality: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
+    calibrated: bool  # fitted on labelled items of the index; otherwise as the model says
+    unlike: bool  # unlike what the index holds of the modality: the labels mean nothing
     space: str  # fingerprint
     synthetic: bool
 
@@ -45,7 +49,7 @@ class Finding:
 
 
 def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[str]) -> list[Finding]:
-    """Zero-shot probabilities of items: softmax over `labels` of logit scale x cosine, as `Space.classify`.
+    """Zero-shot probabilities of items, in their order: see `space.zero_shot`.
 
     Raises:
         ConfigError: fewer than two labels, one twice, or an index whose embeddings are gap-corrected.
@@ -56,14 +60,24 @@ def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[
     if index.gap_corrected:
         raise ConfigError(f"{index.uri} is gap-corrected, for image search only; results need an index without")
     table, rows = index.items(items), index.vectors(items)
-    found = []
-    for item, modality, row in zip(items, table["modality"], rows):
-        classes = space.class_embeddings(labels, modality)
-        logits = space.logit_scale(modality) * similarity(row[None], classes).astype(np.float64)[0]
-        weights = np.exp(logits - logits.max())
-        shares = tuple(float(value) for value in weights / weights.sum())
-        found.append(Finding(item, modality, tuple(labels), shares, space.fingerprint, space.synthetic))
-    return found
+    judge = Judge(space, index, calibration_of(index), labels_of(index))
+    found: dict[str, Finding] = {}
+    for modality in dict.fromkeys(table["modality"]):
+        own = (table["modality"] == modality).to_numpy()
+        verdicts = judge.judge(rows[own], modality, labels)
+        names = [item for item, fits in zip(items, own) if fits]
+        for item, shares, unlike in zip(names, verdicts.probabilities.tolist(), verdicts.unlike.tolist()):
+            found[item] = Finding(
+                item,
+                modality,
+                tuple(labels),
+                tuple(shares),
+                verdicts.calibrated,
+                unlike,
+                space.fingerprint,
+                space.synthetic,
+            )
+    return [found[item] for item in items]
 
 
 def as_json(finding: Finding, origins: Sequence[Origin] = ()) -> dict[str, Any]:
@@ -74,6 +88,8 @@ def as_json(finding: Finding, origins: Sequence[Origin] = ()) -> dict[str, Any]:
         "modality": finding.modality,
         "labels": list(finding.labels),
         "probabilities": [round(value, 6) for value in finding.probabilities],
+        "calibrated": finding.calibrated,
+        "unlike_archive": finding.unlike,
         "algorithm": {"name": "m3bind zero-shot", "version": m3bind.__version__, "space": finding.space},
         "synthetic_space": finding.synthetic,
     }
@@ -86,12 +102,13 @@ def as_json(finding: Finding, origins: Sequence[Origin] = ()) -> dict[str, Any]:
 def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
     """A finding as Comprehensive SR in the study of the original objects, preliminary and unverified.
 
-    Made again for the same item, labels and space, it has the same UIDs.
+    Made again with the same result, it has the same UIDs.
     """
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
     device = _uid("device", finding.space)
+    said = _conclusion(finding)
     observer = sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
@@ -103,10 +120,7 @@ def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
         procedure_reported=sr.CodedConcept("ZEROSHOT", SCHEME, "Zero-shot classification, research use only"),
         imaging_measurements=[_group(finding, number, origins) for number in range(len(finding.labels))],
     )
-    best = f"Likeliest of {len(finding.labels)} labels: {finding.labels[finding.best]}, "
-    best += f"probability {finding.probabilities[finding.best]:.3f}."
-    trained = " The space was trained on SYNTHETIC patients." if finding.synthetic else ""
-    for text in (NOTICE, best + trained):
+    for text in (NOTICE, said):
         content[0].ContentSequence.append(
             sr.TextContentItem(name=codes.DCM.Comment, value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
         )
@@ -115,7 +129,7 @@ def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
         content=content[0],
         series_instance_uid=_uid("series", origins[0].study, finding.space),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=_uid("report", origins[0].series, finding.item, finding.space, *finding.labels),
+        sop_instance_uid=_uid("report", origins[0].series, finding.item, finding.space, *finding.labels, said),
         instance_number=1,
         manufacturer="m3bind",
         manufacturer_model_name="zero-shot",
@@ -128,6 +142,18 @@ def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
         specific_character_set="ISO_IR 192",
     )
     return made
+
+
+def _conclusion(finding: Finding) -> str:
+    """What to make of the probabilities, in words."""
+    best = f"{finding.labels[finding.best]}, probability {finding.probabilities[finding.best]:.3f}"
+    fitted = "fitted on labelled items of the archive" if finding.calibrated else "not calibrated"
+    sentences = [
+        f"Likeliest of {len(finding.labels)} labels: {best} ({fitted}).",
+        UNLIKE if finding.unlike else "",
+        "The space was trained on SYNTHETIC patients." if finding.synthetic else "",
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _group(finding: Finding, number: int, origins: Sequence[Origin]) -> Any:

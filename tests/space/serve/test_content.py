@@ -87,11 +87,11 @@ def labelled(world, tmp_path_factory):
 
 def judge(world, labelled, monkeypatch, item, **more):
     archive, texts, _ = labelled
-    shooter = ZeroShooter(world.space, Questions(world.space, Uploads(1, 1, 1)))
+    shooter = ZeroShooter(Questions(world.space, Uploads(1, 1, 1)))
     monkeypatch.setattr(world.space, "class_embeddings", lambda labels, *_: texts[: len(labels)])
     asked = {"source": {"kind": "item", "value": item}, "labels": ["Left side", "right side"], **more}
     with archive.lease() as state:
-        return shooter.judge(state, ZeroShot.model_validate(asked))
+        return shooter.answer(state, ZeroShot.model_validate(asked))
 
 
 def test_probabilities_mean_what_they_say_where_items_are_labelled(world, labelled, monkeypatch):

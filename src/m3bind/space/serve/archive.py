@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +18,13 @@ from pathlib import Path
 
 from m3bind.space.bundle import Space
 from m3bind.space.encoded import MARKER
-from m3bind.space.index.base import Index, Where
+from m3bind.space.index.base import Index
 from m3bind.space.index.milvus import MilvusIndex
 from m3bind.space.index.store import CURRENT
 from m3bind.space.search import Searcher, Source
-from m3bind.space.serve.settings import DISTINCT
+from m3bind.space.zero_shot import Judge, labels_of
 
 log = logging.getLogger("m3bind.serve")
-SEVERAL = "|"  # parts several labels of one item
 LOOKED_AT = 64  # items that say whether an index keeps paths
 
 
@@ -52,15 +50,12 @@ class State:
     @cached_property
     def labels(self) -> dict[str, list[str]]:
         """The most frequent labels of each modality, sorted; none where the index keeps no labels."""
-        if "label" not in self.index.columns:
-            return {name: [] for name in self.counts}
-        found = {}
-        for name in self.counts:
-            parts: Counter[str] = Counter()
-            for value, n in self.index.counts("label", Where(modality=name)).items():
-                parts.update({part: n for part in value.split(SEVERAL) if part})
-            found[name] = sorted(value for value, _ in parts.most_common(DISTINCT))
-        return found
+        return labels_of(self.index)
+
+    @property
+    def judge(self) -> Judge:
+        """What tells labels apart."""
+        return Judge(self.searcher.space, self.index, self.searcher.calibration, self.labels)
 
     @cached_property
     def pictures(self) -> bool:

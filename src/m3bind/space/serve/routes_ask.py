@@ -50,7 +50,7 @@ def add(router: APIRouter, service: Service) -> None:
     @router.post("/api/zero-shot", response_model=messages.ZeroShotAnswer, tags=["search"])
     async def zero_shot(asked: ZeroShot) -> Any:
         """Which of some labels fits an item or an upload, and whether that can be said at all."""
-        return JSONResponse(await service.ask(lambda state: service.zero_shot.judge(state, asked)))
+        return JSONResponse(await service.ask(lambda state: service.zero_shot.answer(state, asked)))
 
     @router.post("/api/texts", response_model=messages.PhrasesAnswer, tags=["search"])
     async def phrases(asked: Phrases) -> Any:

@@ -68,7 +68,7 @@ class Service:
         self.previews: Kept[Preview] = Kept(made.picture_memory, lambda preview: preview.nbytes)
         self.thumbnails: Kept[bytes] = Kept(THUMBNAIL_BYTES, len)
         self.phrases, self._texts = Vocabulary(), list(texts)
-        self.zero_shot = ZeroShooter(space, self.questions)
+        self.zero_shot = ZeroShooter(self.questions)
         self.layout = Layout(self.archive, made.map_points)
         self.ready = self.stopping = False
         self._begun = False
