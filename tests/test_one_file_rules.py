@@ -222,7 +222,22 @@ def project(tmp_path_factory) -> Path:
     return folder
 
 
-def run(project: Path, *arguments: str) -> str:
+PROGRAM = """
+import json, sys
+from m3bind.cli import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["m3bind", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    print(chr(12), end="", flush=True)
+"""
+
+
+def run(project: Path, *commands: tuple[str, ...]) -> list[str]:
+    """What commands print that one process, which knows the new files, runs one after the other."""
     env = {
         **os.environ,
         "PYTHONPATH": str(project / "src"),
@@ -230,24 +245,36 @@ def run(project: Path, *arguments: str) -> str:
         "M3BIND_PROGRESS": "off",
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "m3bind", *arguments], cwd=project, env=env, capture_output=True, text=True, timeout=280
-    )
+    program = [sys.executable, "-c", PROGRAM, json.dumps(commands)]
+    done = subprocess.run(program, cwd=project, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
+    *said, rest = done.stdout.split(chr(12))
+    assert len(said) == len(commands) and not rest
+    return said
 
 
 def test_fit_evaluate_encode_and_search_know_them(project):
     assert len(MODALITY.strip().splitlines()) <= 40
     assert len(MODEL.strip().splitlines()) <= 60
-    shown = run(project, "fit", "settings.yaml")
-    assert "thermal" in shown and (project / "runs/dropped/report.html").stat().st_size > 10_000
-    rows = json.loads((project / "runs/dropped/results.json").read_text())
+    search = ("search", "encoded", "--space", "runs/dropped/space")
+    table = [f"thermal{n}.png,{['even', 'hot'][n % 2]},{'test' if n % 6 < 2 else 'train'}" for n in range(36)]
+    (project / "table.csv").write_text("\n".join(["file,state,set", *table]) + "\n")
+    fitted, _, _, by_text, by_file, prepared, computed = run(
+        project,
+        ("fit", "settings.yaml"),
+        ("evaluate", "runs/dropped/space", "--manifest", "manifest.csv", "--json", "again.json"),
+        ("encode", "manifest.csv", "--space", "runs/dropped/space", "--out", "encoded"),
+        (*search, "--text", "a hot spot", "--where", "modality=thermal", "-k", "5"),
+        (*search, "--file", "thermal0.png:thermal", "--where", "modality=xray", "-k", "3"),
+        ("prepare", "pipes", "--root", "."),
+        ("evaluate", "--suite", "suite.yaml"),
+    )
+    assert "thermal" in fitted and (project / "runs/dropped/report.html").stat().st_size > 10_000
+    rows = json.loads((project / "runs/dropped/results.json").read_text())  # the suite, which opens the run, leaves it
     assert {r["stage"] for r in rows} == {"unbound", "closed_form", "bound", "distilled"}
     assert any(
         r["modality"] == "thermal" and r["protocol"] == "zero_shot" and r["text_path"] == "student" for r in rows
     )
-    run(project, "evaluate", "runs/dropped/space", "--manifest", "manifest.csv", "--json", "again.json")
     again = {
         (r["task"], r["modality"], r["text_path"], r["metric"]): r["value"]
         for r in json.loads((project / "again.json").read_text())
@@ -260,19 +287,10 @@ def test_fit_evaluate_encode_and_search_know_them(project):
     }
     assert again and all(again[key] == pytest.approx(first[key], abs=1e-6) for key in again if key in first)
     assert set(again) == set(first)
-    run(project, "encode", "manifest.csv", "--space", "runs/dropped/space", "--out", "encoded")
-    search = ("search", "encoded", "--space", "runs/dropped/space")
-    hits = run(project, *search, "--text", "a hot spot", "--where", "modality=thermal", "-k", "5")
-    assert hits.count("thermal") >= 5
-    hits = run(project, *search, "--file", "thermal0.png:thermal", "--where", "modality=xray", "-k", "3")
-    assert len(hits.splitlines()) == 2 + 3
+    assert by_text.count("thermal") >= 5 and len(by_file.splitlines()) == 2 + 3
 
-    table = [f"thermal{n}.png,{['even', 'hot'][n % 2]},{'test' if n % 6 < 2 else 'train'}" for n in range(36)]
-    (project / "table.csv").write_text("\n".join(["file,state,set", *table]) + "\n")
-    said = run(project, "prepare", "pipes", "--root", ".")
-    assert "24 train" in said and "12 test" in said and "differs" not in said
-    said = run(project, "evaluate", "--suite", "suite.yaml")
-    assert "2 of 2 cells computed" in said
+    assert "24 train" in prepared and "12 test" in prepared and "differs" not in prepared
+    assert "2 of 2 cells computed" in computed
     cells = [json.loads(path.read_text()) for path in (project / "runs/suite-suite/cells").glob("*.rows.json")]
     (zero,) = [r for rows in cells for r in rows if r["protocol"] == "zero_shot" and r["metric"] == "balanced_accuracy"]
     assert zero["n"] == 12 and zero["chance"] == 0.5 and len(zero["prompts"]) == 16

@@ -11,7 +11,8 @@ from m3bind.config import load_config
 from m3bind.errors import UnknownNameError
 from m3bind.plan import GPUS, as_text, duration, make_plan, work_of
 
-SMALL = ["data.phantom.patients=20", "data.minimum=2", "align.steps=10", "distill.steps=4", "distill.steps_b=6"]
+SMALL = ["data.phantom.patients=20", "data.minimum=2", "align.steps=10", "distill.steps=4", "distill.steps_b=6",
+         "modalities.ct=null", "modalities.retina=null", "modalities.pathology=null"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -395,12 +395,15 @@ class Run:
     def fit(self, until: str = "distill", evaluate: bool = True) -> ResultTable:
         """All stages up to `until` (pretrain, closed_form, align, distill), with figures after each.
 
+        Without `evaluate`, the figures and the provenance that the folder holds stay as they are.
+
         Raises:
             ConfigError: `until` is no stage.
         """
         if until not in STAGES:
             raise ConfigError(f"unknown stage {until!r}; choose one of {', '.join(STAGES)}")
         last = STAGES.index(until)
+        measuring = evaluate and world()[0] == 0
         steps: list[tuple[Callable[[], None], str]] = [(self._unbound_after_pretraining, "unbound")]
         if len(self.corpus.modalities) > 1:
             steps += [(self.closed_form, "closed_form"), (self.align, "bound"), (self.distill, "distilled")][:last]
@@ -409,11 +412,12 @@ class Run:
             self.encoder.weights_changed()
             _release()
             self.on_stage(stage)
-            if evaluate and world()[0] == 0:
+            if measuring:
                 self.evaluate(stage)
-        self.table.save(self.folder / "results.json")
-        files = {"manifest": self.manifest_path, "corpus": self.config.data.corpus}
-        write_json(self.folder / "provenance.json", provenance(self.config.model_dump(mode="json"), files))
+        if measuring:
+            self.table.save(self.folder / "results.json")
+            files = {"manifest": self.manifest_path, "corpus": self.config.data.corpus}
+            write_json(self.folder / "provenance.json", provenance(self.config.model_dump(mode="json"), files))
         return self.table
 
     def _unbound_after_pretraining(self) -> None:
