@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo demo-quick serve-demo test test-published test-slow fuzz check bench reference docs site newcomer clean
+.PHONY: help demo demo-quick serve-demo test test-whole test-published test-slow fuzz check bench reference docs site newcomer clean
 
 help:
 	@echo "make demo       virtual patients -> five dual encoders -> bound space -> report (about 5 minutes, 2 cores)"
 	@echo "make demo-quick the same on a small cohort (about 1 minute)"
 	@echo "make serve-demo a search page on virtual patients (about 2 minutes the first time, then seconds)"
 	@echo "make test       the default test suite"
+	@echo "make test-whole  whole runs, notebooks, the page in a browser, a real DICOM archive"
 	@echo "make test-published  published models in full size against their authors' figures"
 	@echo "make test-slow  all tests, the slow ones as well"
 	@echo "make fuzz       20,000 mutated files of eight formats"
@@ -38,6 +39,9 @@ serve-demo: $(STAMP)
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile
+
+test-whole: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile -m "whole and not slow"
 
 test-published: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile -m "published and not slow"

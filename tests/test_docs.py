@@ -22,12 +22,14 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(900)
 def test_the_first_notebook_binds_two_models(place):
     assert (place / "runs" / "mine" / "space" / "space.json").is_file()
     assert not (place / "runs" / "mine" / "quarantine.csv").read_text().splitlines()[1:]
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", notebooks.ORDER[1:])
 def test_the_other_notebooks_run_on_what_it_made(place, name, tmp_path):
@@ -56,6 +58,7 @@ def failures(source, name, line=0):
     return len(test.examples), "".join(said)
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(900)
 def test_examples_of_the_api_page(place, tmp_path, monkeypatch):
     for part in ("files", "runs"):

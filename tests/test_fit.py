@@ -141,6 +141,7 @@ def kill_and_resume(project: Path, finished: Path, kills: int, seed: int, longes
     assert_same_bits(finished, project / f"b{seed}" / f"broken{runs}")
 
 
+@pytest.mark.whole
 def test_killed_twice_gives_the_same_bits(project, finished):
     kill_and_resume(project, finished, kills=2, seed=0, longest=14)
 
@@ -150,6 +151,7 @@ def test_killed_twenty_times_gives_the_same_bits(project, finished):
     kill_and_resume(project, finished, kills=20, seed=1, longest=14)
 
 
+@pytest.mark.whole
 def test_a_finished_run_is_shown_reported_and_opened_again(project, call, finished):
     before = (finished / "report.html").read_bytes()
     (finished / "report.html").unlink()
@@ -171,6 +173,7 @@ def test_a_finished_run_is_shown_reported_and_opened_again(project, call, finish
     assert opened.stdout.splitlines() == ["('retina', 'xray') (1, 12)", "[]"], opened.stderr[-2000:]
 
 
+@pytest.mark.whole
 def test_interrupt_is_one_clear_line(project):
     process = start(project, "fit", "settings.yaml", "--name", "interrupted", "--set", "pretrain.steps=100000")
     deadline = time.monotonic() + 240

@@ -176,6 +176,7 @@ def test_errors_and_tags_tell_no_names(planted: tuple[Path, Names]) -> None:
     assert seen > 20
 
 
+@pytest.mark.whole
 def test_a_whole_run_keeps_no_names(planted: tuple[Path, Names], tmp_path: Path, make_picture) -> None:
     """Fit on files, patients and reports with names; broken files among them; then every file the run wrote."""
     _, names = planted

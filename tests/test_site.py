@@ -233,6 +233,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_in_a_browser(served, browser, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

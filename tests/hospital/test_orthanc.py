@@ -20,6 +20,8 @@ from hospital.running import EVERY, Command, counts, leaks, until
 from m3bind.cli import app
 from m3bind.space.index import open_index
 
+pytestmark = pytest.mark.whole
+
 
 def run(*arguments: str) -> tuple[int, str]:
     """A command in this process; its exit code and what it said."""

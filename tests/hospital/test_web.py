@@ -12,6 +12,8 @@ from hospital.orthanc import Orthanc
 from hospital.planted import Names
 from hospital.running import EVERY, Command, leaks, until
 
+pytestmark = pytest.mark.whole
+
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
 pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -46,6 +47,7 @@ def losses(folder: Path) -> np.ndarray:
     return np.array([[row["loss"], row["gradient_norm"]] for row in rows])
 
 
+@pytest.mark.whole
 def test_two_processes_equal_one(tmp_path):
     launch(tmp_path / "one", 1)
     launch(tmp_path / "two", 2)

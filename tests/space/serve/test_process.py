@@ -18,6 +18,8 @@ import pytest
 
 from space.serve.conftest import until
 
+pytestmark = pytest.mark.whole
+
 TESTS = Path(__file__).parents[2]
 
 

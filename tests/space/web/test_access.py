@@ -6,6 +6,8 @@ import pytest
 
 from space.web.test_search import cards
 
+pytestmark = pytest.mark.whole
+
 GRAVE = ("serious", "critical")
 NARROW = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 FITS = "document.documentElement.scrollWidth <= innerWidth"

@@ -6,6 +6,8 @@ import pytest
 
 from m3bind.modalities.ecg import LEADS
 
+pytestmark = pytest.mark.whole
+
 ADDRESS = "#/search?text=pneumonia&modality={}"
 
 

@@ -12,6 +12,8 @@ from m3bind.space.query import Query
 from m3bind.space.search import Searcher
 from space.web.clinic import LABELS
 
+pytestmark = pytest.mark.whole
+
 TITLES = {"xray": "Chest X-ray", "ct": "CT", "ecg": "12-lead ECG", "retina": "Fundus photograph",
           "pathology": "Histology tile"}  # fmt: skip
 

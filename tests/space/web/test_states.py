@@ -8,6 +8,8 @@ import pytest
 from space.web.clinic import Server
 from space.web.test_search import ask, cards
 
+pytestmark = pytest.mark.whole
+
 REFUSED = ("Failed to load resource",)
 BUSY = {"error": {"code": "busy", "message": "Too many requests are waiting; try again in a few seconds."}}
 

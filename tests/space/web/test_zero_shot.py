@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.whole
+
 
 def weigh(page, labels):
     page.fill("#zero-labels", "\n".join(labels))
