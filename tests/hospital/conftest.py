@@ -1,6 +1,8 @@
 """A small space of real modalities, an index beside it, and a real Orthanc where it is installed."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,16 +74,37 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Orthanc]]:
-    """`orthanc()` starts one on free ports of this machine with a storage of its own."""
+    """`orthanc(**options of its configuration)` starts one on free ports of this machine with a storage of its own."""
     program = find_orthanc()
     if program is None:
         pytest.skip("no Orthanc with its DICOMweb plugin: apt-get install orthanc orthanc-dicomweb")
     started: list[Orthanc] = []
 
-    def start() -> Orthanc:
-        started.append(Orthanc(program, tmp_path_factory.mktemp("orthanc")))
+    def start(**options: object) -> Orthanc:
+        started.append(Orthanc(program, tmp_path_factory.mktemp("orthanc"), options))
         return started[-1]
 
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A certificate authority, and a certificate of this machine and of a stranger's authority."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("no openssl to make certificates with")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([program, *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    for ca, name in (("ca", "own"), ("strange_ca", "stranger")):
+        run("req", "-x509", *key, "-keyout", f"{ca}.key", "-out", f"{ca}.pem", "-days", "2", "-subj", f"/CN={ca}")
+        run("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        run("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial",
+            "-out", f"{name}.pem", "-days", "2", "-extfile", "names")  # fmt: skip
+    return {path.name: path for path in folder.iterdir()}

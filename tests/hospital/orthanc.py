@@ -33,14 +33,14 @@ def free_port() -> int:
 class Orthanc:
     """One server process."""
 
-    def __init__(self, program: tuple[str, Path], folder: Path) -> None:
+    def __init__(self, program: tuple[str, Path], folder: Path, options: dict[str, Any]) -> None:
         self.folder, self.http, self.dicom = folder, free_port(), free_port()
         config = {
             "Name": "test", "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"),
             "HttpPort": self.http, "DicomPort": self.dicom, "DicomAet": "ORTHANC", "RemoteAccessAllowed": False,
             "AuthenticationEnabled": True, "RegisteredUsers": {USER: PASSWORD}, "Plugins": [str(program[1])],
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"}, "DicomCheckCalledAet": False,
-            "ConcurrentJobs": 2, "OverwriteInstances": True,
+            "ConcurrentJobs": 2, "OverwriteInstances": True, **options,
         }  # fmt: skip
         (folder / "orthanc.json").write_text(json.dumps(config))
         with open(folder / "log", "wb") as log:
@@ -79,9 +79,9 @@ class Orthanc:
         """Put files in; its ids of them."""
         return [self.call("POST", "/instances", file.read_bytes())["ID"] for file in files]
 
-    def knows(self, aet: str, port: int) -> None:
+    def knows(self, aet: str, port: int, tls: bool = False) -> None:
         """Tell it of another application entity on this machine."""
-        value = {"AET": aet, "Host": "127.0.0.1", "Port": port, "Timeout": 30}
+        value = {"AET": aet, "Host": "127.0.0.1", "Port": port, "Timeout": 30, "UseDicomTls": tls}
         self.call("PUT", f"/modalities/{aet.lower()}", json.dumps(value).encode())
 
     def send(self, aet: str, ids: list[str]) -> Any:

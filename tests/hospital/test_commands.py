@@ -16,6 +16,9 @@ COMMON = ["--space", "nowhere", "--index"]
     [
         (["listen", *COMMON, "{}", "--complete", "never"], "quiet or release"),
         (["listen", *COMMON, "{}", "--host", "0.0.0.0"], "--allow"),
+        (["listen", *COMMON, "{}", "--tls-cert", "own.pem"], "--tls-key"),
+        (["listen", *COMMON, "{}", "--tls-ca", "ca.pem"], "--tls-cert"),
+        (["listen", *COMMON, "{}", "--tls-cert", "own.pem", "--tls-key", "own.key"], "own.pem, own.key"),
         (["listen", *COMMON, "{}", "--dates", "all"], "none or shift"),
         (["listen", *COMMON, "milvus:x.db"], "--spool"),
         (["listen", *COMMON, "{}"], "nowhere"),

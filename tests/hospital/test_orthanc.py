@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ pytest.importorskip("httpx", reason="needs the extra `hospital`")
 
 from hospital.conftest import SALT
 from hospital.orthanc import Orthanc
-from hospital.planted import Names
+from hospital.planted import Names, electrocardiogram, radiograph, save
 from hospital.running import EVERY, Command, counts, leaks, until
 from m3bind.cli import app
 from m3bind.space.index import open_index
@@ -84,6 +85,43 @@ def test_sent_by_c_store_to_a_listener_that_was_killed_before(
     for file in kept.rglob("*.dcm"):
         text = str(pydicom.dcmread(file))
         assert names.found_in(text) == [], file
+
+
+def test_over_tls_in_and_back(
+    orthanc: Callable[..., Orthanc],
+    space_folder: Path,
+    environment: dict[str, str],
+    signed: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    own, key, ca = (str(signed[name]) for name in ("own.pem", "own.key", "ca.pem"))
+    server = orthanc(
+        DicomTlsEnabled=True, DicomTlsCertificate=own, DicomTlsPrivateKey=key, DicomTlsTrustedCertificates=ca
+    )
+    ids = server.store([save(radiograph(), tmp_path / "a.dcm"), save(electrocardiogram(), tmp_path / "b.dcm")])
+    tls = ["--tls-cert", own, "--tls-key", key, "--tls-ca", ca]
+    space, index, mapping = str(space_folder), tmp_path / "index", str(tmp_path / "mapping.db")
+    arguments = ["listen", "--space", space, "--index", str(index), "--port", "0", "--mapping", mapping, *tls]
+    command = Command(tmp_path / "log.txt", environment, *arguments)
+    try:
+        server.knows("M3BIND", command.port(), tls=False)
+        with pytest.raises(urllib.error.HTTPError):
+            server.send("M3BIND", ids)
+        server.knows("M3BIND", command.port(), tls=True)
+        server.send("M3BIND", ids)
+        until(lambda: counts(index) == {"xray": 1, "ecg": 1})
+    finally:
+        said = command.end()
+    assert command.process.returncode == 0 and "over TLS" in said, said
+    before = set(server.call("GET", "/instances"))
+    back = ["send-results", str(index), "--space", space, "--labels", "normal,mass", "--modality", "xray",
+            "--mapping", mapping, "--to", f"ORTHANC@127.0.0.1:{server.dicom}"]  # fmt: skip
+    code, said = run(*back)
+    assert code != 0 and "does not answer" in said
+    code, said = run(*back, *tls)
+    assert code == 0 and "1 results sent" in said, said
+    (made,) = set(server.call("GET", "/instances")) - before
+    assert server.call("GET", f"/instances/{made}/simplified-tags")["Modality"] == "SR"
 
 
 def test_fetched_by_dicomweb(

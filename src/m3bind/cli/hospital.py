@@ -34,6 +34,11 @@ Auth = Annotated[
     Path | None,
     typer.Option("--auth-file", help="file with the header Authorization; default: M3BIND_DICOMWEB_AUTH"),
 ]
+TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="our certificate (PEM), for DICOM over TLS")]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="its key (PEM, without password)")]
+TlsCa = Annotated[
+    Path | None, typer.Option("--tls-ca", help="certificates (PEM) that sign the other side's: it must prove itself")
+]
 
 
 @dataclass
@@ -72,6 +77,9 @@ def listen(
     complete: Annotated[str, typer.Option(help="when a series is: quiet, or release of its association")] = "quiet",
     quiet: Annotated[float, typer.Option(help="seconds without a new object after which a series is complete")] = 10.0,
     grace: Annotated[float, typer.Option(help="seconds for running associations when stopped")] = 30.0,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
 ) -> None:
     """DICOM objects sent by C-STORE -> index, without names. Ctrl-C or SIGTERM finishes what was accepted.
 
@@ -82,15 +90,18 @@ def listen(
         raise ConfigError(f"--complete {complete}: quiet or release")
     _need("pynetdicom")
     from m3bind.hospital.listener import Listener, refuse_open
+    from m3bind.hospital.tls import Certificates
 
-    refuse_open(host, allow or ())
+    files = Certificates.of(tls_cert, tls_key, tls_ca)
+    tls = files.server() if files else None
+    refuse_open(host, allow or (), proven=bool(tls_ca))
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     with _ways(options, quiet) as (intake, encoder):
-        listener = Listener(intake, aet, allow or (), associations, complete=cast(Any, complete))
+        listener = Listener(intake, aet, allow or (), associations, complete=cast(Any, complete), tls=tls)
         listener.start(host, port)
-        print(f"listening as {aet} on {host}:{listener.port}", flush=True)
+        print(f"listening as {aet} on {host}:{listener.port}{' over TLS' if tls else ''}", flush=True)
         told = threading.Thread(target=_tell, args=(intake, encoder, stop), daemon=True)
         told.start()
         encoder.run(stop)
@@ -157,6 +168,9 @@ def send_results(
     to: Annotated[str, typer.Option(help="AET@HOST:PORT, or a DICOMweb root: send the reports there")] = "",
     sidecar: Annotated[bool, typer.Option("--json", help="JSON into --out in place of DICOM SR")] = False,
     auth_file: Auth = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
 ) -> None:
     """Zero-shot results of items as DICOM SR (research use) in the original study; needs the mapping. Or as JSON.
 
@@ -175,21 +189,23 @@ def send_results(
         _need("highdicom")
     from m3bind.hospital.mapping import Mapping
     from m3bind.hospital.results import findings
+    from m3bind.hospital.tls import Certificates
     from m3bind.space.bundle import load
     from m3bind.space.index import Where, open_index
 
     prepare_torch()
     names = [name.strip() for name in labels.split(",") if name.strip()]
+    tls = Certificates.of(tls_cert, tls_key, tls_ca)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_index(index))
         known = stack.enter_context(Mapping(mapping, make=False)) if mapping else None
         wanted = item or opened.sample(len(opened), Where(modality=modality))[0]
         found = findings(load(space), opened, wanted, names)
-        count = _deliver(found, known, out, to, sidecar, auth_file)
+        count = _deliver(found, known, out, to, sidecar, auth_file, tls.client() if tls else None)
     print(f"{count} results {'written' if out and not to else 'sent'}")
 
 
-def _deliver(found: Any, known: Any, out: Path | None, to: str, sidecar: bool, auth_file: Path | None) -> int:
+def _deliver(found: Any, known: Any, out: Path | None, to: str, sidecar: bool, auth_file: Path | None, tls: Any) -> int:
     """Write or send results; how many."""
     from m3bind.files import atomic_path, write_json
     from m3bind.hospital.results import as_json, as_report
@@ -207,7 +223,8 @@ def _deliver(found: Any, known: Any, out: Path | None, to: str, sidecar: bool, a
         from m3bind.hospital.http import authorization
         from m3bind.hospital.send import destination
 
-        with destination(to, [str(report.SOPClassUID) for _, report in reports[:1]], authorization(auth_file)) as send:
+        kinds = [str(report.SOPClassUID) for _, report in reports[:1]]
+        with destination(to, kinds, authorization(auth_file), tls=tls) as send:
             for _, report in reports:
                 send(report)
     return len(reports)

@@ -16,6 +16,7 @@ larger than allowed is aborted. Not more associations at a time than allowed, an
 
 import ipaddress
 import logging
+import ssl
 import tempfile
 import threading
 import time
@@ -38,8 +39,8 @@ PDU = 1 << 20  # bytes of one message of the protocol
 Complete = Literal["quiet", "release"]
 
 
-def refuse_open(host: str, allow: Sequence[str]) -> None:
-    """Refuse to listen where other machines reach us without saying who may send.
+def refuse_open(host: str, allow: Sequence[str], proven: bool = False) -> None:
+    """Refuse to listen where other machines reach us without saying who may send; `proven`: by certificates.
 
     Raises:
         ConfigError: no titles are named.
@@ -48,10 +49,11 @@ def refuse_open(host: str, allow: Sequence[str]) -> None:
         own = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         own = False
-    if not own and not allow:
+    if not own and not allow and not proven:
         raise ConfigError(
-            f"--host {host} can be reached from other machines: name who may send with --allow TITLE. DICOM neither "
-            "proves titles nor encrypts, so let only the archive's address through the firewall."
+            f"--host {host} can be reached from other machines: name who may send with --allow TITLE, or have senders "
+            "prove it (--tls-cert, --tls-key, --tls-ca). Plain DICOM neither proves titles nor encrypts, so let only "
+            "the archive's address through the firewall."
         )
 
 
@@ -66,8 +68,11 @@ class Listener:
         associations: int = 8,
         timeout: float = 60.0,
         complete: Complete = "quiet",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """`allow`: titles that may send; all where empty. `complete`: when a series is, see `Spool`.
+
+        Over TLS where `tls` is given.
 
         Raises:
             ConfigError: a title that is none.
@@ -78,7 +83,7 @@ class Listener:
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_HANDLER_LEVEL = "none"
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # it quotes what it was sent
-        self._intake, self._complete = intake, complete
+        self._intake, self._complete, self._tls = intake, complete, tls
         try:
             self._ae = AE(aet)
             self._ae.require_called_aet = True
@@ -111,12 +116,20 @@ class Listener:
         from pynetdicom import evt
         from pynetdicom.transport import ThreadedAssociationServer
 
-        most = 4 * self._ae.maximum_associations
+        most, tls, seconds = 4 * self._ae.maximum_associations, self._tls, self._ae.network_timeout
 
         class Server(ThreadedAssociationServer):  # type: ignore[misc]
             """Closes connections beyond a number at once."""
 
             daemon_threads = True
+
+            def get_request(self) -> tuple[Any, Any]:
+                """A connection; who is slow to agree on keys keeps nobody else waiting."""
+                plain, address = self.socket.accept()
+                plain.settimeout(seconds)
+                if tls is None:
+                    return plain, address
+                return tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False), address
 
             def verify_request(self, request: Any, client_address: Any) -> bool:
                 return bool(len(self.active_associations) < most)

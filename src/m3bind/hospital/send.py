@@ -7,6 +7,7 @@ import contextlib
 import io
 import re
 import secrets
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,9 @@ class SendError(M3BindError):
 
 
 @contextlib.contextmanager
-def destination(text: str, kinds: list[str], auth: str = "", aet: str = OURS) -> Iterator[Callable[[Any], None]]:
+def destination(
+    text: str, kinds: list[str], auth: str = "", aet: str = OURS, tls: ssl.SSLContext | None = None
+) -> Iterator[Callable[[Any], None]]:
     """A function that sends one dataset; it raises SendError or WebError where it is not taken.
 
     Args:
@@ -30,6 +33,7 @@ def destination(text: str, kinds: list[str], auth: str = "", aet: str = OURS) ->
         kinds: SOP classes of what will be sent.
         auth: value of the header Authorization.
         aet: our title in an association.
+        tls: of an association; None: plain.
 
     Raises:
         ConfigError: `text` is neither.
@@ -42,20 +46,23 @@ def destination(text: str, kinds: list[str], auth: str = "", aet: str = OURS) ->
     found = re.fullmatch(r"([!-?A-~]{1,16})@(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", text)
     if not found:
         raise ConfigError(f"{text!r}: give a destination as AET@HOST:PORT, or as the address of a DICOMweb root")
-    yield from _association(found[1], found[2].strip("[]"), int(found[3]), kinds, aet)
+    yield from _association(found[1], found[2].strip("[]"), int(found[3]), kinds, aet, tls)
 
 
-def _association(peer: str, host: str, port: int, kinds: list[str], aet: str) -> Iterator[Callable[[Any], None]]:
+def _association(
+    peer: str, host: str, port: int, kinds: list[str], aet: str, tls: ssl.SSLContext | None
+) -> Iterator[Callable[[Any], None]]:
     from pynetdicom import AE
 
     entity = AE(aet)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = SECONDS
     for kind in kinds:
         entity.add_requested_context(kind)
-    association = entity.associate(host, port, ae_title=peer)
+    association = entity.associate(host, port, ae_title=peer, tls_args=(tls, host) if tls else None)
     if not association.is_established:
         why = "refuses the association" if association.is_rejected else "does not answer"
-        raise SendError(f"{peer}@{host}:{port} {why}; check title, host, port, and whether it knows {aet}")
+        what = "title, host, port, certificates (--tls-...)" if tls else "title, host, port"
+        raise SendError(f"{peer}@{host}:{port} {why}; check {what}, and whether it knows {aet}")
 
     def send(dataset: Any) -> None:
         try:
