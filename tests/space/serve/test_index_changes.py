@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3bind.space.index import open_index
+from m3bind.space.index import create_index, open_index
 from m3bind.space.serve.app import make_app
 from m3bind.space.serve.archive import Archive
 from m3bind.space.serve.settings import Settings
@@ -103,3 +103,28 @@ def test_a_gap_corrected_index_refuses_texts_and_takes_items(world, tmp_path):
         assert str(tmp_path) not in told.text
         assert client.post("/api/search", json={"parts": [{"kind": "item", "value": "i001"}]}).json()["hits"]
         assert client.get("/api/items/i001/texts").json()["texts"] == []
+
+
+def test_items_replaced_in_milvus_are_noticed_though_their_number_stays(world, tmp_path):
+    pytest.importorskip("milvus_lite", reason="needs the extra milvus")
+    uri = f"milvus:{tmp_path / 'items.db'}"
+    table = pd.DataFrame(world.lines)[["id", "modality", "label"]]
+    with create_index(uri, 8, world.space.fingerprint) as index:
+        index.upsert(world.rows, table)
+        index.publish()
+        archive = Archive(world.space, uri, check_seconds=0)
+        with archive.lease() as state:
+            assert "rare" not in state.labels["ct"] and "site" not in state.index.columns
+        mark = index.mark
+        assert index.mark == mark
+        index.upsert(world.rows, table.assign(label="rare", site="north"))
+        assert index.mark != mark
+
+        def seen():
+            with archive.lease() as state:
+                return state.labels["ct"] == ["rare"] and "site" in state.index.columns
+
+        until(seen)
+        with archive.lease() as state:
+            assert sum(state.counts.values()) == len(world.rows)
+        archive.close()

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
+from m3bind.files import sha256_text
 from m3bind.privacy import shown
 from m3bind.space.index import scan
 from m3bind.space.index.base import AFTER, KEY, NAMED, NEEDED, Array, Found, Index, Where, check_queries, check_rows
@@ -49,6 +50,17 @@ class MilvusIndex(Index):
         self._next = int(about["next"])  # place of the next item
         self._columns: list[str] = about["columns"]
         self._notes: dict[str, Any] = about["notes"]
+
+    @property
+    def mark(self) -> str:
+        """Another one as soon as anybody put in, replaced or deleted items, or changed a note."""
+        lines = sorted((str(line["key"]), str(line["value"])) for line in self._about())
+        return sha256_text(str(len(self)), *(part for line in lines for part in line))
+
+    def refresh(self) -> None:
+        """Learn of columns and notes that others added."""
+        about = _joined(self._about())
+        self._columns, self._notes = about["columns"], about["notes"]
 
     @classmethod
     def create(cls, uri: str, dim: int, fingerprint: str, gap_corrected: bool) -> Self:

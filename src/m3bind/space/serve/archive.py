@@ -3,7 +3,7 @@
 * `Archive`: gives the current `State` to readers. * `State`: a `Searcher` with what is asked of it again and again.
 
 Readers hold a lease; a state that was replaced is closed when its last reader is done. Whether something changed is
-seen by the stamp of one small file (of an index that is no folder: by its number of items), at most once a second.
+seen by the stamp of one small file (of Milvus: by what it keeps about the index), at most once a second.
 """
 
 import contextlib
@@ -112,9 +112,9 @@ class Archive:
         return bool(self._tried)
 
     def mark(self, index: Index | None) -> str:
-        """What the index is like on disk, in a few microseconds; "" where that cannot be told."""
+        """What the index is like now, in microseconds (Milvus: milliseconds); "" where that cannot be told."""
         if isinstance(index, MilvusIndex):
-            return f"{len(index)} items"
+            return index.mark
         source = index.uri if index is not None else self._source
         if not isinstance(source, str | Path):
             return ""
@@ -151,7 +151,10 @@ class Archive:
 
     def _reopen(self, mark: str) -> None:
         try:
-            source = self._now.index if isinstance(self._now.index, MilvusIndex) else self._now.index.uri
+            source: Source = self._now.index.uri
+            if isinstance(self._now.index, MilvusIndex):
+                source = self._now.index
+                source.refresh()
             state = State(Searcher(self.space, source), mark)
             self._warm(state)
         except Exception as error:
