@@ -4,16 +4,19 @@
     python tools/make_screenshots.py http://127.0.0.1:8123
 
 Every state is an address of the page; failures are made by answering in the service's place. Needs Chromium and
-playwright. * `SHOTS`: what is taken.
+playwright. * `SHOTS`: what is taken; `SHEETS`: every state of the desktop again, small, on a phone and in the dark.
 """
 
+import io
 import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures" / "page"
 SIZES = {"desktop": (1280, 900), "phone": (390, 844), "dark": (1280, 900)}
@@ -62,6 +65,9 @@ SHOTS = (
 )
 
 
+SHEETS = {"phone": ("states-phone", 8, 170), "dark": ("states-dark", 4, 400)}  # file, pictures in a row, their width
+
+
 def main(service: str, only: list[str]) -> None:
     """Take the pictures, or those named."""
     from playwright.sync_api import sync_playwright
@@ -73,8 +79,25 @@ def main(service: str, only: list[str]) -> None:
         items = found(browser, service)
         for shot in SHOTS:
             if not only or shot.name in only:
-                take(browser, service, shot, items)
+                (FOLDER / f"{shot.name}.jpg").write_bytes(taken(browser, service, shot, items))
+        states = [shot for shot in SHOTS if shot.device == "desktop"]
+        for device, (name, columns, width) in SHEETS.items():
+            if not only or name in only:
+                pictures = [taken(browser, service, replace(shot, device=device), items) for shot in states]
+                sheet(pictures, columns, width).save(FOLDER / f"{name}.jpg", quality=80)
         browser.close()
+
+
+def sheet(pictures: list[bytes], columns: int, width: int) -> Image.Image:
+    """Pictures of one shape side by side, each `width` wide."""
+    gap, parts = 12, [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+    height = round(width * parts[0].height / parts[0].width)
+    rows = -(-len(parts) // columns)
+    made = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "#808890")
+    for at, part in enumerate(parts):
+        place = gap + at % columns * (width + gap), gap + at // columns * (height + gap)
+        made.paste(part.resize((width, height), Image.Resampling.LANCZOS), place)
+    return made
 
 
 def found(browser: Any, service: str) -> dict[str, str]:
@@ -88,8 +111,8 @@ def found(browser: Any, service: str) -> dict[str, str]:
     return {hit["modality"].upper(): hit["id"] for hit in hits}
 
 
-def take(browser: Any, service: str, shot: Shot, items: dict[str, str]) -> None:
-    """One picture, when nothing is being fetched any more."""
+def taken(browser: Any, service: str, shot: Shot, items: dict[str, str]) -> bytes:
+    """One picture (JPEG), when nothing is being fetched any more."""
     width, height = SIZES[shot.device]
     scheme = "dark" if shot.device == "dark" else "light"
     touch = {"is_mobile": True, "has_touch": True} if shot.device == "phone" else {}
@@ -105,8 +128,9 @@ def take(browser: Any, service: str, shot: Shot, items: dict[str, str]) -> None:
     if not shot.answers:
         page.wait_for_load_state("networkidle", timeout=120_000)
     page.wait_for_timeout(2000)
-    page.screenshot(path=FOLDER / f"{shot.name}.jpg", type="jpeg", quality=80)
+    picture: bytes = page.screenshot(type="jpeg", quality=80)
     context.close()
+    return picture
 
 
 if __name__ == "__main__":
