@@ -109,6 +109,7 @@ def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
 
     device = _uid("device", finding.space)
     said = _conclusion(finding)
+    as_values = finding.item, finding.space, *finding.labels, *(f"{p:.6f}" for p in finding.probabilities), said
     observer = sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
@@ -129,7 +130,7 @@ def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
         content=content[0],
         series_instance_uid=_uid("series", origins[0].study, finding.space),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=_uid("report", origins[0].series, finding.item, finding.space, *finding.labels, said),
+        sop_instance_uid=_uid("report", origins[0].series, *as_values),
         instance_number=1,
         manufacturer="m3bind",
         manufacturer_model_name="zero-shot",
