@@ -21,7 +21,7 @@ help:
 	@echo "make reference  embeddings that m3bind check-model compares with, anew for every published model"
 	@echo "make docs       what of docs/ is generated: tables of models and data sets, reference, picture"
 	@echo "make site       the docs site in site/; a broken link fails"
-	@echo "make newcomer   follow the quick start and two how-to pages in a fresh environment (15 minutes, 7 GB of disk)"
+	@echo "make newcomer   follow the quick start and two how-to pages in a fresh environment (about 10 minutes, 7 GB of disk)"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

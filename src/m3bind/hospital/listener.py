@@ -118,7 +118,7 @@ class Listener:
 
         most, tls, seconds = 4 * self._ae.maximum_associations, self._tls, self._ae.network_timeout
 
-        class Server(ThreadedAssociationServer):  # type: ignore[misc]
+        class Server(ThreadedAssociationServer):  # type: ignore[misc]  # its package has no types
             """Closes connections beyond a number at once."""
 
             daemon_threads = True

@@ -26,7 +26,7 @@ from m3bind.errors import ConfigError, NotFiniteError, SpaceError, UnknownNameEr
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.text_encoder import TextEncoder
 from m3bind.space.bridges import BaseBridge, Bridge
-from m3bind.space.compute import Array, encode_distinct, evaluating, fast_dtype, similarity, text_dtype
+from m3bind.space.compute import Array, encode_distinct, evaluating, fast_dtype, similarity, softmax, text_dtype
 from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, read_folder, write_folder
 
 log = logging.getLogger(__name__)
@@ -351,8 +351,7 @@ class Space:
         """Zero-shot probabilities (n, c) float32: softmax of logit scale x cosine. Arguments as `class_embeddings`."""
         classes = self.class_embeddings(labels, modality, prompts, text)
         logits = self.logit_scale(modality) * similarity(self.encode_image(paths, modality), classes).astype(np.float64)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+        return softmax(logits).astype(np.float32)
 
     @staticmethod
     def similarity(a: Array, b: Array) -> Array:

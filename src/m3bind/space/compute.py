@@ -1,6 +1,6 @@
 """What encoding is made of: evaluation mode, distinct texts by length, cosines, gap correction.
 
-* `evaluating`: used by `Space`. * `similarity`, `correct_gap`: on embeddings.
+* `evaluating`: used by `Space`. * `similarity`, `softmax`, `correct_gap`: on embeddings.
 * `encode_distinct`: many texts through one tower, each once. * `fast_dtype`, `text_dtype`: which precision it takes.
 
 Shapes: n, m items, L tokens, d dimension of the space, d_m joint dimension of a modality's model.
@@ -43,6 +43,12 @@ Array = NDArray[np.float32]
 def similarity(a: Array, b: Array) -> Array:
     """Cosines (n, m) float32 of unit rows (n, d) and (m, d)."""
     return np.asarray(a, np.float32) @ np.asarray(b, np.float32).T
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Rows (n, m) that sum to 1."""
+    weights = np.exp(np.asarray(logits, np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
 
 
 def correct_gap(rows: NDArray[Any], mean: NDArray[Any]) -> Array:

@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 
 from m3bind.space.bundle import Space
 from m3bind.space.calibrate import FEW, Calibration
-from m3bind.space.compute import Array, similarity
-from m3bind.space.index.base import Index, Where
+from m3bind.space.compute import Array, similarity, softmax
+from m3bind.space.index.base import SEVERAL, Index, Where
 
 NEIGHBOURS = 5
 UNUSUAL = 0.01  # share of items that are less like the others
 LABELLED = 500  # items a temperature is fitted on, at most
 PER_LABEL = 5  # of each label, at least
 SAME = 1 - 1e-5  # cosine from which an item is the thing itself
-SEVERAL = "|"  # parts several labels of one item
 DISTINCT = 200  # labels of a modality that are known
 
 
@@ -73,8 +72,7 @@ class Judge:
         scale = self.space.logit_scale(modality)
         logits = scale * similarity(rows, classes).astype(np.float64)
         temperature = self._temperature(modality, labels, classes, scale)
-        weights = np.exp((logits - logits.max(axis=1, keepdims=True)) / (temperature or 1.0))
-        chances = weights / weights.sum(axis=1, keepdims=True)
+        chances = softmax(logits / (temperature or 1.0))
         return Verdicts(chances, temperature is not None, self._unlike(modality, rows))
 
     def _temperature(self, modality: str, labels: Sequence[str], classes: Array, scale: float) -> float | None:

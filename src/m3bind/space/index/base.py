@@ -25,6 +25,7 @@ Array = NDArray[np.float32]
 KEY = "id"
 NEEDED = ("id", "modality")
 NAMED = ("modality", "label", "patient")  # columns a `Where` compares with values
+SEVERAL = "|"  # parts several labels of one item
 AFTER = "~"  # sorts after everything an ISO date goes on with, so that until="2021" takes all of 2021
 
 

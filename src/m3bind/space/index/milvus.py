@@ -26,7 +26,19 @@ from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.files import sha256_text
 from m3bind.privacy import shown
 from m3bind.space.index import scan
-from m3bind.space.index.base import AFTER, KEY, NAMED, NEEDED, Array, Found, Index, Where, check_queries, check_rows
+from m3bind.space.index.base import (
+    AFTER,
+    KEY,
+    NAMED,
+    NEEDED,
+    SEVERAL,
+    Array,
+    Found,
+    Index,
+    Where,
+    check_queries,
+    check_rows,
+)
 from m3bind.space.index.milvus_client import connect, parse_uri
 
 FIELDS = ("modality", "path", "label", "patient", "date")
@@ -320,7 +332,7 @@ def _check_lengths(table: pd.DataFrame) -> None:
 def _labels(line: Mapping[Any, str]) -> list[str]:
     """What a condition on the label may ask for: the whole text and its parts."""
     label = line.get("label", "")
-    return list(dict.fromkeys([label, *label.split("|")]))
+    return list(dict.fromkeys([label, *label.split(SEVERAL)]))
 
 
 def _ranked(query: Array, answer: Sequence[Any], k: int) -> tuple[Array, list[str]]:

@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from m3bind.space.index.base import AFTER, NAMED, Where
+from m3bind.space.index.base import AFTER, NAMED, SEVERAL, Where
 
 Mask = NDArray[np.bool_]
-SEVERAL = "|"  # parts several labels of one item
 
 
 def fits(where: Where, table: pa.Table, rows_of: Callable[[Sequence[str]], Iterable[int]]) -> Mask:

@@ -12,7 +12,6 @@ HITS = 200
 PARTS = 16  # of one question
 LABELS = 100  # of one zero-shot question
 TEXTS = 64  # encoded in one call
-DISTINCT = 200  # values of a column that are listed, per modality
 ID_CHARS = 4096
 DECODING = "bytes=1e9 pixels=4e7 voxels=2e8 samples=2e7 files=2048 seconds=30 memory=2e9"
 NOTICE = "Research use only. Not a medical device; nothing here may guide the care of a patient."
