@@ -1,6 +1,6 @@
 """The files the preset `paper` asks for, with generated weights in place of the published ones.
 
-    python tests/models/paper_files.py FOLDER [--golden ../shared/reference/golden]
+    python tests/models/paper_files.py FOLDER [--golden tests/golden]
 
 writes FOLDER/checkpoints/{mgca,flair,quiltnet,ct_clip}/..., each as its authors' file is (Lightning, .pth, .bin, .pt),
 and the folders bioclinicalbert (configuration, weights, vocabulary) and cxr_bert (vocabulary): 3.2 GB. Nothing learned
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared/reference/golden"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 WORDS = (
     "no acute findings normal heart lung size enlarged effusion left right the of and is are with a fundus photograph "
     "sinus rhythm atrial fibrillation infarction nodule opacity consolidation benign malignant tissue tumour cells"

@@ -17,9 +17,9 @@ def meta(name: str, **settings: object) -> DualEncoder:
         return models.build(name, **settings)
 
 
-def keys(system: str, folder: str = "golden/keys") -> dict[str, torch.Tensor]:
+def keys(system: str, folder: str = "keys") -> dict[str, torch.Tensor]:
     """The authors' keys with tensors of their shapes: of a fixture, or of `folder` "checkpoints"."""
-    read = _module("weights").read_keys(str(FOLDER.parent / folder / f"{system}.txt"))
+    read = _module("weights").read_keys(str(FOLDER / folder / f"{system}.txt"))
     return {key: _tensor(key, shape) for key, shape in read}
 
 

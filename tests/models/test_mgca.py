@@ -110,7 +110,7 @@ def test_what_is_ignored(golden: Golden) -> None:
     outer = [key for key in listed if not key.startswith(("img_encoder_q", "text_encoder_q"))]
     assert len(report.ignored) == len(local) + len(inner) + len(outer) == 24 + 60 + 9
     assert len(report.loaded) == len(listed) - len(report.ignored) - 1  # position_ids
-    for folder, prefix in (("checkpoints", ""), ("golden/keys", "module."), ("golden/keys", "model.")):
+    for folder, prefix in (("checkpoints", ""), ("keys", "module."), ("keys", "model.")):
         assert fit(golden.system, keys(golden.system, folder), lambda key, p=prefix: p + key) == report
     without = {key: value for key, value in listed.items() if not key.endswith("position_ids")}
     assert fit(golden.system, without) == report

@@ -122,7 +122,7 @@ def theirs(key: str) -> str:
 
 
 def hub_keys(name: str) -> set[str]:
-    path = FOLDER.parent / "checkpoints" / f"{name}.txt"
+    path = FOLDER / "checkpoints" / f"{name}.txt"
     return set(path.read_text().splitlines())
 
 
