@@ -22,7 +22,8 @@ KILL = 40.0  # seconds after which an action is ended by a signal, wherever it i
 SYSTEM = ("/usr/lib", "/lib", "/usr/local/lib", "/lib64", "/usr/lib64")
 # Libraries that write code of their own and run it; code from anywhere else that has no file is reported.
 GENERATORS = (
-    "/dataclasses.py", "/collections/__init__.py", "/typing.py", "/typing_extensions.py", "/typing_inspection/", "/enum.py", "/runpy.py",
+    "/dataclasses.py", "/collections/__init__.py", "/typing.py", "/typing_extensions.py", "/typing_inspection/",
+    "/enum.py", "/runpy.py",
     "/attr/_make.py", "/pydantic/", "/numpy/", "/scipy/", "/torch/", "/sympy/", "/mpmath/", "/jinja2/", "/pandas/",
     "/matplotlib/", "/_distutils_hack/", "/sklearn/", "/transformers/utils/import_utils.py", "/decorator.py",
     "/lazy_loader/__init__.py", "/inspect.py", "/fastapi/", "/prometheus_client/", "/functools.py", "/networkx/",
@@ -119,7 +120,7 @@ class Watch:
         count = CHANGES[event]
         for position in range(count):
             path = args[position]
-            if event == "os.symlink" and position == 0 or not isinstance(path, str | bytes | os.PathLike):
+            if (event == "os.symlink" and position == 0) or not isinstance(path, str | bytes | os.PathLike):
                 continue
             at = args[count + position] if len(args) > count + position else None
             base = os.readlink(f"/proc/self/fd/{at}") if isinstance(at, int) and at > 0 and count == 1 else os.getcwd()
@@ -205,7 +206,7 @@ def perform(action: dict) -> dict:
 
 
 def foreign(before: set, hook: Watch) -> None:
-    """Report modules that came from elsewhere without running anything (a folder taken for a package), and new paths."""
+    """Report modules from elsewhere that ran nothing (a folder taken for a package), and new paths of modules."""
     for name in set(sys.modules) - before:
         spec = getattr(sys.modules[name], "__spec__", None)
         places = [*(getattr(spec, "submodule_search_locations", None) or ()), getattr(spec, "origin", None) or ""]

@@ -12,9 +12,9 @@ How to add items (`spaces`, `models`, `folders` do):
 
 * An `Action` is an m3bind command line, or a call "module:function" with arguments that JSON can say. The function is
   one of m3bind or of a module of tests/ ("hostile.folders:open_app"); what it returns is thrown away.
-* All actions of one `run` are carried out in ONE child Python started with -P (importing torch is paid once); where one
-  of them ends that process or takes longer than 40 s, the rest goes on in a new one. Standard input says "y" for ever.
-* `run` gives a `Report` for each action, in order. `faults` says in words what is wrong with them, nothing if all is well:
+* All actions of one `run` are carried out in ONE child Python started with -P (importing torch is paid once); where
+  one of them ends that process or takes longer than 40 s, the rest goes on in a new one. Standard input says "y" for ever.
+* `run` gives a `Report` for each action, in order. `faults` says in words what is wrong, nothing if all is well:
   - code: exec of a file outside the installation, of text, an import from elsewhere (also a folder taken for a
     package), a library loaded by ctypes, pickle.find_class, a question on the terminal;
   - processes: anything but our own workers (`CHILDREN`) with -P or -I and a PYTHONPATH inside the installation; these
@@ -132,10 +132,9 @@ def _in_one_child(actions: Sequence[Action], scratch: Path, warm: Sequence[str])
     """Reports of the actions it came to; the last one may have ended it."""
     for name in ("empty", "tmp", "home", "out"):
         (scratch / name).mkdir(parents=True)
-    roots = [entry for entry in subprocess.check_output(
-        [sys.executable, "-P", "-c", "import sys; print(*sys.path, sep='\\n')"], text=True, cwd=scratch / "empty"
-    ).splitlines() if entry]  # fmt: skip
-    roots = sorted({os.path.realpath(entry) for entry in [*roots, str(TESTS), sys.prefix]})
+    ask = [sys.executable, "-P", "-c", r"import sys; print(*sys.path, sep='\n')"]
+    found = subprocess.check_output(ask, text=True, cwd=scratch / "empty").splitlines()
+    roots = sorted({os.path.realpath(entry) for entry in [*filter(None, found), str(TESTS), sys.prefix]})
     plan = {
         "roots": roots,
         "paths": [str(TESTS)],
@@ -161,8 +160,14 @@ def _in_one_child(actions: Sequence[Action], scratch: Path, warm: Sequence[str])
     (scratch / "log").touch()
     (scratch / "harm").touch()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "M3BIND_", "PYTHON"))}
-    environment = {**kept, "HOME": str(scratch / "home"), "TMPDIR": str(scratch / "tmp"), "M3BIND_TEST_HARM": str(scratch / "harm"),
-                   "MPLCONFIGDIR": str(scratch / "home"), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    environment = {
+        **kept,
+        "HOME": str(scratch / "home"),
+        "TMPDIR": str(scratch / "tmp"),
+        "MPLCONFIGDIR": str(scratch / "home"),
+        "M3BIND_TEST_HARM": str(scratch / "harm"),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-P", str(Path(__file__).with_name("_audited.py")), str(scratch / "log")]
     with open(scratch / "yes", "w+b") as yes, open(scratch / "errors", "wb") as errors:
         yes.write(b"y\n" * 100_000)
