@@ -13,7 +13,7 @@ How to add items (`spaces`, `models`, `folders` do):
 * An `Action` is an m3bind command line, or a call "module:function" with arguments that JSON can say. The function is
   one of m3bind or of a module of tests/ ("hostile.folders:open_app"); what it returns is thrown away.
 * All actions of one `run` are carried out in ONE child Python started with -P (importing torch is paid once); where
-  one of them ends that process or takes longer than 40 s, the rest goes on in a new one. Standard input says "y" for ever.
+  one of them ends that process or takes longer than 40 s, the rest goes on in a new one. Standard input says "y".
 * `run` gives a `Report` for each action, in order. `faults` says in words what is wrong, nothing if all is well:
   - code: exec of a file outside the installation, of text, an import from elsewhere (also a folder taken for a
     package), a library loaded by ctypes, pickle.find_class, a question on the terminal;
