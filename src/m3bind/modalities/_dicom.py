@@ -31,6 +31,7 @@ from m3bind.modalities._dicom_files import (
     technical_tags,
 )
 from m3bind.modalities._dicom_pixels import LIBRARIES, decode, frame_count, pixel_frames
+from m3bind.modalities._dicom_values import numbers, padding, rescaling_of
 
 __all__ = [
     "LIBRARIES",
@@ -149,17 +150,6 @@ def _looked_up(chain: Callable[[Values], Array], stored: Values) -> Array:
     return np.take(table, indices, out=out, mode="clip")
 
 
-def _numbers(dataset: Any, keyword: str) -> list[float]:
-    """The finite numbers of an entry; [] where it is missing or is no number."""
-    try:
-        value = dataset.get(keyword)
-        values = [] if value is None or value == "" else list(value) if hasattr(value, "__iter__") else [value]
-        numbers = [float(v) for v in values]
-    except Exception:  # converted when asked for
-        return []
-    return numbers if all(np.isfinite(numbers)) else []
-
-
 def _group(dataset: Any, frame: int, macro: str) -> Any:
     """The item of an enhanced file's functional group `macro` for one frame, or the data set itself."""
     for keyword, number in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
@@ -170,21 +160,14 @@ def _group(dataset: Any, frame: int, macro: str) -> Any:
 
 
 def _padding(dataset: Any, stored: Values, notes: _Notes) -> NDArray[np.bool_] | None:
-    """Where pixels are padding by PixelPaddingValue (and its range limit), or None."""
-    limits = _numbers(dataset, "PixelPaddingValue") + _numbers(dataset, "PixelPaddingRangeLimit")
-    if not limits or stored.dtype.kind == "f":
+    """Where pixels are padding, or None; says how many."""
+    found = padding(dataset, stored)
+    if found is None:
         return None
-    if stored.dtype.kind == "i":  # the entry may have been written as unsigned
-        top = 2 ** (8 * stored.dtype.itemsize)
-        limits = [v - top if v >= top / 2 else v for v in limits]
-    found: NDArray[np.bool_] = (stored >= min(limits)) & (stored <= max(limits))
-    share = float(found.mean())
-    if share == 0:
-        return None
-    if share == 1:
+    if found.all():
         notes.warnings.append("every pixel is padding")
         return None
-    notes.steps.append(f"padding of {share:.1%} of the pixels made black")
+    notes.steps.append(f"padding of {float(found.mean()):.1%} of the pixels made black")
     return found
 
 
@@ -206,13 +189,12 @@ def _modality_lut(dataset: Any, path: Path, frame: int, notes: _Notes) -> Callab
         notes.steps.append(f"modality LUT of {len(entries)} entries of {bits} bits applied (once)")
         return lambda values: _look_up(entries, first, values)
     source = _group(dataset, frame, "PixelValueTransformationSequence")
-    if "RescaleSlope" not in source and "RescaleIntercept" not in source:
+    scale = rescaling_of(source)
+    if scale.doubt:
+        notes.warnings.append(scale.doubt)
+    if not scale.stated:
         return lambda values: values
-    slopes, intercepts = _numbers(source, "RescaleSlope"), _numbers(source, "RescaleIntercept")
-    if not slopes or not intercepts or slopes[0] == 0:
-        notes.warnings.append("a rescaling that cannot be used is left out")
-        return lambda values: values
-    slope, intercept = slopes[0], intercepts[0]
+    slope, intercept = scale.slope, scale.intercept
     notes.steps.append(f"rescaled by slope {slope:g} and intercept {intercept:g} (once)")
     return lambda values: values * slope + intercept
 
@@ -228,7 +210,7 @@ def _voi(dataset: Any, path: Path, frame: int, notes: _Notes, signed: bool) -> C
     source = dataset if "WindowWidth" in dataset else _group(dataset, frame, "FrameVOILUTSequence")
     if "WindowCenter" not in source and "WindowWidth" not in source:
         return None
-    centres, widths = _numbers(source, "WindowCenter"), _numbers(source, "WindowWidth")
+    centres, widths = numbers(source, "WindowCenter"), numbers(source, "WindowWidth")
     function = str(source.get("VOILUTFunction", "") or "LINEAR").upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         notes.warnings.append("an unknown VOI LUT function is taken as LINEAR")

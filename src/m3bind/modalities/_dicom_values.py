@@ -1,0 +1,115 @@
+"""What DICOM headers say about the meaning of stored values: the rules that all readers share.
+
+* `numbers`: the finite numbers of an entry.
+* `padding`: which pixels are padding, by PixelPaddingValue and its range limit.
+* `rescaling`: slope and intercept, with a doubt where the header's cannot be used as they are.
+* `unit_of`: the unit of rescaled values, "" where the header names none.
+
+Shapes: H rows, W columns.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PADDING = {  # kind of stored values and their bytes -> entries with the value and the other end of its range
+    ("f", 4): ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+    ("f", 8): ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
+}
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """Stored values x `slope` + `intercept`. `stated`: the header says either; `doubt`: what of it was not usable."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    stated: bool = False
+    doubt: str = ""
+
+
+def numbers(dataset: Any, keyword: str) -> list[float]:
+    """The finite numbers of an entry; [] where it is missing, is no number or holds one that is not finite."""
+    try:
+        value = dataset.get(keyword)
+        values = [] if value is None or value == "" else list(value) if hasattr(value, "__iter__") else [value]
+        found = [float(v) for v in values]
+    except Exception:  # pydicom converts values when they are asked for, and raises anything
+        return []
+    return found if all(np.isfinite(found)) else []
+
+
+def padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Where `stored` (H, W) is padding by the header, (H, W) bool, or None where nothing is.
+
+    A value that lies among those of the picture, as 0 does among Hounsfield units, is padding only where it reaches
+    the border: inside it is what was measured.
+    """
+    kind, size = stored.dtype.kind, stored.dtype.itemsize
+    value, limit = _PADDING.get((kind, size), ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    limits = numbers(dataset, value)[:1]
+    if not limits:
+        return None
+    limits = limits + numbers(dataset, limit)[:1]
+    if kind in "iu":
+        bits = int((numbers(dataset, "BitsStored") or [8 * size])[0])
+        limits = [_in_range(v, kind == "i", min(bits, 8 * size), 8 * size) for v in limits]
+    found: NDArray[np.bool_] = (stored >= min(limits)) & (stored <= max(limits))
+    if not found.any() or found.all():
+        return found if found.any() else None
+    rest = stored[~found]
+    if rest.min() < min(limits) and rest.max() > max(limits):
+        found &= _reaches_border(found)
+    return found if found.any() else None
+
+
+def _in_range(value: float, signed: bool, bits: int, width: int) -> float:
+    """A padding value as the pixels hold it: writers put signed numbers into unsigned entries, and the reverse."""
+    turn = float(1 << width)
+    if not signed:
+        return value + turn if value < 0 else value
+    if value >= turn / 2:
+        return value - turn
+    return value - (1 << bits) if 1 << (bits - 1) <= value < 1 << bits else value
+
+
+def _reaches_border(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The connected parts of `found` (H, W) that touch the picture's border."""
+    from scipy.ndimage import label
+
+    parts, _ = label(found)
+    edges = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    outer: NDArray[np.bool_] = np.isin(parts, edges[edges > 0])
+    return outer
+
+
+def rescaling(slope: list[float] | None, intercept: list[float] | None) -> Rescaling:
+    """The rescaling by the `numbers` of RescaleSlope and RescaleIntercept; None: there is no such entry.
+
+    A slope of 0, or one that is no finite number, is taken as 1; an intercept that is missing or no number as 0.
+    """
+    if slope is None and intercept is None:
+        return Rescaling()
+    doubts = []
+    if not slope or slope[0] == 0:
+        what = "missing" if slope is None else "no number" if not slope else "0"
+        doubts.append(f"its rescale slope is {what}: taken as 1")
+    if not intercept:
+        doubts.append(f"its rescale intercept is {'missing' if intercept is None else 'no number'}: taken as 0")
+    usable = slope[0] if slope and slope[0] != 0 else 1.0
+    return Rescaling(usable, intercept[0] if intercept else 0.0, True, "; ".join(doubts))
+
+
+def rescaling_of(source: Any) -> Rescaling:
+    """`rescaling` by the entries of one dataset."""
+    return rescaling(*(numbers(source, name) if name in source else None for name in
+                       ("RescaleSlope", "RescaleIntercept")))  # fmt: skip
+
+
+def unit_of(value: Any) -> str:
+    """A RescaleType as a word in capitals; "" where it is missing or empty."""
+    if value is not None and not isinstance(value, str) and hasattr(value, "__iter__"):
+        value = next(iter(value), None)
+    return "" if value is None else str(value).strip(" \0").upper()
