@@ -164,3 +164,27 @@ def test_a_photograph_is_recognised_by_its_pixels(space: Space, index: Index, sp
     (unit,) = put(spool, tmp_path / "in", picture)
     Encoder(space, index, spool, tmp_path / "kept").drain()
     assert index.counts() == {"retina": 1} and (tmp_path / "kept" / "retina" / f"{unit}.dcm").is_file()
+
+
+def test_complete_survives_a_kill(space: Space, index: Index, tmp_path: Path) -> None:
+    """A unit that was called complete, or is one object, is ready after a restart; one that was not waits."""
+    scan, half = series(Path("/nowhere"), None), series(Path("/nowhere"), None)
+    with Spool(tmp_path / "spool", quiet=1e9) as spool:
+        (whole,) = put(spool, tmp_path / "a", *scan)
+        (picture,) = put(spool, tmp_path / "b", radiograph())
+        (begun,) = put(spool, tmp_path / "c", *half[:3])
+        spool.complete([whole], expected=6)
+    for _ in range(2):  # taken, but never finished
+        with Spool(tmp_path / "spool", quiet=1e9) as spool:
+            assert set(spool.ready()) == {whole, picture} and spool.expected(whole) == 6 and spool.waiting() == 3
+            spool.take(whole)
+            assert not spool.waits(whole) and spool.expected(whole) == 6
+    with Spool(tmp_path / "spool", quiet=1e9) as spool:
+        spool.take(whole)
+        spool.give_back(whole)
+        assert spool.waits(whole) and not spool.waits(begun)
+        encoder = Encoder(space, index, spool)
+        assert not encoder.settled(whole)
+        encoder.drain()
+        assert index.counts() == {"ct": 1, "xray": 1} and spool.waiting() == 1
+        assert encoder.settled(whole) and not encoder.settled(begun) and spool.expected(whole) == 0

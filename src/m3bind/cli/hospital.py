@@ -144,8 +144,9 @@ def pull(
     wanted.query()
     counts: Any = {}
     with Web(url, authorization(auth_file)) as web, _ways(options, float("inf")) as (intake, encoder):
+        encoder.drain()  # what an earlier run left
         try:
-            for done in fetch(web, intake, wanted):
+            for done in fetch(web, intake, wanted, encoder.settled):
                 counts = done
                 encoder.drain()
         finally:

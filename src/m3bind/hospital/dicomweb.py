@@ -2,13 +2,13 @@
 
 * `Wanted`: which. * `pull`: finds them page by page, fetches those that are not there yet, object by object to disk.
 
-Stopped at any moment, the same call goes on: a series counts as fetched when all its objects are in the spool, and is
-fetched again only when the server has more of it than then.
+Stopped at any moment, the same call goes on: a series is done when all its items are in the index, or in the list with
+a reason, and is fetched again only when that is not so or when the server has more of it than then.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from m3bind.hospital.deidentify import Refused
 from m3bind.hospital.http import Gone, Web, WebError
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.multipart import boundary_of, parts_to_files
+from m3bind.hospital.spool import Pulled
 from m3bind.modalities._files import DICOM_KINDS
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -54,8 +55,12 @@ class Wanted:
         return asked
 
 
-def pull(web: Web, intake: Intake, wanted: Wanted) -> Iterator[Counter[str]]:
+def pull(
+    web: Web, intake: Intake, wanted: Wanted, settled: Callable[[str], bool] = lambda unit: True
+) -> Iterator[Counter[str]]:
     """Fetch series after series; yields what was done so far: "series", "skipped", "objects", "refused", "failed".
+
+    `settled`: whether a unit that has left the spool is in the index, or in the list with its reason.
 
     Raises:
         WebError: the search fails, or the server is gone.
@@ -63,9 +68,14 @@ def pull(web: Web, intake: Intake, wanted: Wanted) -> Iterator[Counter[str]]:
         ConfigError: `wanted` makes no sense.
     """
     counts: Counter[str] = Counter()
+
+    def safe(unit: str) -> bool:
+        return intake.spool.waits(unit) or settled(unit)
+
     for study, series, expected in _found(web, wanted, counts):
         key = intake.series_key(series)
-        if expected and intake.spool.fetched(key) >= expected:
+        before = intake.spool.pulled(key)
+        if expected and before and before.objects >= expected and all(map(safe, before.units)):
             counts["skipped"] += 1
         else:
             if wanted.limit and counts["series"] + counts["failed"] >= wanted.limit:
@@ -124,7 +134,7 @@ def _fetch(web: Web, intake: Intake, uids: tuple[str, str], key: str, counts: Co
         counts["objects"] += got["objects"]
         counts["refused"] += got["refused"]
     intake.spool.complete(units)
-    intake.spool.set_fetched(key, sum(got.values()))
+    intake.spool.set_pulled(key, Pulled(sum(got.values()), got["refused"], tuple(units)))
     counts["series"] += 1
 
 

@@ -127,6 +127,10 @@ class Encoder:
             _link(kept, folder / kept.name)
         return folder if _class(files[0]) in SERIES else files[0]
 
+    def settled(self, unit: str) -> bool:
+        """Whether a unit is in the index, or in the list of what could not be used."""
+        return self._known(unit) or self._spool.is_listed(unit)
+
     def _known(self, unit: str) -> bool:
         try:
             return len(self._index.items([unit])) == 1

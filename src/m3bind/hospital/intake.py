@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from m3bind.hospital.deidentify import Deidentifier, Refused
+from m3bind.hospital.deidentify import Cleaned, Deidentifier, Refused
 from m3bind.hospital.mapping import Mapping
 from m3bind.hospital.spool import Spool
 from m3bind.hospital.tags import STORAGE
@@ -38,7 +38,11 @@ class Intake:
         return [uid for uid, modality in STORAGE.items() if not modality or modality in self._modalities]
 
     def accept(self, path: Path) -> str:
-        """Take an object in; returns the unit it belongs to. It is durable when this returns.
+        """`take`, for who asks only for the unit the object belongs to."""
+        return self.take(path).unit
+
+    def take(self, path: Path) -> Cleaned:
+        """Take an object in; returns what was stored of it. It is durable when this returns.
 
         Raises:
             Refused: too large, no room, of a kind that is not taken, not readable, or against the rules.
@@ -60,7 +64,7 @@ class Intake:
             self.spool.note("", "", refused.reason)
             raise
         self.counts["received"] += 1
-        return cleaned.unit
+        return cleaned
 
     def series_key(self, uid: str) -> str:
         """The key of a series."""

@@ -4,23 +4,27 @@
     SPOOL/units/UNIT/OBJECT.dcm   accepted, de-identified; UNIT is an item of the index to be
     SPOOL/work/UNIT/              taken by the encoder; goes back to units/ at the start
     SPOOL/aside/UNIT/             what could not be used, with a line in SPOOL/aside.csv
-    SPOOL/ledger.db               which objects made an item, and which series were fetched
+    SPOOL/ledger.db               which objects made an item, which units are complete, which series were pulled
 
 * `Spool`: keeps objects durably, says which units are complete, remembers what was done. One process uses it at a time.
+* `Pulled`: what is remembered of a series that `pull` received to its end.
 
 `put` returns when the object is flushed to disk under its last name, so what was acknowledged survives anything that
-the disk survives. A series is complete when nothing was added for some seconds, or when somebody says so.
+the disk survives. A series is complete when nothing was added for some seconds, or when somebody says so; what was said
+is in the ledger until the unit has left the spool, so that a killed process does not lose it.
 """
 
 import contextlib
 import csv
 import fcntl
+import json
 import os
 import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,6 +36,15 @@ from m3bind.hospital.deidentify import Cleaned, Refused
 SUFFIX = ".dcm"
 NOTES = 16 << 20  # bytes of aside.csv
 RESERVE = 256 << 20  # bytes of the disk that are left free
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A series that was received to its end."""
+
+    objects: int  # that came, those that were refused among them
+    refused: int
+    units: tuple[str, ...]  # what they are part of
 
 
 class Spool:
@@ -62,7 +75,10 @@ class Spool:
         self._ledger = sqlite3.connect(folder / "ledger.db", check_same_thread=False, isolation_level=None)
         self._ledger.execute("PRAGMA synchronous=FULL")
         self._ledger.execute("CREATE TABLE IF NOT EXISTS done (unit TEXT, object TEXT, PRIMARY KEY (unit, object))")
-        self._ledger.execute("CREATE TABLE IF NOT EXISTS fetched (series TEXT PRIMARY KEY, objects INTEGER)")
+        self._ledger.execute("CREATE TABLE IF NOT EXISTS complete (unit TEXT PRIMARY KEY, expected INTEGER)")
+        self._ledger.execute(
+            "CREATE TABLE IF NOT EXISTS pulled (series TEXT PRIMARY KEY, objects INTEGER, refused INTEGER, units TEXT)"
+        )
         self._told: set[str] = set()  # units somebody called complete
         self._gone: set[str] = set()  # units whose sender has gone
         self._recover()
@@ -87,6 +103,12 @@ class Spool:
                 unit.rmdir()
         self._bytes = sum(map(_size, self.units.iterdir()))
         self._touched = {unit.name: time.time() for unit in self.units.iterdir()}
+        self._told = {unit for unit in self._touched if self._is_told(unit)}
+
+    def _is_told(self, unit: str) -> bool:
+        """Whether a unit is one object, or was called complete, by this process or by one before."""
+        told = self._ledger.execute("SELECT 1 FROM complete WHERE unit = ?", (unit,)).fetchone()
+        return told is not None or (self.units / unit / f"{unit}{SUFFIX}").exists()
 
     def _back(self, taken: Path) -> None:
         """A taken unit among the waiting ones again, with what came meanwhile."""
@@ -136,10 +158,16 @@ class Spool:
             if cleaned.whole:
                 self._told.add(cleaned.unit)
 
-    def complete(self, units: Iterable[str]) -> None:
-        """Say that nothing more will come for these."""
+    def complete(self, units: Iterable[str], expected: int = 0) -> None:
+        """Say that nothing more will come for these; `expected`: objects each should have, 0 if unknown. Durable."""
         with self._guard:
-            self._told.update(self._touched.keys() & set(units))
+            found = self._touched.keys() & set(units)
+            self._ledger.execute("BEGIN")
+            self._ledger.executemany(
+                "INSERT OR REPLACE INTO complete VALUES (?, ?)", [(unit, expected) for unit in found]
+            )
+            self._ledger.execute("COMMIT")
+            self._told.update(found)
 
     def released(self, units: Iterable[str]) -> None:
         """Say that their sender has gone; `settle` then takes them as complete."""
@@ -183,6 +211,8 @@ class Spool:
             self._bytes += _size(self.work / unit)
             self._back(self.work / unit)
             self._touched.setdefault(unit, time.time())
+            if self._is_told(unit):
+                self._told.add(unit)
 
     def finish(self, unit: str, objects: Sequence[str]) -> None:
         """Remember which objects made the item, and remove its files."""
@@ -196,12 +226,19 @@ class Spool:
     def drop(self, unit: str) -> None:
         """Remove the files of a taken unit."""
         shutil.rmtree(self.work / unit)
+        self._forget(unit)
+
+    def _forget(self, unit: str) -> None:
+        """A unit that left the spool is no longer one that is complete."""
+        with self._guard:
+            self._ledger.execute("DELETE FROM complete WHERE unit = ?", (unit,))
 
     def set_aside(self, unit: str, modality: str, reason: str) -> None:
         """Keep the files of a taken unit apart, with the reason."""
         shutil.rmtree(self.aside / unit, ignore_errors=True)
-        os.replace(self.work / unit, self.aside / unit)
         self.note(unit, modality, reason)
+        os.replace(self.work / unit, self.aside / unit)
+        self._forget(unit)
 
     def note(self, unit: str, modality: str, reason: str) -> None:
         """One line of aside.csv, which does not grow without end."""
@@ -221,16 +258,33 @@ class Spool:
             rows = self._ledger.execute("SELECT object FROM done WHERE unit = ?", (unit,)).fetchall()
         return {name for (name,) in rows}
 
-    def fetched(self, series: str) -> int:
-        """How many objects a series had when it was last fetched; 0: never."""
+    def expected(self, unit: str) -> int:
+        """How many objects a unit should have, as `complete` was told; 0: not known."""
         with self._guard:
-            row = self._ledger.execute("SELECT objects FROM fetched WHERE series = ?", (series,)).fetchone()
+            row = self._ledger.execute("SELECT expected FROM complete WHERE unit = ?", (unit,)).fetchone()
         return int(row[0]) if row else 0
 
-    def set_fetched(self, series: str, objects: int) -> None:
-        """Remember that a series was fetched."""
+    def waits(self, unit: str) -> bool:
+        """Whether a complete unit waits."""
         with self._guard:
-            self._ledger.execute("INSERT OR REPLACE INTO fetched VALUES (?, ?)", (series, objects))
+            return unit in self._touched and unit in self._told
+
+    def is_listed(self, unit: str) -> bool:
+        """Whether a unit was put aside."""
+        return (self.aside / unit).exists()
+
+    def pulled(self, series: str) -> Pulled | None:
+        """What is remembered of a series; None: it was never received to its end."""
+        with self._guard:
+            row = self._ledger.execute("SELECT objects, refused, units FROM pulled WHERE series = ?", (series,))
+            found = row.fetchone()
+        return Pulled(found[0], found[1], tuple(json.loads(found[2]))) if found else None
+
+    def set_pulled(self, series: str, found: Pulled) -> None:
+        """Remember a series that was received to its end."""
+        row = series, found.objects, found.refused, json.dumps(sorted(found.units))
+        with self._guard:
+            self._ledger.execute("INSERT OR REPLACE INTO pulled VALUES (?, ?, ?, ?)", row)
 
     def close(self) -> None:
         """Let go of the folder."""
