@@ -24,7 +24,6 @@ from m3bind.modalities._recognise import recognise
 from m3bind.privacy import shown
 from m3bind.progress import progress
 
-MANIFESTS = (".csv", ".csv.gz", ".tsv", ".parquet", ".jsonl")
 SIDE = 168  # pixels of a thumbnail
 COLUMNS = 6
 MOST = 600  # thumbnails on a contact sheet
@@ -76,13 +75,15 @@ def find_items(paths: Sequence[Path | str], modality: str = "") -> list[Item]:
     """
     if modality:
         modalities.get(modality)
+    from m3bind.data.manifest_rows import is_manifest
+
     items: list[Item] = []
     for path in map(Path, paths):
         if not path.exists() and not path.with_name(path.name + ".hea").exists():
             raise ConfigError(f"{path}: no such file or folder")
         if path.is_dir():
             items += [Item(found, modality) for found in files_below(path, [modality] if modality else [])]
-        elif path.name.lower().endswith(MANIFESTS) and is_manifest(path):
+        elif is_manifest(path):
             items += _of_manifest(path)
         else:
             items.append(Item(path, modality))
@@ -97,19 +98,6 @@ def _of_manifest(path: Path) -> list[Item]:
     found = read_manifest(path)
     faults = [Item(Path(bad.path), fault=f"row {bad.row} of the manifest: {bad.reason}") for bad in found.bad]
     return [*(Item(record.path, record.modality) for record in found.records), *faults]
-
-
-def is_manifest(path: Path) -> bool:
-    """Whether a file is a table with the columns of a manifest; a CSV without them may be a signal."""
-    if path.name.lower().endswith((".parquet", ".jsonl")):
-        return True
-    import gzip
-
-    opened = gzip.open if path.name.endswith(".gz") else open
-    with opened(path, "rb") as handle:
-        head = handle.readline(4096).decode("utf-8", "replace").lower()
-    columns = {cell.strip().strip('"') for cell in head.replace("\t", ",").split(",")}
-    return {"modality", "path"} <= columns
 
 
 def on_sheet(count: int) -> range:

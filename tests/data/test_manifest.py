@@ -230,7 +230,11 @@ def test_unusable_tables(tmp_path: Path, content: str, message: str) -> None:
 def test_unusable_files(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no such manifest"):
         read_manifest(tmp_path / "gone.csv")
-    for name, message in (("m.xlsx", "a manifest is a .csv"), ("m.parquet", "cannot be read"), ("m.csv.gz", "cannot")):
+    for name, message in (
+        ("m.xlsx", "a manifest is a .csv"),
+        ("m.parquet", "cannot be read"),
+        ("m.csv.gz", "no column"),
+    ):
         (tmp_path / name).write_bytes(b"nonsense")
         with pytest.raises(ManifestError, match=message):
             read_manifest(tmp_path / name)
@@ -280,3 +284,55 @@ def test_mini5_has_no_bad_row(mini5: Path) -> None:
     assert normal == {"xray", "retina", "ecg", "pathology"}
     assert {r.modality for r in manifest.records if "malignant" in r.concepts} == {"ct", "pathology"}
     assert all(r.captions and len(set(r.captions)) == len(r.captions) for r in manifest.records)
+
+
+def test_a_patient_written_in_several_ways_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M3BIND_IDENTIFIERS", "show")
+    written = ["10001", "10001.0", " 10001", "'10001", "1.0001e4", "10002"]
+    rows = [row(i, patient=patient, split="") for i, patient in enumerate(written)]
+    path = write(tmp_path, rows)
+    found = read_manifest(path).records
+    assert [r.patient for r in found] == ["10001"] * 5 + ["10002"] and len({r.split for r in found[:5]}) == 1
+    lines = [json.dumps({**entry, "patient": patient}) for entry, patient in zip(rows, [10001, 10001.0, "10001"])]
+    path.with_suffix(".jsonl").write_text("\n".join(lines))
+    assert {r.patient for r in read_manifest(path.with_suffix(".jsonl")).records} == {"10001"}
+    frame = pandas.DataFrame([{**entry, "patient": p} for entry, p in zip(rows, [10001.0, None, 10002.0])])
+    frame.to_parquet(path.with_suffix(".parquet"))
+    assert [r.patient for r in read_manifest(path.with_suffix(".parquet")).records] == ["10001", "i1", "10002"]
+
+
+def test_patients_that_say_nothing_are_not_one_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M3BIND_IDENTIFIERS", "show")
+    rows = [row(i, patient=patient) for i, patient in enumerate(["nan", "NULL", "N/A", "None", " "])]
+    assert [r.patient for r in read_manifest(write(tmp_path, rows)).records] == ["i0", "i1", "i2", "i3", "i4"]
+
+
+def test_doubtful_patients_are_counted_not_named(tmp_path: Path) -> None:
+    rows = [row(i, patient=patient) for i, patient in enumerate(["007", "7", "1.23457E+11", "1.23457E+11"])]
+    manifest = read_manifest(write(tmp_path, rows))
+    assert len(manifest.notes) == 2 and "leading zeros" in manifest.notes[0] and "2 rows" in manifest.notes[1]
+    assert "007" not in " ".join(manifest.notes) and manifest.notes[0] in manifest.report()
+
+
+def test_labels_that_differ_in_case_or_blanks_are_one(tmp_path: Path) -> None:
+    labels = ["Pneumonia", "pneumonia", "PNEUMONIA ", "pneumonia", "pneumonia\u00a0", "nan", "null", "Normal", "normal"]
+    rows = [row(i, label=label, caption="", labels=f"Effusion|{label}") for i, label in enumerate(labels)]
+    manifest = read_manifest(write(tmp_path, rows))
+    assert [r.label for r in manifest.records] == ["pneumonia"] * 5 + ["", ""] + ["Normal"] * 2
+    assert {r.labels for r in manifest.records[:5]} == {("Effusion", "pneumonia")}
+    assert len({r.captions for r in manifest.records[:5]}) == 1  # texts are made of the one spelling
+    assert [note[:12] for note in manifest.notes] == ["'pneumonia',", "'Normal', 'n"]
+    labels = [row(i, label=label, caption="") for i, label in enumerate(["nan", "normal"])]
+    manifest = read_manifest(write(tmp_path / "only", labels))
+    assert [bad.reason[:17] for bad in manifest.bad] == ["the text is empty"] and len(manifest.records) == 1
+
+
+def test_paths_of_other_systems(tmp_path: Path) -> None:
+    (tmp_path / "n").mkdir()
+    for name in ("n/a.png", "n/Ma\u0308rz.png", "n/Ju\u0308li.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    paths = ["n\\a.png", "n\\M\u00e4rz.png", "n/J\u00fcli.png", "C:\\data\\x.png"]
+    rows = [row(i, path=path) for i, path in enumerate(paths)]
+    manifest = read_manifest(write(tmp_path, rows, files=False))
+    assert [r.path.name for r in manifest.records] == ["a.png", "Ma\u0308rz.png", "Ju\u0308li.png"]
+    assert "of another computer" in manifest.bad[0].reason

@@ -83,12 +83,12 @@ def merge(
 
 def _sources(paths: list[Path], known: tuple[str, ...]) -> list[Any]:
     """Paths as they are; manifests as their records and bad rows."""
-    from m3bind.check import MANIFESTS, is_manifest
     from m3bind.data.manifest import read_manifest
+    from m3bind.data.manifest_rows import is_manifest
 
     sources: list[Any] = []
     for path in paths:
-        if path.is_file() and path.name.lower().endswith(MANIFESTS) and is_manifest(path):
+        if is_manifest(path):
             found = read_manifest(path, modalities=known)
             sources += [*found.records, *found.bad]
         else:

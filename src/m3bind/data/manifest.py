@@ -1,11 +1,13 @@
 """Manifests: tables of files with their texts -> validated records; bad rows are set aside with a reason.
 
-Formats: CSV, Parquet, JSONL. Columns (others are ignored):
+Formats: CSV (also with semicolons, tabs or a line "sep=;", UTF-8 or UTF-16), Parquet, JSONL. What bytes and cells mean
+says `cells.py`: "nan" and "NULL" are empty, 10001.0 is the patient 10001. Columns (others are ignored):
     id         unique; the path if absent
     modality   a registered name (xray, ct, retina, ecg, pathology, ...)            required
     set        data set the file is from; decides the templates; the modality if absent
     path       relative to the manifest's folder or to `root`; ECG records without extension     required
     label      the main class;  labels: all findings, "|" between them;  caption (or text): the report     one of these
+               labels that differ in case or blanks are one, in the spelling that most rows use
     patient    who it is, across modalities and sets; the id if absent; kept as a salted hash (see m3bind.privacy)
     split      train, valid or test; by a hash of the patient if absent (80 / 10 / 10 %)
     visit      rows of one visit belong together, e.g. an X-ray and the ECG of the same stay; kept as a salted hash
@@ -17,19 +19,18 @@ in two splits, test is kept before valid and valid before train, and the patient
 Reasons name rows and columns, never report texts or patients.
 """
 
-import csv
-import gzip
-import json
+import logging
 import math
 import os
+import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
+from m3bind.data.cells import one_spelling, path_spellings
+from m3bind.data.manifest_rows import Row, quoted, read_rows
 from m3bind.data.records import SPLITS, BadRow, Manifest, Record, format_bad_rows
 from m3bind.data.splits import FRACTIONS, patient_splits
 from m3bind.data.texts import ALIASES, describe
@@ -38,6 +39,7 @@ from m3bind.files import sha256_text
 from m3bind.modalities.base import get, names
 from m3bind.privacy import patient_key
 
+log = logging.getLogger(__name__)
 _SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
                 "validate": "valid", "dev": "valid", "test": "test", "testing": "test"}  # fmt: skip
 
@@ -81,12 +83,12 @@ def read_manifest(
     drafts: list[_Draft] = []
     seen_sets: set[str] = set()
     seen_ids: dict[str, int] = {}
-    for row in _read_rows(path):
+    for row in read_rows(path):
         try:
             if row.fault:
                 raise _Bad(*row.fault)
             modality = _modality(row, known)
-            set_name = row.cells.get("set") or modality
+            set_name = row.cells.get("set", "") or modality
             seen_sets.add(set_name)
             if (sets is not None and set_name not in sets) or (modalities is not None and modality not in modalities):
                 continue
@@ -97,147 +99,16 @@ def read_manifest(
         if name not in seen_sets:
             raise UnknownNameError(f"set in {path.name}", name, seen_sets)
     drafts = _one_modality_per_file(drafts, bad)
+    notes = [*_one_spelling(drafts, folder), *_doubtful_names(drafts)]
+    for note in notes:
+        log.warning("%s: %s", path.name, note)
     _fill_splits(drafts, fractions, seed)
     drafts = _one_split_per_patient(drafts, bad)
     bad.sort(key=lambda fault: fault.row)
-    manifest = Manifest(_without_names([draft.record for draft in drafts]), bad, path)
+    manifest = Manifest(_without_names([draft.record for draft in drafts]), bad, path, notes)
     if not manifest.records:
         raise ManifestError(f"{path}: no usable row; " + (format_bad_rows(bad) if bad else "the table is empty"))
     return manifest
-
-
-# --- the table --------------------------------------------------------------------------------------------------------
-
-_COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit",
-            "rescale", "licence")  # fmt: skip
-_OTHER_NAMES = {"text": "caption", "report": "caption", "file": "path", "image": "path", "dataset": "set",
-                "patient_id": "patient", "subject_id": "patient", "license": "licence"}  # fmt: skip
-_MAX_LINES = 500  # lines a quoted cell may span
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One row: its cells by column name, or the fault (kind, reason) that keeps it from being split into cells."""
-
-    number: int
-    cells: dict[str, str]
-    fault: tuple[str, str] | None = None
-
-
-def _read_rows(path: Path) -> Iterator[_Row]:
-    """The rows of a CSV (.csv, .tsv, also .gz), JSONL (.jsonl, .ndjson) or Parquet file.
-
-    Raises:
-        ManifestError: missing, unreadable, of another kind, or without the required columns.
-    """
-    name = path.name.lower()
-    try:
-        if name.endswith((".parquet", ".pq")):
-            import pandas
-
-            table = pandas.read_parquet(path)
-            columns = _columns(path, [str(column) for column in table.columns])
-            for number, values in enumerate(table.itertuples(index=False, name=None), 1):
-                yield _Row(number, {column: _cell(value) for column, value in zip(columns, values)})
-            return
-        if not name.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", ".jsonl", ".ndjson")):
-            raise ManifestError(f"{path}: a manifest is a .csv, .tsv, .jsonl or .parquet file")
-        opener = gzip.open if name.endswith(".gz") else open
-        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-            lines = handle.readlines()
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such manifest; check the path") from None
-    except (OSError, EOFError, ValueError) as error:
-        raise ManifestError(f"{path}: cannot be read ({error}); export it again") from error
-    if name.endswith((".jsonl", ".ndjson")):
-        yield from _json_rows(path, lines)
-    else:
-        yield from _csv_rows(path, lines, "\t" if ".tsv" in name else ",")
-
-
-def _cell(value: object) -> str:
-    """A cell of a typed table as text: missing is "", lists become "a|b"."""
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return "|".join(str(item) for item in value)
-    return "" if value is None or value != value or str(value) in ("<NA>", "NaT") else str(value)
-
-
-def _columns(path: Path, found: Sequence[str]) -> list[str]:
-    """Column names in our wording.
-
-    Raises:
-        ManifestError: a required column is missing, or one is there twice.
-    """
-    columns = [_OTHER_NAMES.get(name.strip().casefold(), name.strip().casefold()) for name in found]
-    shown = ", ".join(_shown(name) for name in found[:30])
-    for column in _COLUMNS:
-        if columns.count(column) > 1:
-            raise ManifestError(f"{path}: two columns mean {column!r}; keep one. Found {shown}")
-    for column in ("modality", "path"):
-        if column not in columns:
-            raise ManifestError(f"{path}: no column {column!r}; found {shown}")
-    if not {"caption", "label", "labels"} & set(columns):
-        raise ManifestError(f"{path}: none of the columns caption, label, labels; found {shown}")
-    return columns
-
-
-def _csv_rows(path: Path, lines: Sequence[str], delimiter: str) -> Iterator[_Row]:
-    """Rows of a CSV. A quotation mark that is never closed costs one line, not the rest of the file."""
-    columns: list[str] = []
-    at = 0
-    while at < len(lines):
-        first, text = at, lines[at]
-        while text.count('"') % 2 and at + 1 < len(lines) and at - first < _MAX_LINES:
-            at += 1
-            text += lines[at]
-        at += 1
-        fault: tuple[str, str] | None = None
-        try:
-            cells = next(csv.reader([text], delimiter=delimiter), [])
-        except csv.Error as error:
-            cells, fault = [], ("unreadable", f"not readable as CSV ({error})")
-        if not any(cell.strip() for cell in cells) and not fault:
-            continue
-        if not columns:
-            columns = _columns(path, cells)
-            continue
-        wrong = len(cells) != len(columns)
-        if at - first > 1 and (wrong or text.count('"') % 2):
-            at = first + 1  # read the swallowed lines again, each by itself
-            fault = ("unreadable", "a quotation mark is not closed; double it or close it")
-        elif wrong and not fault:
-            fault = ("with wrong columns", f"{len(cells)} cells, the header has {len(columns)}; put texts in quotes")
-        yield _checked(first + 1, dict(zip(columns, cells)), fault)
-    if not columns:
-        raise ManifestError(f"{path}: the file is empty; a header line and rows are needed")
-
-
-def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[_Row]:
-    """Rows of a JSONL file: one object a line."""
-    found: dict[str, None] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            yield _Row(number, {}, ("unreadable", "not a JSON object"))
-            continue
-        found |= dict.fromkeys(value)
-        cells = {_OTHER_NAMES.get(key.casefold(), key.casefold()): _cell(cell) for key, cell in value.items()}
-        yield _checked(number, cells, None)
-    _columns(path, list(found))
-
-
-def _checked(number: int, cells: dict[str, str], fault: tuple[str, str] | None) -> _Row:
-    """The row, with a fault if a cell that is used is not UTF-8."""
-    for column in _COLUMNS:
-        if any("\ud800" <= letter <= "\udfff" for letter in cells.get(column, "")):
-            cells = {name: cell.encode("utf-8", "replace").decode() for name, cell in cells.items()}
-            fault = fault or ("badly encoded", f"column {column} is not UTF-8; save the file as UTF-8")
-    return _Row(number, cells, fault)
 
 
 # --- one row ----------------------------------------------------------------------------------------------------------
@@ -247,54 +118,49 @@ def _checked(number: int, cells: dict[str, str], fault: tuple[str, str] | None) 
 class _Draft:
     """A row that is good by itself, before the rules across rows."""
 
-    row: _Row
+    row: Row
     record: Record
     file: tuple[int, int]
 
 
-def _shown(value: str) -> str:
-    """A cell in quotes, unless it may be a report or the like."""
-    return repr(value) if len(value) <= 30 and value.count(" ") <= 3 else "(a long text: are the columns shifted?)"
-
-
-def _modality(row: _Row, known: frozenset[str]) -> str:
-    value = row.cells.get("modality", "").strip()
+def _modality(row: Row, known: frozenset[str]) -> str:
+    value = row.cells.get("modality", "")
     if not value:
         raise _Bad("without modality", "no modality")
     name = value.casefold()
     name = name if name in known else ALIASES.get(name, name)
     if name not in known:
         hint = str(UnknownNameError("modality", name, known)).partition("; ")[2]
-        raise _Bad("of unknown modality", f"unknown modality {_shown(value)}; {hint}")
+        raise _Bad("of unknown modality", f"unknown modality {quoted(value)}; {hint}")
     return name
 
 
-def _draft(row: _Row, modality: str, set_name: str, base: Path, folder: Path | None, ids: dict[str, int]) -> _Draft:
+def _draft(row: Row, modality: str, set_name: str, base: Path, folder: Path | None, ids: dict[str, int]) -> _Draft:
     """Check one row by itself.
 
     Raises:
         _Bad: with the reason.
     """
     cells = row.cells
-    where, file = _locate(cells.get("path", "").strip(), modality, base)
-    split = _SPLIT_NAMES.get(cells.get("split", "").strip().casefold(), "")
-    if cells.get("split", "").strip() and not split:
-        raise _Bad("of unknown split", f"unknown split {_shown(cells['split'])}; use {', '.join(SPLITS)}")
-    label = cells.get("label", "").strip()
-    labels = tuple(dict.fromkeys(part.strip() for part in cells.get("labels", "").split("|") if part.strip()))
+    where, file = _locate(cells.get("path", ""), modality, base)
+    split = _SPLIT_NAMES.get(cells.get("split", "").casefold(), "")
+    if cells.get("split", "") and not split:
+        raise _Bad("of unknown split", f"unknown split {quoted(cells['split'])}; use {', '.join(SPLITS)}")
+    label = cells.get("label", "")
+    labels = tuple(dict.fromkeys(filter(None, cells.get("labels", "").split("|"))))
     captions, concepts = describe(set_name, modality, label, labels, cells.get("caption", ""), folder)
     if not captions:
         why = "the text is empty and there are no labels" if not label and not labels else "no text can be made of it"
         raise _Bad("without text", f"{why}; fill caption, label or labels")
-    identity = cells.get("id", "").strip()
+    identity = cells.get("id", "")
     if identity and identity in ids:
         raise _Bad("with a duplicate id", f"same id as row {ids[identity]}")
-    patient = cells.get("patient", "").strip() or identity or cells["path"].strip()
-    identity = identity or _fresh(cells["path"].strip(), ids)
+    patient = cells.get("patient", "") or identity or cells["path"]
+    identity = identity or _fresh(cells["path"], ids)
     ids[identity] = row.number
     record = Record(
         identity, modality, where, label, labels, captions, concepts, patient, split, set_name,
-        cells.get("visit", "").strip(), _rescale(cells.get("rescale", "").strip(), modality), row.number,
+        cells.get("visit", ""), _rescale(cells.get("rescale", ""), modality), row.number,
     )  # fmt: skip
     return _Draft(row, record, file)
 
@@ -310,7 +176,7 @@ def _rescale(text: str, modality: str) -> tuple[float, float] | None:
     try:
         slope, intercept = (float(part) for part in text.split(";"))
     except ValueError:
-        raise _Bad("with a bad rescale", f"rescale {_shown(text)} is not of the form slope;intercept") from None
+        raise _Bad("with a bad rescale", f"rescale {quoted(text)} is not of the form slope;intercept") from None
     if modality != "ct" or not slope or not math.isfinite(slope) or not math.isfinite(intercept):
         raise _Bad("with a bad rescale", "rescale is for CT, with a finite slope that is not 0")
     return slope, intercept
@@ -333,28 +199,39 @@ def _locate(text: str, modality: str, base: Path) -> tuple[Path, tuple[int, int]
     """
     if not text:
         raise _Bad("without path", "no path")
-    kind = get(modality)
-    suffixes = kind.suffixes
+    for spelling in path_spellings(base, text, get(modality).suffixes):
+        where = Path(os.path.abspath(base / spelling))
+        if not where.is_relative_to(base):
+            raise _Bad("with a path outside", "the path leads out of the data folder; pass root= to allow it")
+        file = _file_at(where, modality)
+        if file is not None:
+            return where, file
     where = Path(os.path.abspath(base / text))
-    if not where.is_relative_to(base):
-        raise _Bad("with a path outside", "the path leads out of the data folder; pass root= to allow it")
-    for place in (where, *(where.with_name(where.name + suffix) for suffix in suffixes)):
+    if where.is_dir():
+        raise _Bad("with a folder", "the path is a folder, not a file")
+    if re.match(r"[A-Za-z]:[\\/]", text):
+        raise _Bad("with a missing file", "no such file: a path of another computer; write it relative to the manifest")
+    raise _Bad("with a missing file", "no such file" + ("" if where.parent.is_dir() else "; its folder does not exist"))
+
+
+def _file_at(where: Path, modality: str) -> tuple[int, int] | None:
+    """The identity (device, inode) of what a modality reads at a path, None where there is nothing."""
+    kind = get(modality)
+    for place in (where, *(where.with_name(where.name + suffix) for suffix in kind.suffixes)):
         try:
             found = os.stat(place)
         except (OSError, ValueError):
             continue
         if stat.S_ISDIR(found.st_mode):
             if kind.folders and place == where and any(where.iterdir()):
-                return where, (found.st_dev, found.st_ino)
+                return found.st_dev, found.st_ino
             continue
-        if suffixes and not place.name.lower().endswith(suffixes):
-            raise _Bad("of another kind", f"{modality} reads {' '.join(suffixes)}, not this kind of file")
+        if kind.suffixes and not place.name.lower().endswith(kind.suffixes):
+            raise _Bad("of another kind", f"{modality} reads {' '.join(kind.suffixes)}, not this kind of file")
         if found.st_size == 0:
             raise _Bad("with an empty file", "the file is empty")
-        return where, (found.st_dev, found.st_ino)
-    if where.is_dir():
-        raise _Bad("with a folder", "the path is a folder, not a file")
-    raise _Bad("with a missing file", "no such file" + ("" if where.parent.is_dir() else "; its folder does not exist"))
+        return found.st_dev, found.st_ino
+    return None
 
 
 # --- rules across rows ------------------------------------------------------------------------------------------------
@@ -379,6 +256,32 @@ def _one_modality_per_file(drafts: list[_Draft], bad: list[BadRow]) -> list[_Dra
         else:
             kept.append(draft)
     return kept
+
+
+def _one_spelling(drafts: list[_Draft], folder: Path | None) -> list[str]:
+    """Give labels that differ in case or blanks one spelling, and their texts with them; says which."""
+    use, notes = one_spelling(name for d in drafts for name in (d.record.label, *d.record.labels) if name)
+    for draft in drafts if use else ():
+        old = draft.record
+        label, labels = use.get(old.label, old.label), tuple(dict.fromkeys(use.get(name, name) for name in old.labels))
+        if (label, labels) != (old.label, old.labels):
+            caption = draft.row.cells.get("caption", "")
+            captions, concepts = describe(old.set, old.modality, label, labels, caption, folder)
+            draft.record = replace(old, label=label, labels=labels, captions=captions, concepts=concepts)
+    return notes
+
+
+def _doubtful_names(drafts: list[_Draft]) -> list[str]:
+    """Sentences on patients that may be the same or may be several, without naming one."""
+    patients = {draft.record.patient for draft in drafts}
+    short = sum(draft.row.shortened for draft in drafts)
+    zeros = [p for p in patients if p.isdigit() and p.startswith("0") and p.lstrip("0") in patients]
+    notes = []
+    if zeros:
+        notes.append(f"{len(zeros)} patients differ from another one by leading zeros alone; taken as different")
+    if short:
+        notes.append(f"{short} rows name their patient as a shortened number (1.23E+11): several may look the same")
+    return notes
 
 
 def _fill_splits(drafts: list[_Draft], fractions: Mapping[str, float], seed: int) -> None:

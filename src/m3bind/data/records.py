@@ -46,6 +46,7 @@ class Manifest:
     records: list[Record]
     bad: list[BadRow]
     path: Path = field(default_factory=Path)
+    notes: list[str] = field(default_factory=list)  # what was taken as the same, or may be
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of records: modality -> split -> count."""
@@ -59,6 +60,7 @@ class Manifest:
         lines = [f"{self.path.name}: {len(self.records)} usable rows"]
         for modality, splits in self.counts().items():
             lines.append(f"  {modality}: " + ", ".join(f"{n} {split}" for split, n in splits.items() if n))
+        lines += [f"  ! {note}" for note in self.notes]
         return "\n".join(lines + ([format_bad_rows(self.bad, limit)] if self.bad else []))
 
 

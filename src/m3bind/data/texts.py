@@ -21,10 +21,8 @@ A template file is named after a data set, or after a modality for sets without 
     caption_concepts:  part of the caption -> concepts
 """
 
-import csv
 import fnmatch
 import functools
-import gzip
 import html
 import re
 import unicodedata
@@ -36,7 +34,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from m3bind.errors import ConfigError, ManifestError
+from m3bind.data.tables import read_rows
+from m3bind.errors import ConfigError
 from m3bind.modalities.base import get, names
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -345,19 +344,11 @@ def load_corpus(path: Path | str) -> list[CorpusText]:
         ManifestError: the file is missing, unreadable, or has no column modality or text.
     """
     path = Path(path)
-    opener = gzip.open if path.suffix == ".gz" else open
     found: dict[tuple[str, str], CorpusText] = {}
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="", errors="replace") as handle:
-            reader = csv.DictReader(handle)
-            if not {"modality", "text"} <= set(reader.fieldnames or ()):
-                raise ManifestError(f"{path}: needs the columns modality and text; found {reader.fieldnames}")
-            for row in reader:
-                text = clean_text(row["text"] or "")
-                modality = ALIASES.get(row["modality"], row["modality"])
-                if is_informative(text):
-                    entry = CorpusText(modality, row.get("source") or "", row.get("licence") or "", text)
-                    found.setdefault((modality, text_key(text)), entry)
-    except (OSError, EOFError, csv.Error) as error:
-        raise ManifestError(f"{path}: cannot read the corpus ({error}); check the path") from error
+    for _, row in read_rows(path, ("modality", "text")):
+        text, modality = clean_text(row["text"]), row["modality"].casefold()
+        modality = ALIASES.get(modality, modality)
+        if is_informative(text):
+            entry = CorpusText(modality, row.get("source", ""), row.get("licence", ""), text)
+            found.setdefault((modality, text_key(text)), entry)
     return list(found.values())

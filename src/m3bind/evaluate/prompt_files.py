@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from m3bind.data.cells import key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.classification import MULTI, SINGLE
 from m3bind.files import sha256_text
@@ -56,7 +57,7 @@ class _Strict(BaseModel):
 
 
 class Rule(_Strict):
-    """Which records belong: those that fit at least one of the four ways."""
+    """Which records belong: those that fit at least one of the four ways; case and spare blanks do not count."""
 
     label: tuple[str, ...] = ()  # the label is one of these
     part: tuple[str, ...] = ()  # one of the label's parts (a|b) is one of these
@@ -73,9 +74,9 @@ class Rule(_Strict):
         """Whether `record` belongs."""
         return (
             self.otherwise
-            or record.label in self.label
-            or not set(self.part).isdisjoint(record.label.split("|"))
-            or not set(self.labels).isdisjoint(record.labels)
+            or key(record.label) in map(key, self.label)
+            or not set(map(key, self.part)).isdisjoint(map(key, record.label.split("|")))
+            or not set(map(key, self.labels)).isdisjoint(map(key, record.labels))
         )
 
 

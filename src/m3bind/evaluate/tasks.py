@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind import modalities
+from m3bind.data.cells import key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.prompt_files import (
     ClassFile,
@@ -195,8 +196,8 @@ def _found_labels(
     train: Iterable[Labelled], datasets: Sequence[str], modality: str | None, several: bool = False
 ) -> list[str]:
     rows = [r for r in train if r.set in datasets and (modality is None or r.modality == modality)]
-    found = {name for r in rows for name in (r.labels if several else (r.label,)) if name}
-    return sorted(found) if (1 if several else 2) <= len(found) <= MOST_CLASSES else []
+    found = {key(name): name for r in rows for name in (r.labels if several else (r.label,)) if name}
+    return sorted(found.values()) if (1 if several else 2) <= len(found) <= MOST_CLASSES else []
 
 
 def title(modality: str) -> str:
@@ -302,8 +303,8 @@ def _concept(
 ) -> Concept:
     parts: dict[str, tuple[tuple[str, ...], tuple[Rule, ...], Rule | None]] = {}
     classes: tuple[str, ...] = ()
-    for key, part in file.items():
-        found = sorted({r.modality for r in records}) if key == "*" else [key]
+    for where, part in file.items():
+        found = sorted({r.modality for r in records}) if where == "*" else [where]
         sets = {m: tuple(s for group in _datasets(part.dataset, m, records, named) for s in group) for m in found}
         if isinstance(part.classes, str):
             everywhere = {s for group in sets.values() for s in group}
@@ -312,7 +313,7 @@ def _concept(
         else:
             classes = classes or tuple(part.classes)
             if set(classes) != set(part.classes):
-                raise ConfigError(f"concept {name}: {key} has other classes than the modality before it.")
+                raise ConfigError(f"concept {name}: {where} has other classes than the modality before it.")
             rules = tuple(part.classes[c] for c in classes)
         parts.update({m: (group, rules, part.exclude) for m, group in sets.items() if group})
     return Concept(name, classes, parts, digest)

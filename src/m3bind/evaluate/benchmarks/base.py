@@ -12,7 +12,6 @@ A prepared folder:
 """
 
 import csv
-import gzip
 import io
 import os
 from abc import ABC, abstractmethod
@@ -23,13 +22,13 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from m3bind.data.records import SPLITS, BadRow, format_bad_rows
+from m3bind.data.tables import read_rows
 from m3bind.errors import ManifestError
 from m3bind.files import atomic_path, sha256_text, write_json, write_text
 from m3bind.progress import progress
 from m3bind.registry import Registry
 
 COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit", "rescale")
-_MOST_LETTERS = 1 << 24  # of one cell
 NOTHING_FOUND = "no finding"  # label of a row of a multi-label set on which nothing was found
 
 
@@ -252,39 +251,28 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Iterator[tuple[int,
     """
     if not path.is_file():
         raise ManifestError(f"{path}: no such table; the data set is not complete")
-    try:
-        lines = _sheet(path) if path.suffix == ".xlsx" else _lines(path)
-        head = [str(name).strip() for name in next(lines, (1, []))[1]]
-        missing = [name for name in columns if name not in head]
-        if missing:
-            shown = ", ".join(head[:30])
-            raise ManifestError(f"{path}: no column {', '.join(map(repr, missing))}; found {shown}")
-        for number, cells in lines:
-            if any(cells):
-                yield number, dict(zip(head, [*cells, *[""] * (len(head) - len(cells))]))
-    except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise ManifestError(f"{path}: cannot be read ({error}); get it again") from error
+    if path.suffix == ".xlsx":
+        yield from _sheet(path, columns)
+    else:
+        yield from read_rows(path, columns, "\t" if ".tsv" in path.name.lower() else ",")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    name = path.name.lower()
-    opener = gzip.open if name.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as handle:
-        csv.field_size_limit(_MOST_LETTERS)
-        reader = csv.reader(handle, delimiter="\t" if ".tsv" in name else ",")
-        for cells in reader:
-            yield reader.line_num, [cell.strip() for cell in cells]
-
-
-def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _sheet(path: Path, columns: Collection[str]) -> Iterator[tuple[int, dict[str, str]]]:
     import zipfile
 
     from openpyxl import load_workbook
 
     try:
         book = load_workbook(path, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ManifestError(f"{path}: is not an Excel file ({error}); get it again") from error
-    for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
-        yield number, ["" if cell is None else str(cell).strip() for cell in cells]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ManifestError(f"{path}: not an Excel file, or a damaged one; get it again") from error
+    rows = enumerate(book.worksheets[0].iter_rows(values_only=True), 1)
+    head = ["" if name is None else str(name).strip() for name in next(rows, (1, ()))[1]]
+    missing = [name for name in columns if name not in head]
+    if missing:
+        raise ManifestError(f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(head[:30])}")
+    for number, values in rows:
+        cells = ["" if cell is None else str(cell).strip() for cell in values]
+        if any(cells):
+            yield number, dict(zip(head, [*cells, *[""] * (len(head) - len(cells))]))
     book.close()

@@ -1,0 +1,192 @@
+"""The rows of a manifest file: its columns in our wording, its cells as what they mean, or why a line is no row.
+
+* `is_manifest`: whether a file is one. * `read_rows`: its rows, one `Row` each. * `quoted`: a cell in a message.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from m3bind.data.cells import column, identifier, lost_digits, plain
+from m3bind.data.tables import HEAD, header, layout, open_table
+from m3bind.errors import ManifestError
+
+COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit",
+            "rescale", "licence")  # fmt: skip
+_OTHER_NAMES = {"text": "caption", "report": "caption", "file": "path", "image": "path", "dataset": "set",
+                "patient_id": "patient", "subject_id": "patient", "license": "licence"}  # fmt: skip
+_REQUIRED = ("modality", "path")
+_NAMES = ("id", "patient", "visit")  # columns whose cells are identifiers
+_PARQUET, _JSON_LINES = (".parquet", ".pq"), (".jsonl", ".ndjson")
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *_PARQUET, *_JSON_LINES)
+_MAX_LINES = 500  # lines a quoted cell may span
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its cells by column name, or the fault (kind, reason) that keeps it from being split into cells."""
+
+    number: int
+    cells: dict[str, str]
+    fault: tuple[str, str] | None = None
+    shortened: bool = False  # the patient is a number of which a spreadsheet dropped digits
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a CSV (.csv, .tsv, also .gz), JSONL (.jsonl, .ndjson) or Parquet file.
+
+    Raises:
+        ManifestError: missing, unreadable, of another kind, or without the required columns.
+    """
+    name = path.name.lower()
+    if not path.exists():
+        raise ManifestError(f"{path}: no such manifest; check the path")
+    if name.endswith(_PARQUET):
+        yield from _parquet_rows(path)
+        return
+    if not name.endswith(SUFFIXES):
+        raise ManifestError(f"{path}: a manifest is a .csv, .tsv, .jsonl or .parquet file")
+    with open_table(path) as handle:
+        lines = handle.readlines()
+    if name.endswith(_JSON_LINES):
+        yield from _json_rows(path, lines)
+    else:
+        yield from _csv_rows(path, lines, "\t" if ".tsv" in name else ",")
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a table with the columns of a manifest; a CSV without them may be a signal.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    if not path.is_file() or not path.name.lower().endswith(SUFFIXES):
+        return False
+    if path.name.lower().endswith((*_PARQUET, *_JSON_LINES)):
+        return True
+    with open_table(path) as handle:
+        lines = [handle.readline(HEAD) for _ in range(2)]
+    shape = layout(lines, "\t" if ".tsv" in path.name.lower() else ",", _REQUIRED)
+    return set(_REQUIRED) <= set(_renamed(header(lines[shape.skip], shape.delimiter)))
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pandas
+
+    try:
+        table = pandas.read_parquet(path)
+    except Exception as error:  # pyarrow raises many kinds
+        raise ManifestError(f"{path}: cannot be read (no Parquet table, or a damaged one); export it again") from error
+    columns = _columns(path, [str(name) for name in table.columns])
+    for number, values in enumerate(table.itertuples(index=False, name=None), 1):
+        yield _checked(number, dict(zip(columns, map(_cell, values))), None)
+
+
+def _cell(value: object) -> str:
+    """A cell of a typed table as text: missing is "", lists become "a|b"."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return "|".join(_cell(item) for item in value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return "" if value is None or str(value) in ("<NA>", "NaT", "nan") else str(value)
+
+
+def _columns(path: Path, found: Sequence[str]) -> list[str]:
+    """Column names in our wording.
+
+    Raises:
+        ManifestError: a required column is missing, or one is there twice.
+    """
+    columns = _renamed(found)
+    shown = ", ".join(quoted(name) for name in found[:30])
+    for name in COLUMNS:
+        if columns.count(name) > 1:
+            raise ManifestError(f"{path}: two columns mean {name!r}; keep one. Found {shown}")
+    for name in _REQUIRED:
+        if name not in columns:
+            raise ManifestError(f"{path}: no column {name!r}; found {shown}")
+    if not {"caption", "label", "labels"} & set(columns):
+        raise ManifestError(f"{path}: none of the columns caption, label, labels; found {shown}")
+    return columns
+
+
+def _renamed(found: Sequence[str]) -> list[str]:
+    return [_OTHER_NAMES.get(name, name) for name in map(column, found)]
+
+
+def _csv_rows(path: Path, lines: Sequence[str], usual: str) -> Iterator[Row]:
+    """Rows of a CSV. A quotation mark that is never closed costs one line, not the rest of the file."""
+    columns: list[str] = []
+    shape = layout(lines[:20], usual, _REQUIRED)
+    at, delimiter = shape.skip, shape.delimiter
+    while at < len(lines):
+        first, text = at, lines[at]
+        while text.count('"') % 2 and at + 1 < len(lines) and at - first < _MAX_LINES:
+            at += 1
+            text += lines[at]
+        at += 1
+        fault: tuple[str, str] | None = None
+        try:
+            cells = next(csv.reader([text], delimiter=delimiter), [])
+        except csv.Error as error:
+            cells, fault = [], ("unreadable", f"not readable as CSV ({error})")
+        if not any(cell.strip() for cell in cells) and not fault:
+            continue
+        if not columns:
+            columns = _columns(path, cells)
+            continue
+        wrong = len(cells) != len(columns)
+        if at - first > 1 and (wrong or text.count('"') % 2):
+            at = first + 1  # read the swallowed lines again, each by itself
+            fault = ("unreadable", "a quotation mark is not closed; double it or close it")
+        elif wrong and not fault:
+            fault = ("with wrong columns", f"{len(cells)} cells, the header has {len(columns)}; put texts in quotes")
+        yield _checked(first + 1, dict(zip(columns, cells)), fault)
+    if not columns:
+        raise ManifestError(f"{path}: the file is empty; a header line and rows are needed")
+
+
+def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
+    """Rows of a JSONL file: one object a line."""
+    found: dict[str, None] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            yield Row(number, {}, ("unreadable", "not a JSON object"))
+            continue
+        found |= dict.fromkeys(value)
+        cells = dict(zip(_renamed(list(value)), map(_cell, value.values())))
+        yield _checked(number, cells, None)
+    _columns(path, list(found))
+
+
+def _checked(number: int, cells: dict[str, str], fault: tuple[str, str] | None) -> Row:
+    """The row with what its cells mean, and a fault if a cell that is used is not UTF-8."""
+    for used in COLUMNS:
+        if any("\ud800" <= letter <= "\udfff" for letter in cells.get(used, "")):
+            cells = {name: cell.encode("utf-8", "replace").decode() for name, cell in cells.items()}
+            fault = fault or ("badly encoded", f"column {used} is not UTF-8; save the file as UTF-8")
+    meant = {name: _meant(name, cell) for name, cell in cells.items()}
+    return Row(number, meant, fault, lost_digits(cells.get("patient", "")))
+
+
+def _meant(column: str, cell: str) -> str:
+    if column in _NAMES:
+        return identifier(cell)
+    if column in ("path", "caption"):
+        return cell.strip() if plain(cell) else ""
+    return "|".join(filter(None, map(plain, cell.split("|")))) if column in COLUMNS else cell
+
+
+def quoted(value: str) -> str:
+    """A cell in quotes, unless it may be a report or the like."""
+    return repr(value) if len(value) <= 30 and value.count(" ") <= 3 else "(a long text: are the columns shifted?)"

@@ -1,0 +1,124 @@
+"""Tables of text as people save them: which bytes are letters, which line is the header, what stands between cells.
+
+* `open_table`: the text of a table: UTF-8 or UTF-16, with or without a mark, gzip or not.
+* `layout`: which character stands between cells, and whether a line "sep=;" comes first.
+* `read_rows`: the rows of such a table.
+"""
+
+import codecs
+import contextlib
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TextIO
+
+from m3bind.data.cells import column
+from m3bind.errors import ManifestError
+
+csv.field_size_limit(1 << 27)  # letters of a cell: reports, lists of readings
+HEAD = 4096  # bytes that the encoding is guessed from
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+
+
+@contextlib.contextmanager
+def open_table(path: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
+    """The text of a table, line ends as they are; what is gzip or UTF-16 is told by its first bytes, not by its name.
+
+    `errors`: what becomes of bytes that are not UTF-8, as in `open`.
+
+    Raises:
+        ManifestError: missing, damaged or cut short; also where that shows while reading.
+    """
+    try:
+        with open(path, "rb") as raw:
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"
+            data = gzip.GzipFile(fileobj=raw) if packed else raw
+            head = data.read(HEAD)
+            data.seek(0)
+            encoding = _encoding(head)
+            strict = "strict" if encoding.startswith(("utf-16", "utf-32")) else errors
+            yield io.TextIOWrapper(data, encoding=encoding, errors=strict, newline="")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such table; check the path") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: starts as {error.encoding.upper()} but is not; save it as UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged or cut short"
+        raise ManifestError(f"{path}: cannot be read ({reason}); export it again") from error
+
+
+def _encoding(head: bytes) -> str:
+    """By the mark at the start, else by where the zero bytes of plain letters lie."""
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    pairs = len(head) // 2
+    if pairs and head[: 2 * pairs : 2].count(0) > pairs / 3:
+        return "utf-16-be"
+    return "utf-16-le" if pairs and head[1 : 2 * pairs : 2].count(0) > pairs / 3 else "utf-8"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table of text is laid out: `delimiter` between cells, `skip` lines before the header."""
+
+    delimiter: str
+    skip: int
+
+
+def layout(lines: Sequence[str], usual: str, wanted: Iterable[str]) -> Layout:
+    """The layout of the table that starts with `lines`; `usual` unless another delimiter gives all columns `wanted`.
+
+    A line "sep=;" before the header, as Excel reads and writes, decides. Names are compared by `column`.
+    """
+    stated = re.fullmatch(r"[\"']?sep=(.)[\"']?\s*", lines[0], re.I | re.S) if lines else None
+    if stated:
+        return Layout(stated[1], 1)
+    head = next((line for line in lines if line.strip()), "")
+    for delimiter in (usual, ",", ";", "\t", "|"):
+        if set(wanted) <= set(header(head, delimiter)):
+            return Layout(delimiter, 0)
+    return Layout(usual, 0)
+
+
+def header(line: str, delimiter: str) -> list[str]:
+    """The column names of a header line; empty where it cannot be split into cells."""
+    try:
+        return [column(cell) for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return []
+
+
+def read_rows(path: Path, wanted: Iterable[str], usual: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a table of text as (line number, cells by column name); a missing cell is "".
+
+    Column names keep their case where they are so `wanted`.
+
+    Raises:
+        ManifestError: missing, damaged, not a table, or without a column that is `wanted`.
+    """
+    wanted = tuple(wanted)
+    asked = {column(name): name for name in wanted}
+    with open_table(path, errors="replace") as handle:
+        first = list(islice(handle, 20))
+        shape = layout(first, usual, asked)
+        try:
+            reader = csv.reader(chain(first[shape.skip :], handle), delimiter=shape.delimiter)
+            names = [asked.get(column(name), name.strip("\ufeff ")) for name in next(reader, [])]
+            missing = [name for name in wanted if name not in names]
+            if missing:
+                found = ", ".join(names[:30])
+                raise ManifestError(f"{path}: no column {', '.join(map(repr, missing))}; found {found}")
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    cells = [cell.strip() for cell in row] + [""] * (len(names) - len(row))
+                    yield reader.line_num + shape.skip, dict(zip(names, cells))
+        except csv.Error as error:
+            raise ManifestError(f"{path}: line {reader.line_num} cannot be split into cells ({error})") from error
