@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from m3bind import modalities
 from m3bind.errors import ReadError
-from m3bind.modalities import _slides
+from m3bind.modalities import _slides, _tiff
 from m3bind.modalities._slides import open_slide
 from m3bind.modalities._tissue import tissue_map, tissue_places, tissue_tiles
 
@@ -312,7 +312,7 @@ def test_hostile_and_cut_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_more_directories_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_slides, "MAX_DIRECTORIES", 2)
+    monkeypatch.setattr(_tiff, "MAX_DIRECTORIES", 2)
     with pytest.raises(ReadError, match="endless"):
         open_slide(write_tiff(tmp_path / "a.tif", noise(256, 320)))
 

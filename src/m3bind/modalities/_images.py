@@ -1,8 +1,8 @@
 """What the readers share: checking a file before it is opened, and decoding PNG, JPEG and TIFF within limits.
 
 * `check_file`: it exists, is a regular file, is not empty and has an ending the modality reads.
-* `read_picture`: PNG, JPEG or one-page TIFF (8 or 16 bit, grey, RGB, palette, CMYK) -> float32 0..1, turned upright by
-  its EXIF note.
+* `decode_picture`, `read_picture`: PNG, JPEG or one-page TIFF of any depth, grey or in colour -> float32 0..1, turned
+  upright by its EXIF note.
 * `read_grey`, `read_colour`: the same, refusing pictures that are plainly in colour, or plainly not.
 * `picture_warnings`: blank, tiny, drawn or very elongated pictures.
 * `to_thumbnail`: a grey or RGB array as a small RGB picture.
@@ -10,14 +10,16 @@
 Shapes: H rows, W columns.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _buffer, _dicom, _limits
+from m3bind.modalities import _codestream, _dicom, _limits, _png, _tiff
+from m3bind.modalities._picture_values import Values, grey_or_rgb, on_black, unit_range
 from m3bind.modalities.base import Modality, get, names
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -32,6 +34,8 @@ _MAGIC = {
     b"MM\x00*": "a TIFF file",
     b"%PDF": "a PDF file",
     b"GIF8": "a GIF file",
+    b"\x89PNG": "a damaged PNG file",
+    b"\xff\xd8\xff": "a damaged JPEG file",
     b"BM": "a BMP file",
     b"RIFF": "a WebP file",
     b"version https://git-lfs": "a git-lfs pointer whose data were never fetched",
@@ -78,30 +82,38 @@ def looks_like(path: Path) -> str:
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
 
 
-def read_picture(path: Path) -> tuple[Array, list[str]]:
-    """Decode a PNG, JPEG or TIFF: float32 0..1, (H, W) of grey and (H, W, 3) of colour files, and the steps taken.
+@dataclass
+class Picture:
+    """A decoded PNG, JPEG or TIFF: (H, W) or (H, W, 3) in 0..1, what was done and what looks wrong with the file."""
 
-    16-bit grey is divided by 2^b - 1, where b is the smallest of 8, 10, 12, 14, 16 bits that holds its maximum,
-    so that 12-bit radiographs stored in 16 bits are not nearly black.
+    array: Array
+    steps: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_picture(path: Path) -> tuple[Array, list[str]]:
+    """`decode_picture` without its warnings."""
+    picture = decode_picture(path)
+    return picture.array, picture.steps
+
+
+def decode_picture(path: Path) -> Picture:
+    """Decode a PNG, JPEG or TIFF: float32 0..1, (H, W) of grey and (H, W, 3) of colour files.
+
+    Numbers of any kind keep their proportions (`_picture_values.unit_range`); what is transparent is seen on black.
 
     Raises:
         ReadError: not such a picture, damaged, several pages, shorter than `MIN_SIDE`, more than `LIMITS.pixels`, or
             declaring more than its stored bytes can hold.
     """
     try:
+        with open(path, "rb") as handle:
+            head = handle.read(8)
+        if head[:4] in _tiff.MAGIC and _tiff.beyond_pillow(path):
+            return _other_tiff(path)
         # opened by handle: by name, Pillow 13 maps uncompressed TIFFs and scrambles those that lie on their side
         with open(path, "rb") as handle, Image.open(handle, formats=("PNG", "JPEG", "TIFF")) as image:
-            width, height = image.size
-            _limits.check_count(path, width * height, "pixels")
-            _check_sides(path, width, height)
-            decoded = width * height * _bytes_per_pixel(image)
-            if decoded > _dicom.SMALL:
-                _limits.check_ratio(path, decoded, path.stat().st_size)
-            if image.format == "TIFF":
-                _check_pages(path, image)
-            turned = image.format == "TIFF" and image.tag_v2.get(274, 1) != 1  # type: ignore[attr-defined]
-            image.load()  # turns a TIFF upright
-            return _to_array(path, image, ["turned upright as its orientation tag says"] if turned else [])
+            return _decoded(path, image)
     except UnidentifiedImageError:
         kind = looks_like(path)
         it_is = f": it is {kind}" if kind else ""
@@ -111,8 +123,71 @@ def read_picture(path: Path) -> tuple[Array, list[str]]:
     except (MemoryError, ReadError):
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files, and their words may quote the file
-        reason = f"damaged or cut short ({type(error).__name__})"
-        raise ReadError(path, reason, "fetch or export it again") from error
+        raise ReadError(path, "damaged or cut short", "fetch or export it again") from error
+
+
+def _other_tiff(path: Path) -> Picture:
+    """A TIFF that Pillow does not read, or not as what it is."""
+    picture = Picture(np.empty((0, 0), np.float32), [])
+    values, opacity, white_is_zero = _tiff.read(path, picture.steps)
+    _check_sides(path, values.shape[1], values.shape[0])
+    return _finished(path, picture, values, opacity, white_is_zero)
+
+
+def _decoded(path: Path, image: Image.Image) -> Picture:
+    """A picture that Pillow has opened."""
+    picture = Picture(np.empty((0, 0), np.float32), [])
+    width, height = image.size
+    _limits.check_count(path, width * height, "pixels")
+    _check_sides(path, width, height)
+    decoded = width * height * _bytes_per_pixel(image)
+    if decoded > _dicom.SMALL:
+        _limits.check_ratio(path, decoded, path.stat().st_size)
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    if image.format == "TIFF":
+        _check_pages(path, image)
+        if tags.get(274, 1) != 1:
+            picture.steps.append("turned upright as its orientation tag says")
+    facts = _png.look(path) if image.format == "PNG" else None
+    image.load()  # turns a TIFF upright
+    if image.format == "JPEG" and (wrong := _codestream.complaint(path.read_bytes())):
+        picture.warnings.append(f"its JPEG data are damaged ({wrong}): parts of the picture may be wrong")
+    if facts is not None:
+        picture.warnings += _png_doubts(path, facts, image)
+    key = image.info.get("transparency")
+    values, opacity = _png.sixteen_bit(path, key) if facts and facts.wide else grey_or_rgb(path, image, picture.steps)
+    if (turn := image.getexif().get(0x0112, 1)) != 1:
+        values = _tiff.turned(values, turn)
+        opacity = None if opacity is None else _tiff.turned(opacity, turn)
+        picture.steps.append("turned upright as its EXIF orientation says")
+    white_is_zero = tags.get(262) == 0 and (image.mode in ("I", "F") or image.mode.startswith("I;16"))
+    return _finished(path, picture, values, opacity, white_is_zero)
+
+
+def _finished(path: Path, picture: Picture, values: Values, opacity: Array | None, white_is_zero: bool) -> Picture:
+    array = unit_range(path, values, picture.steps)
+    if white_is_zero:
+        picture.steps.append("white-is-zero turned (once)")
+        array = 1 - array
+    picture.array = on_black(array, opacity, picture.steps)
+    return picture
+
+
+def _png_doubts(path: Path, facts: _png.Facts, image: Image.Image) -> list[str]:
+    """Doubts about a loaded PNG.
+
+    Raises:
+        ReadError: its data end before its last row.
+    """
+    last = np.asarray(image.crop((0, image.height - 1, image.width, image.height)))  # Pillow leaves it black
+    if not last.any() and _png.rows_missing(path, facts, image.width, image.height):
+        raise ReadError(path, "damaged or cut short: its data end before its last row", "fetch or export it again")
+    found = []
+    if wrong := [name for name in facts.wrong if name in ("IHDR", "PLTE", "IDAT", "tRNS")]:
+        found.append(f"a checksum in the file is wrong ({', '.join(sorted(set(wrong)))}): it was damaged or altered")
+    if facts.gamma is not None and not 0.35 <= facts.gamma <= 0.65:
+        found.append(f"the file states a gamma of {facts.gamma:.3g}, which is not applied: tones may differ")
+    return found
 
 
 def check_side(path: Path, array: Array) -> None:
@@ -150,49 +225,6 @@ def _check_pages(path: Path, image: Image.Image) -> None:
         raise ReadError(path, "a TIFF of several pages", "save the page that is meant as a file of its own")
 
 
-def _to_array(path: Path, image: Image.Image, steps: list[str]) -> tuple[Array, list[str]]:
-    """A loaded image as float32 0..1 and the steps taken, in addition to `steps`."""
-    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-        steps.append("turned upright as its EXIF orientation says")
-    if image.mode == "F":
-        return _floats(path, np.asarray(image), steps)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.float32)
-        top = float(values.max(initial=0))
-        bits = next((b for b in (8, 10, 12, 14) if top < 2**b), 16)
-        steps.append(f"16-bit values divided by {2**bits - 1}")
-        array = np.clip(values / np.float32(2**bits - 1), 0, 1)
-        if white_is_zero:
-            steps.append("white-is-zero turned (once)")
-            array = 1 - array
-        return array, steps
-    if image.mode == "LA" or image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in ("L", "RGB"):
-        steps.append(f"{image.mode} converted to RGB")
-        image = image.convert("RGB")
-    pixels = np.asarray(image)
-    out = _buffer.empty(pixels.shape)
-    return np.multiply(pixels, np.float32(1 / 255), out=out, dtype=np.float32), steps  # in one pass
-
-
-def _floats(path: Path, values: Array, steps: list[str]) -> tuple[Array, list[str]]:
-    """Floating-point grey values: 0..1 as they are, others stretched from their smallest to their largest.
-
-    Raises:
-        ReadError: not finite.
-    """
-    if not np.isfinite(values).all():
-        raise ReadError(path, "pixel values that are not finite", "export it as 16-bit PNG")
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 1:
-        steps.append(f"stretched from its smallest value {low:g} to its largest {high:g}")
-        values = (values - np.float32(low)) / np.float32(max(high - low, 1e-12))
-    return values.astype(np.float32), steps
-
-
 def sparse(array: Array, side: int = 64) -> Array:
     """Every k-th row and column, `side` to 2 x `side` of each: enough for statistics."""
     return array[:: max(1, array.shape[0] // side), :: max(1, array.shape[1] // side)]
@@ -216,11 +248,11 @@ def read_grey(path: Path, what: str) -> tuple[Array, list[str], list[str]]:
     """A picture as (H, W) 0..1, with steps and warnings; `what` is the expected thing ("a chest X-ray").
 
     Raises:
-        ReadError: as `read_picture`, or the picture is plainly in colour.
+        ReadError: as `decode_picture`, or the picture is plainly in colour.
     """
-    array, steps = read_picture(path)
-    array, warnings = to_grey(path, array, what, steps)
-    return array, steps, warnings + picture_warnings(array)
+    picture = decode_picture(path)
+    array, warnings = to_grey(path, picture.array, what, picture.steps)
+    return array, picture.steps, picture.warnings + warnings + picture_warnings(array)
 
 
 def to_grey(path: Path, array: Array, what: str, steps: list[str]) -> tuple[Array, list[str]]:
@@ -245,10 +277,11 @@ def read_colour(path: Path, what: str) -> tuple[Array, list[str], list[str]]:
     """A picture as (H, W, 3) 0..1 RGB, with steps and warnings; `what` is the expected thing ("a fundus photograph").
 
     Raises:
-        ReadError: as `read_picture`, or the picture has no colour at all.
+        ReadError: as `decode_picture`, or the picture has no colour at all.
     """
-    array, steps = read_picture(path)
-    return array, steps, check_colour(path, array, what) + picture_warnings(array)
+    picture = decode_picture(path)
+    doubts = check_colour(path, picture.array, what) + picture_warnings(picture.array)
+    return picture.array, picture.steps, picture.warnings + doubts
 
 
 def check_colour(path: Path, array: Array, what: str) -> list[str]:

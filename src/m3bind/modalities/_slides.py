@@ -9,12 +9,8 @@ Label, macro and thumbnail images of a slide are never opened: labels show names
 Shapes: H rows, W columns.
 """
 
-import logging
 import math
-import struct
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +21,11 @@ from numpy.typing import NDArray
 from m3bind.errors import ReadError
 from m3bind.modalities import _dicom, _limits
 from m3bind.modalities._dicom_files import quiet
+from m3bind.modalities._tiff import check_directories, silent
 
 SLIDE_SUFFIXES = (".svs",)
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 MPP_RANGE = (0.02, 20.0)  # outside: a note for printers (72 dpi is 353 micrometres) or a mistake
-MAX_DIRECTORIES = 4096  # images in a TIFF
 _TILE_PIXELS = 4096 * 4096  # a tiled TIFF of one level is a slide above this
 _BAND_PIXELS = 4_000_000  # decoded at a time
 
@@ -179,9 +175,9 @@ def is_slide(path: Path) -> bool:
         return False
     import tifffile
 
-    _check_directories(path)
+    check_directories(path)
     try:
-        with _silent(), tifffile.TiffFile(path) as file:
+        with silent(), tifffile.TiffFile(path) as file:
             first = file.series[0]
             area = first.keyframe.imagewidth * first.keyframe.imagelength
             return bool(first.keyframe.is_tiled and (len(first.levels) > 1 or area > _TILE_PIXELS))
@@ -230,7 +226,7 @@ def _open_tiff(path: Path) -> Slide:
 
     def decode(number: int, left: int, top: int, width: int, height: int) -> Bytes:
         corner = tuple(_at_base(place, scale[number]) for place in (left, top))
-        with _silent():
+        with silent():
             pixels: Bytes = slide.read_region(corner, number, (width, height), as_array=True, padding=False)
         return _whiten(pixels, keyframes[number], left, top)
 
@@ -267,10 +263,10 @@ def _tiff(path: Path) -> Any:
     import tiffslide
 
     _limits.check_bytes(path)
-    _check_directories(path)
+    check_directories(path)
     slide = None
     try:
-        with _silent():
+        with silent():
             slide = tiffslide.TiffSlide(path)
             slide.level_dimensions  # noqa: B018  parses the header
         return slide
@@ -282,50 +278,8 @@ def _tiff(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without tifffile's and tiffslide's messages, which quote file names and headers."""
-    logger = logging.getLogger("tifffile")
-    before, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = before
-
-
 def _damaged(path: Path, error: Exception) -> ReadError:
     return ReadError(path, f"not a readable slide ({type(error).__name__})", "fetch or export it again")
-
-
-def _check_directories(path: Path) -> None:
-    """Walk the chain of a TIFF's image directories.
-
-    Raises:
-        ReadError: not a TIFF, the chain leads back into itself or out of the file, or has too many links.
-    """
-    with open(path, "rb") as handle:
-        head = handle.read(16)
-        order = {b"II": "<", b"MM": ">"}.get(head[:2])
-        big = order is not None and head[2:4] == struct.pack(f"{order}H", 43)
-        if order is None or len(head) < 16 or not (big or head[2:4] == struct.pack(f"{order}H", 42)):
-            raise ReadError(path, "not a TIFF or SVS file", "fetch or export it again")
-        count, entry, link = ("Q", 20, "Q") if big else ("H", 12, "I")
-        offset = struct.unpack_from(order + link, head, 8 if big else 4)[0]
-        seen: set[int] = set()
-        size = path.stat().st_size
-        while offset:
-            if offset in seen or offset >= size or len(seen) >= MAX_DIRECTORIES:
-                raise ReadError(path, "its list of images is endless or leads outside", "damaged, or made to harm")
-            seen.add(offset)
-            try:
-                handle.seek(offset)
-                (number,) = struct.unpack(order + count, handle.read(struct.calcsize(count)))
-                handle.seek(min(number * entry, size), 1)
-                (offset,) = struct.unpack(order + link, handle.read(struct.calcsize(link)))
-            except struct.error:
-                raise ReadError(path, "cut short", "fetch or export it again") from None
 
 
 def _size_of_pixel(x: object, y: object) -> tuple[tuple[float, float] | None, list[str]]:
