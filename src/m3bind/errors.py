@@ -5,9 +5,40 @@ Each message says what happened, in which file, row or setting, and what to do a
 """
 
 import difflib
+import lzma
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable
 
 from m3bind.privacy import shown
+
+_WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (  # the first that fits counts
+    ((EOFError,), "it ends early"),
+    ((UnicodeError,), "it holds bytes that are no text of its encoding"),
+    ((zlib.error, lzma.LZMAError, zipfile.BadZipFile), "its compressed data are damaged"),
+    ((ImportError,), "a library that it needs is not installed"),
+    ((RecursionError,), "it is nested too deeply"),
+    ((NotImplementedError,), "it is of a kind that its decoder does not know"),
+    ((MemoryError,), "it needs more memory than there is"),
+    ((TimeoutError,), "no answer in time"),
+    ((ConnectionError,), "the connection broke"),
+    ((ArithmeticError,), "a number in its header is zero or out of range"),
+    ((LookupError,), "an entry that its format demands is missing, or points to nothing"),
+    ((AttributeError, TypeError, ValueError, AssertionError, struct.error), "a value is not what its format demands"),
+)
+
+
+def in_words(error: BaseException) -> str:
+    """What an unexpected exception of a library means for a file or an answer, as one clause for people.
+
+    Neither the exception's name, which means nothing to them, nor its words, which may quote the file.
+    """
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return error.strerror[:1].lower() + error.strerror[1:]
+    if type(error).__name__ == "BadGzipFile":  # an OSError without a number
+        return "its compressed data are damaged"
+    return next((words for kinds, words in _WORDS if isinstance(error, kinds)), "it cannot be decoded")
 
 
 class M3BindError(Exception):

@@ -559,7 +559,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "{}"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'.f
         ('<!DOCTYPE x SYSTEM "file:///etc/passwd">' + aecg(beats()), "document type declaration"),
         (aecg(beats())[:-40], "not a readable HL7 aECG file"),
         (aecg(beats()[:0]), "without signals"),
-        (aecg(beats(), step="0"), "not a readable HL7 aECG file (ZeroDivisionError)"),
+        (aecg(beats(), step="0"), "not a readable HL7 aECG file (a number in its header is zero or out of range)"),
         (aecg(beats()).replace("increment", "nothing"), "sampling rate"),
         (aecg(beats()).replace('10" unit="uV"', '10" unit="mV"'), "different units"),
         (f"<restingecgdata><name>{SECRETS[0]}</name></restingecgdata>", "Philips XML, not HL7 aECG"),

@@ -26,20 +26,20 @@ KILLS = int(os.environ.get("M3BIND_KILLS", "30"))
 GROWTH = 100 << 20  # bytes of peak memory from a tenth of the files to all
 REASONS = {
     "empty PNG": "the file is empty",
-    "cut PNG": "damaged or cut short (OSError)",
+    "cut PNG": "damaged or cut short: ",
     "words for a PNG": "not a PNG or JPEG or TIFF that can be read",
     "PNG of absurd size": "not a PNG or JPEG or TIFF that can be read",
-    "head of a JPEG": "damaged or cut short (OSError)",
+    "head of a JPEG": "damaged or cut short: ",
     "page for a JPEG": "not a PNG or JPEG or TIFF that can be read: it is a web page or XML",
     "cut DICOM": "1 frames of 40 x 40 need 3,200 bytes, 1,372 are there",
     "DICOM without pixels": "no pixels: a radiograph",
     "DICOM of another kind": "a DICOM object of kind PR",
-    "cut NIfTI": "not a readable NIfTI file (EOFError)",
-    "words for a NIfTI": "not a readable NIfTI file (BadGzipFile)",
+    "cut NIfTI": "not a readable NIfTI file (it ends early)",
+    "words for a NIfTI": "not a readable NIfTI file (its compressed data are damaged)",
     "WFDB header alone": "a signal file named by the header is missing",
-    "WFDB cut short": "not a readable WFDB record (ValueError)",
+    "WFDB cut short": "not a readable WFDB record",
     "three leads": "leads V1, V2, V3, V4, V5, V6 are missing",
-    "cut EDF": "not a readable EDF file (IndexError)",
+    "cut EDF": "not a readable EDF file",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from m3bind.cli.app import app, prepare_torch
-from m3bind.errors import ConfigError
+from m3bind.errors import ConfigError, in_words
 
 Host = Annotated[str, typer.Option(help="address to listen at; others than this machine's own need a token")]
 Port = Annotated[int, typer.Option(help="0: any free one", min=0, max=65535)]
@@ -106,7 +106,7 @@ def _lines(files: list[Path]) -> list[str]:
         try:
             found += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--texts {file}: cannot be read ({type(error).__name__}); one phrase a line") from None
+            raise ConfigError(f"--texts {file}: cannot be read ({in_words(error)}); one phrase a line") from None
     return found
 
 

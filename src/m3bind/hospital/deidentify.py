@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from m3bind.errors import M3BindError, ReadError
+from m3bind.errors import M3BindError, ReadError, in_words
 from m3bind.hospital.pixels import clean_bulk
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.tags import (
@@ -124,7 +124,7 @@ class Deidentifier:
             except (Refused, MemoryError):
                 raise
             except Exception as error:  # pydicom converts values when they are asked for, and raises anything
-                raise Refused("unreadable", f"its content cannot be read ({type(error).__name__})") from None
+                raise Refused("unreadable", f"its content cannot be read ({in_words(error)})") from None
 
     def _judge(self, dataset: Any, origin: Origin) -> None:
         if origin.sop_class not in STORAGE:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m3bind.errors import DiskError, M3BindError, UnknownNameError
+from m3bind.errors import DiskError, M3BindError, UnknownNameError, in_words
 from m3bind.hospital.spool import SUFFIX, Spool
 from m3bind.hospital.tags import SERIES, STORAGE
 from m3bind.modalities import Cut
@@ -104,7 +104,7 @@ class Encoder:
         try:
             return self._wanted(unit, files)
         except (ValueError, KeyError, AttributeError, EOFError) as error:  # a disk that lost a part of our own file
-            self._spool.set_aside(unit, "", f"its file in the spool cannot be read ({type(error).__name__})")
+            self._spool.set_aside(unit, "", f"its file in the spool cannot be read ({in_words(error)})")
             self.counts["set aside"] += 1
             return None
 
@@ -144,8 +144,8 @@ class Encoder:
                 self._space.encode_inputs(prepared.inputs[start : start + INPUTS], prepared.modality)
                 for start in range(0, len(prepared.inputs), INPUTS)
             ]
-        except Exception as error:  # a network may refuse what its reader let pass
-            return f"cannot be embedded ({type(error).__name__})"
+        except Exception:  # a network may refuse what its reader let pass
+            return "cannot be embedded: its network does not take it"
         rows = np.concatenate(parts)
         if self._index.gap_corrected:
             rows = correct_gap(rows, self._space.image_mean(prepared.modality))

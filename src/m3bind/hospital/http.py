@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-from m3bind.errors import ConfigError, M3BindError
+from m3bind.errors import ConfigError, M3BindError, in_words
 
 VARIABLE = "M3BIND_DICOMWEB_AUTH"
 TRIES = 5
@@ -52,7 +52,7 @@ def authorization(file: Path | None = None) -> str:
     try:
         text = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: no credentials can be read from it ({type(error).__name__})") from error
+        raise ConfigError(f"{file}: no credentials can be read from it ({in_words(error)})") from error
     if not text:
         raise ConfigError(f"{file}: empty; write the value of the header Authorization into it")
     return text
@@ -130,7 +130,7 @@ class Web:
                         raise WebError(f"{self.host}: answers {answer.status_code}{_meaning(answer.status_code)}")
                     return read(answer)
             except (httpx.TransportError, httpx.DecodingError, Passing) as error:
-                reason = str(error) if isinstance(error, Passing) else type(error).__name__
+                reason = str(error) if isinstance(error, Passing) else _broken(error)
                 if attempt == self._tries:
                     raise Gone(f"{self.host}: {reason}, {attempt} times; look at the server, then go on") from None
                 wait = max(getattr(error, "after", 0.0), pause * (0.5 + random.random()))
@@ -152,6 +152,19 @@ class Web:
 
 def _seconds(text: str | None) -> float:
     return float(text) if text and text.isdigit() else 0.0
+
+
+def _broken(error: Exception) -> str:
+    """What broke, in words."""
+    import httpx
+
+    if isinstance(error, httpx.TimeoutException):
+        return "no answer in time"
+    if isinstance(error, httpx.ConnectError):
+        return "no connection"
+    if isinstance(error, httpx.NetworkError | httpx.ProxyError):
+        return "the connection broke"
+    return "its answer is not proper HTTP"
 
 
 def _meaning(status: int) -> str:

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from m3bind.errors import ConfigError, DiskError
+from m3bind.errors import ConfigError, DiskError, in_words
 from m3bind.files import atomic_path, flush
 from m3bind.hospital.deidentify import Cleaned, Refused
 
@@ -154,7 +154,7 @@ class Spool:
             except (OSError, DiskError):
                 raise Refused("full", "the disk does not take it") from None
             except Exception as error:  # pydicom raises anything for values it cannot write
-                raise Refused("unreadable", f"its content cannot be written ({type(error).__name__})") from None
+                raise Refused("unreadable", f"its content cannot be written ({in_words(error)})") from None
             if cleaned.whole:
                 self._told.add(cleaned.unit)
 

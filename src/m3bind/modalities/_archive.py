@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _limits
 
 SUFFIX = ".zip"
@@ -84,13 +84,11 @@ def _extract(path: Path, folder: Path, limits: _limits.Limits) -> int:
     except (ReadError, MemoryError):
         raise
     except OSError as error:
-        raise ReadError(
-            path, f"unpacking failed ({error.strerror or type(error).__name__})", "free some disk"
-        ) from error
+        raise ReadError(path, f"unpacking failed ({error.strerror or in_words(error)})", "free some disk") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, IndexError, OverflowError) as error:
-        raise ReadError(path, f"not a readable zip ({type(error).__name__})", "fetch or pack it again") from error
+        raise ReadError(path, f"not a readable zip ({in_words(error)})", "fetch or pack it again") from error
     except Exception as error:  # struct.error and others for damaged directories
-        raise ReadError(path, f"not a readable zip ({type(error).__name__})", "fetch or pack it again") from error
+        raise ReadError(path, f"not a readable zip ({in_words(error)})", "fetch or pack it again") from error
 
 
 def check_member(path: Path, info: zipfile.ZipInfo) -> None:

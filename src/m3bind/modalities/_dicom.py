@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _buffer
 from m3bind.modalities._dicom_files import (
     DAMAGED,
@@ -89,7 +89,7 @@ def grey(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
     except (MemoryError, ReadError):
         raise
     except Exception as error:  # pydicom converts header values when they are asked for, and raises anything
-        reason = f"its look-up tables or windows cannot be used ({type(error).__name__})"
+        reason = f"its look-up tables or windows cannot be used ({in_words(error)})"
         raise ReadError(path, reason, DAMAGED) from error
     overlays = sum((0x6000 + 2 * k, 0x3000) in dataset or (0x6000 + 2 * k, 0x0010) in dataset for k in range(16))
     if overlays:
@@ -318,7 +318,7 @@ def _palette(dataset: Any, path: Path, stored: Values) -> Array:
     except (MemoryError, ReadError):
         raise
     except Exception as error:
-        raise ReadError(path, f"its palette cannot be used ({type(error).__name__})", DAMAGED) from error
+        raise ReadError(path, f"its palette cannot be used ({in_words(error)})", DAMAGED) from error
     top = max(2**bits - 1, int(array.max(initial=0)))
     picture: Array = np.multiply(array, np.float32(1 / top), dtype=np.float32)
     return picture

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _limits
 from m3bind.privacy import TECHNICAL_TAGS, technical
 
@@ -110,7 +110,7 @@ def open_dicom(path: Path, stop_before_pixels: bool = False) -> Any:
     except RecursionError:
         raise ReadError(path, "its sequences are nested too deeply", HARM) from None
     except Exception as error:  # pydicom raises many kinds for damaged files
-        raise ReadError(path, f"not a readable DICOM file ({type(error).__name__})", DAMAGED) from error
+        raise ReadError(path, f"not a readable DICOM file ({in_words(error)})", DAMAGED) from error
 
 
 _silent = False

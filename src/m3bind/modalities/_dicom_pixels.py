@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _limits
 from m3bind.modalities._dicom_files import (
     BIG_ENDIAN,
@@ -105,7 +105,7 @@ def decode(dataset: Any, path: Path, frame: int | None) -> tuple[NDArray[Any], s
     except (MemoryError, ReadError):
         raise
     except Exception as error:  # decoders raise many kinds
-        what = f"its {stored:,} bytes of pixels cannot be decoded ({type(error).__name__})"
+        what = f"its {stored:,} bytes of pixels cannot be decoded ({in_words(error)})"
         raise ReadError(path, what, "fetch or export it again") from error
 
 

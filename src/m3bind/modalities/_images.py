@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _codestream, _dicom, _limits, _png, _tiff
 from m3bind.modalities._picture_values import Values, grey_or_rgb, on_black, unit_range
 from m3bind.modalities.base import Modality, get, names
@@ -123,7 +123,7 @@ def decode_picture(path: Path) -> Picture:
     except (MemoryError, ReadError):
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files, and their words may quote the file
-        raise ReadError(path, "damaged or cut short", "fetch or export it again") from error
+        raise ReadError(path, f"damaged or cut short: {in_words(error)}", "fetch or export it again") from error
 
 
 def _other_tiff(path: Path) -> Picture:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _limits
 
 AGAIN = "fetch or export it again"
@@ -61,7 +61,7 @@ def decoding(path: Path, kind: str) -> Iterator[None]:
     except (ReadError, MemoryError, RecursionError):
         raise
     except Exception as error:  # decoders of foreign formats raise many kinds
-        raise ReadError(path, f"not a readable {kind} ({type(error).__name__})", AGAIN) from None
+        raise ReadError(path, f"not a readable {kind} ({in_words(error)})", AGAIN) from None
 
 
 def check_size(path: Path, least: int) -> None:

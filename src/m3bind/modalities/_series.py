@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _ct_headers, _dicom, _limits, _volumes
 from m3bind.modalities._ct_headers import Slice
 from m3bind.modalities._dicom_files import quiet
@@ -124,7 +124,7 @@ def _scan(paths: Iterable[Path], source: Path, steps: list[str], warnings: list[
 
 
 def _unreadable(path: Path, error: Exception) -> ReadError:
-    return ReadError(path, f"its header cannot be read ({type(error).__name__})", "export it again")
+    return ReadError(path, f"its header cannot be read ({in_words(error)})", "export it again")
 
 
 # --- 2. which belong together -----------------------------------------------------------------------------------------

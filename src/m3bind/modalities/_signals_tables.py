@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _limits
 from m3bind.modalities._recording import MAX_HEADER, SECONDS, Recording, Signal, Values, check_size, decoding
 
@@ -42,7 +42,7 @@ def read_csv(path: Path) -> Recording:
     except MemoryError:
         raise
     except Exception as error:  # a text cell, rows of unequal length, no rows
-        reason = f"not a table of numbers below its header ({type(error).__name__})"
+        reason = f"not a table of numbers below its header ({in_words(error)})"
         raise ReadError(path, reason, "keep the lead columns and time in seconds, decimal points") from None
     found = Recording([])
     rate = _csv_rate(path, notes.get("rate", ""), names, units, table, found.steps)

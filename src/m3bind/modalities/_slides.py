@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _dicom, _limits
 from m3bind.modalities._dicom_files import quiet
 from m3bind.modalities._tiff import check_directories, silent
@@ -133,7 +133,7 @@ class Slide:
             raise
         except Exception as error:  # decoders raise many kinds for damaged tiles; their words may quote the file
             raise ReadError(
-                self.path, f"a tile of it is damaged ({type(error).__name__})", "fetch or export it again"
+                self.path, f"a tile of it is damaged ({in_words(error)})", "fetch or export it again"
             ) from error
         if pixels.shape != (rows, columns, 3) or pixels.dtype != np.uint8:
             raise ReadError(self.path, "its tiles are not 8-bit RGB", "export it as 8-bit RGB")
@@ -279,7 +279,7 @@ def _tiff(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> ReadError:
-    return ReadError(path, f"not a readable slide ({type(error).__name__})", "fetch or export it again")
+    return ReadError(path, f"not a readable slide ({in_words(error)})", "fetch or export it again")
 
 
 def _size_of_pixel(x: object, y: object) -> tuple[tuple[float, float] | None, list[str]]:
@@ -331,7 +331,7 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
     except ImportError:
         raise ReadError(path, "a DICOM slide, which the package wsidicom reads", "pip install wsidicom") from None
     except Exception as error:
-        raise ReadError(path, f"not a readable DICOM slide ({type(error).__name__})", "export it again") from error
+        raise ReadError(path, f"not a readable DICOM slide ({in_words(error)})", "export it again") from error
 
     def decode(number: int, left: int, top: int, width: int, height: int) -> Bytes:
         with quiet():

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _buffer
 from m3bind.modalities._dicom_files import silence
 from m3bind.modalities._limits import LIMITS
@@ -89,7 +89,7 @@ def _answer(modality: Modality, request: dict[str, Any]) -> tuple[dict[str, Any]
     except RecursionError:
         return {"error": "read", "reason": "nested too deeply", "hint": "damaged, or made to harm"}, None
     except Exception as error:  # decoders of foreign formats raise anything; their words may quote the file
-        return {"error": "read", "reason": f"not readable ({type(error).__name__})", "hint": ""}, None
+        return {"error": "read", "reason": f"not readable: {in_words(error)}", "hint": "fetch or export it again"}, None
     array = np.ascontiguousarray(sample.array, dtype=np.float32)
     header = {
         "modality": sample.modality,

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from m3bind.errors import ReadError
+from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _archive, _dicom, _images, _limits, _series, _volumes
 from m3bind.modalities._volumes import resample
 from m3bind.modalities.base import Modality, Sample
@@ -118,7 +118,7 @@ class CT(Modality):
             raise
         except Exception as error:  # nibabel and zlib raise many kinds for damaged files
             kind = _images.looks_like(path) if path.suffix == ".nii" else ""
-            reason = f"not a readable NIfTI file ({kind or type(error).__name__})"
+            reason = f"not a readable NIfTI file ({kind or in_words(error)})"
             raise ReadError(path, reason, "fetch or export it again") from error
         if not (np.isfinite(image.affine).all() and (sides > 0).all()):
             raise ReadError(path, "its header gives voxels without size", "export it again")
@@ -146,7 +146,7 @@ class CT(Modality):
         except (ReadError, MemoryError):
             raise
         except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
-            raise ReadError(path, f"not a readable npz file ({type(error).__name__})", "fetch it again") from error
+            raise ReadError(path, f"not a readable npz file ({in_words(error)})", "fetch it again") from error
         steps, warnings = [f"array {values.shape} of {values.dtype} read"], []
         clipped = values.dtype == np.int16 and values.min(initial=0) >= -1000 and values.max(initial=0) <= 1000
         if spacing is None and key == "ct" and clipped and min(values.shape) > 1:

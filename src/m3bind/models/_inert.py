@@ -298,7 +298,7 @@ def answer(form: str, path: str, out: str) -> dict[str, Any]:
         return {"error": "it needs more memory than a file of its size may; damaged, or made to harm"}
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:160]
-        return {"error": f"damaged or incomplete ({type(error).__name__}: {reason})"}
+        return {"error": "damaged or incomplete" + (f" ({reason})" if reason else "")}
     return {"kept": shown, "dropped": dropped}
 
 

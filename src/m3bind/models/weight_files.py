@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from m3bind.errors import CheckpointError, ConfigError, ReadError
+from m3bind.errors import CheckpointError, ConfigError, ReadError, in_words
 from m3bind.modalities import _archive, _limits
 
 State = dict[str, Tensor]
@@ -94,7 +94,7 @@ def _download(name: str, revision: str, file: str, weights: bool) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[*_HUB_SMALL, *wanted]))
     except Exception as error:  # offline, not found, gated, HTTP: all mean the same here
         raise CheckpointError(
-            f"{name}@{revision}: cannot be fetched from the hub ({type(error).__name__}); check the name, the revision "
+            f"{name}@{revision}: cannot be fetched from the hub; check the name, the revision "
             "and the connection, or download the folder yourself and give its path."
         ) from error
 
@@ -190,7 +190,7 @@ def _unpack(path: Path, folder: Path) -> PurePosixPath:
     except ReadError as error:
         raise CheckpointError(f"{path}: {error.reason}" + (f"; {error.hint}." if error.hint else ".")) from error
     except OSError as error:
-        reason = error.strerror or type(error).__name__
+        reason = error.strerror or in_words(error)
         raise CheckpointError(
             f"{path}: unpacking failed ({reason}); free some disk or set TMPDIR elsewhere."
         ) from error
@@ -373,7 +373,7 @@ def refused(file: WeightsFile, reason: str) -> CheckpointError:
 def damaged(path: Path, shown: str, error: Exception) -> CheckpointError:
     """The error for a file that ends early or holds nonsense."""
     size = path.stat().st_size
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else in_words(error)
     return CheckpointError(f"{shown}: damaged or incomplete ({size:,} bytes; {reason}); download or copy it again.")
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from m3bind import modalities
-from m3bind.errors import M3BindError, ReadError
+from m3bind.errors import M3BindError, ReadError, in_words
 from m3bind.modalities import Cut, Sample
 from m3bind.modalities._isolation import allow
 from m3bind.modalities._recognise import candidates, recognise
@@ -76,9 +76,11 @@ def _decode(path: Path, modality: str, known: tuple[str, ...], cut: Cut) -> Samp
 
 def reason_of(error: Exception) -> str:
     """One line that says why a file cannot be used, without its path."""
-    text = error.reason if isinstance(error, ReadError) else str(error)
-    if not isinstance(error, M3BindError):
-        text = f"{type(error).__name__}: {text}"
+    if isinstance(error, ReadError):
+        text = error.reason
+    else:
+        spoken = isinstance(error, M3BindError | ValueError | RuntimeError) and str(error)
+        text = str(error) if spoken else f"its model cannot take it: {in_words(error)}"
     return " ".join(text.split())[:300]
 
 

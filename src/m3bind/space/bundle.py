@@ -445,6 +445,6 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[MANIFEST, "weights/*", "assets/**"]))
     except Exception as error:  # the hub client raises many kinds (offline, not found, gated, HTTP): all mean the same
         raise SpaceError(
-            f"{name}: no such folder, and it cannot be fetched from the Hugging Face hub ({type(error).__name__}); "
+            f"{name}: no such folder, and it cannot be fetched from the Hugging Face hub; "
             "check the name and the connection, or give the path of a folder"
         ) from error

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from m3bind.data.splits import patient_position
+from m3bind.errors import in_words
 from m3bind.evaluate.benchmarks._cells import is_one, literal
 from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
 
@@ -160,7 +161,7 @@ def rescale_of(path: Path, metadata: Mapping[str, str] | None) -> tuple[str, str
         apart = spacing_difference(image.header.get_zooms()[:3], said)
         form = stored_as(image, slope, intercept) if not apart and (slope, intercept) != (1, 0) else "hu"
     except Exception as error:  # nibabel and zlib raise many kinds for damaged files
-        return "", f"not a readable NIfTI file ({type(error).__name__}); fetch it again"
+        return "", f"not a readable NIfTI file ({in_words(error)}); fetch it again"
     if apart:
         return "", f"{apart}; {FETCH}, or write the metadata into the header (fix_metadata.py of the publisher)"
     if not form:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from m3bind.errors import ManifestError
+from m3bind.errors import ManifestError, in_words
 from m3bind.evaluate.benchmarks._cells import whole
 from m3bind.evaluate.benchmarks._extract import save_ecg
 from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
@@ -151,7 +151,7 @@ def _rewrite(path: Path, stem: Path) -> str:
         record = loadmat(path, variable_names=["ECG"])["ECG"][0, 0]
         signal = record["data"]
     except Exception as error:  # scipy raises many kinds for damaged files
-        return f"not a MATLAB file with the structure ECG ({type(error).__name__})"
+        return f"not a MATLAB file with the structure ECG ({in_words(error)})"
     if signal.ndim != 2 or signal.shape[0] != 12 or signal.dtype.kind not in "iuf":
         return f"its data are of shape {signal.shape}, not (12, samples)"
     save_ecg(stem, signal, RATE)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from m3bind.errors import ConfigError, M3BindError
+from m3bind.errors import ConfigError, M3BindError, in_words
 from m3bind.files import sha256_file, write_json, write_text
 from m3bind.models.base import DualEncoder
 from m3bind.progress import progress
@@ -183,7 +183,7 @@ def _reason(error: Exception) -> str:
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {(lines or ['no message'])[0][:200]}"
+    return lines[0][:200] if lines else in_words(error)
 
 
 def convert(module: nn.Module, batch: tuple[Tensor, ...], path: Path) -> None:

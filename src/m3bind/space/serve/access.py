@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 
-from m3bind.errors import ConfigError
+from m3bind.errors import ConfigError, in_words
 
 VARIABLE = "M3BIND_TOKEN"
 COOKIE = "m3bind"
@@ -76,7 +76,7 @@ def read_token(file: Path | None) -> str | None:
         try:
             token = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--token-file: {file} cannot be read ({type(error).__name__})") from None
+            raise ConfigError(f"--token-file: {file} cannot be read ({in_words(error)})") from None
         place = f"--token-file {file}"
     else:
         token, place = os.environ.get(VARIABLE, "").strip(), VARIABLE

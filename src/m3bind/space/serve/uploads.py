@@ -120,8 +120,8 @@ def decode(space: Space, files: Sequence[Path], modality: str | None) -> Decoded
         value = space.model(sample.modality).preprocess(sample)
     except M3BindError:
         raise
-    except Exception as error:  # models raise anything; their words may quote the file
-        reason = f"The model cannot take this file ({type(error).__name__}); is it what it should be?"
+    except Exception:  # models raise anything; their words may quote the file
+        reason = "The model cannot take this file; is it what it should be?"
         raise Refusal(422, "unreadable", reason) from None
     return Decoded(sample, value, Preview.of(sample, VOLUME_BYTES))
 
