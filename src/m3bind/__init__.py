@@ -3,9 +3,27 @@
 Importing the package alone is quick (no torch): everything public is imported on first use.
 """
 
-import importlib
 import os
-from typing import TYPE_CHECKING, Any
+import sys
+
+
+def _leave_current_folder() -> None:
+    """Keep `python -m m3bind` from taking modules of the current folder, which may be an archive somebody sent.
+
+    Until Python has found the module that it was asked to run, it says so in its arguments; nothing was imported from
+    there so far, but m3bind itself where it lies there.
+    """
+    asked = sys.orig_argv[-len(sys.argv)].removeprefix("-m") if sys.argv[:1] == ["-m"] else ""
+    home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    first = "" if sys.flags.safe_path else sys.path[0]
+    if asked.partition(".")[0] == "m3bind" and first and os.path.realpath(first) != home:
+        del sys.path[0]
+
+
+_leave_current_folder()
+
+import importlib  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 # Spinning OpenMP workers slow a busy machine down severely; torch reads this variable once, when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -17,7 +17,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from m3bind import children
 from m3bind.errors import ReadError
 from m3bind.modalities import _buffer
 from m3bind.modalities._limits import LIMITS, VARIABLE
@@ -45,18 +45,17 @@ class _Worker:
     """One child process and the channel to it."""
 
     def __init__(self) -> None:
-        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
-        environment = {**_KEEP_FREED, **os.environ, "PYTHONPATH": path}
+        settings = {name: value for name, value in _KEEP_FREED.items() if name not in os.environ}
         self._channel, theirs = socket.socketpair()
         file, self._memory = _buffer.create()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "m3bind.modalities._worker", str(theirs.fileno()), str(file)],
+                children.command("m3bind.modalities._worker", str(theirs.fileno()), str(file)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # decoders print, and quote what they read; it must not reach a log
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), file],
-                env=environment,
+                env=children.environment(**settings),
                 start_new_session=True,  # Ctrl-C is for the parent; the worker ends when the channel does
             )
         os.close(file)
@@ -164,8 +163,8 @@ class _Pool:
                 worker = _Worker()
                 with self._lock:
                     self._all.add(worker)
-            request = {"how": how, "class": name, "path": os.path.abspath(path), "cut": cut and asdict(cut)}
-            header, array = worker.ask(request, LIMITS.seconds)
+            asked = {"how": how, "class": name, "path": os.path.abspath(path), "cut": cut and asdict(cut)}
+            header, array = worker.ask({**asked, "home": children.home_of(kind.__module__)}, LIMITS.seconds)
             if not header.get("last"):
                 keep = worker
         except _Gone as gone:

@@ -1,8 +1,9 @@
 """The child process that reads files for `_isolation`: requests and samples over a socket, never a pickle.
 
-A request is one line of JSON {"how": "read", "decode" or "decode_parts", "class": "module:Name", "path": ..., "cut":
-the `Cut` of the last or null}. The answer is one line of JSON; the float32 values of an array lie in the shared memory
-from index "at" on, or follow as bytes (null). A file that needs more memory than the budget fails with MemoryError.
+A request is one line of JSON {"how": "read", "decode" or "decode_parts", "class": "module:Name", "home": the folder of
+a modality that is not installed or null, "path": ..., "cut": the `Cut` of the last or null}. The answer is one line of
+JSON; the float32 values of an array lie in the shared memory from index "at" on, or follow as bytes (null). A file that
+needs more memory than the budget fails with MemoryError.
 """
 
 import importlib
@@ -31,7 +32,7 @@ def main() -> None:
         request = json.loads(line)
         name = request["class"]
         if name not in known:
-            known[name] = _prepare(name)
+            known[name] = _prepare(name, request["home"])
         signal.alarm(math.ceil(LIMITS.seconds) + 5)  # the parent kills us sooner, unless it is gone itself
         _buffer.reset()
         header, array = _answer(known[name], request)
@@ -44,8 +45,10 @@ def main() -> None:
             return
 
 
-def _prepare(name: str) -> Modality:
+def _prepare(name: str, home: str | None) -> Modality:
     """The modality, its libraries imported before memory is limited."""
+    if home is not None and home not in sys.path:
+        sys.path.append(home)  # last: nothing in it takes a library's place
     module, _, attribute = name.partition(":")
     modality: Modality = getattr(importlib.import_module(module), attribute)()
     _limit_memory(None)

@@ -12,7 +12,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from m3bind import children
 from m3bind.data.phantom.reports import HEADER, report
 from m3bind.data.phantom.state import MODALITIES, State, sample_state, syndromes, visible
 from m3bind.data.phantom.writing import FILES, write_patient
@@ -269,8 +269,8 @@ def _sweep(folder: Path) -> None:
 
 def _in_processes(folder: Path, workers: int, done: Callable[[], None]) -> None:
     """Run `work` in several Python processes; each prints one line per patient. They stop when this process does."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "m3bind.data.phantom.worker", str(folder)]
+    environment = children.environment(OMP_NUM_THREADS="1")
+    command = children.command("m3bind.data.phantom.worker", str(folder))
     running = [
         subprocess.Popen(
             [*command, str(share), str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
