@@ -72,23 +72,68 @@ def test_the_same_again_is_not_encoded_again(space: Space, index: Index, spool: 
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_late_slices(space: Space, index: Index, spool: Spool, tmp_path: Path, keeps: bool) -> None:
+def test_late_slices_replace_the_item(space: Space, index: Index, spool: Spool, tmp_path: Path, keeps: bool) -> None:
+    """What came before and what comes late are one item: that of the whole series sent at once."""
     scan = series(Path("/nowhere"), None, slices=8)
     encoder = Encoder(space, index, spool, tmp_path / "kept" if keeps else None)
+    (unit,) = put(spool, tmp_path / "a", *scan[:3], *scan[5:])
+    encoder.drain(at_once=True)
+    first, said = index.vectors([unit]), index.items([unit])["incomplete"][0]
+    assert "2 numbers missing between 1 and 8" in said and "a gap of 6 mm between slices that are 2 mm apart" in said
+    put(spool, tmp_path / "b", *scan[3:5])
+    encoder.drain(at_once=True)
+    assert index.items([unit])["incomplete"][0] == ""
+    [save(dataset, tmp_path / "plain" / f"{number}.dcm") for number, dataset in enumerate(scan)]
+    np.testing.assert_allclose(index.vectors([unit]), space.encode_image([tmp_path / "plain"], "ct"), atol=1e-5)
+    assert not np.array_equal(index.vectors([unit]), first) and len(index) == 1
+    assert len(list((tmp_path / "kept").rglob("*.dcm"))) == (8 if keeps else 0)
+    assert len(list(spool.held.folder.rglob("*.dcm"))) == (0 if keeps else 8)
+
+
+def test_slices_that_come_too_late(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
+    """Where the files of the item are gone, it says what it lacks, and the late ones wait for the whole series."""
+    scan = series(Path("/nowhere"), None, slices=8)
+    encoder = Encoder(space, index, spool)
     (unit,) = put(spool, tmp_path / "a", *scan[:5])
     encoder.drain(at_once=True)
     first = index.vectors([unit])
-    put(spool, tmp_path / "b", *scan[5:])
-    encoder.drain(at_once=True)
-    second = index.vectors([unit])
-    assert np.array_equal(first, second) == (not keeps)
-    assert len(list((tmp_path / "kept").rglob("*.dcm"))) == (8 if keeps else 0)
-    if not keeps:
-        assert "send the whole series again" in (spool.folder / "aside.csv").read_text()
-        put(spool, tmp_path / "c", *scan)
+    while spool.held.drop_oldest():
+        pass
+    for late in (scan[5:7], scan[7:]):
+        put(spool, tmp_path / "b", *late)
         encoder.drain(at_once=True)
-        assert not np.array_equal(index.vectors([unit]), first)
-    assert len(index) == 1
+    assert np.array_equal(index.vectors([unit]), first) and "too late" in index.items([unit])["incomplete"][0]
+    assert "send the whole series again" in (spool.folder / "aside.csv").read_text()
+    assert len(list((spool.aside / unit).iterdir())) == 3  # none of them is lost
+    put(spool, tmp_path / "c", *scan[:5])
+    encoder.drain(at_once=True)  # with the quarantined ones it is whole
+    [save(dataset, tmp_path / "plain" / f"{number}.dcm") for number, dataset in enumerate(scan)]
+    np.testing.assert_allclose(index.vectors([unit]), space.encode_image([tmp_path / "plain"], "ct"), atol=1e-5)
+    assert index.items([unit])["incomplete"][0] == "" and not (spool.aside / unit).exists()
+
+
+def test_other_pixels_under_the_same_uid_are_not_repeated(
+    space: Space, index: Index, spool: Spool, tmp_path: Path
+) -> None:
+    """The newer content replaces the older one: of a picture, of a slice, of a file that is kept; and it is noted."""
+    encoder = Encoder(space, index, spool, tmp_path / "kept")
+    picture, scan = radiograph(), series(Path("/nowhere"), None)
+    units = put(spool, tmp_path / "a", picture, *scan)
+    encoder.drain(at_once=True)
+    before = index.vectors(sorted(units))
+    picture.PixelData = radiograph(7).PixelData
+    scan[2].PixelData = scan[2].PixelData[::-1]
+    put(spool, tmp_path / "b", picture, scan[2])
+    encoder.drain(at_once=True)
+    after = index.vectors(sorted(units))
+    assert not np.allclose(before[0], after[0]) and not np.allclose(before[1], after[1])
+    for row in index.items(sorted(units)).itertuples():
+        np.testing.assert_allclose(index.vectors([row.id]), space.encode_image([row.path], row.modality), atol=1e-5)
+    assert encoder.counts == {"xray": 2, "ct": 2, "replaced": 2}
+    assert (spool.folder / "aside.csv").read_text().count("other content") == 2
+    put(spool, tmp_path / "c", picture, *scan)
+    encoder.drain(at_once=True)
+    assert encoder.counts["repeated"] == 2 and encoder.counts["xray"] == 2
 
 
 def test_what_cannot_be_read_is_set_aside(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:

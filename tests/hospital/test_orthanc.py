@@ -68,7 +68,7 @@ def test_sent_by_c_store_to_a_listener_that_was_killed_before(
     finally:
         said = command.end()
     assert command.process.returncode == 0, said
-    assert counts(index) == EVERY and "set aside 0" in said and f"objects {3 + len(files)}" in said
+    assert counts(index) == EVERY and "quarantined 0" in said and f"objects {3 + len(files)}" in said
     assert "repeated 4" in said
     with open_index(index) as opened:
         items = opened.items(opened.sample(10)[0])

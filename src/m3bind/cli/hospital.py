@@ -108,6 +108,9 @@ def listen(
         listener.stop(grace)
         encoder.drain()
         print(_state(intake, encoder), flush=True)
+        quarantined = intake.spool.quarantine.count
+    if quarantined:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -153,7 +156,7 @@ def pull(
             encoder.drain()
             listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
             print(f"fetched: {listed or 'nothing'}; {_state(intake, encoder)}")
-    if intake.counts["refused"] or encoder.counts["set aside"] or (counts and counts["failed"]):
+    if intake.counts["refused"] or intake.spool.quarantine.count or (counts and counts["failed"]):
         raise typer.Exit(1)
 
 
@@ -282,12 +285,15 @@ def _index(uri: str, space: Any) -> Any:
 
 def _state(intake: Any, encoder: Any) -> str:
     """One line of what was done."""
-    kinds = {name: count for name, count in sorted(encoder.counts.items()) if name not in ("set aside", "repeated")}
+    from m3bind.hospital.encoder import OTHERS
+
+    kinds = {name: count for name, count in sorted(encoder.counts.items()) if name not in OTHERS}
     listed = f" ({', '.join(f'{name} {count}' for name, count in kinds.items())})" if kinds else ""
     parts = [
         f"objects {intake.counts['received']}, refused {intake.counts['refused']}",
         f"items {sum(kinds.values())}{listed}",
-        f"repeated {encoder.counts['repeated']}, set aside {encoder.counts['set aside']}",
+        ", ".join(f"{name} {encoder.counts[name]}" for name in ("incomplete", "repeated", "replaced")),
+        f"quarantined {intake.spool.quarantine.count}",
         f"waiting {intake.spool.waiting()}",
     ]
     return "; ".join(parts)

@@ -17,8 +17,8 @@ from m3bind.errors import ConfigError, DiskError
 from m3bind.hospital.deidentify import Refused
 from m3bind.hospital.http import Gone, Web, WebError
 from m3bind.hospital.intake import Intake
+from m3bind.hospital.ledger import Pulled
 from m3bind.hospital.multipart import boundary_of, parts_to_files
-from m3bind.hospital.spool import Pulled
 from m3bind.modalities._files import DICOM_KINDS
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")

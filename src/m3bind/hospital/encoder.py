@@ -1,33 +1,42 @@
 """The way of complete units from the spool into the index.
 
-    unit -> decoded in a child process -> embedded -> kept files, where asked for -> index.upsert -> out of the spool
+    unit -> looked at (spooled) -> with what made the item before -> decoded in a child process -> embedded
+         -> kept files, where asked for -> index.upsert -> out of the spool
 
 * `Encoder`: a step at a time, or until it is told to stop.
 
-A process that is killed anywhere between leaves the objects in the spool, and the next one goes on; an item that was
-written twice is the same item. Objects that made an item already are not encoded again. What comes after its series was
-encoded is put together with the kept files, or, where none are kept, set aside until the whole series comes again.
+A process that is killed anywhere between leaves the objects in the spool, and the next one resumes; an item that was
+written twice is the same item. Objects that made an item already are not encoded again, unless their content changed.
+What comes after its series was encoded is put together with the files of the item (those kept, or held by the spool
+for a day), and the item is replaced; where these are gone it is quarantined until the whole series comes again.
+An item that may lack a part says so in its column `incomplete`.
 """
 
+import errno
+import filecmp
 import logging
 import os
 import shutil
 import threading
+import traceback
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from m3bind.errors import DiskError, M3BindError, UnknownNameError, in_words
-from m3bind.hospital.spool import SUFFIX, Spool
-from m3bind.hospital.tags import SERIES, STORAGE
+from m3bind.errors import DiskError, M3BindError, UnknownNameError
+from m3bind.hospital.spool import REPLACED, SUFFIX, Spool
+from m3bind.hospital.spooled import Damaged, Facts, doubts, look
+from m3bind.hospital.tags import SERIES
 from m3bind.modalities import Cut
 from m3bind.space._decode_pool import Prepared, ahead
 from m3bind.space.bundle import Space
 from m3bind.space.calibrate import calibrate
 from m3bind.space.compute import Array, correct_gap
-from m3bind.space.index.base import Index
+from m3bind.space.index.base import INCOMPLETE, KEY, Index
 
 log = logging.getLogger(__name__)
 BATCH = 16  # items written to the index at once
@@ -36,6 +45,27 @@ WORKERS = 2  # decoding processes
 EAGER = 8  # publish when more than one in so many items changed
 PAUSE = 0.1  # seconds between looks at the spool
 AGAIN = 5.0  # seconds after which a disk that refused is tried again
+MOST_DOUBTS = 300  # characters of what is said of an item
+OTHERS = ("incomplete", "repeated", "replaced", "set aside")  # counts beside those of modalities
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)  # not the fault of a unit
+UNEXPECTED = "an error that nobody expected while it was encoded; the log has its kind and place"
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A unit that is to be encoded: where its files are, and what they say."""
+
+    path: Path  # a file, or the folder of a series
+    objects: dict[str, str]  # object -> digest
+    first: Facts
+    incomplete: str  # why it may be; "" where nothing speaks against it
+
+    def item(self, unit: str, modality: str) -> dict[str, str]:
+        """What the index says of it: whose it is by pseudonym, and when, if dates are kept."""
+        day = self.first.day
+        date = f"{day[:4]}-{day[4:6]}-{day[6:8]}" if len(day) == 8 else ""
+        found = {KEY: unit, "modality": modality, "patient": self.first.patient, "date": date}
+        return found | ({INCOMPLETE: self.incomplete} if self.incomplete else {})
 
 
 class Encoder:
@@ -45,7 +75,7 @@ class Encoder:
         """`index`: open for writing. `keep`: folder for the de-identified files, so that items have pictures."""
         self._space, self._index, self._spool, self._keep = space, index, spool, keep
         self._changed = 0
-        self.counts: Counter[str] = Counter()  # items per modality; "set aside", "repeated"
+        self.counts: Counter[str] = Counter()  # items per modality, and `OTHERS`
 
     def run(self, stop: threading.Event) -> None:
         """Encode what becomes complete until `stop` is set, then what is complete at that moment."""
@@ -69,73 +99,163 @@ class Encoder:
             pass
 
     def step(self, at_once: bool = False) -> int:
-        """Encode at most `BATCH` units; how many there were.
+        """Encode at most `BATCH` units; how many there were. A unit that cannot be encoded is quarantined.
 
         Raises:
-            DiskError: the index or the folder of kept files cannot be written; the units wait again.
+            DiskError: the index, the spool or the folder of kept files cannot be written; the units wait again.
         """
         units = self._spool.ready(at_once)[:BATCH]
         try:
-            self._encode({unit: path for unit in units if (path := self._source(unit, self._spool.take(unit)))})
-        except Exception:
-            for unit in units:
-                self._spool.give_back(unit)
+            self._encode(units)
+        except M3BindError:
             raise
+        except Exception:  # one of them, whatever it is, must not stop the others
+            for unit in units:
+                self._alone(unit)
         return len(units)
 
-    def _encode(self, sources: dict[str, Path]) -> None:
-        """Decode, embed and write taken units; those that cannot be used are set aside."""
-        if not sources:
-            return
-        rows = [(unit, {"path": str(path), "modality": _modality(path), "fault": ""}) for unit, path in sources.items()]
-        vectors, items = [], []
-        for unit, prepared in ahead(self._space, rows, Cut(), WORKERS, 2 * WORKERS):
-            found = prepared.reason or self._embedded(prepared)
-            if isinstance(found, str):
-                self._spool.set_aside(unit, prepared.modality, found)
-                self.counts["set aside"] += 1
-            else:
-                vectors.append(found)
-                items.append({"id": unit, "modality": prepared.modality, **_described(sources[unit])})
-        self._write(vectors, items, sources)
-
-    def _source(self, unit: str, files: list[Path]) -> Path | None:
-        """The file or folder to decode; None for what is done already, or cannot be done."""
+    def _alone(self, unit: str) -> None:
+        """Encode one unit; quarantine it where that raises what nobody expected."""
         try:
-            return self._wanted(unit, files)
-        except (ValueError, KeyError, AttributeError, EOFError) as error:  # a disk that lost a part of our own file
-            self._spool.set_aside(unit, "", f"its file in the spool cannot be read ({in_words(error)})")
-            self.counts["set aside"] += 1
-            return None
+            self._encode([unit])
+        except M3BindError:
+            raise
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(last.filename).name}:{last.lineno}"
+            log.error("a unit of the spool is quarantined: %s at %s", type(error).__name__, place)
+            if self._spool.take(unit):
+                self._set_aside(unit, "", UNEXPECTED)
 
-    def _wanted(self, unit: str, files: list[Path]) -> Path | None:
-        """`_source`, of files that can be read."""
-        names = {path.stem for path in files}
-        done = self._spool.done(unit) if self._known(unit) else set()
-        if not names or names <= done:
-            self.counts["repeated"] += bool(names)
+    def _encode(self, units: Sequence[str]) -> None:
+        """Take units, decode, embed and write them; those that cannot be used are quarantined.
+
+        Raises:
+            DiskError: see `step`. Whatever is raised, the units wait again.
+        """
+        try:
+            taken = {unit: found for unit in units if (found := self._take(unit)) is not None}
+            vectors: list[Array] = []
+            items: list[dict[str, str]] = []
+            rows = [
+                (unit, {"path": str(one.path), "modality": one.first.modality, "fault": ""})
+                for unit, one in taken.items()
+            ]
+            for unit, prepared in ahead(self._space, rows, Cut(), WORKERS, 2 * WORKERS) if rows else ():
+                row = prepared.reason or self._embedded(prepared)
+                if isinstance(row, str):
+                    self._set_aside(unit, prepared.modality, row)
+                else:
+                    vectors.append(row)
+                    items.append(taken[unit].item(unit, prepared.modality))
+            self._write(vectors, items, taken)
+        except Exception as error:
+            for unit in units:
+                self._spool.give_back(unit)
+            if isinstance(error, OSError) and error.errno in DISK:
+                raise DiskError(f"{self._spool.folder}: the disk refuses ({error.strerror})") from error
+            raise
+
+    def _set_aside(self, unit: str, modality: str, reason: str) -> None:
+        try:
+            self._spool.set_aside(unit, modality, reason)
+        except DiskError:
+            self._spool.give_back(unit)
+            raise
+        self.counts["set aside"] += 1
+
+    # -- what there is to encode ---------------------------------------------------------------------------------------
+
+    def _take(self, unit: str) -> _Taken | None:
+        """A unit out of the spool, with what belongs to it; None for what is done already, or cannot be done."""
+        said = self._spool.doubts(unit)
+        came, lost = self._looked_at(unit, self._spool.take(unit))
+        if not came:
             self._spool.drop(unit)
             return None
+        known = self._known(unit)
+        done = self._spool.done(unit) if known is not None else {}
+        first = next(iter(came.values()))
+        together = first.sop_class in SERIES
+        objects = {**self._earlier(unit, first.modality, known is not None), **came} if together else came
+        digests = {name: facts.digest for name, facts in objects.items()}
+        if together:
+            said += doubts(list(objects.values()), self._spool.expected(unit))
+            said += [f"{lost} objects could not be read"] * bool(lost)
+        incomplete = "; ".join(said)[:MOST_DOUBTS]
+        if all(done.get(name) in ("", facts.digest) for name, facts in objects.items()):
+            self.counts["repeated"] += 1
+            self._say(unit, known or "", incomplete if done.keys() <= digests.keys() else known or "")
+            self._spool.finish(unit, done | digests, self._holds(together))
+            return None
+        if not done.keys() <= digests.keys():
+            self._too_late(unit, first.modality, len(came), known or "")
+            return None
+        self._note_changed(unit, first.modality, done, digests)
         folder = self._spool.work / unit
-        for name in done - names:
-            kept = self._kept(_modality(files[0]), unit, True) / f"{name}{SUFFIX}" if self._keep else None
-            if kept is None or not kept.is_file():
-                reason = f"{len(names)} objects came after their series was encoded; send the whole series again"
-                self._spool.set_aside(unit, _modality(files[0]), reason)
-                self.counts["set aside"] += 1
-                return None
-            _link(kept, folder / kept.name)
-        return folder if _class(files[0]) in SERIES else files[0]
+        for name, facts in objects.items():
+            _link(facts.path, folder / f"{name}{SUFFIX}")
+        return _Taken(folder if together else first.path, digests, first, incomplete)
+
+    def _looked_at(self, unit: str, files: Sequence[Path]) -> tuple[dict[str, Facts], int]:
+        """The objects of a unit; those that cannot be used are quarantined and counted."""
+        found, lost = {}, 0
+        for path in files:
+            try:
+                found[path.stem] = look(path)
+            except Damaged as damaged:
+                self._spool.quarantine.take_file(path, unit, damaged.reason)
+                lost += 1
+        return found, lost
+
+    def _earlier(self, unit: str, modality: str, known: bool) -> dict[str, Facts]:
+        """Objects that came for a series before: kept, held, or quarantined because they were too few."""
+        files = self._spool.earlier(unit, known)
+        if self._keep is not None and known:
+            kept = self._kept(modality, unit, True).glob(f"*{SUFFIX}")
+            files = {file.stem: file for file in sorted(kept)} | files
+        found = {}
+        for name, path in files.items():
+            try:
+                found[name] = look(path)
+            except Damaged:  # it lies where it lies; what was lost with it is missed by its number or place
+                continue
+        return found
+
+    def _known(self, unit: str) -> str | None:
+        """What the index says of an item that may be incomplete ("": nothing); None where it has no such item."""
+        try:
+            return str(self._index.items([unit]).iloc[0].get(INCOMPLETE, ""))
+        except UnknownNameError:
+            return None
 
     def settled(self, unit: str) -> bool:
         """Whether a unit is in the index, or in the list of what could not be used."""
-        return self._known(unit) or self._spool.is_listed(unit)
+        return self._known(unit) is not None or self._spool.is_listed(unit)
 
-    def _known(self, unit: str) -> bool:
-        try:
-            return len(self._index.items([unit])) == 1
-        except UnknownNameError:
-            return False
+    def _say(self, unit: str, before: str, now: str) -> None:
+        """Have the index say something else of an item that stays as it is."""
+        if before != now:
+            items = self._index.items([unit])
+            items[INCOMPLETE] = now
+            self._index.upsert(self._index.vectors([unit]), items)
+
+    def _too_late(self, unit: str, modality: str, count: int, before: str) -> None:
+        """Quarantine what came for an item whose files are gone, and have the item say that it lacks them."""
+        self._say(unit, before, f"{count} objects came too late to be put together with it")
+        reason = (
+            f"{count} objects came after their series was encoded, and its files are not there any more; "
+            "send the whole series again"
+        )
+        self._set_aside(unit, modality, reason)
+
+    def _note_changed(self, unit: str, modality: str, done: dict[str, str], digests: dict[str, str]) -> None:
+        changed = [name for name, digest in done.items() if digest not in ("", digests.get(name, ""))]
+        if changed:
+            self.counts["replaced"] += 1
+            self._spool.note(unit, modality, REPLACED)
+
+    # -- into the index ------------------------------------------------------------------------------------------------
 
     def _embedded(self, prepared: Prepared) -> Array | str:
         """The unit row (d,) of an item, the mean of its parts; or why there is none."""
@@ -144,63 +264,50 @@ class Encoder:
                 self._space.encode_inputs(prepared.inputs[start : start + INPUTS], prepared.modality)
                 for start in range(0, len(prepared.inputs), INPUTS)
             ]
-        except Exception:  # a network may refuse what its reader let pass
+        except M3BindError as error:
+            return f"cannot be embedded: {error}"
+        except Exception as error:  # a network may refuse what its reader let pass
+            log.error("the model of %s refuses an item (%s)", prepared.modality, type(error).__name__)
             return "cannot be embedded: its network does not take it"
         rows = np.concatenate(parts)
         if self._index.gap_corrected:
             rows = correct_gap(rows, self._space.image_mean(prepared.modality))
         mean = rows.mean(axis=0, dtype=np.float64)
-        return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), np.float32)
+        length = float(np.linalg.norm(mean))
+        if not np.isfinite(length) or length < 1e-9:
+            return "its embedding is no direction: not finite, or zero"
+        return np.asarray(mean / length, np.float32)
 
     def _kept(self, modality: str, unit: str, series: bool) -> Path:
         assert self._keep is not None
         return self._keep / modality / (unit if series else f"{unit}{SUFFIX}")
 
-    def _write(self, vectors: list[Array], items: list[dict[str, str]], sources: dict[str, Path]) -> None:
+    def _holds(self, together: bool) -> bool:
+        """Whether the spool holds the files of an item: where late objects may come and nothing else keeps them."""
+        return together and self._keep is None
+
+    def _write(self, vectors: list[Array], items: list[dict[str, str]], taken: dict[str, _Taken]) -> None:
         """Files first, then the index, then the spool: killed anywhere between, all is done again."""
         if not items:
             return
         for item in items:
-            source = sources[item["id"]]
+            source = taken[item[KEY]].path
             if self._keep is not None:
-                target = self._kept(item["modality"], item["id"], source.is_dir())
+                target = self._kept(item["modality"], item[KEY], source.is_dir())
                 _keep(source, target)
                 item["path"] = str(target.resolve())
         self._index.upsert(np.stack(vectors), pd.DataFrame(items))
         for item in items:
-            folder = self._spool.work / item["id"]
-            self._spool.finish(item["id"], [path.stem for path in folder.glob(f"*{SUFFIX}")])
+            unit = item[KEY]
+            self._spool.finish(unit, taken[unit].objects, self._holds(taken[unit].path.is_dir()))
             self.counts[item["modality"]] += 1
+            if INCOMPLETE in item:
+                self.counts["incomplete"] += 1
         self._changed += len(items)
         if self._changed * EAGER > len(self._index):
             self._index.publish()
             calibrate(self._index)
             self._changed = 0
-
-
-def _header(path: Path) -> dict[str, str]:
-    """Entries of one of our own files, or of the first in a folder."""
-    import pydicom
-
-    file = min(path.glob(f"*{SUFFIX}")) if path.is_dir() else path
-    keywords = ["SOPClassUID", "PatientID", "StudyDate"]
-    dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(keywords))
-    return {keyword: str(dataset.get(keyword) or "") for keyword in keywords}
-
-
-def _class(path: Path) -> str:
-    return _header(path)["SOPClassUID"]
-
-
-def _modality(path: Path) -> str:
-    return STORAGE[_class(path)]
-
-
-def _described(path: Path) -> dict[str, str]:
-    """What the index says of an item beside id and modality: whose it is by pseudonym, and when, if dates are kept."""
-    header = _header(path)
-    day = header["StudyDate"]
-    return {"patient": header["PatientID"], "date": f"{day[:4]}-{day[4:6]}-{day[6:8]}" if len(day) == 8 else ""}
 
 
 def _keep(source: Path, target: Path) -> None:
@@ -220,13 +327,14 @@ def _keep(source: Path, target: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """`target` with the content of `source`: the same file where both are on one file system, else a flushed copy."""
-    if target.exists():
+    if target.exists() and (target.samefile(source) or filecmp.cmp(source, target, shallow=False)):
         return
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        os.link(source, temporary)
     except OSError:
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.copyfile(source, temporary)
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, target)
+    os.replace(temporary, target)

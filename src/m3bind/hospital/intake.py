@@ -5,11 +5,13 @@
 * `Intake`: where it returns, the object is safe on disk; `encoder` goes on from there.
 """
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from m3bind.errors import DiskError
 from m3bind.hospital.deidentify import Cleaned, Deidentifier, Refused
 from m3bind.hospital.mapping import Mapping
 from m3bind.hospital.spool import Spool
@@ -46,9 +48,13 @@ class Intake:
 
         Raises:
             Refused: too large, no room, of a kind that is not taken, not readable, or against the rules.
+            DiskError: the mapping, the ledger or the list cannot be written.
         """
         try:
-            size = path.stat().st_size
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise Refused("full", f"what was received is not on the disk ({error.strerror})") from None
             if size > self.most:
                 raise Refused("full", f"larger than {self.most:,} bytes")
             with self._one:
@@ -61,7 +67,8 @@ class Intake:
                 self.spool.put(cleaned)
         except Refused as refused:
             self.counts["refused"] += 1
-            self.spool.note("", "", refused.reason)
+            with contextlib.suppress(DiskError):  # it was promised nothing
+                self.spool.note("", "", refused.reason)
             raise
         self.counts["received"] += 1
         return cleaned

@@ -36,7 +36,7 @@ class Mapping:
                 raise DiskError(f"{path}: no mapping can be kept there ({error.strerror})") from error
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise ConfigError(f"{path}: others may read who the patients are; chmod 600 it")
-        self._guard = threading.Lock()
+        self._guard, self._path = threading.Lock(), path
         try:
             self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._file.execute("PRAGMA synchronous=FULL")
@@ -47,10 +47,17 @@ class Mapping:
             raise ConfigError(f"{path}: not a mapping ({error}); name another file") from error
 
     def keep(self, cleaned: Cleaned) -> None:
-        """Remember the object of an item; durable when this returns."""
+        """Remember the object of an item; durable when this returns.
+
+        Raises:
+            DiskError: the file cannot be written.
+        """
         row = cleaned.unit, cleaned.instance, json.dumps(cleaned.origin.as_dict())
-        with self._guard:
-            self._file.execute("INSERT OR REPLACE INTO origins VALUES (?, ?, ?)", row)
+        try:
+            with self._guard:
+                self._file.execute("INSERT OR REPLACE INTO origins VALUES (?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise DiskError(f"{self._path}: the mapping cannot be written ({error})") from None
 
     def origins(self, item: str) -> list[Origin]:
         """The objects an item was made of.

@@ -26,6 +26,7 @@ KEY = "id"
 NEEDED = ("id", "modality")
 NAMED = ("modality", "label", "patient")  # columns a `Where` compares with values
 SEVERAL = "|"  # parts several labels of one item
+INCOMPLETE = "incomplete"  # column: why an item may lack a part, as a series that came in pieces
 AFTER = "~"  # sorts after everything an ISO date goes on with, so that until="2021" takes all of 2021
 
 

@@ -1,0 +1,159 @@
+"""One of our own files in the spool, looked at before it is used; and whether the files of a series are all of it.
+
+* `look`: file -> `Facts`; a file that is damaged, foreign or no file at all is refused with a reason.
+* `doubts`: why an item made of some objects may be incomplete; nothing where nothing speaks against it.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m3bind.errors import M3BindError
+from m3bind.files import sha256_file
+from m3bind.hospital.deidentify import METHOD
+from m3bind.hospital.tags import STORAGE, WHOLE_SLIDE
+from m3bind.modalities._dicom_files import PIXELS, UNKNOWN_LENGTH, quiet
+
+WIDE = 1.5  # times the usual distance of slices that is a gap
+_KEYWORDS = ("SOPClassUID", "PatientID", "StudyDate", "InstanceNumber", "ImagePositionPatient",
+             "ImageOrientationPatient", "DeidentificationMethod", "PatientIdentityRemoved", *PIXELS)  # fmt: skip
+_LAZY = 1024  # bytes of a value that is not read
+
+
+class Damaged(M3BindError):
+    """A file in the spool that cannot be used; `reason` says why, without its name."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an object in the spool says of itself."""
+
+    path: Path
+    digest: str  # SHA-256 of the file
+    sop_class: str
+    patient: str  # pseudonym
+    day: str  # YYYYMMDD, "" where dates are left out
+    number: int | None  # InstanceNumber
+    position: tuple[float, ...]  # ImagePositionPatient, mm; () without one
+    orientation: tuple[float, ...]
+
+    @property
+    def modality(self) -> str:
+        """That reads it, "" where its pixels must tell."""
+        return STORAGE[self.sop_class]
+
+
+def look(path: Path) -> Facts:
+    """Read the header of one of our own files, and see that the file is whole.
+
+    Raises:
+        Damaged: it cannot be opened or read, is cut short, or is not one that was de-identified here.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise Damaged("not a regular file")
+    try:
+        if not path.stat().st_size:
+            raise Damaged("an empty file")
+        digest = sha256_file(path)
+    except OSError as error:
+        raise Damaged(f"cannot be opened ({error.strerror})") from None
+    try:
+        with quiet():
+            return _facts(path, digest)
+    except (Damaged, MemoryError):
+        raise
+    except Exception:  # pydicom raises anything for damaged files
+        raise Damaged("not a readable DICOM file: damaged, or something else") from None
+
+
+def _facts(path: Path, digest: str) -> Facts:
+    import pydicom
+
+    dataset = pydicom.dcmread(path, defer_size=_LAZY, specific_tags=list(_KEYWORDS))
+    sop_class = str(dataset.get("SOPClassUID", ""))
+    if sop_class not in STORAGE or str(dataset.get("DeidentificationMethod", "")) != METHOD:
+        raise Damaged("not a file that was de-identified here")
+    for keyword in PIXELS:
+        element = dataset.get_item(keyword, keep_deferred=True) if keyword in dataset else None
+        length, start = getattr(element, "length", 0), getattr(element, "value_tell", 0)
+        if element is not None and length != UNKNOWN_LENGTH and start + length > path.stat().st_size:
+            raise Damaged("cut short")
+    return Facts(
+        path,
+        digest,
+        sop_class,
+        str(dataset.get("PatientID") or ""),
+        str(dataset.get("StudyDate") or ""),
+        _number(dataset.get("InstanceNumber")),
+        _several(dataset.get("ImagePositionPatient"), 3),
+        _several(dataset.get("ImageOrientationPatient"), 6),
+    )
+
+
+def _number(value: Any) -> int | None:
+    return None if value is None or value == "" else int(value)
+
+
+def _several(value: Any, count: int) -> tuple[float, ...]:
+    found = tuple(map(float, value)) if value is not None and not isinstance(value, str) else ()
+    return found if len(found) == count else ()
+
+
+def doubts(objects: Sequence[Facts], expected: int = 0) -> list[str]:
+    """Why a series made of these objects may be incomplete. `expected`: how many the archive counts, 0: unknown."""
+    found = []
+    if expected > len(objects):
+        found.append(f"{len(objects)} objects of {expected} that the archive counts")
+    if len(objects) > 1 and objects[0].sop_class != WHOLE_SLIDE:  # whose label and overview are not taken
+        found += [said for said in (_numbers(objects), _positions(objects)) if said]
+    return found
+
+
+def _numbers(objects: Sequence[Facts]) -> str:
+    """What is missing among the instance numbers; a numbering with a step of its own has no gaps."""
+    numbers = sorted({one.number for one in objects if one.number is not None})
+    if len(numbers) < 2:
+        return ""
+    steps = np.diff(numbers)
+    usual = int(Counter(steps.tolist()).most_common(1)[0][0])
+    missing = int(sum(step // usual - 1 for step in steps if step > usual))
+    if missing:
+        return f"{missing} numbers missing between {numbers[0]} and {numbers[-1]}"
+    return f"its numbers begin at {numbers[0]}" if numbers[0] > max(usual, 1) else ""
+
+
+def _positions(objects: Sequence[Facts]) -> str:
+    """Gaps between the slices of the largest stack."""
+    stacks: dict[tuple[float, ...], list[tuple[float, ...]]] = defaultdict(list)
+    for one in objects:
+        if one.position and one.orientation:
+            stacks[tuple(round(value, 3) for value in one.orientation)].append(one.position)
+    if not stacks:
+        return ""
+    orientation, positions = max(stacks.items(), key=lambda stack: len(stack[1]))
+    normal = np.cross(orientation[:3], orientation[3:])
+    places = np.unique(np.round(np.array(positions) @ normal, 2))
+    steps = np.diff(places)
+    if len(steps) < 2:
+        return ""
+    usual = float(np.median(steps))
+    wide = steps[steps > WIDE * usual]
+    if not len(wide):
+        return ""
+    return f"{_places(len(wide))} of {_listed(wide.tolist())} mm between slices that are {usual:g} mm apart"
+
+
+def _places(count: int) -> str:
+    return "a gap" if count == 1 else f"{count} gaps"
+
+
+def _listed(gaps: Sequence[float]) -> str:
+    return f"{min(gaps):g}" if max(gaps) - min(gaps) < 0.01 else f"{min(gaps):g} to {max(gaps):g}"
