@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _buffer
+from m3bind.modalities._dicom_colour import to_rgb
 from m3bind.modalities._dicom_files import (
     DAMAGED,
-    HARM,
     SMALL,
     SUFFIXES,
     is_dicom,
@@ -51,7 +51,6 @@ __all__ = [
 Array = NDArray[np.float32]
 Values = NDArray[Any]
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
-MAX_LUT = 1 << 20  # entries of a palette written in segments
 
 
 @dataclass
@@ -80,9 +79,12 @@ def grey(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
     if not photometric:
         notes.warnings.append("no photometric interpretation: bright taken to mean dense")
     frame = _middle(dataset, path, notes)
-    stored = decode(dataset, path, frame)[0]
+    pixels = decode(dataset, path, frame)
+    stored = pixels.values
+    notes.warnings += pixels.doubts
     if stored.ndim != 2:
-        raise ReadError(path, f"{stored.shape[-1]} samples per pixel, not grey", "check the modality of this file")
+        reason = f"labelled {pixels.label}, which is grey, but with {stored.shape[-1]} samples per pixel"
+        raise ReadError(path, reason, "check the modality of this file")
     try:
         with quiet(), np.errstate(all="ignore"):
             array = _shown(dataset, path, frame, stored, notes)
@@ -269,9 +271,6 @@ def _turned(dataset: Any, notes: _Notes) -> bool:
     return inverted or shape == "INVERSE"
 
 
-# ------------------------------------------------------------------------------------------------------------- colour
-
-
 def colour(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
     """The (middle) frame as RGB (H, W, 3) 0..1, with steps and warnings; RGB, YBR_* and PALETTE COLOR are read.
 
@@ -282,64 +281,6 @@ def colour(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
     if photometric in MONOCHROME:
         raise ReadError(path, "grey pixels, not colour", "check the modality of this file")
     notes = _Notes()
-    stored, model = decode(dataset, path, _middle(dataset, path, notes))
-    if model == "PALETTE COLOR" and stored.ndim == 2 and stored.dtype.kind in "iu":
-        notes.steps.append("palette applied")
-        return _palette(dataset, path, stored), notes.steps, notes.warnings
-    if stored.ndim != 3 or stored.dtype.kind not in "iu" or model not in ("RGB", "YBR_FULL", "YBR_FULL_422"):
-        raise ReadError(path, "pixels in a colour model that is not read", "export it as RGB")
-    top = 2 ** int(dataset.get("BitsStored") or 8 * stored.dtype.itemsize) - 1
-    array = np.multiply(stored, np.float32(1 / top), out=_buffer.empty(stored.shape), dtype=np.float32)
-    if model != "RGB":
-        notes.steps.append("YBR turned into RGB")
-        array = _rgb(array, (top + 1) / 2 / top)
-    return np.clip(array, 0, 1, out=array), notes.steps, notes.warnings
-
-
-def _rgb(ybr: Array, zero: float) -> Array:
-    """YBR_FULL (H, W, 3) -> RGB; `zero` is the chroma of grey (128 / 255)."""
-    y, b, r = ybr[..., 0], ybr[..., 1] - np.float32(zero), ybr[..., 2] - np.float32(zero)
-    return np.stack([y + 1.402 * r, y - 0.344136 * b - 0.714136 * r, y + 1.772 * b], axis=2).astype(np.float32)
-
-
-def _palette(dataset: Any, path: Path, stored: Values) -> Array:
-    """Stored indices (H, W) -> RGB (H, W, 3) by the file's own palette.
-
-    Raises:
-        ReadError: no palette, or one that cannot be used.
-    """
-    from pydicom.pixels import apply_color_lut
-
-    try:
-        with quiet():
-            _check_segments(dataset, path)
-            array = apply_color_lut(stored, dataset)[..., :3]
-            bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
-    except (MemoryError, ReadError):
-        raise
-    except Exception as error:
-        raise ReadError(path, f"its palette cannot be used ({in_words(error)})", DAMAGED) from error
-    top = max(2**bits - 1, int(array.max(initial=0)))
-    picture: Array = np.multiply(array, np.float32(1 / top), dtype=np.float32)
-    return picture
-
-
-def _check_segments(dataset: Any, path: Path) -> None:
-    """Refuse a palette in segments that would grow beyond any use.
-
-    Raises:
-        ReadError: it would.
-    """
-    for name in ("Red", "Green", "Blue", "Alpha"):
-        data = dataset.get(f"Segmented{name}PaletteColorLookupTableData")
-        if not data:
-            continue
-        words = np.frombuffer(data[: len(data) // 2 * 2], dtype="<u2")
-        at, total, longest = 0, 0, 0
-        while at + 1 < len(words):
-            code, count = int(words[at]), int(words[at + 1])
-            longest = max(longest, count if code < 2 else 0)
-            total += count if code < 2 else count * longest
-            at += {0: 2 + count, 1: 3}.get(code, 4)
-        if total > MAX_LUT:
-            raise ReadError(path, f"its palette grows to {total:,} entries", HARM)
+    pixels = decode(dataset, path, _middle(dataset, path, notes))
+    notes.warnings += pixels.doubts
+    return to_rgb(dataset, path, pixels, notes.steps, notes.warnings), notes.steps, notes.warnings

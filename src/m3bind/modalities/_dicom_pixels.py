@@ -1,6 +1,7 @@
 """Stored values of DICOM pixels; `_dicom` is the face of these functions.
 
-* `frame_count`, `pixel_frames`, `decode`: one frame or all, once the header was checked against what is stored.
+* `frame_count`, `pixel_frames`: one frame or all, once the header was checked against what is stored.
+* `decode`: the same with what the compressed stream says of itself, and where the header contradicts it -> `Pixels`.
 
 Decoders are pydicom (uncompressed, RLE), Pillow and GDCM (JPEG), imagecodecs (12-bit JPEG), pyjpegls (JPEG-LS) and
 OpenJPEG (JPEG 2000); none is under the GPL.
@@ -10,14 +11,16 @@ Shapes: F frames, H rows, W columns, C channels.
 
 import io
 import struct
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m3bind.errors import ReadError, in_words
-from m3bind.modalities import _limits
+from m3bind.errors import ReadError
+from m3bind.modalities import _codestream, _limits
+from m3bind.modalities._codestream import Stream
 from m3bind.modalities._dicom_files import (
     BIG_ENDIAN,
     DAMAGED,
@@ -35,9 +38,22 @@ from m3bind.privacy import technical
 LIBRARIES = ("pydicom", "pydicom.pixels", "gdcm", "jpeg_ls", "openjpeg", "imagecodecs")
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG = "1.2.840.10008.1.2.4."
-_JPEG_PLUGINS = {"50": ("pillow", "gdcm"), "51": ("pillow", "gdcm"), "57": ("gdcm",), "70": ("gdcm",),
-                 "80": ("pyjpegls", "gdcm"), "81": ("pyjpegls", "gdcm")}  # fmt: skip
+_JPEG_DCT = ("50", "51")
+_LOSSLESS = ("57", "70")
+_JPEG_PLUGINS = {"57": ("gdcm",), "70": ("gdcm",), "80": ("pyjpegls", "gdcm"), "81": ("pyjpegls", "gdcm")}
 _JPEG_2000 = ("90", "91", "201", "202", "203")
+_COMPRESSIONS = {"50": "JPEG", "51": "JPEG", "57": "lossless JPEG", "70": "lossless JPEG", "80": "JPEG-LS",
+                 "81": "JPEG-LS", **dict.fromkeys(_JPEG_2000, "JPEG 2000")}  # fmt: skip
+
+
+@dataclass
+class Pixels:
+    """Stored values of one frame or all, how the header labels their colours, and what a compressed frame says."""
+
+    values: NDArray[Any]
+    label: str  # PhotometricInterpretation, "MONOCHROME2" where there is none
+    stream: Stream | None = None  # of the first frame; None: not compressed, or by RLE
+    doubts: list[str] = field(default_factory=list)
 
 
 def frame_count(dataset: Any, path: Path) -> int:
@@ -59,7 +75,7 @@ def pixel_frames(dataset: Any, path: Path, frame: int | None = None) -> NDArray[
         ReadError: no pixels, sizes that are implausible, over a limit or do not fit what is stored, an unknown
             compression, or a decoder that gives up.
     """
-    return decode(dataset, path, frame)[0]
+    return decode(dataset, path, frame).values
 
 
 def _whole(dataset: Any, path: Path, keyword: str, least: int, default: int | None = None) -> int:
@@ -80,32 +96,37 @@ def _whole(dataset: Any, path: Path, keyword: str, least: int, default: int | No
     return number
 
 
-def decode(dataset: Any, path: Path, frame: int | None) -> tuple[NDArray[Any], str]:
-    """`pixel_frames` and the photometric interpretation of what it gave, which some decoders change."""
+def decode(dataset: Any, path: Path, frame: int | None) -> Pixels:
+    """`pixel_frames`, and what the header and the compressed stream say of them; contradictions are doubts.
+
+    Raises:
+        ReadError: as `pixel_frames`.
+    """
     stored = _check_header(dataset, path)
     frames = frame_count(dataset, path)
     if frame is not None and not 0 <= frame < frames:
         raise ReadError(path, f"frame {frame} of {frames}", "ask for one it holds")
+    uid = str(dataset.file_meta.TransferSyntaxUID)
     try:
         with quiet():
-            uid = str(dataset.file_meta.TransferSyntaxUID)
             if uid not in (IMPLICIT, EXPLICIT, BIG_ENDIAN):
-                if uid != _RLE and uid.removeprefix(_JPEG) not in (*_JPEG_PLUGINS, *_JPEG_2000):
+                if uid != _RLE and uid.removeprefix(_JPEG) not in _COMPRESSIONS:
                     raise _unread(path, uid)
                 _check_streams(dataset, path, frames)
             if frame is not None:
                 return _decode_frame(dataset, path, uid, frame, frames)
             _limits.check_count(path, frames * _area(dataset), "voxels")
-            first, photometric = _decode_frame(dataset, path, uid, 0, frames)
-            out = np.empty((frames, *first.shape), dtype=first.dtype)
-            out[0] = first
+            first = _decode_frame(dataset, path, uid, 0, frames)
+            out = np.empty((frames, *first.values.shape), dtype=first.values.dtype)
+            out[0] = first.values
             for number in range(1, frames):
-                out[number] = _decode_frame(dataset, path, uid, number, frames)[0]
-            return out, photometric
+                out[number] = _decode_frame(dataset, path, uid, number, frames).values
+            return Pixels(out, first.label, first.stream, first.doubts)
     except (MemoryError, ReadError):
         raise
     except Exception as error:  # decoders raise many kinds
-        what = f"its {stored:,} bytes of pixels cannot be decoded ({in_words(error)})"
+        name = _COMPRESSIONS.get(uid.removeprefix(_JPEG), "RLE" if uid == _RLE else "uncompressed pixels")
+        what = f"its {stored:,} bytes of pixels cannot be decoded as {name}: damaged, or not what the header says"
         raise ReadError(path, what, "fetch or export it again") from error
 
 
@@ -176,45 +197,79 @@ def _check_streams(dataset: Any, path: Path, frames: int) -> None:
         raise ReadError(path, "its last frame is cut short", "fetch or export it again")
 
 
-def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) -> tuple[NDArray[Any], str]:
-    """One frame and its photometric interpretation."""
+def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) -> Pixels:
+    """One frame. Colours are as stored, but that the transform of JPEG 2000 is undone."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder
 
-    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+    label = str(dataset.get("PhotometricInterpretation", "") or "MONOCHROME2")
     tail = uid.removeprefix(_JPEG) if uid.startswith(_JPEG) else ""
-    stream = b""
-    if tail:
-        offsets = None
-        if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
-            offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
-        stream = get_frame(dataset.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
-        _check_size(dataset, path, stream)
-        if tail in ("80", "81") and not stream.rstrip(b"\0").endswith(
-            b"\xff\xd9"
-        ):  # its decoder takes seconds to notice
-            raise ReadError(path, "a compressed frame is cut short", "fetch or export it again")
+    if not tail:
+        options = {"planar_configuration": 0} if _planes_unsaid(dataset) else {}
+        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+        values, _ = decoder.as_array(dataset, index=number, raw=True, correct_unused_bits=False, **options)
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        doubts = ["PlanarConfiguration is missing: colours taken pixel by pixel"] if options else []
+        return Pixels(_stored_bits(dataset, values), label, None, doubts)
+    offsets = None
+    if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
+        offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+    stream = get_frame(dataset.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
+    facts = _check_stream(dataset, path, stream)
+    if tail not in _JPEG_2000 and tail not in _LOSSLESS and not _codestream.is_whole(stream):
+        raise ReadError(path, "a compressed frame is cut short", "fetch or export it again")
     if tail in _JPEG_2000:
-        return _jpeg_2000(dataset, stream), "RGB" if photometric in ("YBR_ICT", "YBR_RCT") else photometric
-    if tail == "51" and int(dataset.BitsStored) > 8:
-        import imagecodecs
+        values = _jpeg_2000(dataset, stream)
+    elif tail in _JPEG_DCT:
+        values = _jpeg_dct(stream, facts)
+    else:
+        values = _by_plugin(dataset, number, _JPEG_PLUGINS[tail])
+    pixels = Pixels(values, label, facts)
+    pixels.doubts += _contradictions(dataset, facts, values)
+    if tail in _JPEG_DCT and facts.precision == 8 and (wrong := _codestream.complaint(stream)):
+        pixels.doubts.append(f"its JPEG data are damaged ({wrong}): parts of the picture may be wrong")
+    return pixels
 
-        return np.asarray(imagecodecs.jpeg8_decode(stream)), photometric
-    native = not tail
+
+def _planes_unsaid(dataset: Any) -> bool:
+    return int(dataset.get("SamplesPerPixel") or 1) > 1 and dataset.get("PlanarConfiguration") in (None, "")
+
+
+def _jpeg_dct(stream: bytes, facts: Stream) -> NDArray[Any]:
+    """The components of a baseline or extended JPEG as they are stored, no colours converted."""
+    import imagecodecs
+
+    same = "YCBCR" if facts.components == 3 else None
+    return np.asarray(imagecodecs.jpeg8_decode(stream, colorspace=same, outcolorspace=same))
+
+
+def _by_plugin(dataset: Any, number: int, plugins: tuple[str, ...]) -> NDArray[Any]:
+    from pydicom.pixels import get_decoder
+
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     error: Exception | None = None
-    for plugin in _JPEG_PLUGINS.get(tail, ("",)):
+    for plugin in plugins:
         try:
-            choice = {"decoding_plugin": plugin} if plugin else {"correct_unused_bits": False}
-            values, meta = decoder.as_array(dataset, index=number, raw=True, **choice)
-            break
+            values, _ = decoder.as_array(dataset, index=number, raw=True, decoding_plugin=plugin)
+            return np.asarray(values.astype(values.dtype.newbyteorder("="), copy=False))
         except Exception as caught:
             error = caught
-    else:
-        assert error is not None
-        raise error
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return _stored_bits(dataset, values) if native else values, str(meta["photometric_interpretation"])
+    assert error is not None
+    raise error
+
+
+def _contradictions(dataset: Any, facts: Stream, values: NDArray[Any]) -> list[str]:
+    """Where a compressed frame is another than the header says; colours are judged where they are shown."""
+    found = []
+    stored = int(dataset.get("BitsStored") or facts.precision)
+    signed = int(dataset.get("PixelRepresentation") or 0)
+    beyond = facts.precision > stored and int(values.max(initial=0)) >= 2 ** (stored - signed)
+    if facts.precision < stored or beyond:
+        found.append(f"the header says {stored} bits are stored, the compressed frame {facts.precision}")
+    if facts.signed is not None and facts.signed != bool(signed):
+        words = ("unsigned", "signed")
+        found.append(f"the header says {words[signed]} values (taken), the compressed frame {words[facts.signed]} ones")
+    return found
 
 
 def _stored_bits(dataset: Any, values: NDArray[Any]) -> NDArray[Any]:
@@ -241,38 +296,20 @@ def _jpeg_2000(dataset: Any, stream: bytes) -> NDArray[Any]:
     return values
 
 
-def _check_size(dataset: Any, path: Path, stream: bytes) -> None:
-    """Refuse a JPEG, JPEG-LS or JPEG 2000 frame whose own size is not the header's, before anything is allocated.
+def _check_stream(dataset: Any, path: Path, stream: bytes) -> Stream:
+    """What a compressed frame says of itself, before anything is allocated for it.
 
     Raises:
-        ReadError: it is not, or its size is not found.
+        ReadError: its size or number of components is not the header's, or it does not say.
     """
-    own = _stream_size(stream)
+    own = _codestream.parse(stream)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if own is None:
         raise ReadError(path, "a compressed frame without a size", "fetch or export it again")
-    if own != (rows, columns):
-        raise ReadError(path, f"header says {columns} x {rows}, the compressed frame {own[1]} x {own[0]}", HARM)
-
-
-def _stream_size(stream: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a codestream declares, or None."""
-    size = stream.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if size >= 0 and len(stream) >= size + 24:  # JPEG 2000: extent and offset of its reference grid
-        width, height, left, top = struct.unpack(">4I", stream[size + 8 : size + 24])
-        return height - top, width - left
-    position = stream.find(b"\xff\xd8") + 2
-    while 2 <= position <= len(stream) - 9:
-        if stream[position] != 0xFF:
-            return None
-        marker = stream[position + 1]
-        if marker == 0xFF:
-            position += 1
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = struct.unpack(">HH", stream[position + 5 : position + 9])
-            return rows, columns
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:
-            position += 2
-        else:
-            position += 2 + struct.unpack(">H", stream[position + 2 : position + 4])[0]
-    return None
+    if (own.rows, own.columns) != (rows, columns):
+        raise ReadError(path, f"header says {columns} x {rows}, the compressed frame {own.columns} x {own.rows}", HARM)
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    if own.components != samples:
+        reason = f"header says {samples} samples per pixel, the compressed frame {own.components}"
+        raise ReadError(path, reason, DAMAGED)
+    return own
