@@ -179,7 +179,7 @@ class _Pool:
         if "error" in header:
             raise ReadError(path, header["reason"], header["hint"])
         spacing = tuple(header["spacing"]) if header["spacing"] else None
-        names = ("rate", "steps", "warnings", "tags", "places")
+        names = ("rate", "unit", "steps", "warnings", "tags", "places")
         return Sample(header["modality"], array, spacing, **{name: header[name] for name in names})
 
     def _end(self, worker: _Worker | None, ended: bool = False) -> int:

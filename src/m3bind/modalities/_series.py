@@ -1,13 +1,14 @@
-"""CT slices in DICOM -> one volume: which slices belong together, in which order, how far apart, and in which units.
+"""CT slices in DICOM -> one volume: in which order, how far apart, and in which units.
 
 * `read_folder`: the files of a folder.
 * `read_files`: any DICOM files, also one file with one slice or with many frames (enhanced CT).
 
 1. Each header is read (`_ct_headers`). What is no CT slice (reports, localizers, other files) is set aside and counted.
-2. Of several series the one with most slices is taken; of it, the slices of one size, orientation and pixel spacing.
-3. Slices are sorted by their position along the slice normal. Repeated positions are dropped; missing slices, varying
-   distances and gantry tilt are reported with numbers.
-4. Slices are decoded one after the other into one preallocated volume, rescaled to Hounsfield units once each.
+2. The slices of one volume are chosen (`_ct_choice`).
+3. They are sorted by their position along the slice normal; missing slices, varying distances, gantry tilt and entries
+   that contradict the positions are reported with numbers.
+4. They are decoded one after the other into one preallocated volume, rescaled to Hounsfield units once each; padding
+   becomes air.
 
 Shapes: N slices of A rows and B columns as stored; D, H, W in the patient (see `ct`). Lengths in mm.
 """
@@ -23,17 +24,18 @@ from numpy.typing import NDArray
 
 from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _ct_headers, _dicom, _limits, _volumes
+from m3bind.modalities._ct_choice import AXIAL, normal_of, one_volume, places_of
 from m3bind.modalities._ct_headers import Slice
 from m3bind.modalities._dicom_files import quiet
+from m3bind.modalities._dicom_values import padding
 from m3bind.modalities.base import Sample
 
 Numbers = NDArray[np.float64]
 
-AXIAL = np.array([1.0, 0, 0, 0, 1, 0])
-SAME_PLACE = 0.01  # mm between positions that are one
 EVEN = 0.05  # part of the usual distance between slices by which distances may differ
 ROUNDED = 0.11  # mm by which they may differ because headers hold one decimal
 SHEAR = 0.5  # degrees between the slice normal and the way from slice to slice
+_UNITS = ("US", "OD", "HU_MOD", "PCT", "Z_EFF", "ED", "EDW", "MGML", "PCT", "KEV")  # of DICOM, besides HU
 
 
 def read_folder(folder: Path) -> Sample:
@@ -64,7 +66,7 @@ def read_files(paths: Iterable[Path], source: Path) -> Sample:
     steps: list[str] = []
     warnings: list[str] = []
     found = _scan(paths, source, steps, warnings)
-    slices = _one_stack(_one_series(found, steps), source, warnings)
+    slices = one_volume(found, source, steps, warnings)
     slices, spacing, directions = _geometry(slices, source, steps, warnings)
     axes, flips, tilt = _volumes.placement(directions)
     if tilt > _volumes.TILT:
@@ -75,12 +77,12 @@ def read_files(paths: Iterable[Path], source: Path) -> Sample:
     _limits.check_ratio(source, 2 * int(np.prod(shape, dtype=object)), stored)
     volume, stack = _volumes.empty(shape, axes, flips)
     tags = _fill(stack, slices, source, steps, warnings)
-    _volumes.finish(volume, steps, warnings)
-    sides = None
-    if spacing is not None:
-        sides = tuple(float(spacing[a]) for a in axes)
+    sides = None if spacing is None else tuple(float(spacing[a]) for a in axes)
+    hounsfield = _volumes.finish(volume, sides, steps, warnings) and all(item.unit in ("", "HU") for item in slices)
+    if sides is not None:
         warnings += _volumes.spacing_doubts(sides)
-    return Sample("ct", volume, spacing=sides, steps=steps, warnings=warnings, tags=tags)
+    unit = "HU" if hounsfield else ""
+    return Sample("ct", volume, spacing=sides, unit=unit, steps=steps, warnings=warnings, tags=tags)
 
 
 # --- 1. what is there -------------------------------------------------------------------------------------------------
@@ -127,51 +129,6 @@ def _unreadable(path: Path, error: Exception) -> ReadError:
     return ReadError(path, f"its header cannot be read ({in_words(error)})", "export it again")
 
 
-# --- 2. which belong together -----------------------------------------------------------------------------------------
-
-
-def _one_series(slices: list[Slice], steps: list[str]) -> list[Slice]:
-    """The series with most slices; of equal ones the one with the lowest number."""
-    series: dict[tuple[float, str], list[Slice]] = {}
-    for item in slices:
-        series.setdefault(item.series, []).append(item)
-    best = min(series, key=lambda key: (-len(series[key]), key))
-    if len(series) > 1:
-        steps.append(f"{len(series)} series; took the one with {len(series[best])} of {len(slices)} slices")
-    return series[best]
-
-
-def _one_stack(slices: list[Slice], source: Path, warnings: list[str]) -> list[Slice]:
-    """The slices of one size, orientation and pixel spacing, if they are more than half of the series."""
-    stacks: list[list[Slice]] = []
-    for item in slices:
-        stack = next((stack for stack in stacks if _alike(stack[0], item)), None)
-        if stack is None:
-            stacks.append([item])
-        else:
-            stack.append(item)
-    best = max(stacks, key=len)
-    if 2 * len(best) <= len(slices) and len(stacks) > 1:
-        reason = f"{len(slices)} slices of {len(stacks)} sizes, orientations or pixel spacings, none prevails"
-        raise ReadError(source, reason, "name a folder with one series")
-    if len(stacks) > 1:
-        rest = len(slices) - len(best)
-        warnings.append(f"{rest} of {len(slices)} slices of another size, orientation or pixel spacing set aside")
-    return best
-
-
-def _alike(one: Slice, other: Slice) -> bool:
-    def near(a: Numbers | None, b: Numbers | None, tolerance: float) -> bool:
-        return (a is None) == (b is None) and (a is None or b is None or bool(np.abs(a - b).max() <= tolerance))
-
-    return (
-        one.shape == other.shape
-        and near(one.orientation, other.orientation, 0.01)
-        and near(one.sides, other.sides, 0.001)
-        and (one.position is None) == (other.position is None)
-    )
-
-
 # --- 3. where they are ------------------------------------------------------------------------------------------------
 
 
@@ -179,20 +136,19 @@ def _geometry(
     slices: list[Slice], source: Path, steps: list[str], warnings: list[str]
 ) -> tuple[list[Slice], Numbers | None, Numbers]:
     """Slices in order along their normal, voxel sides (3,) of (N, A, B) if known, directions (3, 3) of (N, A, B)."""
-    orientation = slices[0].orientation
+    orientation, odd = slices[0].orientation, slices[0].odd_orientation
     if orientation is None:
-        warnings.append("the header states no orientation: left and right, head and feet are a guess")
+        stated = f"no orientation{f' but {odd}' if odd else ''}"
+        warnings.append(f"the header states {stated}: left and right, head and feet are a guess")
         orientation = AXIAL
+    elif odd:
+        warnings.append(f"the header states {odd}")
     across, down = orientation.reshape(2, 3)
-    directions = np.array([np.cross(across, down), down, across])
+    directions = np.array([normal_of(slices[0]), down, across])
     slices = sorted(slices, key=lambda item: item.order)
-    places = _places(slices, directions[0], source, warnings)
+    places = _places(slices, source, warnings)
     order = np.argsort(places, kind="stable")
     slices, places = [slices[k] for k in order], places[order]
-    kept = np.concatenate([[True], np.diff(places) > SAME_PLACE])
-    if not kept.all():
-        warnings.append(f"{int((~kept).sum())} of {len(slices)} slices repeat a position and were dropped")
-        slices, places = [item for item, keep in zip(slices, kept) if keep], places[kept]
     if len(slices) == 1:
         warnings.append("a single slice, not a volume")
         distance = slices[0].thickness or slices[0].apart
@@ -202,6 +158,12 @@ def _geometry(
         _judge_shear(slices, directions[0], warnings)
     if slices[0].position is None and len(slices) > 1 and slices[0].location is None:
         distance = slices[0].apart or slices[0].thickness
+    elif len(slices) > 1:
+        _judge_distance(slices, places, warnings)
+    other = slices[0].other_sides
+    if other is not None and slices[0].sides is not None and not np.allclose(other, slices[0].sides, rtol=0.01):
+        words = [_volumes.spacing_text(tuple(sides)) for sides in (slices[0].sides, other)]
+        warnings.append(f"PixelSpacing is {words[0]}, ImagerPixelSpacing {words[1]}: PixelSpacing taken")
     if distance is None or slices[0].sides is None:
         what = "pixel spacing" if slices[0].sides is None else "distance between slices"
         warnings.append(f"the header states no {what}: sizes in mm are unknown")
@@ -209,23 +171,43 @@ def _geometry(
     return slices, np.array([distance, *slices[0].sides]), directions
 
 
-def _places(slices: list[Slice], normal: Numbers, source: Path, warnings: list[str]) -> Numbers:
+def _places(slices: list[Slice], source: Path, warnings: list[str]) -> Numbers:
     """Places (N,) of slices along their normal in mm; where headers lack positions, the best guess."""
-    positions = [item.position for item in slices if item.position is not None]
-    if len(positions) == len(slices):
-        return np.stack(positions) @ normal
+    places = places_of(slices)
     if len(slices) == 1:
         return np.zeros(1)
+    if slices[0].position is not None and places is not None:
+        return places
     guess = "head and feet, and distances, are a guess"
-    locations = [item.location for item in slices if item.location is not None]
-    if len(set(locations)) == len(slices):
+    if places is not None:
         warnings.append(f"the headers state no positions: slices sorted by slice location; {guess}")
-        return np.array(locations)
+        return places
     numbers = [item.order[1] for item in slices]
     if len(set(numbers)) < len(slices):
         raise ReadError(source, "the headers state neither positions nor distinct numbers of slices", "export it again")
     warnings.append(f"the headers state no positions: slices sorted by number, taken as from the head down; {guess}")
     return -np.array(numbers) * (slices[0].apart or slices[0].thickness or 1.0)
+
+
+def _judge_distance(slices: list[Slice], places: Numbers, warnings: list[str]) -> None:
+    """Warn of entries that contradict the distances (mm) between sorted `places` (N,)."""
+    own = float(np.median(np.diff(places)))
+    stated = [item.apart for item in slices if item.apart is not None]
+    apart = float(np.median(stated)) if stated else own
+    if abs(apart - own) > max(EVEN * own, ROUNDED):
+        warnings.append(f"positions lie {own:.4g} mm apart, SpacingBetweenSlices says {apart:.4g} mm: positions taken")
+    locations = [item.location for item in slices if item.location is not None]
+    positions = [item.position for item in slices if item.position is not None]
+    if not len(locations) == len(positions) == len(slices):
+        return
+    gaps = np.diff(locations)
+    ways = np.abs(np.diff(np.stack(positions), axis=0))  # (N - 1, 3): a location is along the normal or along the table
+    usual = float(np.median(np.abs(gaps)))
+    near = [float(np.median(way)) for way in (np.diff(places), *ways.T, np.linalg.norm(ways, axis=1))]
+    if (gaps != 0).any() and (gaps.min() < 0 < gaps.max()):
+        warnings.append("slice locations and positions give another order of slices: positions taken")
+    elif min(abs(usual - value) for value in near) > max(EVEN * own, ROUNDED):
+        warnings.append(f"positions lie {own:.4g} mm apart, slice locations {usual:.4g} mm: positions taken")
 
 
 def _distance(places: Numbers, warnings: list[str]) -> float:
@@ -281,9 +263,14 @@ def _judge_shear(slices: list[Slice], normal: Numbers, warnings: list[str]) -> N
 def _fill(
     stack: NDArray[np.float32], slices: list[Slice], source: Path, steps: list[str], warnings: list[str]
 ) -> dict[str, str]:
-    """Decode slices into `stack` (N, A, B), stored values times slope plus intercept; the tags of the first."""
+    """Decode slices into `stack` (N, A, B), stored values times slope plus intercept, padding as air.
+
+    Returns:
+        the technical tags of the first.
+    """
     opened: Path | None = None
     dataset: Any = None
+    padded = 0
     tags: dict[str, str] = {}
     for k, item in enumerate(slices):
         try:
@@ -297,19 +284,35 @@ def _fill(
             raise ReadError(source, f"slice {k + 1} holds {stored.shape}, not {item.shape} pixels", "export it again")
         if "ModalityLUTSequence" in dataset:
             raise ReadError(source, "a lookup table in place of slope and intercept", "export it in Hounsfield units")
-        slope, intercept = (1.0, 0.0) if item.rescale is None else map(float, item.rescale)
         with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported with the values
-            stack[k] = stored * slope + intercept
+            stack[k] = stored * item.scale.slope + item.scale.intercept
+        outside = padding(dataset, stored)
+        if outside is not None:
+            stack[k][outside] = _volumes.AIR_HU
+            padded += int(outside.sum())
         tags = tags or _dicom.technical_tags(dataset)
-    pairs = {(1.0, 0.0) if item.rescale is None else (item.rescale[0], item.rescale[1]) for item in slices}
-    known = sum(item.rescale is not None for item in slices)
-    if known < len(slices):
-        warnings.append(f"{len(slices) - known} of {len(slices)} slices without slope and intercept: taken as HU")
+    if padded:
+        share = padded / stack.size
+        steps.append(f"{share:.1%} of the voxels are padding by the header; set to {_volumes.AIR_HU:g}")
+    _judge_rescaling(slices, steps, warnings)
+    return tags
+
+
+def _judge_rescaling(slices: list[Slice], steps: list[str], warnings: list[str]) -> None:
+    """Say how stored values became values of which unit, and what the header does not say of it."""
+    pairs = {(item.scale.slope, item.scale.intercept) for item in slices}
+    unknown = sum(not item.scale.stated for item in slices)
+    if unknown:
+        warnings.append(f"{unknown} of {len(slices)} slices without slope and intercept: taken as HU")
+    for doubt, count in Counter(item.scale.doubt for item in slices if item.scale.doubt).items():
+        warnings.append(f"{count} of {len(slices)} slices: {doubt}")
     if len(pairs) == 1:
         slope, intercept = pairs.pop()
         steps.append(f"rescaled by slope {slope:g} and intercept {intercept:g} (once)")
     else:
         steps.append(f"rescaled by each slice's own slope and intercept (once): {len(pairs)} different pairs")
-    if not all(item.hounsfield for item in slices):
-        warnings.append("the header says that the values are not Hounsfield units")
-    return tags
+    others = Counter(item.unit for item in slices if item.unit not in ("", "HU"))
+    if others:
+        named = ", ".join(sorted(unit for unit in others if unit in _UNITS)) or "something else"
+        which = f" of {others.total()} of {len(slices)} slices" if others.total() < len(slices) else ""
+        warnings.append(f"the header says that the values{which} are not Hounsfield units but {named}")

@@ -2,7 +2,7 @@
 
 * `placement`, `empty`: from any storage order to slices towards the head, rows to the back, columns to the left.
 * `finish`: doubts about the values, and air in place of what is no measurement.
-* `double_rescale_doubt`: values that were rescaled twice, or never.
+* `double_rescale_doubt`: values that were rescaled twice, or never. `range_doubt`: values of another range.
 * `resample`: a volume at another voxel size.
 
 Shapes: D slices, H rows, W columns; A, B, C the three axes as a file stores them.
@@ -21,6 +21,10 @@ from m3bind.modalities.base import Sample
 
 AIR_HU = -1024.0
 PADDING_HU = -1500.0  # nothing physical is below; scanners fill the outside of the field of view with -2000 or -3024
+EXPECTED = "Hounsfield units have air near -1000, water at 0 and bone up to about 2000"
+AIR_BELOW = -300.0  # HU; lung and air are below, fat and all else above
+LARGE = 150.0  # mm; a CT of a field of view so wide holds air
+LARGE_PIXELS = 256  # where the size in mm is unknown
 TILT = 10.0  # degrees between a file's axes and the patient's from which on it is said
 _TARGETS = np.eye(3)[::-1]  # of D, H, W: towards the head (z), the back (y), the left (x)
 
@@ -48,12 +52,16 @@ def empty(shape: tuple[int, int, int], axes: tuple[int, ...], flips: tuple[slice
     return volume, volume[flips].transpose(np.argsort(axes))
 
 
-def finish(volume: Array, steps: list[str], warnings: list[str]) -> None:
+def finish(volume: Array, spacing: tuple[float, ...] | None, steps: list[str], warnings: list[str]) -> bool:
     """Judge the values, then replace in place what is no measurement (NaN, infinite, padding) by air.
 
-    Nothing is taken for padding where the values seem rescaled wrongly, because then the air itself may lie there.
+    Nothing is taken for padding where the values seem to be no Hounsfield units, because then the air itself, or
+    something else that was measured, may lie there.
+
+    Returns:
+        whether nothing speaks against Hounsfield units.
     """
-    doubt = double_rescale_doubt(volume)
+    doubt = double_rescale_doubt(volume) or _depth_doubt(volume)
     broken = padding = 0
     for plane in volume:
         wrong = ~np.isfinite(plane)
@@ -69,7 +77,10 @@ def finish(volume: Array, steps: list[str], warnings: list[str]) -> None:
         warnings.append(f"{broken / volume.size:.1%} of the voxels are NaN or infinite; taken as air")
     if padding:
         steps.append(f"{padding / volume.size:.1%} of the voxels below {PADDING_HU:g} HU (padding) set to {AIR_HU:g}")
-    warnings.extend([doubt] if doubt else _doubts(volume))
+    doubt = doubt or range_doubt(volume, spacing)
+    if doubt:
+        warnings.append(doubt)
+    return doubt is None
 
 
 def _sparse(volume: Array) -> Array:
@@ -111,19 +122,47 @@ def _shifted(some: Array, low: float, high: float, cause: str) -> str:
     )
 
 
-def _doubts(volume: Array) -> list[str]:
-    """Warnings about values that are unlikely to be Hounsfield units of a CT."""
+def _depth_doubt(volume: Array) -> str | None:
+    """A warning if much lies far below air and is no padding, which is one value, or two."""
+    some = _sparse(volume)
+    deep = some[np.isfinite(some) & (some < PADDING_HU)]
+    if deep.size < 64 or deep.size < 0.01 * some.size:
+        return None
+    counts = np.sort(np.unique(np.floor(deep / 50), return_counts=True)[1])
+    if counts[-2:].sum() >= 0.5 * deep.size:
+        return None
+    return (
+        f"values down to {float(deep.min()):.4g}, {deep.size / some.size:.0%} of them below {PADDING_HU:g}: {EXPECTED}"
+    )
+
+
+def range_doubt(volume: Array, spacing: tuple[float, ...] | None) -> str | None:
+    """A warning if values (D, H, W) are unlikely to be Hounsfield units of a CT: what they are and what is expected.
+
+    Crops without air, of bone or of contrast agent, pass: only where the field of view is wide must there be air.
+    """
     some = _sparse(volume)
     low, high = float(some.min()), float(some.max())
+    seen = f"values from {low:.4g} to {high:.4g}"
     if high - low < 10:
-        return [f"nearly blank: values from {low:g} to {high:g} only" + (", rescaled?" if high <= 1 else "")]
+        return f"nearly blank: {seen} only" + (", normalised or a mask?" if high <= 10 else "?") + f" {EXPECTED}"
     if low >= 0 and high <= 255:
-        return ["values from 0 to 255: a picture at some window level rather than Hounsfield units?"]
+        return f"{seen}: a picture at some window level rather than Hounsfield units? {EXPECTED}"
     if low >= 0:
-        return ["no value below 0: MR, or the rescale intercept (often -1024) is missing?"]
+        return f"{seen}, no value below 0: MR, or the rescale intercept (often -1024) is missing? {EXPECTED}"
     if float((some > 3071).mean()) > 0.01 or high > 32767:
-        return [f"out of the range of Hounsfield units: up to {high:.0f}"]
-    return []
+        return f"out of the range of Hounsfield units: {seen}; {EXPECTED}"
+    if float((some < AIR_BELOW).mean()) >= 0.001:
+        return None
+    if high - low < 30:
+        return f"{seen} only: normalised? {EXPECTED}"
+    if float(np.percentile(some, 95)) > 1500:
+        return f"{seen}, no air and most of it denser than bone: MR, or rescaled? {EXPECTED}"
+    planes = [1.0, 1.0] if spacing is None else list(spacing[1:])
+    least = LARGE_PIXELS if spacing is None else LARGE
+    if min(side * count for side, count in zip(planes, volume.shape[1:])) >= least:
+        return f"{seen}, no air in a wide field of view: MR, or cut to a window? {EXPECTED}"
+    return None
 
 
 def spacing_text(spacing: tuple[float, ...]) -> str:

@@ -99,6 +99,7 @@ def _answer(modality: Modality, request: dict[str, Any]) -> tuple[dict[str, Any]
         "shape": array.shape,
         "spacing": sample.spacing,
         "rate": sample.rate,
+        "unit": sample.unit,
         "steps": sample.steps,
         "warnings": sample.warnings,
         "tags": sample.tags,

@@ -34,6 +34,7 @@ class Sample:
     array: NDArray[np.float32]
     spacing: tuple[float, ...] | None = None  # mm per axis of `array` (ct, pathology if known)
     rate: float | None = None  # Hz (ecg)
+    unit: str = ""  # of volumes: "HU" where nothing speaks against Hounsfield units
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 * a folder, or a DICOM file: one series of slices, or one multi-frame object (`_series`).
 * `.zip`: a DICOM series, or one NIfTI or npz file, unpacked into a temporary folder (`_archive`).
-* `.nii`, `.nii.gz`: one volume; its header is judged before its data are unpacked.
+* `.nii`, `.nii.gz`: one volume (`_nifti`).
 * `.npz`: the array `ct`, or the only one of three dimensions.
 * `.png`, `.jpg`: one slice at some window level.
 * `resample`: a volume at another voxel size.
@@ -14,8 +14,6 @@ Axes of the array, whatever the file's own orientation is:
 so `array[k]` is an axial slice as radiologists look at it, and the whole is in the order that ITK readers give (LPS).
 """
 
-import contextlib
-import gzip
 import math
 import zipfile
 from pathlib import Path
@@ -26,20 +24,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m3bind.errors import ReadError, in_words
-from m3bind.modalities import _archive, _dicom, _images, _limits, _series, _volumes
+from m3bind.modalities import _archive, _dicom, _images, _limits, _nifti, _series, _volumes
 from m3bind.modalities._volumes import resample
 from m3bind.modalities.base import Modality, Sample
 
 __all__ = ["CT", "resample"]
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PICTURE_HU = (-1000.0, 1000.0)  # where the black and white of a picture are put: most models clip there
 LUNG_WINDOW = (-1350.0, 150.0)  # level -600, width 1500
 SOFT_WINDOW = (-160.0, 240.0)  # level 40, width 400
 RAD_CHEST_CT = (0.8, 0.8, 0.8)  # mm; int16, clipped to -1000..1000 HU, slices from the head down
-_NIFTI_HEADER = 540  # bytes of the longer of the two versions
-_NIFTI_EXTENSIONS = 1 << 24  # bytes that may lie between header and data
-_MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 
 
 class CT(Modality):
@@ -49,9 +43,10 @@ class CT(Modality):
     title: ClassVar[str] = "CT"
     color: ClassVar[str] = "#228833"
     suffixes: ClassVar[tuple[str, ...]] = (
-        *NIFTI_SUFFIXES, *_dicom.SUFFIXES, _archive.SUFFIX, ".npz", *_images.PICTURE_SUFFIXES,
+        *_nifti.SUFFIXES, *_dicom.SUFFIXES, _archive.SUFFIX, ".npz", *_images.PICTURE_SUFFIXES,
     )  # fmt: skip
     folders: ClassVar[bool] = True
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("nibabel", "imagecodecs", *_dicom.LIBRARIES)
 
     def read(self, path: Path | str) -> Sample:
@@ -77,16 +72,16 @@ class CT(Modality):
             return self._read_archive(path)
         if kind in _images.PICTURE_SUFFIXES:
             return self._read_slice(path)
-        return self._read_npz(path) if kind == ".npz" else self._read_nifti(path)
+        return self._read_npz(path) if kind == ".npz" else _nifti.read_nifti(path)
 
     def _read_archive(self, path: Path) -> Sample:
         with _archive.extracted(path) as (folder, nested):
             files = sorted(folder.iterdir())
-            volumes = [file for file in files if _images.ending(file, (*NIFTI_SUFFIXES, ".npz"))]
+            volumes = [file for file in files if _images.ending(file, (*_nifti.SUFFIXES, ".npz"))]
             try:
                 if len(volumes) == 1 and not any(map(_dicom.is_dicom, files)):
                     file = volumes[0]
-                    sample = self._read_npz(file) if file.suffix == ".npz" else self._read_nifti(file)
+                    sample = self._read_npz(file) if file.suffix == ".npz" else _nifti.read_nifti(file)
                 else:
                     sample = _series.read_files(files, path)
             except ReadError as error:  # the names in the folder mean nothing to the user
@@ -102,43 +97,6 @@ class CT(Modality):
         steps.append(f"grey 0..1 put linearly on {low:g}..{high:g}")
         warnings.append("a picture at some window level: its values are not Hounsfield units")
         return Sample(self.name, (grey * (high - low) + low)[None], steps=steps, warnings=warnings)
-
-    def _read_nifti(self, path: Path) -> Sample:
-        import nibabel  # slow to import; only volumes need it
-        from nibabel import affines
-
-        try:
-            _check_nifti(path)
-            image = nibabel.load(path)
-            raw = _stored(path, image.dataobj)
-            raw = raw[(slice(None),) * 3 + (0,) * (raw.ndim - 3)]
-            slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
-            sides = affines.voxel_sizes(image.affine)
-        except (ReadError, MemoryError):
-            raise
-        except Exception as error:  # nibabel and zlib raise many kinds for damaged files
-            kind = _images.looks_like(path) if path.suffix == ".nii" else ""
-            reason = f"not a readable NIfTI file ({kind or in_words(error)})"
-            raise ReadError(path, reason, "fetch or export it again") from error
-        if not (np.isfinite(image.affine).all() and (sides > 0).all()):
-            raise ReadError(path, "its header gives voxels without size", "export it again")
-        steps, warnings = _describe(image)
-        # RAS (x to the right, y to the front, z to the head) to LPS; one direction per axis of `raw`
-        directions = (np.diag([-1.0, -1.0, 1.0]) @ image.affine[:3, :3] / sides).T
-        axes, flips, tilt = _volumes.placement(directions)
-        if tilt > _volumes.TILT:
-            warnings.append(f"tilted by {tilt:.0f} degrees; turned to the nearest axes only")
-        volume, stack = _volumes.empty(raw.shape, axes, flips)
-        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported with the values
-            for k in range(raw.shape[2]):
-                stack[:, :, k] = raw[:, :, k] * slope + intercept
-        if (slope, intercept) != (1, 0):
-            steps.append(f"rescaled by slope {slope:g} and intercept {intercept:g} (once)")
-        sides = sides * _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-        spacing = tuple(float(sides[a]) for a in axes)
-        warnings += _volumes.spacing_doubts(spacing)
-        _volumes.finish(volume, steps, warnings)
-        return Sample(self.name, volume, spacing=spacing, steps=steps, warnings=warnings)
 
     def _read_npz(self, path: Path) -> Sample:
         try:
@@ -160,8 +118,8 @@ class CT(Modality):
             volume = volume.copy()
         if spacing:
             warnings += _volumes.spacing_doubts(spacing)
-        _volumes.finish(volume, steps, warnings)
-        return Sample(self.name, volume, spacing=spacing, steps=steps, warnings=warnings)
+        unit = "HU" if _volumes.finish(volume, spacing, steps, warnings) else ""
+        return Sample(self.name, volume, spacing=spacing, unit=unit, steps=steps, warnings=warnings)
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
         """Four evenly spaced slices (2 x 2, feet to head) in a lung window; the middle one if there are fewer than 8.
@@ -186,54 +144,6 @@ class CT(Modality):
         for place, tile in enumerate(tiles):
             sheet.paste(tile, ((place % 2) * (box[0] + 1), (place // 2) * (box[1] + 1)))
         return sheet
-
-
-def _stored(path: Path, proxy: Any) -> NDArray[Any]:
-    """The values of a NIfTI file before scaling; one whole gzip stream by libdeflate, twice as fast as zlib."""
-    if path.name.lower().endswith(".gz"):
-        import imagecodecs
-
-        size = int(proxy.offset) + math.prod(proxy.shape) * proxy.dtype.itemsize
-        with contextlib.suppress(imagecodecs.DeflateError):  # several streams, or more behind the volume
-            data = imagecodecs.gzip_decode(path.read_bytes(), out=size)
-            if len(data) == size:
-                return np.ndarray(proxy.shape, proxy.dtype, data, int(proxy.offset), order="F")
-    values: NDArray[Any] = proxy.get_unscaled()
-    return values
-
-
-def _check_nifti(path: Path) -> None:
-    """Judge a NIfTI header before anything else of the file is unpacked: a gzip stream may be endless.
-
-    Raises:
-        ReadError: not one volume, not plain numbers, over a limit, or data that begin too far behind the header.
-    """
-    import nibabel
-
-    packed = path.name.lower().endswith(".gz")
-    with gzip.open(path) if packed else open(path, "rb") as handle:
-        head = handle.read(_NIFTI_HEADER)
-    second = int.from_bytes(head[:4], "little") == 540 or int.from_bytes(head[:4], "big") == 540
-    kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
-    header = kind(head[: kind.template_dtype.itemsize], check=False)
-    shape, dtype = tuple(map(int, header.get_data_shape())), header.get_data_dtype()
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3:
-        raise ReadError(path, f"{len(shape)} dimensions {shape}, not a volume", "split it into 3-D volumes")
-    if min(shape) < 1:
-        raise ReadError(path, f"declares {shape} voxels", "fetch or export it again")
-    _limits.check_count(path, math.prod(shape), "voxels")
-    if dtype.fields is not None or dtype.kind == "c":
-        raise ReadError(path, "colour or complex values, not a CT", "check the modality of this file")
-    start, stored = float(header["vox_offset"]), path.stat().st_size
-    if not 0 <= start <= _NIFTI_EXTENSIONS:
-        raise ReadError(path, "its data begin too far behind the header", "damaged, or made to harm")
-    decoded = math.prod(shape) * dtype.itemsize
-    _limits.check_ratio(path, decoded, stored)
-    if not packed and start + decoded > stored:
-        reason = f"not a readable NIfTI file (cut short: {stored:,} of {int(start) + decoded:,} bytes)"
-        raise ReadError(path, reason, "fetch or export it again")
 
 
 def _load_npz(path: Path) -> tuple[NDArray[Any], str, tuple[float, float, float] | None]:
@@ -274,17 +184,3 @@ def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(handle)
     return shape, dtype
-
-
-def _describe(image: Any) -> tuple[list[str], list[str]]:
-    """Steps and warnings about orientation and units of a NIfTI image."""
-    import nibabel
-
-    codes = "".join(code or "?" for code in nibabel.aff2axcodes(image.affine))
-    steps, warnings = [f"turned from {codes} to slices towards the head, rows to the back, columns to the left"], []
-    header = image.header
-    if "qform_code" in header and int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
-        warnings.append("the header states no orientation: left and right, head and feet are a guess")
-    if header.get_xyzt_units()[0] == "unknown":
-        steps.append("no unit of length in the header; millimetres assumed")
-    return steps, warnings
