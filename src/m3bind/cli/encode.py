@@ -31,6 +31,8 @@ def encode(
 ) -> None:
     """Files -> embeddings; bad files go to quarantine.csv, the rest goes on. Stopped, the same command continues.
 
+    What looks wrong in files that were read (a CT that is not in Hounsfield units, for instance) is in doubts.csv.
+
     Examples:  m3bind encode archive/ --space runs/demo/space --out encoded
     m3bind encode scans/*.png --modality xray --space runs/demo/space --out encoded
     accelerate launch -m m3bind encode archive/ --space runs/demo/space --out encoded
@@ -60,6 +62,8 @@ def encode(
         if os.environ.get("RANK", "0") == "0":
             print(encoded)
             print("\n".join(f"  {name}: {dtype}" for name, dtype in encoded.precision.items()))
+            if encoded.doubted:
+                print(encoded.doubts_text())
     if bad:
         raise typer.Exit(1)
 
@@ -77,6 +81,8 @@ def merge(
 
     encoded = put_together(parts, out)
     print(encoded)
+    if encoded.doubted:
+        print(encoded.doubts_text())
     if encoded.bad:
         raise typer.Exit(1)
 

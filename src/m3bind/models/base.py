@@ -43,6 +43,7 @@ class ModelCard:
     licence_weights: str
     joint_dim: int
     input: str  # "3x224x224, CLIP mean/std"
+    volumes: str = "HU"  # what the values of volumes must be (`Sample.unit`); "" where any will do
     revision: str = ""
     lora_text: tuple[str, ...] = ()  # module-name endings of query and value projections in the text trunk
     lora_image: tuple[str, ...] = ()
@@ -98,6 +99,19 @@ class DualEncoder(nn.Module, ABC):
     @abstractmethod
     def preprocess(self, sample: Sample) -> Tensor:
         """One decoded sample as this model's float32 input, without the batch axis."""
+
+    def doubts(self, sample: Sample) -> list[str]:
+        """What of a decoded sample is not what this model expects: a volume whose values are in another unit."""
+        expected, array = self.card.volumes, sample.array
+        if (
+            not expected
+            or sample.rate is not None
+            or array.ndim != 3
+            or array.shape[-1] == 3
+            or sample.unit == expected
+        ):
+            return []
+        return [f"the model expects volumes in {expected}, which these values do not seem to be"]
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Tokens:

@@ -36,6 +36,7 @@ class Prepared:
     inputs: list[Tensor] = field(default_factory=list)
     places: list[list[float]] | None = None  # of each input, where there are several
     reason: str = ""
+    doubts: list[str] = field(default_factory=list)  # of the reader and of the model
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +53,9 @@ def prepare(space: Space, row: Row, cut: Cut) -> Prepared:
         sample = _decode(Path(row["path"]), modality, space.modalities, cut)
         modality = sample.modality
         model = space.model(modality)
-        return Prepared(modality, [model.preprocess(part) for part in sample.parts()], sample.places)
+        parts = sample.parts()
+        doubts = list(dict.fromkeys([*sample.warnings, *(doubt for part in parts for doubt in model.doubts(part))]))
+        return Prepared(modality, [model.preprocess(part) for part in parts], sample.places, doubts=doubts)
     except Exception as error:
         return Prepared(modality, reason=reason_of(error))
 

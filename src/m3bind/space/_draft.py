@@ -47,6 +47,7 @@ class Draft:
         """The shard, means of parts taken and gaps corrected where asked for."""
         items: list[dict[str, str]] = []
         bad: list[dict[str, str]] = []
+        doubts: list[dict[str, str]] = []
         rows: list[Array] = []
         parts: list[Array] = []
         part_of: list[int] = []
@@ -64,12 +65,14 @@ class Draft:
                 part_of += [len(items)] * len(own)
                 places += [[*place, np.nan][:2] for place in prepared.places]
                 parts += [*own] if settings["part_embeddings"] else []
+            doubts += [{"path": row["path"], "modality": prepared.modality, "doubt": text} for text in prepared.doubts]
             items.append(_described(row, prepared.modality, settings["keep"]))
             rows.append(_mean(own))
         return Shard(
             rows=np.array(rows, np.float32).reshape(-1, space.dim),
             items=items,
             bad=bad,
+            doubts=doubts,
             version=self.version,
             part_of=np.array(part_of, np.int64),
             places=np.array(places, np.float64).reshape(-1, 2),

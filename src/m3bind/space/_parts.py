@@ -44,6 +44,7 @@ class Shard:
     rows: Array  # (g, d) unit rows
     items: list[dict[str, str]]  # of each: id, modality, path and kept fields
     bad: list[dict[str, str]]  # of the others: path, modality, reason
+    doubts: list[dict[str, str]]  # about items: path, modality, doubt; none, one or several of each
     version: str  # of the files (`_items.version_of`)
     part_of: NDArray[np.int64]  # (p,) position in `items` of the item each part belongs to
     places: NDArray[np.float64]  # (p, 2) x, y of a tile in level-0 pixels; start in seconds and NaN of a window
@@ -193,6 +194,7 @@ def write_shard(path: Path, shard: Shard) -> None:
         "part_rows": shard.part_rows,
         "items": np.frombuffer(_json(shard.items).encode(), np.uint8),
         "bad": np.frombuffer(_json(shard.bad).encode(), np.uint8),
+        "doubts": np.frombuffer(_json(shard.doubts).encode(), np.uint8),
     }
     counts = {"items": len(shard.items), "bad": len(shard.bad), "parts": len(shard.places)}
     metadata = {"version": shard.version, "counts": json.dumps(counts)}
@@ -210,8 +212,8 @@ def read_shard(path: Path) -> Shard:
         with safe_open(path, "np") as file:
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
             version = file.metadata()["version"]
-        items, bad = (json.loads(found.pop(key).tobytes()) for key in ("items", "bad"))
-        return Shard(items=items, bad=bad, version=version, **found)
+        items, bad, doubts = (json.loads(found.pop(key).tobytes()) for key in ("items", "bad", "doubts"))
+        return Shard(items=items, bad=bad, doubts=doubts, version=version, **found)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: damaged; remove this file and encode again") from error
 

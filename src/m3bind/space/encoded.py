@@ -3,6 +3,7 @@
     OUT/embeddings.npy        (n, d) float32 unit rows
     OUT/items.parquet         row, id, modality, path (and what `keep` asked for), one per embedding
     OUT/quarantine.csv        path, modality, reason of every file that could not be used
+    OUT/doubts.csv            path, modality, doubt of files that were read although something looks wrong, if any
     OUT/parts.parquet         row, x, y, seconds of every tile of a slide and window of a recording, where there are any
     OUT/part_embeddings.npy   (p, d) float32 unit rows of those, where they were asked for
     OUT/encoded.json          which space, how it was computed, counts, hash of each file
@@ -15,6 +16,7 @@ Shapes: n items, p parts, d dimension of the space.
 """
 
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +37,7 @@ from m3bind.space.folder import damaged, guard_folder, read_whole
 
 MARKER = "encoded.json"
 FILES = ("embeddings.npy", "items.parquet", "quarantine.csv")
-PARTS, PART_ROWS = "parts.parquet", "part_embeddings.npy"
+PARTS, PART_ROWS, DOUBTS = "parts.parquet", "part_embeddings.npy", "doubts.csv"
 GROUP = 1 << 16  # rows of a table written at once
 
 
@@ -51,13 +53,30 @@ class Encoded:
     bad: int  # files in quarantine.csv
     modalities: dict[str, int] = field(default_factory=dict)  # items per modality
     precision: dict[str, str] = field(default_factory=dict)  # number format of each tower
+    doubted: int = 0  # files in doubts.csv
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name} {n}" for name, n in self.modalities.items())
-        return f"Encoded({self.folder}: {len(self)} done ({counts}), {self.bad} bad)"
+        doubted = f", {self.doubted} with doubts" if self.doubted else ""
+        return f"Encoded({self.folder}: {len(self)} done ({counts}), {self.bad} bad{doubted})"
+
+    @property
+    def doubts(self) -> pd.DataFrame:
+        """path, modality, doubt: what looked wrong in files that were read. May be empty."""
+        path = self.folder / DOUBTS
+        return pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame(columns=["path", "modality", "doubt"])
+
+    def doubts_text(self, most: int = 3) -> str:
+        """The most frequent doubts for people, one a line, whatever numbers they hold; "" without any."""
+        if not self.doubted:
+            return ""
+        texts = self.doubts["doubt"].tolist()
+        kinds = [re.sub(r"[-\d.]*\d", "#", text) for text in texts]
+        lines = [f"  {count} x {texts[kinds.index(kind)]}" for kind, count in Counter(kinds).most_common(most)]
+        return "\n".join([f"{self.doubted} files read with doubts, all in {self.folder / DOUBTS}; most often:", *lines])
 
     @property
     def parts(self) -> pd.DataFrame:
@@ -94,7 +113,7 @@ def _open(folder: Path) -> Encoded:
     try:
         content = read_json(folder / MARKER)
         hashes = content["files"]
-        if content["format"] != "m3bind-encoded" or not set(FILES) <= set(hashes) <= {*FILES, PARTS, PART_ROWS}:
+        if content["format"] != "m3bind-encoded" or not set(FILES) <= set(hashes) <= {*FILES, PARTS, PART_ROWS, DOUBTS}:
             raise ValueError("another format")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SpaceError(f"{folder}: not an encoded archive, it holds no {MARKER}; run encode first") from error
@@ -107,7 +126,15 @@ def _open(folder: Path) -> Encoded:
     items = pd.read_parquet(folder / "items.parquet")
     counts, precision = content["modalities"], content.get("precision", {})
     return Encoded(
-        folder, embeddings, items, content["space"], content["gap_corrected"], content["bad"], counts, precision
+        folder,
+        embeddings,
+        items,
+        fingerprint=content["space"],
+        gap_corrected=content["gap_corrected"],
+        bad=content["bad"],
+        modalities=counts,
+        precision=precision,
+        doubted=content.get("doubted", 0),
     )
 
 
@@ -171,7 +198,7 @@ def publish(store: Store, out: Path, others: Sequence[Store] = ()) -> None:
     decisions = _same_decisions([store, *others])
     files = [_found(number, [store, *others]) for number in range(len(store.job["shards"]))]
     modalities: Counter[str] = Counter()
-    counts, versions = Counter(done=0, bad=0, parts=0), []
+    counts, versions = Counter(done=0, bad=0, parts=0, doubted=0), []
     with atomic_path(out, directory=True) as temporary:
         texts = ["id", "modality", "path", *(name for name in settings["keep"] if name != "id")]
         rows, items = (
@@ -190,8 +217,12 @@ def publish(store: Store, out: Path, others: Sequence[Store] = ()) -> None:
             part_rows.add(shard.part_rows)
             bad = pd.DataFrame(shard.bad, columns=["path", "modality", "reason"])
             bad.to_csv(temporary / FILES[2], index=False, mode="a", header=False)
+            doubts = pd.DataFrame(shard.doubts, columns=["path", "modality", "doubt"])
+            if len(doubts):
+                doubts.to_csv(temporary / DOUBTS, index=False, mode="a", header=not counts["doubted"])
             modalities.update(item["modality"] for item in shard.items)
             counts.update(done=len(shard.items), bad=len(shard.bad), parts=len(shard.places))
+            counts.update(doubted=doubts["path"].nunique())
             versions.append(shard.version)
         for writer in (rows, table, parts, part_rows):
             writer.close()
