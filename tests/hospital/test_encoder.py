@@ -229,7 +229,7 @@ def test_complete_survives_a_kill(space: Space, index: Index, tmp_path: Path) ->
         spool.give_back(whole)
         assert spool.waits(whole) and not spool.waits(begun)
         encoder = Encoder(space, index, spool)
-        assert not encoder.settled(whole)
+        assert encoder.place(whole) == ""
         encoder.drain()
         assert index.counts() == {"ct": 1, "xray": 1} and spool.waiting() == 1
-        assert encoder.settled(whole) and not encoder.settled(begun) and spool.expected(whole) == 0
+        assert encoder.place(whole) == "index" and encoder.place(begun) == "" and spool.expected(whole) == 0

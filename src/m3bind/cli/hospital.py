@@ -34,7 +34,7 @@ Auth = Annotated[
     Path | None,
     typer.Option("--auth-file", help="file with the header Authorization; default: M3BIND_DICOMWEB_AUTH"),
 ]
-TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="our certificate (PEM), for DICOM over TLS")]
+TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="our certificate (PEM), for TLS")]
 TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="its key (PEM, without password)")]
 TlsCa = Annotated[
     Path | None, typer.Option("--tls-ca", help="certificates (PEM) that sign the other side's: it must prove itself")
@@ -123,7 +123,12 @@ def pull(
     until: Annotated[str, typer.Option("--until", help="last day of studies")] = "",
     limit: Annotated[int, typer.Option(help="most series to fetch; 0: all")] = 0,
     page: Annotated[int, typer.Option(help="studies per question")] = 100,
+    timeout: Annotated[float, typer.Option(help="seconds without a byte after which an answer is given up")] = 60.0,
+    series_minutes: Annotated[float, typer.Option(help="most minutes for one series")] = 60.0,
     auth_file: Auth = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
     keep_files: Keep = None,
     salt_file: Salt = None,
     spool: SpoolAt = None,
@@ -135,29 +140,62 @@ def pull(
 ) -> None:
     """Series of a DICOMweb server -> index, without names. Stopped, the same command continues.
 
+    Exit code 0 only when all that was asked for is in the index.
+
     Example:  m3bind pull http://127.0.0.1:8042/dicom-web --space runs/demo/space --index index --modality CT
     """
     options = _Options(space, index, keep_files, salt_file, spool, dates, burned_in, mapping, max_mb, spool_gb)
     _need("httpx")
-    from m3bind.hospital.dicomweb import Wanted
-    from m3bind.hospital.dicomweb import pull as fetch
-    from m3bind.hospital.http import Web, authorization
+    from m3bind.hospital.dicomweb import Pull
+    from m3bind.hospital.http import Bounds, Web, authorization
+    from m3bind.hospital.qido import Wanted
+    from m3bind.hospital.tls import Certificates
 
     wanted = Wanted(modality, since, until, limit, page)
-    wanted.query()
-    counts: Any = {}
-    with Web(url, authorization(auth_file)) as web, _ways(options, float("inf")) as (intake, encoder):
-        encoder.drain()  # what an earlier run left
+    wanted.check()
+    if timeout <= 0 or series_minutes <= 0:
+        raise ConfigError("--timeout and --series-minutes are more than 0")
+    bounds = Bounds(silence=timeout, seconds=60 * series_minutes)
+    files = Certificates.of(tls_cert, tls_key, tls_ca)
+    with (
+        Web(url, authorization(auth_file), bounds, files.client() if files else None) as web,
+        _ways(options, float("inf")) as (intake, encoder),
+    ):
+        left = intake.spool.waiting()
+        encoder.drain()  # what an earlier run received to its end
+        resumed = left - intake.spool.waiting()
+        run = Pull(web, intake, wanted, encoder.place)
         try:
-            for done in fetch(web, intake, wanted, encoder.settled):
-                counts = done
+            for _ in run:
                 encoder.drain()
         finally:
             encoder.drain()
-            listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-            print(f"fetched: {listed or 'nothing'}; {_state(intake, encoder)}")
-    if intake.counts["refused"] or intake.spool.quarantine.count or (counts and counts["failed"]):
-        raise typer.Exit(1)
+            print(f"{_pulled(run, resumed)}; {_state(intake, encoder)}")
+        waiting = intake.spool.waiting()
+        if not run.whole or intake.counts["refused"] or intake.spool.quarantine.count or waiting:
+            _tell_missing(run, intake, waiting)
+            raise typer.Exit(1)
+
+
+def _pulled(run: Any, resumed: int) -> str:
+    """What a pull did, in one line."""
+    usual = [f"resumed {resumed}"]
+    usual += [f"{word} {run.counts[name]}" for word, name in
+              (("fetched", "series"), ("skipped", "skipped"), ("failed", "failed"))]  # fmt: skip
+    others = [
+        f"{name} {run.counts[name]}" for name in ("incomplete", "listed before", "other kinds") if run.counts[name]
+    ]
+    return f"series: {', '.join(usual + others)}"
+
+
+def _tell_missing(run: Any, intake: Any, waiting: int) -> None:
+    """Say on stderr what is not here, and where the reasons are."""
+    for reason, count in run.reasons.most_common(5):
+        print(f"  {count} x {reason}", file=sys.stderr)
+    if waiting:
+        print(f"  {waiting} items wait in the spool, of series that did not come to their end", file=sys.stderr)
+    listed = intake.spool.folder / "aside.csv"
+    print(f"not all that was asked for is in the index: see {listed}; the same command goes on", file=sys.stderr)
 
 
 @app.command("send-results")
@@ -207,10 +245,12 @@ def send_results(
         found = findings(load(space), opened, wanted, names)
         count = _deliver(found, known, out, to, sidecar, auth_file, tls.client() if tls else None)
     print(f"{count} results {'written' if out and not to else 'sent'}")
+    if count < len(found):
+        raise typer.Exit(1)
 
 
 def _deliver(found: Any, known: Any, out: Path | None, to: str, sidecar: bool, auth_file: Path | None, tls: Any) -> int:
-    """Write or send results; how many."""
+    """Write or send results; how many were taken. One that is not taken is named, and the rest is sent."""
     from m3bind.files import atomic_path, write_json
     from m3bind.hospital.results import as_json, as_report
 
@@ -229,9 +269,27 @@ def _deliver(found: Any, known: Any, out: Path | None, to: str, sidecar: bool, a
 
         kinds = [str(report.SOPClassUID) for _, report in reports[:1]]
         with destination(to, kinds, authorization(auth_file), tls=tls) as send:
-            for _, report in reports:
-                send(report)
+            return sum(_sent(send, name, report) for name, report in reports)
     return len(reports)
+
+
+def _sent(send: Any, name: str, report: Any) -> bool:
+    """Whether a report was taken.
+
+    Raises:
+        Gone: the archive cannot be reached.
+    """
+    from m3bind.hospital.http import Gone, WebError
+    from m3bind.hospital.send import SendError
+
+    try:
+        send(report)
+    except Gone:
+        raise
+    except (SendError, WebError) as error:
+        print(f"{name}: not taken: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _need(package: str) -> None:

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -229,9 +230,9 @@ class Encoder:
         except UnknownNameError:
             return None
 
-    def settled(self, unit: str) -> bool:
-        """Whether a unit is in the index, or in the list of what could not be used."""
-        return self._known(unit) is not None or self._spool.is_listed(unit)
+    def place(self, unit: str) -> Literal["index", "list", ""]:
+        """Where a unit is that has left the spool: in the index, in the list of what could not be used, or nowhere."""
+        return "index" if self._known(unit) is not None else "list" if self._spool.is_listed(unit) else ""
 
     def _say(self, unit: str, before: str, now: str) -> None:
         """Have the index say something else of an item that stays as it is."""

@@ -1,36 +1,71 @@
-"""Requests to a DICOMweb server that may be slow, busy or gone for a while.
+"""Requests to a DICOMweb server that may be slow, busy, broken or gone for a while, or that lies.
 
-* `Web`: a base address with credentials; `json` and `stream` try again, with growing pauses, where that can help.
+* `Web`: a base address with credentials; `search` and `request` try again, with growing pauses, where that can help.
+* `Bounds`: what a server may cost. * `content`: the bytes of an answer, unpacked, not more than allowed.
 * `authorization`: the credentials, from a file or the environment, never from the command line.
+
+Every answer ends: no byte for some seconds, fewer bytes per second than a modem sends, more bytes or time than
+allowed end its connection, whatever part of it is waited for (`m3bind.hospital.watch`).
 """
 
+import email.utils
 import json
 import logging
 import os
 import random
+import re
+import ssl
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from m3bind.errors import ConfigError, M3BindError, in_words
+from m3bind.hospital.watch import Watch
 
 VARIABLE = "M3BIND_DICOMWEB_AUTH"
-TRIES = 5
 PAUSE, LONGEST = 0.5, 30.0  # seconds: the first pause, and the longest
-ANSWER = 32 << 20  # bytes of a JSON answer
+BLOCK = 1 << 20  # bytes that are unpacked at a time
+OPENED = 1_000_000  # brackets of a JSON answer: what it may cost in memory
+QUOTED = 160  # characters of a server's reason
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
+_ROOT = "is this the DICOMweb root, and does it want a login?"
+_OWN = ("127.0.0.1", "::1", "localhost")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What a server may cost."""
+
+    tries: int = 5  # of a request; two where it does not answer at all
+    silence: float = 60.0  # seconds without a byte
+    rate: float = 1000.0  # bytes per second, on average after twice as long
+    seconds: float = 3600.0  # of one request, all tries together
+    answer: int = 32 << 20  # bytes of a JSON answer
+    pages: int = 10_000  # of a search
+    parts: int = 100_000  # of an answer of several parts
+
+
 class WebError(M3BindError):
-    """A server that does not answer, or says no; the message has its address, never a path below."""
+    """A server that says no, or what nobody can use. The message has its address, never a path below."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        """`status`: of the answer, 0 where there was none or it was no answer to the question."""
+        super().__init__(text)
+        self.status = status
+
+
+class Failing(WebError):
+    """A fault that may pass and did not: too slow, too busy, broken off; another request may go well."""
 
 
 class Gone(WebError):
-    """A server that did not answer, however often it was asked."""
+    """A server that cannot be reached, however often it was tried."""
 
 
 class Passing(Exception):
@@ -41,65 +76,96 @@ class Passing(Exception):
         self.after = after
 
 
+@dataclass(frozen=True)
+class Page:
+    """What a search answered."""
+
+    items: list[dict[str, Any]]
+    more: bool  # the server says that there is more
+
+
 def authorization(file: Path | None = None) -> str:
     """The value of the header Authorization ("Bearer ...", "Basic ..."), from `file` or M3BIND_DICOMWEB_AUTH; or "".
 
     Raises:
-        ConfigError: the file is missing or empty.
+        ConfigError: the file is missing or empty, or the value is none that a header can hold.
     """
-    if file is None:
-        return os.environ.get(VARIABLE, "").strip()
     try:
-        text = file.read_text(encoding="utf-8").strip()
+        text = file.read_text(encoding="utf-8") if file else os.environ.get(VARIABLE, "")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: no credentials can be read from it ({in_words(error)})") from error
-    if not text:
+    text, where = text.strip(), file or VARIABLE
+    if file and not text:
         raise ConfigError(f"{file}: empty; write the value of the header Authorization into it")
+    if text and not re.fullmatch(r"[\x20-\x7e]+", text):
+        raise ConfigError(f"{where}: not one line of plain characters; give the value of the header Authorization")
     return text
 
 
 class Web:
-    """A server. Redirects are not followed, certificates are checked."""
+    """A server. Redirects are not followed, certificates are checked.
 
-    def __init__(self, url: str, auth: str = "", timeout: float = 60.0, tries: int = TRIES) -> None:
-        """`url`: of the DICOMweb root, e.g. http://127.0.0.1:8042/dicom-web.
+    Proxies of the environment (HTTPS_PROXY, NO_PROXY) are used for https to other machines only, where they see neither
+    credentials nor objects; http goes straight to the address that was given.
+    """
+
+    def __init__(
+        self, url: str, auth: str = "", bounds: Bounds | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """`url`: of the DICOMweb root, e.g. http://127.0.0.1:8042/dicom-web. `tls`: own certificates, or whom to trust.
 
         Raises:
-            ConfigError: no such address, or credentials that would travel unencrypted to another machine.
+            ConfigError: no such address, credentials that would travel unencrypted to another machine, or settings of a
+                proxy in the environment that cannot be used.
         """
         import httpx
 
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            raise ConfigError(f"{parts.scheme}: give a DICOMweb address, https://HOST/PATH, without a user name")
-        if auth and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
-            raise ConfigError(f"{parts.hostname}: credentials go over https only; use an https address")
-        self.host, self._tries, self._url = parts.netloc, tries, url.rstrip("/")
-        headers = {"Authorization": auth} if auth else {}
-        self._client = httpx.Client(headers=headers, timeout=timeout, follow_redirects=False)
+        self.bounds = bounds or Bounds()
+        host, secure = _address(url)
+        if auth and not secure and host not in _OWN:
+            raise ConfigError(f"{host}: credentials go over https only; use an https address")
+        self.host, self._url = urlsplit(url).netloc, url.rstrip("/")
+        self._stream: Any = None  # of the newest connection, for who ends it
+        try:
+            self._client = httpx.Client(
+                headers={"Authorization": auth} if auth else {},
+                timeout=self.bounds.silence,
+                follow_redirects=False,
+                trust_env=secure and host not in _OWN,
+                verify=tls or True,
+                limits=httpx.Limits(max_connections=1),
+            )
+        except (ValueError, ImportError, httpx.InvalidURL, OSError) as error:
+            raise ConfigError(f"the environment's proxies or certificates cannot be used ({error})") from None
 
-    def json(self, path: str, query: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """The list a search answers; [] for 204.
+    def search(self, path: str, query: Mapping[str, Any] | None = None, tries: int = 0) -> Page:
+        """What a search answers; nothing for 204. What is no object of the list is an empty one.
 
         Raises:
             WebError: no such answer, after all tries.
         """
 
-        def read(answer: Any) -> list[dict[str, Any]]:
-            data = bytearray()
-            for piece in answer.iter_bytes():
-                data += piece
-                if len(data) > ANSWER:
-                    raise WebError(f"{self.host}: a search answer of more than {ANSWER:,} bytes; lower --page")
-            try:
-                found = json.loads(bytes(data)) if data else []
-            except ValueError:
-                raise WebError(f"{self.host}: an answer that is no JSON; is this the DICOMweb root?") from None
-            if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-                raise WebError(f"{self.host}: an answer that is no list; is this the DICOMweb root?")
-            return found
+        def read(answer: Any) -> Page:
+            data = b"".join(content(answer, self.bounds.answer))
+            said = answer.headers.get("Warning", "")
+            more = answer.status_code == 206 or (said.strip().startswith("299") and "additional results" in said)
+            return Page(self._listed(data, answer.headers.get("Content-Type", "")), more)
 
-        return self.request("GET", path, read, {"Accept": "application/dicom+json"}, query)
+        headers = {"Accept": "application/dicom+json", "Accept-Encoding": "gzip"}
+        return self.request("GET", path, read, headers, query, tries=tries)
+
+    def _listed(self, data: bytes, kind: str) -> list[dict[str, Any]]:
+        if not data.strip():
+            return []
+        if data.count(b"{") + data.count(b"[") > OPENED:
+            raise WebError(f"{self.host}: a search answer of more than {OPENED:,} entries; lower --page")
+        try:
+            found = json.loads(data.decode(json.detect_encoding(data), "replace"), parse_int=_integer)
+        except (ValueError, RecursionError):
+            raise WebError(f"{self.host}: answers {_called(kind)} in place of DICOM JSON; {_ROOT}") from None
+        if not isinstance(found, list):
+            raise WebError(f"{self.host}: an answer that is no list; {_ROOT}")
+        return [item if isinstance(item, dict) else {} for item in found]
 
     def request(
         self,
@@ -109,35 +175,106 @@ class Web:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, Any] | None = None,
         body: bytes | None = None,
+        also: tuple[int, ...] = (),
+        tries: int = 0,
+        end: float = 0.0,
     ) -> T:
         """What `read` makes of an answer's stream, tried again where a fault may pass (also one inside `read`).
 
+        Args:
+            method: GET or POST.
+            path: below the root.
+            read: takes an answer of status 200, 204 or 206, or of one in `also`.
+            headers: of the request, beside the credentials.
+            query: parameters.
+            body: bytes to send.
+            also: other statuses that `read` understands.
+            tries: in place of those of the bounds.
+            end: `time.monotonic()` at which it is over; 0: the seconds of the bounds from now.
+
         Raises:
             WebError: the server says no.
-        Gone: it does not answer after all tries.
+            Failing: a fault that could have passed.
+            Gone: it cannot be reached.
         """
         import httpx
 
-        pause = PAUSE
-        for attempt in range(1, self._tries + 1):
+        end = end or time.monotonic() + self.bounds.seconds
+        pause, silent = PAUSE, 0
+        for attempt in range(1, (tries or self.bounds.tries) + 1):
             try:
-                with self._client.stream(
-                    method, f"{self._url}/{path}", headers=headers, params=query, content=body
-                ) as answer:
-                    if answer.status_code in _PASSING:
-                        raise Passing(f"status {answer.status_code}", _seconds(answer.headers.get("Retry-After")))
-                    if answer.status_code not in (200, 202, 204, 206):
-                        raise WebError(f"{self.host}: answers {answer.status_code}{_meaning(answer.status_code)}")
-                    return read(answer)
-            except (httpx.TransportError, httpx.DecodingError, Passing) as error:
-                reason = str(error) if isinstance(error, Passing) else _broken(error)
-                if attempt == self._tries:
-                    raise Gone(f"{self.host}: {reason}, {attempt} times; look at the server, then go on") from None
+                return self._once(method, path, read, headers, query, body, (200, 204, 206, *also), end)
+            except (httpx.HTTPError, httpx.InvalidURL, Passing) as error:
+                self._refuse_at_once(error)
+                reason, kind = _said(error, self.bounds)
+                silent += isinstance(error, httpx.TimeoutException)
                 wait = max(getattr(error, "after", 0.0), pause * (0.5 + random.random()))
+                wait = min(wait, LONGEST)
+                if attempt == (tries or self.bounds.tries) or silent == 2 or time.monotonic() + wait > end:
+                    times = "once" if attempt == 1 else f"{attempt} times"
+                    raise kind(f"{self.host}: {reason}, {times}; look at the server, then go on") from None
                 logging.getLogger(__name__).info("%s: %s; again in %.1f s", self.host, reason, wait)
-                time.sleep(min(wait, LONGEST))
+                time.sleep(wait)
                 pause *= 2
         raise AssertionError
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[Any], T],
+        headers: Mapping[str, str] | None,
+        query: Mapping[str, Any] | None,
+        body: bytes | None,
+        good: tuple[int, ...],
+        end: float,
+    ) -> T:
+        import httpx
+
+        with Watch(2 * self.bounds.silence, self.bounds.rate, end, self._stream) as watch:
+            try:
+                with self._client.stream(
+                    method,
+                    f"{self._url}/{path}",
+                    headers=headers,
+                    params=query,
+                    content=body,
+                    extensions={"trace": watch.trace},
+                ) as answer:
+                    watch.answer = answer
+                    status = answer.status_code
+                    if status in good:
+                        return read(answer)
+                    if status in _PASSING:
+                        raise Passing(f"status {status}", _seconds(answer.headers.get("Retry-After")))
+                    raise WebError(f"{self.host}: answers {status}{_meaning(answer)}", status)
+            except (httpx.HTTPError, Passing, WebError):
+                if watch.late:
+                    raise Failing(f"{self.host}: {watch.late}") from None
+                raise
+            finally:
+                self._stream = watch.stream
+
+    def _refuse_at_once(self, error: BaseException) -> None:
+        """Raise what another try cannot mend."""
+        import httpx
+
+        found = next((one for one in _causes(error) if isinstance(one, ssl.SSLError)), None)
+        if isinstance(found, ssl.SSLCertVerificationError):
+            raise WebError(
+                f"{self.host}: its certificate is not trusted ({found.verify_message}); name the certificates that "
+                "sign it with --tls-ca FILE, and call the server by a name that stands in its certificate"
+            ) from None
+        if found is not None and (isinstance(error, httpx.ConnectError) or "CERTIFICATE" in str(found.reason)):
+            said = str(found.reason).lower().replace("_", " ")
+            raise WebError(
+                f"{self.host}: no TLS connection ({said}); is it an http address, or does the server ask for a "
+                "certificate (--tls-cert, --tls-key)?"
+            ) from None
+        if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
+            raise WebError(f"{self.host}: the request cannot be sent ({error})") from None
+        if isinstance(error, httpx.ProxyError):
+            raise WebError(f"{self.host}: the proxy of the environment refuses ({_printable(str(error))})") from None
 
     def close(self) -> None:
         """Close connections."""
@@ -150,24 +287,128 @@ class Web:
         self.close()
 
 
+def content(answer: Any, most: int) -> Iterator[bytes]:
+    """The bytes of an answer, unpacked in small pieces.
+
+    Raises:
+        Passing: packed, and damaged or cut short.
+        WebError: more than `most`, or packed in a way that was not asked for.
+    """
+    coding = answer.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+        raise WebError("an answer packed in a way that was not asked for; look at the server's settings")
+    size = 0
+    for piece in answer.iter_raw() if coding in ("", "identity") else _unpacked(answer.iter_raw()):
+        size += len(piece)
+        if size > most:
+            raise WebError(f"an answer of more than {most:,} bytes")
+        yield piece
+
+
+def _unpacked(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        for block in blocks:
+            while piece := unpack.decompress(block, BLOCK):
+                yield piece
+                block = unpack.unconsumed_tail
+    except zlib.error:
+        raise Passing("a packed answer that is damaged") from None
+    if not unpack.eof:
+        raise Passing("an answer that ends early")
+
+
+def _address(url: str) -> tuple[str, bool]:
+    """(host, whether by https) of an address.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
+    except ValueError:
+        raise ConfigError("no address; give a DICOMweb address, https://HOST:PORT/PATH") from None
+    if not good or not parts.hostname or parts.username or parts.query or parts.fragment or " " in url:
+        raise ConfigError(
+            f"{parts.scheme}: give a DICOMweb address, https://HOST/PATH, without a user name or question"
+        )
+    return parts.hostname, parts.scheme == "https"
+
+
+def _integer(digits: str) -> int:
+    """A number of a JSON answer; -1 in place of one that nobody counts to."""
+    return int(digits) if len(digits) <= 18 else -1
+
+
 def _seconds(text: str | None) -> float:
-    return float(text) if text and text.isdigit() else 0.0
+    """What Retry-After asks for: a number of seconds or a date; 0 for anything else."""
+    text = (text or "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return 0.0
 
 
-def _broken(error: Exception) -> str:
-    """What broke, in words."""
-    import httpx
-
-    if isinstance(error, httpx.TimeoutException):
-        return "no answer in time"
-    if isinstance(error, httpx.ConnectError):
-        return "no connection"
-    if isinstance(error, httpx.NetworkError | httpx.ProxyError):
-        return "the connection broke"
-    return "its answer is not proper HTTP"
-
-
-def _meaning(status: int) -> str:
+def _meaning(answer: Any) -> str:
+    """What a status means and what to do, and the reason that came with it."""
+    status = answer.status_code
     if status in (401, 403):
         return f"; give credentials in {VARIABLE} or --auth-file"
-    return "; check the address of the DICOMweb root" if status == 404 else ""
+    if 300 <= status < 400:
+        return ", a redirection, which is not followed; give the address of the DICOMweb root itself"
+    try:
+        said = reason_of(b"".join(content(answer, 1 << 14)), answer.headers.get("Content-Type", ""))
+    except (Passing, WebError):
+        said = ""
+    told = f' ("{said}")' if said else ""
+    return told + ("; check the address of the DICOMweb root" if status == 404 else "")
+
+
+def reason_of(data: bytes, kind: str) -> str:
+    """A server's reason as one short line: printable, without tags and without what may be an identifier."""
+    if not re.match(
+        r"(text/(plain|html|xml)|application/([\w.-]+\+)?(json|xml))?\s*(;|$)", kind.strip(), re.IGNORECASE
+    ):
+        return ""
+    text = data.decode("utf-8", "replace")
+    title = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
+    return _printable(title[1] if title else re.sub(r"<[^<>]*>", " ", text))
+
+
+def _printable(text: str) -> str:
+    text = re.sub(r"[^\s^]*\^[^\s]*|[0-9][0-9.\-]{3,}", "...", text)
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).replace('"', "'").split())
+    return text if len(text) <= QUOTED else text[: QUOTED - 3] + "..."
+
+
+def _called(kind: str) -> str:
+    """A content type in words."""
+    kind = kind.partition(";")[0].strip().lower()
+    return "a web page" if kind in ("text/html", "application/xhtml+xml") else f"{_printable(kind) or 'something else'}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _said(error: BaseException, bounds: Bounds) -> tuple[str, type[WebError]]:
+    """A fault of a connection in words, and what it is."""
+    import httpx
+
+    if isinstance(error, Passing):
+        return str(error), Failing
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"no connection within {bounds.silence:g} s", Gone
+    if isinstance(error, httpx.ConnectError):
+        told = next((one.strerror for one in _causes(error) if isinstance(one, OSError) and one.strerror), "refused")
+        return f"no connection ({told})", Gone
+    if isinstance(error, httpx.TimeoutException):
+        return f"no byte for {bounds.silence:g} s", Failing
+    if isinstance(error, httpx.ProtocolError):
+        return "an answer that is broken off, or no HTTP", Failing
+    return "the connection broke", Failing

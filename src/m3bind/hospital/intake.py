@@ -43,11 +43,14 @@ class Intake:
         """`take`, for who asks only for the unit the object belongs to."""
         return self.take(path).unit
 
-    def take(self, path: Path) -> Cleaned:
+    def take(self, path: Path, series: str = "") -> Cleaned:
         """Take an object in; returns what was stored of it. It is durable when this returns.
 
+        `series`: key of the one it must be part of; "": any.
+
         Raises:
-            Refused: too large, no room, of a kind that is not taken, not readable, or against the rules.
+            Refused: too large, no room, of a kind that is not taken, not readable, of another series, or against the
+                rules.
             DiskError: the mapping, the ledger or the list cannot be written.
         """
         try:
@@ -62,6 +65,8 @@ class Intake:
                 cleaned = self._deidentifier.clean_file(path)
                 if cleaned.origin.sop_class not in self.kinds:
                     raise Refused("kind", "of a modality that this space does not hold")
+                if series and cleaned.series != series:
+                    raise Refused("policy", "of another series than the one that was asked for")
                 if self._mapping is not None:
                     self._mapping.keep(cleaned)
                 self.spool.put(cleaned)
@@ -73,6 +78,6 @@ class Intake:
         self.counts["received"] += 1
         return cleaned
 
-    def series_key(self, uid: str) -> str:
-        """The key of a series."""
-        return self._deidentifier.names.key("series", uid)
+    def key(self, kind: str, uid: str) -> str:
+        """The key of a series, an object or a study."""
+        return self._deidentifier.names.key(kind, uid)

@@ -1,92 +1,160 @@
-"""Answers of several parts (multipart/related), written to disk as they come.
+"""Objects of an answer, written to disk as they come.
 
-* `parts_to_files`: each part as a file of a folder, one after the other.
+* `objects_to_files`: of an answer with one object, or with several parts (multipart/related).
+* `boundary_of`: what a content type says. * `parts_to_files`: each part as a file of a folder, one after the other.
 
-In memory is one block and the head of a part, whatever the server sends.
+In memory is one block and the head of a part, whatever the server sends. Read is what servers send beside what the
+standard asks for: boundaries with blanks or commas, quoted or not, or not announced at all; lines that end in LF only;
+words before the first boundary; parts without a head.
 """
 
 import re
 from collections.abc import Iterable, Iterator
+from email.message import Message
 from pathlib import Path
 
 from m3bind.hospital.http import Passing, WebError
 
 HEAD = 1 << 16  # bytes of a part's headers
+PARTS = 100_000  # of an answer
+_UNDECIDED = re.compile(rb"[ \t]{0,64}\r?|-")  # what may follow a boundary, cut short
+_ONE = ("application/dicom", "application/octet-stream")
 
 
-def boundary_of(content_type: str) -> bytes:
-    """The boundary of a multipart answer.
-
-    Raises:
-        WebError: it is none.
-    """
-    found = re.search(r'boundary="?([^";,\s]{1,200})"?', content_type, re.IGNORECASE)
-    if not content_type.lower().startswith("multipart/related") or not found:
-        raise WebError("an answer that is not multipart/related; is this the DICOMweb root?")
-    return found[1].encode("ascii", "replace")
-
-
-def parts_to_files(blocks: Iterable[bytes], boundary: bytes, folder: Path, most: int) -> Iterator[Path | None]:
-    """Write each part to a file of `folder` and yield it; None for one of more than `most` bytes, which is skipped.
+def objects_to_files(
+    blocks: Iterable[bytes], content_type: str, folder: Path, most: int, parts: int = PARTS
+) -> Iterator[Path | None]:
+    """Write each object of an answer to a file of `folder` and yield it; None for one of more than `most` bytes.
 
     The caller removes a file when it has done with it.
 
     Raises:
         Passing: the answer ends before its last boundary.
-        WebError: no multipart content.
+        WebError: no objects, or more than `parts`.
     """
-    source = iter(blocks)
-    mark = b"\r\n--" + boundary
-    data = _until(source, b"", b"--" + boundary)[1]
-    number = 0
-    while not data.startswith(b"--"):
-        _, data = _until(source, data, b"\r\n\r\n", HEAD)
+    if content_type.partition(";")[0].strip().lower() in _ONE:
+        return _one(iter(blocks), folder, most)
+    return parts_to_files(blocks, boundary_of(content_type), folder, most, parts)
+
+
+def boundary_of(content_type: str) -> bytes:
+    """The boundary of a multipart answer, b"" where it is not announced.
+
+    Raises:
+        WebError: it is none.
+    """
+    message = Message()
+    message["Content-Type"] = "".join(letter for letter in content_type if letter.isprintable())
+    if message.get_content_maintype() != "multipart":
+        raise WebError("an answer that holds no DICOM objects (not multipart/related); is this the DICOMweb root?")
+    return (message.get_boundary() or "").encode("ascii", "replace")
+
+
+def parts_to_files(
+    blocks: Iterable[bytes], boundary: bytes, folder: Path, most: int, parts: int = PARTS
+) -> Iterator[Path | None]:
+    """`objects_to_files` of an answer of several parts; `boundary` b"": the one of its first line."""
+    source = _Source(blocks)
+    mark, newline = _first(source, boundary)
+    for number in range(parts if newline else 0):
+        source.head(newline)
         path = folder / f"part{number:06d}.dcm"
-        number += 1
-        try:
-            size, data = _copy(source, data, mark, path, most)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        if size > most:
-            path.unlink()
+        size, last = _written(source.part(newline + mark, newline), path, most)
         yield path if size <= most else None
+        if last:
+            return
+    if newline:
+        raise WebError(f"an answer of more than {parts:,} parts")
 
 
-def _copy(source: Iterator[bytes], data: bytes, mark: bytes, path: Path, most: int) -> tuple[int, bytes]:
-    """Write what stands before the next boundary, up to `most` bytes of it; its length, and what follows."""
-    size = 0
-    with open(path, "wb") as out:
+def _one(blocks: Iterator[bytes], folder: Path, most: int) -> Iterator[Path | None]:
+    path = folder / "part000000.dcm"
+    size, _ = _written(((block, True) for block in blocks), path, most)
+    yield path if size <= most else None
+
+
+def _written(pieces: Iterable[tuple[bytes, bool]], path: Path, most: int) -> tuple[int, bool]:
+    """Write up to `most` bytes; how many came, and what the last piece says. Larger than that, there is no file."""
+    size, last = 0, True
+    try:
+        with open(path, "wb") as out:
+            for piece, ends in pieces:
+                size, last = size + len(piece), ends
+                if size <= most:
+                    out.write(piece)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    if size > most:
+        path.unlink()
+    return size, last
+
+
+def _first(source: "_Source", boundary: bytes) -> tuple[bytes, bytes]:
+    """Read to the end of the first boundary: it, and how lines end, b"" where it is the last one as well."""
+    mark = rb"(--" + re.escape(boundary) + rb")(?:[ \t]{0,64}(\r?\n)|--)"
+    first = re.compile(rb"(?:^|\n)" + (mark if boundary else rb"(--[!-~]{1,200})[ \t]{0,64}(\r?\n)"))
+    found = source.until(first, "an answer that ends without the boundary it announces")
+    return found[1], found[2] or b""
+
+
+class _Source:
+    """Bytes that come in blocks, and what of them was not used yet."""
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self._blocks, self.data = iter(blocks), b""
+
+    def more(self, otherwise: str = "an answer that ends early") -> None:
+        """The next block.
+
+        Raises:
+            Passing: there is none.
+        """
+        for block in self._blocks:
+            if block:
+                self.data += block
+                return
+        raise Passing(otherwise)
+
+    def until(self, mark: re.Pattern[bytes], otherwise: str = "an answer that ends early") -> re.Match[bytes]:
+        """Drop all up to the end of `mark`.
+
+        Raises:
+            WebError: it does not come.
+        """
+        while (found := mark.search(self.data)) is None:
+            if len(self.data) > HEAD:
+                raise WebError("a multipart answer without the boundary it announces, or a part's head without end")
+            self.more(otherwise)
+        self.data = self.data[found.end() :]
+        return found
+
+    def head(self, newline: bytes) -> None:
+        """Drop the head of a part, which may be empty."""
+        while len(self.data) < len(newline):
+            self.more()
+        if self.data.startswith(newline):
+            self.data = self.data[len(newline) :]
+        else:
+            self.until(re.compile(re.escape(newline * 2)))
+
+    def part(self, start: bytes, newline: bytes) -> Iterator[tuple[bytes, bool]]:
+        """What stands before the next boundary; with the last piece, whether nothing follows that boundary."""
+        after = re.compile(rb"[ \t]{0,64}" + newline + rb"|--")
         while True:
-            at = data.find(mark)
-            safe = data[:at] if at >= 0 else data[: max(0, len(data) - len(mark) + 1)]
-            size += len(safe)
-            if size <= most:
-                out.write(safe)
-            data = data[len(safe) :]
-            if at >= 0:
-                break
-            data += _next(source)
-    data = data[len(mark) :]
-    while len(data) < 2:
-        data += _next(source)
-    return size, data
-
-
-def _until(source: Iterator[bytes], data: bytes, end: bytes, most: int = HEAD) -> tuple[bytes, bytes]:
-    """What stands before and after `end`, reading on until it comes."""
-    while end not in data:
-        if len(data) > most:
-            raise WebError("a multipart answer without the boundary it announces")
-        data += _next(source)
-    before, _, after = data.partition(end)
-    while len(after) < 2:
-        after += _next(source)
-    return before, after
-
-
-def _next(source: Iterator[bytes]) -> bytes:
-    for block in source:
-        if block:
-            return block
-    raise Passing("an answer that ends early")
+            at = self.data.find(start)
+            length = at if at >= 0 else max(0, len(self.data) - len(start) + 1)
+            piece, self.data = self.data[:length], self.data[length:]
+            if at < 0:
+                yield piece, False
+                self.more()
+                continue
+            while _UNDECIDED.fullmatch(self.data, len(start)):
+                self.more()
+            found = after.match(self.data, len(start))
+            if found:
+                self.data = self.data[found.end() :]
+                yield piece, found[0] == b"--"
+                return
+            yield piece + self.data[:1], False  # no boundary, but the beginning of something else
+            self.data = self.data[1:]

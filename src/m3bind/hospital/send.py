@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from m3bind.errors import ConfigError, M3BindError
-from m3bind.hospital.http import Web
+from m3bind.hospital.http import Web, content, reason_of
 
 OURS = "M3BIND"
 SECONDS = 30.0
+_FAILED = re.compile(rb"00081198[^\[\]]*Value[^\[\]]*\[\s*\{|00081197")  # FailedSOPSequence, FailureReason of STOW-RS
+_REASON = re.compile(rb"00081197[^0-9\]}]*?Value\W*([0-9]{1,5})\b")
 
 
 class SendError(M3BindError):
@@ -33,14 +35,14 @@ def destination(
         kinds: SOP classes of what will be sent.
         auth: value of the header Authorization.
         aet: our title in an association.
-        tls: of an association; None: plain.
+        tls: own certificates, or whom to trust; None: a plain association, or https as usual.
 
     Raises:
         ConfigError: `text` is neither.
         SendError: nobody answers there, or the association is refused.
     """
     if text.startswith(("http://", "https://")):
-        with Web(text, auth) as web:
+        with Web(text, auth, tls=tls) as web:
             yield lambda dataset: _stow(web, dataset)
         return
     found = re.fullmatch(r"([!-?A-~]{1,16})@(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", text)
@@ -81,10 +83,26 @@ def _association(
 
 
 def _stow(web: Web, dataset: Any) -> None:
+    """Send by STOW-RS; taken is what the answer does not call failed.
+
+    Raises:
+        SendError: it is not taken.
+        WebError: no such answer.
+    """
     file, boundary = io.BytesIO(), secrets.token_hex(16)
     dataset.save_as(file, enforce_file_format=True)
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
     body = head + file.getvalue() + f"\r\n--{boundary}--\r\n".encode()
     kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
-    headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
-    web.request("POST", "studies", lambda answer: answer.read(), headers, body=body)
+    headers = {"Content-Type": kind, "Accept": "application/dicom+json", "Accept-Encoding": "identity"}
+
+    def read(answer: Any) -> None:
+        said, of = b"".join(content(answer, web.bounds.answer)), answer.headers.get("Content-Type", "")
+        if answer.status_code == 409 or _FAILED.search(said):
+            code = _REASON.search(said)
+            why = f"failure 0x{int(code[1]):04X}" if code else f'"{reason_of(said, of)}"' if said else "a conflict"
+            raise SendError(f"{web.host} does not take an object ({why}); look at its log")
+        if "html" in of.lower():
+            raise SendError(f"{web.host} answers with a web page; is this the DICOMweb root, and does it want a login?")
+
+    web.request("POST", "studies", read, headers, body=body, also=(201, 202, 409))
