@@ -16,18 +16,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from m3bind.errors import M3BindError, ReadError, in_words
 from m3bind.hospital.pixels import clean_bulk
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.tags import (
     ALLOWED,
     CODES,
+    DECISIVE,
     EMPTY,
     MAPPED,
+    NAMED,
     NO_DAY,
     SEQUENCES,
     SERIES,
     STORAGE,
+    TIMES,
     WHOLE_SLIDE,
     known_code,
 )
@@ -200,35 +205,78 @@ class Deidentifier:
                     setattr(made, keyword, codes)
             elif keyword in MAPPED:
                 setattr(made, keyword, self.names.uid(_text(dataset, keyword)))
+            elif keyword in NAMED:
+                if labels := [self._label(keyword, text) for text in _text(dataset, keyword).split("\\") if text]:
+                    setattr(made, keyword, labels if len(labels) > 1 else labels[0])
+            elif keyword in TIMES and STORAGE.get(_text(around[-1], "SOPClassUID")) == "ct":
+                if moved := self.names.moved_time(_text(dataset, keyword), _text(around[-1], "StudyInstanceUID")):
+                    setattr(made, keyword, moved)
             elif keyword in ALLOWED:
                 _put(made, keyword, dataset, around)
         if above:
             clean_bulk(dataset, made, "", above)
         return made
 
+    def _label(self, keyword: str, text: str) -> str:
+        """A label as it is where it is plain, else a word that stands for it."""
+        text = text.strip()
+        return text if NAMED[keyword].fullmatch(text) else f"X{self.names.key(keyword, text)[:8].upper()}"
+
 
 def _put(made: Any, keyword: str, dataset: Any, around: list[Any]) -> None:
-    """Copy the values of an allowed entry that its rule lets pass; nothing where it does not, or they are no values."""
-    from pydicom.datadict import dictionary_VR
+    """Copy the values of an allowed entry that its rule lets pass.
+
+    Of one that it does not, or that holds no values, nothing stays, but that a `DECISIVE` entry stays, empty: readers
+    say that it holds nothing they can use, as they do of what was there.
+
+    Raises:
+        Refused: a `DECISIVE` entry holds numbers that may not stay; without them another picture would be read.
+    """
+    try:
+        values, kind = _values(keyword, dataset, around)
+        kept = ALLOWED[keyword](values) if values else None
+        if kept:
+            if " or " in kind:
+                kind = "SS" if min(kept) < 0 else "US"
+            made.add_new(keyword, kind, kept if len(kept) > 1 else kept[0])
+            return
+    except Exception:  # a value that cannot be converted says nothing
+        kept, values = None, []
+    if keyword not in DECISIVE:
+        return
+    if any(_usable(value) for value in values):
+        raise Refused("policy", f"with a {keyword} that may not be kept, and decides what is read")
+    made.add_new(keyword, _vr(keyword), None)
+
+
+def _values(keyword: str, dataset: Any, around: list[Any]) -> tuple[list[Any], str]:
+    """The values of an entry, [] where it has none, and its VR."""
     from pydicom.filewriter import correct_ambiguous_vr_element
 
+    element = dataset[keyword]
+    if " or " in element.VR:
+        element = correct_ambiguous_vr_element(element, around[-1], True, around)
+    value = element.value
+    if value is None or value == "" or isinstance(value, bytes):
+        return [], ""
+    several = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+    return list(several), _vr(keyword, exact=False)
+
+
+def _vr(keyword: str, exact: bool = True) -> str:
+    """The VR of an entry; `exact`: one where the standard leaves two."""
+    from pydicom.datadict import dictionary_VR
+
+    found = str(dictionary_VR(keyword))
+    return found.split(" or ")[0] if exact else found
+
+
+def _usable(value: Any) -> bool:
+    """Whether it is a finite number."""
     try:
-        element = dataset[keyword]
-        if " or " in element.VR:
-            element = correct_ambiguous_vr_element(element, around[-1], True, around)
-        value = element.value
-        several = value if hasattr(value, "__iter__") and not isinstance(value, str | bytes) else [value]
-        if value is None or value == "" or isinstance(value, bytes):
-            return
-        kept = ALLOWED[keyword](list(several))
-        if not kept:
-            return
-        kind = dictionary_VR(keyword)
-        if " or " in kind:
-            kind = "SS" if min(kept) < 0 else "US"
-        made.add_new(keyword, kind, kept if len(kept) > 1 else kept[0])
-    except Exception:  # a value that cannot be converted says nothing
-        return
+        return bool(np.isfinite(float(value)))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _items(dataset: Any, keyword: str) -> list[Any]:

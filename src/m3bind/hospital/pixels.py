@@ -4,7 +4,8 @@
 
 Text can stand behind the last pixel, in the bits above the stored ones (overlays of old), and in the comment and
 application segments of JPEG, JPEG-LS and JPEG 2000 streams. The first is cut off, the second cleared, and the segments
-are filled with zeros, so that everything keeps its place and its value.
+are filled with zeros, but for what says how colours are stored (JFIF, Adobe), so that everything keeps its place and
+its value.
 """
 
 import re
@@ -145,10 +146,9 @@ def _jpeg(data: bytearray) -> int:
         if code in (0x01, 0xD8):
             continue
         length = _length(data, position)
-        body = slice(position + 2, position + length)
-        colour = (code, length, bytes(data[body][:4])) in ((0xEE, 14, b"Adob"), (0xE8, 7, b"mrfx"))
-        if code == 0xFE or (0xE0 <= code <= 0xEF and not colour):
-            data[body] = bytes(length - 2)
+        if code == 0xFE or 0xE0 <= code <= 0xEF:
+            body = slice(position + 2, position + length)
+            data[body] = _of_colour(code, bytes(data[body])).ljust(length - 2, b"\0")
         ls = ls or code == 0xF7
         position += length
         if code == 0xDA:  # entropy-coded data follow, to the next marker
@@ -157,6 +157,15 @@ def _jpeg(data: bytearray) -> int:
                 break
             position = marker.start()
     return len(data)
+
+
+def _of_colour(code: int, body: bytes) -> bytes:
+    """What an application segment says of the colours, which its readers need; b"" where it says nothing of them."""
+    if code == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14:
+        return b"JFIF\0\1\1\0\0\1\0\1\0\0"  # a density of 1 to 1, no thumbnail
+    if code == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+        return b"Adobe\0\x64\0\0\0\0" + body[11:12]  # the transform
+    return body if code == 0xE8 and body[:4] == b"mrfx" and len(body) == 5 else b""
 
 
 def _jpeg_2000(data: bytearray) -> int:

@@ -7,6 +7,7 @@
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import stat
 import uuid
@@ -108,3 +109,21 @@ class Pseudonyms:
             return (found - back).strftime("%Y%m%d") if len(day) == 8 and found.year > 1000 + SPAN // 365 else ""
         except (ValueError, OverflowError):
             return ""
+
+    def moved_time(self, moment: str, study: str) -> str:
+        """A DICOM time (HHMMSS.FFFFFF) as another one in the same order within a study; "" for what is no time.
+
+        Half of the time since midnight and a number of seconds, below half a day, of each study. Of a date before it
+        19000101 is left.
+        """
+        found = re.fullmatch(r"(\d{8})?(\d{2})(\d{2})?(\d{2})?(?:\.(\d{1,6}))?(?:[+-]\d{4})?", moment.strip())
+        if found is None:
+            return ""
+        day, hours, minutes, seconds, part = found.groups()
+        total = 3600 * int(hours) + 60 * int(minutes or 0) + int(seconds or 0) + float(f"0.{part or 0}")
+        if total >= 86_400:
+            return ""
+        later = int.from_bytes(self._digest("time", study)[:4], "little") % 43_200
+        rest, micro = divmod(round((total / 2 + later) * 1e6), 1_000_000)
+        text = f"{rest // 3600:02}{rest // 60 % 60:02}{rest % 60:02}.{micro:06}"
+        return f"19000101{text}" if day else text

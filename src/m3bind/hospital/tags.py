@@ -1,20 +1,24 @@
 """The header entries that are kept, and what each may hold; everything else of an object goes.
 
 * `ALLOWED`: keyword -> rule. A rule takes the values of an entry and gives those that may stay, or None.
-* `MAPPED`: UIDs that are replaced by others. `SEQUENCES`: entries whose items are cleaned in the same way.
+* `DECISIVE`: of these, what an array is computed from: kept as it is, or the object is not taken.
+* `MAPPED`: UIDs that are replaced by others. `NAMED`: labels that are, where they are not plain. `TIMES`: of CT slices.
+  `SEQUENCES`: entries whose items are cleaned in the same way.
   `CODES`: sequences of codes, of which only known ones stay. `BULK`: bytes, see `pixels`.
 * `WRITTEN`: entries that are made anew, `EMPTY` among them.
 * `STORAGE`: the kinds of objects that are taken, and the modality that reads each.
 
 Kept is what reading and showing needs: geometry, description of pixels and of waveforms, kind, body part. Nowhere free
-text: words come from the lists below, numbers are rounded to 9 digits and bounded, so that a name or a record number
-that was written into the wrong field does not stay either.
+text: words come from the lists below, numbers are bounded, and rounded to 9 digits where no array rests on them, so
+that a name or a record number that was written into the wrong field does not stay either.
 """
 
 import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from m3bind.modalities._files import DICOM_KINDS
 from m3bind.privacy import technical
@@ -48,11 +52,11 @@ def whole(most: int = 10**6) -> Rule:
     return rule
 
 
-def number(most: float = 1e6) -> Rule:
-    """Finite numbers below `most`, of either sign, rounded to `DIGITS` digits."""
+def number(most: float = 1e6, rounded: bool = True) -> Rule:
+    """Finite numbers below `most`, of either sign, rounded to `DIGITS` digits, or as they are."""
 
     def rule(values: Sequence[Any]) -> list[Any] | None:
-        found = [float(f"{float(value):.{DIGITS}g}") for value in values]
+        found = [float(f"{float(value):.{DIGITS}g}") if rounded else float(value) for value in values]
         fits = found and all(math.isfinite(value) and abs(value) < most for value in found)
         return [int(value) if value.is_integer() else value for value in found] if fits else None
 
@@ -86,6 +90,20 @@ def _orientation(values: Sequence[Any]) -> list[Any] | None:
     return found if found and all(re.fullmatch("[RLAPHF]{1,3}", value) for value in found) else None
 
 
+def _float_padding(values: Sequence[Any]) -> list[Any] | None:
+    """A number below a million, or a limit of what floats can hold, as padding is."""
+    value = abs(float(values[0]))
+    bound = any(math.isclose(value, float(np.finfo(kind).max), rel_tol=1e-6) for kind in (np.float32, np.float64))
+    return [float(values[0])] if bound or value < 1e6 else None
+
+
+def _pointer(values: Sequence[Any]) -> list[Any] | None:
+    """The tag of a known entry."""
+    from pydicom.datadict import keyword_for_tag
+
+    return [int(values[0])] if keyword_for_tag(int(values[0])) else None
+
+
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 _BY_NAME = {name.upper(): name for name in (*LEADS, "-aVR", "V7", "V8", "V9", "V3R", "V4R", "V5R", "V6R")}
 
@@ -101,40 +119,56 @@ _SIZES = _names("""Rows Columns BitsAllocated BitsStored HighBit PixelRepresenta
     GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor SmallestImagePixelValue
     LargestImagePixelValue NumberOfWaveformChannels WaveformBitsAllocated WaveformBitsStored ChannelNumber
     DimensionIndexValues ColumnPositionInTotalImagePixelMatrix RowPositionInTotalImagePixelMatrix
-    ConcatenationFrameOffsetNumber InConcatenationNumber InConcatenationTotalNumber""")
-_MEASURES = _names("""RescaleSlope RescaleIntercept WindowCenter WindowWidth PixelSpacing ImagerPixelSpacing
-    SliceThickness SpacingBetweenSlices ImageOrientationPatient ImagePositionPatient SliceLocation GantryDetectorTilt
-    KVP ReconstructionDiameter PixelAspectRatio HorizontalFieldOfView ImagedVolumeWidth ImagedVolumeHeight
-    ImagedVolumeDepth ImageOrientationSlide XOffsetInSlideCoordinateSystem YOffsetInSlideCoordinateSystem
-    ZOffsetInSlideCoordinateSystem SamplingFrequency MultiplexGroupTimeOffset ChannelSensitivity
-    ChannelSensitivityCorrectionFactor ChannelBaseline ChannelSampleSkew ChannelTimeSkew FilterLowFrequency
+    ConcatenationFrameOffsetNumber InConcatenationNumber InConcatenationTotalNumber TemporalPositionIndex
+    TemporalPositionIdentifier InStackPositionNumber FrameAcquisitionNumber""")
+_EXACT = _names("""RescaleSlope RescaleIntercept WindowCenter WindowWidth PixelSpacing ImagerPixelSpacing
+    SpacingBetweenSlices ImageOrientationPatient ImagePositionPatient SliceLocation GantryDetectorTilt
+    SamplingFrequency ChannelSensitivity ChannelSensitivityCorrectionFactor ChannelBaseline ChannelSampleSkew
+    ChannelTimeSkew MultiplexGroupTimeOffset""")  # arrays, sizes and rates are computed from them
+_MEASURES = _names("""SliceThickness KVP ReconstructionDiameter PixelAspectRatio HorizontalFieldOfView
+    ImagedVolumeWidth ImagedVolumeHeight ImagedVolumeDepth ImageOrientationSlide
+    XOffsetInSlideCoordinateSystem YOffsetInSlideCoordinateSystem
+    ZOffsetInSlideCoordinateSystem TriggerTime NominalCardiacTriggerDelayTime NominalPercentageOfCardiacPhase
+    NominalPercentageOfRespiratoryPhase FilterLowFrequency
     FilterHighFrequency NotchFilterFrequency LossyImageCompressionRatio""")
+_FLOAT_PADDING = _names("""FloatPixelPaddingValue FloatPixelPaddingRangeLimit DoubleFloatPixelPaddingValue
+    DoubleFloatPixelPaddingRangeLimit""")
 _YES_NO = words("YES NO")
 _UNITS = words("HU OD US MGML Z_EFF ED EDW PCT")
+
+_IMAGE_TYPE = words(
+    "ORIGINAL DERIVED PRIMARY SECONDARY AXIAL LOCALIZER VOLUME NONE RESAMPLED THUMBNAIL LABEL OVERVIEW COLOR"
+    " MONOCHROME REFORMATTED MPR HELICAL AVERAGE MIN_IP MAX_IP CT_SOM5 CT_SOM7 SPI SINGLE~PLANE ANGIO CARDIAC"
+    " CARDIAC_GATED CARDIAC_CTA DYNAMIC FLUOROSCOPY MULTI_ENERGY PERFUSION SEQ TOPOGRAM SUBTRACTION MAXIMUM MEAN"
+    " MINIMUM MEDIAN STDDEV ENERGY_PROP_WT VMI MAT_SPECIFIC VIRTUAL_NON_CONTRAST ELECTRON_DENSITY EFF_ATOMIC_NUM"
+    " CSA CSAPARALLEL MIP MINIP CALCIUM LUNG DIXON",
+    other="OTHER",
+)
 
 ALLOWED: dict[str, Rule] = {
     **{keyword: whole() for keyword in _SIZES},
     **{keyword: number() for keyword in _MEASURES},
+    **{keyword: number(rounded=False) for keyword in _EXACT},
+    **dict.fromkeys(_FLOAT_PADDING, _float_padding),
     "InstanceNumber": whole(10**5),
     "AcquisitionNumber": whole(10**5),
     "ExposureTime": whole(10**5),
     "XRayTubeCurrent": whole(10**5),
     "NumberOfWaveformSamples": whole(10**8),
     "Modality": words(" ".join(DICOM_KINDS) + " XC"),
-    "ImageType": words(
-        "ORIGINAL DERIVED PRIMARY SECONDARY AXIAL LOCALIZER VOLUME NONE RESAMPLED THUMBNAIL LABEL OVERVIEW COLOR"
-        " MONOCHROME REFORMATTED MPR HELICAL AVERAGE MIN_IP MAX_IP CT_SOM5 CT_SOM7 SPI SINGLE~PLANE",
-        other="OTHER",
-    ),
+    "ImageType": _IMAGE_TYPE,
+    "FrameType": _IMAGE_TYPE,
+    "DimensionIndexPointer": _pointer,
     "PhotometricInterpretation": words(
         "MONOCHROME1 MONOCHROME2 RGB PALETTE~COLOR YBR_FULL YBR_FULL_422 YBR_PARTIAL_422 YBR_PARTIAL_420 YBR_ICT"
-        " YBR_RCT"
+        " YBR_RCT",
+        other="OTHER",
     ),
     "LossyImageCompression": words("00 01"),
     "LossyImageCompressionMethod": words("ISO_10918_1 ISO_14495_1 ISO_15444_1 ISO_13818_2 ISO_14496_10 ISO_15444_15"),
     "RescaleType": _UNITS,
     "ModalityLUTType": _UNITS,
-    "VOILUTFunction": words("LINEAR LINEAR_EXACT SIGMOID"),
+    "VOILUTFunction": words("LINEAR LINEAR_EXACT SIGMOID", other="OTHER"),
     "PresentationLUTShape": words("IDENTITY INVERSE"),
     "PresentationIntentType": words("FOR~PRESENTATION FOR~PROCESSING"),
     "PatientPosition": words("HFS HFP FFS FFP HFDR HFDL FFDR FFDL SITTING"),
@@ -151,22 +185,38 @@ ALLOWED: dict[str, Rule] = {
     "VolumetricProperties": words("VOLUME SAMPLED DISTORTED MIXED"),
     "VolumeBasedCalculationTechnique": words("NONE MAX_IP MIN_IP VOLUME_RENDER SURFACE_RENDER MPR CURVED_MPR"),
     "DimensionOrganizationType": words("3D 3D_TEMPORAL TILED_FULL TILED_SPARSE"),
-    "OpticalPathIdentifier": words(" ".join(map(str, range(100)))),
     "WaveformOriginality": words("ORIGINAL DERIVED"),
     "WaveformSampleInterpretation": words("SB UB MB AB SS US SL UL"),
     "ChannelLabel": _lead,
 }
 
+DECISIVE = (
+    _EXACT
+    | _FLOAT_PADDING
+    | _names("""PixelPaddingValue PixelPaddingRangeLimit VOILUTFunction PresentationLUTShape
+    PhotometricInterpretation WaveformSampleInterpretation""")
+)
+
 MAPPED = frozenset({
     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "DimensionOrganizationUID",
-    "PyramidUID", "ConcatenationUID",
+    "PyramidUID", "ConcatenationUID", "SOPInstanceUIDOfConcatenationSource",
 })  # fmt: skip
 
 SEQUENCES = _names("""ModalityLUTSequence VOILUTSequence SharedFunctionalGroupsSequence
     PerFrameFunctionalGroupsSequence PixelMeasuresSequence PlanePositionSequence PlaneOrientationSequence
     PixelValueTransformationSequence FrameVOILUTSequence FrameContentSequence PlanePositionSlideSequence
+    CardiacSynchronizationSequence RespiratorySynchronizationSequence CTImageFrameTypeSequence
+    CTReconstructionSequence CTXRayDetailsSequence DimensionIndexSequence
     OpticalPathSequence OpticalPathIdentificationSequence TotalPixelMatrixOriginSequence DimensionOrganizationSequence
     WaveformSequence ChannelDefinitionSequence""")
+
+_KERNEL = r"[BHIJTUDQ][rvfplsn]?\d{2}[fhstm]?|FC\d{2}|\d|STANDARD|STND|SOFT|LUNG|BONE|CHEST|DETAIL|EDGE|ULTRA|[BLC]"
+NAMED = {  # words that tell frames and slices apart, replaced by others unless they are of this form
+    "ConvolutionKernel": re.compile(_KERNEL),
+    "StackID": re.compile(r"\d{1,3}"),
+    "OpticalPathIdentifier": re.compile(r"\d{1,3}"),
+}
+TIMES = frozenset({"AcquisitionTime", "ContentTime", "AcquisitionDateTime", "FrameAcquisitionDateTime"})  # of CT slices
 
 CODES = frozenset({"ChannelSourceSequence", "ChannelSensitivityUnitsSequence", "AnatomicRegionSequence"})
 
@@ -190,7 +240,7 @@ WRITTEN = frozenset({  # entries that de-identification itself fills in
     "AccessionNumber", "ReferringPhysicianName", "PatientIdentityRemoved", "DeidentificationMethod",
     "DeidentificationMethodCodeSequence", "LongitudinalTemporalInformationModified", "CodeValue",
     "CodingSchemeDesignator", "CodeMeaning", "SeriesNumber", "Manufacturer", "ContentDate", "ContentTime",
-    "AcquisitionDateTime", *(keyword for several in EMPTY.values() for keyword in several),
+    "AcquisitionDateTime", *NAMED, *TIMES, *(keyword for several in EMPTY.values() for keyword in several),
 })  # fmt: skip
 
 _LEAD_NUMBERS = {1: "I", 2: "II", 3: "V1", 4: "V2", 5: "V3", 6: "V4", 7: "V5", 8: "V6", 61: "III", 62: "aVR",

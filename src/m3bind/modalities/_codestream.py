@@ -104,8 +104,8 @@ def _frame(marker: int, body: bytes, says: dict[str, str]) -> Stream:
 
 
 def is_whole(stream: bytes) -> bool:
-    """Whether a JPEG ends with its end marker, but for what fills it up to an even length."""
-    return stream.rstrip(b"\0\xff").endswith(b"\xff\xd9")
+    """Whether a JPEG has its end marker behind its last scan."""
+    return stream.find(b"\xff\xd9", stream.rfind(b"\xff\xda")) > 0
 
 
 def complaint(stream: bytes) -> str:

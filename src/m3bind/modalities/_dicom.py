@@ -163,7 +163,7 @@ def _group(dataset: Any, frame: int, macro: str) -> Any:
 
 def _padding(dataset: Any, stored: Values, notes: _Notes) -> NDArray[np.bool_] | None:
     """Where pixels are padding, or None; says how many."""
-    found = padding(dataset, stored)
+    found = padding(dataset, stored, notes.steps)
     if found is None:
         return None
     if found.all():

@@ -41,11 +41,11 @@ def numbers(dataset: Any, keyword: str) -> list[float]:
     return found if all(np.isfinite(found)) else []
 
 
-def padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+def padding(dataset: Any, stored: NDArray[Any], steps: list[str] | None = None) -> NDArray[np.bool_] | None:
     """Where `stored` (H, W) is padding by the header, (H, W) bool, or None where nothing is.
 
     A value that lies among those of the picture, as 0 does among Hounsfield units, is padding only where it reaches
-    the border: inside it is what was measured.
+    the border: inside it is what was measured. `steps` is told where that was so.
     """
     kind, size = stored.dtype.kind, stored.dtype.itemsize
     value, limit = _PADDING.get((kind, size), ("PixelPaddingValue", "PixelPaddingRangeLimit"))
@@ -61,7 +61,10 @@ def padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
         return found if found.any() else None
     rest = stored[~found]
     if rest.min() < min(limits) and rest.max() > max(limits):
-        found &= _reaches_border(found)
+        outer = found & _reaches_border(found)
+        if steps is not None and (left := int(found.sum() - outer.sum())):
+            steps.append(f"{left} pixels of the padding value inside of the picture left as measured")
+        found = outer
     return found if found.any() else None
 
 
