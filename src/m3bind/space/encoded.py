@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from m3bind.errors import ConfigError, SpaceError
 from m3bind.files import atomic_path, read_json, sha256_file, sha256_text, write_json
 from m3bind.space._parts import Store, head_of, read_shard
+from m3bind.space.columns import text_columns
 from m3bind.space.compute import Array
 from m3bind.space.folder import damaged, guard_folder, read_whole
 
@@ -82,7 +83,9 @@ class Encoded:
     def parts(self) -> pd.DataFrame:
         """row of the item; x, y (left and top of a tile, level-0 pixels); seconds (start of a window). May be empty."""
         path = self.folder / PARTS
-        return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=["row", "x", "y", "seconds"])
+        if path.exists():
+            return pd.read_parquet(path)
+        return pd.DataFrame({"row": np.empty(0, np.int64), **dict.fromkeys(("x", "y", "seconds"), np.empty(0))})
 
     @property
     def part_embeddings(self) -> Array:
@@ -123,7 +126,8 @@ def _open(folder: Path) -> Encoded:
         if not (folder / name).is_file() or sha256_file(folder / name) != digest:
             raise damaged(folder / name, remedy)
     embeddings = np.load(folder / "embeddings.npy", mmap_mode="r" if content["done"] else None)
-    items = pd.read_parquet(folder / "items.parquet")
+    table = pd.read_parquet(folder / "items.parquet")
+    items = pd.concat([table[["row"]], text_columns(table.drop(columns="row"))], axis=1)
     counts, precision = content["modalities"], content.get("precision", {})
     return Encoded(
         folder,

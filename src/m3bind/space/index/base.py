@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.space.columns import text_columns
 
 Array = NDArray[np.float32]
 KEY = "id"
@@ -249,8 +250,8 @@ def check_rows(vectors: Array, items: pd.DataFrame, dim: int) -> tuple[Array, pd
     absent = [name for name in NEEDED if name not in items.columns]
     if absent:
         raise ConfigError(f"items have no column {absent[0]!r}")
-    table = items[[KEY, *(name for name in items.columns if name != KEY)]].reset_index(drop=True)
-    table = table.fillna("").astype(str)
+    ordered = items[[KEY, *(name for name in items.columns if name != KEY)]]
+    table = text_columns(ordered.reset_index(drop=True))
     if (table[KEY] == "").any():
         raise ConfigError(f"item {int(np.argmax(table[KEY] == ''))} has no id")
     if table[KEY].duplicated().any():

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from m3bind.errors import UnknownNameError
 from m3bind.privacy import shown
+from m3bind.space.columns import text_columns
 from m3bind.space.index import near, scan, select
 from m3bind.space.index.base import KEY, NEEDED, Array, Found, Index, Where, check_queries, check_rows
 from m3bind.space.index.part import Part, Rows, as_arrow, hash_ids, write_part
@@ -292,7 +293,7 @@ class EmbeddedIndex(Index):
     def items(self, ids: Sequence[str]) -> pd.DataFrame:
         """See `Index`."""
         rows = self._rows(ids)
-        return pd.DataFrame({name: self._texts(name, rows) for name in self.columns}, dtype=object)
+        return text_columns({name: self._texts(name, rows) for name in self.columns})
 
     def vectors(self, ids: Sequence[str]) -> Array:
         """See `Index`."""
@@ -319,7 +320,7 @@ class EmbeddedIndex(Index):
         self.store.close()
 
 
-_NOTHING = pd.DataFrame({name: pd.Series(dtype=object) for name in NEEDED})
+_NOTHING = text_columns({name: [] for name in NEEDED})
 
 
 def _filled(table: pa.Table) -> pa.Table:

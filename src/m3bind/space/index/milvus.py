@@ -25,6 +25,7 @@ import pandas as pd
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.files import sha256_text
 from m3bind.privacy import shown
+from m3bind.space.columns import text_columns
 from m3bind.space.index import scan
 from m3bind.space.index.base import (
     AFTER,
@@ -239,7 +240,7 @@ class MilvusIndex(Index):
     def items(self, ids: Sequence[str]) -> pd.DataFrame:
         """See `Index`."""
         lines = self._ordered(ids, self._columns)
-        return pd.DataFrame({name: [str(line.get(name, "")) for line in lines] for name in self._columns}, dtype=object)
+        return text_columns({name: [str(line.get(name, "")) for line in lines] for name in self._columns})
 
     def vectors(self, ids: Sequence[str]) -> Array:
         """See `Index`."""
