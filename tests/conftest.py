@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("M3BIND_BFLOAT16", "off")  # expected values are those of float32, whatever the processor has
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence

@@ -212,8 +212,12 @@ def test_distinct_gives_the_texts_back(texts: list[str]) -> None:
     assert unique == list(dict.fromkeys(texts))
 
 
-def test_compute_dtype_follows_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for supported, expected in ((True, torch.bfloat16), (False, torch.float32)):
+@pytest.mark.parametrize("wish", ["", "off"])
+def test_compute_dtype_follows_the_instruction_set_unless_it_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    monkeypatch.setenv("M3BIND_BFLOAT16", wish)
+    for supported, expected in ((True, torch.float32 if wish else torch.bfloat16), (False, torch.float32)):
         compute_dtype.cache_clear()
         for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
             monkeypatch.setattr(torch.cpu, name, lambda supported=supported: supported, raising=False)

@@ -92,7 +92,10 @@ def prepare_torch() -> None:
     """Set the precision of float32 products. Imports torch."""
     import torch
 
-    torch.set_float32_matmul_precision("medium")
+    from m3bind.models.precision import may_round
+
+    if may_round():
+        torch.set_float32_matmul_precision("medium")
 
 
 def finish(run: Any, until: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from m3bind.data.batching import length_buckets
 from m3bind.errors import NotFiniteError
 from m3bind.models.base import Tokens
-from m3bind.models.precision import compute_dtype
+from m3bind.models.precision import compute_dtype, may_round
 from m3bind.progress import progress
 
 TOKEN_BUDGET = 4096  # tokens (with padding) encoded at once
@@ -170,7 +170,7 @@ def _embed(encode: Callable[[Tokens], Tensor], tokens: Tokens, dtype: torch.dtyp
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies matrices faster in it, else float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if may_round() and torch.cuda.is_bf16_supported() else torch.float32
     return compute_dtype() if device.type == "cpu" else torch.float32
 
 

@@ -65,10 +65,10 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
 
 def bf16_pays(device: torch.device) -> bool:
     """Whether bfloat16 is computed by the hardware (a GPU, or a CPU with AMX or AVX512-BF16), not emulated."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    from m3bind.models.precision import compute_dtype
+    from m3bind.models.precision import compute_dtype, may_round
 
+    if device.type == "cuda":
+        return may_round() and bool(torch.cuda.is_bf16_supported())
     return compute_dtype() is torch.bfloat16
 
 
