@@ -27,6 +27,8 @@ class Liar:
         self.objects, self.uids, self.routes = objects, uids, routes
         self.asked: list[tuple[str, Query]] = []
         self.times = 0  # the lie was told
+        self.one_by_one = False  # whether it tells the objects of a series
+        self.kinds: dict[str, str] = {}  # modality of a series, if it is not CR
         self.stopped = threading.Event()
         self.socket = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._serve, daemon=True).start()
@@ -83,22 +85,26 @@ class Liar:
 
     def honest(self, connection: socket.socket, path: str, query: Query) -> None:
         parts = path.split("/")
+        of = [one for one in zip(self.objects, self.uids, strict=True) if len(parts) > 1 and one[1][0] == parts[1]]
+        start, most = int(query.get("offset", 0)), int(query.get("limit", 100))
         if path == "studies":
-            start, most = int(query.get("offset", 0)), int(query.get("limit", 100))
             say(connection, rows(self.studies()[start : start + most]))
         elif path.endswith("/series"):
-            say(connection, rows([self.series(one) for one in self.uids if one[0] == parts[1]]))
-        elif path.endswith("/instances"):
+            say(connection, rows([self.series(uids) for uids in dict.fromkeys(uids[:2] for _, uids in of)][start:]))
+        elif path.endswith("/instances") and self.one_by_one:
+            say(connection, rows([{"00080018": uids[2]} for _, uids in of if uids[1] == parts[3]][start:]))
+        elif "/instances" in path and not self.one_by_one:
             say(connection, b"", 404)
         else:
-            data = next(data for data, one in zip(self.objects, self.uids, strict=True) if one[1] == parts[3])
-            say(connection, multipart(data), kind=MULTIPART)
+            data = [data for data, uids in of if uids[1] == parts[3] and (len(parts) < 6 or uids[2] == parts[5])]
+            say(connection, multipart(*data), kind=MULTIPART)
 
     def studies(self) -> list[dict[str, Any]]:
-        return [{"0020000D": study, "00080020": "20200101"} for study, _, _ in self.uids]
+        return [{"0020000D": study, "00080020": "20200101"} for study in dict.fromkeys(uids[0] for uids in self.uids)]
 
-    def series(self, uids: tuple[str, str, str], **changes: Any) -> dict[str, Any]:
-        return {"0020000E": uids[1], "00080060": "CR", "00201209": 1, **changes}
+    def series(self, uids: tuple[str, ...], **changes: Any) -> dict[str, Any]:
+        count = sum(one[1] == uids[1] for one in self.uids)
+        return {"0020000E": uids[1], "00080060": self.kinds.get(uids[1], "CR"), "00201209": count, **changes}
 
 
 _PLACES = [

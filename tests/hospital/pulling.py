@@ -1,0 +1,120 @@
+"""`m3bind pull` in processes that are forked from one that has imported everything: what the tests of pulling kill.
+
+Each line of stdin is a JSON object {"arguments", "log", "phase"}; answered are the process id and, when it ended, how.
+In place of networks there is a stand-in: the vector of an item says how many objects it was made of (`count_of`), and
+an object of 33 rows cannot be read. `phase` is a file of one byte: what the process was doing last.
+"""
+
+import importlib
+import json
+import math
+import mmap
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pydicom
+
+DIM, TURN = 8, 100.0
+BAD = 33  # rows
+EARLY = ("httpx", "pandas", "torch", "typer.testing", "pydicom.encaps", "m3bind.cli", "m3bind.cli.hospital",
+         "m3bind.hospital.dicomweb", "m3bind.hospital.encoder", "m3bind.hospital.tls", "m3bind.space.bundle",
+         "m3bind.space.index.embedded", "m3bind.space.index.uri")  # fmt: skip
+PHASES = b"-fsei"  # nothing yet, fetch, spool, encode, index
+
+
+def count_of(vector: Any) -> int:
+    """Of how many objects an item was made."""
+    return round(math.atan2(vector[1], vector[0]) * TURN)
+
+
+class StandIn:
+    """What a pull needs of a space."""
+
+    modalities, dim, fingerprint = ("xray", "ct"), DIM, "stand-in"
+
+    def encode_inputs(self, inputs: list[int], modality: str) -> Any:
+        found = np.zeros((len(inputs), DIM), np.float32)
+        found[:, 0], found[:, 1] = np.cos(np.array(inputs) / TURN), np.sin(np.array(inputs) / TURN)
+        return found
+
+
+def stand_in_ahead(space: Any, rows: Any, *_: Any) -> Iterator[tuple[str, Any]]:
+    """In place of decoding: how many files there are."""
+    for unit, row in rows:
+        path = Path(row["path"])
+        files = sorted(path.glob("*.dcm")) if path.is_dir() else [path]
+        time.sleep(0.004)  # as long as a picture may take
+        bad = any(pydicom.dcmread(file, stop_before_pixels=True).Rows == BAD for file in files)
+        reason = "cannot be read, says the stand-in" if bad else ""
+        yield unit, SimpleNamespace(modality=row["modality"], inputs=[len(files)], places=None, reason=reason)
+
+
+def marked(phase: mmap.mmap, letter: bytes, function: Callable[..., Any], then: bytes = b"") -> Callable[..., Any]:
+    """`function`, which says that it is running, and what runs after it."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        phase[:1] = letter
+        try:
+            return function(*arguments, **named)
+        finally:
+            if then:
+                phase[:1] = then
+
+    return call
+
+
+def prepare(phase: mmap.mmap) -> None:
+    """Put the stand-in in, and have each step say that it is running."""
+    import m3bind.space.bundle
+    from m3bind.hospital import encoder
+    from m3bind.hospital.dicomweb import Pull
+    from m3bind.hospital.spool import Spool
+    from m3bind.space.index.embedded import EmbeddedIndex
+
+    m3bind.space.bundle.load = lambda *_, **__: StandIn()
+    encoder.ahead = stand_in_ahead
+    Pull._fetch = marked(phase, b"f", Pull._fetch)
+    Spool.put = marked(phase, b"s", Spool.put, b"f")
+    encoder.Encoder._take = marked(phase, b"e", encoder.Encoder._take)
+    EmbeddedIndex.upsert = marked(phase, b"i", EmbeddedIndex.upsert)
+    EmbeddedIndex.publish = marked(phase, b"i", EmbeddedIndex.publish)
+
+
+def child(asked: dict[str, Any]) -> int:
+    """One pull; its exit code."""
+    from typer.testing import CliRunner
+
+    from m3bind.cli import app
+
+    with open(asked["phase"], "r+b") as handle:
+        prepare(mmap.mmap(handle.fileno(), 1))
+    done = CliRunner().invoke(app, asked["arguments"])
+    Path(asked["log"]).write_text(done.output + str(done.exception or ""), encoding="utf-8")
+    return done.exit_code
+
+
+def main() -> None:
+    import httpx  # noqa: F401
+
+    for name in EARLY:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        process = os.fork()
+        if not process:
+            code = 99
+            try:
+                code = child(json.loads(line))
+            finally:
+                os._exit(code)
+        print(process, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
