@@ -100,8 +100,8 @@ def test_units(tmp_path: Path, make_ecg: Make) -> None:
     micro = get("ecg").read(make_ecg(tmp_path / "b", unit="uV"))
     np.testing.assert_allclose(micro.array, expected, atol=2e-3)
     assert micro.warnings == []
-    unknown = get("ecg").read(make_ecg(tmp_path / "c", unit="NU"))
-    assert any("unit not known" in text and "V6" in text for text in unknown.warnings)
+    with pytest.raises(ReadError, match="none of its leads is calibrated: the unit 'NU' is no voltage"):
+        get("ecg").read(make_ecg(tmp_path / "c", unit="NU"))
 
 
 def test_gaps_are_filled(tmp_path: Path, make_ecg: Make) -> None:

@@ -129,7 +129,7 @@ def test_wfdb_signal_files_outside_the_folder(tmp_path: Path, file: str) -> None
         (["a 12 500 3000", *(f"a.dat 16x2000000 1000/mV 16 0 0 0 0 {lead}" for lead in LEADS)], "samples, more than"),
         (["a 12 500 3000", *(f"a.dat 16:99999999 1000/mV 16 0 0 0 0 {lead}" for lead in LEADS)], "is shifted"),
         (header(3000, first="a 999999 500 {}"), "declares 999999 signals and describes 12"),
-        (header(3000, first="a/3 12 500 {}"), "several segments"),
+        (header(3000, first="a/3 12 500 {}"), "declares 3 segments and describes 12"),
         (["a 12", *header(3000)[1:]], "no signals or no sampling rate"),
         (header(3000, first="a 12 0 {}"), "no signals or no sampling rate"),
         (["a 0 500 3000"], "no signals or no sampling rate"),
@@ -153,13 +153,6 @@ def test_unit_with_a_greek_letter(tmp_path: Path) -> None:
         sample = get("ecg").read(path)
         assert np.array_equal(sample.array, expected.array) and sample.warnings == []
     np.testing.assert_allclose(expected.array, beats(), atol=5.1e-4)
-
-
-@pytest.mark.parametrize("gain", ["0/mV", "0(0)/mV", "0"])
-def test_no_gain_is_a_doubt(tmp_path: Path, gain: str) -> None:
-    sample = get("ecg").read(write_record(tmp_path, header(3000, gain), beats()))
-    assert "12 signals have no gain in the header; 200 ADC units per mV assumed" in text_of(sample)
-    np.testing.assert_allclose(sample.array, beats() * 5, atol=2.6e-3)
 
 
 @pytest.mark.parametrize("first", ["a 12 500", "a 12 500 0", "a b.c 12 500 3000"])
@@ -235,8 +228,7 @@ def test_edf_with_gaps_is_refused(tmp_path: Path) -> None:
 def test_edf_cut_short(tmp_path: Path) -> None:
     path = write_edf(tmp_path / "a.edf")
     path.write_bytes(path.read_bytes()[:-30_000])
-    sample = get("ecg").read(path)
-    assert "declares 6 data records, the file holds 3: cut short?" in text_of(sample) and sample.array.shape[1] == 1500
+    assert "cut short, the header declares 6 data records, 3 are there" in refusal(path)
     path.write_bytes(path.read_bytes()[:1000])
     assert "EDF file" in refusal(path)
     path.write_bytes(b"1" + path.read_bytes()[1:])
@@ -258,7 +250,10 @@ def test_edf_units_and_calibration(tmp_path: Path) -> None:
     low, high = 256 + 12 * (16 + 80 + 8), 256 + 12 * (16 + 80 + 16)
     data[high : high + 8] = data[low : low + 8]  # physical maximum = minimum: lead I has no gain
     path.write_bytes(data)
-    assert "unit not known in I; millivolt assumed" in text_of(get("ecg").read(path))
+    sample = get("ecg").read(path)
+    assert "lead I not calibrated (physical minimum = maximum = -9000); taken as missing" in sample.warnings
+    assert "I computed from II and III" in sample.steps
+    np.testing.assert_allclose(sample.array, beats(), atol=6e-4)
 
 
 def test_sizes_are_refused_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,8 +333,8 @@ def test_dicom_gain_baseline_padding_and_inversion(tmp_path: Path) -> None:
     inverted.ChannelSourceSequence[0].CodeValue = "5.6.3-9-65"
     sample = read_dicom(changed, tmp_path)
     assert np.array_equal(sample.array[0], (raw[:, 0] * 0.002 * 1.5 + 0.25).astype(np.float32))
-    assert np.array_equal(sample.array[1], raw[:, 1].astype(np.float32))
-    assert "unit not known in II" in text_of(sample)
+    assert "lead II not calibrated (no ChannelSensitivity); taken as missing" in sample.warnings
+    assert "code 'mV' and the meaning 'microvolt'; the code counts" in text_of(sample)
     assert np.array_equal(sample.array[3], (-raw[:, 3] * 1.25e-3).astype(np.float32))
     assert "aVR is stored inverted (-aVR); negated" in sample.steps
 
@@ -369,7 +364,6 @@ def _set_group(**values: Any) -> Callable[[Any], None]:
         (_set_group(WaveformSampleInterpretation="MB"), "mu-law or A-law"),
         (_set_group(SamplingFrequency="0"), "sampling rate"),
         (_set_group(NumberOfWaveformChannels=13, NumberOfWaveformSamples=9000), "13 channels with 12 definitions"),
-        (lambda d: delattr(channels(d)[2], "ChannelSourceSequence"), "not a readable DICOM waveform"),
     ],
 )
 def test_dicom_that_is_refused(tmp_path: Path, change: Callable[[Any], None], reason: str) -> None:
@@ -449,7 +443,7 @@ def test_csv_empty_cells_are_gaps(tmp_path: Path) -> None:
         (",".join(LEADS) + "\n" + "0,1,2,3,4,5,6,7,8,9,10,11\n" * 3000, "no sampling rate; add a line # rate 500"),
         ("# rate 500\nch1,ch2,ch3\n" + "1,2,3\n" * 3000, "none of the 12 standard leads is among its 3 signals"),
         ("# rate 500\nI,II,name\n" + f"1,2,{SECRETS[0]}\n" * 3000, "not a table of numbers below its header"),
-        ("# rate 500\nI,II,V1\n" + "1,2,3\n1,2\n" * 3, "only 0.01 s long"),
+        ("# rate 500\nI,II,V1\n" + "1,2,3\n1,2\n" * 3, "line 4 has fewer cells than the header names (3)"),
         ("# rate fast\nI,II,V1\n" + "1,2,3\n" * 3, "holds no number"),
         ("time,I,II\n0,1,2\n0.002,1,2\n0.010,1,2\n0.012,1,2\n", "not evenly spaced"),
         ("time,I,II\n0,1,2\n2,1,2\n4,1,2\n6,1,2\n", "a time column without a known unit; name it time (s)"),
@@ -559,7 +553,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "{}"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'.f
         ('<!DOCTYPE x SYSTEM "file:///etc/passwd">' + aecg(beats()), "document type declaration"),
         (aecg(beats())[:-40], "not a readable HL7 aECG file"),
         (aecg(beats()[:0]), "without signals"),
-        (aecg(beats(), step="0"), "not a readable HL7 aECG file (a number in its header is zero or out of range)"),
+        (aecg(beats(), step="0"), "its time increment is no number of seconds"),
         (aecg(beats()).replace("increment", "nothing"), "sampling rate"),
         (aecg(beats()).replace('10" unit="uV"', '10" unit="mV"'), "different units"),
         (f"<restingecgdata><name>{SECRETS[0]}</name></restingecgdata>", "Philips XML, not HL7 aECG"),

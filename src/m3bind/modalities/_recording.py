@@ -19,21 +19,23 @@ from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _limits
 
 AGAIN = "fetch or export it again"
-SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6}  # units of time
 MAX_HEADER = 1 << 20  # bytes of a text header
-_TO_MV = {"mv": 1.0, "millivolt": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "microvolt": 1e-3, "v": 1e3, "volt": 1e3,
-          "nv": 1e-6, "nanovolt": 1e-6}  # fmt: skip
 Values = NDArray[np.float64]
 
 
 @dataclass
 class Signal:
-    """One channel: `values` (T,) in `unit` ("" where the file does not say), NaN where the file marks a gap."""
+    """One channel: `values` (T,) in `unit`, NaN where the file marks a gap.
+
+    `unit` is "" where a table does not say; a format that demands a calibration and has none of it gives a `fault`.
+    """
 
     name: str
     values: Values
     unit: str
     rate: float  # Hz
+    start: float = 0.0  # seconds from the beginning of the recording
+    fault: str = ""  # why `values` are not in `unit`: they are never taken for a voltage
 
 
 @dataclass
@@ -44,11 +46,6 @@ class Recording:
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
-
-
-def to_millivolt(unit: str) -> float | None:
-    """What a value in `unit` is multiplied by to give mV; None: no unit of voltage."""
-    return _TO_MV.get(unit.strip().lower())
 
 
 @contextmanager

@@ -1,89 +1,120 @@
-"""HL7 annotated ECG (XML); a document type, and with it every entity, is refused."""
+"""HL7 annotated ECG (XML): value = origin + digit x scale, in the unit of the scale."""
 
+import math
+import re
+from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
-from xml.etree import ElementTree
-from xml.parsers import expat
+from xml.etree.ElementTree import Element
 
 import numpy as np
 
 from m3bind.errors import ReadError
-from m3bind.modalities._recording import AGAIN, SECONDS, Recording, Signal, check_size, decoding
+from m3bind.modalities._recording import AGAIN, Recording, Signal, check_size, decoding
+from m3bind.modalities._signals_leads import name_of_code
+from m3bind.modalities._signals_sets import SignalSet, combined
+from m3bind.modalities._signals_units import SECONDS, number, to_millivolt
+from m3bind.modalities._signals_xml import read_xml
 
 _VENDOR_XML = {"restingecgdata": "Philips XML", "RestingECG": "GE MUSE XML", "CardiologyXML": "GE CardioSoft XML"}
 
 
 def read_aecg(path: Path) -> Recording:
-    """The sequence set with the most leads of an HL7 aECG file: value = origin + digit x scale.
+    """The sequence sets of an HL7 aECG file that are the recording.
 
     Raises:
         ReadError: XML of another kind, with a document type declaration (it could define entities), or damaged.
     """
     check_size(path, 2)
     with decoding(path, "HL7 aECG file"):
-        root = _parse_xml(path)
+        root = read_xml(path)
         if root.tag != "AnnotatedECG":
             kind = _VENDOR_XML.get(root.tag, "XML of another kind")
             raise ReadError(path, f"{kind}, not HL7 aECG", "export it as HL7 aECG or DICOM")
         sets = [
-            signals
-            for each in root.findall("component/series/component/sequenceSet")
-            if (signals := _aecg_signals(path, each))
+            one for each in root.findall("component/series/component/sequenceSet") if (one := _set(path, each)).names
         ]
         if not sets:
             raise ReadError(path, "an HL7 aECG file without signals", AGAIN)
-        best = max(range(len(sets)), key=lambda k: (len(sets[k]), sum(signal.values.size for signal in sets[k])))
-    found = Recording(sets[best])
-    if len(sets) > 1:
-        found.steps.append(f"sequence set {best + 1} of {len(sets)} taken: {len(sets[best])} signals")
+        first = min(each.start for each in sets)
+        for each in sets:
+            each.start -= first
+        found = Recording([])
+        found.signals, found.steps, found.warnings = combined(sets, "sequence set")
     return found
 
 
-def _parse_xml(path: Path) -> ElementTree.Element:
-    """The root element, names without namespaces; a document type declaration is refused before any entity exists."""
-    builder = ElementTree.TreeBuilder()
-    parser = expat.ParserCreate(namespace_separator="}")
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        builder.start(tag.rpartition("}")[2], {key.rpartition("}")[2]: value for key, value in attributes.items()})
-
-    def refuse(*_: object) -> NoReturn:
-        raise ReadError(path, "XML with a document type declaration", "damaged, or made to harm")
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = lambda tag: builder.end(tag.rpartition("}")[2])
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = refuse
-    parser.buffer_text = True
-    with open(path, "rb") as handle:
-        parser.ParseFile(handle)
-    return builder.close()
-
-
-def _aecg_signals(path: Path, each: ElementTree.Element) -> list[Signal]:
-    """The signals of one sequence set."""
-    rate, found = 0.0, []
+def _set(path: Path, each: Element) -> SignalSet:
+    """What one sequence set holds."""
+    rate, start = 0.0, 0.0
+    found: list[tuple[str, Element]] = []
     for sequence in each.findall("component/sequence"):
         code, value = sequence.find("code"), sequence.find("value")
-        name = "" if code is None else code.get("code", "")
         if value is None:
             continue
+        name = "" if code is None else code.get("code", "")
         if name.startswith("TIME_"):
-            step = value.find("increment")
-            if step is not None:
-                rate = 1 / (float(step.get("value", "nan")) * SECONDS[step.get("unit", "")])
-        elif (digits := value.find("digits")) is not None:
-            scale, unit = _quantity(value.find("scale"))
-            origin, origin_unit = _quantity(value.find("origin"))
-            if origin and origin_unit != unit:
-                raise ReadError(path, "a signal whose origin and scale are in different units", AGAIN)
-            found.append(
-                Signal(name, origin + scale * np.array((digits.text or "").split(), dtype=np.float64), unit, 0)
+            rate, start = _time(path, value, rate)
+        elif value.find("digits") is not None:
+            scheme, meaning = (
+                ("", "") if code is None else (code.get("codeSystemName", ""), code.get("displayName", ""))
             )
-    for signal in found:
-        signal.rate = rate
-    return found
+            found.append((name_of_code(name, scheme, meaning), value))
+    longest = max((len((value.findtext("digits") or "").split()) for _, value in found), default=0)
+
+    def read() -> list[Signal]:
+        return [_signal(path, name, value, rate, result.start) for name, value in found]
+
+    seconds = longest / rate if rate > 0 else math.inf  # refused where it is read
+    result = SignalSet([name for name, _ in found], seconds, start, False, f"{len(found)} signals", read)
+    return result
 
 
-def _quantity(element: ElementTree.Element | None) -> tuple[float, str]:
-    return (0.0, "") if element is None else (float(element.get("value", "nan")), element.get("unit", ""))
+def _time(path: Path, value: Element, rate: float) -> tuple[float, float]:
+    """Rate in Hz and beginning in seconds of a sequence set."""
+    head, increment = value.find("head"), value.find("increment")
+    start = 0.0
+    if head is not None:
+        text = head.get("value", "")
+        start = (number(text) or 0.0) * SECONDS.get(head.get("unit", ""), 0.0) if head.get("unit") else _moment(text)
+    if increment is None:
+        return rate, start
+    step, unit = number(increment.get("value", "")), SECONDS.get(increment.get("unit", "").strip().lower())
+    if step is None or step <= 0 or unit is None:
+        raise ReadError(path, "not a readable HL7 aECG file: its time increment is no number of seconds", AGAIN)
+    return 1 / (step * unit), start
+
+
+def _moment(text: str) -> float:
+    """Seconds of an HL7 time stamp (20200131120000.250) from some day on; 0 where it holds no seconds."""
+    parts = re.match(r"(\d{14})(\.\d{1,9})?", text, re.ASCII)
+    try:
+        day = datetime.strptime(parts[1], "%Y%m%d%H%M%S") if parts else None
+    except ValueError:
+        return 0.0
+    return (day - datetime(1970, 1, 1)).total_seconds() + float(parts[2] or 0) if day and parts else 0.0
+
+
+def _signal(path: Path, name: str, value: Element, rate: float, start: float) -> Signal:
+    """One lead."""
+    try:
+        digits = np.array((value.findtext("digits") or "").split(), dtype=np.float64)
+    except ValueError:
+        raise ReadError(path, "a signal whose digits are not all numbers", AGAIN) from None
+    scale, unit = _quantity(value.find("scale"))
+    origin, other = _quantity(value.find("origin"))
+    fault = ""
+    if value.find("scale") is None:
+        fault = "no scale"
+    elif scale is None or origin is None:
+        fault = "its scale or origin is no number"
+    elif scale == 0:
+        fault = "its scale is 0"
+    elif not unit.strip():
+        fault = "no unit of its scale"
+    elif origin and to_millivolt(other) != to_millivolt(unit):
+        raise ReadError(path, "a signal whose origin and scale are in different units", AGAIN)
+    return Signal(name, (origin or 0.0) + (scale or 1.0) * digits, unit, rate, start, fault)
+
+
+def _quantity(element: Element | None) -> tuple[float | None, str]:
+    return (0.0, "") if element is None else (number(element.get("value", "")), element.get("unit", ""))

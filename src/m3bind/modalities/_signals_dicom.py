@@ -1,6 +1,9 @@
-"""DICOM waveforms: the multiplex group with the most leads."""
+"""DICOM waveforms: the multiplex groups that make up the recording.
 
-import re
+A channel's value is  stored value x sensitivity x correction factor + baseline  in the unit of the sensitivity.
+"""
+
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +13,15 @@ from numpy.typing import NDArray
 from m3bind.errors import ReadError
 from m3bind.modalities import _dicom, _limits
 from m3bind.modalities._recording import AGAIN, Recording, Signal, decoding
-
-_LEAD_NUMBERS = {1: "I", 2: "II", 3: "V1", 4: "V2", 5: "V3", 6: "V4", 7: "V5", 8: "V6",
-                 61: "III", 62: "aVR", 63: "aVL", 64: "aVF", 65: "-aVR"}  # fmt: skip
+from m3bind.modalities._signals_leads import name_of_code
+from m3bind.modalities._signals_sets import SignalSet, combined
+from m3bind.modalities._signals_units import unit_of_code
 
 
 def read_dicom(path: Path) -> Recording:
-    """The multiplex group of a DICOM waveform file that is most likely the 12-lead rhythm.
+    """The multiplex groups of a DICOM waveform file that are the 12-lead rhythm.
 
-    Of groups with at least 8 channels the original one counts before derived ones (median beats), then the one with
-    more channels, then the longer one.
+    Original groups count before derived ones (median beats); one with all leads before several that are merged.
 
     Raises:
         ReadError: no waveforms, samples that are missing, companded (mu-law, A-law) or big-endian.
@@ -29,32 +31,42 @@ def read_dicom(path: Path) -> Recording:
         groups = list(dataset.get("WaveformSequence") or [])
         if not groups:
             raise ReadError(path, "a DICOM file without waveforms", "check the modality of this file")
-        index = max(range(len(groups)), key=lambda k: _group_rank(groups[k]))
-        group = groups[index]
-        raw = _group_samples(path, dataset, index)
-        rate = float(group.SamplingFrequency)
-        definitions = list(group.ChannelDefinitionSequence)
-        if len(definitions) != raw.shape[1]:
-            raise ReadError(path, f"{raw.shape[1]} channels with {len(definitions)} definitions", AGAIN)
-        padding = _padding(group, raw.dtype)
-        signals = [_dicom_signal(item, raw[:, k], padding, rate) for k, item in enumerate(definitions)]
-    found = Recording(signals, tags=_dicom.technical_tags(dataset) | _dicom.technical_tags(group))
-    if len(groups) > 1:
-        kind = "original" if group.get("WaveformOriginality") == "ORIGINAL" else "not marked original"
-        found.steps.append(
-            f"waveform group {index + 1} of {len(groups)} taken: "
-            f"{raw.shape[1]} channels of {raw.shape[0]} samples, {kind}"
-        )
+        found = Recording([], tags=_dicom.technical_tags(dataset))
+        sets = [_group(path, dataset, index, found.warnings) for index in range(len(groups))]
+        found.signals, found.steps, warnings = combined(sets, "waveform group")
+        found.warnings += warnings
+        best = max(range(len(groups)), key=lambda k: (len(sets[k].leads()), not sets[k].derived, sets[k].seconds))
+        found.tags |= _dicom.technical_tags(groups[best])
     return found
 
 
-def _group_rank(group: Any) -> tuple[bool, bool, int, float]:
-    channels = int(group.get("NumberOfWaveformChannels") or 0)
-    seconds = int(group.get("NumberOfWaveformSamples") or 0) / float(group.get("SamplingFrequency") or 1)
-    return channels >= 8, group.get("WaveformOriginality") == "ORIGINAL", channels, seconds
+def _group(path: Path, dataset: Any, index: int, warnings: list[str]) -> SignalSet:
+    """What the header says of a group."""
+    group = dataset.WaveformSequence[index]
+    rate = _float(group, "SamplingFrequency") or 0.0
+    samples = int(group.get("NumberOfWaveformSamples") or 0)
+    start = (_float(group, "MultiplexGroupTimeOffset") or 0.0) / 1000
+    channels = list(group.get("ChannelDefinitionSequence") or [])
+    original = group.get("WaveformOriginality") == "ORIGINAL"
+
+    def read() -> list[Signal]:
+        raw = _samples(path, dataset, index, warnings)
+        if len(channels) != raw.shape[1]:
+            raise ReadError(path, f"{raw.shape[1]} channels with {len(channels)} definitions", AGAIN)
+        padding = _padding(group, raw.dtype)
+        signals = [_signal(item, raw[:, k], padding, rate, start) for k, item in enumerate(channels)]
+        if turned := sum(math.prod(_calibration(item)[:2]) < 0 for item in channels):
+            warnings.append(f"{turned} channels of negative sensitivity, turned as it says")
+        warnings.extend(dict.fromkeys(doubt for item in channels if (doubt := _unit(item)[1])))
+        return signals
+
+    what = f"{len(channels)} channels of {samples} samples, {'original' if original else 'not marked original'}"
+    names = [_name(item) for item in channels]
+    seconds = samples / rate if rate > 0 else math.inf  # refused where it is read
+    return SignalSet(names, seconds, start, group.get("WaveformOriginality") == "DERIVED", what, read)
 
 
-def _group_samples(path: Path, dataset: Any, index: int) -> NDArray[Any]:
+def _samples(path: Path, dataset: Any, index: int, warnings: list[str]) -> NDArray[Any]:
     """Stored samples (T, channels) of a group."""
     from pydicom.waveforms.numpy_handler import multiplex_array
 
@@ -67,8 +79,11 @@ def _group_samples(path: Path, dataset: Any, index: int) -> NDArray[Any]:
         raise ReadError(path, "samples in mu-law or A-law coding", "export it with 16-bit linear samples")
     if dataset.original_encoding[1] is False:
         raise ReadError(path, "big-endian DICOM", "export it as little endian")
-    if len(group.WaveformData) < channels * samples * (int(group.WaveformBitsAllocated) // 8):
-        raise ReadError(path, "fewer samples than the header declares: cut short", AGAIN)
+    there = len(group.WaveformData) // (channels * (int(group.WaveformBitsAllocated) // 8))
+    if there < samples:
+        raise ReadError(path, f"fewer samples than the header declares: cut short, {there:,} of {samples:,}", AGAIN)
+    if there > samples:
+        warnings.append(f"the header declares {samples:,} samples, {there:,} are there; the declared ones are read")
     stored: NDArray[Any] = multiplex_array(dataset, index, as_raw=True)
     return stored
 
@@ -81,22 +96,60 @@ def _padding(group: Any, kind: np.dtype[Any]) -> float | None:
     return None if value is None else float(value)
 
 
-def _dicom_signal(channel: Any, raw: NDArray[Any], padding: float | None, rate: float) -> Signal:
-    """One channel in physical values: stored value x sensitivity x correction factor + baseline."""
-    source = channel.ChannelSourceSequence[0]
-    number = re.fullmatch(r"(?:5\.6\.3-9-|2:)(\d{1,3})", str(source.get("CodeValue", "")).strip())
-    name = _LEAD_NUMBERS.get(int(number[1]), "") if number else ""
-    if not name and str(source.get("CodeValue", "")).startswith("MDC_"):
-        name = str(source.CodeValue)
-    name = name or str(source.get("CodeMeaning") or channel.get("ChannelLabel") or "")
-    values = raw.astype(np.float64)
-    unit = ""
-    if channel.get("ChannelSensitivity") is not None:
-        correction = channel.get("ChannelSensitivityCorrectionFactor")
-        values = values * float(channel.ChannelSensitivity) * float(1.0 if correction is None else correction)
-        values += float(channel.get("ChannelBaseline") or 0.0)
-        units = channel.get("ChannelSensitivityUnitsSequence")
-        unit = str(units[0].get("CodeValue", "")) if units else ""
+def _signal(channel: Any, raw: NDArray[Any], padding: float | None, rate: float, start: float) -> Signal:
+    """One channel in physical values."""
+    sensitivity, correction, baseline, fault = _calibration(channel)
+    unit = _unit(channel)[0]
+    if not unit.strip():
+        fault = fault or "no unit of its ChannelSensitivity"
+    values = raw.astype(np.float64) * sensitivity * correction
+    values += baseline
     if padding is not None:
         values[raw == padding] = np.nan
-    return Signal(name, values, unit, rate)
+    late = _float(channel, "ChannelTimeSkew", 0.0) or 0.0
+    if rate > 0:
+        late += (_float(channel, "ChannelSampleSkew", 0.0) or 0.0) / rate
+    return Signal(_name(channel), values, unit, rate, start + late, fault)
+
+
+def _calibration(channel: Any) -> tuple[float, float, float, str]:
+    """Sensitivity, correction factor and baseline of a channel, and why they are none ("" where they are)."""
+    usual = {"ChannelSensitivity": None, "ChannelSensitivityCorrectionFactor": 1.0, "ChannelBaseline": 0.0}
+    found: list[float] = []
+    for keyword, value in usual.items():
+        number = _float(channel, keyword, value)
+        if number is None:
+            return 1.0, 1.0, 0.0, f"its {keyword} is no number" if keyword in channel else f"no {keyword}"
+        if number == 0 and keyword != "ChannelBaseline":
+            return 1.0, 1.0, 0.0, f"its {keyword} is 0"
+        found.append(number)
+    return found[0], found[1], found[2], ""
+
+
+def _unit(channel: Any) -> tuple[str, str]:
+    """(unit, doubt) of the sensitivity; the unit is "" where none is stated."""
+    items = channel.get("ChannelSensitivityUnitsSequence")
+    code = _code(items[0]) if items else ("", "", "")
+    return unit_of_code(code[0], code[2])
+
+
+def _name(channel: Any) -> str:
+    """What names the lead of a channel."""
+    sources = channel.get("ChannelSourceSequence")
+    return name_of_code(*(_code(sources[0]) if sources else ("", "", "")), str(channel.get("ChannelLabel") or ""))
+
+
+def _code(item: Any) -> tuple[str, str, str]:
+    """Value, scheme and meaning of a code; long values and URNs have entries of their own."""
+    value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue") or ""
+    return str(value), str(item.get("CodingSchemeDesignator") or ""), str(item.get("CodeMeaning") or "")
+
+
+def _float(dataset: Any, keyword: str, usual: float | None = None) -> float | None:
+    """A finite number of the header; `usual` where there is none, None where it is something else."""
+    try:
+        value = dataset.get(keyword)
+        found = usual if value is None or value == "" else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if found is not None and np.isfinite(found) else None

@@ -1,147 +1,152 @@
-"""WFDB records (.hea with .dat or .mat), of PhysioNet and its challenges.
+"""WFDB records (.hea with .dat or .mat), of PhysioNet and its challenges; of one segment or several.
 
-Everything is refused by what the header declares before it is allocated; its comments never leave this module.
+Everything is refused by what the header declares before it is allocated (`_signals_wfdb_header`).
 """
 
-import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _images, _limits
-from m3bind.modalities._recording import AGAIN, MAX_HEADER, Recording, Signal, check_size, decoding
+from m3bind.modalities._recording import AGAIN, Recording, Signal, decoding
+from m3bind.modalities._signals_wfdb_header import (
+    FLAC,
+    WFDB_SUFFIXES,
+    Header,
+    cut_short,
+    header_of,
+    read_header,
+    record_stem,
+)
 
-WFDB_SUFFIXES = (".hea", ".dat", ".mat")
-
-
-def record_stem(path: Path | str) -> Path:
-    """The WFDB record a path names: the path without the ending of one of its files."""
-    path = Path(path)
-    ending = _images.ending(path, WFDB_SUFFIXES)
-    return path.with_name(path.name[: -len(ending)]) if ending else path
-
-
-def header_of(path: Path | str) -> Path:
-    """Where the header of the WFDB record that a path names has to be."""
-    stem = record_stem(path)
-    return stem.with_name(stem.name + ".hea")
-
-
-@dataclass
-class _Header:
-    """What has to be known of a WFDB header before its signal files are opened."""
-
-    lines: list[str]  # record line first, without comments
-    files: list[str]
-    frames: list[int]  # samples per frame of each signal
-    without_gain: int
-    odd: bool  # wfdb cannot read it as it is
+__all__ = ["WFDB_SUFFIXES", "header_of", "read_wfdb", "record_stem"]
 
 
 def read_wfdb(path: Path) -> Recording:
-    """A WFDB record of one segment; signals of several samples per frame keep their own rate.
+    """A WFDB record; signals of several samples per frame keep their own rate.
 
     Raises:
-        ReadError: damaged, several segments, no rate, a signal file that is missing or outside the folder.
+        ReadError: damaged, cut short, no rate, a signal file or a segment that is missing or outside the folder.
     """
-    import wfdb  # slow to import
-
-    stem = record_stem(path)
     with decoding(path, "WFDB record"):
-        header = _wfdb_header(path)
-        if header.odd:
-            with tempfile.TemporaryDirectory(prefix="m3bind-") as folder:
-                place = _corrected_copy(header, stem.parent, Path(folder))
-                record = wfdb.rdrecord(str(place), smooth_frames=max(header.frames) == 1)
-        else:
-            record = wfdb.rdrecord(str(stem.absolute()), smooth_frames=max(header.frames) == 1)
-        columns = record.p_signal.T if max(header.frames) == 1 else record.e_p_signal
-        signals = [
-            Signal(name or "", values, unit or "", float(record.fs) * count)
-            for name, values, unit, count in zip(record.sig_name, columns, record.units, header.frames)
-        ]
+        place = header_of(path)
+        header = read_header(path, place)
+        return _joined(path, place.parent, header) if header.segments else _one_segment(path, place, header)
+
+
+def _one_segment(path: Path, place: Path, header: Header) -> Recording:
+    """The signals of a record, or of one segment of it."""
+    try:
+        record, wide = _decoded(place, header)
+    except (MemoryError, ReadError):
+        raise
+    except Exception:
+        _check_flac(path, place.parent, header)
+        raise
+    columns = record.e_p_signal if wide else record.p_signal.T
+    signals = []
+    for line, name, values in zip(header.signals, record.sig_name, columns, strict=True):
+        own = line.name.encode("ascii", "ignore").decode().strip()
+        name = line.name if own == (name or "").strip() else name  # wfdb drops letters that are not ASCII
+        rate = header.base_rate * line.frames
+        signals.append(Signal(name or "", values, line.unit, rate, fault=line.fault))
     found = Recording(signals)
     if header.odd:
-        found.steps.append(
-            "read with a corrected copy of its header (a name, length or letter that wfdb does not take)"
-        )
-    if header.without_gain:
-        found.warnings.append(
-            f"{header.without_gain} signals have no gain in the header; 200 ADC units per mV assumed, as WFDB does"
-        )
+        found.steps.append("read with a corrected copy of its header (a name, length, gain or letter of it)")
+    if turned := sum((line.gain or 0) < 0 for line in header.signals):
+        found.warnings.append(f"{turned} signals of negative gain, turned as it says")
     return found
 
 
-def _wfdb_header(path: Path) -> _Header:
-    """The header of a record, checked.
+def _decoded(place: Path, header: Header) -> tuple[Any, bool]:
+    """wfdb's record, and whether signals are lists because some have several samples per frame."""
+    import wfdb  # slow to import
 
-    Raises:
-        ReadError: see `read_wfdb`.
-    """
-    place = header_of(path)
-    if place.stat().st_size > MAX_HEADER:
-        raise ReadError(path, f"a header of more than {MAX_HEADER:,} bytes", "damaged, or made to harm")
-    data = place.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
-    first = lines[0].split() if lines else []
-    if first and re.search(r"/\d+$", first[0]):
-        raise ReadError(path, "a record of several segments", "cut out one segment as a record of its own")
-    rate = re.match(r"\d*\.?\d+(?:[eE][-+]?\d+)?|\d+", first[2]) if len(first) > 2 else None
-    if rate is None or not first[1].isdecimal() or int(first[1]) < 1 or not float(rate[0]):
-        raise ReadError(path, "not a readable WFDB record: the header names no signals or no sampling rate", AGAIN)
-    if len(lines) - 1 != int(first[1]):
-        raise ReadError(path, f"the header declares {first[1][:9]} signals and describes {len(lines) - 1}", AGAIN)
-    length = int(first[3]) if len(first) > 3 and first[3].isdecimal() else 0
-    header = _Header(lines, [], [], 0, not re.fullmatch(r"[-\w]+", first[0], re.ASCII) or length == 0)
-    header.odd |= any(not line.isascii() for line in lines)  # wfdb drops such letters: µV would become V
-    header.lines[0] = f"record {first[1]} {first[2]}" + (f" {length}" if length else "")
-    for line in lines[1:]:
-        _check_signal_line(path, line, header, length)
-    for name in set(header.files):
-        file = place.parent / name
-        if not file.is_file():
-            raise ReadError(path, "a signal file named by the header is missing", "copy .hea and .dat together")
-        _limits.check_bytes(file)
-        if not length:
-            check_size(file, 1)
-        with open(file, "rb") as handle:
-            if handle.read(6) == b"MATLAB":
-                reason = "its signal file is of MATLAB 5 or later, whose samples a WFDB header cannot point to"
-                raise ReadError(path, reason, "save it with -v4, as PhysioNet does")
-    _limits.check_count(path, max(length, 1) * sum(header.frames), "samples")
-    return header
+    wide = max(line.frames for line in header.signals) > 1
+    if not header.odd:
+        return wfdb.rdrecord(str(place.with_suffix("").absolute()), smooth_frames=not wide), wide
+    with tempfile.TemporaryDirectory(prefix="m3bind-") as folder:
+        stem = _corrected_copy(header, place.parent, Path(folder))
+        return wfdb.rdrecord(str(stem), smooth_frames=not wide), wide
 
 
-def _check_signal_line(path: Path, line: str, header: _Header, length: int) -> None:
-    """Add what one signal line says to `header`."""
-    name, _, rest = line.partition(" ")
-    if "/" in name or "\\" in name or ":" in name or name.startswith("..") or "\0" in name:
-        raise ReadError(path, "the header names a signal file outside its folder", "damaged, or made to harm")
-    form = re.match(r"\s*(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?(?:\s+(\S+))?", rest)
-    if form is None:
-        raise ReadError(path, "not a readable WFDB record: a signal line without a format", AGAIN)
-    if int(form[3] or 0) > max(length, 0):
-        raise ReadError(path, "a signal is shifted by more than the record's length", "damaged, or made to harm")
-    gain = re.match(r"[-+]?\d*\.?\d*(?:e[-+]?\d+)?", form[5] or "", re.IGNORECASE)
-    header.without_gain += gain is None or not gain[0] or not float(gain[0])
-    header.files.append(name)
-    header.frames.append(int(form[2] or 1))
-
-
-def _corrected_copy(header: _Header, source: Path, folder: Path) -> Path:
+def _corrected_copy(header: Header, source: Path, folder: Path) -> Path:
     """A header wfdb can read in `folder`, with links to the signal files; returns the record's stem."""
     names: dict[str, str] = {}
-    lines = header.lines[:1]
-    for name, line in zip(header.files, header.lines[1:]):
-        if name not in names:
-            names[name] = f"signal{len(names)}.dat"
-            (folder / names[name]).symlink_to((source / name).absolute())
-        rest = line.partition(" ")[2].replace("µ", "u").replace("μ", "u")
-        lines.append(f"{names[name]} {rest.encode('ascii', 'ignore').decode()}")
+    lines = [f"record {len(header.signals)} {header.rate}" + (f" {header.length}" if header.length else "")]
+    for line in header.signals:
+        if line.file not in names:
+            names[line.file] = f"signal{len(names)}.dat"
+            (folder / names[line.file]).symlink_to((source / line.file).absolute())
+        lines.append(line.corrected(names[line.file]))
     (folder / "record.hea").write_text("\n".join(lines) + "\n", encoding="ascii")
     return folder / "record"
+
+
+def _check_flac(path: Path, folder: Path, header: Header) -> None:
+    """After a failure: say so where a compressed signal file ends early."""
+    import soundfile
+
+    for line in header.signals:
+        if line.form not in FLAC:
+            continue
+        there = 0
+        try:
+            with soundfile.SoundFile(folder / line.file) as file:
+                while block := len(file.read(1 << 16, dtype="int32")):
+                    there += block
+        except (RuntimeError, soundfile.SoundFileError):  # what was decoded until then counts
+            pass
+        most = max(other.frames for other in header.signals if other.file == line.file)
+        if there < header.length * most:
+            raise ReadError(path, cut_short(header.length, there // most), AGAIN)
+
+
+# --- several segments -------------------------------------------------------------------------------------------------
+
+
+def _joined(path: Path, folder: Path, header: Header) -> Recording:
+    """The segments of a record one after the other, NaN where a signal or a whole segment is missing."""
+    parts: list[tuple[int, Recording]] = []
+    at = 0
+    for name, length in header.segments:
+        if name != "~" and length:  # a segment of no samples only says which signals there may be
+            parts.append((at, _segment(path, folder, name, length, header)))
+        at += length
+    if not parts:
+        raise ReadError(path, "a record of several segments without samples", AGAIN)
+    signals: dict[tuple[str, int], Signal] = {}
+    for begin, part in parts:
+        seen: dict[str, int] = {}
+        for signal in part.signals:
+            key = signal.name, seen.get(signal.name, 0)
+            seen[signal.name] = key[1] + 1
+            frames = round(signal.rate / header.base_rate)
+            if key not in signals:
+                empty = np.full(at * frames, np.nan)
+                signals[key] = Signal(signal.name, empty, signal.unit, signal.rate, fault=signal.fault)
+            whole = signals[key]
+            if (signal.unit, signal.rate) != (whole.unit, whole.rate):
+                raise ReadError(path, "a signal whose unit or rate changes from segment to segment", AGAIN)
+            whole.values[begin * frames : begin * frames + len(signal.values)] = signal.values
+            whole.fault = whole.fault or signal.fault
+    found = Recording(list(signals.values()), [f"{len(header.segments)} segments joined"])
+    for _, part in parts:
+        found.steps += [step for step in part.steps if step not in found.steps]
+        found.warnings += [warning for warning in part.warnings if warning not in found.warnings]
+    return found
+
+
+def _segment(path: Path, folder: Path, name: str, length: int, header: Header) -> Recording:
+    """One segment."""
+    place = folder / f"{name}.hea"
+    if not place.is_file():
+        raise ReadError(path, "a segment named by the header is missing", "copy all files of the record together")
+    part = read_header(path, place)
+    if part.segments:
+        raise ReadError(path, "a segment that has segments of its own", "damaged, or made to harm")
+    if part.length not in (0, length) or part.base_rate != header.base_rate:
+        raise ReadError(path, "a segment whose length or rate is not the one that the record declares", AGAIN)
+    return _one_segment(path, place, part)

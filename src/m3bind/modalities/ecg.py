@@ -1,13 +1,10 @@
 """Electrocardiograms: WFDB, EDF, BDF, DICOM, CSV, npy, HL7 aECG -> (12, T) float32 in millivolt, standard lead order.
 
 A path names a file, or a WFDB record: without extension (`00001_lr`), or any of its files (`00001_lr.hea`,
-`00001_lr.dat`). `_signals` reads the formats; here signals become leads.
-Leads are found by name, never by position. Missing limb leads follow from two others (Einthoven, Goldberger):
-    III = II - I      aVR = -(I + II) / 2      aVL = I - II / 2      aVF = II - I / 2
+`00001_lr.dat`). `_signals` reads the formats, `_signals_twelve` makes leads of signals: by name, never
+by position. Here is what looks unlike a resting ECG, and the picture of one.
 """
 
-import re
-from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,25 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _dicom, _images, _limits, _signals
-from m3bind.modalities._recording import Recording, to_millivolt
+from m3bind.modalities import _dicom, _images, _signals
+from m3bind.modalities._signals_leads import LEADS, parse_lead
+from m3bind.modalities._signals_twelve import MAX_SWING, twelve_leads
 from m3bind.modalities._signals_wfdb import WFDB_SUFFIXES, header_of, record_stem
 from m3bind.modalities.base import Cut, Modality, Sample
 
 __all__ = ["ECG", "LEADS", "draw", "parse_lead", "record_stem"]
 
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-MAX_MISSING = 4  # leads filled with zeros before the record is refused
-MAX_VALUE = 1e9  # mV; beyond is no value at all, while raw 24-bit samples without a gain stay below
-MAX_RATIO = 100  # between the sampling rates of two leads
+WILD = 50.0  # mV of swing of a single lead that no heart makes
 NOISE = 0.06  # see `_noise`; resting ECGs have 0.01, at most 0.03, noise alone 0.17
 DRIFT = 1.5  # mV by which the baseline of half of the leads moves; 0.1 is usual, 1.1 seen
 CLIPPED = 0.01  # share of samples that stay exactly at the highest (or lowest) value; sound leads: below 0.005
-_PREFIX = re.compile(r"(?:mdc_ecg_lead|ecg|ekg|lead)(?:\s+-\s+|[\s_:.]+|-)?")
-_NAMES = {lead.lower(): lead for lead in LEADS} | {"di": "I", "dii": "II", "diii": "III"}
 
 Array = NDArray[np.float32]
-Values = NDArray[np.float64]
 
 
 class ECG(Modality):
@@ -43,6 +35,7 @@ class ECG(Modality):
     name: ClassVar[str] = "ecg"
     title: ClassVar[str] = "12-lead ECG"
     color: ClassVar[str] = "#ee6677"
+    version: ClassVar[int] = 2  # without calibration a lead is missing; leads of several groups are merged
     suffixes: ClassVar[tuple[str, ...]] = _signals.SUFFIXES
     libraries: ClassVar[tuple[str, ...]] = ("wfdb", "pandas", "scipy.signal", "edfio", "pydicom")
 
@@ -60,17 +53,15 @@ class ECG(Modality):
         """A record; array (12, T) in mV, `rate` in Hz. Nothing is cut: T is all of the record.
 
         Raises:
-            ReadError: missing, damaged, over a limit, without names or rate, several segments, shorter than 1 s,
-                mostly NaN, or leads missing that cannot be computed from others (more than `MAX_MISSING`).
+            ReadError: missing, damaged, cut short, over a limit, without names, calibration or rate, shorter than 1 s,
+                mostly NaN, or leads missing that cannot be computed from others (more than 4).
         """
         path = Path(path)
         recording = _signals.read_signals(self._check(path))
-        steps, warnings = recording.steps, recording.warnings
-        signals = _fill_gaps(_millivolts(recording, path), path, warnings)
-        rates = {signal.name: signal.rate for signal in recording.signals}
-        signals, rate = _one_rate(signals, rates, path, steps, warnings)
-        array = _standard_leads(signals, path, steps, warnings)
-        return Sample(self.name, array, rate=rate, steps=steps, warnings=warnings, tags=recording.tags)
+        array, rate = twelve_leads(path, recording)
+        return Sample(
+            self.name, array, rate=rate, steps=recording.steps, warnings=recording.warnings, tags=recording.tags
+        )
 
     def decode_parts(self, path: Path | str, cut: Cut) -> Sample:
         """`decode`; a record of two windows or more becomes windows (n, 12, W), `places` in seconds from its start.
@@ -112,124 +103,6 @@ class ECG(Modality):
         return draw(sample.array, float(sample.rate or 500.0), size)
 
 
-def parse_lead(name: str) -> tuple[str, int]:
-    """The standard lead a signal's name means, and -1 for an inverted one, else 1; ("", 1) for other names.
-
-    "AVR", "lead avr", "ECG aVR-ref", "MDC_ECG_LEAD_AVR", "Lead aVR (Goldberger)" -> aVR; "-aVR", "aVRneg" -> inverted;
-    "DI" -> I. "V", "MLII" and "C3" (an EEG electrode too) are no standard leads.
-    """
-    plain = re.sub(r"\s*\(.*\)\s*$", "", name.strip().lower()[:80])
-    plain = _PREFIX.sub("", plain, count=1) if _PREFIX.match(plain) else plain
-    plain = re.sub(r"[\s_-]+ref$", "", plain)
-    positive = re.sub(r"^(?:[-\u2212\u2013]|minus\s|inverted\s)\s*|neg$|\s*inverted$", "", plain)
-    lead = _NAMES.get(positive.strip(" _-.:"), "")
-    return lead, -1 if lead and positive != plain else 1
-
-
-def _millivolts(recording: Recording, path: Path) -> dict[str, Values]:
-    """Signals in mV by standard lead; others are left out of `recording`, whose signals get the leads' names.
-
-    The first of several signals of one lead counts, one as it is before an inverted one.
-    """
-    named = [(*parse_lead(signal.name), signal) for signal in recording.signals]
-    named = sorted((item for item in named if item[0]), key=lambda item: -item[1])
-    found: dict[str, Values] = {}
-    kept, odd, twice = [], set(), set()
-    for lead, sign, signal in named:
-        if lead in found:
-            twice.add(lead)
-            continue
-        factor = to_millivolt(signal.unit)
-        if factor is None:
-            odd.add(lead)
-        with np.errstate(all="ignore"):  # damaged files hold infinities
-            values = signal.values * (sign * (factor or 1.0))
-            found[lead] = np.where(np.abs(values) < MAX_VALUE, values, np.nan)
-        if sign < 0:
-            recording.steps.append(f"{lead} is stored inverted (-{lead}); negated")
-        signal.name = lead
-        kept.append(signal)
-    if not found:
-        reason = f"none of the 12 standard leads is among its {len(recording.signals)} signals"
-        raise ReadError(path, reason, f"signals need the names {' '.join(LEADS)}; position does not count")
-    recording.signals = kept
-    if odd:
-        recording.warnings.append(f"unit not known in {_listed(odd)}; millivolt assumed")
-    if twice:
-        recording.warnings.append(f"several signals named {_listed(twice)}; the first counts")
-    return found
-
-
-def _listed(leads: set[str]) -> str:
-    return ", ".join(sorted(leads, key=LEADS.index))
-
-
-def _one_rate(
-    signals: dict[str, Values], rates: dict[str, float], path: Path, steps: list[str], warnings: list[str]
-) -> tuple[dict[str, Values], float]:
-    """Signals at the highest of their rates, all of the length of the shortest."""
-    highest = max(rates[lead] for lead in signals)
-    slower = [lead for lead in signals if rates[lead] != highest]
-    if any(highest > MAX_RATIO * rates[lead] for lead in slower):
-        raise ReadError(path, f"sampling rates that differ more than {MAX_RATIO} times", "damaged, or made to harm")
-    if slower:
-        from scipy.signal import resample_poly
-
-        total = sum(len(signal) * highest / rates[lead] for lead, signal in signals.items())
-        _limits.check_count(path, int(total), "samples")
-        for lead in slower:
-            ratio = Fraction(highest / rates[lead]).limit_denominator(1000)
-            signals[lead] = resample_poly(signals[lead], ratio.numerator, ratio.denominator, padtype="line")
-        kinds = " and ".join(f"{rate:g}" for rate in sorted({rates[lead] for lead in slower}))
-        steps.append(f"{', '.join(slower)} resampled from {kinds} to {highest:g} Hz")
-    shortest = min(len(signal) for signal in signals.values())
-    longest = max(len(signal) for signal in signals.values())
-    if longest > shortest + 1:
-        warnings.append(f"leads of different length, cut to the shortest: {shortest / highest:g} s")
-    return {lead: signal[:shortest] for lead, signal in signals.items()}, highest
-
-
-def _fill_gaps(signals: dict[str, Values], path: Path, warnings: list[str]) -> dict[str, Values]:
-    """Interpolate NaN linearly; a lead that is NaN in more than half of its samples counts as missing."""
-    kept = {}
-    gaps = []
-    for lead, signal in signals.items():
-        good = np.isfinite(signal)
-        if good.mean() <= 0.5:
-            warnings.append(f"lead {lead} has no value in most of the record; taken as missing")
-            continue
-        if not good.all():
-            gaps.append(1 - good.mean())
-            signal = np.interp(np.arange(len(signal)), np.flatnonzero(good), signal[good])
-        kept[lead] = signal
-    if gaps:
-        warnings.append(f"{len(gaps)} leads have gaps (up to {max(gaps):.1%}), filled by straight lines")
-    if not kept:
-        raise ReadError(path, "none of the 12 standard leads holds values", f"expected signals {' '.join(LEADS)}")
-    return kept
-
-
-def _standard_leads(signals: dict[str, Values], path: Path, steps: list[str], warnings: list[str]) -> Array:
-    """Stack the 12 leads in standard order, computing limb leads that are missing."""
-    limb = {"I": (1.0, 0.0), "II": (0.0, 1.0), "III": (-1.0, 1.0),
-            "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}  # fmt: skip
-    known = [lead for lead in limb if lead in signals]
-    if 2 <= len(known) < len(limb):
-        # each limb lead is a fixed mixture of I and II: solve for both from the first two that are there
-        mixture = np.array([limb[lead] for lead in known[:2]])
-        first, second = np.linalg.solve(mixture, np.stack([signals[lead] for lead in known[:2]]))
-        for lead in [lead for lead in limb if lead not in signals]:
-            signals[lead] = limb[lead][0] * first + limb[lead][1] * second
-            steps.append(f"{lead} computed from {known[0]} and {known[1]}")
-    missing = [lead for lead in LEADS if lead not in signals]
-    if len(missing) > MAX_MISSING:
-        raise ReadError(path, f"leads {', '.join(missing)} are missing", "a 12-lead record is needed")
-    if missing:
-        warnings.append(f"leads {', '.join(missing)} are missing; filled with zeros")
-    length = len(next(iter(signals.values())))
-    return np.stack([signals.get(lead, np.zeros(length)) for lead in LEADS]).astype(np.float32)
-
-
 def _doubts(array: Array, rate: float) -> list[str]:
     """Warnings about a (12, T) signal that is unlikely to be a resting ECG."""
     found = []
@@ -243,8 +116,10 @@ def _doubts(array: Array, rate: float) -> list[str]:
     swing = high - low
     if float(swing.max()) < 0.05:
         return [*found, "all leads are flat"]
-    if float(np.median(swing)) > 15:
+    if float(np.median(swing)) > MAX_SWING:
         found.append(f"very high voltage (median swing {np.median(swing):.0f} mV): wrong gain or unit?")
+    elif wild := [lead for lead, value in zip(LEADS, swing) if value > WILD]:
+        found.append(f"very high voltage in {', '.join(wild)} (up to {swing.max():,.0f} mV): wrong gain or unit?")
     flat = [lead for lead, value in zip(LEADS, swing) if value < 0.01]
     if flat:
         found.append(f"flat leads: {', '.join(flat)}")
@@ -256,8 +131,9 @@ def _doubts(array: Array, rate: float) -> list[str]:
     drift = _drift(array, rate)
     if drift > DRIFT:
         found.append(f"the baseline wanders by {drift:.1f} mV in half of the leads")
-    misfit = float(np.abs(array[0] + array[2] - array[1]).mean())
-    if misfit > 0.25 * float(np.abs(array[:3]).mean()) + 0.02:
+    limb = array[:3, (array[:3] != 0).all(axis=0)]  # leads recorded one after the other are zero elsewhere
+    misfit = float(np.abs(limb[0] + limb[2] - limb[1]).mean()) if limb.size else 0.0
+    if limb.size and misfit > 0.25 * float(np.abs(limb).mean()) + 0.02:
         found.append("I + III differs from II: limb leads swapped, mislabelled or filtered apart?")
     return found
 

@@ -1,0 +1,117 @@
+"""Units of voltage and numbers as headers of all formats write them: the one place that knows what they mean.
+
+* `to_millivolt`: "uV", "µV", "Microvolts", "10*-6.V", "MDC_DIM_MICRO_VOLT" -> .001; None for what is no voltage.
+* `unit_of_code`: of a coded unit (DICOM), whatever its scheme, version or spelling.
+* `split_unit`: "lead_II_mV", "I (uV)" -> name and unit.
+* `number`: a number of a text header, with a decimal comma where that is unambiguous.
+* `shown`: a unit as messages may quote it.
+"""
+
+import math
+import re
+import unicodedata
+
+SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3,
+           "us": 1e-6, "µs": 1e-6, "μs": 1e-6}  # fmt: skip
+AMBIGUOUS = ("MV", "Mv")  # megavolt as it is written, millivolt as it is meant: no heart makes a megavolt
+
+# The micro sign and the Greek letter, and what they become when their bytes are read in another encoding.
+_MICRO = re.compile("[µμ]|Âµ|Î¼|Â[µμ]|¦Ì|\x83Ê|[ìæ](?=[vV])")
+_PREFIXES = {"n": 1e-6, "nano": 1e-6, "u": 1e-3, "mc": 1e-3, "micro": 1e-3, "mikro": 1e-3, "m": 1.0, "milli": 1.0,
+             "mili": 1.0, "": 1e3, "k": 1e6, "kilo": 1e6}  # fmt: skip
+_VOLT = re.compile(
+    r"(?:(n|u|mc|m|k)\s?)?v|(nano|micro|mikro|milli|mili|kilo)?[\s_-]?(?:volt|volts|voltios?|volte|voltti)"
+)
+_WORDS = {"微伏": 1e-3, "毫伏": 1.0, "伏": 1e3, "伏特": 1e3, "マイクロボルト": 1e-3, "ミリボルト": 1.0, "ボルト": 1e3,
+          "мкв": 1e-3, "мв": 1.0, "в": 1e3, "микровольт": 1e-3, "милливольт": 1.0, "вольт": 1e3,
+          "mdc_dim_nano_volt": 1e-6, "mdc_dim_micro_volt": 1e-3, "mdc_dim_milli_volt": 1.0, "mdc_dim_volt": 1e3,
+          "4276": 1e-6, "266420": 1e-6, "4275": 1e-3, "266419": 1e-3, "4274": 1.0, "266418": 1.0, "4256": 1e3,
+          "266400": 1e3}  # fmt: skip
+_TIMES = re.compile(  # "10 uV", "x2.5 uV", "10*-6.V"
+    r"(?:[x*]\s*)?(10(?:\*\*|[*^])[-+]?[0-9]{1,3}|[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?)\s*(?:[x*.]\s*)?(?=\S)"
+)
+_BRACKETS = re.compile(r"(.*?)\s*[(\[{]\s*([^)\]}]*?)\s*[)\]}]")
+_SUFFIX = re.compile(r"(.+?)[\s_,;:/-]+([nuµμ]v|mv|mcv|(?:nano|micro|mikro|milli|mili)?[\s_-]?volts?)", re.IGNORECASE)
+
+
+def to_millivolt(unit: str) -> float | None:
+    """What a value in `unit` is multiplied by to give mV; None: no unit of voltage."""
+    plain = _plain(unit)
+    if plain in _WORDS:
+        return _WORDS[plain]
+    times = 1.0
+    if (head := _TIMES.match(plain)) and not plain[head.end() :].isdecimal():
+        times, plain = _power(head[1]), plain[head.end() :].strip()
+    found = _VOLT.fullmatch(plain)
+    if found is None:
+        return _WORDS[plain] * times if plain in _WORDS and not plain.isdecimal() else None
+    factor = times * _PREFIXES[found[1] or found[2] or ""]
+    return factor if 0 < factor < math.inf else None
+
+
+def _plain(unit: str) -> str:
+    """`unit` in lower case, with "u" for micro, without brackets, annotations and blanks around."""
+    text = unicodedata.normalize("NFKC", _MICRO.sub("u", unit[:64])).replace("μ", "u").strip(" \0\t\r\n\"'")
+    text = re.sub(r"\{[^}]*\}", "", text)
+    text = re.sub(r"^[(\[]\s*(.*?)\s*[)\]]$", r"\1", text)
+    text = re.sub(r"\s*/\s*(?:lsb|bit|adu|count|digit)s?$", "", text, flags=re.IGNORECASE)
+    return re.sub(r"^mdc:|^(?:4|mdc):(?=\d)", "", text.strip(" .").lower())
+
+
+def _power(text: str) -> float:
+    power = re.fullmatch(r"10[*^]+([-+]?[0-9]+)", text)
+    return 10.0 ** int(power[1]) if power else float(text)
+
+
+def unit_of_code(value: str, meaning: str) -> tuple[str, str]:
+    """(unit, doubt) of a coded unit by its code value, or its meaning where the value says nothing.
+
+    The scheme does not count: files name UCUM, a version of it, SCPECG, their maker's own, or none.
+    """
+    by_value, by_meaning = to_millivolt(value), to_millivolt(meaning)
+    if by_meaning is None:
+        return value, ""
+    if by_value is None or value.strip() in AMBIGUOUS:
+        return meaning, ""
+    if by_value != by_meaning:
+        return value, f"its unit has the code {shown(value)} and the meaning {shown(meaning)}; the code counts"
+    return value, ""
+
+
+def ucum(value: str, meaning: str) -> str:
+    """The UCUM code (uV, mV, V, nV) of a coded unit of voltage, by value and meaning; "" for others."""
+    known = {1e-6: "nV", 1e-3: "uV", 1.0: "mV", 1e3: "V"}
+    return known.get(to_millivolt(unit_of_code(value, meaning)[0]) or 0.0, "")
+
+
+def split_unit(cell: str) -> tuple[str, str]:
+    """Name and unit of a column: "I (uV)", "I [µV]", "lead_II_mV", "V1/mV"; unit "" where it has none."""
+    if parts := _BRACKETS.fullmatch(cell):
+        return parts[1], parts[2]
+    parts = _SUFFIX.fullmatch(cell)
+    return (parts[1], parts[2]) if parts and to_millivolt(parts[2]) is not None else (cell, "")
+
+
+def shown(unit: str) -> str:
+    """`unit` as a message may quote it: a header field could hold anything, a name too."""
+    text = unit.strip(" \0")
+    if to_millivolt(text) is not None or re.fullmatch(r"[^\W\d_][^\W\d_/%²^*. ]{0,7}|[-/%²^*.\w]{1,5}", text):
+        return f"'{text[:24]}'"
+    return f"of {len(text)} letters that is none" if text else "''"
+
+
+def number(text: str) -> float | None:
+    """The finite number a header field holds; None where it holds none.
+
+    A decimal comma is understood where it cannot be one between thousands: "-3276,8" and "0,125", not "1,000".
+    """
+    plain = text.strip(" \0")
+    if re.fullmatch(r"[-+]?[0-9]+,[0-9]+(?:[eE][-+]?[0-9]+)?", plain):
+        whole, _, rest = plain.lstrip("+-").partition(",")
+        if re.fullmatch("[0-9]{3}", rest) and not re.fullmatch("0+", whole):
+            return None
+        plain = plain.replace(",", ".")
+    if not re.fullmatch(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", plain):
+        return None
+    value = float(plain)
+    return value if math.isfinite(value) else None
