@@ -1,11 +1,14 @@
-# Everything needs only Python 3.11+ and make: the first call makes .venv and installs the package into it.
+# Everything needs only Python 3.11+ and make: the first call makes .venv and installs the package into it, with the
+# versions of requirements/locked.txt. LOCK= (empty) takes the newest that there are.
 PYTHON ?= python3
 VENV ?= .venv
+LOCK ?= requirements/locked.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo demo-quick serve-demo test test-whole test-published test-slow fuzz check bench reference docs site newcomer clean
+.PHONY: help demo demo-quick serve-demo test test-whole test-published test-real test-slow test-newest test-lowest lock fuzz check bench
+.PHONY: reference docs site newcomer clean
 
 help:
 	@echo "make demo       virtual patients -> five dual encoders -> bound space -> report (about 5 minutes, 2 cores)"
@@ -14,7 +17,10 @@ help:
 	@echo "make test       the default test suite"
 	@echo "make test-whole  whole runs, notebooks, the page in a browser, a real DICOM archive"
 	@echo "make test-published  published models in full size against their authors' figures"
+	@echo "make test-real  those of the default suite that read real files (../shared/data or M3BIND_TEST_DATA)"
 	@echo "make test-slow  all tests, the slow ones as well"
+	@echo "make test-newest  the default suite with the newest packages, in .venv-newest; test-lowest: with the lowest"
+	@echo "make lock       the versions in requirements/ again: the newest, and the lowest that pyproject.toml allows"
 	@echo "make fuzz       20,000 mutated files of eight formats"
 	@echo "make check      ruff, mypy"
 	@echo "make bench      the benchmarks: each prints a ratio and its conditions (merged_ranks.py wants a space: by itself)"
@@ -23,9 +29,9 @@ help:
 	@echo "make site       the docs site in site/; a broken link fails"
 	@echo "make newcomer   follow the quick start and two how-to pages in a fresh environment (about 10 minutes, 7 GB of disk)"
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[compact,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check $(addprefix -c ,$(LOCK)) -e ".[compact,dev]"
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -46,8 +52,31 @@ test-whole: $(STAMP)
 test-published: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile -m "published and not slow"
 
+test-real: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile -m "real and not slow and not published and not whole"
+
 test-slow: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" --timeout 3600
+
+# Each in a new environment: 6 GB of disk, removed by make clean.
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest LOCK=
+
+test-lowest:
+	rm -rf .venv-lowest
+	$(MAKE) test VENV=.venv-lowest LOCK=requirements/lowest.txt
+
+# One version of each package for all Pythons and platforms; what only some of them need carries a marker. No hashes: an
+# editable package cannot have one. LIMITS=FILE: further constraints, such as those this machine sets for pip.
+COMPILE = .venv-lock/bin/uv pip compile pyproject.toml --extra compact --extra dev --python-version 3.11 --upgrade \
+  --quiet --no-annotate --custom-compile-command "make lock" $(addprefix -c ,$(LIMITS))
+
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv
+	$(COMPILE) --universal --fork-strategy fewest -o requirements/locked.txt
+	$(COMPILE) --resolution lowest-direct -o requirements/lowest.txt
 
 fuzz: $(STAMP)
 	M3BIND_FUZZ=20000 $(BIN)/pytest -n 2 --timeout 3600 -s tests/modalities/test_fuzz.py
@@ -76,4 +105,4 @@ newcomer: $(STAMP)
 	$(BIN)/python tests/newcomer.py
 
 clean:
-	rm -rf $(VENV) runs site .cache
+	rm -rf $(VENV) .venv-newest .venv-lowest .venv-lock runs site .cache

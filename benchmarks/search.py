@@ -2,7 +2,7 @@
 
     python benchmarks/search.py [--rows 100000] [--repeats 5] [--texts FILE] [--work DIR] [--only ours --only flat ...]
 
-The rows: distinct texts (one a line in FILE; default the reports of M3BIND_TEST_DATA's mini5 corpus) through the real
+The rows: distinct texts (one a line in FILE; default the reports of virtual patients) through the real
 all-MiniLM-L6-v2 (384 numbers, unit rows), mapped to 512 by one fixed random orthonormal map, then jittered:
 row = unit(a + 0.3 (b - c) + g), where a, b, c are texts drawn at random and g is Gaussian noise of length 0.1. So rows
 spread as the texts do. Queries are made the same way from a tenth of the texts that no row uses.
@@ -20,8 +20,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("M3BIND_PROGRESS", "off")
 
 import argparse
-import csv
-import gzip
 import shutil
 import statistics
 import tempfile
@@ -35,8 +33,6 @@ from _measure import alternate, conditions, peak_memory, ratio
 DIM, K, BATCH, SINGLE, QUERIES = 512, 10, 256, 64, 512
 RECALL = 0.99
 WIDTHS = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
-CORPUS = Path(os.environ.get("M3BIND_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
-TEXTS = CORPUS / "mini5" / "text" / "corpus.csv.gz"
 
 
 class Ours:
@@ -167,8 +163,9 @@ def threads():
 
 def texts(file):
     if file is None:
-        with gzip.open(TEXTS, "rt", encoding="utf-8") as lines:
-            return list(dict.fromkeys(line["text"] for line in csv.DictReader(lines)))
+        from m3bind.data.phantom.cohort import make_settings, rows
+
+        return list(dict.fromkeys(row["caption"] for row in rows(make_settings(3000, 0, None, (0.6, 0.1, 0.3)))))
     return list(dict.fromkeys(line for line in Path(file).read_text(encoding="utf-8").splitlines() if line))
 
 

@@ -23,6 +23,13 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 LEADS = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that read the real data beside the repository are marked `real`."""
+    for item in items:
+        if {"test_data", "objects"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("real")
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder with real data: environment variable M3BIND_TEST_DATA, or ../shared/data beside the repository."""
