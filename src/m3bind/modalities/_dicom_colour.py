@@ -50,7 +50,7 @@ def to_rgb(dataset: Any, path: Path, pixels: Pixels, steps: list[str], warnings:
         warnings.append(doubt)
     if ybr:
         steps.append("YBR turned into RGB")
-        array = _rgb(array, zero)
+        array = rgb_of(array, zero)
     shown: Array = np.clip(array, 0, 1, out=array)
     return shown
 
@@ -123,11 +123,11 @@ def _looks(array: Array, zero: float) -> str:
     some = array[:: max(1, array.shape[0] // 64), :: max(1, array.shape[1] // 64)]
     if some.shape[0] * some.shape[1] < _FEWEST or float(some[..., 0].std()) < 0.02:
         return ""
-    outside = float(((rgb := _rgb(some, zero)) < -0.1).any(axis=2).mean() + (rgb > 1.1).any(axis=2).mean())
+    outside = float(((rgb := rgb_of(some, zero)) < -0.1).any(axis=2).mean() + (rgb > 1.1).any(axis=2).mean())
     return "YBR" if outside < _WITHIN else "RGB" if outside > _OUTSIDE else ""
 
 
-def _rgb(ybr: Array, zero: float) -> Array:
+def rgb_of(ybr: Array, zero: float) -> Array:
     """YBR_FULL (H, W, 3) -> RGB; `zero` is the chroma of grey (128 / 255)."""
     y, b, r = ybr[..., 0], ybr[..., 1] - np.float32(zero), ybr[..., 2] - np.float32(zero)
     return np.stack([y + 1.402 * r, y - 0.344136 * b - 0.714136 * r, y + 1.772 * b], axis=2).astype(np.float32)

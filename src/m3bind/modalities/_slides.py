@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.errors import ReadError, in_words
-from m3bind.modalities import _dicom, _limits
+from m3bind.modalities import _codestream, _dicom, _limits, _slide_scale
+from m3bind.modalities._dicom_colour import rgb_of
 from m3bind.modalities._dicom_files import quiet
-from m3bind.modalities._tiff import check_directories, silent
+from m3bind.modalities._dicom_values import numbers
+from m3bind.modalities._tiff import check_directories, compression_name, silent
 
 SLIDE_SUFFIXES = (".svs",)
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
-MPP_RANGE = (0.02, 20.0)  # outside: a note for printers (72 dpi is 353 micrometres) or a mistake
 _TILE_PIXELS = 4096 * 4096  # a tiled TIFF of one level is a slide above this
+_APERIO_YBR, _JPEG_2000, _YCBCR = 33003, (33004, 33005, 34712), 6
 _BAND_PIXELS = 4_000_000  # decoded at a time
 
 Array = NDArray[np.float32]
@@ -58,6 +60,7 @@ class Slide:
     kind: str  # for steps: "TIFF", "DICOM"
     notes: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
+    codec: str = ""  # of its tiles, for errors
 
     def __enter__(self) -> "Slide":
         return self
@@ -132,9 +135,9 @@ class Slide:
         except (MemoryError, ReadError):
             raise
         except Exception as error:  # decoders raise many kinds for damaged tiles; their words may quote the file
-            raise ReadError(
-                self.path, f"a tile of it is damaged ({in_words(error)})", "fetch or export it again"
-            ) from error
+            variant = f", or of a variant of {self.codec} that is not read" if self.codec else ""
+            reason = f"a tile of it is damaged{variant}"
+            raise ReadError(self.path, reason, "fetch or export it again") from error
         if pixels.shape != (rows, columns, 3) or pixels.dtype != np.uint8:
             raise ReadError(self.path, "its tiles are not 8-bit RGB", "export it as 8-bit RGB")
         if (columns, rows) == (width, height):
@@ -217,7 +220,8 @@ def _open_tiff(path: Path) -> Slide:
             raise ReadError(path, "not an 8-bit RGB slide", "export it as 8-bit RGB")
         scale = slide.level_downsamples
         levels = [Level(width, height, sizes[0][0] / width, sizes[0][1] / height) for width, height in sizes]
-        pixel, notes = _size_of_pixel(slide.properties["tiffslide.mpp-x"], slide.properties["tiffslide.mpp-y"])
+        pixel, notes = _size_of_pixel(slide)
+        ybr = _is_ybr(keyframes[0])
     except BaseException as error:
         slide.close()
         if isinstance(error, Exception) and not isinstance(error, (ReadError, MemoryError)):
@@ -228,9 +232,32 @@ def _open_tiff(path: Path) -> Slide:
         corner = tuple(_at_base(place, scale[number]) for place in (left, top))
         with silent():
             pixels: Bytes = slide.read_region(corner, number, (width, height), as_array=True, padding=False)
+        if ybr:
+            pixels = _rgb(pixels)
         return _whiten(pixels, keyframes[number], left, top)
 
-    return Slide(path, levels, pixel, decode, slide.close, "TIFF", notes)
+    return Slide(path, levels, pixel, decode, slide.close, "TIFF", notes, codec=compression_name(keyframes[0]))
+
+
+def _is_ybr(keyframe: Any) -> bool:
+    """Whether decoded tiles are luminance and colour differences: JPEG 2000 that says so, its transform not its own."""
+    number = int(keyframe.compression)
+    if number != _APERIO_YBR and (number not in _JPEG_2000 or int(keyframe.photometric) != _YCBCR):
+        return False
+    for place, count in zip(keyframe.dataoffsets, keyframe.databytecounts):
+        if count:
+            file = keyframe.parent.filehandle
+            file.seek(place)
+            stream = _codestream.parse(file.read(min(count, 1 << 16)))
+            return stream is None or not stream.transformed
+    return False
+
+
+def _rgb(pixels: Bytes) -> Bytes:
+    """YCbCr (H, W, 3) as RGB."""
+    ybr = pixels.astype(np.float32) / np.float32(255)
+    colours: Bytes = np.rint(255 * np.clip(rgb_of(ybr.astype(np.float32), 128 / 255), 0, 1)).astype(np.uint8)
+    return colours
 
 
 def _whiten(pixels: Bytes, keyframe: Any, left: int, top: int) -> Bytes:
@@ -282,23 +309,22 @@ def _damaged(path: Path, error: Exception) -> ReadError:
     return ReadError(path, f"not a readable slide ({in_words(error)})", "fetch or export it again")
 
 
-def _size_of_pixel(x: object, y: object) -> tuple[tuple[float, float] | None, list[str]]:
-    """Width and height of a pixel in micrometres where they are plausible, and what to note about them."""
-    try:
-        pixel = (float(x), float(y))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None, ["the file does not tell the size of its pixels"]
-    if not all(MPP_RANGE[0] <= side <= MPP_RANGE[1] for side in pixel):
-        return None, [f"a pixel of {pixel[0]:.4g} x {pixel[1]:.4g} micrometres is stated, which no slide has"]
-    if max(pixel) > 1.02 * min(pixel):
-        return pixel, [f"pixels are not square: {pixel[0]:.4g} x {pixel[1]:.4g} micrometres"]
-    return pixel, []
+def _size_of_pixel(slide: Any) -> tuple[tuple[float, float] | None, list[str]]:
+    """Width and height of a level-0 pixel in micrometres, wherever the file states them, and what to note."""
+    page, first = _series(slide).levels[0].keyframe, slide.ts_tifffile.pages[0]
+    texts = list(dict.fromkeys(str(one.description or "") for one in (page, first)))
+    xmp = first.tags.get(700)
+    if xmp is not None and isinstance(xmp.value, bytes):
+        texts.append(xmp.value.decode("utf-8", "replace"))
+    known = slide.properties["tiffslide.mpp-x"], slide.properties["tiffslide.mpp-y"]
+    return _slide_scale.choose(_slide_scale.stated(page, texts, known))
 
 
 def _open_dicom(path: Path, files: list[Path]) -> Slide:
     """The levels of one slide among DICOM `files`; label and overview images among them are left alone."""
     series: dict[str, list[Path]] = {}
     tags: dict[str, str] = {}
+    extents: _slide_scale.Stated = []
     for file in files:
         header = _dicom.open_dicom(file, stop_before_pixels=True)
         with quiet():
@@ -307,6 +333,7 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
                 continue
             _check_level(file, header)
             series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(file)
+            extents += _extent(header)
         tags = tags or _dicom.technical_tags(header)
     if not series:
         raise ReadError(path, "no DICOM whole slide", "a slide is a TIFF, an SVS or DICOM of the class VL Whole Slide")
@@ -325,7 +352,8 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
             for lv in pyramid
         ]
         numbers = [level.level for level in pyramid]
-        pixel, notes = _size_of_pixel(first.mpp.width, first.mpp.height)
+        by_header = ("PixelSpacing", (float(first.mpp.width), float(first.mpp.height)))
+        pixel, notes = _slide_scale.choose([by_header, *extents])
     except (MemoryError, ReadError):
         raise
     except ImportError:
@@ -339,6 +367,16 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
         return pixels
 
     return Slide(path, levels, pixel, decode, slide.close, "DICOM", notes, tags)
+
+
+def _extent(header: Any) -> _slide_scale.Stated:
+    """The size of a pixel of level 0 by the extent of the slide in mm; nothing where this is another level."""
+    names = "ImagedVolumeWidth", "ImagedVolumeHeight", "TotalPixelMatrixColumns", "TotalPixelMatrixRows"
+    values = [(numbers(header, name) or [0.0])[0] for name in names]
+    kind = [str(part) for part in header.get("ImageType", None) or []]
+    if min(values) <= 0 or kind[3:4] == ["RESAMPLED"]:
+        return []
+    return [("ImagedVolumeWidth", (1000 * values[0] / values[2], 1000 * values[1] / values[3]))]
 
 
 def _check_level(path: Path, header: Any) -> None:

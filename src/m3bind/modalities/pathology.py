@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from m3bind.modalities import _buffer, _dicom, _images, _slides, _tissue
+from m3bind.modalities import _buffer, _dicom, _images, _slide_scale, _slides, _tissue
 from m3bind.modalities.base import Cut, Modality, Sample
 
 TILE = 224  # pixels a side
@@ -45,8 +45,8 @@ class Pathology(Modality):
     def decode(self, path: Path | str) -> Sample:
         """A tile, or a whole slide's most tissue-rich 224 x 224 tile at 0.5 micrometres per pixel.
 
-        array (H, W, 3) in 0..1; spacing (H, W) in mm for slides that tell it. A slide scanned more coarsely is read at
-        its own size of pixel, one that does not tell it at level 0.
+        array (H, W, 3) in 0..1; spacing (H, W) in mm for slides and TIFF tiles that tell it. A slide scanned more
+        coarsely is read at its own size of pixel, one that does not tell it at level 0.
 
         Raises:
             ReadError: missing, damaged, over a limit, or without colour.
@@ -59,7 +59,9 @@ class Pathology(Modality):
         if _dicom.is_dicom(path):
             return self._read_dicom(path)
         array, steps, warnings = _images.read_colour(path, "a stained tissue tile")
-        return Sample(self.name, np.ascontiguousarray(array), steps=steps, warnings=warnings)
+        pixel, notes = _slide_scale.of_tile(path)
+        spacing = (pixel[1] / 1000, pixel[0] / 1000) if pixel else None
+        return Sample(self.name, np.ascontiguousarray(array), spacing, steps=steps, warnings=warnings + notes)
 
     def decode_parts(self, path: Path | str, cut: Cut) -> Sample:
         """`decode`; a whole slide becomes its `cut.most` most tissue-rich tiles (n, 224, 224, 3).
