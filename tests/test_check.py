@@ -1,6 +1,7 @@
 """m3bind check: finding, recognising, reporting, contact sheets."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from m3bind import check
 from m3bind.errors import ConfigError, ReadError, UnknownNameError
+from m3bind.files import write_json
 from m3bind.modalities._recognise import recognise
 
 Make = Callable[..., Path]
@@ -113,3 +115,26 @@ def test_file_names_of_people_are_masked(folder: Path, make_picture: Make) -> No
     make_picture(folder / "DOE_JANE_1950.png", "xray")
     text = json.dumps([answer.as_dict() for answer in check.check_items(check.find_items([folder]))])
     assert "DOE" not in text and "JANE" not in text and "~" in text
+
+
+NAMES = [b"R\xf6ntgen.png", b"\xff\xfe.png", b"new\nline.png", "\u202e.png".encode(), b"M\xfcller/img1.png"]
+
+
+@pytest.mark.parametrize("shows", ["", "show"])
+def test_names_that_are_not_utf8_end_nothing(
+    tmp_path: Path, make_picture: Make, shows: str, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("M3BIND_IDENTIFIERS", shows)
+    source = make_picture(tmp_path / "source.png", "xray").read_bytes()
+    for name in NAMES:
+        target = Path(os.fsdecode(os.fsencode(tmp_path / "scans") + b"/" + name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source)
+    answers = check.check_items(check.find_items([tmp_path / "scans"], "xray"), pictures=True)
+    assert [answer.status for answer in answers] == ["read"] * 5
+    assert sum("not UTF-8" in text for answer in answers for text in answer.warnings) == 3
+    write_json(tmp_path / "c.json", [answer.as_dict() for answer in answers])
+    check.contact_page(answers, tmp_path / "c.html")
+    check.contact_sheet(answers, tmp_path / "c.png")
+    assert len(check.as_text(answers).encode().splitlines()) >= 10
+    assert len(json.loads((tmp_path / "c.json").read_text())) == 5

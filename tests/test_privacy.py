@@ -1,10 +1,11 @@
 """What may be known of a file outside its reader."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from m3bind.privacy import TECHNICAL_TAGS, patient_key, shown, technical
+from m3bind.privacy import TECHNICAL_TAGS, patient_key, printable, shown, technical
 
 
 @pytest.mark.parametrize(
@@ -83,3 +84,23 @@ def test_names_that_could_be_a_persons_are_not(name: str, monkeypatch: pytest.Mo
 def test_patient_keys_are_stable_salted_and_short() -> None:
     assert patient_key("p1", "a") == patient_key("p1", "a") != patient_key("p1", "b")
     assert patient_key("p1", "a") != patient_key("p2", "a") and len(patient_key("p1", "a")) == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (b"R\xf6ntgen.png", "R\\xf6ntgen.png"),
+        (b"\xff\xfe.png", "\\xff\\xfe.png"),
+        (b"a\nb.png", "a\\nb.png"),
+        ("\u202egnp.exe".encode(), "\\u202egnp.exe"),
+        ("Größe.png".encode(), "Größe.png"),
+    ],
+)
+def test_any_name_of_a_file_can_be_printed(name: bytes, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert printable(os.fsdecode(name)) == text and shown(os.fsdecode(name)).encode()
+    monkeypatch.setenv("M3BIND_IDENTIFIERS", "show")
+    assert shown(os.fsdecode(name)) == text
+
+
+def test_a_generic_name_with_a_line_end_is_masked() -> None:
+    assert shown("img\n01.png").startswith("~") and shown("img01.png") == "img01.png"

@@ -21,7 +21,7 @@ from m3bind.files import atomic_path, write_text
 from m3bind.modalities._files import files_below
 from m3bind.modalities._isolation import WORKERS
 from m3bind.modalities._recognise import recognise
-from m3bind.privacy import shown
+from m3bind.privacy import NOT_UTF8, is_utf8, shown
 from m3bind.progress import progress
 
 SIDE = 168  # pixels of a thumbnail
@@ -123,6 +123,8 @@ def check_items(items: Sequence[Item], pictures: bool = False) -> list[Checked]:
         except ReadError as error:
             reason = error.reason + (f"; {error.hint}" if error.hint else "")
             return Checked(name, "refused", reason, item.modality)
+        if not is_utf8(item.path):
+            sample.warnings.append(f"encode leaves it out: {NOT_UTF8}")
         picture = modalities.get(sample.modality).thumbnail(sample, SIDE) if draw else None
         return Checked(name, "read", "", sample.modality, sample.steps, sample.warnings, picture=picture)
 

@@ -9,12 +9,15 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from m3bind.errors import ConfigError, DiskError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @contextlib.contextmanager
@@ -94,8 +97,9 @@ def replace_between(path: Path, start: str, end: str, text: str) -> None:
 
 
 def write_json(target: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON to `target` atomically."""
-    write_text(target, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write `value` as indented JSON to `target` atomically; names of files that are no UTF-8 are read as they were."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    write_text(target, _SURROGATE.sub(lambda hit: f"\\u{ord(hit[0]):04x}", text) + "\n")
 
 
 def read_json(path: Path | str) -> Any:
@@ -116,7 +120,7 @@ def sha256_text(*parts: str) -> str:
     """Hex SHA-256 of several strings; the boundary between parts counts."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.encode("utf-8")
+        data = part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()

@@ -4,6 +4,7 @@
 * `technical`: a value of such an entry as a short text, or None where it is free text after all.
 * `shown`: a path as logs, reports and error messages may print it; file names that could hold a person's name are
   replaced by a hash.
+* `printable`: a text without what a terminal, a table or UTF-8 cannot hold. `is_utf8`: whether a table holds a path.
 * `patient_key`: a salted hash of a patient's identifier.
 
 M3BIND_IDENTIFIERS=show in the environment turns the masking of file names and the hashing of patients off: then logs
@@ -31,6 +32,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+NOT_UTF8 = "its name is not UTF-8 text, which tables need; rename the file"
 _CODED = ("Modality", "PhotometricInterpretation", "RescaleType", "VOILUTFunction")
 _BODY_PARTS = _words("""
     CHEST ABDOMEN HEAD NECK PELVIS SPINE THORAX LUNG HEART BREAST EYE RETINA SKULL BRAIN LIVER KIDNEY KNEE HIP HAND
@@ -75,19 +77,39 @@ def shown(path: Path | str) -> str:
     Generic words and numbers below six digits ("img_0001.png", "slice12.dcm") are shown as they are.
     """
     if os.environ.get("M3BIND_IDENTIFIERS") == "show":
-        return str(path)
+        return printable(str(path))
     path = Path(path)
     parts = path.parts[-2:]
     return "/".join(part if part in ("/", "..", ".") else _masked(part) for part in parts)
+
+
+def printable(text: str) -> str:
+    """`text` with line ends, marks of direction and bytes that are no UTF-8 as escapes ("R\\xf6ntgen.png")."""
+    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+
+
+def is_utf8(path: Path | str) -> bool:
+    """Whether a path can stand in a table: JSON, Parquet and databases hold UTF-8 alone."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
+def _escape(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # how Python holds a byte of a name that is no UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 def _masked(name: str) -> str:
     stem, dot, ending = name.partition(".")
     if not re.fullmatch(r"[A-Za-z0-9.]{0,8}", ending):
         stem, dot, ending = name, "", ""
-    if not _NUMBER.search(stem) and all(_is_generic(word.lower()) for word in _WORD.findall(stem)):
+    if (
+        name.isprintable()
+        and not _NUMBER.search(stem)
+        and all(_is_generic(word.lower()) for word in _WORD.findall(stem))
+    ):
         return name
-    return "~" + hashlib.sha256(name.encode()).hexdigest()[:8] + dot + ending
+    return "~" + hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8] + dot + ending
 
 
 def _is_generic(word: str) -> bool:

@@ -272,3 +272,12 @@ def test_ids_follow_from_modality_and_path_where_none_is_kept(tmp_path, space):
     assert first.is_unique and encode_files(space, paths[1:], tmp_path / "b", "grey").items["id"].tolist() == [
         *first[1:3]
     ]
+
+
+def test_names_that_are_not_utf8_are_quarantined(tmp_path, space):
+    paths = tiny.pictures(tmp_path / "data", 2)
+    odd = Path(os.fsdecode(os.fsencode(tmp_path / "data") + b"/R\xf6ntgen.png"))
+    odd.write_bytes(paths[0].read_bytes())
+    encoded = encode_files(space, [tmp_path / "data"], tmp_path / "out", modality="grey")
+    bad = pd.read_csv(tmp_path / "out" / "quarantine.csv")
+    assert len(encoded) == 2 and list(bad.reason) == ["its name is not UTF-8 text, which tables need; rename the file"]

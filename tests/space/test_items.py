@@ -66,3 +66,16 @@ def test_the_signals_of_a_record_are_part_of_its_version(tmp_path, name):
     assert version_of(rows) == before
     os.utime(tmp_path / "a.dat", (1, 1))
     assert version_of(rows) != before
+
+
+def test_a_name_that_is_not_utf8_is_a_fault_and_the_rest_is_listed(tmp_path):
+    (path,) = tiny.pictures(tmp_path, 1)
+    for name in (b"R\xf6ntgen.png", b"\xff.png"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(path.read_bytes())
+    rows = list(rows_of([tmp_path], "grey", (), ("grey",)))
+    assert [("rename the file" in row["fault"], row["path"].isascii()) for row in rows] == [
+        (False, True), (True, True), (True, True),
+    ]  # fmt: skip
+    with Listing(rows, 2) as listing:
+        assert listing.count == 3
+    assert version_of(rows)

@@ -19,6 +19,7 @@ from m3bind.data.records import BadRow
 from m3bind.errors import ConfigError
 from m3bind.files import sha256_text
 from m3bind.modalities._files import files_below
+from m3bind.privacy import NOT_UTF8, is_utf8, printable
 
 Row = dict[str, str]
 _RECORD = (".hea", ".dat", ".mat")  # files of a WFDB record
@@ -62,7 +63,9 @@ def _all_rows(
         if isinstance(source, str | Path):
             wanted = [modality] if modality else modalities
             for path in files_below(source, wanted) if Path(source).is_dir() else [source]:
-                yield {"path": str(path), "modality": modality or "", "fault": "", **dict.fromkeys(keep, "")}
+                fault = "" if is_utf8(path) else NOT_UTF8
+                name = printable(str(path)) if fault else str(path)
+                yield {"path": name, "modality": modality or "", "fault": fault, **dict.fromkeys(keep, "")}
         elif isinstance(source, BadRow):
             fault = f"row {source.row} of the manifest: {source.reason}"
             yield {"path": source.path, "modality": "", "fault": fault, **dict.fromkeys(keep, "")}

@@ -25,6 +25,7 @@ from m3bind.data.records import SPLITS, BadRow, format_bad_rows
 from m3bind.data.tables import read_rows
 from m3bind.errors import ManifestError
 from m3bind.files import atomic_path, sha256_text, write_json, write_text
+from m3bind.privacy import NOT_UTF8, is_utf8, printable
 from m3bind.progress import progress
 from m3bind.registry import Registry
 
@@ -211,6 +212,8 @@ def _link(link: Path, root: Path) -> None:
 def _fault(item: Item | Fault, base: Path) -> Fault | None:
     if isinstance(item, Fault):
         return item
+    if not is_utf8(item.path):
+        return Fault(0, NOT_UTF8, printable(item.path), "with a name that is not UTF-8")
     place = base / item.path
     if item.split not in SPLITS:
         return Fault(0, f"split {item.split!r} is none of {', '.join(SPLITS)}", item.path, "of unknown split")
