@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from m3bind import sums
 from m3bind.cli import main
+from m3bind.files import only_one
 
 MODEL = {
     "model": "compact_2d",
@@ -282,6 +285,58 @@ def test_a_run_begun_before_a_setting_existed_goes_on(project: Path, tmp_path: P
     tree = yaml.safe_load(path.read_text())
     del tree["align"]["lam"], tree["evaluate"]["gap_correction"]  # as if an older version had written it
     path.write_text(yaml.safe_dump(tree))
+    sums.record(tmp_path / "run", "config.yaml")
     Run(config, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"align.lam: 10.0 then, 1.0 now"):
         Run(load_config(str(project / "settings.yaml"), ["align.lam=1"]), tmp_path / "run")
+
+
+SPOILED = {
+    "altered": lambda data: data.replace(b"0.", b"1.", 1) if b"0." in data else data[:-1] + b" ",
+    "cut short": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "missing": None,
+}
+
+
+@pytest.mark.parametrize("name", ["results.json", "results.npz", "config.yaml", "provenance.json"])
+@pytest.mark.parametrize("how", sorted(SPOILED))
+def test_a_file_of_a_finished_run_that_is_not_as_written_is_named(
+    project: Path, finished: Path, call, tmp_path: Path, name: str, how: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    change = SPOILED[how]
+    if change is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+    for command in (
+        ["evaluate", folder],
+        ["report", folder],
+        ["compare", folder, finished],
+        ["compare", finished, folder],
+    ):
+        code, shown = call(*map(str, command))
+        assert code == 1 and name in shown and "Traceback" not in shown, (command, shown)
+
+
+def test_two_fits_on_one_folder_and_settings_that_are_gone(project: Path, finished: Path, call, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "whole"
+    shutil.copytree(finished, folder)
+    again = ("fit", "settings.yaml", "--name", "whole", "--out", str(tmp_path / "a"))
+    with only_one(folder, "run"):
+        code, shown = call(*again)
+    assert code == 2 and f"process {os.getpid()}" in shown and "at work on this run" in shown
+    (folder / "config.yaml").unlink()
+    code, shown = call(*again, "--set", "align.lr=0.5")
+    assert code == 1 and "config.yaml is missing" in shown and not (folder / "config.yaml").exists()
+    code, shown = call(*again)
+    assert code == 0 and (folder / "config.yaml").read_bytes() == (finished / "config.yaml").read_bytes()
+    for place in ("stage1", "stage0/xray", "stage2/a"):
+        spoiled = folder / place / "final.safetensors"
+        good = spoiled.read_bytes()
+        spoiled.write_bytes(good[:-4] + b"\x00\x00\x00\x01")  # still a whole file of weights
+        code, shown = call(*again)
+        assert code == 1 and "final.safetensors is not as it was written" in shown
+        spoiled.write_bytes(good)

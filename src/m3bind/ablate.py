@@ -20,7 +20,7 @@ import numpy as np
 from m3bind.config import RunConfig, merge, validate
 from m3bind.errors import UnknownNameError
 from m3bind.evaluate.results import ResultTable
-from m3bind.files import write_json
+from m3bind.files import only_one, write_json
 from m3bind.fit import Run
 
 log = logging.getLogger(__name__)
@@ -186,10 +186,16 @@ def ablate(config: RunConfig, folder: Path, seeds: Sequence[int], only: Sequence
 
     Raises:
         UnknownNameError: `only` names no variant.
+        BusyError: another process works on the folder.
     """
     for name in only:
         if name not in VARIANTS:
             raise UnknownNameError("ablation", name, VARIANTS)
+    with only_one(folder, "ablation"):
+        return _ablate(config, folder, seeds, only)
+
+
+def _ablate(config: RunConfig, folder: Path, seeds: Sequence[int], only: Sequence[str]) -> list[dict[str, Any]]:
     names = [n for n in VARIANTS if (not only or n in only) and _applies(VARIANTS[n], config)]
     figures: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     for seed in seeds:

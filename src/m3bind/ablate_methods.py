@@ -36,7 +36,7 @@ from m3bind.evaluate.retrieval import concept_auc, concept_precision, search_sta
 from m3bind.evaluate.suite import Matrix
 from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import class_embeddings
-from m3bind.files import read_json, sha256_text, write_json
+from m3bind.files import only_one, read_json, sha256_text, write_json
 from m3bind.fit import Run
 from m3bind.training.pairs import Pairs
 
@@ -107,10 +107,16 @@ def compare_methods(config: RunConfig, folder: Path, seeds: Sequence[int], only:
     Raises:
         UnknownNameError: `only` names no row.
         ConfigError: the folder holds figures of other settings.
+        BusyError: another process works on the folder.
     """
     for name in only:
         if name not in ENTRIES:
             raise UnknownNameError("way to bind", name, ENTRIES)
+    with only_one(folder, "comparison"):
+        return _compare_methods(config, folder, seeds, only)
+
+
+def _compare_methods(config: RunConfig, folder: Path, seeds: Sequence[int], only: Sequence[str]) -> dict[str, Any]:
     names = [n for n in ENTRIES if not only or n in only or n == DEFAULT]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in seeds:

@@ -93,5 +93,13 @@ class DiskError(M3BindError):
     """Writing failed (disk full, no permission); what stood there before is untouched."""
 
 
+class ResultError(M3BindError):
+    """Results, settings or records of a run are missing, damaged, or not as they were written."""
+
+
+class BusyError(ConfigError):
+    """Another process works on the same folder."""
+
+
 class SpaceError(M3BindError):
     """A bundle is incomplete, damaged or asked for something it does not hold."""

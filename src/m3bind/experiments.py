@@ -12,7 +12,7 @@ import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 
-from m3bind import paper
+from m3bind import paper, sums
 from m3bind.config import EvaluateConfig
 from m3bind.data.cache import FeatureCache
 from m3bind.data.manifest import read_manifest
@@ -164,8 +164,10 @@ def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[s
     """
     settings = []
     for folder in (first, second):
+        sums.check(folder)
         if not (folder / "config.yaml").is_file():
             raise ConfigError(f"{folder} holds no run (no config.yaml); give two folders that m3bind fit wrote")
+        sums.check(folder, finished=["results.json"])
         settings.append(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     facts = [read_json(path) if (path := folder / "provenance.json").is_file() else {} for folder in (first, second)]
     lines = ["settings: " + ("; ".join(differences(*settings)) or "the same")]

@@ -2,21 +2,25 @@
 
 * `atomic_path`: write to a temporary name beside the target, flush, rename.
 * `write_text`, `write_json`, `append_line`, `read_json`: small files. * `replace_between`: a part of a document.
+* `only_one`: one process at a time in a folder.
 * `sha256_file`, `sha256_text`: content hashes.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from m3bind.errors import ConfigError, DiskError
+from m3bind.errors import BusyError, ConfigError, DiskError
 
+LOCK = ".lock"  # in a folder that one process at a time works on
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -65,6 +69,36 @@ def atomic_path(target: Path | str, *, directory: bool = False) -> Iterator[Path
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Keep other processes that ask for the same `folder` out until the block ends or this process dies.
+
+    Raises:
+        BusyError: another process is inside; says which and since when. `what` says what it is, for people.
+        DiskError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise DiskError(f"cannot write {folder}: {error.strerror}; choose another --out") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
+            raise BusyError(
+                f"{folder}: {holder} is at work on this {what}; wait until it has finished, or use another --name"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def flush(path: Path) -> None:

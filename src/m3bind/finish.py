@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from m3bind import modalities
+from m3bind import modalities, sums
 from m3bind.config import validate
 from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError
@@ -199,8 +199,10 @@ def open_run(folder: Path) -> Run:
 
     Raises:
         ConfigError: the folder holds no run.
+        ResultError: its settings or results are missing or not as they were written.
     """
     path = folder / "config.yaml"
+    sums.check(folder)
     if not path.is_file():
         raise ConfigError(f"{folder} holds no run (no config.yaml); give the folder that fit wrote, e.g. runs/demo")
     return Run(validate(yaml.safe_load(path.read_text(encoding="utf-8"))), folder)
@@ -222,6 +224,7 @@ def show_results(folder: Path) -> ResultTable:
     path = folder / "results.json"
     if not path.exists() and (folder / "space.json").exists():
         raise ConfigError(f"{folder} is a space, not a run: add --manifest FILE to measure it")
+    sums.check(folder, finished=["results.json"])
     table = ResultTable.load(path)
     _console().print(console(table, title=str(folder)))
     return table

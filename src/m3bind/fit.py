@@ -11,6 +11,7 @@ A run's folder:
     stage2/a, stage2/b     the same of distillation
     results.json           every figure, before and after each stage
     provenance.json        versions, hashes of settings and data
+    sums.json              hashes of the files above, by which a later reader knows that they are as they were written
     report.html            the same with plots and pictures
     space/                 the bundle m3bind.load opens
 """
@@ -35,6 +36,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from m3bind import sums
 from m3bind.binding import methods, post
 from m3bind.binding.bridge import BaseBridge, Bridge, identity_map
 from m3bind.binding.methods.base import BindingInputs
@@ -46,10 +48,10 @@ from m3bind.data.cache import FeatureCache
 from m3bind.data.records import BadRow, Record, format_bad_rows
 from m3bind.distill.seskd import DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
-from m3bind.errors import ConfigError
+from m3bind.errors import ConfigError, ResultError
 from m3bind.evaluate.results import ResultTable, Row
 from m3bind.evaluate.suite import Matrix, View, measure
-from m3bind.files import sha256_text, write_json, write_text
+from m3bind.files import only_one, sha256_file, sha256_text, write_json, write_text
 from m3bind.models.base import DualEncoder
 from m3bind.models.checkpoint import hash_state
 from m3bind.models.text_encoder import TextEncoder, make_text_encoder, train_wordpiece
@@ -63,6 +65,7 @@ from m3bind.training.pairs import Pairs
 from m3bind.training.parallel import world
 
 log = logging.getLogger(__name__)
+SETTINGS = "config.yaml"
 STAGES = ("pretrain", "closed_form", "align", "distill")
 
 
@@ -399,11 +402,16 @@ class Run:
 
         Raises:
             ConfigError: `until` is no stage.
+            BusyError: another process trains in this folder.
+            ResultError: stored results are missing or not as they were written.
         """
         if until not in STAGES:
             raise ConfigError(f"unknown stage {until!r}; choose one of {', '.join(STAGES)}")
-        last = STAGES.index(until)
-        measuring = evaluate and world()[0] == 0
+        alone = evaluate and world()[0] == 0  # opened to be measured by others, a run may be read by several
+        with only_one(self.folder, "run") if alone else contextlib.nullcontext():
+            return self._fit(STAGES.index(until), alone)
+
+    def _fit(self, last: int, measuring: bool) -> ResultTable:
         steps: list[tuple[Callable[[], None], str]] = [(self._unbound_after_pretraining, "unbound")]
         if len(self.corpus.modalities) > 1:
             steps += [(self.closed_form, "closed_form"), (self.align, "bound"), (self.distill, "distilled")][:last]
@@ -417,7 +425,8 @@ class Run:
         if measuring:
             self.table.save(self.folder / "results.json")
             files = {"manifest": self.manifest_path, "corpus": self.config.data.corpus}
-            write_json(self.folder / "provenance.json", provenance(self.config.model_dump(mode="json"), files))
+            with sums.writing(self.folder, "provenance.json"):
+                write_json(self.folder / "provenance.json", provenance(self.config.model_dump(mode="json"), files))
         return self.table
 
     def _unbound_after_pretraining(self) -> None:
@@ -455,8 +464,12 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
 
     Raises:
         ConfigError: they differ; names the first settings that do.
+        ResultError: the saved settings are not as they were written.
     """
-    path = folder / "config.yaml"
+    path = folder / SETTINGS
+    stated = sums.recorded(folder).get(SETTINGS)
+    if path.exists():
+        sums.check(folder, [SETTINGS])
     now = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
     if path.exists():
         changed = differences(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))), now)
@@ -467,6 +480,13 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
             )
         return
     config.save(path)
+    if stated not in (None, sha256_file(path)):
+        path.unlink()
+        raise ResultError(
+            f"{folder}: {SETTINGS} is missing, and the run was begun with other settings than these; restore the file, "
+            "give this run another --name, or delete the folder"
+        )
+    sums.record(folder, SETTINGS)
 
 
 def _with_defaults(tree: dict[str, Any]) -> dict[str, Any]:

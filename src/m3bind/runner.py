@@ -32,7 +32,7 @@ from m3bind.evaluate.leaks import seen_by
 from m3bind.evaluate.protocols import Job, Measure, carry_out, is_of, job_of, task_hash, why_not
 from m3bind.evaluate.results import ResultTable, Row
 from m3bind.evaluate.tables import Block, Column, Line, Printed, Table, load_tables, printed
-from m3bind.files import read_json, sha256_text, write_json, write_text
+from m3bind.files import only_one, read_json, sha256_text, write_json, write_text
 from m3bind.privacy import shown
 from m3bind.progress import progress
 from m3bind.provenance import versions
@@ -191,7 +191,15 @@ class Suite:
     # ---- computing
 
     def run(self, only: Sequence[str] = ()) -> dict[str, str]:
-        """Compute every job that is not there yet; those that could not be done, with reasons, by "subject: job"."""
+        """Compute every job that is not there yet; those that could not be done, with reasons, by "subject: job".
+
+        Raises:
+            BusyError: another process works on the folder.
+        """
+        with only_one(self.folder, "suite"):
+            return self._run(only)
+
+    def _run(self, only: Sequence[str]) -> dict[str, str]:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "suite.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
         wanted = self.jobs(only)

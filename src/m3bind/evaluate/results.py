@@ -9,6 +9,7 @@
 
 import html
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from m3bind.errors import M3BindError
+from m3bind import sums
+from m3bind.errors import M3BindError, ResultError
 from m3bind.evaluate.metrics import Estimate
 from m3bind.evaluate.tasks import title as modality_title
 from m3bind.files import atomic_path, read_json, write_json
@@ -137,31 +139,38 @@ class ResultTable:
 
         Resampled values go into a file beside it (`.npz`), for paired comparisons of two runs.
         """
+        path = Path(path)
+        beside = path.with_suffix(".npz")
         kept = {str(i): r.replicates.astype(np.float32) for i, r in enumerate(self.rows) if r.replicates is not None}
-        if kept:
-            with atomic_path(Path(path).with_suffix(".npz")) as temporary, open(temporary, "wb") as handle:
-                np.savez_compressed(handle, **kept)  # type: ignore[arg-type]
-        write_json(path, [plain(row) for row in self.rows])
+        with sums.writing(path.parent, path.name, beside.name):
+            if kept:
+                with atomic_path(beside) as temporary, open(temporary, "wb") as handle:
+                    np.savez_compressed(handle, **kept)  # type: ignore[arg-type]
+            else:
+                beside.unlink(missing_ok=True)
+            write_json(path, [plain(row) for row in self.rows])
 
     @classmethod
     def load(cls, path: Path | str) -> "ResultTable":
         """Read what `save` wrote; fields a newer version added are ignored.
 
         Raises:
-            M3BindError: the file is missing, is no JSON list of rows, or a row lacks a field.
+            ResultError: a file is missing or not as it was written, is no JSON list of rows, or a row lacks a field.
         """
+        path = Path(path)
+        beside = path.with_suffix(".npz")
+        sums.check(path.parent, [path.name, beside.name])
         try:
             rows = [row_of(entry) for entry in read_json(path)]
-            beside = Path(path).with_suffix(".npz")
             if beside.is_file():
                 with np.load(beside, allow_pickle=False) as kept:
                     known = {int(name) for name in kept.files}
                     rows = [replace(r, replicates=kept[str(i)]) if i in known else r for i, r in enumerate(rows)]
             return cls(rows)
         except OSError as error:
-            raise M3BindError(f"cannot read {path}: {error.strerror}; run `m3bind evaluate` first.") from error
-        except (ValueError, TypeError, KeyError, AttributeError, BadZipFile) as error:
-            raise M3BindError(f"{path} is not a list of result rows ({error}); run `m3bind evaluate` again.") from error
+            raise ResultError(f"cannot read {path}: {error.strerror}; run `m3bind evaluate` first.") from error
+        except (ValueError, TypeError, KeyError, AttributeError, EOFError, RecursionError, BadZipFile, zlib.error):
+            raise ResultError(f"{path} is not a list of result rows; run the command that wrote it again.") from None
 
 
 def plain(row: Row) -> dict[str, Any]:

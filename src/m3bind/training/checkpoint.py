@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from m3bind import sums
 from m3bind.errors import CheckpointError
 from m3bind.files import atomic_path
 
@@ -124,6 +125,7 @@ class Checkpoints:
 
     def finish(self, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
         """Write the final weights, then remove the checkpoints."""
-        save_state(self.final, tensors, description)
+        with sums.writing(self.folder, self.final.name):
+            save_state(self.final, tensors, description)
         for old in self.all():
             old.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from m3bind import sums
 from m3bind.config import TrainConfig
 from m3bind.errors import CheckpointError, NotFiniteError
 from m3bind.files import sha256_text, write_text
@@ -87,12 +88,14 @@ def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, accelera
     Raises:
         NotFiniteError: a loss or the gradient is NaN or infinite; says step, loss name and the last good checkpoint.
         CheckpointError: the folder holds state of other settings.
+        ResultError: the final weights are not as they were written.
         DiskError: a checkpoint could not be written.
     """
     files = checkpoint.Checkpoints(folder)
     modules = stage.modules()
     fingerprint = sha256_text(stage.name, str(seed), settings.model_dump_json(exclude=_FREE))[:16]
     if files.final.exists():
+        sums.check(folder, [files.final.name])
         state, description = checkpoint.load_state(files.final)
         _same_run(description, fingerprint, files.final)
         checkpoint.restore_modules(modules, state, files.final)
