@@ -101,5 +101,5 @@ def check(folder: Path, names: Sequence[str] = (), finished: Sequence[str] = ())
     if faults:
         raise ResultError(
             f"{folder}: {'; '.join(faults)}. "
-            "Restore what was there; or delete it and run the command that wrote it again: no finished step is repeated."
+            "Restore what was there; or delete it and run the command that wrote it again, which repeats no step."
         )
