@@ -12,6 +12,7 @@ such text is usual, are not taken at all. Nothing is retained of: safe private e
 patient's characteristics.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +35,10 @@ from m3bind.hospital.tags import (
     STORAGE,
     TIMES,
     WHOLE_SLIDE,
+    Code,
     known_code,
+    lead_code,
+    unit_code,
 )
 from m3bind.modalities._dicom_files import BIG_ENDIAN, EXPLICIT, IMPLICIT, open_dicom, quiet
 
@@ -288,11 +292,17 @@ def _items(dataset: Any, keyword: str) -> list[Any]:
 
 
 def _known(item: Any, keyword: str) -> Any:
-    """A known code anew; a channel of an unknown source keeps a code that says so, because it needs one."""
-    found = known_code(*(_text(item, name) for name in ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")))
-    if found is None and keyword == "ChannelSourceSequence":
-        found = "other", "99M3BIND", "Lead other"
-    return None if found is None else _code(found[0], found[1], found[2])
+    """A code in our own words, where it is known; long values and URNs have entries of their own."""
+    texts = [_text(item, name) for name in ("CodeValue", "LongCodeValue", "URNCodeValue")]
+    value = next((text for text in texts if text), "")
+    found = _CLEANERS.get(keyword, known_code)(_text(item, "CodingSchemeDesignator"), value, _text(item, "CodeMeaning"))
+    return None if found is None else _code(*found)
+
+
+_CLEANERS: dict[str, Callable[[str, str, str], Code | None]] = {
+    "ChannelSourceSequence": lead_code,
+    "ChannelSensitivityUnitsSequence": unit_code,
+}
 
 
 def _code(value: str, scheme: str, meaning: str) -> Any:

@@ -37,7 +37,7 @@ from m3bind.space._decode_pool import Prepared, ahead
 from m3bind.space.bundle import Space
 from m3bind.space.calibrate import calibrate
 from m3bind.space.compute import Array, correct_gap
-from m3bind.space.index.base import INCOMPLETE, KEY, Index
+from m3bind.space.index.base import DOUBTS, INCOMPLETE, KEY, Index
 
 log = logging.getLogger(__name__)
 BATCH = 16  # items written to the index at once
@@ -148,7 +148,8 @@ class Encoder:
                     self._set_aside(unit, prepared.modality, row)
                 else:
                     vectors.append(row)
-                    items.append(taken[unit].item(unit, prepared.modality))
+                    said = {DOUBTS: "; ".join(prepared.doubts)[:MOST_DOUBTS]} if prepared.doubts else {}
+                    items.append(taken[unit].item(unit, prepared.modality) | said)
             self._write(vectors, items, taken)
         except Exception as error:
             for unit in units:

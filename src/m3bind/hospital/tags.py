@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from m3bind.modalities._files import DICOM_KINDS
+from m3bind.modalities._signals_leads import NUMBERS, name_of_code, parse_lead
+from m3bind.modalities._signals_units import to_millivolt, unit_of_code
 from m3bind.privacy import technical
 
 Rule = Callable[[Sequence[Any]], "list[Any] | None"]
@@ -104,13 +106,16 @@ def _pointer(values: Sequence[Any]) -> list[Any] | None:
     return [int(values[0])] if keyword_for_tag(int(values[0])) else None
 
 
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-_BY_NAME = {name.upper(): name for name in (*LEADS, "-aVR", "V7", "V8", "V9", "V3R", "V4R", "V5R", "V6R")}
+_OTHER_LEADS = frozenset({"V7", "V8", "V9", "V3R", "V4R", "V5R", "V6R"})
 
 
 def _lead(values: Sequence[Any]) -> list[Any] | None:
-    name = _BY_NAME.get(re.sub(r"^(LEAD|MDC_ECG_LEAD_)\s*", "", str(values[0]).strip().upper())) if values else None
-    return [name] if name else None
+    """The lead a label means to the reader of ECGs, as we write it."""
+    lead, sign = parse_lead(str(values[0])) if values else ("", 1)
+    if lead:
+        return [lead if sign > 0 else f"-{lead}"]
+    other = re.sub(r"^LEAD\s*", "", str(values[0]).strip().upper()) if values else ""
+    return [other] if other in _OTHER_LEADS else None
 
 
 _SIZES = _names("""Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel PlanarConfiguration
@@ -243,10 +248,7 @@ WRITTEN = frozenset({  # entries that de-identification itself fills in
     "AcquisitionDateTime", *NAMED, *TIMES, *(keyword for several in EMPTY.values() for keyword in several),
 })  # fmt: skip
 
-_LEAD_NUMBERS = {1: "I", 2: "II", 3: "V1", 4: "V2", 5: "V3", 6: "V4", 7: "V5", 8: "V6", 61: "III", 62: "aVR",
-                 63: "aVL", 64: "aVF", 65: "-aVR"}  # fmt: skip
 _KNOWN_CODES = {
-    ("UCUM", "uV"): "microvolt", ("UCUM", "mV"): "millivolt", ("UCUM", "V"): "volt", ("UCUM", "nV"): "nanovolt",
     ("SCT", "5665001"): "Retina", ("SCT", "81745001"): "Eye", ("SCT", "51185008"): "Chest", ("SCT", "39607008"): "Lung",
     ("SCT", "80891009"): "Heart", ("SCT", "71854001"): "Colon", ("SCT", "818983003"): "Abdomen",
     ("SCT", "69536005"): "Head", ("SCT", "39937001"): "Skin", ("SRT", "T-AA610"): "Retina", ("SRT", "T-AA000"): "Eye",
@@ -254,14 +256,37 @@ _KNOWN_CODES = {
 }  # fmt: skip
 
 
-def known_code(scheme: str, value: str, meaning: str) -> tuple[str, str, str] | None:
-    """(value, scheme, meaning) of a code that is known, with our own words for it; None for others."""
-    if (scheme, value) in _KNOWN_CODES:
-        return value, scheme, _KNOWN_CODES[scheme, value]
-    lead = re.fullmatch(r"(?:5\.6\.3-9-|2:)(\d{1,3})", value)
-    if lead and scheme in ("MDC", "SCPECG"):
-        name = _LEAD_NUMBERS.get(int(lead[1])) or next(iter(_lead([meaning]) or []), "other")
-        return value, scheme, f"Lead {name}"
-    named = _lead([value]) if value.startswith("MDC_ECG_LEAD_") else _lead([meaning])
-    number = next((key for key, name in _LEAD_NUMBERS.items() if named and name == named[0]), None)
-    return None if number is None or named is None else (f"2:{number}", "MDC", f"Lead {named[0]}")
+_UNIT_WORDS = {1e-6: ("nV", "nanovolt"), 1e-3: ("uV", "microvolt"), 1.0: ("mV", "millivolt"), 1e3: ("V", "volt")}
+Code = tuple[str, str, str]  # value, scheme, meaning
+
+
+def known_code(scheme: str, value: str, meaning: str) -> Code | None:
+    """A code that is known, with our own words for it; None for others."""
+    return (value, scheme, _KNOWN_CODES[scheme, value]) if (scheme, value) in _KNOWN_CODES else None
+
+
+def unit_code(scheme: str, value: str, meaning: str) -> Code | None:
+    """A coded unit as the reader of ECGs takes it: of voltage, or one that it does not take; None without one.
+
+    Where value and meaning contradict each other they go on doing so.
+    """
+    unit, doubt = unit_of_code(value, meaning)
+    if not unit.strip():
+        return None
+    factor = to_millivolt(unit)
+    if factor is None:
+        return "other", "99M3BIND", "other"
+    code, word = _UNIT_WORDS.get(factor, (f"{factor:.9g} mV", ""))
+    if doubt:
+        word = _UNIT_WORDS.get(to_millivolt(meaning) or 0.0, ("", word))[1]
+    return code, "UCUM", word or code
+
+
+def lead_code(scheme: str, value: str, meaning: str) -> Code:
+    """The source of a channel as the reader of ECGs names it; one that is no lead keeps a code that says so."""
+    name = name_of_code(value, scheme, meaning)
+    number = next((key for key, lead in NUMBERS.items() if lead == name), None)
+    if number is None and (known := re.fullmatch(r"lead number (\d{1,3})", name)):
+        return f"2:{known[1]}", "MDC", "Lead other"
+    words = next(iter(_lead([name]) or []), "other")
+    return ("other", "99M3BIND", f"Lead {words}") if number is None else (f"2:{number}", "MDC", f"Lead {words}")

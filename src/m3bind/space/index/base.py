@@ -28,6 +28,7 @@ NEEDED = ("id", "modality")
 NAMED = ("modality", "label", "patient")  # columns a `Where` compares with values
 SEVERAL = "|"  # parts several labels of one item
 INCOMPLETE = "incomplete"  # column: why an item may lack a part, as a series that came in pieces
+DOUBTS = "doubts"  # column: what looked wrong in the files of an item that was read all the same
 AFTER = "~"  # sorts after everything an ISO date goes on with, so that until="2021" takes all of 2021
 
 
