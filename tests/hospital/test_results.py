@@ -190,3 +190,21 @@ def test_reports_arrive_in_the_original_study(
     assert set(server.call("GET", "/studies")) == studies
     kinds = [server.call("GET", f"/series/{name}")["MainDicomTags"] for name in server.call("GET", "/series")]
     assert sorted(tags["Modality"] for tags in kinds) == ["CR", "CT", "ECG", "SR", "SR"]
+
+
+def test_one_that_is_not_taken_does_not_keep_the_others(
+    made: tuple[Path, Space, Index, Mapping], space_folder: Path, tmp_path: Path
+) -> None:
+    """The first is refused in the answer to STOW-RS, the second is sent; the exit code says so."""
+    from hospital.lying import Liar, say
+
+    folder, _, index, _ = made
+    failed = b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [272]}}]}}'
+    server = Liar(
+        [], [], {"studies": lambda one, connection, query: say(connection, failed if one.times == 1 else b"")}
+    )
+    items = [name for item in list(ids(index).values())[:2] for name in ("--item", item)]
+    base = ["send-results", str(folder / "index"), "--space", str(space_folder), "--labels", "normal,pneumonia"]
+    done = CliRunner().invoke(app, [*base, *items, "--mapping", str(folder / "mapping.db"), "--to", server.url])
+    server.stop()
+    assert done.exit_code == 1 and "1 results sent" in done.output and "failure 0x0110" in done.output

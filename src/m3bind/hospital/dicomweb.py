@@ -150,7 +150,7 @@ class Pull:
     def _fetched(self, key: str, got: _Got, expected: int) -> None:
         """A series came to its end."""
         came = len(got.objects) + got.refused
-        if came < expected:
+        if came < expected and not got.partial:
             got.partial = f"{came} of {expected} objects came"
         if got.partial:
             self.counts["incomplete"] += 1

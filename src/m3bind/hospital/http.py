@@ -31,7 +31,7 @@ VARIABLE = "M3BIND_DICOMWEB_AUTH"
 PAUSE, LONGEST = 0.5, 30.0  # seconds: the first pause, and the longest
 BLOCK = 1 << 20  # bytes that are unpacked at a time
 OPENED = 1_000_000  # brackets of a JSON answer: what it may cost in memory
-QUOTED = 160  # characters of a server's reason
+SAID, QUOTED = 4096, 160  # bytes of a server's reason that are looked at, characters that are quoted
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _ROOT = "is this the DICOMweb root, and does it want a login?"
 _OWN = ("127.0.0.1", "::1", "localhost")
@@ -343,7 +343,7 @@ def _integer(digits: str) -> int:
 
 def _seconds(text: str | None) -> float:
     """What Retry-After asks for: a number of seconds or a date; 0 for anything else."""
-    text = (text or "").strip()
+    text = (text or "")[:64].strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
     try:
@@ -373,14 +373,15 @@ def reason_of(data: bytes, kind: str) -> str:
         r"(text/(plain|html|xml)|application/([\w.-]+\+)?(json|xml))?\s*(;|$)", kind.strip(), re.IGNORECASE
     ):
         return ""
-    text = data.decode("utf-8", "replace")
-    title = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
+    text = data[:SAID].decode("utf-8", "replace")
+    title = re.search(r"<title[^>]{0,99}>([^<]*)", text, re.IGNORECASE)
     return _printable(title[1] if title else re.sub(r"<[^<>]*>", " ", text))
 
 
 def _printable(text: str) -> str:
-    text = re.sub(r"[^\s^]*\^[^\s]*|[0-9][0-9.\-]{3,}", "...", text)
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).replace('"', "'").split())
+    """One short line of a text, without numbers of four digits and more and without what is written like a name."""
+    text = "".join(letter if letter.isprintable() else " " for letter in text[:SAID]).replace('"', "'")
+    text = re.sub(r"[0-9][0-9.\-]{3,}", "...", " ".join("..." if "^" in word else word for word in text.split()))
     return text if len(text) <= QUOTED else text[: QUOTED - 3] + "..."
 
 

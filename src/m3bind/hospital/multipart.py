@@ -17,6 +17,7 @@ from m3bind.hospital.http import Passing, WebError
 
 HEAD = 1 << 16  # bytes of a part's headers
 PARTS = 100_000  # of an answer
+LONGEST = 1000  # characters of a content type, and more than any boundary with its line has
 _UNDECIDED = re.compile(rb"[ \t]{0,64}\r?|-")  # what may follow a boundary, cut short
 _ONE = ("application/dicom", "application/octet-stream")
 
@@ -44,7 +45,7 @@ def boundary_of(content_type: str) -> bytes:
         WebError: it is none.
     """
     message = Message()
-    message["Content-Type"] = "".join(letter for letter in content_type if letter.isprintable())
+    message["Content-Type"] = "".join(letter for letter in content_type[:LONGEST] if letter.isprintable())
     if message.get_content_maintype() != "multipart":
         raise WebError("an answer that holds no DICOM objects (not multipart/related); is this the DICOMweb root?")
     return (message.get_boundary() or "").encode("ascii", "replace")
@@ -122,7 +123,9 @@ class _Source:
         Raises:
             WebError: it does not come.
         """
-        while (found := mark.search(self.data)) is None:
+        start = 0
+        while (found := mark.search(self.data, start)) is None:
+            start = max(0, len(self.data) - LONGEST)
             if len(self.data) > HEAD:
                 raise WebError("a multipart answer without the boundary it announces, or a part's head without end")
             self.more(otherwise)

@@ -16,8 +16,8 @@ from m3bind.hospital.http import Web, content, reason_of
 
 OURS = "M3BIND"
 SECONDS = 30.0
-_FAILED = re.compile(rb"00081198[^\[\]]*Value[^\[\]]*\[\s*\{|00081197")  # FailedSOPSequence, FailureReason of STOW-RS
-_REASON = re.compile(rb"00081197[^0-9\]}]*?Value\W*([0-9]{1,5})\b")
+_FAILED = re.compile(rb"00081198[^\[\]]{0,200}Value[^\[\]]{0,99}\[\s{0,99}\{|00081197")  # its sequence, or a reason
+_REASON = re.compile(rb"00081197[^0-9\]}]{0,200}?Value\W{0,99}([0-9]{1,5})\b")
 
 
 class SendError(M3BindError):
