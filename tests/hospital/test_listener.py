@@ -1,11 +1,11 @@
 """The C-STORE listener: right answers, nothing acknowledged is lost, and bad peers cost little."""
 
+import contextlib
+import errno
+import io
 import os
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +21,13 @@ from pynetdicom import AE, Association
 from pynetdicom.sop_class import Verification
 
 from hospital.planted import Names, electrocardiogram, plant, radiograph, series
+from m3bind.hospital import wire
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.listener import Listener
+from m3bind.hospital.porch import Porch
 from m3bind.hospital.pseudonyms import Pseudonyms
-from m3bind.hospital.spool import Spool
+from m3bind.hospital.spool import BROKEN, Spool
 
 NAMES = Deidentifier(Pseudonyms(b"a salt only for tests"))
 CR, ECG, CT = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("1", "9.1.1", "2"))
@@ -192,35 +194,146 @@ def test_malformed_peers(listening: Callable[..., tuple[Listener, Intake]]) -> N
     assert len(kept(intake)) == 1
 
 
-def test_nothing_acknowledged_is_lost_when_killed(tmp_path: Path) -> None:
-    """Killed with SIGKILL while objects come in, again and again: the spool holds every object that was answered 0."""
-    spool, acknowledged = tmp_path / "spool", set()
-    command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(spool)]
-    for round_ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        stop = threading.Timer(0.2 + 0.2 * round_, process.send_signal, (signal.SIGKILL,))
-        association = associate(port)
-        stop.start()
-        dataset = radiograph(round_, 48)
-        for number in range(400):
-            dataset.SOPInstanceUID = f"1.2.3.{round_ + 1}.{number}"
-            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-            try:
-                status = association.send_c_store(dataset)
-            except RuntimeError:
-                break
-            if status.get("Status") == 0:
-                acknowledged.add(NAMES.names.key("object", str(dataset.SOPInstanceUID)))
-            else:
-                break
-        stop.join()
-        process.wait()
-        process.stdout.close()
-    with Spool(spool) as opened:
-        files = {file.stem: file for file in opened.units.glob("*/*.dcm")}
-        assert len(acknowledged) > 10 and acknowledged <= set(files)
-        assert all(pydicom.dcmread(file).Rows == 48 for file in files.values())
-        assert set(opened.ready(at_once=True)) == {file.parent.name for file in files.values()}
-        assert list(opened.incoming.iterdir()) == []
+@pytest.mark.parametrize("ending", ["released", "aborted", "vanished"])
+def test_an_open_association_keeps_its_series_open(
+    listening: Callable[..., tuple[Listener, Intake]], ending: str
+) -> None:
+    """A pause longer than `quiet` does not close a series whose sender is still there; how it left is known."""
+    listener, intake = listening()
+    scan = series(Path("/nowhere"), None)
+    association = associate(listener.port)
+    for dataset in scan[:3]:
+        assert association.send_c_store(dataset).Status == 0
+    time.sleep(3 * intake.spool.quiet)
+    assert intake.spool.ready() == []
+    for dataset in scan[3:]:
+        assert association.send_c_store(dataset).Status == 0
+    intake.spool.quiet = 1e9 if ending == "released" else 0.3
+    unit = next(iter(intake.spool.units.iterdir())).name
+    {
+        "released": association.release,
+        "aborted": association.abort,
+        "vanished": lambda: association.dul.socket.socket.close(),
+    }[ending]()
+    intake.spool.quiet = 0.3
+    end = time.monotonic() + 10
+    while intake.spool.ready() != [unit]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert intake.spool.doubts(unit) == ([] if ending == "released" else [BROKEN])
+
+
+def test_a_sender_that_comes_again_mends_its_series(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+    listener, intake = listening()
+    scan = series(Path("/nowhere"), None)
+    association = associate(listener.port)
+    assert association.send_c_store(scan[0]).Status == 0
+    association.abort()
+    unit = next(iter(intake.spool.units.iterdir())).name
+    end = time.monotonic() + 5
+    while not intake.spool.doubts(unit):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert send(listener.port, *scan) == [0] * len(scan)
+    end = time.monotonic() + 5
+    while intake.spool.doubts(unit):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("shift", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_changes_nothing(
+    listening: Callable[..., tuple[Listener, Intake]], monkeypatch: pytest.MonkeyPatch, shift: float
+) -> None:
+    """Neither when a series is complete, nor whether an association is alive, here or after a restart."""
+    listener, intake = listening()
+    intake.spool.quiet = 2.0
+    scan, real = series(Path("/nowhere"), None), time.time
+    association = associate(listener.port)
+    association.dul._idle_timer.timeout = None  # the sender's own
+    assert association.send_c_store(scan[0]).Status == 0
+    monkeypatch.setattr(time, "time", lambda: real() + shift)
+    time.sleep(0.3)
+    assert association.send_c_store(scan[1]).Status == 0
+    association.release()
+    assert intake.spool.ready() == []
+    end = time.monotonic() + 10
+    while not intake.spool.ready():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_half_open_connections_keep_nobody_out(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+    """Fifty that say nothing, stop in the head or in the middle of their request, or drip; senders are served."""
+    listener, intake = listening(associations=2, timeout=30.0)
+    request = struct.pack(">BBL", 1, 0, 200) + b"\0\1" + bytes(66)
+    starts = [b"", request[:3], request[:6], request]
+    half = []
+    for number in range(52):
+        peer = socket.create_connection(("127.0.0.1", listener.port), timeout=5)
+        peer.sendall(starts[number % 4])
+        half.append(peer)
+    begun = time.monotonic()
+    for number in range(3):
+        assert send(listener.port, radiograph(number, 64)) == [0]
+        half[4 * number + 3].sendall(b"\0")  # one more byte
+    assert time.monotonic() - begun < 10
+    assert len(listener._server.active_associations) <= 1  # none of them has a thread
+    listener._porch._seconds = 0.0
+    for peer in half:
+        peer.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            assert peer.recv(1) == b""  # closed when its time was over
+        peer.close()
+    assert len(kept(intake)) == 3
+
+
+def test_too_many_half_open_connections_push_each_other_out() -> None:
+    got: list[Any] = []
+    porch = Porch(lambda connection, address: got.append(connection), lambda: None, 60.0, most=3)
+    pairs = [socket.socketpair() for _ in range(5)]
+    for ours, _ in pairs:
+        porch.add(ours, None)
+    for _, theirs in pairs[:2]:
+        theirs.settimeout(5)
+        assert theirs.recv(1) == b""
+    pairs[3][1].sendall(struct.pack(">BBL", 1, 0, 4))
+    time.sleep(0.2)
+    assert got == []
+    pairs[3][1].sendall(b"four")
+    end = time.monotonic() + 5
+    while not got:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert got == [pairs[3][0]] and got[0].recv(10, socket.MSG_PEEK) == struct.pack(">BBL", 1, 0, 4) + b"four"
+    porch.close()
+    [one.close() for pair in pairs for one in pair]
+
+
+@pytest.mark.parametrize("moment", ["open", "first", "later"])
+def test_a_full_disk_is_an_answer(
+    listening: Callable[..., tuple[Listener, Intake]], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Where what is received cannot be written, the sender is told to come again, on the same association."""
+    listener, intake = listening()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if moment == "first" or self.tell() > 200:
+                raise full
+            return super().write(data)
+
+    def opened(path: Any, mode: str) -> Any:
+        if moment == "open":
+            raise full
+        return Full(path, mode)
+
+    association = associate(listener.port)
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "open", opened, raising=False)
+        assert association.send_c_store(radiograph(1)).Status == 0xA700
+    assert association.send_c_store(radiograph(2)).Status == 0
+    association.release()
+    assert intake.counts == {"refused": 1, "received": 1} and list(intake.spool.incoming.iterdir()) == []
+    assert "No space left" in (intake.spool.folder / "aside.csv").read_text()

@@ -71,9 +71,7 @@ class Intake:
                     self._mapping.keep(cleaned)
                 self.spool.put(cleaned)
         except Refused as refused:
-            self.counts["refused"] += 1
-            with contextlib.suppress(DiskError):  # it was promised nothing
-                self.spool.note("", "", refused.reason)
+            self.refuse(refused.reason)
             raise
         self.counts["received"] += 1
         return cleaned
@@ -81,3 +79,9 @@ class Intake:
     def key(self, kind: str, uid: str) -> str:
         """The key of a series, an object or a study."""
         return self._deidentifier.names.key(kind, uid)
+
+    def refuse(self, reason: str) -> None:
+        """Count and list an object that is not taken."""
+        self.counts["refused"] += 1
+        with contextlib.suppress(DiskError):  # it was promised nothing
+            self.spool.note("", "", reason)

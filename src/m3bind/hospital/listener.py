@@ -4,30 +4,32 @@
 
 | answer | meaning |
 |---|---|
-| 0x0000 | kept: it is de-identified, on disk, and will be in the index |
-| 0xA700 | out of resources: too large, the spool or the disk is full; send it again later |
+| 0x0000 | it is de-identified and on disk, and will be in the index, or in the list of what could not be read |
+| 0xA700 | out of resources: too large, the spool or a disk is full; send it again later |
 | 0xA900 | a kind of object or transfer syntax that is not taken |
 | 0xC000 | cannot be understood |
 | 0x0124 | refused by rule: burned-in text, the label of a slide |
 
 Received bytes go to the spool's folder as they come, never into memory as a whole; an association that sends an object
-larger than allowed is aborted. Not more associations at a time than allowed, and four times as many connections.
+larger than allowed is aborted. There are no more associations at a time than allowed; connections that do not ask for
+one wait on the `porch`. A series stays open while an association that sent some of it is: see `Spool`.
 """
 
 import ipaddress
 import logging
 import ssl
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from m3bind.errors import ConfigError
+from m3bind.errors import ConfigError, DiskError
 from m3bind.hospital.deidentify import Refused
 from m3bind.hospital.intake import Intake
+from m3bind.hospital.porch import Porch
 
+log = logging.getLogger(__name__)
 SUCCESS, OUT_OF_RESOURCES, NO_MATCH, NOT_UNDERSTOOD, NOT_AUTHORISED = 0x0000, 0xA700, 0xA900, 0xC000, 0x0124
 _ANSWERS = {"full": OUT_OF_RESOURCES, "kind": NO_MATCH, "unreadable": NOT_UNDERSTOOD, "policy": NOT_AUTHORISED}
 _SYNTAXES = [
@@ -35,7 +37,7 @@ _SYNTAXES = [
     *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)),
 ]  # fmt: skip
 SLACK = 1 << 20  # bytes of headers and commands beside an object
-PDU = 1 << 20  # bytes of one message of the protocol
+HELLO = 10.0  # seconds until a connection must have asked for an association
 Complete = Literal["quiet", "release"]
 
 
@@ -80,6 +82,8 @@ class Listener:
         from pynetdicom import AE, _config
         from pynetdicom.sop_class import Verification
 
+        from m3bind.hospital.wire import PDU
+
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_HANDLER_LEVEL = "none"
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # it quotes what it was sent
@@ -97,10 +101,11 @@ class Listener:
         for uid in intake.kinds:
             self._ae.add_supported_context(uid, _SYNTAXES)
         self._server: Any = None
-        self._elsewhere: str | None = None  # where temporary files went before
+        self._porch: Porch | None = None
+        self._before: Any = None  # what pynetdicom did with what it received
         self._guard = threading.Lock()
         self._received: Counter[Any] = Counter()  # bytes of the object an association is sending
-        self._units: dict[Any, set[str]] = {}  # of an association
+        self._connected: set[Any] = set()  # associations, until it is known how they ended
 
     @property
     def port(self) -> int:
@@ -114,88 +119,78 @@ class Listener:
             ConfigError: the address cannot be had.
         """
         from pynetdicom import evt
-        from pynetdicom.transport import ThreadedAssociationServer
 
-        most, tls, seconds = 4 * self._ae.maximum_associations, self._tls, self._ae.network_timeout
-
-        class Server(ThreadedAssociationServer):  # type: ignore[misc]  # its package has no types
-            """Closes connections beyond a number at once."""
-
-            daemon_threads = True
-
-            def get_request(self) -> tuple[Any, Any]:
-                """A connection; who is slow to agree on keys keeps nobody else waiting."""
-                plain, address = self.socket.accept()
-                plain.settimeout(seconds)
-                if tls is None:
-                    return plain, address
-                return tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False), address
-
-            def verify_request(self, request: Any, client_address: Any) -> bool:
-                return bool(len(self.active_associations) < most)
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """Without the traceback, which says who called."""
+        from m3bind.hospital.wire import receive_into
 
         handlers = [
             (evt.EVT_CONN_OPEN, self._opened),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_DATA_RECV, self._count),
-            (evt.EVT_RELEASED, self._released),
-            (evt.EVT_CONN_CLOSE, self._closed),
+            (evt.EVT_ACSE_RECV, self._told),
+            (evt.EVT_CONN_CLOSE, lambda event: self._gone(event.assoc)),
         ]
+        self._porch = Porch(self._deliver, self._sweep, min(HELLO, self._ae.network_timeout))
         try:
-            self._server = self._ae.make_server((host, port), evt_handlers=handlers, server_class=Server)
+            self._server = self._ae.make_server(
+                (host, port), evt_handlers=handlers, server_class=_server(self._porch, self._tls)
+            )
         except OSError as error:
+            self._porch.close()
             raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port") from error
         self._ae._servers.append(self._server)
-        self._elsewhere = tempfile.tempdir
-        tempfile.tempdir = str(self._intake.spool.incoming)  # where pynetdicom puts what it receives
+        self._before = receive_into(self._intake.spool.incoming)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+
+    def _deliver(self, connection: Any, address: Any) -> None:
+        """Let a connection that has asked for an association have its thread, unless there are too many."""
+        connection.settimeout(self._ae.network_timeout)
+        if len(self._server.active_associations) < 4 * self._ae.maximum_associations:
+            self._server.begin(connection, address)
+        else:
+            self._server.shutdown_request(connection)
 
     def stop(self, seconds: float) -> None:
         """Take no more associations, let running ones end for at most `seconds`, then abort them."""
+        from m3bind.hospital.wire import restore
+
         self._server.shutdown()
+        if self._porch is not None:
+            self._porch.close()
         end = time.monotonic() + seconds
         while self._ae.active_associations and time.monotonic() < end:
             time.sleep(0.05)
         for association in self._ae.active_associations:
             association.abort()
-        tempfile.tempdir = self._elsewhere
+        restore(self._before)
+        self._sweep()
         self._intake.spool.settle()
 
     def _opened(self, event: Any) -> None:
-        """Bound what one message of the protocol may cost, whatever length it declares."""
-        channel = event.assoc.dul.socket
-        plain, seconds = channel.socket, self._ae.network_timeout
+        from m3bind.hospital.wire import guard
 
-        def receive(count: int) -> bytearray:
-            if count > PDU:
-                raise OSError("a message longer than any that was agreed on")
-            end, found = time.monotonic() + seconds, bytearray()
-            while len(found) < count:
-                plain.settimeout(max(end - time.monotonic(), 0.001))
-                piece = plain.recv(min(count - len(found), 1 << 16))
-                if not piece:
-                    break
-                found += piece
-            return found
-
-        channel.recv = receive
+        guard(event.assoc, self._ae.network_timeout)
+        with self._guard:
+            self._connected.add(event.assoc)
 
     def _store(self, event: Any) -> int:
         """Take one object in."""
         try:
+            failed = getattr(event.request._dataset_file, "failed", "")
+            if failed:
+                self._intake.refuse(f"what was received cannot be written ({failed})")
+                return OUT_OF_RESOURCES
             unit = self._intake.accept(event.dataset_path)
         except Refused as refused:
             return _ANSWERS[refused.why]
+        except DiskError as error:
+            log.error("%s; senders are told to come again", error)
+            return OUT_OF_RESOURCES
         except Exception as error:
-            logging.getLogger(__name__).error("an object could not be taken in (%s)", type(error).__name__)
+            log.error("an object could not be taken in (%s)", type(error).__name__)
             return OUT_OF_RESOURCES
         finally:
             self._received.pop(event.assoc, None)
-        with self._guard:
-            self._units.setdefault(event.assoc, set()).add(unit)
+        self._intake.spool.sending(event.assoc, unit)
         return SUCCESS
 
     def _count(self, event: Any) -> None:
@@ -206,24 +201,59 @@ class Listener:
             if over:
                 self._received[event.assoc] = -(1 << 62)
         if over:
-            self._intake.counts["refused"] += 1
-            self._intake.spool.note("", "", f"larger than {self._intake.most:,} bytes: association aborted")
+            self._intake.refuse(f"larger than {self._intake.most:,} bytes: association aborted")
             threading.Thread(target=event.assoc.abort, daemon=True).start()
 
-    def _released(self, event: Any) -> None:
-        with self._guard:
-            units = self._units.get(event.assoc, set())
-        if self._complete == "release":
-            self._intake.spool.complete(units)
-        else:
-            self._intake.spool.released(units)
+    def _told(self, event: Any) -> None:
+        """A sender that asks for the end of its association has sent all it has."""
+        from pynetdicom.pdu_primitives import A_RELEASE
 
-    def _closed(self, event: Any) -> None:
-        """Forget an association and what it left half received."""
+        if isinstance(event.primitive, A_RELEASE):
+            units = self._intake.spool.left(event.assoc, broken=False)
+            if self._complete == "release":
+                self._intake.spool.complete(units)
+
+    def _gone(self, association: Any) -> None:
+        """Forget an association and what it left half received; where it did not ask for its end, it was broken off."""
         with self._guard:
-            self._units.pop(event.assoc, None)
-            self._received.pop(event.assoc, None)
-        message = getattr(event.assoc.dimse, "message", None)
+            self._connected.discard(association)
+            self._received.pop(association, None)
+        self._intake.spool.left(association, broken=True)
+        message = getattr(association.dimse, "message", None)
         path = getattr(message, "_data_set_path", None)
         if path is not None:
             path.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Forget associations of which nobody said how they ended."""
+        with self._guard:
+            ended = [association for association in self._connected if not association.is_alive()]
+        for association in ended:
+            self._gone(association)
+
+
+def _server(porch: Porch, tls: ssl.SSLContext | None) -> Any:
+    """A server whose connections wait on a porch until they ask for an association."""
+    from pynetdicom.transport import ThreadedAssociationServer
+
+    class Server(ThreadedAssociationServer):  # type: ignore[misc]  # its package has no types
+        daemon_threads = True
+        request_queue_size = 128
+
+        def get_request(self) -> tuple[Any, Any]:
+            plain, address = self.socket.accept()
+            if tls is None:
+                return plain, address
+            return tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False), address
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            porch.add(request, client_address)
+
+        def begin(self, request: Any, client_address: Any) -> None:
+            """Give a connection its thread."""
+            super().process_request(request, client_address)
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Without the traceback, which says who called."""
+
+    return Server

@@ -207,15 +207,16 @@ class Spool:
             if unit in self._touched and unit not in self._whole:
                 self._sending[sender].add(unit)
 
-    def left(self, sender: Hashable, broken: bool) -> None:
-        """Say that a sender has gone, in order or `broken` off; nothing where it was gone already."""
+    def left(self, sender: Hashable, broken: bool) -> set[str]:
+        """Say that a sender has gone, in order or `broken` off; the series it sent, none where it was gone already."""
         with self._guard:
             units = self._sending.pop(sender, set()) & self._touched.keys()
             if broken:
                 self._broken.update(dict.fromkeys(units, BROKEN))
                 self._touched.update(dict.fromkeys(units, time.monotonic()))  # it may connect again
-        if not broken:
+        if units and not broken:
             self.released(units)
+        return units
 
     def complete(self, units: Iterable[str], expected: int = 0) -> None:
         """Say that nothing more will come for these; `expected`: objects each should have, 0 if unknown. Durable."""
