@@ -69,7 +69,8 @@ def objects(cycle: int) -> list[Any]:
     for number in range(SERIES):
         scan = series(Path("/nowhere"), None, SLICES)
         for place, one in enumerate(scan):
-            one.PixelData = np.full(32 * 32, 2000 * cycle + 50 * number + place, "<i2").tobytes()
+            pixels = np.random.default_rng((cycle, number, place)).integers(0, 2000, 32 * 32)
+            one.PixelData = pixels.astype("<i2").tobytes()
         found += scan
     for number in range(PICTURES):
         found.append(radiograph(1000 * cycle + number, 32))
