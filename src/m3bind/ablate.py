@@ -8,7 +8,6 @@ SESKD needs no run of its own: every run is measured before and after distillati
 correction: each run measures them on its way.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from m3bind.errors import UnknownNameError
 from m3bind.evaluate.results import ResultTable
 from m3bind.files import only_one, write_json
 from m3bind.fit import Run
+from m3bind.stored import read_json
 
 log = logging.getLogger(__name__)
 
@@ -262,4 +262,4 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def load(folder: Path) -> list[dict[str, Any]]:
     """Rows written by `ablate`."""
-    return list(json.loads((folder / "ablation.json").read_text())["rows"])
+    return list(read_json(folder / "ablation.json")["rows"])

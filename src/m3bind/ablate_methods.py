@@ -36,8 +36,9 @@ from m3bind.evaluate.retrieval import concept_auc, concept_precision, search_sta
 from m3bind.evaluate.suite import Matrix
 from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import class_embeddings
-from m3bind.files import only_one, read_json, sha256_text, write_json
+from m3bind.files import only_one, sha256_text, write_json
 from m3bind.fit import Run
+from m3bind.stored import read_json
 from m3bind.training.pairs import Pairs
 
 log = logging.getLogger(__name__)
@@ -399,5 +400,5 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def load(folder: Path) -> dict[str, Any]:
     """The table written by `compare_methods`."""
-    found: dict[str, Any] = json.loads((folder / "methods.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(folder / "methods.json")
     return found

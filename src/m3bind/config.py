@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.files import write_text
+from m3bind.stored import StoredFileError, checked, parse_yaml, read_yaml
 
 
 class _Strict(BaseModel):
@@ -269,15 +270,41 @@ def override(tree: dict[str, Any], changes: Sequence[str]) -> None:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"override {key!r}: {parent!r} is a value, not a section")
-        node[last] = yaml.safe_load(value)
+        node[last] = plain_yaml(value, f"override {key!r}")
 
 
-def validate(tree: dict[str, Any]) -> RunConfig:
-    """A tree of plain values as `RunConfig`.
+def plain_yaml(text: str, source: str) -> Any:
+    """The value of YAML that a user wrote, in the file or setting `source`.
+
+    Raises:
+        ConfigError: it is not YAML of plain values, or too large.
+    """
+    try:
+        return parse_yaml(text, source)
+    except StoredFileError as error:
+        raise ConfigError(str(error)) from None
+
+
+def mapping_in(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file that a user wrote; empty for an empty file.
+
+    Raises:
+        ConfigError: it is not UTF-8, not YAML of plain values, or no mapping.
+    """
+    try:
+        return checked(dict[str, Any], read_yaml(path) or {}, path)
+    except StoredFileError as error:
+        raise ConfigError(str(error)) from None
+
+
+def validate(tree: Any, source: str = "settings") -> RunConfig:
+    """A tree of plain values as `RunConfig`; `source` is named where it is no tree.
 
     Raises:
         ConfigError: naming the first setting that is unknown or has a bad value.
     """
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"{source}: expected a mapping of settings at the top level")
     if isinstance(tree.get("modalities"), dict):
         tree = tree | {"modalities": {m: v for m, v in tree["modalities"].items() if v is not None}}
     try:
@@ -306,18 +333,14 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if source in seen:
         raise ConfigError(f"settings extend each other in a circle: {' -> '.join((*seen, source))}")
     if source in presets():
-        text = (resources.files("m3bind.configs") / f"{source}.yaml").read_text(encoding="utf-8")
+        tree = plain_yaml((resources.files("m3bind.configs") / f"{source}.yaml").read_text(encoding="utf-8"), source)
     elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+        tree = mapping_in(Path(source))
     else:
         raise UnknownNameError("preset or settings file", source, presets())
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: expected a mapping of settings at the top level")
     base = tree.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"{source}: extends takes the name of a preset or of a file")
     return merge(_read(base, (*seen, source)), tree) if base else tree
 
 

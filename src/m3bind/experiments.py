@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -24,12 +23,13 @@ from m3bind.evaluate.leaks import LeakReport, near_duplicates, seen_by, split_le
 from m3bind.evaluate.results import ResultTable, console, number, plain
 from m3bind.evaluate.suite import View, measure
 from m3bind.evaluate.tasks import tasks_for
-from m3bind.files import read_json, write_json
+from m3bind.files import write_json
 from m3bind.finish import WIDTH
 from m3bind.fit import differences
 from m3bind.prepare import Encoder
 from m3bind.runner import Cell, Suite, SuiteConfig, load_suite
 from m3bind.space.bundle import Space, load
+from m3bind.stored import checked, read_json, read_yaml
 from m3bind.subjects import Subject, of_space
 
 # ---- suites ----------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def report_suite(folder: Path | None) -> str:
     path = folder / "suite.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder} holds no suite (no suite.yaml); make one with m3bind evaluate --suite paper")
-    config = SuiteConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    config = checked(SuiteConfig, read_yaml(path), path)
     suite = Suite(config, folder)
     cells = suite.cells()
     page = paper.write_page(cells, suite.tables, folder, config.name, suite.calibration())
@@ -162,15 +162,15 @@ def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[s
     Raises:
         ConfigError, M3BindError: one is no finished run.
     """
-    settings = []
+    settings: list[dict[str, Any]] = []
     for folder in (first, second):
         sums.check(folder)
         if not (folder / "config.yaml").is_file():
             raise ConfigError(f"{folder} holds no run (no config.yaml); give two folders that m3bind fit wrote")
         sums.check(folder, finished=["results.json"])
-        settings.append(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        settings.append(checked(dict[str, Any], read_yaml(folder / "config.yaml"), folder / "config.yaml"))
     facts = [read_json(path) if (path := folder / "provenance.json").is_file() else {} for folder in (first, second)]
-    lines = ["settings: " + ("; ".join(differences(*settings)) or "the same")]
+    lines = ["settings: " + ("; ".join(differences(settings[0], settings[1])) or "the same")]
     changed = differences(*facts)
     lines.append("data and versions: " + ("; ".join(changed) or ("the same" if all(facts) else "not recorded")))
     tables = [ResultTable.load(folder / "results.json") for folder in (first, second)]

@@ -1,7 +1,7 @@
 """Writing and reading files so that a killed process never leaves half a file.
 
 * `atomic_path`: write to a temporary name beside the target, flush, rename.
-* `write_text`, `write_json`, `append_line`, `read_json`: small files. * `replace_between`: a part of a document.
+* `write_text`, `write_json`: small files (`stored` reads them). * `replace_between`: a part of a document.
 * `only_one`: one process at a time in a folder.
 * `sha256_file`, `sha256_text`: content hashes.
 """
@@ -134,11 +134,6 @@ def write_json(target: Path | str, value: Any) -> None:
     """Write `value` as indented JSON to `target` atomically; names of files that are no UTF-8 are read as they were."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
     write_text(target, _SURROGATE.sub(lambda hit: f"\\u{ord(hit[0]):04x}", text) + "\n")
-
-
-def read_json(path: Path | str) -> Any:
-    """The value stored in a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def sha256_file(path: Path | str) -> str:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from m3bind import modalities, sums
@@ -24,6 +23,7 @@ from m3bind.evaluate.zero_shot import known_rows, task_logits
 from m3bind.fit import Run
 from m3bind.space.bundle import Space, save_space
 from m3bind.space.folder import SpaceInfo
+from m3bind.stored import read_yaml
 from m3bind.training.parallel import world
 
 WIDTH = 160  # of printed tables where there is no terminal
@@ -205,7 +205,7 @@ def open_run(folder: Path) -> Run:
     sums.check(folder)
     if not path.is_file():
         raise ConfigError(f"{folder} holds no run (no config.yaml); give the folder that fit wrote, e.g. runs/demo")
-    return Run(validate(yaml.safe_load(path.read_text(encoding="utf-8"))), folder)
+    return Run(validate(read_yaml(path), str(path)), folder)
 
 
 def rewrite_report(folder: Path) -> Path:

@@ -60,6 +60,7 @@ from m3bind.pretrain.dual_encoder import PretrainStage
 from m3bind.privacy import shown
 from m3bind.progress import progress
 from m3bind.provenance import provenance
+from m3bind.stored import parse_json, read_yaml
 from m3bind.training.loop import train
 from m3bind.training.pairs import Pairs
 from m3bind.training.parallel import world
@@ -439,7 +440,7 @@ class Run:
         logs = [*(self.stage0 / m / "log.jsonl" for m in self.corpus.modalities), self.folder / "stage1" / "log.jsonl"]
         for path in [*logs, self.folder / "stage2" / "a" / "log.jsonl", self.folder / "stage2" / "b" / "log.jsonl"]:
             if path.exists():
-                rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                rows += [parse_json(line, path) for line in path.read_text(encoding="utf-8").splitlines()]
         write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
@@ -472,7 +473,7 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
         sums.check(folder, [SETTINGS])
     now = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
     if path.exists():
-        changed = differences(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))), now)
+        changed = differences(_with_defaults(read_yaml(path)), now)
         if changed:
             raise ConfigError(
                 f"{folder} holds a run with other settings ({'; '.join(changed[:4])}{' ...' * (len(changed) > 4)}); "
@@ -489,7 +490,7 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
     sums.record(folder, SETTINGS)
 
 
-def _with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(tree: Any) -> Any:
     """Settings an older version saved, with defaults of those that came since; as they are where they do not fit."""
     try:
         return dict(yaml.safe_load(yaml.safe_dump(validate(tree).model_dump(mode="json"))))

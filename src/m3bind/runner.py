@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from m3bind.config import override
+from m3bind.config import mapping_in, override
 from m3bind.data.records import BadRow
 from m3bind.errors import ConfigError, M3BindError, UnknownNameError
 from m3bind.evaluate.benchmarks import known_as
@@ -32,10 +32,11 @@ from m3bind.evaluate.leaks import seen_by
 from m3bind.evaluate.protocols import Job, Measure, carry_out, is_of, job_of, task_hash, why_not
 from m3bind.evaluate.results import ResultTable, Row
 from m3bind.evaluate.tables import Block, Column, Line, Printed, Table, load_tables, printed
-from m3bind.files import only_one, read_json, sha256_text, write_json, write_text
+from m3bind.files import only_one, sha256_text, write_json, write_text
 from m3bind.privacy import shown
 from m3bind.progress import progress
 from m3bind.provenance import versions
+from m3bind.stored import read_json
 from m3bind.subjects import Subject, SubjectSource, open_subject, source_hash
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def load_suite(source: str, overrides: Sequence[str] = ()) -> SuiteConfig:
     path = FOLDER / f"{source}.yaml" if source in suites() else Path(source)
     if not path.is_file():
         raise UnknownNameError("suite or settings file", source, suites())
-    tree: dict[str, Any] = {"name": path.stem, **(yaml.safe_load(path.read_text(encoding="utf-8")) or {})}
+    tree: dict[str, Any] = {"name": path.stem, **mapping_in(path)}
     override(tree, overrides)
     try:
         return SuiteConfig(**tree)

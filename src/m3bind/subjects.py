@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -31,6 +30,7 @@ from m3bind.models.base import DualEncoder
 from m3bind.models.checkpoint import hash_state
 from m3bind.prepare import WIDE, Encoder
 from m3bind.space.bundle import STUDENT, Space, load
+from m3bind.stored import read_yaml
 
 Array = NDArray[np.float32]
 Stage = Literal["unbound", "closed_form", "bound", "distilled"]
@@ -232,7 +232,7 @@ def ablated_runs(folder: Path, variant: str) -> list[Run]:
         raise ConfigError(f"{folder}: no runs of {variant}; make them with m3bind ablate --only {variant}")
     runs = []
     for place in places:
-        settings = validate(yaml.safe_load(place.read_text(encoding="utf-8")))
+        settings = validate(read_yaml(place), str(place))
         own = place.parent.parent / f"stage0-{variant}"
         stage0 = own if own.is_dir() else own.with_name("stage0")
         runs.append(Run(settings, place.parent, cache=folder.parent / "cache", stage0=stage0))

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from m3bind.errors import ResultError
-from m3bind.files import read_json, sha256_file, write_json
+from m3bind.files import sha256_file, write_json
+from m3bind.stored import read_json
 
 SUMS = "sums.json"
 

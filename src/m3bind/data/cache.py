@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.errors import M3BindError, NotFiniteError, ReadError
-from m3bind.files import atomic_path, read_json, sha256_file, sha256_text, write_json
+from m3bind.files import atomic_path, sha256_file, sha256_text, write_json
 from m3bind.progress import Progress, progress
+from m3bind.stored import read_json
 
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
 FLUSH_BYTES = 64 << 20  # a shard is written when this much has been computed ...

@@ -37,6 +37,7 @@ import yaml
 from m3bind.data.tables import read_rows
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import get, names
+from m3bind.stored import StoredFileError, checked, read_yaml
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_CAPTIONS = 8
@@ -173,18 +174,32 @@ def load_template(file: Path) -> Template:
         ConfigError: no YAML mapping, or a field that no template has.
     """
     try:
-        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot read the template ({error})") from error
-    known = set(Template.__dataclass_fields__)
-    if not isinstance(content, dict) or not set(content) <= known:
-        extra = sorted(set(content) - known) if isinstance(content, dict) else "no mapping"
-        raise ConfigError(f"{file}: not a template ({extra}); fields are {', '.join(sorted(known))}")
-    if "same_as" in content:
-        return load_template(file.with_name(f"{content['same_as']}.yaml"))
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
-    values["labels"] = {_label_key(str(k)): v or {} for k, v in (content.get("labels") or {}).items()}
-    return Template(**values)
+        content: Any = read_yaml(file)
+        known = set(Template.__dataclass_fields__)
+        if not isinstance(content, dict) or not set(content) <= known:
+            extra = sorted(map(str, set(content) - known)) if isinstance(content, dict) else "no mapping"
+            raise ConfigError(f"{file}: not a template ({extra}); fields are {', '.join(sorted(known))}")
+        if "same_as" in content:
+            return _same_as(file, str(content["same_as"]))
+        labels = checked(dict[Any, dict[str, list[str]] | None], content.get("labels") or {}, file)
+        content["labels"] = {_label_key(str(key)): texts or {} for key, texts in labels.items()}
+        return checked(Template, content, file)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read the template ({error.strerror})") from error
+    except StoredFileError as error:
+        raise ConfigError(f"{error}; see data/templates/ for the format") from None
+
+
+def _same_as(file: Path, name: str) -> Template:
+    """The template beside `file` that it names instead of saying something itself.
+
+    Raises:
+        ConfigError: it names itself, or something that is no template beside it.
+    """
+    other = file.with_name(f"{name}.yaml") if re.fullmatch(r"[\w-]+", name) else file
+    if other == file or "same_as" in (read_yaml(other) or {}):
+        raise ConfigError(f"{file}: same_as takes the name of a template beside it that is not the same as another")
+    return load_template(other)
 
 
 def find_template(set_name: str, modality: str, folder: Path | None = None) -> Template:

@@ -26,7 +26,8 @@ from m3bind.evaluate.adapters import Adapter, Problem, Samples
 from m3bind.evaluate.estimate import Resampling
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.scoring import score_rows
-from m3bind.files import read_json, sha256_text, write_json
+from m3bind.files import sha256_text, write_json
+from m3bind.stored import read_json
 
 Unit = Literal["shot", "percent"]
 SEEDS = tuple(range(5))

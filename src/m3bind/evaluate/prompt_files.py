@@ -15,13 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from m3bind.data.cells import key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.classification import MULTI, SINGLE
 from m3bind.files import sha256_text
+from m3bind.stored import StoredFileError, parse_yaml
 
 FOLDER = Path(__file__).parent / "prompts"
 FROM_LABELS = "from_labels"
@@ -184,9 +184,9 @@ def load_prompts(name: str | Path) -> PromptSet:
 @lru_cache(maxsize=64)
 def _parse(path: Path, text: str) -> PromptSet:
     try:
-        content = PromptFile.model_validate(yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name}: not readable as YAML ({error}).") from error
+        content = PromptFile.model_validate(parse_yaml(text, path.name) or {})
+    except StoredFileError as error:
+        raise ConfigError(f"{error}; see prompts/mini5.yaml for the format.") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = " > ".join(str(part) for part in first["loc"])

@@ -25,7 +25,8 @@ from m3bind import sums
 from m3bind.errors import M3BindError, ResultError
 from m3bind.evaluate.metrics import Estimate
 from m3bind.evaluate.tasks import title as modality_title
-from m3bind.files import atomic_path, read_json, write_json
+from m3bind.files import atomic_path, write_json
+from m3bind.stored import read_json
 
 STAGES = ("unbound", "closed_form", "bound", "distilled")
 LOW_IS_GOOD = ("median_rank", "ece")

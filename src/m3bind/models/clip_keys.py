@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from m3bind.errors import CheckpointError
-from m3bind.files import read_json
 from m3bind.models.checkpoint import FOLDER_FILES, Migration, State, rename
+from m3bind.stored import read_json
 
 OPEN_CLIP_CONFIG, HUGGINGFACE_CONFIG = "open_clip_config.json", "config.json"
 _FUSED = re.compile(r"\.resblocks\.\d+\.attn\.in_proj_(weight|bias)$")

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError
-from m3bind.files import read_json, write_json
+from m3bind.files import write_json
 from m3bind.modalities.base import Sample
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.checkpoint import LoadReport, hash_state, listed, resolve, without_initialisation
 from m3bind.models.published import PublishedModel
+from m3bind.stored import read_json
 
 FOLDER = Path(__file__).with_name("references")  # comes with the package
 VARIABLE = "M3BIND_REFERENCES"  # folder of the references that a user saved

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from m3bind.errors import CheckpointError, ConfigError
-from m3bind.files import atomic_path, read_json, write_json
+from m3bind.files import atomic_path, write_json
 from m3bind.models.base import DualEncoder, ModelCard
 from m3bind.models.checkpoint import hash_state, load_strict, read_state, save_state, without_initialisation
 from m3bind.registry import Registry
+from m3bind.stored import read_json
 
 MODEL_FILE, WEIGHTS_FILE, ASSETS_FOLDER = "model.json", "weights.safetensors", "assets"
 

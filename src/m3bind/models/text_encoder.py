@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
-from m3bind.files import read_json
 from m3bind.models.base import Tokens
 from m3bind.models.bert import BertTrunk, Pooling
 from m3bind.models.checkpoint import drop_position_ids, load_strict, read_state, rename, resolve, strip_prefix
 from m3bind.models.heads import make_head
 from m3bind.models.tokenizer import TextTokenizer, read_tokenizer, train_wordpiece
+from m3bind.stored import read_json
 
 __all__ = ["HFTrunk", "TextEncoder", "lora_targets", "make_text_encoder", "minilm_folder", "train_wordpiece"]
 

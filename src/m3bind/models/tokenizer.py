@@ -110,7 +110,7 @@ def read_tokenizer(folder: Path | str, lowercase: bool | None = None) -> Tokeniz
 
 
 def _configured_lowercase(folder: Path) -> bool:
-    from m3bind.files import read_json
+    from m3bind.stored import read_json
 
     config = folder / "tokenizer_config.json"
     return bool(read_json(config).get("do_lower_case", True)) if config.is_file() else True

@@ -17,24 +17,54 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from typing_extensions import TypedDict
 
 from m3bind.errors import ConfigError, DiskError
-from m3bind.files import atomic_path, read_json, sha256_text, write_json
+from m3bind.files import atomic_path, sha256_text, write_json
 from m3bind.space.compute import Array
+from m3bind.stored import checked, parse_json, read_json
 
 JOB, LOCK = "job.json", "lock"
 PATIENCE, PAUSE = 5.0, 0.1  # seconds to wait for others of the same job to begin it
+_NAME = r"^[0-9a-f]{32}$"  # of a shard
+_OURS = re.compile(r"^[0-9a-f]{32}\.safetensors$")
+_FORM = [("float32", 2), ("float32", 2), ("float64", 2), ("int64", 1)]  # of rows, part_rows, places, part_of
+
+
+class _Job(TypedDict):
+    """What `job.json` says."""
+
+    settings: dict[str, Any]
+    items: Annotated[int, Field(ge=0)]
+    shards: list[Annotated[str, Field(pattern=_NAME)]]
+
+
+class _Counts(TypedDict):
+    """What a shard says about itself."""
+
+    items: Annotated[int, Field(ge=0)]
+    bad: Annotated[int, Field(ge=0)]
+    parts: Annotated[int, Field(ge=0)]
+
+
+class _Decision(TypedDict):
+    """What `tower-MODALITY.json` says."""
+
+    dtype: Literal["float32", "bfloat16"]
+    folded: bool
 
 
 @dataclass
@@ -76,6 +106,8 @@ class Store:
             ConfigError: another process is at another job here.
             DiskError: the file system refused.
         """
+        if self.folder.is_symlink():  # what is removed there would be somebody else's
+            raise ConfigError(f"{self.folder} is a link; remove it, or choose another --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -102,9 +134,21 @@ class Store:
 
     def _written(self) -> dict[str, Any]:
         try:
-            return dict(read_json(self.folder / JOB))
+            return self._read()
         except FileNotFoundError:
             return {}
+
+    def _read(self) -> dict[str, Any]:
+        """What stands in the folder.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError: nothing.
+            StoredFileError: no job.
+        """
+        path = self.folder / JOB
+        job: dict[str, Any] = read_json(path)
+        checked(_Job, job, path)
+        return job
 
     def _begin(self) -> None:
         before = self._written()
@@ -112,7 +156,8 @@ class Store:
             return
         write_json(self.folder / JOB, self._job)
         wanted = {f"{name}.safetensors" for name in self._job["shards"]}
-        stale = [file for file in self.folder.glob("*.safetensors") if file.name not in wanted]
+        stale = [file for file in self.folder.glob("*.safetensors") if _OURS.match(file.name)]
+        stale = [file for file in stale if file.name not in wanted]
         if before.get("settings") != self._job["settings"]:
             stale += self.folder.glob("tower-*.json")
         for file in stale:
@@ -126,7 +171,7 @@ class Store:
             ConfigError: there is nothing.
         """
         try:
-            self._job = self._job or dict(read_json(self.folder / JOB))
+            self._job = self._job or self._read()
             return self._job
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(f"{self.folder}: no parts of an encoding (no {JOB}); run encode --shard first") from error
@@ -153,21 +198,26 @@ class Store:
             ) from error
         finally:
             draft.unlink(missing_ok=True)
-        return dict(read_json(path))
+        return _decision_in(path)
 
     def decided(self, modality: str) -> dict[str, Any] | None:
         """How a tower computes, once that is decided."""
         path = self.folder / f"tower-{modality}.json"
-        return dict(read_json(path)) if path.exists() else None
+        return _decision_in(path) if path.exists() else None
 
     def decisions(self) -> dict[str, dict[str, Any]]:
         """All of them, by modality."""
         found = sorted(self.folder.glob("tower-*.json"))
-        return {path.stem.removeprefix("tower-"): dict(read_json(path)) for path in found}
+        return {path.stem.removeprefix("tower-"): _decision_in(path) for path in found}
 
     def remove(self) -> None:
         """Remove the folder; everything in it is in the result."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _decision_in(path: Path) -> dict[str, Any]:
+    """How a tower computes, as a file says."""
+    return dict(checked(_Decision, read_json(path), path))
 
 
 def _json(value: Any) -> str:
@@ -202,8 +252,8 @@ def write_shard(path: Path, shard: Shard) -> None:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, metadata=metadata)
 
 
-def read_shard(path: Path) -> Shard:
-    """What `write_shard` wrote.
+def read_shard(path: Path, dim: int) -> Shard:
+    """What `write_shard` wrote, of rows of `dim` numbers.
 
     Raises:
         ConfigError: damaged.
@@ -212,10 +262,34 @@ def read_shard(path: Path) -> Shard:
         with safe_open(path, "np") as file:
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
             version = file.metadata()["version"]
-        items, bad, doubts = (json.loads(found.pop(key).tobytes()) for key in ("items", "bad", "doubts"))
-        return Shard(items=items, bad=bad, doubts=doubts, version=version, **found)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        items, bad, doubts = (
+            checked(list[dict[str, str]], parse_json(found.pop(key).tobytes(), path), path)
+            for key in ("items", "bad", "doubts")
+        )
+        shard = Shard(items=items, bad=bad, doubts=doubts, version=version, **found)
+        if not _fits(shard, dim):
+            raise ValueError("arrays do not fit each other")
+        return shard
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: damaged; remove this file and encode again") from error
+
+
+def _fits(shard: Shard, dim: int) -> bool:
+    """Whether the arrays of a shard have the shapes that `Shard` gives, and the columns of its items are the same."""
+    n, p = len(shard.items), len(shard.places)
+    arrays: list[NDArray[Any]] = [shard.rows, shard.part_rows, shard.places, shard.part_of]
+    if [(array.dtype.name, array.ndim) for array in arrays] != _FORM:
+        return False
+    shapes = (shard.rows.shape, shard.places.shape, shard.part_of.shape)
+    same = all({"id", "modality", "path"} <= set(item) for item in shard.items)
+    return (
+        shapes == ((n, dim), (p, 2), (p,))
+        and shard.part_rows.shape in ((0, dim), (p, dim))
+        and (not p or 0 <= int(shard.part_of.min()) <= int(shard.part_of.max()) < n)
+        and same
+        and all(set(line) == {"path", "modality", "reason"} for line in shard.bad)
+        and all(set(line) == {"path", "modality", "doubt"} for line in shard.doubts)
+    )
 
 
 def head_of(path: Path) -> tuple[str, dict[str, int]] | None:
@@ -223,6 +297,7 @@ def head_of(path: Path) -> tuple[str, dict[str, int]] | None:
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata()
-            return metadata["version"], dict(json.loads(metadata["counts"]))
+            counts = checked(_Counts, parse_json(metadata["counts"], path), path)
+            return metadata["version"], {"items": counts["items"], "bad": counts["bad"], "parts": counts["parts"]}
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None

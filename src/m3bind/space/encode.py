@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from m3bind.errors import ConfigError, UnknownNameError
-from m3bind.files import read_json
 from m3bind.modalities import Cut
 from m3bind.modalities._files import files_below
 from m3bind.modalities.base import get
@@ -41,6 +40,7 @@ from m3bind.space.bundle import Space
 from m3bind.space.compute import Array, evaluating
 from m3bind.space.encoded import MARKER, Encoded, done_as, merge, open_encoded, publish
 from m3bind.space.folder import guard_folder
+from m3bind.stored import read_json
 
 __all__ = ["MARKER", "Cut", "Encoded", "Item", "Options", "collect", "encode_files", "encode_share", "merge",
            "open_encoded"]  # fmt: skip

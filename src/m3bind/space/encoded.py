@@ -22,24 +22,51 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal, NotRequired
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from m3bind.errors import ConfigError, SpaceError
-from m3bind.files import atomic_path, read_json, sha256_file, sha256_text, write_json
-from m3bind.space._parts import Store, head_of, read_shard
+from m3bind.files import atomic_path, sha256_file, sha256_text, write_json
+from m3bind.space._parts import JOB, Store, head_of, read_shard
 from m3bind.space.columns import text_columns
 from m3bind.space.compute import Array
 from m3bind.space.folder import damaged, guard_folder, read_whole
+from m3bind.stored import StoredFileError, checked, read_json
 
 MARKER = "encoded.json"
+_REMEDY = "encode again into a new folder"
 FILES = ("embeddings.npy", "items.parquet", "quarantine.csv")
 PARTS, PART_ROWS, DOUBTS = "parts.parquet", "part_embeddings.npy", "doubts.csv"
 GROUP = 1 << 16  # rows of a table written at once
+_HEAD = 128  # bytes of a .npy file before its numbers
+_KINDS = {pa.string(), pa.large_string(), pa.int64(), pa.float64(), pa.null()}
+_AT_ONCE, _MOST_TABLE = 4096, 16 << 30  # rows of a table unpacked at once, bytes of a whole one
+Count = Annotated[int, Field(ge=0, lt=1 << 40)]
+_Name = Literal[
+    "embeddings.npy", "items.parquet", "quarantine.csv", "parts.parquet", "part_embeddings.npy", "doubts.csv"
+]
+
+
+class _Content(TypedDict):
+    """What `encoded.json` says; more is allowed."""
+
+    format: Literal["m3bind-encoded"]
+    space: str
+    dim: Annotated[int, Field(gt=0, le=1 << 16)]
+    done: Count
+    bad: Count
+    gap_corrected: bool
+    parts: NotRequired[Count]
+    doubted: NotRequired[Count]
+    modalities: dict[str, Count]
+    precision: NotRequired[dict[str, str]]
+    files: dict[_Name, str]
 
 
 @dataclass
@@ -54,7 +81,8 @@ class Encoded:
     bad: int  # files in quarantine.csv
     modalities: dict[str, int] = field(default_factory=dict)  # items per modality
     precision: dict[str, str] = field(default_factory=dict)  # number format of each tower
-    doubted: int = 0  # files in doubts.csv
+    doubted: int = 0  # items with a doubt in doubts.csv
+    part_count: int = 0  # tiles and windows
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -82,10 +110,13 @@ class Encoded:
     @property
     def parts(self) -> pd.DataFrame:
         """row of the item; x, y (left and top of a tile, level-0 pixels); seconds (start of a window). May be empty."""
-        path = self.folder / PARTS
-        if path.exists():
-            return pd.read_parquet(path)
-        return pd.DataFrame({"row": np.empty(0, np.int64), **dict.fromkeys(("x", "y", "seconds"), np.empty(0))})
+        path, columns = self.folder / PARTS, ["row", "x", "y", "seconds"]
+        if not path.exists():
+            return pd.DataFrame({"row": np.empty(0, np.int64), **dict.fromkeys(columns[1:], np.empty(0))})
+        found = read_table(path, self.part_count)
+        if list(found.columns) != columns:
+            raise StoredFileError(path, f"does not have the columns {', '.join(columns)}")
+        return found
 
     @property
     def part_embeddings(self) -> Array:
@@ -97,8 +128,7 @@ class Encoded:
         path = self.folder / PART_ROWS
         if not path.exists():
             raise ConfigError(f"{self.folder} holds no embeddings of parts; encode with part_embeddings")
-        rows: Array = np.load(path, mmap_mode="r")
-        return rows
+        return read_rows(path, self.embeddings.shape[1], self.part_count)
 
 
 def open_encoded(folder: Path | str) -> Encoded:
@@ -108,27 +138,28 @@ def open_encoded(folder: Path | str) -> Encoded:
         SpaceError: not an encoded archive, or damaged; names the file.
     """
     folder = Path(folder)
-    return read_whole(folder, MARKER, lambda: _open(folder))
+    try:
+        return read_whole(folder, MARKER, lambda: _open(folder))
+    except StoredFileError as error:
+        raise SpaceError(f"{error}; damaged: copy it again, or {_REMEDY}") from error
 
 
 def _open(folder: Path) -> Encoded:
-    remedy = "encode again into a new folder"
     try:
-        content = read_json(folder / MARKER)
-        hashes = content["files"]
-        if content["format"] != "m3bind-encoded" or not set(FILES) <= set(hashes) <= {*FILES, PARTS, PART_ROWS, DOUBTS}:
-            raise ValueError("another format")
+        content = checked(_Content, read_json(folder / MARKER), folder / MARKER)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SpaceError(f"{folder}: not an encoded archive, it holds no {MARKER}; run encode first") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(folder / MARKER, remedy) from error
+    hashes = content["files"]
+    if absent := set(FILES) - set(hashes):
+        raise SpaceError(f"{folder / MARKER}: lists no {min(absent)}; {_REMEDY}")
     for name, digest in hashes.items():
         if not (folder / name).is_file() or sha256_file(folder / name) != digest:
-            raise damaged(folder / name, remedy)
-    embeddings = np.load(folder / "embeddings.npy", mmap_mode="r" if content["done"] else None)
-    table = pd.read_parquet(folder / "items.parquet")
+            raise damaged(folder / name, _REMEDY)
+    embeddings = read_rows(folder / FILES[0], content["dim"], content["done"])
+    table = read_table(folder / FILES[1], content["done"])
+    if "row" not in table.columns:
+        raise StoredFileError(folder / FILES[1], "has no column 'row'")
     items = pd.concat([table[["row"]], text_columns(table.drop(columns="row"))], axis=1)
-    counts, precision = content["modalities"], content.get("precision", {})
     return Encoded(
         folder,
         embeddings,
@@ -136,10 +167,71 @@ def _open(folder: Path) -> Encoded:
         fingerprint=content["space"],
         gap_corrected=content["gap_corrected"],
         bad=content["bad"],
-        modalities=counts,
-        precision=precision,
+        modalities=content["modalities"],
+        precision=content.get("precision", {}),
         doubted=content.get("doubted", 0),
+        part_count=content.get("parts", 0),
     )
+
+
+def read_rows(path: Path, dim: int, count: int) -> Array:
+    """(count, dim) float32 of a .npy file, memory-mapped.
+
+    Raises:
+        StoredFileError: it holds something else.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    if head != _header(count, dim) or path.stat().st_size != _HEAD + 4 * count * dim:
+        raise StoredFileError(path, f"does not hold {count} rows of {dim} numbers")
+    if not count:
+        return np.empty((0, dim), np.float32)
+    return np.memmap(path, "<f4", mode="r", offset=_HEAD, shape=(count, dim))
+
+
+def read_table(path: Path, count: int) -> pd.DataFrame:
+    """A Parquet table of `count` rows of texts and numbers.
+
+    Raises:
+        StoredFileError: it holds something else, or unpacks to more than it may.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            kinds = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+            if len(kinds) < len(file.schema_arrow.names) or not set(kinds.values()) <= _KINDS:
+                raise StoredFileError(path, "has columns that are neither texts nor numbers, or two of one name")
+            if file.metadata.num_rows != count:
+                raise StoredFileError(path, f"holds {file.metadata.num_rows} rows, not {count}")
+            batches, left = [], _MOST_TABLE
+            for batch in file.iter_batches(_AT_ONCE):
+                left -= batch.nbytes
+                if left < 0:
+                    raise StoredFileError(path, f"unpacks to more than {_MOST_TABLE:,} bytes")
+                batches.append(batch)
+            table = pa.Table.from_batches(batches, file.schema_arrow).replace_schema_metadata(None)
+            return pd.DataFrame(table.to_pandas())
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, StoredFileError):
+            raise
+        raise StoredFileError(path, "not a Parquet table that can be read") from error
+
+
+def _header(count: int, dim: int) -> bytes:
+    """What a .npy file of (count, dim) float32 begins with: `_HEAD` bytes whatever the numbers are."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count}, {dim}), }}".ljust(_HEAD - 11) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+class _Settings(TypedDict):
+    """Those of a job that putting shards together asks for; there are more."""
+
+    space: str
+    synthetic_space: bool
+    dim: Annotated[int, Field(gt=0, le=1 << 16)]
+    keep: list[str]
+    gap_correct: bool
+    batch: dict[str, Any]
+    cut: dict[str, Any]
 
 
 class _Rows:
@@ -148,13 +240,7 @@ class _Rows:
     def __init__(self, path: Path, dim: int) -> None:
         self.count, self._dim = 0, dim
         self._file: BinaryIO = open(path, "wb")  # noqa: SIM115  see close
-        self._header()
-
-    def _header(self) -> None:
-        """128 bytes whatever n is."""
-        shape = f"({self.count}, {self._dim})"
-        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-        self._file.write(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode())
+        self._file.write(_header(self.count, self._dim))
 
     def add(self, rows: Array) -> None:
         self._file.write(np.ascontiguousarray(rows, "<f4").data)
@@ -162,7 +248,7 @@ class _Rows:
 
     def close(self) -> None:
         self._file.seek(0)
-        self._header()
+        self._file.write(_header(self.count, self._dim))
         self._file.close()
 
 
@@ -198,7 +284,7 @@ def publish(store: Store, out: Path, others: Sequence[Store] = ()) -> None:
     """
     guard_folder(out, MARKER, "an encoded archive")
     _remove_leftovers(out)
-    settings = store.job["settings"]
+    settings = checked(_Settings, store.job["settings"], store.folder / JOB)
     decisions = _same_decisions([store, *others])
     files = [_found(number, [store, *others]) for number in range(len(store.job["shards"]))]
     modalities: Counter[str] = Counter()
@@ -214,7 +300,7 @@ def publish(store: Store, out: Path, others: Sequence[Store] = ()) -> None:
         part_rows = _Rows(temporary / PART_ROWS, settings["dim"])
         pd.DataFrame(columns=["path", "modality", "reason"]).to_csv(temporary / FILES[2], index=False)
         for file in files:
-            shard = read_shard(file)
+            shard = read_shard(file, settings["dim"])
             table.add([{"row": rows.count + at, **item} for at, item in enumerate(shard.items)])
             parts.add([_part(rows.count, shard, at) for at in range(len(shard.places))])
             rows.add(shard.rows)
@@ -237,7 +323,9 @@ def publish(store: Store, out: Path, others: Sequence[Store] = ()) -> None:
             "format": "m3bind-encoded",
             "version": 2,
             "job": done_as(store, versions),
-            **{name: settings[name] for name in ("space", "synthetic_space", "dim")},
+            "space": settings["space"],
+            "synthetic_space": settings["synthetic_space"],
+            "dim": settings["dim"],
             **counts,
             "modalities": dict(sorted(modalities.items())),
             "gap_corrected": settings["gap_correct"],

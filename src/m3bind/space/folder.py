@@ -36,6 +36,7 @@ from m3bind.models.base import PARTS, DualEncoder, ModelCard
 from m3bind.models.checkpoint import hash_state, save_state, without_initialisation
 from m3bind.models.text_encoder import TextEncoder
 from m3bind.space.bridges import BaseBridge, Bridge, freeze, restore
+from m3bind.stored import MOST_JSON, read_bytes
 
 FORMAT, VERSION = "m3bind-space", 2  # 2: bridges of other kinds than linear; a space without them is written as 1
 MANIFEST = "space.json"
@@ -295,7 +296,7 @@ def _stamp(folder: Path, marker: str) -> tuple[int, int, bytes] | None:
     """Which version of the folder is there now."""
     try:
         stat = folder.stat()
-        return stat.st_ino, stat.st_mtime_ns, (folder / marker).read_bytes()
+        return stat.st_ino, stat.st_mtime_ns, read_bytes(folder / marker, MOST_JSON)
     except OSError:
         return None
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from m3bind.files import read_json
 from m3bind.space.index import create_index, graph, lists, near, open_index
+from m3bind.stored import read_json
 from space.index.made import DIM, items, names, unit, vectors
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from m3bind.errors import ConfigError, SpaceError
-from m3bind.files import atomic_path, read_json, sha256_file, write_json
+from m3bind.files import atomic_path, sha256_file, write_json
 from m3bind.space.folder import damaged, guard_folder, versions
+from m3bind.stored import read_json
 
 MARKER = "export.json"
 FORMAT, VERSION = "m3bind-export", 1

@@ -21,13 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from m3bind.errors import UnknownNameError
+from m3bind.errors import SpaceError, UnknownNameError
 from m3bind.privacy import shown
 from m3bind.space.columns import text_columns
 from m3bind.space.index import near, scan, select
 from m3bind.space.index.base import KEY, NEEDED, Array, Found, Index, Where, check_queries, check_rows
-from m3bind.space.index.part import Part, Rows, as_arrow, hash_ids, write_part
-from m3bind.space.index.store import PARTS, Store
+from m3bind.space.index.part import Damaged, Part, Rows, as_arrow, hash_ids, write_part
+from m3bind.space.index.store import PARTS, Store, repair_command
+from m3bind.stored import StoredFileError
 
 SMALL = near.CODES_FROM  # a part with fewer rows is put together with its neighbours
 RUN = 32  # as soon as so many of them stand at the end
@@ -54,7 +55,14 @@ class EmbeddedIndex(Index):
     @classmethod
     def open(cls, folder: Path | str, writable: bool) -> Self:
         """See `open_index`."""
-        return cls(*Store.open(Path(folder), writable))
+        store, parts = Store.open(Path(folder), writable)
+        try:
+            return cls(store, parts)
+        except (Damaged, StoredFileError, OSError) as error:  # of what is derived: the parts are verified
+            for part in parts:
+                part.close()
+            store.close()
+            raise SpaceError(f"{error}; repair with: {repair_command(store.folder)}") from error
 
     def _adopt(self) -> None:
         """What follows from the list of parts."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.progress import progress
-from m3bind.space.index import scan
+from m3bind.space.index import faiss_files, scan
 from m3bind.space.index.base import Array
 from m3bind.space.index.part import Rows
 from m3bind.space.index.scan import Mask
@@ -77,6 +77,6 @@ def make(codes: Any, rows: Array) -> Graph:
 
 def read(folder: Path, codes: scan.Codes, rows: Array, width: int) -> Graph:
     """The graph in a folder, mapped into memory."""
-    index = faiss.read_index(str(folder / GRAPH), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_SKIP_STORAGE)
+    index = faiss_files.read(folder / GRAPH, faiss.IndexHNSW, rows.shape[1], len(rows), faiss.IO_FLAG_SKIP_STORAGE)
     index.storage = codes.index
     return Graph(index, rows, width)

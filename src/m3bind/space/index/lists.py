@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.progress import progress
-from m3bind.space.index import scan
+from m3bind.space.index import faiss_files, scan
 from m3bind.space.index.base import Array
-from m3bind.space.index.part import Rows
+from m3bind.space.index.part import Damaged, Rows
 from m3bind.space.index.scan import Mask
 
 LISTS = "lists.faiss"
@@ -83,4 +83,12 @@ def make(codes: Any, rows: Array) -> Lists:
 
 def read(folder: Path, codes: scan.Codes, rows: Array, width: int) -> Lists:
     """The lists in a folder, mapped into memory; they have codes of their own."""
-    return Lists(faiss.read_index(str(folder / LISTS), faiss.IO_FLAG_MMAP_IFC), rows, width)
+    path = folder / LISTS
+    index = faiss_files.read(path, faiss.IndexIVFScalarQuantizer, rows.shape[1], len(rows))
+    lists = index.invlists
+    for number in range(index.nlist):
+        size = lists.list_size(number)
+        ids = faiss.rev_swig_ptr(lists.get_ids(number), size) if size else np.empty(0, np.int64)
+        if size and not 0 <= int(ids.min()) <= int(ids.max()) < len(rows):
+            raise Damaged(path, f"list {number} holds rows that the index does not have")
+    return Lists(index, rows, width)

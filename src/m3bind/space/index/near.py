@@ -13,16 +13,19 @@ Shapes: n rows, q queries, d dimension, k hits.
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from m3bind.files import read_json, write_json
+from m3bind.files import write_json
 from m3bind.space.index import graph, lists, scan
 from m3bind.space.index.base import Array
 from m3bind.space.index.part import VECTORS, Part, Rows
 from m3bind.space.index.scan import Mask
+from m3bind.stored import checked, read_json
 
 NEAR = "near.json"
 CODES_FROM = 4096  # rows from which codes are kept
@@ -32,6 +35,13 @@ RECALL, PROBES, DEPTH = 0.99, 256, 10  # aimed at, with so many points asking fo
 FORMS: dict[str, Any] = {"graph": graph, "lists": lists}  # the first that reaches the recall is taken
 
 log = logging.getLogger(__name__)
+
+
+class _Info(TypedDict):
+    """What `near.json` says."""
+
+    form: Literal["graph", "lists"]
+    width: Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 class Near(Protocol):
@@ -105,6 +115,7 @@ def open_near(part: Part, codes: scan.Codes | None) -> Near | None:
     """The approximate search of a part, or None where it has none."""
     if codes is None or NEAR not in part.entry["files"]:
         return None
-    info = read_json(part.folder / NEAR)
+    path = part.folder / NEAR
+    info = checked(_Info, read_json(path), path)
     found: Near = FORMS[info["form"]].read(part.folder, codes, part.vectors, info["width"])
     return found

@@ -15,31 +15,55 @@ A part holds consecutive items of an index:
 Shapes: m items of a part, d dimension.
 """
 
+import contextlib
 import fcntl
 import hashlib
+import math
 import mmap
 import os
+import stat
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from m3bind.errors import SpaceError
 from m3bind.files import atomic_path
-from m3bind.space.index.base import KEY, Array
+from m3bind.space.index.base import KEY, NEEDED, Array
 
 BLOCK = 1 << 20  # bytes under one checksum; what a repair loses to one bad byte
 VECTORS, ITEMS, KEYS, GONE = "vectors.f32", "items.arrow", "keys.u64", "gone.i64"
 Rows = NDArray[np.int64]
-Files = dict[str, dict[str, Any]]  # name -> {"bytes", "crc": one number per block}
+Size = Annotated[int, Field(ge=0, lt=1 << 48)]
 
 
-class Damaged(Exception):
+class Sums(TypedDict):
+    """Size of a file and the CRC-32 of each of its blocks."""
+
+    bytes: Size
+    crc: list[int]
+
+
+Files = dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*\.[a-z0-9]+$")], Sums]
+
+
+class Entry(TypedDict):
+    """A part in the list of parts."""
+
+    name: Annotated[str, Field(pattern=r"^[0-9]{1,12}$")]
+    rows: Size
+    files: Files
+
+
+class Damaged(SpaceError):
     """Bytes of an index are not what was written. `path` names the file."""
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -93,9 +117,12 @@ def hash_ids(ids: Sequence[str]) -> NDArray[np.uint64]:
     return np.frombuffer(joined, "<u8")
 
 
-def checksums(path: Path) -> dict[str, Any]:
+def checksums(path: Path) -> Sums:
     """Size of a file and the CRC-32 of each of its blocks, read in parallel."""
-    size = path.stat().st_size
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Damaged(path, "is not a plain file")
+    size = status.st_size
     if size <= BLOCK:
         return {"bytes": size, "crc": [zlib.crc32(path.read_bytes())]}
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
@@ -130,8 +157,70 @@ def as_arrow(table: pd.DataFrame) -> pa.Table:
 
 
 def read_items(folder: Path) -> pa.Table:
-    """The metadata of a part, mapped into memory."""
-    return pa.ipc.open_file(pa.memory_map(str(folder / ITEMS))).read_all()
+    """The metadata of a part, mapped into memory.
+
+    Raises:
+        Damaged: not a table of text columns, or one that has to be unpacked first.
+    """
+    path = folder / ITEMS
+    try:
+        mapped = pa.memory_map(str(path))
+        for message in _messages(mapped):
+            if message.type == "record batch" and _is_compressed(message.metadata):
+                raise Damaged(path, "is compressed; m3bind writes it as it is")
+        mapped.seek(_ARROW_HEAD)  # behind it a file holds a stream; what its end says about places is not looked at
+        reader = pa.ipc.open_stream(mapped)
+        names = reader.schema.names
+        if any(not pa.types.is_large_string(kind) for kind in reader.schema.types) or len(set(names)) < len(names):
+            raise Damaged(path, "has columns that are not text, or two of one name")
+        if absent := [name for name in NEEDED if name not in names]:
+            raise Damaged(path, f"has no column {absent[0]!r}")
+        table = reader.read_all()
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        raise Damaged(path, "is not a table of Arrow") from error
+
+
+_ARROW_HEAD = 8  # bytes before the first message of a file
+
+
+def _messages(mapped: Any) -> Iterator[Any]:
+    """The messages of an Arrow file, their bodies not read."""
+    mapped.seek(_ARROW_HEAD)
+    reader = pa.ipc.MessageReader.open_stream(mapped)
+    with contextlib.suppress(StopIteration, EOFError):
+        while True:
+            yield reader.read_next_message()
+
+
+def _is_compressed(metadata: Any) -> bool:
+    """Whether a record batch says that its buffers are compressed: field 3 of the table in field 2 of a flatbuffer."""
+    data = memoryview(metadata)
+
+    def number(at: int, size: int, signed: bool = False) -> int:
+        return int.from_bytes(data[at : at + size], "little", signed=signed)
+
+    def field(table: int, index: int) -> int:
+        """Where a field of a table is, 0 if it has none."""
+        entries = table - number(table, 4, signed=True)
+        at = number(entries + 4 + 2 * index, 2) if 4 + 2 * index < number(entries, 2) else 0
+        return table + at if at else 0
+
+    header = field(number(0, 4), 2)
+    return not header or bool(field(header + number(header, 4), 3))
+
+
+def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
+    """The numbers of a file, mapped into memory.
+
+    Raises:
+        Damaged: it does not hold as many.
+    """
+    wanted, found = math.prod(shape) * np.dtype(dtype).itemsize, path.stat().st_size
+    if found != wanted or not wanted:
+        raise Damaged(path, f"holds {found} bytes, not {wanted}")
+    return np.memmap(path, dtype, mode="r", shape=shape).view(np.ndarray)
 
 
 class Part:
@@ -144,7 +233,7 @@ class Part:
             Damaged, FileNotFoundError: see `verify`.
             BlockingIOError: a writer is removing the part; its list of parts is a newer one.
         """
-        self.folder, self.entry, self.rows = folder, entry, int(entry["rows"])
+        self.folder, self.entry, self.rows, self.dim = folder, entry, int(entry["rows"]), dim
         self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -154,10 +243,14 @@ class Part:
             hashes = np.empty(0, np.uint64)
             self.table: Any = None
             if ITEMS in entry["files"]:
-                self.vectors = np.memmap(folder / VECTORS, "<f4", mode="r", shape=(self.rows, dim)).view(np.ndarray)
-                hashes = np.memmap(folder / KEYS, "<u8", mode="r").view(np.ndarray)
+                self.vectors = _mapped(folder / VECTORS, "<f4", (self.rows, dim))
+                hashes = _mapped(folder / KEYS, "<u8", (2 * self.rows,))
                 self.table = read_items(folder)
+                if self.table.num_rows != self.rows:
+                    raise Damaged(folder / ITEMS, f"holds {self.table.num_rows} items, not {self.rows}")
             self._hashes, self._order = hashes[: self.rows], hashes[self.rows :]
+            if (self._order >= self.rows).any():
+                raise Damaged(folder / KEYS, "names rows that the part does not have")
             self.gone: Rows = np.fromfile(folder / GONE, "<i8") if GONE in entry["files"] else np.empty(0, np.int64)
             self._columns: dict[str, _Texts] = {}
         except BaseException:

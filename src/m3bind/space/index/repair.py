@@ -7,12 +7,12 @@ import os
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from m3bind.errors import SpaceError
+from m3bind.errors import ConfigError, SpaceError
+from m3bind.space.index import near, scan
 from m3bind.space.index.base import KEY
 from m3bind.space.index.embedded import EmbeddedIndex
 from m3bind.space.index.part import (
@@ -22,13 +22,16 @@ from m3bind.space.index.part import (
     KEYS,
     VECTORS,
     Damaged,
+    Entry,
     Part,
+    Sums,
     checksums,
     read_items,
     write_keys,
 )
 from m3bind.space.index.scan import Mask
 from m3bind.space.index.store import COPY, CURRENT, PARTS, State, Store, decode_state, locked
+from m3bind.stored import StoredFileError
 
 KEPT = (VECTORS, ITEMS, KEYS, GONE)  # files of a part that cannot all be derived; others are written anew
 
@@ -63,11 +66,15 @@ def repair(folder: Path | str) -> Repaired:
     if not folder.is_dir():
         raise SpaceError(f"{folder}: no index")
     report = Repaired()
+    if (folder / PARTS).is_symlink():
+        raise ConfigError(f"{folder / PARTS} is a link; to keep an index elsewhere, link its whole folder")
     store = Store(folder, locked(folder), _state(folder, report))
     try:
         salvaged = [
             _salvaged(folder / PARTS / entry["name"], entry, store.state.dim, report) for entry in store.state.parts
         ]
+        if not report.damaged and store.state.parts:
+            report.damaged += _unusable(folder, store.state)
         if report.damaged:
             index = EmbeddedIndex(store, [part for part, _ in salvaged])
             unreadable = np.concatenate([np.empty(0, bool), *(rows for _, rows in salvaged)])
@@ -94,7 +101,22 @@ def _state(folder: Path, report: Repaired) -> State:
     return states[0]
 
 
-def _salvaged(folder: Path, entry: dict[str, Any], dim: int, report: Repaired) -> tuple[Part, Mask]:
+def _unusable(folder: Path, state: State) -> list[str]:
+    """What was derived for the first part and is as it was written, yet cannot be used."""
+    entry = state.parts[0]
+    part = Part(folder / PARTS / entry["name"], entry, state.dim, check=False)
+    try:
+        near.open_near(part, scan.open_codes(part))
+    except (Damaged, StoredFileError) as error:
+        return [str(error.path.relative_to(folder))]
+    except FileNotFoundError as error:
+        return [str(Path(error.filename).relative_to(folder))]
+    finally:
+        part.close()
+    return []
+
+
+def _salvaged(folder: Path, entry: Entry, dim: int, report: Repaired) -> tuple[Part, Mask]:
     """A part with what can be read of it, and which of its rows cannot."""
     bad = {
         name: blocks for name, expected in entry["files"].items() if (blocks := _bad_blocks(folder / name, expected))
@@ -114,12 +136,12 @@ def _salvaged(folder: Path, entry: dict[str, Any], dim: int, report: Repaired) -
             write_keys(folder, read_items(folder))
         files |= {name: entry["files"][name] for name in (VECTORS, KEYS)}
     report.revived |= GONE in bad
-    return Part(folder, {**entry, "files": files}, dim, check=False), unreadable
+    return Part(folder, Entry(name=entry["name"], rows=entry["rows"], files=files), dim, check=False), unreadable
 
 
-def _bad_blocks(path: Path, expected: dict[str, Any]) -> list[int]:
+def _bad_blocks(path: Path, expected: Sums) -> list[int]:
     """Numbers of the blocks of a file that are not what was written; none if the file is whole."""
-    found: dict[str, Any] = checksums(path) if path.exists() else {"bytes": -1, "crc": []}
+    found = checksums(path) if path.exists() else Sums(bytes=-1, crc=[])
     if found == expected:
         return []
     pairs = zip_longest(expected["crc"], found["crc"])

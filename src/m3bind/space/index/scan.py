@@ -20,15 +20,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from m3bind.files import read_json, write_json
+from m3bind.files import write_json
+from m3bind.space.index import faiss_files
 from m3bind.space.index.base import Array
 from m3bind.space.index.part import Part, Rows
+from m3bind.stored import checked, read_json
 
 CODES, CODES_INFO = "codes.faiss", "codes.json"
 SPARE = 16  # candidates beyond k
@@ -38,6 +42,12 @@ GATHER = 16384  # rows copied at once
 COPIED = 1 << 23  # numbers copied at once for true scores
 TRAINED = 65536  # rows that the range of the codes is taken from
 Mask = NDArray[np.bool_]
+
+
+class _CodesInfo(TypedDict):
+    """What `codes.json` says."""
+
+    error: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 
 
 @dataclass
@@ -202,5 +212,6 @@ def open_codes(part: Part) -> Codes | None:
     """The codes of a part, or None where it has none."""
     if CODES not in part.entry["files"]:
         return None
-    index = faiss.read_index(str(part.folder / CODES), faiss.IO_FLAG_MMAP_IFC)
-    return Codes(index, read_json(part.folder / CODES_INFO)["error"])
+    index = faiss_files.read(part.folder / CODES, faiss.IndexScalarQuantizer, part.dim, part.rows)
+    path = part.folder / CODES_INFO
+    return Codes(index, checked(_CodesInfo, read_json(path), path)["error"])

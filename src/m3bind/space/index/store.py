@@ -20,27 +20,32 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field, with_config
 
 from m3bind.errors import ConfigError, DiskError, SpaceError
 from m3bind.files import atomic_path
-from m3bind.space.index.part import Damaged, Part
+from m3bind.space.index.part import GONE, Damaged, Entry, Part
+from m3bind.stored import StoredFileError, checked, parse_json, read_bytes
 
 FORMAT, VERSION = "m3bind-index", 1
 CURRENT, COPY, PARTS = "CURRENT", "CURRENT.copy", "parts"
+MOST_DIM, MOST_PARTS, MOST_BYTES = 1 << 16, 10_000, 1 << 30  # numbers of a row, parts, bytes of CURRENT
 
 
+@with_config({"extra": "forbid"})
 @dataclass(frozen=True)
 class State:
     """What CURRENT says."""
 
-    dim: int
+    dim: Annotated[int, Field(gt=0, le=MOST_DIM)]
     fingerprint: str
     gap_corrected: bool
-    state: int = 0  # counts changes
-    next: int = 1  # number of the next part
+    state: Annotated[int, Field(ge=0)] = 0  # counts changes
+    next: Annotated[int, Field(ge=1)] = 1  # number of the next part
     notes: dict[str, Any] = field(default_factory=dict)
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    parts: Annotated[list[Entry], Field(max_length=MOST_PARTS)] = field(default_factory=list)
 
 
 class Store:
@@ -76,12 +81,17 @@ class Store:
         """
         if not folder.is_dir():
             raise SpaceError(f"{folder}: no index; build one with: m3bind index ENCODED --out {folder}")
+        if writable and (folder / PARTS).is_symlink():  # what is removed there would be somebody else's
+            raise ConfigError(f"{folder / PARTS} is a link; to keep an index elsewhere, link its whole folder")
         lock = locked(folder) if writable else None
         try:
             state, parts = opened(folder, read_state)
         except Damaged as error:
             _unlock(lock)
             raise SpaceError(f"{error.path}: {error.reason}; repair with: {repair_command(folder)}") from error
+        except OSError as error:
+            _unlock(lock)
+            raise SpaceError(f"{error.filename or folder}: cannot be opened ({error.strerror})") from error
         except BaseException:
             _unlock(lock)
             raise
@@ -140,8 +150,13 @@ def opened(folder: Path, read: Callable[[Path], State]) -> tuple[State, list[Par
         state = read(folder)
         parts: list[Part] = []
         try:
+            before = 0  # rows of earlier parts
             for entry in state.parts:
-                parts.append(Part(folder / PARTS / entry["name"], entry, state.dim))
+                part = Part(folder / PARTS / entry["name"], entry, state.dim)
+                parts.append(part)
+                if len(part.gone) and not 0 <= int(part.gone.min()) <= int(part.gone.max()) < before:
+                    raise Damaged(part.folder / GONE, "names rows that no earlier part has")
+                before += part.rows
             return state, parts
         except BaseException as error:
             for part in parts:
@@ -174,16 +189,24 @@ def decode_state(path: Path) -> State:
         SpaceError: of a newer version.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, MOST_BYTES)
     except FileNotFoundError:
         raise Damaged(path, "is missing") from None
+    except StoredFileError as error:
+        raise Damaged(path, error.reason) from None
     digest, _, body = data.partition(b"\n")
     if digest != hashlib.sha256(body).hexdigest().encode():
         raise Damaged(path, "its content does not fit its hash")
-    content = json.loads(body)
-    if content.pop("format") != FORMAT or content.pop("version") > VERSION:
-        raise SpaceError(f"{path}: written by a newer m3bind; update m3bind")
-    return State(**content)
+    try:
+        content = checked(dict[str, Any], parse_json(body, path), path)
+        version = content.pop("version", None)
+        if content.pop("format", None) != FORMAT or not isinstance(version, int):
+            raise Damaged(path, f"not the list of an index ({FORMAT})")
+        if version > VERSION:
+            raise SpaceError(f"{path}: written by a newer m3bind; update m3bind")
+        return checked(State, content, path)
+    except StoredFileError as error:
+        raise Damaged(path, error.reason) from None
 
 
 def write_state(path: Path, state: State) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3bind.errors import SpaceError
-from m3bind.files import read_json
 from m3bind.space.folder import MANIFEST
 from m3bind.space.index import open_index
+from m3bind.stored import read_json
 
 if TYPE_CHECKING:
     from m3bind.config import RunConfig
