@@ -225,6 +225,12 @@ def more_than_shown(liar: Liar, connection: socket.socket, query: Query) -> None
     say(connection, rows(found), Warning='299 web: "There are 7 additional results that can be requested"')
 
 
+def no_empty_pages(liar: Liar, connection: socket.socket, query: Query) -> None:
+    if int(query.get("offset", 0)):
+        return say(connection, b"", 404)
+    say(connection, rows(liar.studies()))
+
+
 def second_page_fails(liar: Liar, connection: socket.socket, query: Query) -> None:
     if int(query.get("offset", 0)):
         return say(connection, b"", 500)
@@ -294,6 +300,9 @@ def _objects() -> Iterator[tuple[str, Lie]]:
     )
     for status in (400, 404, 406, 410, 418, 500, 501):
         yield lie(f"status {status}", answer(b"no", status), f"{status}")
+    yield lie("status 404 with a body without end", drips(b"HTTP/1.1 404 X\r\n\r\n", b"x"), "slower than", True)
+    yield lie("status 400 with a body never closed", raw(b"HTTP/1.1 400 X\r\n\r\n", then="hold"), "answers 400", True)
+    yield lie("status 500 with a long body", answer(b"busy " * 99_999, 500, "text/plain"), "status 500")
     yield lie("status 403", answer(b"no", 403), "give credentials")
     yield lie("redirection", answer(b"", 302, Location="http://127.0.0.1:9/secret"), "not followed")
     yield lie("redirection to itself", answer(b"", 307, Location="."), "not followed")
@@ -486,6 +495,8 @@ def _studies() -> Iterator[tuple[str, Lie]]:
     yield lie("limit capped", pages(lambda liar, at, most: list(range(4))[at : at + 1]), "fetched", page=100)
     yield lie("pages without end", endless, "more than 20 pages", page=2)
     yield lie("more than is shown", more_than_shown, "more than it shows", page=2)
+    yield lie("404 behind the last page", no_empty_pages, "fetched", page=100)
+    yield lie("404 in place of a page", no_empty_pages, "page 2 of a search", page=4)
     yield lie("the second page fails", second_page_fails, "page 2 of a search", page=4)
     yield lie("open range of days refused", refuses(r"StudyDate=\d*-$|StudyDate=-"), "fetched", since="2019-01-01")
     yield lie("days refused", refuses("StudyDate"), "fetched", since="2019-01-01", until="2021-01-01")

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,13 +45,15 @@ class StandIn:
 
 def stand_in_ahead(space: Any, rows: Any, *_: Any) -> Iterator[tuple[str, Any]]:
     """In place of decoding: how many files there are."""
+    from m3bind.space._decode_pool import Prepared
+
     for unit, row in rows:
         path = Path(row["path"])
         files = sorted(path.glob("*.dcm")) if path.is_dir() else [path]
-        time.sleep(0.004)  # as long as a picture may take
+        time.sleep(0.01)  # as long as a picture may take
         bad = any(pydicom.dcmread(file, stop_before_pixels=True).Rows == BAD for file in files)
         reason = "cannot be read, says the stand-in" if bad else ""
-        yield unit, SimpleNamespace(modality=row["modality"], inputs=[len(files)], places=None, reason=reason)
+        yield unit, Prepared(row["modality"], [len(files)], reason=reason)
 
 
 def marked(phase: mmap.mmap, letter: bytes, function: Callable[..., Any], then: bytes = b"") -> Callable[..., Any]:

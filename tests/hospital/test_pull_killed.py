@@ -32,19 +32,21 @@ from m3bind.space.index import open_index
 KILLS = int(os.environ.get("M3BIND_KILLS", "200"))
 NAMES = Pseudonyms(SALT.encode())
 SECONDS = 120.0
+IDLE = 0.1  # of the kills may come before anything is fetched
 
 
 class Puller:
     """The process that forks pulls."""
 
     def __init__(self, environment: dict[str, str]) -> None:
+        self.began = 0.0  # when the last pull began to fetch
         command = [sys.executable, str(Path(__file__).with_name("pulling.py"))]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def run(self, folder: Path, url: str, kill_after: float | None = None) -> tuple[int, str, str]:
-        """One pull, killed after some seconds; (exit code, phase it was in, what it said)."""
+    def run(self, folder: Path, url: str, kill_after: float | None = None, idle: bool = False) -> tuple[int, str, str]:
+        """One pull, killed some seconds after it began to fetch, or, `idle`, at all; (exit code, phase, its words)."""
         assert self.process.stdin and self.process.stdout
         log, phase = folder / "log.txt", folder / "phase"
         log.unlink(missing_ok=True)
@@ -52,11 +54,22 @@ class Puller:
         arguments = ["pull", url, "--space", "stand-in", "--index", str(folder / "index"), "--page", "2"]
         print(json.dumps({"arguments": arguments, "log": str(log), "phase": str(phase)}), file=self.process.stdin)
         self.process.stdin.flush()
-        process = int(self.process.stdout.readline())
-        timer = threading.Timer(SECONDS if kill_after is None else kill_after, _kill, (process,))
-        timer.start()
+        process, over = int(self.process.stdout.readline()), threading.Event()
+
+        def kill() -> None:
+            began = time.monotonic()
+            while not idle and phase.read_bytes() == b"-" and not over.wait(0.001):
+                began = time.monotonic()
+            self.began = began
+            if not over.wait(SECONDS if kill_after is None else kill_after):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
         code = int(self.process.stdout.readline())
-        timer.cancel()
+        over.set()
+        killer.join()
         return code, phase.read_text(), log.read_text() if log.exists() else ""
 
     def close(self) -> None:
@@ -64,11 +77,6 @@ class Puller:
         self.process.stdin.close()
         self.process.wait(SECONDS)
         self.process.stdout.close()
-
-
-def _kill(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -130,9 +138,8 @@ def killed(puller: Puller, held: Held, tmp_path: Path, kills: int) -> Counter[st
     dice, phases = random.Random(20), Counter[str]()
     for name in ("warm", "first"):
         (tmp_path / name).mkdir()
-        start = time.monotonic()
         code, _, said = puller.run(tmp_path / name, held.server.url)
-        length = time.monotonic() - start
+        length = time.monotonic() - puller.began
     assert code == 1 and "fetched 6, skipped 0, failed 0" in said and "quarantined 1" in said, said
     check(held, tmp_path / "first")
     code, _, said = puller.run(tmp_path / "first", held.server.url)  # nothing to do; the bad one is still not there
@@ -142,7 +149,7 @@ def killed(puller: Puller, held: Held, tmp_path: Path, kills: int) -> Counter[st
         folder = tmp_path / str(number)
         folder.mkdir()
         for _ in range(min(dice.randint(1, 3), kills - done)):
-            code, phase, said = puller.run(folder, held.server.url, dice.uniform(0, 1.1 * length))
+            code, phase, said = puller.run(folder, held.server.url, dice.uniform(0, length), dice.random() < IDLE)
             assert code in (-signal.SIGKILL, 1), said
             if code == -signal.SIGKILL:
                 phases[phase] += 1

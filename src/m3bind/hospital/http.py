@@ -246,7 +246,7 @@ class Web:
                     if status in good:
                         return read(answer)
                     if status in _PASSING:
-                        raise Passing(f"status {status}", _seconds(answer.headers.get("Retry-After")))
+                        raise Passing(f"status {status}{_meaning(answer)}", _seconds(answer.headers.get("Retry-After")))
                     raise WebError(f"{self.host}: answers {status}{_meaning(answer)}", status)
             except (httpx.HTTPError, Passing, WebError):
                 if watch.late:
@@ -354,6 +354,8 @@ def _seconds(text: str | None) -> float:
 
 def _meaning(answer: Any) -> str:
     """What a status means and what to do, and the reason that came with it."""
+    import httpx
+
     status = answer.status_code
     if status in (401, 403):
         return f"; give credentials in {VARIABLE} or --auth-file"
@@ -361,7 +363,7 @@ def _meaning(answer: Any) -> str:
         return ", a redirection, which is not followed; give the address of the DICOMweb root itself"
     try:
         said = reason_of(b"".join(content(answer, 1 << 14)), answer.headers.get("Content-Type", ""))
-    except (Passing, WebError):
+    except (Passing, WebError, httpx.HTTPError):
         said = ""
     told = f' ("{said}")' if said else ""
     return told + ("; check the address of the DICOMweb root" if status == 404 else "")

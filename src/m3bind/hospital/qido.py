@@ -19,6 +19,7 @@ STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
 _DAY, _KIND, _COUNT = "00080020", "00080060", "00201209"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _REFUSED = (400, 405, 406, 413, 414, 422, 501)  # of a parameter
+_BEYOND = (*_REFUSED, 404, 416)  # of a page behind the last one, by servers that have no empty pages
 _EARLIEST, _LATEST = "19000101", "29991231"
 _MOST = 10_000_000  # objects of a series
 PATIENCE = 3  # pages without anything new in a row, after which a search for studies is over
@@ -185,7 +186,7 @@ class Catalogue:
             except WebError as error:
                 if not number:
                     raise
-                if error.status not in _REFUSED or first >= self._wanted.page:
+                if error.status not in _BEYOND or first >= self._wanted.page:
                     self._doubt("", f"page {number + 1} of a search: {error}")
                 return
             first = first or len(page.items)
