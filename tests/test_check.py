@@ -40,6 +40,18 @@ def test_a_folder_is_read_recognised_and_reported(folder: Path) -> None:
     assert "3 read" in text and "1 refused" in text and "recognised as retina" in text
 
 
+def test_a_volume_that_is_not_in_hounsfield_units_is_doubted(tmp_path: Path) -> None:
+    import nibabel
+
+    values = np.random.default_rng(0).random((40, 40, 8)).astype(np.float32)
+    for name, factor in (("probability", 1), ("mr", 4095), ("grey", 255), ("pet", 60000)):
+        nibabel.save(nibabel.Nifti1Image(values * factor, np.diag([4.0, 4, 4, 1])), tmp_path / f"{name}.nii.gz")
+    answers = check.check_items(check.find_items([tmp_path]))
+    assert [answer.kind for answer in answers] == ["doubt"] * 4
+    assert all("-1000" in " ".join(answer.warnings) for answer in answers)
+    assert "values from 0" in check.as_text(answers)
+
+
 def test_a_modality_that_is_told_is_kept(folder: Path) -> None:
     (answer,) = check.check_items(check.find_items([folder / "xray1.png"], "ct"))
     assert (answer.status, answer.modality) == ("read", "ct") and answer.warnings

@@ -84,7 +84,7 @@ LIBRARY_CALLS = {
     "png": ("PIL.Image.open",),
     "jpeg": ("PIL.Image.open", "PIL.Image.Image.load", "PIL.Image.Image.convert"),
     "tiff": ("PIL.Image.open", "PIL.Image.Image.load"),
-    "nifti": ("nibabel.load", "nibabel.Nifti1Header.from_fileobj", "nibabel.affines.voxel_sizes"),
+    "nifti": ("nibabel.Nifti1Header.check_fix", "nibabel.Nifti1Header.get_data_shape", "nibabel.aff2axcodes"),
     "dicom": ("pydicom.dcmread", "pydicom.filereader.read_file_meta_info", "pydicom.dataset.Dataset.get"),
     "jpeg 2000": ("pydicom.dcmread", "pydicom.dataset.Dataset.get", "m3bind.modalities._dicom_pixels._decode_frame"),
     "wfdb": ("wfdb.rdrecord",),

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,25 @@ class Thermometer(DualEncoder):
     def text_features(self, tokens):
         return self.text_trunk(tokens["input_ids"], per_sample_weights=tokens["attention_mask"].float())
 '''
+
+
+def test_a_model_doubts_volumes_in_another_unit_than_its_card_says() -> None:
+    import numpy as np
+
+    from m3bind.modalities import Sample
+
+    volume = np.zeros((4, 5, 6), np.float32)
+    kind = registry.get("compact_3d")
+    model = kind.__new__(kind)  # no weights are needed
+    torch.nn.Module.__init__(model)
+    assert model.doubts(Sample("ct", volume, unit="HU")) == []
+    assert model.doubts(Sample("ct", volume)) == [
+        "the model expects volumes in HU, which these values do not seem to be"
+    ]
+    for other in (Sample("xray", volume[0]), Sample("retina", volume[..., :3]), Sample("ecg", volume[0], rate=500.0)):
+        assert model.doubts(other) == []
+    model.card = dataclasses.replace(model.card, volumes="")
+    assert model.doubts(Sample("mr", volume)) == []
 
 
 def test_names_come_without_heavy_libraries():

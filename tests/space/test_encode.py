@@ -49,6 +49,26 @@ def test_rows_are_those_of_the_space_in_order(tmp_path, space):
     assert "21 done (grey 21), 0 bad" in repr(done)
 
 
+def test_doubts_about_files_that_were_read_are_listed(tmp_path, space):
+    paths = tiny.pictures(tmp_path / "in", 20)
+    from PIL import Image
+
+    for number in (3, 11, 12):
+        Image.open(paths[number]).resize((33, 40 + number)).save(paths[number])
+    done = encode_files(space, paths, tmp_path / "out", "grey", batch=4)
+    assert len(done) == 20 and done.bad == 0 and done.doubted == 3 and "3 with doubts" in repr(done)
+    assert done.doubts.to_dict("list") == {
+        "path": [str(paths[number]) for number in (3, 3, 11, 11, 12, 12)],
+        "modality": ["grey"] * 6,
+        "doubt": ["43 rows of 33 pixels", "odd", "51 rows of 33 pixels", "odd", "52 rows of 33 pixels", "odd"],
+    }
+    assert "3 x 43 rows of 33 pixels" in done.doubts_text() and "3 x odd" in done.doubts_text()
+    assert "doubts.csv" in files(tmp_path / "out") and open_encoded(tmp_path / "out").doubted == 3
+    (tmp_path / "out" / "doubts.csv").write_text("changed")
+    with pytest.raises(SpaceError, match=r"doubts\.csv"):
+        open_encoded(tmp_path / "out")
+
+
 def spoil(paths):
     """Damage some files; returns the rest."""
     paths[2].write_bytes(b"not a picture")

@@ -17,7 +17,7 @@ from m3bind.models.text_encoder import TextEncoder, train_wordpiece
 
 
 class Grey(Modality):
-    """Grey PNG pictures of any size."""
+    """Grey PNG pictures of any size; those 33 pixels wide are doubted."""
 
     name = "grey"
     suffixes = (".png",)
@@ -29,7 +29,8 @@ class Grey(Modality):
             raise ReadError(path, "no such file") from error
         except OSError as error:
             raise ReadError(path, "not a picture") from error
-        return Sample(self.name, array)
+        doubts = [f"{len(array)} rows of 33 pixels", "odd"] if array.shape[1] == 33 else []
+        return Sample(self.name, array, warnings=doubts)
 
     def thumbnail(self, sample, size=160):
         return Image.fromarray((sample.array * 255).astype(np.uint8)).convert("RGB").resize((size, size))

@@ -139,7 +139,7 @@ _MEASURES = _names("""SliceThickness KVP ReconstructionDiameter PixelAspectRatio
 _FLOAT_PADDING = _names("""FloatPixelPaddingValue FloatPixelPaddingRangeLimit DoubleFloatPixelPaddingValue
     DoubleFloatPixelPaddingRangeLimit""")
 _YES_NO = words("YES NO")
-_UNITS = words("HU OD US MGML Z_EFF ED EDW PCT")
+_UNITS = words("HU HU_MOD OD US MGML Z_EFF ED EDW PCT")
 
 _IMAGE_TYPE = words(
     "ORIGINAL DERIVED PRIMARY SECONDARY AXIAL LOCALIZER VOLUME NONE RESAMPLED THUMBNAIL LABEL OVERVIEW COLOR"

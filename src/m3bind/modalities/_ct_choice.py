@@ -192,8 +192,9 @@ def _preference(value: Any, part: list[Slice], name: str) -> tuple[Any, ...]:
     projection, derived = not _PROJECTIONS.isdisjoint(kinds), "DERIVED" in kinds
     count, thickness, number = _rank(part)
     size = value if isinstance(value, float) else 0.0
-    words = tuple(map(str, value)) if isinstance(value, tuple) and name in _OF_TIME else ()
-    return projection, count, thickness, derived, value is None, size, words, number, min(item.order for item in part)
+    words = tuple(map(str, value)) if isinstance(value, tuple) else ()
+    tie = (words, number) if name in _OF_TIME else (number, words)
+    return projection, count, thickness, derived, value is None, size, *tie, min(item.order for item in part)
 
 
 def _among(places: Numbers, others: Numbers) -> NDArray[np.bool_]:

@@ -201,10 +201,10 @@ def _judge_distance(slices: list[Slice], places: Numbers, warnings: list[str]) -
     if not len(locations) == len(positions) == len(slices):
         return
     gaps = np.diff(locations)
-    ways = np.abs(np.diff(np.stack(positions), axis=0))  # (N - 1, 3): a location is along the normal or along the table
+    ways = np.diff(np.stack(positions), axis=0)  # (N - 1, 3): locations are along the normal, the table or the way
     usual = float(np.median(np.abs(gaps)))
-    near = [float(np.median(way)) for way in (np.diff(places), *ways.T, np.linalg.norm(ways, axis=1))]
-    if (gaps != 0).any() and (gaps.min() < 0 < gaps.max()):
+    near = [float(np.median(way)) for way in (np.diff(places), np.abs(ways).max(axis=1), np.linalg.norm(ways, axis=1))]
+    if gaps.min() < 0 < gaps.max():
         warnings.append("slice locations and positions give another order of slices: positions taken")
     elif min(abs(usual - value) for value in near) > max(EVEN * own, ROUNDED):
         warnings.append(f"positions lie {own:.4g} mm apart, slice locations {usual:.4g} mm: positions taken")
