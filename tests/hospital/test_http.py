@@ -16,9 +16,10 @@ from hospital.lying import HTML, Liar, answer, drips, multipart, raw, rows, say
 from hospital.planted import radiograph, save, series
 from m3bind.errors import ConfigError
 from m3bind.hospital import http
+from m3bind.hospital.answers import QUOTED, Gone, WebError, reason_of
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.dicomweb import Pull
-from m3bind.hospital.http import Bounds, Gone, Web, WebError, authorization, reason_of
+from m3bind.hospital.http import Bounds, Web, authorization
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.qido import Wanted
@@ -292,7 +293,7 @@ def test_reasons_name_nobody() -> None:
         assert not any(part in reason_of(said, "text/plain") for part in ("DOE", "JANE", "840", "4711", "1970"))
     assert reason_of(b'{"error": "limit is too large"}', "application/json") == "{'error': 'limit is too large'}"
     assert reason_of(b"\x89PNG", "image/png") == ""
-    assert len(reason_of(b"word " * 999, "text/plain; charset=x")) == http.QUOTED
+    assert len(reason_of(b"word " * 999, "text/plain; charset=x")) == QUOTED
 
 
 # -- objects sent ------------------------------------------------------------------------------------------------------

@@ -279,7 +279,7 @@ def _sent(send: Any, name: str, report: Any) -> bool:
     Raises:
         Gone: the archive cannot be reached.
     """
-    from m3bind.hospital.http import Gone, WebError
+    from m3bind.hospital.answers import Gone, WebError
     from m3bind.hospital.send import SendError
 
     try:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m3bind.errors import DiskError
+from m3bind.hospital.answers import Failing, Gone, WebError, content
 from m3bind.hospital.deidentify import Refused
-from m3bind.hospital.http import Failing, Gone, Web, WebError, content
+from m3bind.hospital.http import Web
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.ledger import Pulled
 from m3bind.hospital.multipart import objects_to_files

@@ -1,14 +1,13 @@
 """Requests to a DICOMweb server that may be slow, busy, broken or gone for a while, or that lies.
 
 * `Web`: a base address with credentials; `search` and `request` try again, with growing pauses, where that can help.
-* `Bounds`: what a server may cost. * `content`: the bytes of an answer, unpacked, not more than allowed.
+* `Bounds`: what a server may cost.
 * `authorization`: the credentials, from a file or the environment, never from the command line.
 
 Every answer ends: no byte for some seconds, fewer bytes per second than a modem sends, more bytes or time than
 allowed end its connection, whatever part of it is waited for (`m3bind.hospital.watch`).
 """
 
-import email.utils
 import json
 import logging
 import os
@@ -16,22 +15,30 @@ import random
 import re
 import ssl
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-from m3bind.errors import ConfigError, M3BindError, in_words
+from m3bind.errors import ConfigError, in_words
+from m3bind.hospital.answers import (
+    VARIABLE,
+    Failing,
+    Gone,
+    Passing,
+    WebError,
+    called,
+    content,
+    meaning,
+    printable,
+    seconds,
+)
 from m3bind.hospital.watch import Watch
 
-VARIABLE = "M3BIND_DICOMWEB_AUTH"
 PAUSE, LONGEST = 0.5, 30.0  # seconds: the first pause, and the longest
-BLOCK = 1 << 20  # bytes that are unpacked at a time
 OPENED = 1_000_000  # brackets of a JSON answer: what it may cost in memory
-SAID, QUOTED = 4096, 160  # bytes of a server's reason that are looked at, characters that are quoted
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _ROOT = "is this the DICOMweb root, and does it want a login?"
 _OWN = ("127.0.0.1", "::1", "localhost")
@@ -49,31 +56,6 @@ class Bounds:
     answer: int = 32 << 20  # bytes of a JSON answer
     pages: int = 10_000  # of a search
     parts: int = 100_000  # of an answer of several parts
-
-
-class WebError(M3BindError):
-    """A server that says no, or what nobody can use. The message has its address, never a path below."""
-
-    def __init__(self, text: str, status: int = 0) -> None:
-        """`status`: of the answer, 0 where there was none or it was no answer to the question."""
-        super().__init__(text)
-        self.status = status
-
-
-class Failing(WebError):
-    """A fault that may pass and did not: too slow, too busy, broken off; another request may go well."""
-
-
-class Gone(WebError):
-    """A server that cannot be reached, however often it was tried."""
-
-
-class Passing(Exception):
-    """A fault that may pass; `after` is how many seconds the server asks for."""
-
-    def __init__(self, reason: str, after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.after = after
 
 
 @dataclass(frozen=True)
@@ -162,7 +144,7 @@ class Web:
         try:
             found = json.loads(data.decode(json.detect_encoding(data), "replace"), parse_int=_integer)
         except (ValueError, RecursionError):
-            raise WebError(f"{self.host}: answers {_called(kind)} in place of DICOM JSON; {_ROOT}") from None
+            raise WebError(f"{self.host}: answers {called(kind)} in place of DICOM JSON; {_ROOT}") from None
         if not isinstance(found, list):
             raise WebError(f"{self.host}: an answer that is no list; {_ROOT}")
         return [item if isinstance(item, dict) else {} for item in found]
@@ -246,8 +228,8 @@ class Web:
                     if status in good:
                         return read(answer)
                     if status in _PASSING:
-                        raise Passing(f"status {status}{_meaning(answer)}", _seconds(answer.headers.get("Retry-After")))
-                    raise WebError(f"{self.host}: answers {status}{_meaning(answer)}", status)
+                        raise Passing(f"status {status}{meaning(answer)}", seconds(answer.headers.get("Retry-After")))
+                    raise WebError(f"{self.host}: answers {status}{meaning(answer)}", status)
             except (httpx.HTTPError, Passing, WebError):
                 if watch.late:
                     raise Failing(f"{self.host}: {watch.late}") from None
@@ -274,7 +256,7 @@ class Web:
         if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
             raise WebError(f"{self.host}: the request cannot be sent ({error})") from None
         if isinstance(error, httpx.ProxyError):
-            raise WebError(f"{self.host}: the proxy of the environment refuses ({_printable(str(error))})") from None
+            raise WebError(f"{self.host}: the proxy of the environment refuses ({printable(str(error))})") from None
 
     def close(self) -> None:
         """Close connections."""
@@ -285,37 +267,6 @@ class Web:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-
-def content(answer: Any, most: int) -> Iterator[bytes]:
-    """The bytes of an answer, unpacked in small pieces.
-
-    Raises:
-        Passing: packed, and damaged or cut short.
-        WebError: more than `most`, or packed in a way that was not asked for.
-    """
-    coding = answer.headers.get("Content-Encoding", "").strip().lower()
-    if coding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-        raise WebError("an answer packed in a way that was not asked for; look at the server's settings")
-    size = 0
-    for piece in answer.iter_raw() if coding in ("", "identity") else _unpacked(answer.iter_raw()):
-        size += len(piece)
-        if size > most:
-            raise WebError(f"an answer of more than {most:,} bytes")
-        yield piece
-
-
-def _unpacked(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        for block in blocks:
-            while piece := unpack.decompress(block, BLOCK):
-                yield piece
-                block = unpack.unconsumed_tail
-    except zlib.error:
-        raise Passing("a packed answer that is damaged") from None
-    if not unpack.eof:
-        raise Passing("an answer that ends early")
 
 
 def _address(url: str) -> tuple[str, bool]:
@@ -339,58 +290,6 @@ def _address(url: str) -> tuple[str, bool]:
 def _integer(digits: str) -> int:
     """A number of a JSON answer; -1 in place of one that nobody counts to."""
     return int(digits) if len(digits) <= 18 else -1
-
-
-def _seconds(text: str | None) -> float:
-    """What Retry-After asks for: a number of seconds or a date; 0 for anything else."""
-    text = (text or "")[:64].strip()
-    if re.fullmatch(r"[0-9]{1,9}", text):
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return 0.0
-
-
-def _meaning(answer: Any) -> str:
-    """What a status means and what to do, and the reason that came with it."""
-    import httpx
-
-    status = answer.status_code
-    if status in (401, 403):
-        return f"; give credentials in {VARIABLE} or --auth-file"
-    if 300 <= status < 400:
-        return ", a redirection, which is not followed; give the address of the DICOMweb root itself"
-    try:
-        said = reason_of(b"".join(content(answer, 1 << 14)), answer.headers.get("Content-Type", ""))
-    except (Passing, WebError, httpx.HTTPError):
-        said = ""
-    told = f' ("{said}")' if said else ""
-    return told + ("; check the address of the DICOMweb root" if status == 404 else "")
-
-
-def reason_of(data: bytes, kind: str) -> str:
-    """A server's reason as one short line: printable, without tags and without what may be an identifier."""
-    if not re.match(
-        r"(text/(plain|html|xml)|application/([\w.-]+\+)?(json|xml))?\s*(;|$)", kind.strip(), re.IGNORECASE
-    ):
-        return ""
-    text = data[:SAID].decode("utf-8", "replace")
-    title = re.search(r"<title[^>]{0,99}>([^<]*)", text, re.IGNORECASE)
-    return _printable(title[1] if title else re.sub(r"<[^<>]*>", " ", text))
-
-
-def _printable(text: str) -> str:
-    """One short line of a text, without numbers of four digits and more and without what is written like a name."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text[:SAID]).replace('"', "'")
-    text = re.sub(r"[0-9][0-9.\-]{3,}", "...", " ".join("..." if "^" in word else word for word in text.split()))
-    return text if len(text) <= QUOTED else text[: QUOTED - 3] + "..."
-
-
-def _called(kind: str) -> str:
-    """A content type in words."""
-    kind = kind.partition(";")[0].strip().lower()
-    return "a web page" if kind in ("text/html", "application/xhtml+xml") else f"{_printable(kind) or 'something else'}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

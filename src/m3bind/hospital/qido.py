@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from m3bind.errors import ConfigError
-from m3bind.hospital.http import Page, Web, WebError
+from m3bind.hospital.answers import WebError
+from m3bind.hospital.http import Page, Web
 from m3bind.modalities._files import DICOM_KINDS
 
 STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from m3bind.errors import ConfigError, M3BindError
-from m3bind.hospital.http import Web, content, reason_of
+from m3bind.hospital.answers import content, reason_of
+from m3bind.hospital.http import Web
 
 OURS = "M3BIND"
 SECONDS = 30.0
