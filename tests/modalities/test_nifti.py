@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,19 @@ def test_several_gzip_streams_and_rubbish_behind_them(tmp_path: Path) -> None:
     for name, data in (("two", packed), ("zeros", packed + bytes(64)), ("rubbish", gzip.compress(whole) + b"rubbish")):
         (tmp_path / f"{name}.nii.gz").write_bytes(data)
         np.testing.assert_array_equal(read(tmp_path / f"{name}.nii.gz").array, HU)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_volumes_in_a_zip(tmp_path: Path, count: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number in range(count):
+            archive.write(save(tmp_path / "scan.nii.gz"), f"{number}/scan.nii.gz")
+        archive.writestr("notes.txt", "nothing")
+    if count == 1:
+        np.testing.assert_array_equal(read(tmp_path / "a.zip").array, HU)
+    else:
+        with pytest.raises(ReadError, match=rf"{count} volumes \(NIfTI, npz\) in it; pack one volume per archive"):
+            read(tmp_path / "a.zip")
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

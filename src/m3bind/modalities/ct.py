@@ -78,8 +78,11 @@ class CT(Modality):
         with _archive.extracted(path) as (folder, nested):
             files = sorted(folder.iterdir())
             volumes = [file for file in files if _images.ending(file, (*_nifti.SUFFIXES, ".npz"))]
+            slices = any(map(_dicom.is_dicom, files))
+            if len(volumes) > 1 and not slices:
+                raise ReadError(path, f"{len(volumes)} volumes (NIfTI, npz) in it", "pack one volume per archive")
             try:
-                if len(volumes) == 1 and not any(map(_dicom.is_dicom, files)):
+                if volumes and not slices:
                     file = volumes[0]
                     sample = self._read_npz(file) if file.suffix == ".npz" else _nifti.read_nifti(file)
                 else:
