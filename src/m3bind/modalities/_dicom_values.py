@@ -33,8 +33,9 @@ class Rescaling:
 def numbers(dataset: Any, keyword: str) -> list[float]:
     """The finite numbers of an entry; [] where it is missing, is no number or holds one that is not finite."""
     try:
-        value = dataset.get(keyword)
-        value = value.split("\\") if isinstance(value, str) and value else value  # of a VR for texts
+        value: Any = dataset.get(keyword)
+        if isinstance(value, str) and value:  # of a VR for texts
+            value = value.split("\\")
         values = [] if value is None or value == "" else list(value) if hasattr(value, "__iter__") else [value]
         found = [float(v) for v in values]
     except Exception:  # pydicom converts values when they are asked for, and raises anything
