@@ -4,7 +4,8 @@
 * `temporary_folder`, `check_member`, `unpack_member`: the same for a single member, as weights are packed.
 
 Refused: absolute names, `..`, links, devices, encrypted members, more files or bytes than `LIMITS` allow. Bytes are
-counted while they are unpacked, because an archive may declare fewer. Archives inside the archive are left packed.
+counted while they are unpacked, because an archive may declare fewer. Archives inside the archive are left packed;
+what file managers leave in archives (`__MACOSX`, `._*`, `.DS_Store`, `Thumbs.db`, `desktop.ini`) is left out.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from m3bind.modalities import _limits
 SUFFIX = ".zip"
 _KEPT = re.compile(r"(\.nii\.gz|\.nii|\.npz|\.dcm|\.dicom|\.dic)$")  # endings a reader needs to see
 _NESTED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_LITTER = (".ds_store", "thumbs.db", "desktop.ini", ".localized", "ehthumbs.db")
 _CHUNK = 1 << 20
 _PREFIX = "m3bind-unpacked-"
 _STALE = 3600.0  # seconds after which the folder of a process that was killed is removed
@@ -70,6 +72,7 @@ def _extract(path: Path, folder: Path, limits: _limits.Limits) -> int:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
             _limits.check_count(path, len(members), "files", limits)
+            members = [info for info in members if not _is_litter(info.filename)] or members
             for info in members:
                 check_member(path, info)
             wanted = [i for i in members if not _is_nested(i.filename)]
@@ -126,6 +129,12 @@ def _copy(path: Path, source: object, out: object, left: int) -> int:
             raise ReadError(path, "unpacks to more bytes than it may", "damaged, or made to harm")
         out.write(chunk)  # type: ignore[attr-defined]
     return left
+
+
+def _is_litter(name: str) -> bool:
+    """Whether a member is what a file manager put there beside the user's files."""
+    parts = name.replace("\\", "/").split("/")
+    return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1].lower() in _LITTER
 
 
 def _is_nested(name: str) -> bool:

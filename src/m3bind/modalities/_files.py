@@ -14,6 +14,7 @@ from typing import Any
 
 from m3bind.modalities._dicom import is_dicom
 from m3bind.modalities._images import ending
+from m3bind.modalities._signals_wfdb_header import segment_names
 from m3bind.modalities.base import get, names
 
 # Kinds of DICOM objects by their Modality entry.
@@ -62,7 +63,8 @@ def _stored(element: Any) -> str:
 def files_below(folder: Path | str, modalities: Sequence[str] = ()) -> Iterator[Path]:
     """What `modalities` (default: all) could read below a folder, sorted within each folder; hidden files left out.
 
-    A folder with several CT slices of one series is one path, the folder's own; a WFDB record is its header.
+    A folder with several CT slices of one series is one path, the folder's own; a WFDB record is its header,
+    one of several segments the header that names them.
 
     Raises:
         UnknownNameError: no such modality.
@@ -79,10 +81,13 @@ def files_below(folder: Path | str, modalities: Sequence[str] = ()) -> Iterator[
         if slices and "ct" in wanted:
             yield Path(place)
         headers = {path.stem for path in here if path.suffix == ".hea"}
+        segments = {name for path in here if path.suffix == ".hea" for name in segment_names(path)}
         for path in here:
             if path in slices or (kinds[path] and kinds[path] not in wanted):
                 continue
             if path.suffix in _COMPANIONS and path.stem in headers:
+                continue
+            if path.suffix == ".hea" and path.stem in segments:
                 continue
             if kinds[path] or (ending(path, suffixes) and _is_data(path)):
                 yield path
@@ -96,5 +101,5 @@ def _is_data(path: Path) -> bool:
     if marks is None:
         return True
     with open(path, "rb") as handle:
-        head = handle.read(4096).lower()
+        head = handle.read(4096).replace(b"\0", b"").lower()  # of UTF-16 too
     return all(mark in head for mark in marks)

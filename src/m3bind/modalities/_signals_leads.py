@@ -47,7 +47,18 @@ def _number(code: str) -> int | None:
         number = int(code) - _PARTITION
     else:
         return None
+    if number < 0:
+        return None
     return number - _POTENTIAL if _POTENTIAL < number <= _POTENTIAL + max(NUMBERS) else number
+
+
+def number_of_code(value: str, scheme: str) -> int:
+    """The number of the lead that a code means; 0 for codes of another form, and for leads that are not specified."""
+    code = value.strip().lower()
+    number = _number(code)
+    if number is None and re.fullmatch("[0-9]{1,3}", code) and scheme.strip().upper() in ("MDC", "SCPECG"):
+        number = int(code)
+    return number if number is not None and number < 200 else 0
 
 
 def name_of_code(value: str, scheme: str, meaning: str, label: str = "") -> str:
@@ -56,11 +67,7 @@ def name_of_code(value: str, scheme: str, meaning: str, label: str = "") -> str:
     The code counts, whatever its scheme; where it is none that is known, or not specified, its meaning does, then the
     channel's label. A code of another lead (V7, V3R) is that lead, whatever the label says.
     """
-    code = value.strip().lower()
-    number = _number(code)
-    if number is None and code.isdecimal() and len(code) < 4 and scheme.strip().upper() in ("MDC", "SCPECG"):
-        number = int(code)
-    if number is not None and 0 < number < 200:
+    if number := number_of_code(value, scheme):
         return NUMBERS.get(number, f"lead number {number}")
     for name in (value, meaning, label):
         lead, sign = parse_lead(name)

@@ -78,12 +78,6 @@ def unit_of_code(value: str, meaning: str) -> tuple[str, str]:
     return value, ""
 
 
-def ucum(value: str, meaning: str) -> str:
-    """The UCUM code (uV, mV, V, nV) of a coded unit of voltage, by value and meaning; "" for others."""
-    known = {1e-6: "nV", 1e-3: "uV", 1.0: "mV", 1e3: "V"}
-    return known.get(to_millivolt(unit_of_code(value, meaning)[0]) or 0.0, "")
-
-
 def split_unit(cell: str) -> tuple[str, str]:
     """Name and unit of a column: "I (uV)", "I [µV]", "lead_II_mV", "V1/mV"; unit "" where it has none."""
     if parts := _BRACKETS.fullmatch(cell):
