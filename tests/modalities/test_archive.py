@@ -9,10 +9,12 @@ import time
 import zipfile
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _archive
+from m3bind.modalities import _archive, get
 from m3bind.modalities._limits import Limits
 
 
@@ -152,3 +154,25 @@ def test_folders_of_killed_readers_are_removed(tmp_path: Path, own_folder: Path)
     with _archive.extracted(path):
         pass
     assert not dead.exists() and living.exists() and fresh.exists()
+
+
+LITTER = ("__MACOSX/._scan.nii.gz", "__MACOSX/study/._scan.nii.gz", "._scan.nii.gz", "study/._b.dcm", ".DS_Store",
+          "study/.DS_Store", "Thumbs.db", "study/THUMBS.DB", "desktop.ini")  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["", "study/", "a study/of/Doe^John/"])
+def test_litter_of_file_managers_is_left_out(tmp_path: Path, place: str) -> None:
+    values = np.random.default_rng(0).integers(-1000, 400, (12, 12, 8)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii.gz")
+    expected = get("ct").read(tmp_path / "scan.nii.gz").array
+    members = dict.fromkeys(LITTER, b"\x00\x05\x16\x07junk") | {
+        f"{place}scan.nii.gz": (tmp_path / "scan.nii.gz").read_bytes()
+    }
+    for order in (members, dict(reversed(members.items()))):
+        sample = get("ct").read(pack(tmp_path / "a.zip", order))
+        assert np.array_equal(sample.array, expected) and "unpacked 1 files" in sample.steps
+    with _archive.extracted(pack(tmp_path / "b.zip", {"__MACOSX.dcm": b"x", "my._file": b"y", **members})) as (
+        folder,
+        _,
+    ):
+        assert len(list(folder.iterdir())) == 3  # names that only look like it

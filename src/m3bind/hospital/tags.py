@@ -22,7 +22,7 @@ import numpy as np
 
 from m3bind.modalities._files import DICOM_KINDS
 from m3bind.modalities._signals_leads import NUMBERS, name_of_code, parse_lead
-from m3bind.modalities._signals_units import to_millivolt, unit_of_code
+from m3bind.modalities._signals_units import AMBIGUOUS, to_millivolt, unit_of_code
 from m3bind.privacy import technical
 
 Rule = Callable[[Sequence[Any]], "list[Any] | None"]
@@ -276,6 +276,8 @@ def unit_code(scheme: str, value: str, meaning: str) -> Code | None:
     factor = to_millivolt(unit)
     if factor is None:
         return "other", "99M3BIND", "other"
+    if unit.strip() in AMBIGUOUS:  # readers say so
+        return unit.strip(), "99M3BIND", unit.strip()
     code, word = _UNIT_WORDS.get(factor, (f"{factor:.9g} mV", ""))
     if doubt:
         word = _UNIT_WORDS.get(to_millivolt(meaning) or 0.0, ("", word))[1]

@@ -52,7 +52,7 @@ def _number(code: str) -> int | None:
     return number - _POTENTIAL if _POTENTIAL < number <= _POTENTIAL + max(NUMBERS) else number
 
 
-def number_of_code(value: str, scheme: str) -> int:
+def _number_of_code(value: str, scheme: str) -> int:
     """The number of the lead that a code means; 0 for codes of another form, and for leads that are not specified."""
     code = value.strip().lower()
     number = _number(code)
@@ -67,7 +67,7 @@ def name_of_code(value: str, scheme: str, meaning: str, label: str = "") -> str:
     The code counts, whatever its scheme; where it is none that is known, or not specified, its meaning does, then the
     channel's label. A code of another lead (V7, V3R) is that lead, whatever the label says.
     """
-    if number := number_of_code(value, scheme):
+    if number := _number_of_code(value, scheme):
         return NUMBERS.get(number, f"lead number {number}")
     for name in (value, meaning, label):
         lead, sign = parse_lead(name)

@@ -3,6 +3,7 @@
 Everything is refused by what the header declares before it is allocated (`_signals_wfdb_header`).
 """
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -87,21 +88,28 @@ def _corrected_copy(header: Header, source: Path, folder: Path) -> Path:
 
 def _check_flac(path: Path, folder: Path, header: Header) -> None:
     """After a failure: say so where a compressed signal file ends early."""
-    import soundfile
-
-    for line in header.signals:
-        if line.form not in FLAC:
-            continue
-        there = 0
-        try:
-            with soundfile.SoundFile(folder / line.file) as file:
-                while block := len(file.read(1 << 16, dtype="int32")):
-                    there += block
-        except (RuntimeError, soundfile.SoundFileError):  # what was decoded until then counts
-            pass
-        most = max(other.frames for other in header.signals if other.file == line.file)
+    for name in dict.fromkeys(line.file for line in header.signals if line.form in FLAC):
+        most = max(line.frames for line in header.signals if line.file == name)
+        there = _flac_samples(folder / name)
         if there < header.length * most:
             raise ReadError(path, cut_short(header.length, there // most), AGAIN)
+
+
+def _flac_samples(file: Path) -> int:
+    """How many samples of each channel can be decoded."""
+    import soundfile
+
+    class Stream(soundfile.SoundFile):  # type: ignore[misc]
+        """A file that is read from its beginning to its end: seeking in one that is cut short fails at once."""
+
+        def seekable(self) -> bool:
+            return False
+
+    there = 0
+    with contextlib.suppress(soundfile.SoundFileError, RuntimeError), Stream(file) as stream:
+        while block := len(stream.read(512, dtype="int32")):
+            there += block
+    return there
 
 
 # --- several segments -------------------------------------------------------------------------------------------------

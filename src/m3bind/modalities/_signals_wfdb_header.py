@@ -17,6 +17,7 @@ WFDB_SUFFIXES = (".hea", ".dat", ".mat")
 FLAC = ("508", "516", "524")
 _BYTES = {"8": 1.0, "80": 1.0, "16": 2.0, "61": 2.0, "160": 2.0, "212": 1.5, "310": 4 / 3, "311": 4 / 3, "24": 3.0,
           "32": 4.0}  # of a sample  # fmt: skip
+_PLAIN = re.compile(r"-?\d*\.?\d*(?:e[-+]?\d+)?(?:\(-?\d+\))?(?:/[\w^%/-]+)?", re.ASCII)
 _UNREADABLE = "not a readable WFDB record: "
 
 
@@ -46,6 +47,7 @@ class SignalLine:
     baseline: str  # "" where it is that of the converter
     unit: str
     rest: str  # resolution, zero ... name
+    plain: bool  # whether wfdb understands gain, baseline and unit as they are written
     fault: str = ""  # why the stored numbers have no calibration
 
     @property
@@ -126,7 +128,7 @@ def read_header(path: Path, place: Path) -> Header:
     header.odd = not re.fullmatch(r"[-\w]+", first[0], re.ASCII) or length == 0
     header.odd |= any(not line.isascii() for line in lines)  # wfdb drops such letters: µV would become V
     header.odd |= any(not re.fullmatch(r"[-\w]+(\.\w+)?", signal.file, re.ASCII) for signal in header.signals)
-    header.odd |= any(signal.fault or not signal.gain for signal in header.signals)
+    header.odd |= any(signal.fault or not signal.plain for signal in header.signals)
     _limits.check_count(path, max(length, 1) * sum(signal.frames for signal in header.signals), "samples")
     _check_files(path, place.parent, header)
     return header
@@ -164,7 +166,16 @@ def _signal_line(path: Path, line: str, length: int) -> SignalLine:
         raise ReadError(path, "a signal is shifted by more than the record's length", "damaged, or made to harm")
     gain, baseline, unit = _calibration(form[5] or "")
     found = SignalLine(
-        name, form[1], int(form[2] or 1), int(form[3] or 0), int(form[4] or 0), gain, baseline, unit, form[6].strip()
+        name,
+        form[1],
+        int(form[2] or 1),
+        int(form[3] or 0),
+        int(form[4] or 0),
+        gain,
+        baseline,
+        unit,
+        form[6].strip(),
+        _PLAIN.fullmatch(form[5] or "") is not None,
     )
     if not form[5] or gain == 0:
         found.fault = "no gain in the header" if not form[5] else "its gain is 0"
