@@ -22,7 +22,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def arithmetic() -> dict[str, str]:
+    """What decides the order of sums, and so the last bits of every result: torch, threads, instruction set, device."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "threads": str(torch.get_num_threads()), "computes on": device}
+
+
 def provenance(settings: Mapping[str, Any], files: Mapping[str, Path | str | None]) -> dict[str, Any]:
-    """Versions, hash of the settings, and of each file that is there."""
+    """Versions, what computed, hash of the settings, and of each file that is there."""
     hashes = {name: sha256_file(path) for name, path in files.items() if path and Path(path).is_file()}
-    return {"versions": versions(), "settings": sha256_text(repr(sorted(settings.items()))), "files": hashes}
+    facts = {"versions": versions(), "arithmetic": arithmetic()}
+    return facts | {"settings": sha256_text(repr(sorted(settings.items()))), "files": hashes}

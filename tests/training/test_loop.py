@@ -10,7 +10,7 @@ import torch
 from m3bind.config import PretrainConfig, TrainConfig
 from m3bind.errors import CheckpointError, DiskError, NotFiniteError
 from m3bind.pretrain.dual_encoder import PretrainStage
-from m3bind.training import checkpoint
+from m3bind.training import checkpoint, loop
 from m3bind.training.loop import learning_rate, train
 from toys import toy_pairs
 
@@ -70,6 +70,28 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path, kill_at):
     ]
     assert logs[0] == logs[1]
     assert [row["step"] for row in logs[1]] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("name", ["threads", "computes on", "torch"])
+def test_a_resume_in_another_arithmetic_says_so(tmp_path, monkeypatch, caplog, name):
+    dying = stage_of()
+    losses = dying.losses
+
+    def until_six(step: int):
+        if step == 6:
+            raise Killed
+        return losses(step)
+
+    dying.losses = until_six
+    with pytest.raises(Killed):
+        train(dying, SETTINGS, tmp_path, seed=3)
+    facts = loop.arithmetic()
+    monkeypatch.setattr(loop, "arithmetic", lambda: facts | {name: "other"})
+    train(stage_of(), SETTINGS, tmp_path, seed=3)
+    assert f"{name} {facts[name]} then, other now" in caplog.text
+    caplog.clear()
+    train(stage_of(), SETTINGS, tmp_path, seed=3)  # what is finished is only loaded
+    assert not caplog.text
 
 
 def test_finished_stage_is_loaded_not_trained_again(tmp_path):

@@ -1,14 +1,16 @@
 """The one training loop of all stages: AdamW, warm-up and cosine, clipping, checkpoints, resume, NaN policy, logs.
 
 * `Stage`: what a stage must offer: parameter groups, modules to save, and `losses(step)`.
-* `train(stage, settings, ...)`: runs it to the end, or goes on from where a killed run stopped, to bit-identical
-  weights (on one CPU with the same number of threads).
+* `train(stage, settings, ...)`: runs it to the end, or resumes where a killed run stopped. The weights are the same
+  bits as those of an uninterrupted run where `provenance.arithmetic` is the same (torch, number of threads, instruction
+  set): these decide the order of sums. Where it differs, a warning says so and weights agree to rounding, about 1e-6.
 * `learning_rate(step, settings)`: linear warm-up, then cosine.
 
 Random numbers of a step (dropout, augmentation) are seeded from (seed, stage, step), so they need not be stored.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -27,8 +29,11 @@ from m3bind.config import TrainConfig
 from m3bind.errors import CheckpointError, NotFiniteError
 from m3bind.files import sha256_text, write_text
 from m3bind.progress import progress
+from m3bind.provenance import arithmetic
 from m3bind.training import checkpoint
 from m3bind.training.parallel import average_gradients, world
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -114,6 +119,16 @@ def _same_run(description: Mapping[str, object], fingerprint: str, path: Path) -
         )
 
 
+def _warn_of_other_arithmetic(description: Mapping[str, object], path: Path) -> None:
+    then, now = description.get("arithmetic"), arithmetic()
+    if isinstance(then, dict) and then != now:
+        changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
+        log.warning(
+            "%s: begun in another arithmetic (%s); weights will agree to rounding, not to the bit",
+            path.parent, ", ".join(changed),
+        )  # fmt: skip
+
+
 class _Run:
     """State of one call of `train`."""
 
@@ -128,6 +143,7 @@ class _Run:
     ) -> None:
         self.stage, self.settings, self.files, self.seed, self.accelerator = stage, settings, files, seed, accelerator
         self.fingerprint = fingerprint
+        self.description = {"fingerprint": fingerprint, "arithmetic": arithmetic()}
         self.groups = [g for g in stage.groups() if g.parameters]
         self.optimizer = torch.optim.AdamW(
             [{"params": g.parameters, "lr": 0.0, "weight_decay": settings.weight_decay} for g in self.groups],
@@ -147,6 +163,7 @@ class _Run:
             return 0
         path, tensors, description = found
         _same_run(description, self.fingerprint, path)
+        _warn_of_other_arithmetic(description, path)
         weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
         checkpoint.restore_modules(self.stage.modules(), weights, path)
         packed = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
@@ -163,7 +180,7 @@ class _Run:
         tensors = {f"module.{k}": v for k, v in checkpoint.module_state(self.stage.modules()).items()}
         tensors |= {f"optimizer.{k}": v for k, v in checkpoint.pack_optimizer(self.optimizer, self.names).items()}
         if self.main:
-            self.files.save(step, tensors, {"fingerprint": self.fingerprint})
+            self.files.save(step, tensors, self.description)
 
     def run(self) -> None:
         """All remaining steps."""
@@ -195,9 +212,7 @@ class _Run:
         if board is not None:
             board.close()
         if self.main:
-            self.files.finish(
-                checkpoint.module_state(self.stage.modules()), {"fingerprint": self.fingerprint, "step": step}
-            )
+            self.files.finish(checkpoint.module_state(self.stage.modules()), {**self.description, "step": step})
         self.accelerator.wait_for_everyone()
 
     def step(self, step: int) -> dict[str, float]:
