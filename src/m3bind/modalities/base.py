@@ -34,11 +34,11 @@ class Sample:
     array: NDArray[np.float32]
     spacing: tuple[float, ...] | None = None  # mm per axis of `array` (ct, pathology if known)
     rate: float | None = None  # Hz (ecg)
-    unit: str = ""  # of volumes: "HU" where nothing speaks against Hounsfield units
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     places: list[list[float]] | None = None  # of parts along a new first axis of `array`: where each begins
+    unit: str = ""  # of volumes: "HU" where nothing speaks against Hounsfield units
 
     def parts(self) -> "list[Sample]":
         """Each part as a sample of its own; the sample itself where it is one."""
