@@ -26,6 +26,7 @@ class Pathology(Modality):
     name: ClassVar[str] = "pathology"
     title: ClassVar[str] = "Histology tile"
     color: ClassVar[str] = "#aa3377"
+    version: ClassVar[int] = 2  # colours by the codestream, sizes of pixels wherever stated
     suffixes: ClassVar[tuple[str, ...]] = (
         *_images.PICTURE_SUFFIXES, *_images.TIFF_SUFFIXES, *_slides.SLIDE_SUFFIXES, *_dicom.SUFFIXES
     )  # fmt: skip

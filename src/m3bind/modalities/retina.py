@@ -36,6 +36,7 @@ class Retina(Modality):
     name: ClassVar[str] = "retina"
     title: ClassVar[str] = "Fundus photograph"
     color: ClassVar[str] = "#cc6633"
+    version: ClassVar[int] = 2  # colours by the codestream, pictures of every depth and opacity
     suffixes: ClassVar[tuple[str, ...]] = (*_dicom.SUFFIXES, *_images.PICTURE_SUFFIXES, *_images.TIFF_SUFFIXES)
     libraries: ClassVar[tuple[str, ...]] = (*_dicom.LIBRARIES, "scipy.ndimage")
 

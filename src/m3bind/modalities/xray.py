@@ -26,6 +26,7 @@ class XRay(Modality):
     name: ClassVar[str] = "xray"
     title: ClassVar[str] = "Chest X-ray"
     color: ClassVar[str] = "#4477aa"
+    version: ClassVar[int] = 2  # pictures of every depth and opacity; padding inside of a picture stays
     suffixes: ClassVar[tuple[str, ...]] = (*_dicom.SUFFIXES, *_images.PICTURE_SUFFIXES, *_images.TIFF_SUFFIXES)
     libraries: ClassVar[tuple[str, ...]] = _dicom.LIBRARIES
 
