@@ -79,7 +79,7 @@ def test_late_slices_replace_the_item(space: Space, index: Index, spool: Spool, 
     (unit,) = put(spool, tmp_path / "a", *scan[:3], *scan[5:])
     encoder.drain(at_once=True)
     first, said = index.vectors([unit]), index.items([unit])["incomplete"][0]
-    assert "2 numbers missing between 1 and 8" in said and "a gap of 6 mm between slices that are 2 mm apart" in said
+    assert "2 numbers missing between 1 and 8" in said and "1 gap of 6 mm between slices that are 2 mm apart" in said
     put(spool, tmp_path / "b", *scan[3:5])
     encoder.drain(at_once=True)
     assert index.items([unit])["incomplete"][0] == ""

@@ -30,7 +30,7 @@ import pandas as pd
 
 from m3bind.errors import DiskError, M3BindError, UnknownNameError
 from m3bind.hospital.spool import REPLACED, SUFFIX, Spool
-from m3bind.hospital.spooled import Damaged, Facts, doubts, look
+from m3bind.hospital.spooled import Damaged, Facts, counted, doubts, look
 from m3bind.hospital.tags import SERIES
 from m3bind.modalities import Cut
 from m3bind.space._decode_pool import Prepared, ahead
@@ -183,7 +183,7 @@ class Encoder:
         digests = {name: facts.digest for name, facts in objects.items()}
         if together:
             said += doubts(list(objects.values()), self._spool.expected(unit))
-            said += [f"{lost} objects could not be read"] * bool(lost)
+            said += [f"{counted(lost, 'object')} could not be read"] * bool(lost)
         incomplete = "; ".join(said)[:MOST_DOUBTS]
         if all(done.get(name) in ("", facts.digest) for name, facts in objects.items()):
             self.counts["repeated"] += 1
@@ -244,9 +244,9 @@ class Encoder:
 
     def _too_late(self, unit: str, modality: str, count: int, before: str) -> None:
         """Quarantine what came for an item whose files are gone, and have the item say that it lacks them."""
-        self._say(unit, before, f"{count} objects came too late to be put together with it")
+        self._say(unit, before, f"{counted(count, 'object')} came too late to be put together with it")
         reason = (
-            f"{count} objects came after their series was encoded, and its files are not there any more; "
+            f"{counted(count, 'object')} came after their series was encoded, and its files are not there any more; "
             "send the whole series again"
         )
         self._set_aside(unit, modality, reason)

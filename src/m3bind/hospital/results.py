@@ -18,7 +18,7 @@ from m3bind.errors import ConfigError
 from m3bind.hospital.deidentify import Origin
 from m3bind.space.bundle import Space
 from m3bind.space.calibrate import calibration_of
-from m3bind.space.index.base import Index
+from m3bind.space.index.base import INCOMPLETE, Index
 from m3bind.space.zero_shot import Judge, labels_of
 
 NOTICE = "RESEARCH USE ONLY. Made by an algorithm, not reviewed by a physician; not for diagnosis or treatment."
@@ -41,6 +41,7 @@ class Finding:
     unlike: bool  # unlike what the index holds of the modality: the labels mean nothing
     space: str  # fingerprint
     synthetic: bool
+    incomplete: str = ""  # why the item may lack a part
 
     @property
     def best(self) -> int:
@@ -60,6 +61,7 @@ def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[
     if index.gap_corrected:
         raise ConfigError(f"{index.uri} is gap-corrected, for image search only; results need an index without")
     table, rows = index.items(items), index.vectors(items)
+    incomplete = dict(zip(items, table[INCOMPLETE] if INCOMPLETE in table else [""] * len(items)))
     judge = Judge(space, index, calibration_of(index), labels_of(index))
     found: dict[str, Finding] = {}
     for modality in dict.fromkeys(table["modality"]):
@@ -76,6 +78,7 @@ def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[
                 unlike,
                 space.fingerprint,
                 space.synthetic,
+                incomplete[item],
             )
     return [found[item] for item in items]
 
@@ -90,6 +93,7 @@ def as_json(finding: Finding, origins: Sequence[Origin] = ()) -> dict[str, Any]:
         "probabilities": [round(value, 6) for value in finding.probabilities],
         "calibrated": finding.calibrated,
         "unlike_archive": finding.unlike,
+        "may_be_incomplete": finding.incomplete,
         "algorithm": {"name": "m3bind zero-shot", "version": m3bind.__version__, "space": finding.space},
         "synthetic_space": finding.synthetic,
     }
@@ -152,6 +156,7 @@ def _conclusion(finding: Finding) -> str:
     sentences = [
         f"Likeliest of {len(finding.labels)} labels: {best} ({fitted}).",
         UNLIKE if finding.unlike else "",
+        f"The series may be incomplete: {finding.incomplete}." if finding.incomplete else "",
         "The space was trained on SYNTHETIC patients." if finding.synthetic else "",
     ]
     return " ".join(filter(None, sentences))

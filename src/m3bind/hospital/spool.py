@@ -131,7 +131,7 @@ class Spool:
         for path in sorted(unit.iterdir()):
             if path.name.startswith(".") and path.suffix == ".tmp" and path.is_file():
                 path.unlink()
-            elif path.suffix != SUFFIX or path.is_symlink() or not path.is_file():
+            elif path.suffix != SUFFIX:  # what has the ending is looked at when it is taken
                 self.quarantine.take_file(path, unit.name, "not a DICOM file")
         if not any(unit.iterdir()):
             unit.rmdir()
@@ -180,6 +180,7 @@ class Spool:
                 if new:
                     flush(self.units)
                 self._bytes += path.stat().st_size - before
+                changed = bool(digest) and digest != sha256_file(path)
             except (OSError, DiskError):
                 raise Refused("full", "the disk does not take it") from None
             except Exception as error:  # pydicom raises anything for values it cannot write
@@ -189,7 +190,7 @@ class Spool:
             if cleaned.unit in self._gone:
                 self._gone.discard(cleaned.unit)
                 self.ledger.unmark(cleaned.unit, "released")
-        if digest and digest != sha256_file(path):
+        if changed:
             self.note(cleaned.unit, cleaned.modality, REPLACED)
 
     def _came(self, cleaned: Cleaned) -> None:

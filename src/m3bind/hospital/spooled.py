@@ -111,7 +111,7 @@ def doubts(objects: Sequence[Facts], expected: int = 0) -> list[str]:
     """Why a series made of these objects may be incomplete. `expected`: how many the archive counts, 0: unknown."""
     found = []
     if expected > len(objects):
-        found.append(f"{len(objects)} objects of {expected} that the archive counts")
+        found.append(f"{counted(len(objects), 'object')} of {expected} that the archive counts")
     if len(objects) > 1 and objects[0].sop_class != WHOLE_SLIDE:  # whose label and overview are not taken
         found += [said for said in (_numbers(objects), _positions(objects)) if said]
     return found
@@ -126,7 +126,7 @@ def _numbers(objects: Sequence[Facts]) -> str:
     usual = int(Counter(steps.tolist()).most_common(1)[0][0])
     missing = int(sum(step // usual - 1 for step in steps if step > usual))
     if missing:
-        return f"{missing} numbers missing between {numbers[0]} and {numbers[-1]}"
+        return f"{counted(missing, 'number')} missing between {numbers[0]} and {numbers[-1]}"
     return f"its numbers begin at {numbers[0]}" if numbers[0] > max(usual, 1) else ""
 
 
@@ -148,12 +148,10 @@ def _positions(objects: Sequence[Facts]) -> str:
     wide = steps[steps > WIDE * usual]
     if not len(wide):
         return ""
-    return f"{_places(len(wide))} of {_listed(wide.tolist())} mm between slices that are {usual:g} mm apart"
+    size = f"{wide.min():g}" if np.ptp(wide) < 0.01 else f"{wide.min():g} to {wide.max():g}"
+    return f"{counted(len(wide), 'gap')} of {size} mm between slices that are {usual:g} mm apart"
 
 
-def _places(count: int) -> str:
-    return "a gap" if count == 1 else f"{count} gaps"
-
-
-def _listed(gaps: Sequence[float]) -> str:
-    return f"{min(gaps):g}" if max(gaps) - min(gaps) < 0.01 else f"{min(gaps):g} to {max(gaps):g}"
+def counted(count: int, noun: str) -> str:
+    """ "1 object", "2 objects"."""
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from m3bind.errors import ReadError, in_words
+from m3bind.errors import DiskError, ReadError, in_words
 from m3bind.modalities import _limits
 
 SUFFIX = ".zip"
@@ -45,9 +45,16 @@ def extracted(path: Path, limits: _limits.Limits | None = None) -> Iterator[tupl
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """An empty folder that is always removed, by a later process if this one is killed."""
+    """An empty folder that is always removed, by a later process if this one is killed.
+
+    Raises:
+        DiskError: there is no place where one can be made.
+    """
     _remove_stale()
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    except OSError as error:
+        raise DiskError(f"no temporary folder can be made ({error.strerror}); free space, or set TMPDIR") from error
     try:
         yield folder
     finally:

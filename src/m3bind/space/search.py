@@ -20,7 +20,7 @@ from m3bind.space.bundle import Space
 from m3bind.space.calibrate import calibration_of
 from m3bind.space.compute import Array, correct_gap
 from m3bind.space.encoded import MARKER, Encoded, open_encoded
-from m3bind.space.index.base import KEY, Index, Where
+from m3bind.space.index.base import INCOMPLETE, KEY, Index, Where
 from m3bind.space.index.uri import open_index
 from m3bind.space.query import Part, Query
 from m3bind.space.thumbnails import thumbnail
@@ -44,6 +44,11 @@ class Hit:
     modality: str
     path: str = ""  # as the index keeps it; "" where it keeps none
     fields: Mapping[str, str] = field(default_factory=dict)  # what else was kept
+
+    @property
+    def incomplete(self) -> str:
+        """Why the item may lack a part, as a series of which some slices came; "" where nothing speaks for it."""
+        return self.fields.get(INCOMPLETE, "")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""

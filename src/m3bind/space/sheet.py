@@ -28,6 +28,8 @@ def hits_as_text(query: Query, hits: Sequence[Hit]) -> str:
         numbers = f"{rank:3d}  {hit.calibrated:+6.2f}  {hit.percentile:7.1f} %  {hit.score:+.3f}"
         label = hit.fields.get("label", "")
         lines.append(f"{numbers}  {hit.modality:10s} {hit.path or hit.id}" + (f"  [{label}]" if label else ""))
+        if hit.incomplete:
+            lines.append(f"     may be incomplete: {hit.incomplete}")
     return "\n".join(lines if hits else [f"{query}", "nothing found: no item fits the conditions"])
 
 
@@ -103,6 +105,7 @@ def _hit(rank: int, hit: Hit) -> str:
         html.escape(label),
         f"<small>cos {hit.score:.2f}</small>".replace("-", "−"),
         f"<small>{html.escape(shown(hit.path))}</small>" if hit.path else "",
+        f"<small>may be incomplete: {html.escape(hit.incomplete)}</small>" if hit.incomplete else "",
     ]
     return _figure(hit.modality, hit.path, lines, "")
 

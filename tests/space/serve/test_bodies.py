@@ -1,6 +1,8 @@
 """Bodies that are too large, too slow, packed, or not what they say; nothing of them stays."""
 
+import errno
 import gzip
+import io
 import json
 import socket
 import tempfile
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from m3bind.space.serve import multipart
 from m3bind.space.serve.settings import Settings
 from space.serve.conftest import until, upload
 
@@ -248,3 +251,26 @@ def test_one_slow_decoder_does_not_keep_others_from_pictures(live, monkeypatch):
             wire.sendall(b"GET /api/items/i000/thumbnail HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert wire.recv(12) == b"HTTP/1.1 200"
         gate.set()
+
+
+@pytest.mark.parametrize("moment", ["folder", "open", "write"])
+def test_a_full_temporary_folder_is_an_answer(client, world, monkeypatch, moment):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    class Full(io.FileIO):
+        def write(self, data):
+            raise full
+
+    def refuse(*_, **__):
+        raise full
+
+    data = world.files["xray"].read_bytes()
+    with monkeypatch.context() as patch:
+        if moment == "folder":
+            patch.setattr(tempfile, "mkdtemp", refuse)
+        else:
+            patch.setattr(multipart, "open", refuse if moment == "open" else Full, raising=False)
+        answer = client.post("/api/uploads", files={"file": ("a.png", data)})
+    assert answer.status_code == 507 and answer.json()["error"]["code"] == "no_room"
+    assert "no room" in answer.json()["error"]["message"] and answer.headers["retry-after"] == "60"
+    assert client.post("/api/uploads", files={"file": ("a.png", data)}).status_code == 201

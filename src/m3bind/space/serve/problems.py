@@ -6,16 +6,18 @@
 Messages of our own errors may hold paths of the machine, ids and texts of questions, so few of them are passed on.
 """
 
+import errno
 import logging
 import traceback
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from m3bind.errors import ConfigError, M3BindError, NotFiniteError, ReadError, UnknownNameError
+from m3bind.errors import ConfigError, DiskError, M3BindError, NotFiniteError, ReadError, UnknownNameError
 from m3bind.modalities._limits import VARIABLE
 
 log = logging.getLogger("m3bind.serve")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
 
 class Refusal(Exception):
@@ -57,6 +59,7 @@ _MEANINGS = {
     422: "a value is not what it should be, or a file cannot be read",
     500: "an error of the service",
     503: "busy, not ready or stopping; try again",
+    507: "no room on a disk of the service",
 }
 ANSWERS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text} for status, text in _MEANINGS.items()
@@ -86,6 +89,9 @@ def refusal_of(error: BaseException) -> Refusal:
         return Refusal(400, "bad_question", "This cannot be asked; look at the values.")
     if isinstance(error, TimeoutError):
         return Refusal(503, "timeout", "This took too long and was given up; ask for less, or later.", 5)
+    if isinstance(error, DiskError) or (isinstance(error, OSError) and error.errno in FULL):
+        _log(error)
+        return Refusal(507, "no_room", "The service has no room for files just now; its operator should make some.", 60)
     if isinstance(error, M3BindError):
         _log(error)
         return Refusal(503, "unavailable", "The space or index cannot answer this; its operator should look at it.", 30)

@@ -126,6 +126,9 @@ function content(open, item, parts) {
       h(
         "div",
         { class: "detail-info" },
+        item.fields?.incomplete
+          ? h("p", { class: "part-warning", role: "note" }, `This item may be incomplete: ${item.fields.incomplete}.`)
+          : null,
         h("div", { id: "detail-scores" }),
         actions(open, item),
         open.kind === "upload" ? remarks(notesOf(open.value)) : null,

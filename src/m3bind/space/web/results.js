@@ -47,7 +47,10 @@ export function cards(hits, about, grouped) {
 
 function card(hit, kind) {
   const label = plain(hit.fields?.label ?? "");
-  const name = `Hit ${hit.rank}: ${kind.title}${label ? `, ${label}` : ""}. Nearer than ${percent(hit.percentile)} of its kind`;
+  const part = hit.fields?.incomplete ?? "";
+  const name =
+    `Hit ${hit.rank}: ${kind.title}${label ? `, ${label}` : ""}${part ? ", may be incomplete" : ""}. ` +
+    `Nearer than ${percent(hit.percentile)} of its kind`;
   const open = () => store.set({ open: { kind: "item", value: hit.id } });
   return h(
     "li",
@@ -58,6 +61,7 @@ function card(hit, kind) {
       shot(hit, kind),
       h("span", { class: "card-kind" }, h("span", { class: "rank" }, String(hit.rank)), dot(kind), kind.title),
       h("span", { class: "card-label" }, label || "\u00a0"),
+      part ? h("span", { class: "card-part", title: part }, "May be incomplete") : null,
       h(
         "span",
         { class: "card-score" },
