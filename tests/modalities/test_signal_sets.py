@@ -291,6 +291,21 @@ def test_segments_with_a_gap(tmp_path: Path) -> None:
     assert "12 leads have gaps (up to 10.0%)" in text_of(sample)
 
 
+def test_segments_of_other_signals(tmp_path: Path) -> None:
+    expected = segments(tmp_path, 3000, 2000)
+    (tmp_path / "layout.hea").write_text("\n".join(header(0, file="~", first="layout 12 500 {}")) + "\n")
+    (tmp_path / "m.hea").write_text("m/3 12 500 5000\nlayout 0\nm_0 3000\nm_1 2000\n")
+    part = tmp_path / "m_1.hea"
+    lines = part.read_text().splitlines()
+    part.write_text("\n".join([lines[0], *reversed(lines[1:])]).replace(" V6", " RESP") + "\n")
+    raw = np.fromfile(tmp_path / "m_1.dat", "<i2").reshape(-1, 12)[:, ::-1]
+    (tmp_path / "m_1.dat").write_bytes(np.ascontiguousarray(raw).tobytes())
+    sample = get("ecg").read(tmp_path / "m.hea")
+    assert np.array_equal(sample.array[:11], expected[:11].astype(np.float32))  # by name, in any order
+    assert np.array_equal(sample.array[11, :3000], expected[11, :3000].astype(np.float32))
+    assert "1 leads have gaps (up to 40.0%)" in text_of(sample)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
