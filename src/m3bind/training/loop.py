@@ -3,7 +3,7 @@
 * `Stage`: what a stage must offer: parameter groups, modules to save, and `losses(step)`.
 * `train(stage, settings, ...)`: runs it to the end, or resumes where a killed run stopped. The weights are the same
   bits as those of an uninterrupted run where `provenance.arithmetic` is the same (torch, number of threads, instruction
-  set): these decide the order of sums. Where it differs, a warning says so and weights agree to rounding, about 1e-6.
+  set): these decide the order of sums. Where it differs, a warning says so: rounding differs from the first step, and grows.
 * `learning_rate(step, settings)`: linear warm-up, then cosine.
 
 Random numbers of a step (dropout, augmentation) are seeded from (seed, stage, step), so they need not be stored.
@@ -124,7 +124,7 @@ def _warn_of_other_arithmetic(description: Mapping[str, object], path: Path) -> 
     if isinstance(then, dict) and then != now:
         changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
         log.warning(
-            "%s: begun in another arithmetic (%s); weights will agree to rounding, not to the bit",
+            "%s: begun in another arithmetic (%s); rounding will differ, so weights agree closely but not to the bit",
             path.parent, ", ".join(changed),
         )  # fmt: skip
 
