@@ -18,11 +18,12 @@ from PIL import Image
 
 import m3bind
 from known import only
-from m3bind import modalities
+from m3bind import modalities, sums
 from m3bind.check import find_items
 from m3bind.cli import encode, hospital, main, serve
 from m3bind.config import load_config
 from m3bind.errors import M3BindError
+from m3bind.files import only_one, write_text
 from m3bind.finish import open_run, show_results
 from m3bind.fit import Run
 from m3bind.models.weight_files import read_state
@@ -91,6 +92,27 @@ def _():
     Path("runs/mine").mkdir(parents=True, exist_ok=True)
     Path("config.yaml").rename("runs/mine/config.yaml")
     Run(load_config("demo", ["name=mine", "align.lam=1"]), Path("runs/mine")).fit("pretrain")
+
+
+@leads_to("busy")
+def _():
+    holder = Path("runs/mine/.lock")
+    holder.parent.mkdir(parents=True)
+    with only_one(holder.parent, "run"), open(holder, "r+") as handle:
+        handle.truncate(0)
+        handle.write("process 4711 on alpha")
+        handle.flush()
+        with only_one(holder.parent, "run"):
+            pass
+
+
+@leads_to("altered")
+def _():
+    folder = Path("runs/mine")
+    with sums.writing(folder, "results.json"):
+        write_text(folder / "results.json", "[]")
+    (folder / "results.json").write_text("[" + " " * 18 + "]")
+    open_run(folder)
 
 
 @leads_to("no-run")
