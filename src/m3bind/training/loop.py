@@ -3,7 +3,7 @@
 * `Stage`: what a stage must offer: parameter groups, modules to save, and `losses(step)`.
 * `train(stage, settings, ...)`: runs it to the end, or resumes where a killed run stopped. The weights are the same
   bits as those of an uninterrupted run where `provenance.arithmetic` is the same (torch, number of threads, instruction
-  set): these decide the order of sums. Where it differs, a warning says so: rounding differs then, and steps amplify it.
+  set): these decide the order of sums. Where it differs, a warning says so: rounding differs, and steps amplify it.
 * `learning_rate(step, settings)`: linear warm-up, then cosine.
 
 Random numbers of a step (dropout, augmentation) are seeded from (seed, stage, step), so they need not be stored.
