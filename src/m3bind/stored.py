@@ -2,13 +2,16 @@
 
 * `read_bytes`: of a plain file, bounded. * `read_json`, `read_yaml`, `parse_yaml`: plain values, bounded.
 * `checked`: plain values as the type they must have; names the key that does not fit.
+* `plain`: values of a size that settings have. * `inside`: a path in a folder that does not lead out of it.
 
 Everything that is wrong with such a file is a `StoredFileError` that names it.
 """
 
 import json
+import math
 import stat
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import yaml
@@ -18,6 +21,7 @@ from m3bind.errors import M3BindError
 
 T = TypeVar("T")
 MOST_JSON, MOST_YAML = 256 << 20, 256 << 10  # bytes of a file
+_DEEP, _MANY, _LONG = 32, 2_000_000, 1 << 20  # levels, values and characters of one text that settings may have
 MOST_NODES = 200_000  # of a YAML file, what stands for other nodes counted with all of these
 
 
@@ -58,15 +62,29 @@ def parse_json(text: bytes | str, path: Path | str) -> Any:
     """The value of JSON text that stands in the file `path`.
 
     Raises:
-        StoredFileError: no JSON, or nested too deeply.
+        StoredFileError: no JSON, nested too deeply, or a key twice in one object.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
+    except _TwiceError as error:
+        raise StoredFileError(path, str(error)) from None
     except json.JSONDecodeError as error:
         raise StoredFileError(path, f"not valid JSON ({error.msg}, line {error.lineno})") from None
     except (RecursionError, ValueError) as error:  # too deep; not UTF-8, or a number of thousands of digits
         deep = isinstance(error, RecursionError)
         raise StoredFileError(path, "nested too deeply" if deep else "not valid JSON (bytes or numbers)") from None
+
+
+class _TwiceError(ValueError):
+    """Readers differ in which of two equal keys they take."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise _TwiceError(f"the key {twice[:40]!r} stands twice in one object")
+    return made
 
 
 def read_yaml(path: Path | str) -> Any:
@@ -147,3 +165,44 @@ def checked(kind: type[T], value: Any, path: Path | str) -> T:
         raise StoredFileError(path, f"{where + ': ' if where else ''}{first['msg']}") from None
     except RecursionError:
         raise StoredFileError(path, "nested too deeply") from None
+
+
+def plain(value: Any) -> None:
+    """Refuse values that are nested deeply or are huge, and numbers that are none.
+
+    Raises:
+        ValueError: which of them.
+    """
+    rest, values = [(value, 0)], 0
+    while rest:
+        item, depth = rest.pop()
+        values += 1
+        if depth > _DEEP or values > _MANY:
+            raise ValueError("nested too deeply" if depth > _DEEP else f"more than {_MANY:,} values")
+        if isinstance(item, dict):
+            rest += [(inner, depth + 1) for inner in item.values()]
+        elif isinstance(item, list):
+            rest += [(inner, depth + 1) for inner in item]
+        elif isinstance(item, str) and len(item) > _LONG:
+            raise ValueError(f"a text of {len(item):,} characters")
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"{item} is no number")
+
+
+def inside(folder: Path | str, name: str) -> Path:
+    """The path of `name` in `folder`.
+
+    Files of a snapshot in the hub's cache are links into the `blobs` beside `snapshots`, which belong to it.
+
+    Raises:
+        ValueError: the name is absolute, has `..` in it, or is a link that leads out of the folder.
+    """
+    folder = Path(folder)
+    relative = PurePosixPath(name)
+    if not name or relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{name!r} is not a path inside the folder")
+    path, root = folder / relative, folder.resolve()
+    roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    if not any(path.resolve().is_relative_to(allowed) for allowed in roots):
+        raise ValueError(f"{name!r} is a link that leads out of the folder; copy the file into it")
+    return path

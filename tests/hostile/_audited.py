@@ -36,6 +36,8 @@ OTHER = {"builtins.input", "pickle.find_class", "sqlite3.load_extension", "sqlit
          "webbrowser.open", "code.interact", "pdb.Pdb"}  # fmt: skip
 CHANGES = {"os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.mkdir": 1, "os.link": 2, "os.symlink": 2, "os.chmod": 1,
            "os.truncate": 1, "os.utime": 1, "shutil.rmtree": 1, "shutil.move": 2}  # fmt: skip
+ASKED = {"/sbin/ldconfig", "fc-list"}  # by torch and matplotlib when they are imported: libraries and fonts
+AT_FOLDER = {"os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.utime", "shutil.rmtree"}  # last argument: dir_fd
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -122,8 +124,8 @@ class Watch:
             path = args[position]
             if (event == "os.symlink" and position == 0) or not isinstance(path, str | bytes | os.PathLike):
                 continue
-            at = args[count + position] if len(args) > count + position else None
-            base = os.readlink(f"/proc/self/fd/{at}") if isinstance(at, int) and at > 0 and count == 1 else os.getcwd()
+            at = args[-1] if event in AT_FOLDER and len(args) > 1 else None
+            base = os.readlink(f"/proc/self/fd/{at}") if isinstance(at, int) and at > 0 else os.getcwd()
             name = os.path.join(base, os.fsdecode(path))
             folder = os.path.realpath(os.path.dirname(name))  # a link itself is changed, not what it leads to
             if not self._may_write(os.path.join(folder, os.path.basename(name))):
@@ -135,6 +137,8 @@ class Watch:
         raise ConnectionRefusedError(f"{event} is not allowed here")
 
     def _started(self, command: object, environment: "dict[str, str] | None") -> None:
+        if isinstance(command, list) and command[0] in ASKED:
+            return
         if not isinstance(command, list) or not any(command[: len(known)] == known for known in self.children):
             log(event="process", detail=repr(command)[:300])
             raise PermissionError("starting a program is not allowed here")

@@ -166,6 +166,7 @@ def _in_one_child(actions: Sequence[Action], scratch: Path, warm: Sequence[str])
         "TMPDIR": str(scratch / "tmp"),
         "MPLCONFIGDIR": str(scratch / "home"),
         "M3BIND_TEST_HARM": str(scratch / "harm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "home"),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-P", str(Path(__file__).with_name("_audited.py")), str(scratch / "log")]

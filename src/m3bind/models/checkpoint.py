@@ -4,12 +4,13 @@
 * `load_strict`: missing keys, unexpected keys and other shapes stop with every name listed; named migrations first.
 * `strip_prefix`, `rename`, `drop_position_ids`: the migrations.
 * `without_initialisation`: for building a network whose weights are loaded right after.
+* `bounded`: for building one from settings that a stranger wrote: no larger than its weights.
 * `save_state`, `hash_state`: safetensors on disk, SHA-256 of names and contents.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "LoadReport",
     "Migration",
     "State",
+    "bounded",
     "drop_position_ids",
     "hash_state",
     "listed",
@@ -38,6 +40,7 @@ __all__ = [
     "resolve",
     "save_state",
     "strip_prefix",
+    "unfit",
     "without_initialisation",
 ]
 
@@ -131,18 +134,25 @@ def load_strict(
         for key, value in state.items()
         if key in wanted and value.shape != target[key].shape
     ]
-    problems = [
-        f"{len(names)} {what}: {listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", left), ("of another shape", shapes))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}. "
-            "Is it the checkpoint of this model and variant?"
-        )
-    module.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=True)
+    if missing or left or shapes:
+        raise unfit(source, type(module).__name__, missing, left, shapes)
+    try:
+        module.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=True)
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # sparse or quantised tensors
+        reason = str(error).strip().splitlines()[-1][:160]
+        raise CheckpointError(f"{source}: holds tensors of a kind that cannot be copied ({reason}).") from error
     return LoadReport(tuple(sorted(wanted)), tuple(sorted(ignored)))
+
+
+def unfit(
+    source: str, network: str, missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[str]
+) -> CheckpointError:
+    """The error that the weights of `source` are not those of `network`, all names listed."""
+    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    problems = [f"{len(names)} {what}: {listed(names)}" for what, names in found if names]
+    return CheckpointError(
+        f"{source} does not fit {network}: {'; '.join(problems)}. Is it the checkpoint of this model and variant?"
+    )
 
 
 _RANDOM = {"uniform_", "normal_", "trunc_normal_", "erfinv_"} | {
@@ -165,6 +175,44 @@ class without_initialisation(TorchFunctionMode):
             if isinstance(tensor, nn.Parameter):
                 with torch.no_grad():
                     return tensor.zero_()  # and not what its memory held: loops that reject outliers must end
+        return func(*args, **kwargs)
+
+
+_FACTORIES = frozenset(
+    (
+        torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones, torch.rand, torch.randint,
+        torch.randn, torch.randperm, torch.tril_indices, torch.triu_indices, torch.zeros,
+    )
+)  # fmt: skip
+_SPARE_ELEMENTS, _SPARE_TENSORS = 1 << 26, 2_000  # for masks, tables and constants, which are in no file
+
+
+class bounded(TorchFunctionMode):
+    """Inside, networks may take a little more than their weights: a million layers or a width of 10**9 stop at once.
+
+    For this thread only; counts the tensors that are made and their elements, before they are allocated.
+    """
+
+    def __init__(self, states: Iterable[Mapping[str, Tensor]], source: str) -> None:
+        """`states`: the weights; `source`: the file or folder that the error names."""
+        super().__init__()
+        sizes = [value.numel() for state in states for value in state.values()]
+        self.elements, self.tensors = 2 * sum(sizes) + _SPARE_ELEMENTS, 4 * len(sizes) + _SPARE_TENSORS
+        self.source = source
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTORIES and kwargs.get("out") is None:
+            self.elements -= func(*args, **{**kwargs, "device": "meta"}).numel()
+            self.tensors -= 1
+            if self.elements < 0 or self.tensors < 0:
+                what = "elements" if self.elements < 0 else "tensors"
+                raise CheckpointError(
+                    f"{self.source}: its settings describe a network of many more {what} than its weights hold; the "
+                    "settings or the weights are another model's."
+                )
         return func(*args, **kwargs)
 
 

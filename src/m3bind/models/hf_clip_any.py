@@ -16,18 +16,26 @@ from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
+from m3bind.models import foreign
 from m3bind.models.base import ModelCard, Tokens
+from m3bind.models.checkpoint import State
 from m3bind.models.library import LibraryModel
 from m3bind.models.preprocess import picture
 
+FAMILIES = (  # each compared with the library's own features, see `_check`
+    "altclip", "blip", "chinese_clip", "clip", "clipseg", "groupvit", "metaclip_2", "owlv2", "owlvit", "siglip",
+    "vision-text-dual-encoder",
+)  # fmt: skip
+FULL_LENGTH = ("siglip",)  # trained on unmasked texts, padded to the full length
 _POOLINGS = ("pooler_output", "first")
 
 
 def _pooled(output: Any, pooling: str = "pooler_output") -> Tensor:
-    """(n, f) of a tower's output: what the model calls pooled, or its first token."""
+    """(n, f) of a tower's output: what the model calls pooled, or its first token, also where it pools nothing."""
     if isinstance(output, Tensor):
         return output
-    return output.last_hidden_state[:, 0] if pooling == "first" else output.pooler_output  # type: ignore[no-any-return]
+    pooled: Tensor | None = getattr(output, "pooler_output", None)
+    return output.last_hidden_state[:, 0] if pooling == "first" or pooled is None else pooled
 
 
 class _ImageTower(nn.Module):
@@ -71,36 +79,48 @@ class HFClipAny(LibraryModel):
         notes="joint_dim and LoRA names are read from the model; after loading, see model.card.",
     )
 
-    def _read(self, folder: Path) -> Any:
-        """The untrained network; tokenizer and image processor become attributes."""
-        from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
-
+    def _read(self, folder: Path, state: State | None) -> Any:
+        """The network; tokenizer and image processor become attributes."""
         try:
-            config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self.processor: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+            config = foreign.open_config(folder, FAMILIES)
+            self.tokenizer: Any = foreign.open_tokenizer(folder)
+            self.processor: Any = foreign.open_processor(folder)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"{folder}: not a complete transformers folder ({str(error).splitlines()[0][:140]}); it needs "
-                "config.json, tokenizer files and preprocessor_config.json."
+                f"{error} A transformers folder holds config.json, tokenizer files and preprocessor_config.json."
             ) from error
-        model = AutoModel.from_config(config)
-        absent = [part for part in ("vision_model", "text_model", "logit_scale") if not hasattr(model, part)]
-        if absent:
-            raise ConfigError(f"{folder}: a {config.model_type} model has no {', '.join(absent)}; it is not CLIP-like.")
-        return model
+        if state is None:
+            return foreign.build(config, folder / foreign.CONFIG)
+        return foreign.build_with_weights(config, state, folder)
 
     def _take_apart(self, model: Any) -> int:
         self.config: Any = model.config
+        full = model.config.model_type in FULL_LENGTH
         limit = int(getattr(model.config.text_config, "max_position_embeddings", 77))
         self.max_tokens = min(limit, int(self.tokenizer.model_max_length))
-        siglip = model.config.model_type == "siglip"  # trained on full-length, unmasked text
-        pad_id = self.tokenizer.pad_token_id or 0
+        pad_id = self._padding(full)
         self.image_trunk = _ImageTower(model.vision_model, _POOLINGS[0])
         self.image_head = getattr(model, "visual_projection", None) or nn.Identity()
-        self.text_trunk = _TextTower(model.text_model, _POOLINGS[0], pad_id, self.max_tokens if siglip else 0)
+        self.text_trunk = _TextTower(model.text_model, _POOLINGS[0], pad_id, self.max_tokens if full else 0)
         self.text_head = getattr(model, "text_projection", None) or nn.Identity()
         return self._check(model)
+
+    def _padding(self, full: bool) -> int:
+        """Pad on the right, where padding moves no word; by a token that is masked anyway if the folder names none.
+
+        A family of texts in full length is left as it is: it was trained on its padding, wherever it stands.
+
+        Raises:
+            ConfigError: the family needs a padding token and its tokenizer has none.
+        """
+        own = self.tokenizer
+        if own.pad_token is None:
+            if full:
+                raise ConfigError(f"a {self.config.model_type} needs a padding token; set pad_token in its tokenizer.")
+            own.pad_token = own.eos_token or own.sep_token or own.unk_token or own.convert_ids_to_tokens(0)
+        if not full:
+            own.padding_side = "right"
+        return int(own.pad_token_id)
 
     @torch.no_grad()
     def _check(self, model: Any) -> int:
@@ -110,16 +130,18 @@ class HFClipAny(LibraryModel):
             ConfigError: no combination of our parts does.
         """
         tokens = self.tokenize(["no acute findings"])
-        images = torch.stack([self.processor(images=picture(_probe()), return_tensors="pt")["pixel_values"][0]])
-        wanted_text = _pooled(model.get_text_features(**self._library_tokens(tokens)))
-        wanted_image = _pooled(model.get_image_features(pixel_values=images))
+        with foreign.library(model.config.model_type, "a family whose parts hf_clip_any knows"):
+            images = torch.stack([self.processor(images=picture(_probe()), return_tensors="pt")["pixel_values"][0]])
+            wanted_text = _pooled(model.get_text_features(**self._library_tokens(tokens)))
+            wanted_image = _pooled(model.get_image_features(pixel_values=images))
         sides: list[tuple[str, Any, Callable[[], Tensor], Tensor]] = [
             ("text", self.text_trunk, lambda: self.project_text(self.text_features(tokens)), wanted_text),
             ("image", self.image_trunk, lambda: self.project_image(self.image_features(images)), wanted_image),
         ]
         for side, trunk, compute, wanted in sides:
             for trunk.pooling in _POOLINGS:
-                got = compute()
+                with foreign.library(model.config.model_type, f"a family whose {side} tower hf_clip_any knows"):
+                    got = compute()
                 if got.shape == wanted.shape and torch.allclose(got, wanted, atol=1e-4, rtol=1e-4):
                     break
             else:
@@ -130,7 +152,7 @@ class HFClipAny(LibraryModel):
         return int(wanted_text.shape[1])
 
     def _library_tokens(self, tokens: Tokens) -> dict[str, Tensor]:
-        if self.config.model_type == "siglip":
+        if self.config.model_type in FULL_LENGTH:
             return {"input_ids": tokens["input_ids"]}
         return dict(tokens)
 
@@ -141,7 +163,7 @@ class HFClipAny(LibraryModel):
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """The model's own tokenizer; padded to the longest, or to the full length where the family needs it."""
-        full = self.config.model_type == "siglip"
+        full = self.config.model_type in FULL_LENGTH
         encoded = self.tokenizer(
             list(texts),
             padding="max_length" if full else True,

@@ -3,17 +3,20 @@
 n items, L tokens, f width of a tower's features.
 """
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
 from m3bind.models.base import DualEncoder, Tokens
-from m3bind.models.checkpoint import load_strict, read_state, resolve
+from m3bind.models.checkpoint import State, bounded, read_state, resolve
+from m3bind.models.foreign import library
 from m3bind.models.preprocess import LUNG_WINDOW
 from m3bind.models.text_encoder import lora_targets
 
@@ -44,13 +47,14 @@ class LibraryModel(DualEncoder):
         if source is None and assets is None:
             raise ConfigError(f"{self.name} needs source=<folder or hub id>: {self.card.source}.")
         folder = resolve(source, revision) if source is not None else Path(str(assets))
-        model = self._read(folder)
-        if source is not None:
-            load_strict(model, read_state(folder), self.migrations, source=str(folder))
+        state = read_state(folder) if source is not None else None
+        with bounded([state], str(folder)) if state is not None else contextlib.nullcontext():
+            model = self._read(folder, state)
         model.eval()
         self.hu = tuple(hu)
         self.log_scale: nn.Parameter = model.logit_scale
         self.joint_dim = self._take_apart(model)
+        self._check_neighbours(folder)
         from_hub = source is not None and not Path(source).exists()
         self.card = replace(
             type(self).card,
@@ -62,12 +66,28 @@ class LibraryModel(DualEncoder):
         )
 
     @abstractmethod
-    def _read(self, folder: Path) -> Any:
-        """The untrained network; the folder's tokenizer and image transform become attributes."""
+    def _read(self, folder: Path, state: State | None) -> Any:
+        """The network with the weights of `state`, or untrained; tokenizer and image transform become attributes."""
 
     @abstractmethod
     def _take_apart(self, model: Any) -> int:
         """Set the four parts from the library's network with its weights; returns the joint dimension."""
+
+    @torch.no_grad()
+    def _check_neighbours(self, folder: Path) -> None:
+        """Refuse a folder whose texts depend on what else is in the batch (padding that its network takes for words).
+
+        Raises:
+            ConfigError: they do.
+        """
+        texts = ["heart", "no acute findings, the heart is of normal size and the lungs are clear"]
+        with library(folder, "a tokenizer and a text tower that fit each other"):
+            together, alone = (self.encode_text(self.tokenize(part)) for part in (texts, texts[:1]))
+        if not torch.allclose(together[:1], alone, atol=1e-4, rtol=1e-4, equal_nan=True):
+            raise ConfigError(
+                f"{folder}: a text's embedding depends on the texts beside it: its tokenizer and its network differ in "
+                "what is padding. Give pad_token in tokenizer_config.json and pad_token_id in config.json one token."
+            )
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:

@@ -5,9 +5,9 @@ The towers are open_clip's own and end with their projections, so both heads are
 tower needs the full context length; a Hugging Face text tower inside it takes text padded to the longest.
 """
 
+import dataclasses
 import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3bind.errors import CheckpointError, DiskError
+from m3bind.errors import CheckpointError, ConfigError
+from m3bind.files import write_json
+from m3bind.modalities._archive import temporary_folder
 from m3bind.modalities.base import Sample
+from m3bind.models import foreign
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.checkpoint import State
+from m3bind.models.checkpoint import State, load_strict
 from m3bind.models.library import LibraryModel
 from m3bind.models.preprocess import picture
 
 CONFIG_FILE = "open_clip_config.json"
 TEXT_CONFIG_FOLDER = "text_config"
+_MODEL_KEYS = (
+    "custom_text", "embed_dim", "init_logit_bias", "init_logit_scale", "nonscalar_logit_scale", "quick_gelu",
+    "text_cfg", "vision_cfg",
+)  # fmt: skip
+_TOKENIZER_KEYS = ("clean", "language", "strip_sep_token")
+_ADDRESSES = ("hf_model_name", "hf_tokenizer_name")  # never followed: they say that the folder has such files
+_TEXT_FAMILIES = ("bert", "m2m_100", "mt5", "roberta", "xlm-roberta")
 
 
 def custom_text_names(state: State, wanted: frozenset[str]) -> State:
@@ -52,7 +62,7 @@ class OpenClipAny(LibraryModel):
     """An open_clip model with its own tokenizer and image transform.
 
     Its folder holds open_clip_config.json and weights. A Hugging Face text tower is described by
-    `text_config/config.json` in it, or by the model name the configuration gives.
+    `text_config/config.json` in it; the name in the configuration is not followed.
     """
 
     name = "open_clip_any"
@@ -68,32 +78,43 @@ class OpenClipAny(LibraryModel):
         notes="joint_dim and LoRA names are read from the model; after loading, see model.card.",
     )
 
-    def _read(self, folder: Path) -> Any:
+    def _read(self, folder: Path, state: State | None) -> Any:
         self.config = _read_config(folder)
         model = _build(self.config, folder)
+        if state is not None:
+            load_strict(model, state, self.migrations, source=str(folder))
         self._text_config: Any = getattr(model.text, "config", None)  # of a Hugging Face text tower
         self._read_tokenizer(folder, int(model.text.context_length))
         self.transform: Any = _transform(model.visual)
         return model
 
     def _take_apart(self, model: Any) -> int:
-        full = 0 if self._text_config is not None else self.max_tokens
+        masked = self._text_config is not None and self._text_config.pad_token_id == self.pad_id
+        full = 0 if masked else self.max_tokens
         self.image_trunk, self.image_head = model.visual, nn.Identity()
         self.text_trunk, self.text_head = _TextTower(model.text, self.pad_id, full), nn.Identity()
         return int(self.config["model_cfg"]["embed_dim"])
 
     def _read_tokenizer(self, folder: Path, positions: int) -> None:
-        import open_clip
+        """open_clip's choice, without its addresses: a Hugging Face tokenizer from the folder, or CLIP's own."""
+        from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-        self.max_tokens = int(self.config["model_cfg"]["text_cfg"].get("context_length", min(77, positions)))
-        try:
-            self.tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}", context_length=self.max_tokens)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{folder}: its tokenizer files are missing ({str(error).splitlines()[0][:120]}); copy them beside "
-                f"{CONFIG_FILE}."
-            ) from error
+        text = self.config["model_cfg"]["text_cfg"]
+        self.max_tokens = int(text.get("context_length", min(77, positions)))
+        options = {"context_length": self.max_tokens, **(text.get("tokenizer_kwargs") or {})}
+        if text.get("hf_tokenizer_name"):
+            options |= {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
+            with (
+                foreign.tokenizer_files(folder) as files,
+                foreign.library(folder, f"a folder with tokenizer files; copy them beside {CONFIG_FILE}"),
+            ):
+                self.tokenizer: Any = HFTokenizer(str(files), local_files_only=True, **options)
+        else:
+            with foreign.library(folder / CONFIG_FILE, "settings of CLIP's tokenizer"):
+                self.tokenizer = SimpleTokenizer(**options)
         own = getattr(self.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer inside
+        if own is not None and own.pad_token is None:
+            raise ConfigError(f"{folder}: its tokenizer has no padding token; set pad_token in tokenizer_config.json.")
         self.pad_id = int(getattr(own, "pad_token_id", None) or 0)
 
     def preprocess(self, sample: Sample) -> Tensor:
@@ -110,8 +131,9 @@ class OpenClipAny(LibraryModel):
         if hasattr(self.tokenizer, "eot_token_id"):
             ends = (ids == self.tokenizer.eot_token_id).int().argmax(1)
             mask = (torch.arange(ids.shape[1]) <= ends[:, None]).long()
-        else:
-            mask = (ids != self.pad_id).long()
+        else:  # up to the last word, wherever padding stands
+            numbers = torch.arange(1, ids.shape[1] + 1)
+            mask = (numbers <= (numbers * (ids != self.pad_id)).amax(1, keepdim=True)).long()
         longest = int(mask.sum(1).max()) if len(ids) else 0
         return {"input_ids": ids[:, :longest], "attention_mask": mask[:, :longest]}
 
@@ -125,38 +147,87 @@ class OpenClipAny(LibraryModel):
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config["model_cfg"]):
-            raise KeyError("model_cfg lacks embed_dim, vision_cfg or text_cfg")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: no usable {CONFIG_FILE} ({error}); is it an open_clip folder?") from error
-    return config
+    """What open_clip_config.json may say: numbers and names of open_clip's own settings, no addresses, no code.
+
+    Raises:
+        CheckpointError: missing, or it says something else; the message names the key.
+    """
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+    from open_clip.transform import PreprocessCfg
+
+    found, where = foreign.settings_of(folder, CONFIG_FILE), folder / CONFIG_FILE
+    with foreign.library(where, "the configuration of an open_clip model"):
+        model = _known(found.get("model_cfg"), "model_cfg", _MODEL_KEYS)
+        if absent := {"embed_dim", "vision_cfg", "text_cfg"} - set(model):
+            raise ValueError(f"model_cfg lacks {', '.join(sorted(absent))}")
+        vision = _known(model["vision_cfg"], "vision_cfg", _fields(CLIPVisionCfg))
+        text = _known(model["text_cfg"], "text_cfg", _fields(CLIPTextCfg))
+        shown = _known(found.get("preprocess_cfg") or {}, "preprocess_cfg", _fields(PreprocessCfg))
+        foreign.sizes(model)
+        if text.get("tokenizer_kwargs"):
+            _known(text["tokenizer_kwargs"], "tokenizer_kwargs", _TOKENIZER_KEYS)
+        for name in ("act_kwargs", "norm_kwargs"):
+            for part in (vision, text):
+                _known(part.get(name) or {}, name, ("approximate", "eps"))
+        for side in (vision.get("image_size"), shown.get("size")):
+            foreign.side(side, "image_size")
+        if vision.get("timm_model_name"):
+            _check_timm(vision["timm_model_name"])
+        return {"model_cfg": {**model, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": shown}
+
+
+def _known(values: Any, where: str, keys: Collection[str]) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is missing or no object")
+    for key, value in values.items():
+        if key not in keys:
+            raise ValueError(f"{where} has the key {key[:60]!r}; known: {', '.join(sorted(keys))}")
+        if isinstance(value, str) and key not in _ADDRESSES and not foreign.is_name(value):
+            raise ValueError(f"{where}: {key} is {value[:60]!r}, which is no name")
+    return dict(values)
+
+
+def _fields(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def _check_timm(name: Any) -> None:
+    """A network that timm itself defines: not one that it would read from a folder or fetch from a hub."""
+    import timm
+
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise ValueError(f"timm_model_name is {str(name)[:60]!r}, which is no model of timm")
 
 
 def _build(config: Mapping[str, Any], folder: Path) -> Any:
-    """The untrained network, the text tower as a module of its own; nothing is downloaded where the folder says all."""
+    """The untrained network, the text tower as a module of its own; nothing is fetched."""
     import open_clip
 
     edited = json.loads(json.dumps(config))
-    if "hf_model_name" in edited["model_cfg"]["text_cfg"] and (folder / TEXT_CONFIG_FOLDER).is_dir():
-        edited["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder / TEXT_CONFIG_FOLDER)
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            (Path(temporary) / CONFIG_FILE).write_text(json.dumps(edited), encoding="utf-8")
+    text = edited["model_cfg"]["text_cfg"]
+    with temporary_folder() as temporary:
+        if text.get("hf_model_name"):
+            text["hf_model_name"] = str(temporary / TEXT_CONFIG_FOLDER)
+            _copy_text_config(folder, temporary, config["model_cfg"]["text_cfg"]["hf_model_name"])
+        write_json(temporary / CONFIG_FILE, edited)
+        with foreign.library(folder / CONFIG_FILE, "settings that open_clip can build"), foreign.quiet():
             return open_clip.create_model(
                 f"local-dir:{temporary}", load_weights=False, pretrained_text=False, force_custom_text=True
             )
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: open_clip cannot build this ({str(error)[:160]}).") from error
-    except OSError as error:
-        if getattr(error, "errno", None) is not None:
-            raise DiskError(f"cannot write a temporary folder ({error}); free space or set TMPDIR.") from error
-        name = config["model_cfg"]["text_cfg"].get("hf_model_name")
+
+
+def _copy_text_config(folder: Path, temporary: Path, name: object) -> None:
+    """What the folder says of its Hugging Face text tower, reduced to what describes a network."""
+    own = folder / TEXT_CONFIG_FOLDER
+    if not own.is_dir():
         raise CheckpointError(
-            f"{folder}: the configuration of its text tower {name!r} is not at hand; put that model's config.json into "
-            f"{folder / TEXT_CONFIG_FOLDER}."
-        ) from error
+            f"{folder}: the configuration of its text tower {name!r} is not at hand, and nothing is fetched for a "
+            f"folder; put that model's config.json into {own}."
+        )
+    config = foreign.open_config(own, _TEXT_FAMILIES)
+    (temporary / TEXT_CONFIG_FOLDER).mkdir()
+    with foreign.library(own / foreign.CONFIG, "the configuration of a text tower"):
+        config.save_pretrained(str(temporary / TEXT_CONFIG_FOLDER))
 
 
 def _transform(visual: Any) -> Any:

@@ -2,18 +2,23 @@
 
 * `names`, `card`: what exists, without building anything.
 * `build`: a network from settings. `load`: with the weights of a checkpoint, or a folder that `save` wrote.
+* `rebuild`: the network that a folder describes.
 * `save`: model.json (name, settings, hash), weights.safetensors and assets/ in one folder.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.files import atomic_path, write_json
-from m3bind.models.base import DualEncoder, ModelCard
-from m3bind.models.checkpoint import hash_state, load_strict, read_state, save_state, without_initialisation
+from m3bind.models import foreign
+from m3bind.models.base import DualEncoder, ModelCard, constructor_parameters
+from m3bind.models.checkpoint import bounded, hash_state, load_strict, read_state, save_state, without_initialisation
 from m3bind.registry import Registry
-from m3bind.stored import read_json
+from m3bind.stored import inside, plain
 
 MODEL_FILE, WEIGHTS_FILE, ASSETS_FOLDER = "model.json", "weights.safetensors", "assets"
 
@@ -94,15 +99,49 @@ def load(name_or_folder: Path | str, checkpoint: Path | str | None = None, **set
 
 
 def _load_folder(folder: Path, overrides: dict[str, Any]) -> DualEncoder:
-    try:
-        content = read_json(folder / MODEL_FILE)
-        name, settings = str(content["model"]), dict(content["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / MODEL_FILE}: damaged ({error}); save the model again.") from error
+    where = folder / MODEL_FILE
+    content = foreign.settings_of(folder, MODEL_FILE)
+    name, settings = content.get("model"), content.get("settings")
+    if not isinstance(name, str) or not isinstance(settings, dict):
+        raise CheckpointError(f"{where}: damaged, it names no model or no settings; save the model again.")
+    with foreign.library(folder / WEIGHTS_FILE, "weights inside the folder"):
+        state = read_state(inside(folder, WEIGHTS_FILE))
     with without_initialisation():
-        model = build(name, assets=folder / ASSETS_FOLDER, **(settings | overrides))
-    load_strict(model, read_state(folder / WEIGHTS_FILE), source=str(folder / WEIGHTS_FILE))
+        model = rebuild(name, settings, folder / ASSETS_FOLDER, [state], where, overrides)
+    load_strict(model, state, source=str(folder / WEIGHTS_FILE))
     return model.eval()
+
+
+def rebuild(
+    name: str,
+    settings: Mapping[str, Any],
+    assets: Path | None,
+    states: Sequence[Mapping[str, Tensor]],
+    where: Path | str,
+    overrides: Mapping[str, Any] | None = None,
+) -> DualEncoder:
+    """The network that a folder describes: data of a stranger, so it names no files and is no larger than its weights.
+
+    Args:
+        name: of the model.
+        settings: as the folder has them.
+        assets: the folder's own assets.
+        states: the weights that it will get.
+        where: the file that errors name.
+        overrides: settings of the caller, which may say all.
+
+    Raises:
+        CheckpointError: an unknown model, settings that name a file or an address, or that describe no network.
+    """
+    with foreign.described(where, "the settings of a model"):
+        plain(dict(settings))
+        foreign.sizes(settings)
+        parameters = constructor_parameters(_registry.get(name))
+        for key, value in settings.items():
+            if isinstance(value, str) and key in parameters and "Path" in str(parameters[key].annotation):
+                raise ValueError(f"{key} names {value[:60]!r}: a folder's settings may name no other folder and no hub")
+        with bounded(states, str(where)):
+            return build(name, assets=assets, **{**settings, **(overrides or {})})
 
 
 def save(model: DualEncoder, folder: Path | str) -> None:

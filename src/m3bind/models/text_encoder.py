@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
+from m3bind.models import foreign
 from m3bind.models.base import Tokens
 from m3bind.models.bert import BertTrunk, Pooling
-from m3bind.models.checkpoint import drop_position_ids, load_strict, read_state, rename, resolve, strip_prefix
+from m3bind.models.checkpoint import bounded, drop_position_ids, load_strict, read_state, rename, resolve, strip_prefix
 from m3bind.models.heads import make_head
 from m3bind.models.tokenizer import TextTokenizer, read_tokenizer, train_wordpiece
-from m3bind.stored import read_json
 
 __all__ = ["HFTrunk", "TextEncoder", "lora_targets", "make_text_encoder", "minilm_folder", "train_wordpiece"]
 
@@ -62,16 +63,11 @@ class HFTrunk(nn.Module):
         Raises:
             ConfigError: a pooling that only a BERT has.
         """
-        from transformers import AutoModel
-
         if pooling not in ("mean", "cls"):
             raise ConfigError(f"pooling={pooling!r} is for BERT only; a {config.model_type} takes 'mean' or 'cls'.")
         super().__init__()
         self.config, self.pooling = config, pooling
-        try:
-            self.model = AutoModel.from_config(config, add_pooling_layer=False)
-        except TypeError:
-            self.model = AutoModel.from_config(config)
+        self.model = foreign.build(config, "text tower")
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(n, L), (n, L) -> (n, H)."""
@@ -140,27 +136,37 @@ class TextEncoder(nn.Module):
 
         Raises:
             ReadError: `assets` holds no tokenizer.
-            ConfigError: the configuration is of a kind transformers does not know.
+            CheckpointError: settings that describe no text tower, or one of a family that m3bind does not open.
+            ConfigError: `max_tokens` exceeds its positions, or a head that does not exist.
         """
-        trunk = _trunk(_config(settings["config"]), settings.get("pooling", "mean"))
-        head_settings = dict(settings["head"])
-        options = {key: value for key, value in head_settings.items() if key not in ("kind", "dim")}
-        head = make_head(head_settings["kind"], _width(trunk), int(head_settings["dim"]), **options)
-        return cls(trunk, head, read_tokenizer(assets), int(settings["max_tokens"]), head_settings)
+        with foreign.library("text settings", "those of a text tower"):
+            said = _Settings.model_validate(dict(settings))
+            foreign.sizes(said.head)
+            options = {key: value for key, value in said.head.items() if key not in ("kind", "dim")}
+            trunk = _trunk(foreign.make_config(said.config, foreign.ENCODERS, "text settings"), said.pooling)
+            head = make_head(str(said.head["kind"]), _width(trunk), int(said.head["dim"]), **options)
+        _check_length(said.max_tokens, trunk, said.config["model_type"])
+        return cls(trunk, head, read_tokenizer(assets), said.max_tokens, said.head)
 
 
-def _config(values: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig
+class _Settings(BaseModel):
+    """What `TextEncoder.settings` gives."""
 
-    values = dict(values)
-    try:
-        return AutoConfig.for_model(values.pop("model_type"), **values)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"text settings: transformers knows no such model type ({error}).") from error
+    model_config = ConfigDict(extra="forbid")
+    config: dict[str, Any]
+    pooling: Pooling = "mean"
+    max_tokens: int = Field(ge=1)
+    head: dict[str, Any]
+
+
+def _check_length(max_tokens: int, trunk: nn.Module, text: object) -> None:
+    if max_tokens > _positions(trunk):
+        raise ConfigError(f"max_tokens {max_tokens} exceeds the {_positions(trunk)} positions of text={str(text)!r}.")
 
 
 def _trunk(config: Any, pooling: Pooling) -> nn.Module:
-    return (BertTrunk if config.model_type == "bert" else HFTrunk)(config, pooling)
+    with foreign.library("text settings", f"a network of family {config.model_type}"):
+        return (BertTrunk if config.model_type == "bert" else HFTrunk)(config, pooling)
 
 
 def _width(trunk: nn.Module) -> int:
@@ -237,8 +243,7 @@ def make_text_encoder(
         trunk = _pretrained(folder, pooling or "mean", layers)
         tokenizer = _tokenizer(folder, lowercase, trunk.config)
         limit = max_tokens or min(256, _positions(trunk))
-    if limit > _positions(trunk):
-        raise ConfigError(f"max_tokens {limit} exceeds the {_positions(trunk)} positions of text={str(text)!r}.")
+    _check_length(limit, trunk, text)
     options = {key: value for key, value in head_settings.items() if key not in ("kind", "dim")}
     made = make_head(str(head_settings["kind"]), _width(trunk), dim, **options)
     return TextEncoder(trunk, made, tokenizer, limit, head_settings)
@@ -297,20 +302,18 @@ def _small_bert(
 
 def _read_config(folder: Path) -> Any:
     """The configuration in a Hugging Face folder; BERT's where the folder is older than the key `model_type`."""
-    from transformers import AutoConfig, BertConfig
-
     try:
-        values = read_json(folder / "config.json")
+        values = foreign.settings_of(folder, foreign.CONFIG)
         if "model_type" not in values and "type_vocab_size" in values:
-            return BertConfig(**values)
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no usable config.json ({str(error).splitlines()[0][:120]}).") from error
+            values["model_type"] = "bert"
+        return foreign.make_config(values, foreign.ENCODERS, folder / foreign.CONFIG)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: no usable config.json ({str(error)[:400]}).") from error
 
 
 def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module:
     """The trunk of a Hugging Face folder with its weights; heads of other tasks in the file are left out."""
-    config = _read_config(folder)
+    config, state = _read_config(folder), read_state(folder)
     dropped: list[str] = []
     if layers is not None:
         if config.model_type != "bert" or not 1 <= layers <= config.num_hidden_layers:
@@ -320,10 +323,11 @@ def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module
             )
         dropped = [f"encoder.layer.{number}.*" for number in range(layers, config.num_hidden_layers)]
         config.num_hidden_layers = layers
-    trunk = _trunk(config, pooling)
+    with bounded([state], str(folder)):
+        trunk = _trunk(config, pooling)
     network: Any = trunk.bert if isinstance(trunk, BertTrunk) else trunk.model
     prefix = str(getattr(network, "base_model_prefix", "")) + "."
-    state = drop_position_ids(read_state(folder), frozenset())
+    state = drop_position_ids(state, frozenset())
     if any(key.startswith(prefix) for key in state):
         state = {key: value for key, value in state.items() if key.startswith(prefix)}
     old_names = (strip_prefix(prefix), rename(r"\.gamma$", ".weight"), rename(r"\.beta$", ".bias"))

@@ -3,15 +3,18 @@
 n texts, L tokens of the longest of them.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from m3bind.errors import ConfigError, ReadError
+from m3bind.errors import CheckpointError, ConfigError, ReadError
+from m3bind.models import foreign
 from m3bind.models.base import Tokens
+from m3bind.stored import inside
 
 TOKENIZER_FILE = "tokenizer.json"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -88,32 +91,38 @@ def read_tokenizer(folder: Path | str, lowercase: bool | None = None) -> Tokeniz
     """
     folder = Path(folder)
     if (folder / TOKENIZER_FILE).is_file():
-        try:
+        with _readable(folder / TOKENIZER_FILE):
+            foreign.check_tokenizer(folder)
             return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-        except Exception as error:  # the Rust library raises bare Exception
-            raise ReadError(folder / TOKENIZER_FILE, f"not a tokenizer ({str(error)[:80]})", "save it again") from error
     if (folder / "vocab.txt").is_file():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        with _readable(folder / "vocab.txt"):
+            lines = inside(folder, "vocab.txt").read_text(encoding="utf-8").splitlines()
         if lowercase is None:
             lowercase = _configured_lowercase(folder)
         return wordpiece({piece: row for row, piece in enumerate(lines)}, lowercase)
-    from transformers import AutoTokenizer
-
-    try:
-        found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    with _readable(folder, "no fast tokenizer here"):
+        found = foreign.open_tokenizer(folder)
         backend: Tokenizer = found.backend_tokenizer
-    except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
+        if found.pad_token_id is not None:
+            backend.enable_padding(pad_id=found.pad_token_id, pad_token=found.pad_token)
+        return backend
+
+
+@contextlib.contextmanager
+def _readable(path: Path, reason: str = "not a tokenizer") -> Iterator[None]:
+    """Inside, what fails becomes a ReadError of `path`."""
+    try:
+        with foreign.library(path, "a tokenizer"):
+            yield
+    except CheckpointError as error:
         hint = f"expected {TOKENIZER_FILE} or vocab.txt in it; m3bind.models.text_encoder.train_wordpiece makes one"
-        raise ReadError(folder, "no fast tokenizer here", hint) from error
-    backend.enable_padding(pad_id=found.pad_token_id, pad_token=found.pad_token)
-    return backend
+        detail = str(error).removeprefix(f"{path}: ").rstrip(".")
+        raise ReadError(path, f"{reason} ({detail[:200]})", hint if path.is_dir() else "save it again") from error
 
 
 def _configured_lowercase(folder: Path) -> bool:
-    from m3bind.stored import read_json
-
-    config = folder / "tokenizer_config.json"
-    return bool(read_json(config).get("do_lower_case", True)) if config.is_file() else True
+    name = foreign.TOKENIZER_CONFIG
+    return bool(foreign.settings_of(folder, name).get("do_lower_case", True)) if (folder / name).is_file() else True
 
 
 class TextTokenizer:
@@ -129,11 +138,16 @@ class TextTokenizer:
         self.tokenizer.enable_truncation(max_tokens)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """n texts -> {"input_ids": int64 (n, L), "attention_mask": int64 (n, L)}."""
+        """n texts -> {"input_ids": int64 (n, L), "attention_mask": int64 (n, L)}.
+
+        Raises:
+            CheckpointError: the tokenizer's own rules stop at a text.
+        """
         if not texts:
             empty = torch.zeros(0, 0, dtype=torch.int64)
             return {"input_ids": empty, "attention_mask": empty.clone()}
-        encoded = self.tokenizer.encode_batch_fast(list(texts))
+        with foreign.library(TOKENIZER_FILE, "rules that can split every text"):
+            encoded = self.tokenizer.encode_batch_fast(list(texts))
         return {
             "input_ids": torch.tensor([row.ids for row in encoded], dtype=torch.int64),
             "attention_mask": torch.tensor([row.attention_mask for row in encoded], dtype=torch.int64),

@@ -10,11 +10,11 @@ a network does not hold them twice.
 """
 
 import contextlib
-import json
 import os
 import pickle
 import re
 import shlex
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from m3bind.errors import CheckpointError, ConfigError, ReadError, in_words
 from m3bind.modalities import _archive, _limits
+from m3bind.stored import inside, read_json
 
 State = dict[str, Tensor]
 Form = Literal["safetensors", "index", "torch", "torchscript", "pickle", "zip"]
@@ -148,7 +149,8 @@ def weights_file(path: Path | str) -> Iterator[WeightsFile]:
     """
     given = path = Path(path)
     if path.is_dir():
-        path = path / _choose((file.name for file in path.iterdir() if file.is_file()), str(path), f"'{path}/FILE'")
+        name = _choose((file.name for file in path.iterdir() if file.is_file()), str(path), f"'{path}/FILE'")
+        path = _within(path, name, str(path))
     if not path.is_file():
         raise ReadError(path, "no such file", "check the path of the checkpoint")
     if recognise(path) != "zip":
@@ -157,6 +159,14 @@ def weights_file(path: Path | str) -> Iterator[WeightsFile]:
     with _archive.temporary_folder() as folder:
         member = _unpack(path, folder)
         yield WeightsFile(folder / member.name, f"{path} ({member})", given)
+
+
+def _within(folder: Path, name: str, shown: str) -> Path:
+    """The path of a file that a folder names, which must be in it."""
+    try:
+        return inside(folder, name)
+    except ValueError as error:
+        raise CheckpointError(f"{shown}: its weights are outside the folder ({error}); refused.") from error
 
 
 def _unpack(path: Path, folder: Path) -> PurePosixPath:
@@ -284,15 +294,15 @@ def read_state(path: Path | str) -> State:
 def _read_shards(index: WeightsFile) -> State:
     """All tensors of a sharded Hugging Face checkpoint; shards may only be files beside their index."""
     try:
-        weight_map: dict[str, str] = json.loads(index.path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = read_json(index.path)["weight_map"]
         names = sorted(set(map(str, weight_map.values())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(index.path, index.shown, error) from error
     state: State = {}
     for name in names:
-        shard = index.path.parent / name
         if Path(name).name != name or name.endswith(_INDEX):
             raise CheckpointError(f"{index.shown}: names a shard outside its folder ({name!r}); refused.")
+        shard = _within(index.path.parent, name, index.shown)
         if not shard.is_file():
             raise CheckpointError(f"{index.shown}: its shard {name} is not there; download the folder again.")
         state.update(_read_one(WeightsFile(shard, str(shard), shard)))
@@ -343,10 +353,11 @@ def _can_map(path: Path) -> bool:
 def _torch_load(file: WeightsFile, mapped: bool) -> Any:
     """`torch.load` that never runs code from the file."""
     try:
-        if mapped:
-            return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
-        with open(file.path, "rb") as handle:  # by its name torch may take it for another form
-            return torch.load(handle, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickles that are none
+            if mapped:
+                return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
+            with open(file.path, "rb") as handle:  # by its name torch may take it for another form
+                return torch.load(handle, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = ", ".join(dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error))))
         reason = f"reading it would run code stored in the file ({wanted})" if wanted else _unclear(file)

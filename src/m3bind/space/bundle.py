@@ -28,6 +28,7 @@ from m3bind.models.text_encoder import TextEncoder
 from m3bind.space.bridges import BaseBridge, Bridge
 from m3bind.space.compute import Array, encode_distinct, evaluating, fast_dtype, similarity, softmax, text_dtype
 from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, read_folder, write_folder
+from m3bind.space.manifest import filled
 
 log = logging.getLogger(__name__)
 
@@ -396,12 +397,7 @@ def _fill(label: str, prompts: Prompts | None) -> list[str]:
         return list(prompts[label])
     if isinstance(prompts, str):
         raise ConfigError(f"prompts must be a list of templates, not one text; write [{prompts!r}]")
-    try:
-        if any("{" not in template for template in prompts):
-            raise ValueError("a template without a place for the label")
-        return [template.format(label) for template in prompts]
-    except (IndexError, KeyError, ValueError) as error:
-        raise ConfigError(f"cannot fill a prompt template ({error!r}); write {{}} where the label goes") from error
+    return [filled(template, label) for template in prompts]
 
 
 def save_space(space: Space, folder: Path | str) -> Path:

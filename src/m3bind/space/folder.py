@@ -20,7 +20,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -29,18 +29,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import m3bind
-from m3bind.errors import ConfigError, SpaceError, UnknownNameError
+from m3bind.errors import CheckpointError, ConfigError, SpaceError
 from m3bind.files import atomic_path, sha256_file, sha256_text, write_json
-from m3bind.models import registry
+from m3bind.models import foreign, registry
 from m3bind.models.base import PARTS, DualEncoder, ModelCard
-from m3bind.models.checkpoint import hash_state, save_state, without_initialisation
+from m3bind.models.checkpoint import bounded, hash_state, save_state, without_initialisation
 from m3bind.models.text_encoder import TextEncoder
+from m3bind.space import manifest
 from m3bind.space.bridges import BaseBridge, Bridge, freeze, restore
-from m3bind.stored import MOST_JSON, read_bytes
+from m3bind.stored import inside, read_bytes, read_json
 
 FORMAT, VERSION = "m3bind-space", 2  # 2: bridges of other kinds than linear; a space without them is written as 1
 MANIFEST = "space.json"
 STUDENT_PARTS = ("trunk", "head")
+MOST = 64 << 20  # bytes of the file that describes a folder
 PATIENCE = 5.0  # seconds a reader keeps starting over while another process replaces the folder
 
 State = dict[str, Tensor]
@@ -296,7 +298,7 @@ def _stamp(folder: Path, marker: str) -> tuple[int, int, bytes] | None:
     """Which version of the folder is there now."""
     try:
         stat = folder.stat()
-        return stat.st_ino, stat.st_mtime_ns, read_bytes(folder / marker, MOST_JSON)
+        return stat.st_ino, stat.st_mtime_ns, read_bytes(folder / marker, MOST)
     except OSError:
         return None
 
@@ -318,10 +320,10 @@ class _Reader:
     def _manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
         try:
-            content: dict[str, Any] = json.loads(path.read_bytes())
+            content: dict[str, Any] = read_json(inside(self.folder, MANIFEST), MOST)
             checksum = content.pop("checksum")
             version = content["version"]
-            if content["format"] != FORMAT:
+            if content["format"] != FORMAT or not isinstance(version, int):
                 raise ValueError("another format")
         except (FileNotFoundError, NotADirectoryError) as error:
             old = _leftovers(self.folder)
@@ -333,18 +335,19 @@ class _Reader:
             raise SpaceError(f"{path}: written by a newer m3bind (format {version} > {VERSION}); update m3bind")
         if checksum != _checksum(content):
             raise damaged(path)
+        manifest.check(content, path)
         return content
 
     def _verify(self, name: str, digest: str) -> None:
-        path = self.folder / name
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise SpaceError(f"{self.folder / MANIFEST}: names a file outside the space ({name}); do not use it")
         try:
-            if sha256_file(path) == digest:
-                return
-        except FileNotFoundError as error:
-            raise SpaceError(f"{path}: missing; copy the whole folder again, or save the space again") from error
-        raise damaged(path)
+            path = inside(self.folder, name)
+        except ValueError as error:
+            reason = "names a file outside the space"
+            raise SpaceError(f"{self.folder / MANIFEST}: {reason} ({error}); do not use it") from error
+        if not path.is_file():
+            raise SpaceError(f"{path}: missing; copy the whole folder again, or save the space again")
+        if sha256_file(path) != digest:
+            raise damaged(path)
 
     def _state(self, name: str) -> State:
         """Tensors of one weights file; asked twice, the same tensors."""
@@ -359,20 +362,36 @@ class _Reader:
         join_state(module, {part: self._state(name) for part, name in weights.items()}, f"{self.folder} ({what})")
         return module.requires_grad_(False).eval()
 
+    def _network(self, name: str, entry: Mapping[str, Any]) -> DualEncoder:
+        """The untrained dual encoder of one modality."""
+        states = [self._state(file) for file in entry["weights"].values()]
+        where = f"{self.folder / MANIFEST} ({name})"
+        return registry.rebuild(entry["model"], entry["settings"], self._assets(entry, name), states, where)
+
+    def _student(self, entry: Mapping[str, Any]) -> TextEncoder:
+        """The untrained student."""
+        where, assets = f"{self.folder / MANIFEST} (student)", self.folder / "assets" / "student"
+        states = [self._state(file) for file in entry["weights"].values()]
+        with foreign.described(where, "the settings of a student"), bounded(states, where):
+            return TextEncoder.from_settings(entry["settings"], assets=assets)
+
     def _assets(self, entry: Mapping[str, Any], name: str) -> Path | None:
         return self.folder / "assets" / name if entry["assets"] else None
 
     def _bridge(self, name: str, entry: Mapping[str, Any], arrays: State) -> BaseBridge:
         """The bridge of one modality."""
-        if "bridge" not in entry:
-            return freeze(Bridge(arrays[f"bridge.{name}"]))
-        prefix = f"bridge.{name}."
+        prefix, described = f"bridge.{name}.", entry.get("bridge")
         try:
-            bridge = restore(entry["bridge"]["kind"], entry["bridge"]["settings"])
+            if described is None:
+                return freeze(Bridge(arrays[f"bridge.{name}"]))
+            foreign.sizes(described["settings"])
+            with bounded([arrays], f"{self.folder} (bridge of {name})"):
+                bridge = restore(described["kind"], described["settings"])
             bridge.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
-        except (RuntimeError, KeyError, TypeError, UnknownNameError) as error:
+        except (RuntimeError, KeyError, TypeError, ValueError, ConfigError, RecursionError) as error:
             raise SpaceError(
-                f"{self.folder}: the bridge of {name} does not fit ({error}); was it saved by another version?"
+                f"{self.folder}: the bridge of {name} does not fit ({foreign.reason(error)}); was it saved by another "
+                "version?"
             ) from error
         return freeze(bridge)
 
@@ -381,13 +400,14 @@ class _Reader:
         content, arrays = self.content, self._state(self.content["arrays"])
         models, bridges, student = {}, {}, None
         with torch.random.fork_rng(devices=[]), without_initialisation():  # the caller's random numbers stay
-            for name, entry in content["modalities"].items():
-                network = registry.build(entry["model"], assets=self._assets(entry, name), **entry["settings"])
-                models[name] = self._fill(network, entry["weights"], name)
-                bridges[name] = self._bridge(name, entry, arrays)
-            if entry := content["student"]:
-                encoder = TextEncoder.from_settings(entry["settings"], assets=self.folder / "assets" / "student")
-                student = self._fill(encoder, entry["weights"], "student")
+            try:
+                for name, entry in content["modalities"].items():
+                    models[name] = self._fill(self._network(name, entry), entry["weights"], name)
+                    bridges[name] = self._bridge(name, entry, arrays)
+                if entry := content["student"]:
+                    student = self._fill(self._student(entry), entry["weights"], "student")
+            except CheckpointError as error:
+                raise SpaceError(str(error)) from error
         cards = {name: entry["card"] for name, entry in content["modalities"].items()}
         names = [entry.name for entry in dataclasses.fields(SpaceInfo) if entry.name != "cards"]
         return Contents(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from m3bind import sums
 from m3bind.errors import CheckpointError
 from m3bind.files import atomic_path
+from m3bind.stored import parse_json
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -38,9 +39,11 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as handle:
-            description = json.loads((handle.metadata() or {}).get("description", "{}"))
+            description = parse_json((handle.metadata() or {}).get("description", "{}"), path)
+            if not isinstance(description, dict) or not isinstance(description.get("step", 0), int):
+                raise ValueError("its description is no object, or its step no number")
             return {name: handle.get_tensor(name) for name in handle.keys()}, description  # noqa: SIM118
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: damaged checkpoint ({error}); delete it to go on from the one before"
         ) from error
@@ -88,10 +91,17 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], packed: Mapping[str, Tensor]
 ) -> None:
-    """Inverse of `pack_optimizer`; parameters without stored state keep a fresh one."""
+    """Inverse of `pack_optimizer`; parameters without stored state keep a fresh one.
+
+    Raises:
+        CheckpointError: state of a parameter that there is not, or of another shape.
+    """
     for name, value in packed.items():
-        parameter, key = name.rsplit("|", 1)
-        optimizer.state[parameters[parameter]][key] = value.clone()
+        owner, _, key = name.rpartition("|")
+        parameter = parameters.get(owner)
+        if parameter is None or value.shape not in (parameter.shape, ()):
+            raise CheckpointError(f"the optimiser's state {name[:60]!r} does not fit; delete the checkpoint")
+        optimizer.state[parameter][key] = value.clone()
 
 
 class Checkpoints:

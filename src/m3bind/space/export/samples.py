@@ -16,6 +16,7 @@ from m3bind.models.base import DualEncoder
 from m3bind.models.reference import fixed_images, fixed_samples
 from m3bind.space.bundle import Space
 from m3bind.space.compute import PROBES
+from m3bind.space.manifest import filled
 
 ITEMS = 3  # generated inputs per tower
 REAL = 8  # files per modality
@@ -23,7 +24,7 @@ REAL = 8  # files per modality
 
 def sample_texts(space: Space) -> list[str]:
     """Short and long ones."""
-    prompts = [template.format("pneumonia") for templates in space.info.prompts.values() for template in templates]
+    prompts = [filled(template, "pneumonia") for templates in space.info.prompts.values() for template in templates]
     return list(dict.fromkeys([*PROBES, *prompts]))
 
 

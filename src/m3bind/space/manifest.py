@@ -1,0 +1,122 @@
+"""What space.json may say, and templates of prompts: data of a stranger, checked before anything is built from it.
+
+* `check`: its form. * `filled`: a template with its label.
+"""
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from m3bind.errors import ConfigError, SpaceError
+from m3bind.models import foreign
+from m3bind.stored import plain
+
+_MOST = 4096  # characters of a template, and of what it becomes
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Part = Literal["image_trunk", "image_head", "text_trunk", "text_head", "rest"]
+StudentPart = Literal["trunk", "head", "rest"]
+Template = Annotated[str, StringConstraints(max_length=_MOST)]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Bridge(_Form):
+    kind: Name
+    settings: dict[str, Any]
+
+
+class _Tower(_Form):
+    """A dual encoder."""
+
+    model: Name
+    settings: dict[str, Any]
+    joint_dim: int = Field(ge=1)
+    bridge: _Bridge | None = None
+    logit_scale: float = Field(allow_inf_nan=False)
+    weights: dict[Part, str]
+    assets: bool
+    card: dict[str, str | int | list[str]]
+
+
+class _Student(_Form):
+    settings: dict[str, Any]
+    weights: dict[StudentPart, str]
+    assets: bool
+
+
+class Manifest(_Form):
+    """space.json, without its checksum."""
+
+    format: str
+    version: int
+    dim: int = Field(ge=1)
+    modalities: dict[Name, _Tower] = Field(min_length=1)
+    student: _Student | None
+    arrays: str
+    files: dict[str, Digest]
+    text_paths: list[str]
+    config: dict[str, Any]
+    prompts: dict[str, list[Template]]
+    prompts_hashes: dict[str, str]
+    records: dict[str, dict[str, int]]
+    synthetic: bool
+    notes: str
+    versions: dict[str, str]
+    fingerprint: Digest
+
+    @model_validator(mode="after")
+    def _files_are_listed(self) -> "Manifest":
+        used = {"arrays": self.arrays}
+        parts: list[tuple[str, _Tower | _Student]] = [*self.modalities.items()]
+        for name, tower in [*parts, ("student", self.student)] if self.student else parts:
+            used |= {f"{name}.weights.{part}": file for part, file in tower.weights.items()}
+        for key, file in used.items():
+            if file not in self.files or not file.startswith("weights/"):
+                raise ValueError(f"{key} is {file[:60]!r}, which is not one of the weights in files")
+        return self
+
+
+def check(content: dict[str, Any], path: Path) -> None:
+    """Refuse values that no space has.
+
+    Raises:
+        SpaceError: the key and what is wrong with it.
+    """
+    files = content.get("files")
+    for name in files if isinstance(files, dict) else ():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise SpaceError(f"{path}: names a file outside the space ({name[:60]!r}); do not use it")
+    try:
+        plain(content)
+        Manifest.model_validate(content)
+    except (ValidationError, ValueError) as error:
+        raise SpaceError(f"{path}: {foreign.reason(error)}; m3bind does not write this, so do not use it") from error
+
+
+def filled(template: str, label: str) -> str:
+    """A template with the label where {} stands; nothing else of Python's formatting is known.
+
+    Raises:
+        ConfigError: no place for the label, another field than {}, or a text without measure.
+    """
+    found = 0
+
+    def put(match: re.Match[str]) -> str:
+        nonlocal found
+        if match[0] in ("{}", "{0}"):
+            found += 1
+            return label
+        if match[0] in ("{{", "}}"):
+            return match[0][0]
+        raise ConfigError(f"cannot fill a prompt template ({template[:60]!r}); write {{}} where the label goes")
+
+    text = re.sub(r"\{\{|\}\}|\{0?\}|[{}]", put, template)
+    if not found or len(text) > _MOST * 4:
+        raise ConfigError(f"cannot fill a prompt template ({template[:60]!r}); write {{}} once, where the label goes")
+    return text
