@@ -38,9 +38,11 @@ def encode(
     accelerate launch -m m3bind encode archive/ --space runs/demo/space --out encoded
     """
     prepare_torch()
+    from m3bind.data.records import BadRow
     from m3bind.modalities import Cut
     from m3bind.space import load
     from m3bind.space.encode import encode_files, encode_share
+    from m3bind.space.roots import folder_of, remember
 
     opened = load(space, device)
     options: Any = {
@@ -53,13 +55,16 @@ def encode(
         "gap_correct": gap_correct,
     }
     sources = _sources(paths, opened.modalities)
+    roots = {folder_of(getattr(source, "path", source)) for source in sources if not isinstance(source, BadRow)}
     if shard:
         done, bad = encode_share(opened, sources, out, _share(shard), modality, **options)
+        remember(f"{out}.parts", roots)
         print(f"share {shard}: {done} done, {bad} bad; all shares together: m3bind merge {out}.parts ... --out {out}")
     else:
         encoded = encode_files(opened, sources, out, modality, **options)
         bad = encoded.bad
         if os.environ.get("RANK", "0") == "0":
+            remember(out, roots)
             print(encoded)
             print("\n".join(f"  {name}: {dtype}" for name, dtype in encoded.precision.items()))
             if encoded.doubted:
@@ -78,8 +83,10 @@ def merge(
     Example:  m3bind merge a/encoded.parts b/encoded.parts --out encoded
     """
     from m3bind.space.encode import merge as put_together
+    from m3bind.space.roots import remember, remembered
 
     encoded = put_together(parts, out)
+    remember(out, [root for part in parts for root in remembered(part)])
     print(encoded)
     if encoded.doubted:
         print(encoded.doubts_text())

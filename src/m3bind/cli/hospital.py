@@ -309,6 +309,7 @@ def _ways(options: _Options, quiet: float) -> Iterator[tuple[Any, Any]]:
     from m3bind.hospital.pseudonyms import Pseudonyms, open_salt
     from m3bind.hospital.spool import Spool
     from m3bind.space.bundle import load
+    from m3bind.space.roots import remember, remembered
 
     if options.dates not in ("none", "shift"):
         raise ConfigError(f"--dates {options.dates}: none or shift")
@@ -323,6 +324,9 @@ def _ways(options: _Options, quiet: float) -> Iterator[tuple[Any, Any]]:
         mapping = stack.enter_context(Mapping(options.mapping)) if options.mapping else None
         target = stack.enter_context(_index(options.index, opened))
         names = Deidentifier(Pseudonyms(salt), cast(Any, options.dates), options.burned_in)
+        if options.keep:
+            options.keep.mkdir(parents=True, exist_ok=True, mode=0o700)
+            remember(options.index, [options.keep, *remembered(options.index)])
         intake = Intake(spool, names, opened.modalities, mapping, options.max_mb << 20)
         yield intake, Encoder(opened, target, spool, options.keep)
 

@@ -93,6 +93,7 @@ def index(
     from m3bind.space.calibrate import calibrate
     from m3bind.space.index import build_index, open_index
     from m3bind.space.index.about import about, as_text
+    from m3bind.space.roots import remember, remembered
 
     if repair:
         from m3bind.space.index.repair import repair as mend
@@ -101,7 +102,9 @@ def index(
     if encoded:
         from m3bind.space.encoded import open_encoded
 
+        known = [*remembered(encoded), *remembered(out)] if add else remembered(encoded)
         build_index(open_encoded(encoded), out, add=add).close()
+        remember(out, known)
     if delete_ids or publish:
         with open_index(out, writable=True) as opened:
             if delete_ids:

@@ -22,6 +22,12 @@ AllowHost = Annotated[
 Texts = Annotated[
     list[Path] | None, typer.Option(help="file of phrases, one a line, for 'nearest phrases'; repeatable")
 ]
+Files = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="folder whose files may be shown; repeatable; default: what encode, listen or pull of this user were given"
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no line per request")]
 
 
@@ -34,6 +40,7 @@ def serve(
     token_file: TokenFile = None,
     allow_host: AllowHost = None,
     texts: Texts = None,
+    files: Files = None,
     quiet: Quiet = False,
 ) -> None:
     """A web page and an API to search an index: words, files and items, alone or together.
@@ -42,7 +49,10 @@ def serve(
 
     Example:  m3bind serve --space runs/demo/space --index index
     """
-    _run(space, index, host, port, token_file, allow_host, texts, quiet)
+    from m3bind.space.roots import remembered
+
+    roots = [Path(index), *(files or remembered(index))]
+    _run(space, index, host, port, token_file, allow_host, texts, quiet, roots)
 
 
 @app.command("serve-demo")
@@ -61,7 +71,7 @@ def serve_demo(
     from m3bind.space.serve.demo import prepare
 
     folder = prepare(out)
-    _run(folder / "space", str(folder / "index"), host, port, token_file, None, None, quiet)
+    _run(folder / "space", str(folder / "index"), host, port, token_file, None, None, quiet, [out])
 
 
 def _run(
@@ -73,6 +83,7 @@ def _run(
     names: list[str] | None,
     texts: list[Path] | None,
     quiet: bool,
+    roots: list[Path],
 ) -> None:
     begun = time.monotonic()
     _begin()
@@ -86,7 +97,7 @@ def _run(
     refuse_open(host, token)
     log_to_stderr(logging.WARNING if quiet else logging.INFO)
     hosts = [*LOOPBACK, host, *(names or [])] if is_loopback(host) or names else None
-    made = make_app(load(space), index, token=token, hosts=hosts, texts=_lines(texts or []))
+    made = make_app(load(space), index, token=token, hosts=hosts, texts=_lines(texts or []), roots=roots)
     items = sum(made.service.archive.items.values())
 
     def started(address: str) -> None:

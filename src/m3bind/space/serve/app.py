@@ -11,6 +11,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -22,6 +23,7 @@ from starlette.requests import Request
 import m3bind
 from m3bind.errors import M3BindError
 from m3bind.space.bundle import Space
+from m3bind.space.roots import Roots
 from m3bind.space.search import Source
 from m3bind.space.serve import routes_about, routes_ask, routes_seen
 from m3bind.space.serve.access import Access
@@ -56,6 +58,7 @@ def make_app(
     hosts: Collection[str] | None = LOOPBACK,
     texts: Sequence[str] = (),
     settings: Settings | None = None,
+    roots: Sequence[Path] | None = None,
 ) -> App:
     """A service of one space and one index.
 
@@ -66,12 +69,14 @@ def make_app(
         hosts: names the service may be called by; None: any.
         texts: further phrases for "nearest phrases".
         settings: limits.
+        roots: folders below which files of items may be shown; None: wherever the index says they are, which is for
+            an index of one's own.
 
     Raises:
         SpaceError: the index is of another space, or cannot be opened.
     """
     settings = settings or Settings()
-    service = Service(space, source, settings, texts)
+    service = Service(space, source, settings, texts, Roots(roots))
     flying = Flying(settings.flying_bytes)
     access, metrics = Access(token, settings.login_seconds), Metrics(service, flying)
 

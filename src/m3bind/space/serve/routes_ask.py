@@ -31,7 +31,7 @@ def add(router: APIRouter, service: Service) -> None:
             hits = state.searcher.nearest(
                 row[None], asked.k, asked.where.where(), [own], rank=asked.rank, per_modality=asked.per_modality
             )[0]
-            listed = [_hit(rank, hit) for rank, hit in enumerate(hits, 1)]
+            listed = [_hit(rank, hit, service.roots.allow(hit.path)) for rank, hit in enumerate(hits, 1)]
             return {"hits": listed, "counts": dict(sorted(Counter(hit.modality for hit in hits).items()))}
 
         found = await service.ask(work)
@@ -75,7 +75,7 @@ def add(router: APIRouter, service: Service) -> None:
         return JSONResponse(await service.ask(work))
 
 
-def _hit(rank: int, hit: Hit) -> dict[str, Any]:
+def _hit(rank: int, hit: Hit, may_be_shown: bool) -> dict[str, Any]:
     return {
         "rank": rank,
         "id": hit.id,
@@ -84,5 +84,5 @@ def _hit(rank: int, hit: Hit) -> dict[str, Any]:
         "calibrated": round(hit.calibrated, 4),
         "percentile": round(hit.percentile, 2),
         "fields": dict(hit.fields),
-        "picture": bool(hit.path),
+        "picture": bool(hit.path) and may_be_shown,
     }

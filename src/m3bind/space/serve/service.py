@@ -18,6 +18,7 @@ from m3bind.errors import ReadError
 from m3bind.space.bundle import Space
 from m3bind.space.calibrate import FEW
 from m3bind.space.index.base import KEY
+from m3bind.space.roots import Roots
 from m3bind.space.search import Source
 from m3bind.space.serve import pictures
 from m3bind.space.serve.archive import Archive, State
@@ -38,6 +39,10 @@ log = logging.getLogger("m3bind.serve")
 T = TypeVar("T")
 THUMBNAIL_BYTES = 32 << 20  # of small pictures that are kept
 WARM_UP = "normal"
+NO_PICTURE = (
+    "There is no picture of this item: the archive keeps no files, or they lie outside the folders that may be shown "
+    "(m3bind serve --files)."
+)
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,16 @@ class Seen:
 class Service:
     """One space and one index, served."""
 
-    def __init__(self, space: Space, source: Source, settings: Settings, texts: Sequence[str] = ()) -> None:
-        """Open the index; `texts` are further phrases.
+    def __init__(
+        self, space: Space, source: Source, settings: Settings, texts: Sequence[str] = (), roots: Roots | None = None
+    ) -> None:
+        """Open the index; `texts` are further phrases, `roots` where files may be shown from (None: anywhere).
 
         Raises:
             SpaceError: the index is of another space, or cannot be opened.
         """
         self.space, self.settings, made = space, settings, settings
+        self.roots = roots or Roots(None)
         self.archive = Archive(space, source, made.check_seconds)
         self.towers = Queue("towers", made.workers, made.waiting)
         self.files = Queue("files", made.decoders, made.waiting)
@@ -132,7 +140,8 @@ class Service:
         """
         line = state.index.items([name]).iloc[0]
         rest = {str(key): str(value) for key, value in line.items() if key not in (KEY, "modality", "path") and value}
-        return Seen(name, str(line["modality"]), rest, str(line.get("path", "")))
+        path = str(line.get("path", ""))
+        return Seen(name, str(line["modality"]), rest, path if self.roots.allow_all(path) else "")
 
     def preview(self, item: Seen) -> Preview:
         """What can be seen of an item's file.
@@ -159,7 +168,7 @@ class Service:
 def _key(item: Seen) -> tuple[str, str, int]:
     """Names an item's file as it is now."""
     if not item.path:
-        raise Refusal(404, "no_picture", "There is no picture of this item: the archive keeps no files.")
+        raise Refusal(404, "no_picture", NO_PICTURE)
     try:
         changed = os.stat(item.path).st_mtime_ns
     except OSError:
