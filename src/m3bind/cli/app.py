@@ -1,12 +1,13 @@
 """What the commands share: the application, options that mean the same everywhere, errors as one line and an exit code.
 
 * `main`: the entry point. * `run_of`, `finish`: the run a command works on, trained up to a stage.
-* `prepare_torch`: before the first computation.
+* `prepare_torch`: before the first computation. * `hush`: libraries whose log lines quote what they read.
 """
 
 import errno
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +46,7 @@ INTERRUPTED = 130
 def main() -> None:
     """Entry point: errors become one clear line and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    hush()
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code
@@ -70,6 +72,14 @@ def main() -> None:
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         print(f"m3bind: {show().rstrip('.')}{hint}", file=sys.stderr)
         sys.exit(2)
+
+
+def hush() -> None:
+    """Keep what DICOM libraries warn of, which quotes UIDs and values of the header, out of the log, in all threads."""
+    logging.getLogger("pydicom").disabled = True  # its level is set anew where it is imported
+    for name in ("pynetdicom", "highdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|pynetdicom|highdicom|m3bind)\b")
 
 
 def run_of(settings: str, change: list[str] | None, out: Path, name: str | None, seed: int | None) -> Any:

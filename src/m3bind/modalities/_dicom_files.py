@@ -120,7 +120,7 @@ def silence() -> None:
     """Keep pydicom quiet for the rest of this process, which only reads; `quiet` then has nothing to do."""
     global _silent
     _silent = True
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("pydicom").disabled = True  # its level is set anew where it is imported
     python_warnings.simplefilter("ignore")
 
 
