@@ -69,9 +69,14 @@ def recorded(folder: Path) -> dict[str, str]:
         return {}
     except (OSError, ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(d, str) and _is_inside(n) for n, d in found.items()):
         raise ResultError(f"{path}: damaged; restore it, or delete it and run the command that wrote the folder again")
     return found
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name can be that of a file in the folder itself."""
+    return name == os.path.basename(name) and name not in ("", ".", "..")
 
 
 def changed(folder: Path, names: Sequence[str] = ()) -> list[str]:

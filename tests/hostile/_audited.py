@@ -9,6 +9,7 @@ of its lines says during which action something happened.
 
 import json
 import os
+import re
 import resource
 import runpy
 import signal
@@ -36,8 +37,7 @@ OTHER = {"builtins.input", "pickle.find_class", "sqlite3.load_extension", "sqlit
          "webbrowser.open", "code.interact", "pdb.Pdb"}  # fmt: skip
 CHANGES = {"os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.mkdir": 1, "os.link": 2, "os.symlink": 2, "os.chmod": 1,
            "os.truncate": 1, "os.utime": 1, "shutil.rmtree": 1, "shutil.move": 2}  # fmt: skip
-ASKED = {"/sbin/ldconfig", "fc-list"}  # by torch and matplotlib when they are imported: libraries and fonts
-AT_FOLDER = {"os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.utime", "shutil.rmtree"}  # last argument: dir_fd
+AT = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.chmod": 2, "os.utime": 3, "shutil.rmtree": 1}  # of the dir_fd
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -46,10 +46,14 @@ def log(**entry: object) -> None:
     os.write(LOG, json.dumps({"pid": os.getpid(), **entry}, default=repr).encode()[:60_000] + b"\n")
 
 
-def inside(path: str, folders: "list[str] | tuple[str, ...]") -> bool:
-    """Whether a path lies in one of the folders."""
-    path = os.path.realpath(path)
+def within(path: str, folders: "list[str] | tuple[str, ...]") -> bool:
+    """Whether a path without links lies in one of the folders."""
     return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
+
+
+def inside(path: str, folders: "list[str] | tuple[str, ...]") -> bool:
+    """Whether what a path leads to lies in one of the folders."""
+    return within(os.path.realpath(path), folders)
 
 
 class Watch:
@@ -112,33 +116,38 @@ class Watch:
         if self.private and inside(name, self.private):
             log(event="open private", detail=name)
         writes = any(letter in str(mode) for letter in "wax+") if mode else bool((flags or 0) & WRITES)
-        if writes and not self._may_write(name):
+        if writes and not self._may_write(os.path.realpath(name)):
             log(event="write", detail=name)
 
     def _may_write(self, name: str) -> bool:
-        return name.startswith("/dev/") or "/__pycache__/" in name or inside(name, self.writes)
+        """`name` leads to itself, through no link."""
+        name = re.sub(r"/\.([^/]+)\.\d+\.(tmp|old)(?=/|$)", r"/\1", name)  # where `m3bind.files.atomic_path` works
+        return name.startswith("/dev/") or "/__pycache__" in name or within(name, self.writes)
 
     def _changed(self, event: str, args: tuple) -> None:
-        count = CHANGES[event]
-        for position in range(count):
+        for position in range(CHANGES[event]):
             path = args[position]
             if (event == "os.symlink" and position == 0) or not isinstance(path, str | bytes | os.PathLike):
                 continue
-            at = args[-1] if event in AT_FOLDER and len(args) > 1 else None
-            base = os.readlink(f"/proc/self/fd/{at}") if isinstance(at, int) and at > 0 else os.getcwd()
+            at = args[AT[event]] if event in AT and AT[event] < len(args) else None
+            base = os.readlink(f"/proc/self/fd/{at}") if isinstance(at, int) and at >= 0 else os.getcwd()
             name = os.path.join(base, os.fsdecode(path))
+            if event == "os.mkdir" and os.path.isdir(name):
+                continue
             folder = os.path.realpath(os.path.dirname(name))  # a link itself is changed, not what it leads to
             if not self._may_write(os.path.join(folder, os.path.basename(name))):
                 log(event=event, detail=name)
 
     def _connected(self, event: str, args: tuple) -> None:
+        if _asked_by("/urllib3/util/connection.py"):
+            return  # whether this machine has IPv6, asked when it is imported
         address = args[1] if event in ("socket.connect", "socket.bind") and len(args) > 1 else args
         log(event=event, detail=repr(address)[:200])
         raise ConnectionRefusedError(f"{event} is not allowed here")
 
     def _started(self, command: object, environment: "dict[str, str] | None") -> None:
-        if isinstance(command, list) and command[0] in ASKED:
-            return
+        if _asked_by("/ctypes/util.py", "/matplotlib/font_manager.py"):
+            return  # where a library or the fonts of the system are
         if not isinstance(command, list) or not any(command[: len(known)] == known for known in self.children):
             log(event="process", detail=repr(command)[:300])
             raise PermissionError("starting a program is not allowed here")
@@ -147,6 +156,18 @@ class Watch:
             if not entry or not inside(entry, self.roots):
                 log(event="PYTHONPATH of a child", detail=entry)
         command[2:2] = [os.path.abspath(__file__), _log_name(), "child"]
+
+
+def _asked_by(*endings: str) -> bool:
+    """Whether what happens was begun by one of some files of libraries."""
+    frame = sys._getframe(2)
+    for _ in range(12):
+        if frame is None:
+            return False
+        if frame.f_code.co_filename.endswith(endings):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _log_name() -> str:
@@ -241,6 +262,8 @@ def as_plan() -> None:
     with open(sys.argv[2], encoding="utf-8") as handle:
         plan = json.load(handle)
     sys.dont_write_bytecode = True
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a command leaves files open, its process ends anyway
     sys.path += plan["paths"]
     hook = watch(plan["roots"], plan["children"])
     hook.writes = plan["writes"]

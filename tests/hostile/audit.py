@@ -47,7 +47,8 @@ CHILDREN = [
     [sys.executable, "-P", "-m", "m3bind.data.phantom.worker"],
     [sys.executable, "-I", str(Path(m3bind.__file__).with_name("models") / "_inert.py")],
 ]
-WARM = ("m3bind.cli", "torch", "transformers", "pandas", "pyarrow.parquet", "faiss", "m3bind.space.encode")
+WARM = ("m3bind.cli", "torch", "transformers", "pandas", "pyarrow.parquet", "faiss", "m3bind.space.encode",
+        "m3bind.space.search", "m3bind.space.serve.app", "m3bind.finish", "m3bind.experiments")  # fmt: skip
 HARM = (
     "import os\n"
     "with open(os.environ.get('M3BIND_TEST_HARM', '/dev/null'), 'a') as handle:\n"
@@ -159,7 +160,9 @@ def _in_one_child(actions: Sequence[Action], scratch: Path, warm: Sequence[str])
         (scratch / name).write_text(json.dumps(plan), encoding="utf-8")
     (scratch / "log").touch()
     (scratch / "harm").touch()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "M3BIND_", "PYTHON"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "M3BIND_", "PYTHON", "TORCH"))
+    }
     environment = {
         **kept,
         "HOME": str(scratch / "home"),
@@ -168,6 +171,7 @@ def _in_one_child(actions: Sequence[Action], scratch: Path, warm: Sequence[str])
         "M3BIND_TEST_HARM": str(scratch / "harm"),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "home"),
         "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
     }
     command = [sys.executable, "-P", str(Path(__file__).with_name("_audited.py")), str(scratch / "log")]
     with open(scratch / "yes", "w+b") as yes, open(scratch / "errors", "wb") as errors:

@@ -14,19 +14,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, NotRequired
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from m3bind import sums
 from m3bind.errors import M3BindError, ResultError
 from m3bind.evaluate.metrics import Estimate
 from m3bind.evaluate.tasks import title as modality_title
 from m3bind.files import atomic_path, write_json
-from m3bind.stored import read_json
+from m3bind.stored import checked, read_json
 
 STAGES = ("unbound", "closed_form", "bound", "distilled")
 LOW_IS_GOOD = ("median_rank", "ece")
@@ -43,6 +44,7 @@ PROTOCOLS = {
 _RANKS = ("median_rank",)  # printed with one decimal
 _NEUTRAL = ("cos_other", "cos_within", "temperature", "coverage")  # neither high nor low is good by itself
 _KEY = ("protocol", "task", "dataset", "modality", "split", "metric", "variant")  # rows that make one line
+MOST_REPLICATES = 1 << 28  # bytes of resampled values
 _NUMBERS = ("value", "ci_low", "ci_high", "chance")
 
 
@@ -162,15 +164,16 @@ class ResultTable:
         beside = path.with_suffix(".npz")
         sums.check(path.parent, [path.name, beside.name])
         try:
-            rows = [row_of(entry) for entry in read_json(path)]
+            rows = [row_of(entry) for entry in checked(list[_Entry], read_json(path), path)]
             if beside.is_file():
+                _check_size(beside)
                 with np.load(beside, allow_pickle=False) as kept:
                     known = {int(name) for name in kept.files}
                     rows = [replace(r, replicates=kept[str(i)]) if i in known else r for i, r in enumerate(rows)]
             return cls(rows)
         except OSError as error:
             raise ResultError(f"cannot read {path}: {error.strerror}; run `m3bind evaluate` first.") from error
-        except (ValueError, TypeError, KeyError, AttributeError, EOFError, RecursionError, BadZipFile, zlib.error):
+        except (ValueError, TypeError, KeyError, EOFError, MemoryError, BadZipFile, zlib.error):
             raise ResultError(f"{path} is not a list of result rows; run the command that wrote it again.") from None
 
 
@@ -178,6 +181,40 @@ def plain(row: Row) -> dict[str, Any]:
     """A row as JSON values; numbers that do not exist become null."""
     values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "replicates"}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+class _Entry(TypedDict):
+    """A row in JSON; fields a newer version added are left out."""
+
+    protocol: str
+    dataset: str
+    modality: str
+    split: str
+    text_path: str
+    metric: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    chance: float | None
+    seed: NotRequired[int]
+    stage: NotRequired[str]
+    prompts: NotRequired[str]
+    task: NotRequired[str]
+    variant: NotRequired[str]
+    gallery: NotRequired[int | None]
+    shots: NotRequired[str]
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a file of resampled values that unpacks to more than it may.
+
+    Raises:
+        ValueError: it does.
+    """
+    with ZipFile(path) as archive:
+        if sum(info.file_size for info in archive.infolist()) > MOST_REPLICATES:
+            raise ValueError("too large")
 
 
 def row_of(entry: Mapping[str, Any]) -> Row:

@@ -22,10 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from m3bind.errors import UnknownNameError
 from m3bind.files import sha256_text
 from m3bind.space.index.base import Array, Index, Where
+from m3bind.stored import checked
 
 NOTE = "calibration"
 REFERENCE = 500  # items per modality: percentiles in steps of 0.2, and ids that fit into a note
@@ -34,6 +36,14 @@ FEW = 20  # items of a modality that say what is usual for it
 FLAT = 1e-4  # least spread: below it all items are equally near
 
 log = logging.getLogger(__name__)
+
+
+class _Note(TypedDict):
+    """The reference as it is stored with an index."""
+
+    ids: dict[str, list[str]]
+    counts: dict[str, int]
+    hash: str
 
 
 @dataclass(frozen=True)
@@ -84,9 +94,9 @@ def calibration_of(index: Index) -> Calibration:
 
     Out of date: more than a fifth of a modality came or went since, or of its reference is gone.
     """
-    note = index.notes.get(NOTE)
-    if note is None:
+    if index.notes.get(NOTE) is None:
         return Calibration.draw(index)
+    note = checked(_Note, index.notes[NOTE], f"{index.uri}, note {NOTE!r}")
     reason = _changed(note["counts"], index.counts())
     if not reason:
         ids = {name: _present(index, names) for name, names in note["ids"].items()}

@@ -219,7 +219,8 @@ class _Job:
     def is_done(self) -> bool:
         """Whether the result is there already."""
         try:
-            return bool(read_json(self._out / MARKER).get("job") == done_as(self._store, self._versions))
+            content = read_json(self._out / MARKER)
+            return isinstance(content, dict) and content.get("job") == done_as(self._store, self._versions)
         except (OSError, ValueError):
             return False
 

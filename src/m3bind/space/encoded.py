@@ -157,8 +157,8 @@ def _open(folder: Path) -> Encoded:
             raise damaged(folder / name, _REMEDY)
     embeddings = read_rows(folder / FILES[0], content["dim"], content["done"])
     table = read_table(folder / FILES[1], content["done"])
-    if "row" not in table.columns:
-        raise StoredFileError(folder / FILES[1], "has no column 'row'")
+    if absent := {"row", "id", "modality", "path"} - set(table.columns):
+        raise StoredFileError(folder / FILES[1], f"has no column {min(absent)!r}")
     items = pd.concat([table[["row"]], text_columns(table.drop(columns="row"))], axis=1)
     return Encoded(
         folder,

@@ -4,9 +4,11 @@
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from m3bind.errors import ConfigError, SpaceError
 from m3bind.files import sha256_file
@@ -14,6 +16,7 @@ from m3bind.progress import progress
 from m3bind.space.calibrate import calibrate
 from m3bind.space.index.base import KEY, Index
 from m3bind.space.index.uri import create_index, exists, open_index
+from m3bind.stored import checked
 
 if TYPE_CHECKING:
     from m3bind.space.encode import Encoded
@@ -21,6 +24,13 @@ if TYPE_CHECKING:
 ROWS = 16384  # items per block
 BUILDING = "building"  # note of a build that has not ended: which archive, how many rows are in
 EAGER = 8  # publish when more than one in so many items changed
+
+
+class _Begun(TypedDict):
+    """The note of a build that has not ended."""
+
+    source: str
+    done: Annotated[int, Field(ge=0)]
 
 
 def build_index(encoded: "Encoded", uri: Path | str, *, add: bool = False, rows: int = ROWS) -> Index:
@@ -63,11 +73,11 @@ def _fill(index: Index, encoded: "Encoded", add: bool, rows: int) -> None:
     if KEY not in table.columns:
         raise SpaceError(f"{encoded.folder} keeps no column {KEY!r}; encode it again")
     source = sha256_file(encoded.folder / "encoded.json")
-    begun = index.notes.get(BUILDING) or {}
-    again = begun.get("source") == source
+    begun = checked(_Begun, index.notes.get(BUILDING) or {"source": "", "done": 0}, f"{index.uri}, note {BUILDING!r}")
+    again = begun["source"] == source
     if len(index) and not add and not again:
         raise ConfigError(f"{index.uri} holds {len(index)} items already; add to it, or choose another place")
-    done = int(begun["done"]) if again else 0
+    done = begun["done"] if again else 0
     with progress(f"index into {index.uri}", len(encoded), done=done) as bar:
         for start in range(done, len(encoded), rows):
             stop = min(start + rows, len(encoded))

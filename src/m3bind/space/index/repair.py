@@ -70,22 +70,33 @@ def repair(folder: Path | str) -> Repaired:
         raise ConfigError(f"{folder / PARTS} is a link; to keep an index elsewhere, link its whole folder")
     store = Store(folder, locked(folder), _state(folder, report))
     try:
-        salvaged = [
-            _salvaged(folder / PARTS / entry["name"], entry, store.state.dim, report) for entry in store.state.parts
-        ]
-        if not report.damaged and store.state.parts:
-            report.damaged += _unusable(folder, store.state)
-        if report.damaged:
-            index = EmbeddedIndex(store, [part for part, _ in salvaged])
-            unreadable = np.concatenate([np.empty(0, bool), *(rows for _, rows in salvaged)])
-            report.lost = index.forget(unreadable)
-            if report.revived:
-                index.forget(_older(index))
-            index.rewrite()
-            index.close()
+        _mend(store, report)
+    except (Damaged, StoredFileError, OSError) as error:
+        place = error.filename if isinstance(error, OSError) else error.path
+        reason = error.strerror if isinstance(error, OSError) else error.reason
+        raise SpaceError(f"{place}: {reason}; cannot be repaired, build the index again into a new folder") from error
     finally:
         store.close()
     return report
+
+
+def _mend(store: Store, report: Repaired) -> None:
+    """Write what can be read of the parts as one part, where something is damaged."""
+    folder = store.folder
+    salvaged = [
+        _salvaged(folder / PARTS / entry["name"], entry, store.state.dim, report) for entry in store.state.parts
+    ]
+    if not report.damaged and store.state.parts:
+        report.damaged += _unusable(folder, store.state)
+    if not report.damaged:
+        return
+    index = EmbeddedIndex(store, [part for part, _ in salvaged])
+    unreadable = np.concatenate([np.empty(0, bool), *(rows for _, rows in salvaged)])
+    report.lost = index.forget(unreadable)
+    if report.revived:
+        index.forget(_older(index))
+    index.rewrite()
+    index.close()
 
 
 def _state(folder: Path, report: Repaired) -> State:

@@ -31,7 +31,7 @@ from m3bind.stored import StoredFileError, checked, parse_json, read_bytes
 
 FORMAT, VERSION = "m3bind-index", 1
 CURRENT, COPY, PARTS = "CURRENT", "CURRENT.copy", "parts"
-MOST_DIM, MOST_PARTS, MOST_BYTES = 1 << 16, 10_000, 1 << 30  # numbers of a row, parts, bytes of CURRENT
+MOST_DIM, MOST_PARTS, MOST_BYTES = 1 << 16, 10_000, 16 << 20  # numbers of a row, parts, bytes of CURRENT
 
 
 @with_config({"extra": "forbid"})
