@@ -3,6 +3,7 @@
 import json
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +209,18 @@ def test_one_that_is_not_taken_does_not_keep_the_others(
     done = CliRunner().invoke(app, [*base, *items, "--mapping", str(folder / "mapping.db"), "--to", server.url])
     server.stop()
     assert done.exit_code == 1 and "1 results sent" in done.output and "failure 0x0110" in done.output
+
+
+def test_what_may_be_incomplete_says_so_in_every_result(made: tuple[Path, Space, Index, Mapping]) -> None:
+    _, space, index, mapping = made
+    one = ids(index)["ct"]
+    (whole,) = findings(space, index, [one], LABELS[:2])
+    part = replace(whole, incomplete="3 numbers missing between 1 and 9")
+    told = [as_report(finding, mapping.origins(one)).to_json() for finding in (part, whole)]
+    assert "may be incomplete: 3 numbers missing" in told[0] and "incomplete" not in told[1]
+    assert [as_json(finding)["may_be_incomplete"] for finding in (part, whole)] == [part.incomplete, ""]
+    items, rows = index.items([one]), index.vectors([one])
+    items["incomplete"] = "a gap"
+    index.upsert(rows, items)
+    found = findings(space, index, list(ids(index).values()), LABELS[:2])
+    assert sorted(finding.incomplete for finding in found) == ["", "", "a gap"]

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,17 @@ def test_a_missing_picture_costs_the_exit_code(archive, tmp_path):
         moved.rename(paths[4])
     assert result.exit_code == 1 and len(list(Path(tmp_path / "t").iterdir())) == 11
     assert re.search(r"no picture \d\d\d_grey.png: no such file", result.output)
+
+
+def test_what_may_be_incomplete_is_said_of_a_hit(archive, tmp_path):
+    """In lines for a terminal, as JSON values and on the page, escaped; of others nothing is said."""
+    folder, _ = archive
+    searcher = Searcher(load(folder / "space"), folder / "encoded")
+    query = Query.text("bright")
+    first, *rest = searcher.search(query, 3)
+    part = replace(first, fields={**first.fields, "incomplete": "3 numbers <missing>"})
+    lines = hits_as_text(query, [part, *rest])
+    assert lines.count("may be incomplete: 3 numbers <missing>") == lines.count("incomplete") == 1
+    assert part.as_dict()["fields"]["incomplete"] == part.incomplete and rest[0].incomplete == ""
+    search_page(searcher, [(query, [part, *rest])], tmp_path / "hits.html")
+    assert (tmp_path / "hits.html").read_text().count("may be incomplete: 3 numbers &lt;missing&gt;") == 1
