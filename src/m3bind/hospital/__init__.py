@@ -4,7 +4,8 @@
   `deidentify`: an object reduced to those. `pixels`: text hidden around the pixels.
 * `listener`: objects that are sent (C-STORE). `dicomweb`: objects that are fetched (QIDO-RS, WADO-RS), through `http`
   and `multipart`.
-* `intake`: the way of each into the `spool`, where it waits; `encoder`: from there into the index.
+* `intake`: the way of each into the `spool`, where it waits (`ledger`, `held`, `quarantine`); `encoder`: from there
+  into the index (`spooled`). * `porch`, `wire`: connections of the listener before they are senders, and when they are.
 * `mapping`: by option, which object an item was. `results`: labels with probabilities as DICOM SR or JSON.
   `send`: an object to another archive.
 
