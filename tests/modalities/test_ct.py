@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from pydicom.data import get_testdata_file
 from scipy import ndimage
 
 from m3bind.errors import ConfigError, ReadError
@@ -375,3 +376,31 @@ def test_resampling_of_what_has_no_size_is_refused(monkeypatch: pytest.MonkeyPat
             resample(volume, wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="voxels, more than"):
         resample(volume, (1e-4, 1e-4, 1e-4))
+
+
+@pytest.mark.parametrize("where", ["checksum", "length", "data"])
+@pytest.mark.parametrize("behind", [0, 600])
+def test_a_gzip_stream_that_does_not_fit_its_checksum_is_refused(tmp_path: Path, where: str, behind: int) -> None:
+    values = np.random.default_rng(0).integers(-1000, 1000, (16, 15, 14)).astype(np.int16)
+    plain = save(tmp_path / "plain.nii", values).read_bytes() + bytes(behind)
+    path = tmp_path / "ct.nii.gz"
+    data = bytearray(gzip.compress(plain))
+    path.write_bytes(data)
+    np.testing.assert_array_equal(get("ct").read(path).array, get("ct").read(tmp_path / "plain.nii").array)
+    data[{"checksum": -6, "length": -2, "data": len(data) // 2}[where]] ^= 0x55
+    path.write_bytes(data)
+    with pytest.raises(ReadError, match=r"damaged|ends early|cut short"):
+        get("ct").read(path)
+
+
+def test_what_an_archive_holds_besides_is_said(tmp_path: Path) -> None:
+    volume = save(tmp_path / "ct.nii", np.zeros((9, 9, 9)))
+    both, nested = tmp_path / "both.zip", tmp_path / "nested.zip"
+    with zipfile.ZipFile(both, "w") as archive:
+        archive.write(volume, "ct.nii")
+        archive.write(get_testdata_file("CT_small.dcm"), "ct.dcm")
+    assert any("1 other volumes (NIfTI, npz) in it left out" in said for said in get("ct").read(both).warnings)
+    with zipfile.ZipFile(nested, "w") as archive:
+        archive.write(both, "both.zip")
+    with pytest.raises(ReadError, match="1 archives inside the archive, and no CT"):
+        get("ct").read(nested)

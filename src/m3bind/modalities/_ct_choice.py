@@ -19,6 +19,7 @@ Places are mm along the normal of the slices.
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,8 @@ _KNOWN_WORDS = _PROJECTIONS | {
     "CT_SOM5 SPI", "CT_SOM5 SEQ", "STANDARD", "LUNG", "BONE", "BONEPLUS", "DETAIL", "SOFT", "CHEST", "EDGE",
 }  # fmt: skip
 _CODE = re.compile(r"-?\d{1,5}(\.\d+)?|[A-Z]{1,2}\d{1,3}[A-Z]{0,2}")  # a number, a kernel ("B30F")
-_OF_TIME = ("trigger time", "acquisition time", "content time")  # often another for every slice of one volume
-_OF_REPEATS = (*_OF_TIME, "centre")  # asked only where places are repeated
+TIMES = ("trigger time", "acquisition time", "content time")  # often another for every slice of one volume
+_OF_REPEATS = (*TIMES, "centre")  # asked only where places are repeated
 _TELLING = ("stack", "temporal position", "cardiac phase", "respiratory phase", "dimension")  # also without places
 
 
@@ -57,7 +58,9 @@ def one_volume(slices: list[Slice], source: Any, steps: list[str], warnings: lis
     Raises:
         ReadError: slices that do not fit together, or repeated places of which nothing tells what belongs together.
     """
-    slices = _one_group(slices, source, steps, warnings)
+    slices = _with_places(_one_group(slices, source, steps, warnings), warnings)
+    if len({item.patient for item in slices if item.patient}) > 1:
+        warnings.append("slices of one series that name different patients")
     for name in FACTS:
         slices = _by_fact(slices, name, warnings)
     return _each_place_once(slices, source, warnings)
@@ -92,6 +95,18 @@ def _one_group(slices: list[Slice], source: Any, steps: list[str], warnings: lis
         rest = own - len(best)
         warnings.append(f"{rest} of {own} slices of another size, orientation or pixel spacing set aside")
     return best
+
+
+def _with_places(slices: list[Slice], warnings: list[str]) -> list[Slice]:
+    """The slices; without positions where all state the same one, but different slice locations."""
+    positions = [item.position for item in slices if item.position is not None]
+    locations = {item.location for item in slices}
+    if len(positions) < len(slices) or None in locations or len(locations) < max(2, HALF * len(slices)):
+        return slices
+    if np.ptp(np.stack(positions), axis=0).max() > SAME_PLACE:
+        return slices
+    warnings.append("all slices state one position, but different slice locations: positions not used")
+    return [replace(item, position=None) for item in slices]
 
 
 def _alike(one: Slice, other: Slice) -> bool:
@@ -148,7 +163,7 @@ def _by_fact(slices: list[Slice], name: str, warnings: list[str]) -> list[Slice]
     if len(parts) == 1 or (only_repeats and not repeated) or (places is None and name not in _TELLING):
         return slices
     order = sorted(parts, key=lambda value: _preference(value, [slices[k] for k in parts[value]], name))
-    kept, left, overlap = _joined([parts[value] for value in order], places)
+    kept, left, overlap = joined([parts[value] for value in order], places)
     if left:
         taken, rest = _told(order[0], name), sum(len(parts[order[k]]) for k in left)
         others = _listed(_told(order[k], name) for k in left)
@@ -161,7 +176,7 @@ def _by_fact(slices: list[Slice], name: str, warnings: list[str]) -> list[Slice]
     return [slices[number] for number in sorted(kept)]
 
 
-def _joined(parts: list[list[int]], places: Numbers | None) -> tuple[list[int], list[int], int]:
+def joined(parts: list[list[int]], places: Numbers | None) -> tuple[list[int], list[int], int]:
     """The first part with all that lie beside it or in its holes.
 
     Returns:
@@ -193,7 +208,7 @@ def _preference(value: Any, part: list[Slice], name: str) -> tuple[Any, ...]:
     count, thickness, number = _rank(part)
     size = value if isinstance(value, float) else 0.0
     words = tuple(map(str, value)) if isinstance(value, tuple) else ()
-    tie = (words, number) if name in _OF_TIME else (number, words)
+    tie = (words, number) if name in TIMES else (number, words)
     return projection, count, thickness, derived, value is None, size, *tie, min(item.order for item in part)
 
 
@@ -278,14 +293,14 @@ def _without_copies(group: list[Slice]) -> list[Slice]:
     seen: list[Any] = []
     kept = []
     for item in group:
-        values = _values(item)
+        values = values_of(item)
         if values is None or not any(values.shape == other.shape and (values == other).all() for other in seen):
             kept.append(item)
             seen += [] if values is None else [values]
     return kept
 
 
-def _values(item: Slice) -> Any:
+def values_of(item: Slice) -> Any:
     """Rescaled values of a slice, None where they cannot be decoded."""
     try:
         with quiet():
@@ -314,4 +329,4 @@ def _one_pass(slices: list[Slice], count: int) -> list[Slice]:
     steps = np.sign(np.diff(places[passes[0]]))
     if len(passes[0]) < HALF * count or (steps != steps[0]).any():
         return []
-    return [slices[number] for number in _joined(passes, places)[0]]
+    return [slices[number] for number in joined(passes, places)[0]]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from m3bind.errors import ReadError
 from m3bind.modalities import _limits
-from m3bind.modalities._dicom_values import Rescaling, rescaling, unit_of
+from m3bind.modalities._dicom_values import Rescaling, numbers, rescaling, unit_of
 
 Numbers = NDArray[np.float64]
 
@@ -75,6 +75,7 @@ class Slice:
     apart: float | None = None  # mm between slices, as the header says
     thickness: float | None = None  # mm
     location: float | None = None
+    patient: str = ""  # only compared, never shown
 
 
 def other_kind(header: Any) -> str:
@@ -156,6 +157,7 @@ def slice_of(path: Path, frame: int | None, header: Any, groups: list[Any]) -> S
         apart=None if apart is None else float(abs(apart[0])) or None,
         thickness=None if thickness is None else float(abs(thickness[0])) or None,
         location=None if location is None or frame is not None else float(location[0]),
+        patient="/".join(_several(header.get("PatientID"))),
     )
 
 
@@ -198,12 +200,8 @@ def _several(value: Any) -> list[str]:
 
 def _numbers(group: Any, keyword: str, count: int) -> Numbers | None:
     """`count` finite numbers of a header entry, or None."""
-    try:
-        value = group.get(keyword)
-        values = np.array(value if np.iterable(value) and not isinstance(value, str) else [value], dtype=np.float64)
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return values if values.shape == (count,) and np.isfinite(values).all() else None
+    values = np.array(numbers(group, keyword), dtype=np.float64)
+    return values if values.shape == (count,) else None
 
 
 def _number(group: Any, keyword: str, default: float) -> float:

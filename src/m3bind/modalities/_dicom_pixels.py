@@ -166,9 +166,7 @@ def _check_header(dataset: Any, path: Path) -> int:
     if _whole(dataset, path, "PixelRepresentation", 0, 0) > 1:
         raise ReadError(path, "PixelRepresentation is neither 0 nor 1", DAMAGED)
     frames = frame_count(dataset, path)
-    bits = rows * columns * samples * frames * allocated
-    if str(dataset.get("PhotometricInterpretation", "")) == "YBR_FULL_422":
-        bits = bits // 3 * 2
+    bits = _needed_bits(dataset, frames)
     uid = str(dataset.file_meta.TransferSyntaxUID)
     if uid in (IMPLICIT, EXPLICIT, BIG_ENDIAN) and stored < bits // 8:
         raise ReadError(
@@ -210,6 +208,7 @@ def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) 
         values, _ = decoder.as_array(dataset, index=number, raw=True, correct_unused_bits=False, **options)
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         doubts = ["PlanarConfiguration is missing: colours taken pixel by pixel"] if options else []
+        doubts += [] if uid == _RLE else _left_over(dataset, frames)
         return Pixels(_stored_bits(dataset, values), label, None, doubts)
     offsets = None
     if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
@@ -231,6 +230,21 @@ def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) 
     if tail in _JPEG_DCT and facts.precision == 8 and (wrong := _codestream.complaint(stream)):
         pixels.doubts.append(f"its JPEG data are damaged ({wrong}): parts of the picture may be wrong")
     return pixels
+
+
+def _left_over(dataset: Any, frames: int) -> list[str]:
+    """A doubt where uncompressed pixels are more than the header needs, by a row or more: one of its sizes is wrong."""
+    stored = len(next(dataset.get_item(name).value for name in PIXELS if name in dataset))
+    needed = _needed_bits(dataset, frames) // 8
+    if stored - needed < max(2, needed // (frames * int(dataset.Rows))):
+        return []
+    return [f"{stored:,} bytes of pixels, of which the header describes {needed:,}: a size or number of bits is wrong"]
+
+
+def _needed_bits(dataset: Any, frames: int) -> int:
+    """Bits of uncompressed pixels by the header."""
+    bits = _area(dataset) * int(dataset.get("SamplesPerPixel") or 1) * frames * int(dataset.BitsAllocated)
+    return bits // 3 * 2 if str(dataset.get("PhotometricInterpretation", "")) == "YBR_FULL_422" else bits
 
 
 def _planes_unsaid(dataset: Any) -> bool:

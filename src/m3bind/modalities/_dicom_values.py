@@ -31,16 +31,27 @@ class Rescaling:
 
 
 def numbers(dataset: Any, keyword: str) -> list[float]:
-    """The finite numbers of an entry; [] where it is missing, is no number or holds one that is not finite."""
+    """The finite numbers of an entry; [] where it is missing, is no number or holds one that is not finite.
+
+    Decimal commas, which DICOM does not know but some writers leave, are read as points.
+    """
     try:
-        value: Any = dataset.get(keyword)
+        value = _value_of(dataset, keyword)
         if isinstance(value, str) and value:  # of a VR for texts
             value = value.split("\\")
         values = [] if value is None or value == "" else list(value) if hasattr(value, "__iter__") else [value]
-        found = [float(v) for v in values]
+        found = [float(v.strip(" \0").replace(",", ".") if isinstance(v, str) else v) for v in values]
     except Exception:  # pydicom converts values when they are asked for, and raises anything
         return []
     return found if all(np.isfinite(found)) else []
+
+
+def _value_of(dataset: Any, keyword: str) -> Any:
+    """The value of an entry; of one number that pydicom does not convert, its text."""
+    try:
+        return dataset.get(keyword)
+    except Exception:  # see `numbers`
+        return dataset.get_item(keyword).value.decode("ascii")
 
 
 def padding(dataset: Any, stored: NDArray[Any], steps: list[str] | None = None) -> NDArray[np.bool_] | None:

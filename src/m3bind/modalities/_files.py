@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +30,40 @@ _COMPANIONS = (".dat", ".mat")  # of a WFDB header
 _COMMON = {".csv": (b"v1", b"avr"), ".xml": (b"annotatedecg",)}
 
 
+@dataclass(frozen=True)
+class _Head:
+    """What is looked at in a DICOM file before it is read; "" where it does not say. Never shown."""
+
+    code: str = ""  # Modality
+    series: str = ""
+    place: str = ""  # of a CT slice; "" of localizers
+
+
 def dicom_code(path: Path) -> str:
     """The Modality entry of a DICOM file ("CT"); "" without one, and for other files."""
-    return _kind_and_series(path)[0]
+    return _head(path).code
 
 
-def _kind_and_series(path: Path) -> tuple[str, str]:
-    """The Modality entry and the series of a DICOM file, which is never shown; "" for both of other files.
+def _head(path: Path) -> _Head:
+    """Kind, series and place of a DICOM file.
 
     This runs in the calling process, so only the first `HEAD` bytes are parsed, whatever they inflate to or nest, and
     values are taken as they are stored: converting them makes pydicom quote them.
     """
     if not path.is_file() or path.stat().st_size < 132 or not is_dicom(path):
-        return "", ""
+        return _Head()
     import pydicom
 
     with open(path, "rb") as handle:
         head = io.BytesIO(handle.read(HEAD))
+    keywords = ["Modality", "SeriesInstanceUID", "ImagePositionPatient", "ImageType"]
     try:
-        header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=["Modality", "SeriesInstanceUID"])
-        code, series = (_stored(header.get_item(keyword)) for keyword in ("Modality", "SeriesInstanceUID"))
+        header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=keywords)
+        code, series, place, kinds = (_stored(header.get_item(keyword)) for keyword in keywords)
     except Exception:  # the reader will say what is wrong with it
-        return "", ""
-    return code if re.fullmatch("[A-Z]{2,8}", code) else "", series
+        return _Head()
+    code = code if re.fullmatch("[A-Z]{2,8}", code) else ""
+    return _Head(code, series, "" if "LOCALIZER" in kinds.upper() else place)
 
 
 def _stored(element: Any) -> str:
@@ -63,27 +75,28 @@ def _stored(element: Any) -> str:
 def files_below(folder: Path | str, modalities: Sequence[str] = ()) -> Iterator[Path]:
     """What `modalities` (default: all) could read below a folder, sorted within each folder; hidden files left out.
 
-    A folder with several CT slices of one series is one path, the folder's own; a WFDB record is its header,
-    one of several segments the header that names them.
+    A folder with several CT slices of one series is one path, the folder's own; where the slices of one series lie in
+    several folders, the folder above these. A WFDB record is its header, one of several segments the header that names
+    them.
 
     Raises:
         UnknownNameError: no such modality.
     """
     wanted = list(modalities) or names()
     suffixes = tuple({suffix for name in wanted for suffix in get(name).suffixes})
-    for place, folders, found in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = [Path(place) / name for name in sorted(found) if not name.startswith(".")]
-        told = {path: _kind_and_series(path) for path in here}
-        kinds = {path: DICOM_KINDS.get(code, "") for path, (code, _) in told.items()}
-        sizes = Counter(series for code, series in told.values() if code == "CT" and series)
-        slices = {path for path, (code, series) in told.items() if code == "CT" and sizes[series] > 1}
-        if slices and "ct" in wanted:
-            yield Path(place)
-        headers = {path.stem for path in here if path.suffix == ".hea"}
-        segments = {name for path in here if path.suffix == ".hea" for name in segment_names(path)}
-        for path in here:
-            if path in slices or (kinds[path] and kinds[path] not in wanted):
+    folders = {place: {path: _head(path) for path in here} for place, here in _walk(Path(folder))}
+    above = _parted_series(folders)
+    for place, told in folders.items():
+        kinds = {path: DICOM_KINDS.get(head.code, "") for path, head in told.items()}
+        sizes = Counter(head.series for head in told.values() if head.code == "CT" and head.series)
+        slices = {path for path, head in told.items() if head.code == "CT" and sizes[head.series] > 1}
+        elsewhere = {path for path, head in told.items() if head.code == "CT" and head.series in above}
+        if "ct" in wanted and (slices - elsewhere or place in above.values()):
+            yield place
+        headers = {path.stem for path in told if path.suffix == ".hea"}
+        segments = {name for path in told if path.suffix == ".hea" for name in segment_names(path)}
+        for path in told:
+            if path in slices | elsewhere or (kinds[path] and kinds[path] not in wanted):
                 continue
             if path.suffix in _COMPANIONS and path.stem in headers:
                 continue
@@ -91,6 +104,35 @@ def files_below(folder: Path | str, modalities: Sequence[str] = ()) -> Iterator[
                 continue
             if kinds[path] or (ending(path, suffixes) and _is_data(path)):
                 yield path
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder with its files, sorted, hidden ones left out."""
+    for place, folders, found in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(place), [Path(place) / name for name in sorted(found) if not name.startswith(".")]
+
+
+def _parted_series(folders: dict[Path, dict[Path, _Head]]) -> dict[str, Path]:
+    """CT series whose slices lie in several folders, each place once, and the folder above all of them.
+
+    Left out are copies and phases in folders of their own (the same places again), and those that share the folder
+    above with whole series: that would be read as one of these.
+    """
+    places: dict[str, dict[Path, set[str]]] = {}
+    for place, told in folders.items():
+        for head in told.values():
+            if head.code == "CT" and head.place:
+                places.setdefault(head.series, {}).setdefault(place, set()).add(head.place)
+    parted = {
+        series: Path(os.path.commonpath(found))
+        for series, found in places.items()
+        if series and len(found) > 1 and sum(map(len, found.values())) == len(set().union(*found.values()))
+    }
+    whole = [place for series, found in places.items() if series not in parted for place in found]
+    blocked = {top for top in parted.values() if any(place.is_relative_to(top) for place in whole)}
+    blocked |= {top for top in parted.values() if any(top in other.parents for other in parted.values())}
+    return {series: top for series, top in parted.items() if top not in blocked}
 
 
 def _is_data(path: Path) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import logging
 import math
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +30,9 @@ SUFFIXES = (".nii.gz", ".nii")
 _GZIP = b"\x1f\x8b"
 _HEADER = 540  # bytes of the longer of the two versions
 _EXTENSIONS = 1 << 24  # bytes that may lie between header and data
+_CHUNK = 1 << 20
+_BEHIND = 1 << 28  # bytes behind the volume that are unpacked for the sake of the checksum after them
+_GZIP_STREAM = 16 + zlib.MAX_WBITS
 _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}  # code -> mm
 _SAME_SIZE = 0.01  # part by which two sizes that are one may differ
 _SAME_WAY = 1.0  # degrees by which two directions may
@@ -106,14 +110,35 @@ def _stored(path: Path, header: _Header, packed: bool) -> NDArray[Any]:
     import imagecodecs
 
     data: bytes | bytearray = b""
-    with contextlib.suppress(imagecodecs.DeflateError):  # several streams, or more behind the volume
+    with contextlib.suppress(imagecodecs.DeflateError):  # several streams, more behind the volume, or damaged
         data = imagecodecs.gzip_decode(path.read_bytes(), out=size)
     if len(data) != size:
-        with _opened(path, packed) as handle:
-            data = handle.read(size)
+        data = _inflated(path, size)
     if len(data) < size:
         raise _cut_short(path, len(data), size)
     return np.ndarray(shape, dtype, data, start, order="F")
+
+
+def _inflated(path: Path, size: int) -> bytearray:
+    """The first `size` bytes of one or several gzip streams; the last of these is read to its checksum.
+
+    Raises:
+        zlib.error: damaged, or a checksum that is not that of the data.
+    """
+    data, behind = bytearray(), 0
+    with open(path, "rb") as handle:
+        engine = zlib.decompressobj(_GZIP_STREAM)
+        while chunk := engine.unconsumed_tail or engine.unused_data or handle.read(_CHUNK):
+            if engine.eof:
+                if len(data) >= size:
+                    break
+                engine = zlib.decompressobj(_GZIP_STREAM)
+            piece = engine.decompress(chunk, _CHUNK)
+            behind += max(0, len(piece) - max(0, size - len(data)))
+            data += piece[: size - len(data)]
+            if behind > _BEHIND:
+                break
+    return data
 
 
 def _cut_short(path: Path, found: int, size: int) -> ReadError:

@@ -13,6 +13,7 @@
 Shapes: N slices of A rows and B columns as stored; D, H, W in the patient (see `ct`). Lengths in mm.
 """
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -26,7 +27,9 @@ from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _ct_headers, _dicom, _limits, _volumes
 from m3bind.modalities._ct_choice import AXIAL, normal_of, one_volume, places_of
 from m3bind.modalities._ct_headers import Slice
+from m3bind.modalities._ct_mixed import check_alternation, unmixed
 from m3bind.modalities._dicom_files import quiet
+from m3bind.modalities._dicom_pixels import decode
 from m3bind.modalities._dicom_values import padding
 from m3bind.modalities.base import Sample
 
@@ -65,8 +68,9 @@ def read_files(paths: Iterable[Path], source: Path) -> Sample:
     """
     steps: list[str] = []
     warnings: list[str] = []
-    found = _scan(paths, source, steps, warnings)
-    slices = one_volume(found, source, steps, warnings)
+    scan = _scan_folder if source.is_dir() else _scan
+    found = scan(list(paths), source, steps, warnings)
+    slices = unmixed(one_volume(found, source, steps, warnings), warnings)
     slices, spacing, directions = _geometry(slices, source, steps, warnings)
     axes, flips, tilt = _volumes.placement(directions)
     if tilt > _volumes.TILT:
@@ -77,6 +81,7 @@ def read_files(paths: Iterable[Path], source: Path) -> Sample:
     _limits.check_ratio(source, 2 * int(np.prod(shape, dtype=object)), stored)
     volume, stack = _volumes.empty(shape, axes, flips)
     tags = _fill(stack, slices, source, steps, warnings)
+    check_alternation(stack, source)
     sides = None if spacing is None else tuple(float(spacing[a]) for a in axes)
     hounsfield = _volumes.finish(volume, sides, steps, warnings) and all(item.unit in ("", "HU") for item in slices)
     if sides is not None:
@@ -123,6 +128,29 @@ def _scan(paths: Iterable[Path], source: Path, steps: list[str], warnings: list[
     if aside["not readable"]:
         warnings.append(f"{aside['not readable']} of the DICOM files not readable and set aside")
     return slices
+
+
+def _scan_folder(paths: list[Path], folder: Path, steps: list[str], warnings: list[str]) -> list[Slice]:
+    """The CT slices of a folder and those below it; where a series lies in the folder itself, none of another."""
+    here = [path for path in paths if path.parent == folder]
+    own: list[Slice] = []
+    own_steps: list[str] = []
+    own_warnings: list[str] = []
+    if 0 < len(here) < len(paths):
+        with contextlib.suppress(ReadError):  # no slice here
+            own = _scan(here, folder, own_steps, own_warnings)
+    series = {key for key, count in Counter(item.series for item in own).items() if count > 1}
+    if not series:
+        return _scan(paths, folder, steps, warnings)
+    below: list[Slice] = []
+    with contextlib.suppress(ReadError):
+        below = _scan([path for path in paths if path.parent != folder], folder, [], [])
+    same = [item for item in below if item.series in series]
+    steps += own_steps
+    warnings += own_warnings
+    if len(same) < len(below):
+        steps.append(f"{len(below) - len(same)} slices of other series in folders below are not part of it")
+    return own + same
 
 
 def _unreadable(path: Path, error: Exception) -> ReadError:
@@ -271,15 +299,18 @@ def _fill(
     opened: Path | None = None
     dataset: Any = None
     padded = 0
+    doubts: Counter[str] = Counter()
     tags: dict[str, str] = {}
     for k, item in enumerate(slices):
         try:
             if item.path != opened:
                 dataset, opened = _dicom.open_dicom(item.path), item.path
-            stored = _dicom.pixel_frames(dataset, item.path, item.frame or 0)
+            pixels = decode(dataset, item.path, item.frame or 0)
         except ReadError as error:
             which = f"slice {k + 1} of {len(slices)}: " if len(slices) > 1 else ""
             raise ReadError(source, which + error.reason, error.hint) from error
+        stored = pixels.values
+        doubts.update(pixels.doubts)
         if stored.shape != item.shape:
             raise ReadError(source, f"slice {k + 1} holds {stored.shape}, not {item.shape} pixels", "export it again")
         if "ModalityLUTSequence" in dataset:
@@ -294,6 +325,7 @@ def _fill(
     if padded:
         share = padded / stack.size
         steps.append(f"{share:.1%} of the voxels are padding by the header; set to {_volumes.AIR_HU:g}")
+    warnings += [f"{count} of {len(slices)} slices: {doubt}" for doubt, count in doubts.items()]
     _judge_rescaling(slices, steps, warnings)
     return tags
 

@@ -81,6 +81,8 @@ class CT(Modality):
             slices = any(map(_dicom.is_dicom, files))
             if len(volumes) > 1 and not slices:
                 raise ReadError(path, f"{len(volumes)} volumes (NIfTI, npz) in it", "pack one volume per archive")
+            if nested and not volumes and not slices:
+                raise ReadError(path, f"{nested} archives inside the archive, and no CT", "unpack it first")
             try:
                 if volumes and not slices:
                     file = volumes[0]
@@ -90,6 +92,8 @@ class CT(Modality):
             except ReadError as error:  # the names in the folder mean nothing to the user
                 raise ReadError(path, error.reason, error.hint) from error
         sample.steps.insert(0, f"unpacked {len(files)} files")
+        if volumes and slices:
+            sample.warnings.append(f"a DICOM series taken, {len(volumes)} other volumes (NIfTI, npz) in it left out")
         if nested:
             sample.warnings.append(f"{nested} archives inside the archive were not opened")
         return sample

@@ -1,0 +1,187 @@
+"""Volumes of one series whose slices lie in between each other, and series that lie in several folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+
+from m3bind.errors import ReadError
+from m3bind.modalities import _series
+from m3bind.modalities._files import files_below
+from m3bind.modalities.base import Sample
+from modalities.ct_files import body, each, enhanced, slices, write
+
+ONE, TWO, THREE = body(40.0), body(340.0), body(-400.0)
+
+
+def read(path: Path) -> Sample:
+    return _series.read_folder(path)
+
+
+def doubts(sample: Sample) -> str:
+    return "; ".join(sample.warnings)
+
+
+def series(datasets: list[Dataset], uid: str) -> list[Dataset]:
+    return each(datasets, SeriesInstanceUID=f"1.2.3.{uid}", SeriesNumber=int(uid))
+
+
+# ------------------------------------------------------------------------------------------------- in between
+
+
+NUMBERED: dict[str, Callable[[], list[Dataset]]] = {
+    "two passes": lambda: slices(ONE) + slices(TWO, first=13, z=1.0),
+    "nearer to one side": lambda: slices(ONE) + slices(TWO, first=13, z=0.7),
+    "one up, one down": lambda: slices(ONE) + each(slices(TWO, z=1.0), InstanceNumber=lambda k: 24 - k),
+    "three passes": lambda: slices(ONE) + slices(TWO, first=13, z=0.7) + slices(THREE, first=25, z=1.4),
+}  # fmt: skip
+TIMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "acquisition time": ({"AcquisitionTime": "101010"}, {"AcquisitionTime": "101210"}),
+    "trigger time": ({"TriggerTime": 200}, {"TriggerTime": 600}),
+    "content time": ({"ContentTime": lambda k: f"1010{k:02d}"}, {"ContentTime": lambda k: f"1030{k:02d}"}),
+}
+
+
+@pytest.mark.parametrize("what", NUMBERED)
+def test_passes_by_number_that_lie_in_between_are_not_mixed(tmp_path: Path, what: str) -> None:
+    sample = read(write(tmp_path / "s", NUMBERED[what]()))
+    np.testing.assert_array_equal(sample.array, ONE)
+    assert sample.spacing == (2.0, 0.8, 0.8)
+    assert "in between each other, told apart by their numbers: took one with 12 slices" in doubts(sample)
+
+
+@pytest.mark.parametrize("what", TIMED)
+def test_passes_by_time_that_lie_in_between_are_not_mixed(tmp_path: Path, what: str) -> None:
+    first, second = TIMED[what]
+    both = each(slices(ONE), InstanceNumber=1, **first) + each(slices(TWO, z=1.0), InstanceNumber=1, **second)
+    sample = read(write(tmp_path / "s", both))
+    np.testing.assert_array_equal(sample.array, ONE)
+    assert f"told apart by {what}" in doubts(sample)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_slices_that_alternate_and_nothing_tells_are_refused(tmp_path: Path, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(24)
+    both = each(slices(ONE) + slices(TWO, z=1.0), InstanceNumber=lambda k: int(order[k]))
+    with pytest.raises(ReadError, match="every second slice is of another picture"):
+        read(write(tmp_path / "s", both))
+
+
+ORDINARY: dict[str, Any] = {
+    "odd numbers, then even ones": {"InstanceNumber": lambda k: k // 2 + 1 + 6 * (k % 2)},
+    "at random": {"InstanceNumber": lambda k: int(np.random.default_rng(3).permutation(12)[k])},
+    "written by two at once": {"ContentTime": lambda k: f"10101{k % 2}"},
+    "two parts": {"AcquisitionTime": lambda k: f"10101{k // 6}", "InstanceNumber": lambda k: k % 6 + 1},
+}
+
+
+@pytest.mark.parametrize("what", ORDINARY)
+def test_numbers_and_times_of_one_volume_part_nothing(tmp_path: Path, what: str) -> None:
+    volume = np.maximum(body(40.0) + np.random.default_rng(5).normal(0, 20, (12, 24, 24)).round(), -1024)
+    sample = read(write(tmp_path / "s", each(slices(volume), **ORDINARY[what])))
+    np.testing.assert_array_equal(sample.array, volume)
+    assert sample.warnings == []
+
+
+# ------------------------------------------------------------------------------------------------- headers
+
+
+@pytest.mark.parametrize("change", [{}, {"ImagePositionPatient": [1, 2, 3]}, {"SliceLocation": lambda k: -2.0 * k}])
+def test_one_position_for_all_slices_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
+    entries = {"ImagePositionPatient": [0, 0, 0], "SliceLocation": lambda k: 2.0 * k} | change
+    sample = read(write(tmp_path / "s", each(slices(ONE), **entries)))
+    up = entries["SliceLocation"](1) > 0
+    np.testing.assert_array_equal(sample.array, ONE if up else ONE[::-1])
+    assert "all slices state one position, but different slice locations" in doubts(sample)
+
+
+@pytest.mark.parametrize("keyword", ["PatientID"])
+def test_slices_of_different_patients_are_doubted(tmp_path: Path, keyword: str) -> None:
+    both = slices(ONE)
+    setattr(both[4], keyword, "SECRET-2")
+    sample = read(write(tmp_path / "s", both))
+    assert "different patients" in doubts(sample) and "SECRET" not in doubts(sample)
+
+
+def test_more_bytes_of_pixels_than_the_header_describes_are_said(tmp_path: Path) -> None:
+    for name, entries in {
+        "bits": {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7},
+        "rows": {"Rows": 23},
+        "columns": {"Columns": 23},
+    }.items():
+        sample = read(write(tmp_path / name, each(slices(ONE), **entries)))
+        assert "12 of 12 slices: 1,152 bytes of pixels, of which the header describes" in doubts(sample), name
+    padded = each(slices(ONE), PixelData=lambda k: (ONE[k] + 1024).astype(np.uint16).tobytes() + bytes(6))
+    assert read(write(tmp_path / "padded", padded)).warnings == []
+
+
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "PixelSpacing", "ImagePositionPatient"])
+def test_decimal_commas_are_read_as_points(tmp_path: Path, keyword: str) -> None:
+    folder = write(tmp_path / "s", each(slices(ONE), RescaleSlope="1.00"))
+    expected = read(folder)
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        tag = {"RescaleSlope": b"(\0\x53\x10DS", "PixelSpacing": b"(\0\x30\0DS", "ImagePositionPatient": b" \0\x32\0DS"}
+        at = data.index(tag[keyword]) + 8
+        end = at + int.from_bytes(data[at - 2 : at], "little")
+        assert b"." in data[at:end]
+        path.write_bytes(data[:at] + data[at:end].replace(b".", b",") + data[end:])
+    sample = read(folder)
+    np.testing.assert_array_equal(sample.array, expected.array)
+    assert (sample.spacing, sample.warnings) == (expected.spacing, [])
+
+
+# ------------------------------------------------------------------------------------------------- folders
+
+
+def test_loose_slices_above_other_series_are_the_folders_own(tmp_path: Path) -> None:
+    top = write(tmp_path / "top", series(slices(ONE), "1"))
+    write(top / "other", series(slices(body(340.0, depth=20)), "2"))
+    (top / "other" / "broken.dcm").write_bytes(b"x" * 200)
+    assert list(files_below(top)) == [top, top / "other", top / "other" / "broken.dcm"]
+    sample = read(top)
+    np.testing.assert_array_equal(sample.array, ONE)
+    assert sample.warnings == [] and "20 slices of other series in folders below" in "; ".join(sample.steps)
+    rest = series(slices(body(340.0, depth=24)), "2")[20:]
+    write(top / "more", [*rest, *each(series(slices(ONE[:2], z=24.0, first=13), "1"))])
+    assert read(top).array.shape == (14, 24, 24)
+
+
+@pytest.mark.parametrize("share", [1, 4, 5])
+def test_a_series_in_several_folders_is_one(tmp_path: Path, share: int) -> None:
+    top, parts = tmp_path / "patient" / "DICOM", slices(ONE)
+    for k in range(0, 12, share):
+        write(top / f"S{k:02d}", parts[k : k + share])
+    write(tmp_path / "next", series(slices(TWO), "2"))
+    found = list(files_below(tmp_path))
+    assert found == [tmp_path / "next", top]
+    np.testing.assert_array_equal(read(top).array, ONE)
+
+
+def test_copies_phases_and_whole_series_side_by_side_stay_items_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "a copy"):
+        write(tmp_path / "copies" / name, slices(ONE))
+    for name, volume in {"phase 0": ONE, "phase 50": TWO}.items():
+        write(tmp_path / "phases" / name, series(slices(volume), "2"))
+    for name, datasets in {"x": series(slices(ONE), "3")[:6], "y": series(slices(ONE), "3")[6:]}.items():
+        write(tmp_path / "beside" / name, datasets)
+    write(tmp_path / "beside" / "z", series(slices(TWO), "4"))
+    names = [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)]
+    assert names == [
+        "beside/x",
+        "beside/y",
+        "beside/z",
+        "copies/a",
+        "copies/a copy",
+        "phases/phase 0",
+        "phases/phase 50",
+    ]
+
+
+def test_an_enhanced_file_is_an_item_wherever_it_lies(tmp_path: Path) -> None:
+    frames = [(plane, 2.0 * k, {}) for k, plane in enumerate(ONE)]
+    paths = [enhanced(tmp_path / name / "e.dcm", frames) for name in ("a", "b")]
+    assert list(files_below(tmp_path)) == paths
