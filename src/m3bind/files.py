@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,7 +83,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_lock(folder / LOCK, 0o644)
     except OSError as error:
         raise DiskError(f"cannot write {folder}: {error.strerror}; choose another --out") from error
     try:
@@ -99,6 +101,21 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def open_lock(path: Path, mode: int) -> int:
+    """The descriptor of a lock file, made where it is missing; the folder may come from a stranger.
+
+    Raises:
+        OSError: refused, or a link (what it leads to would be written over), a pipe or a device.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, f"{path.name} is a link; remove it")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{path.name} is not a plain file; remove it")
+    return descriptor
 
 
 def flush(path: Path) -> None:

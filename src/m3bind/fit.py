@@ -60,7 +60,7 @@ from m3bind.pretrain.dual_encoder import PretrainStage
 from m3bind.privacy import shown
 from m3bind.progress import progress
 from m3bind.provenance import provenance
-from m3bind.stored import parse_json, read_yaml
+from m3bind.stored import MOST_JSON, parse_json, read_text, read_yaml
 from m3bind.training.loop import train
 from m3bind.training.pairs import Pairs
 from m3bind.training.parallel import world
@@ -440,7 +440,7 @@ class Run:
         logs = [*(self.stage0 / m / "log.jsonl" for m in self.corpus.modalities), self.folder / "stage1" / "log.jsonl"]
         for path in [*logs, self.folder / "stage2" / "a" / "log.jsonl", self.folder / "stage2" / "b" / "log.jsonl"]:
             if path.exists():
-                rows += [parse_json(line, path) for line in path.read_text(encoding="utf-8").splitlines()]
+                rows += [parse_json(line, path) for line in read_text(path, MOST_JSON).splitlines()]
         write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 

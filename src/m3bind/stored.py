@@ -1,6 +1,6 @@
 """Reading small files that m3bind wrote, in a folder that anybody may have made or changed.
 
-* `read_bytes`: of a plain file, bounded. * `read_json`, `read_yaml`, `parse_yaml`: plain values, bounded.
+* `read_bytes`, `read_text`: of a plain file, bounded. * `read_json`, `read_yaml`, `parse_yaml`: plain values, bounded.
 * `checked`: plain values as the type they must have; names the key that does not fit.
 * `plain`: values of a size that settings have. * `inside`: a path in a folder that does not lead out of it.
 
@@ -48,6 +48,19 @@ def read_bytes(path: Path | str, most: int) -> bytes:
     return Path(path).read_bytes()
 
 
+def read_text(path: Path | str, most: int) -> str:
+    """The text of a plain file.
+
+    Raises:
+        OSError: it is missing, or refused.
+        StoredFileError: see `read_bytes`; or not UTF-8.
+    """
+    try:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise StoredFileError(path, "not UTF-8 text; save it as UTF-8") from None
+
+
 def read_json(path: Path | str, most: int = MOST_JSON) -> Any:
     """The value in a JSON file.
 
@@ -92,13 +105,9 @@ def read_yaml(path: Path | str) -> Any:
 
     Raises:
         OSError: it is missing, or refused.
-        StoredFileError: see `read_bytes` and `parse_yaml`.
+        StoredFileError: see `read_text` and `parse_yaml`.
     """
-    data = read_bytes(path, MOST_YAML)
-    try:
-        return parse_yaml(data.decode("utf-8-sig"), path)
-    except UnicodeDecodeError:
-        raise StoredFileError(path, "not UTF-8 text; save it as UTF-8") from None
+    return parse_yaml(read_text(path, MOST_YAML), path)
 
 
 def parse_yaml(text: str, path: Path | str) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from m3bind.cli.app import Json, app, prepare_torch
+from m3bind.errors import ConfigError, in_words
 
 
 @app.command()
@@ -108,7 +109,7 @@ def index(
     if delete_ids or publish:
         with open_index(out, writable=True) as opened:
             if delete_ids:
-                ids = [line for line in delete_ids.read_text(encoding="utf-8").splitlines() if line]
+                ids = _ids(delete_ids)
                 print(f"{opened.delete(ids)} of {len(ids)} items deleted")
             if publish:
                 opened.publish()
@@ -118,3 +119,11 @@ def index(
     print(as_text(summary))
     if json_file:
         write_json(json_file, summary)
+
+
+def _ids(file: Path) -> list[str]:
+    """The ids in a file, one a line."""
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--delete-ids {file}: cannot be read ({in_words(error)}); one id a line, as UTF-8") from None

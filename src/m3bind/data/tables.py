@@ -37,6 +37,8 @@ def open_table(path: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
         ManifestError: missing, damaged or cut short; also where that shows while reading.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise ManifestError(f"{path}: not a plain file; name a table")
         with open(path, "rb") as raw:
             packed = raw.peek(2)[:2] == b"\x1f\x8b"
             data = gzip.GzipFile(fileobj=raw) if packed else raw

@@ -21,7 +21,7 @@ from m3bind.data.cells import key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.classification import MULTI, SINGLE
 from m3bind.files import sha256_text
-from m3bind.stored import StoredFileError, parse_yaml
+from m3bind.stored import MOST_YAML, StoredFileError, parse_yaml, read_text
 
 FOLDER = Path(__file__).parent / "prompts"
 FROM_LABELS = "from_labels"
@@ -178,7 +178,10 @@ def load_prompts(name: str | Path) -> PromptSet:
         path = FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise UnknownNameError("prompt set", str(name), prompt_sets())
-    return _parse(path, path.read_text(encoding="utf-8"))
+    try:
+        return _parse(path, read_text(path, MOST_YAML))
+    except StoredFileError as error:
+        raise ConfigError(f"{error}; see prompts/mini5.yaml for the format.") from None
 
 
 @lru_cache(maxsize=64)

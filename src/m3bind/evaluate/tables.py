@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.stored import MOST_YAML, StoredFileError, read_text
 
 FOLDER = Path(__file__).parent
 Protocol = Literal["zero_shot", "few_shot", "text_retrieval", "cross_modal", "classifier"]
@@ -127,7 +128,11 @@ def load_tables(name: str | Path) -> TableFile:
     if not path.is_file():
         raise UnknownNameError("table file", str(name), sorted(p.stem for p in FOLDER.glob("*.toml")))
     try:
-        return TableFile(**tomllib.loads(path.read_text(encoding="utf-8")))
+        return TableFile(**tomllib.loads(read_text(path, MOST_YAML)))
+    except StoredFileError as error:
+        raise ConfigError(str(error)) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     except ValidationError as error:

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from m3bind.errors import ConfigError, DiskError, in_words
-from m3bind.files import atomic_path, flush, sha256_file
+from m3bind.files import atomic_path, flush, open_lock, sha256_file
 from m3bind.hospital.deidentify import Cleaned, Refused
 from m3bind.hospital.held import Held, size_of
 from m3bind.hospital.ledger import Ledger, Mark, Pulled
@@ -79,7 +79,7 @@ class Spool:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.folder.chmod(0o700)
-            self._lock_file = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+            self._lock_file = open_lock(self.folder / "lock", 0o600)
             self._claim()
             shutil.rmtree(self.incoming, ignore_errors=True)
             for place in (self.incoming, self.units, self.work, self.folder / "held", self.aside):

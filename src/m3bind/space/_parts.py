@@ -33,7 +33,7 @@ from safetensors.numpy import save_file
 from typing_extensions import TypedDict
 
 from m3bind.errors import ConfigError, DiskError
-from m3bind.files import atomic_path, sha256_text, write_json
+from m3bind.files import atomic_path, open_lock, sha256_text, write_json
 from m3bind.space.compute import Array
 from m3bind.stored import checked, parse_json, read_json
 
@@ -110,7 +110,7 @@ class Store:
             raise ConfigError(f"{self.folder} is a link; remove it, or choose another --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            lock = open_lock(self.folder / LOCK, 0o666)
         except OSError as error:
             raise DiskError(f"cannot write into {self.folder}: {error.strerror or error}") from error
         try:

@@ -20,9 +20,11 @@ from pathlib import Path
 from m3bind.errors import DiskError
 from m3bind.files import write_json
 from m3bind.modalities._signals_wfdb_header import header_of
+from m3bind.stored import read_json
 
 NAME = "roots.json"
 MOST = 200  # folders that are remembered one by one
+LARGEST = 4 << 20  # bytes of the file
 KEY_BYTES = 32
 
 
@@ -76,7 +78,7 @@ def remembered(made: Path | str) -> list[Path]:
     """The folders `remember` wrote down, as this user; none where somebody else did, or changed them."""
     key = _key(make=False)
     try:
-        found = json.loads((Path(made) / NAME).read_text(encoding="utf-8"))
+        found = read_json(Path(made) / NAME, LARGEST)
         names = [str(name) for name in found["roots"]]
         if key is None or not hmac.compare_digest(_seal(key, names), str(found["seal"])):
             return []
