@@ -142,6 +142,15 @@ def test_rescaling(tmp_path: Path, slope: str, modality: str) -> None:
         same(modality, source, tmp_path)
 
 
+@pytest.mark.parametrize("unit", ["HU", "hu ", "", "US", "SUV", "CPS", "mg/ml", "HU?"])
+def test_units_of_rescaled_values(tmp_path: Path, unit: str) -> None:
+    source = put_pixels(bare(CLASSES["ct"], "CT"), chest(), "MONOCHROME2", 12)
+    source.RescaleSlope, source.RescaleIntercept, source.RescaleType = 1, -1024, unit
+    source.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    doubts = [doubt for doubt in same("ct", source, tmp_path).warnings if "are not Hounsfield units" in doubt]
+    assert len(doubts) == (unit.strip().upper() not in ("", "HU"))
+
+
 @pytest.mark.parametrize(("centre", "width"), [("2048.123456789012", "4095.987654321"), ("1", "0"), ("x", "y")])
 def test_windows(tmp_path: Path, centre: str, width: str) -> None:
     source = radiograph()

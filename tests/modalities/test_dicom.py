@@ -17,6 +17,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.data.data_manager import DATA_ROOT
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
@@ -721,3 +722,57 @@ def test_nothing_is_written_into_the_dataset(tmp_path: Path) -> None:
     first: Callable[..., Any] = lambda: _dicom.grey(opened, path)[0]  # noqa: E731
     np.testing.assert_array_equal(first(), first())
     assert opened.to_json() == before
+
+
+# --- what a header says of itself and cannot mean ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keyword", ["Rows", "PhotometricInterpretation", "BitsStored", "WindowWidth", "Modality"])
+@pytest.mark.parametrize("code", [b"QQ", b"ZZ", b"AB"])
+def test_a_value_representation_that_is_none_is_the_standards(tmp_path: Path, keyword: str, code: bytes) -> None:
+    plain = save(make(np.arange(4096).reshape(64, 64).astype(np.uint16), WindowCenter=2000, WindowWidth=1000,
+                      Modality="DX"), tmp_path / "a.dcm")  # fmt: skip
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+    data = plain.read_bytes()
+    at = data.index(head) + 4
+    other = tmp_path / "b.dcm"
+    other.write_bytes(data[:at] + code + data[at + 2 :])
+    one, two = (_dicom.grey(_dicom.open_dicom(path), path) for path in (plain, other))
+    np.testing.assert_array_equal(one[0], two[0])
+    assert one[1:] == two[1:]
+    assert _dicom.technical_tags(_dicom.open_dicom(other))["Modality"] == "DX"
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"PixelAspectRatio": [2, 1]}, "2 high to 1 wide"),
+        ({"PixelSpacing": [0.2, 0.1]}, "0.2 high to 0.1 wide"),
+        ({"ImagerPixelSpacing": [0.1, 0.143]}, "0.1 high to 0.143 wide"),
+        ({"PixelAspectRatio": [1, 1]}, ""),
+        ({"PixelSpacing": [0.143, 0.1431]}, ""),
+        ({"PixelSpacing": [0.1, 0.1], "ImagerPixelSpacing": [0.143, 0.143]}, ""),
+        ({"PixelSpacing": [0, 0]}, ""),
+    ],
+)
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "RGB"])
+def test_pixels_that_are_not_square_are_said(
+    tmp_path: Path, entries: dict[str, Any], said: str, photometric: str
+) -> None:
+    stored = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
+    ds = make(stored if photometric == "RGB" else stored[..., 0], PhotometricInterpretation=photometric, **entries)
+    path = save(ds, tmp_path / "a.dcm")
+    show = _dicom.colour if photometric == "RGB" else _dicom.grey
+    found = [doubt for doubt in show(_dicom.open_dicom(path), path)[2] if "not square" in doubt]
+    assert len(found) == bool(said) and all(said in doubt for doubt in found)
+
+
+@pytest.mark.parametrize(("extra", "said"), [(0, False), (2, False), (100, False), (64 * 64 * 2, True)])
+def test_more_pixels_than_declared(tmp_path: Path, extra: int, said: bool) -> None:
+    ds = make(np.arange(4096).reshape(64, 64).astype(np.uint16))
+    ds.PixelData += bytes(extra)
+    array, _, found = grey(ds, tmp_path)
+    assert bool(found) == said and ("2 times as many pixels" in "".join(found)) == said
+    np.testing.assert_allclose(array, np.arange(4096).reshape(64, 64) / 4095, atol=1e-6)

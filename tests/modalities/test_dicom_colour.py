@@ -223,3 +223,17 @@ def test_damaged_jpeg_data_are_said(tmp_path: Path, kind: str, colour: bool) -> 
         doubts = error.reason
     assert "damaged" in doubts
     assert "damaged" not in read(tmp_path / "b.dcm", rgb, jpeg(rgb, "YBR", "JFIF"), BASELINE, "YBR_FULL")[1]
+
+
+@pytest.mark.parametrize("label", ["YBR_RCT", "YBR_ICT"])
+@pytest.mark.parametrize("size", [0.9, 1.0, 1.07])
+def test_what_values_do_not_tell_is_told_by_the_label(tmp_path: Path, label: str, size: float) -> None:
+    """A large orange disc on black: as luminance and differences most of it would be colours, too."""
+    y, x = np.mgrid[-1:1:96j, -1:1:96j]
+    radius = np.hypot(y, x)[..., None]
+    rgb = np.where(radius < size, [0.75, 0.38, 0.16] - radius * [0.25, 0.15, 0.08], 0.0)
+    stored = (rgb * 255).astype(np.uint8)
+    stream = imagecodecs.jpeg2k_encode(stored, level=0, codecformat="J2K", reversible=True, mct=False)
+    array, doubts = read(tmp_path / "a.dcm", stored, stream, JPEG_2000, label)
+    np.testing.assert_allclose(array, stored / 255, atol=1e-6)
+    assert "has no colour transform: taken as RGB" in doubts

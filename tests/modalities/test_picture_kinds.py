@@ -10,7 +10,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms
 
 from m3bind.errors import ReadError
 from m3bind.modalities import _codestream, _images, get
@@ -293,3 +293,71 @@ def test_no_reason_is_the_name_of_an_exception(tmp_path: Path) -> None:
         with pytest.raises(ReadError) as caught:
             get("retina").read(path)
         assert "Error" not in str(caught.value.reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        (
+            "a.jpg",
+            imagecodecs.jpeg8_encode((RAMP * 4095).astype(np.uint16), bitspersample=12),
+            "a JPEG file of 12 bits",
+        ),
+        ("a.jpg", imagecodecs.jpegls_encode((RAMP * 255).astype(np.uint8)), "a lossless JPEG or JPEG-LS file"),
+        ("a.jpg", imagecodecs.ljpeg_encode((RAMP * 65535).astype(np.uint16)), "a lossless JPEG or JPEG-LS file"),
+        ("a.png", imagecodecs.jpeg2k_encode((COLOUR * 255).astype(np.uint8)), "a JPEG 2000 file"),
+        ("a.png", imagecodecs.jpegxl_encode((COLOUR * 255).astype(np.uint8)), "a JPEG XL file"),
+        ("a.jpg", b"\0\0\0\x24ftypheic" + bytes(200), "a HEIC file, as phones write"),
+        ("a.jpg", b"\0\0\0\x20ftypavif" + bytes(200), "an AVIF file"),
+        ("a.jpg", b"\0\0\0\x18ftypmp42" + bytes(200), "a film, or a picture kept as one"),
+        ("a.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(200), "a damaged JPEG file"),
+    ],
+)
+def test_pictures_that_are_not_read_are_named(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ReadError, match=f"it is {kind}"):
+        _images.read_picture(tmp_path / name)
+
+
+def profile(*columns: bytes, gamma: float | None = None) -> bytes:
+    """sRGB with the colours of its channels in another order, or with another curve."""
+    plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    count = struct.unpack(">I", plain[128:132])[0]
+    places = {plain[132 + 12 * k : 136 + 12 * k]: struct.unpack(">I", plain[136 + 12 * k : 140 + 12 * k])[0]
+              for k in range(count)}  # fmt: skip
+    found = bytearray(plain)
+    for name, source in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns):
+        found[places[name] : places[name] + 20] = plain[places[source] : places[source] + 20]
+    for name in (b"rTRC", b"gTRC", b"bTRC") if gamma else ():
+        found[places[name] + 8 : places[name] + 16] = struct.pack(">HHi", 0, 0, round(gamma * 65536))
+    return bytes(found)
+
+
+PROFILES = [
+    (profile(), False), (profile(gamma=2.2), False), (profile(gamma=1.8), False), (b"junk" * 100, False),
+    (profile(b"bXYZ", b"gXYZ", b"rXYZ"), True), (profile(b"gXYZ", b"rXYZ", b"bXYZ"), True), (profile(gamma=1.0), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("icc", "said"), PROFILES)
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "wide.tif"])
+def test_a_colour_profile_that_matters_is_said(tmp_path: Path, icc: bytes, said: bool, name: str) -> None:
+    if name == "wide.tif":
+        tifffile.imwrite(tmp_path / name, (COLOUR * 65535).astype(np.uint16), photometric="rgb", iccprofile=icc)
+    else:
+        Image.fromarray((COLOUR * 255).astype(np.uint8)).save(tmp_path / name, icc_profile=icc)
+    picture = _images.decode_picture(tmp_path / name)
+    assert [doubt for doubt in picture.warnings if "colour profile, which is not applied" in doubt] == (
+        picture.warnings if said else []
+    )
+    assert bool(picture.warnings) == said
+
+
+@pytest.mark.parametrize("number", [0, 9, 77])
+def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path, number: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    Image.fromarray((RAMP * 255).astype(np.uint8)).save(tmp_path / "a.png", exif=exif)
+    array, steps = _images.read_picture(tmp_path / "a.png")
+    np.testing.assert_allclose(array, RAMP, atol=5e-3)
+    assert steps == []

@@ -12,9 +12,9 @@ from pydicom.pixels import convert_color_space
 from m3bind.errors import ReadError
 from m3bind.modalities import _slide_scale, get
 from m3bind.modalities._slides import open_slide
-from modalities.test_slides import PINK, discs, write_dicom
+from modalities.test_slides import PINK, changed, discs, write_dicom
 
-APERIO = "Aperio Image Library v12.0.15\r\n512x512 [0,0 512x512] (256x256) JPEG/RGB Q=90|AppMag = 40|{}|Filename = x"
+APERIO = "Aperio Image Library v12.0.15\r\n512x512 [0,0 512x512] (256x256) JPEG/RGB Q=90|AppMag = 30|{}|Filename = x"
 OME = (
     '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
     '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="512" SizeY="512" SizeC="3"'
@@ -182,3 +182,41 @@ def test_the_compression_of_a_tile_that_cannot_be_read_is_named(tmp_path: Path, 
     path = tiled(tmp_path / "a.tif", compression, lambda _: b"no such thing" * 20)
     with pytest.raises(ReadError, match=f"a tile of it is damaged, or of a variant of {name}"):
         get("pathology").decode(path)
+
+
+@pytest.mark.parametrize("text", ["MPP = 0,2,5", "MPP = 1.234,5", "MPP = 0.25.1", "MPP = ,", "MPP = 1,000,000"])
+def test_what_is_no_number_states_nothing(tmp_path: Path, text: str) -> None:
+    pixel, notes = scale(write(tmp_path / "a.svs", APERIO.format(text)))
+    assert pixel is None and "does not tell" in notes
+
+
+@pytest.mark.parametrize(
+    ("times", "mpp", "said"),
+    [("40", "0.5", True), ("20", "0.25", True), ("5", "0.5", True), ("40", "0.2503", False), ("20", "0.4942", False),
+     ("20", "0.325", False), ("40", "0,16", False), ("0", "0.5", False), ("x", "0.5", False)],
+)  # fmt: skip
+def test_a_magnification_that_contradicts_is_said(tmp_path: Path, times: str, mpp: str, said: bool) -> None:
+    text = APERIO.format(f"MPP = {mpp}").replace("AppMag = 30", f"AppMag = {times}")
+    pixel, notes = scale(write(tmp_path / "a.svs", text))
+    assert pixel == pytest.approx((float(mpp.replace(",", ".")),) * 2)
+    assert notes == (f"pixels of {pixel[0]:.4g} micrometres (taken) do not go with its magnification of {times}" if said
+                     else "")  # fmt: skip
+
+
+def test_a_magnification_alone_is_said_and_not_taken(tmp_path: Path) -> None:
+    pixel, notes = scale(write(tmp_path / "a.svs", APERIO.format("x")))
+    assert pixel is None and "magnification of 30 would mean about 0.33 micrometres" in notes
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("marked", [True, False])
+def test_levels_of_a_dicom_slide_do_not_contradict_each_other(
+    tmp_path: Path, order: tuple[int, ...], marked: bool
+) -> None:
+    folder = write_dicom(tmp_path / "s", discs(512, 512, (256, 256, 200, PINK)), factors=(1, 2, 4))
+    for number, level in enumerate(order):
+        file = (folder / f"level{level}.dcm").rename(folder / f"{number}.dcm")
+        if not marked:
+            changed(file, ImageType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])
+    pixel, notes = scale(folder)
+    assert pixel == pytest.approx((0.5, 0.5)) and notes == ""

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from m3bind.modalities._dicom_values import unit_of
 from m3bind.modalities._files import DICOM_KINDS
 from m3bind.modalities._signals_leads import NUMBERS, name_of_code, parse_lead
 from m3bind.modalities._signals_units import AMBIGUOUS, to_millivolt, unit_of_code
@@ -106,6 +107,12 @@ def _pointer(values: Sequence[Any]) -> list[Any] | None:
     return [int(values[0])] if keyword_for_tag(int(values[0])) else None
 
 
+def _unit(values: Sequence[Any]) -> list[Any] | None:
+    """The unit of rescaled values; that there is another one stays known, not which."""
+    unit = unit_of(values[0]) if values else ""
+    return [unit if unit in _UNITS.split() else "OTHER"] if unit else None
+
+
 _OTHER_LEADS = frozenset({"V7", "V8", "V9", "V3R", "V4R", "V5R", "V6R"})
 
 
@@ -139,7 +146,7 @@ _MEASURES = _names("""SliceThickness KVP ReconstructionDiameter PixelAspectRatio
 _FLOAT_PADDING = _names("""FloatPixelPaddingValue FloatPixelPaddingRangeLimit DoubleFloatPixelPaddingValue
     DoubleFloatPixelPaddingRangeLimit""")
 _YES_NO = words("YES NO")
-_UNITS = words("HU HU_MOD OD US MGML Z_EFF ED EDW PCT")
+_UNITS = "HU HU_MOD OD US MGML Z_EFF ED EDW PCT"
 
 _IMAGE_TYPE = words(
     "ORIGINAL DERIVED PRIMARY SECONDARY AXIAL LOCALIZER VOLUME NONE RESAMPLED THUMBNAIL LABEL OVERVIEW COLOR"
@@ -171,8 +178,8 @@ ALLOWED: dict[str, Rule] = {
     ),
     "LossyImageCompression": words("00 01"),
     "LossyImageCompressionMethod": words("ISO_10918_1 ISO_14495_1 ISO_15444_1 ISO_13818_2 ISO_14496_10 ISO_15444_15"),
-    "RescaleType": _UNITS,
-    "ModalityLUTType": _UNITS,
+    "RescaleType": _unit,
+    "ModalityLUTType": words(_UNITS),
     "VOILUTFunction": words("LINEAR LINEAR_EXACT SIGMOID", other="OTHER"),
     "PresentationLUTShape": words("IDENTITY INVERSE"),
     "PresentationIntentType": words("FOR~PRESENTATION FOR~PROCESSING"),

@@ -1,8 +1,8 @@
 """What compressed pictures say of themselves, before anything is decoded: JPEG, JPEG-LS and JPEG 2000.
 
 * `Stream`, `parse`: size, components, precision and colour model by a stream's own markers.
-* `complaint`: what libjpeg finds wrong in the data of a JPEG that it decodes all the same.
-* `is_whole`: whether a JPEG has its end marker.
+* `damage`: the doubt about data that decoders take all the same, by `complaint` (what libjpeg says) or a missing end.
+* `is_whole`: whether a JPEG has its end marker. `has_end`: the same of a stream's last bytes, which is quicker.
 """
 
 import os
@@ -106,6 +106,31 @@ def _frame(marker: int, body: bytes, says: dict[str, str]) -> Stream:
 def is_whole(stream: bytes) -> bool:
     """Whether a JPEG has its end marker behind its last scan."""
     return stream.find(b"\xff\xd9", stream.rfind(b"\xff\xda")) > 0
+
+
+def has_end(stream: bytes) -> bool:
+    """Whether a stream ends with an end marker, but for bytes it was padded with."""
+    return stream.rstrip(b"\0\xff").endswith(b"\xff\xd9")
+
+
+def damage(stream: bytes) -> str:
+    """The doubt about a compressed picture that is damaged although decoders take it; "" for others and for whole ones.
+
+    A missing end marker, and of baseline and progressive JPEG what libjpeg complains about; the decoders of others say
+    nothing.
+    """
+    if stream.startswith(_SIZ):
+        return "" if has_end(stream) else _doubt("JPEG 2000", "no end marker")
+    facts = parse(stream) if stream.startswith(b"\xff\xd8") else None
+    if facts is None:
+        return ""
+    wrong = complaint(stream) if facts.precision == 8 and not facts.lossless else ""
+    wrong = wrong or ("" if is_whole(stream) else "no end marker")
+    return _doubt("JPEG", wrong) if wrong else ""
+
+
+def _doubt(kind: str, wrong: str) -> str:
+    return f"its {kind} data are damaged ({wrong}): parts of the picture may be wrong"
 
 
 def complaint(stream: bytes) -> str:

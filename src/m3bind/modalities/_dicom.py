@@ -1,7 +1,7 @@
 """DICOM files: opened within limits, stored pixels decoded, shown as a radiologist or an eye doctor would see them.
 
 * `is_dicom`, `open_dicom`, `kind_of`, `technical_tags`: see `_dicom_files`.
-* `frame_count`, `pixel_frames`: stored values, before any rescaling or window; see `_dicom_pixels`.
+* `frame_count`, `pixel_frames`, `decode`: stored values, before any rescaling or window; see `_dicom_pixels`.
 * `grey`: the middle frame as 0..1, bright = dense, through modality LUT, VOI LUT and presentation.
 * `colour`: the middle frame as RGB 0..1.
 
@@ -38,6 +38,7 @@ __all__ = [
     "SMALL",
     "SUFFIXES",
     "colour",
+    "decode",
     "frame_count",
     "grey",
     "is_dicom",
@@ -50,6 +51,7 @@ __all__ = [
 
 Array = NDArray[np.float32]
 Values = NDArray[Any]
+MOST_OBLONG = 1.02  # height over width of a pixel, or the reverse, that is taken as square
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 
 
@@ -93,6 +95,7 @@ def grey(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
     except Exception as error:  # pydicom converts header values when they are asked for, and raises anything
         reason = f"its look-up tables or windows cannot be used ({in_words(error)})"
         raise ReadError(path, reason, DAMAGED) from error
+    notes.warnings += _not_square(dataset)
     overlays = sum((0x6000 + 2 * k, 0x3000) in dataset or (0x6000 + 2 * k, 0x0010) in dataset for k in range(16))
     if overlays:
         notes.steps.append(f"overlay planes not drawn: {overlays}")
@@ -106,6 +109,17 @@ def _middle(dataset: Any, path: Path, notes: _Notes) -> int:
         notes.steps.append(f"frame {frames // 2 + 1} of {frames} taken")
         notes.warnings.append(f"{frames} frames, of which only the middle one is used")
     return frames // 2
+
+
+def _not_square(dataset: Any) -> list[str]:
+    """The doubt about pixels that are not as high as they are wide, by their size or their ratio."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        sides = numbers(dataset, keyword)
+        if len(sides) == 2 and min(sides) > 0:
+            if max(sides) <= MOST_OBLONG * min(sides):
+                return []
+            return [f"pixels are not square: {sides[0]:.4g} high to {sides[1]:.4g} wide; shown as if they were"]
+    return []
 
 
 def _shown(dataset: Any, path: Path, frame: int, stored: Values, notes: _Notes) -> Array:
@@ -282,5 +296,5 @@ def colour(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
         raise ReadError(path, "grey pixels, not colour", "check the modality of this file")
     notes = _Notes()
     pixels = decode(dataset, path, _middle(dataset, path, notes))
-    notes.warnings += pixels.doubts
+    notes.warnings += pixels.doubts + _not_square(dataset)
     return to_rgb(dataset, path, pixels, notes.steps, notes.warnings), notes.steps, notes.warnings

@@ -109,7 +109,7 @@ def _by_transform(label: str, transformed: bool, array: Array, zero: float) -> t
     if label in _YBR and not transformed:
         return True, ""
     looks = _looks(array, zero)
-    taken = looks or ("RGB" if transformed else "YBR")
+    taken = looks or "RGB"
     fact = "has a colour transform" if transformed else "has no colour transform"
     return taken == "YBR", f"labelled {label}, but its JPEG 2000 stream {fact}: taken as {taken}{_because(looks)}"
 

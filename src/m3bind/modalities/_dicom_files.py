@@ -102,6 +102,7 @@ def open_dicom(path: Path, stop_before_pixels: bool = False) -> Any:
             dataset.file_meta = meta
             dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(EXPLICIT)
         _complete_meta(dataset)
+        _known_representations(dataset)
         if "SOPClassUID" not in dataset and not any(name in dataset for name in PIXELS) and meta is None:
             raise ReadError(path, "no DICOM preamble, SOP class or pixels", "check what it is")
         return dataset
@@ -155,6 +156,22 @@ def _complete_meta(dataset: Any) -> None:
         implicit, little = dataset.original_encoding
         uid = IMPLICIT if implicit else EXPLICIT if little else BIG_ENDIAN
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(uid)
+
+
+def _known_representations(dataset: Any) -> None:
+    """Take entries whose value representation is none ("QQ") for what the standard says they are, or as bytes.
+
+    pydicom would raise NotImplementedError whenever one is asked for.
+    """
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR
+    from pydicom.dataelem import RawDataElement
+    from pydicom.valuerep import VR
+
+    known = {str(one) for one in VR}
+    for tag in list(dataset.keys()):
+        raw = dataset.get_item(tag)
+        if isinstance(raw, RawDataElement) and raw.VR is not None and raw.VR not in known:
+            dataset[tag] = raw._replace(VR=dictionary_VR(tag) if dictionary_has_tag(tag) else "UN")
 
 
 def _inflated(path: Path, handle: BinaryIO, start: int) -> BinaryIO:

@@ -102,7 +102,7 @@ def decode(dataset: Any, path: Path, frame: int | None) -> Pixels:
     Raises:
         ReadError: as `pixel_frames`.
     """
-    stored = _check_header(dataset, path)
+    stored, needed = _check_header(dataset, path)
     frames = frame_count(dataset, path)
     if frame is not None and not 0 <= frame < frames:
         raise ReadError(path, f"frame {frame} of {frames}", "ask for one it holds")
@@ -113,10 +113,12 @@ def decode(dataset: Any, path: Path, frame: int | None) -> Pixels:
                 if uid != _RLE and uid.removeprefix(_JPEG) not in _COMPRESSIONS:
                     raise _unread(path, uid)
                 _check_streams(dataset, path, frames)
+            first = _decode_frame(dataset, path, uid, frame or 0, frames)
+            if uid in (IMPLICIT, EXPLICIT, BIG_ENDIAN) and stored >= 2 * needed > 0:
+                first.doubts.append(f"{stored // needed} times as many pixels are stored as the header declares")
             if frame is not None:
-                return _decode_frame(dataset, path, uid, frame, frames)
+                return first
             _limits.check_count(path, frames * _area(dataset), "voxels")
-            first = _decode_frame(dataset, path, uid, 0, frames)
             out = np.empty((frames, *first.values.shape), dtype=first.values.dtype)
             out[0] = first.values
             for number in range(1, frames):
@@ -139,8 +141,8 @@ def _area(dataset: Any) -> int:
     return int(dataset.Rows) * int(dataset.Columns)
 
 
-def _check_header(dataset: Any, path: Path) -> int:
-    """Refuse by what the header declares; the number of stored bytes of pixels.
+def _check_header(dataset: Any, path: Path) -> tuple[int, int]:
+    """Refuse by what the header declares; the number of stored bytes of pixels, and that of uncompressed ones.
 
     Raises:
         ReadError: see `pixel_frames`.
@@ -174,7 +176,7 @@ def _check_header(dataset: Any, path: Path) -> int:
         )
     if bits // 8 > SMALL:
         _limits.check_ratio(path, bits // 8, stored)
-    return stored
+    return stored, bits // 8
 
 
 def _check_streams(dataset: Any, path: Path, frames: int) -> None:
@@ -216,7 +218,7 @@ def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) 
     stream = get_frame(dataset.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
     facts = _check_stream(dataset, path, stream)
     # what decodes JPEG-LS takes seconds to notice
-    ends = stream.rstrip(b"\0").endswith(b"\xff\xd9") if tail in _JPEG_LS else _codestream.is_whole(stream)
+    ends = _codestream.has_end(stream) if tail in _JPEG_LS else _codestream.is_whole(stream)
     if tail in (*_JPEG_DCT, *_JPEG_LS) and not ends:
         raise ReadError(path, "a compressed frame is cut short", "fetch or export it again")
     if tail in _JPEG_2000:
@@ -227,8 +229,8 @@ def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) 
         values = _by_plugin(dataset, number, _JPEG_PLUGINS[tail])
     pixels = Pixels(values, label, facts)
     pixels.doubts += _contradictions(dataset, facts, values)
-    if tail in _JPEG_DCT and facts.precision == 8 and (wrong := _codestream.complaint(stream)):
-        pixels.doubts.append(f"its JPEG data are damaged ({wrong}): parts of the picture may be wrong")
+    if doubt := _codestream.damage(stream):
+        pixels.doubts.append(doubt)
     return pixels
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from m3bind.errors import ReadError, in_words
-from m3bind.modalities import _codestream, _dicom, _limits, _png, _tiff
+from m3bind.modalities import _codestream, _colour_profile, _dicom, _limits, _png, _tiff, _tile_streams
 from m3bind.modalities._picture_values import Values, grey_or_rgb, on_black, unit_range
 from m3bind.modalities.base import Modality, get, names
 
@@ -35,12 +35,20 @@ _MAGIC = {
     b"%PDF": "a PDF file",
     b"GIF8": "a GIF file",
     b"\x89PNG": "a damaged PNG file",
-    b"\xff\xd8\xff": "a damaged JPEG file",
+    b"\xff\x4f\xff\x51": "a JPEG 2000 file",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 file",
+    b"\xff\x0a": "a JPEG XL file",
+    b"\0\0\0\x0cJXL ": "a JPEG XL file",
     b"BM": "a BMP file",
     b"RIFF": "a WebP file",
     b"version https://git-lfs": "a git-lfs pointer whose data were never fetched",
     b"<": "a web page or XML",
 }
+
+_BOXED = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "a HEIC file, as phones write"),
+    **dict.fromkeys((b"avif", b"avis"), "an AVIF file"),
+}  # what follows "ftyp"
 
 
 def ending(path: Path, suffixes: tuple[str, ...]) -> str:
@@ -79,7 +87,22 @@ def looks_like(path: Path) -> str:
         head = handle.read(132)
     if head[128:132] == b"DICM":
         return "a DICOM file"
+    if head.startswith(b"\xff\xd8\xff"):
+        return _kind_of_jpeg(path)
+    if head[4:8] == b"ftyp":
+        return _BOXED.get(head[8:12], "a film, or a picture kept as one")
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
+
+
+def _kind_of_jpeg(path: Path) -> str:
+    """Which variant of JPEG a file is that could not be read as a picture."""
+    with open(path, "rb") as handle:
+        facts = _codestream.parse(handle.read(1 << 20))
+    if facts is not None and facts.lossless:
+        return "a lossless JPEG or JPEG-LS file"
+    if facts is not None and facts.precision > 8:
+        return f"a JPEG file of {facts.precision} bits"
+    return "a damaged JPEG file"
 
 
 @dataclass
@@ -131,6 +154,7 @@ def _other_tiff(path: Path) -> Picture:
     picture = Picture(np.empty((0, 0), np.float32), [])
     values, opacity, white_is_zero = _tiff.read(path, picture.steps)
     _check_sides(path, values.shape[1], values.shape[0])
+    picture.warnings += _tile_streams.of_picture(path)
     return _finished(path, picture, values, opacity, white_is_zero)
 
 
@@ -146,17 +170,20 @@ def _decoded(path: Path, image: Image.Image) -> Picture:
     tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     if image.format == "TIFF":
         _check_pages(path, image)
-        if tags.get(274, 1) != 1:
+        if tags.get(274, 1) in _tiff.TURNS:
             picture.steps.append("turned upright as its orientation tag says")
     facts = _png.look(path) if image.format == "PNG" else None
     image.load()  # turns a TIFF upright
-    if image.format == "JPEG" and (wrong := _codestream.complaint(path.read_bytes())):
-        picture.warnings.append(f"its JPEG data are damaged ({wrong}): parts of the picture may be wrong")
+    if image.format == "TIFF":
+        picture.warnings += _tile_streams.of_picture(path)
+    else:
+        damage = _codestream.damage(path.read_bytes()) if image.format == "JPEG" else ""
+        picture.warnings += filter(None, [damage, _colour_profile.doubt(image.info.get("icc_profile"))])
     if facts is not None:
         picture.warnings += _png_doubts(path, facts, image)
     key = image.info.get("transparency")
     values, opacity = _png.sixteen_bit(path, key) if facts and facts.wide else grey_or_rgb(path, image, picture.steps)
-    if (turn := image.getexif().get(0x0112, 1)) != 1:
+    if (turn := image.getexif().get(0x0112, 1)) in _tiff.TURNS:
         values = _tiff.turned(values, turn)
         opacity = None if opacity is None else _tiff.turned(opacity, turn)
         picture.steps.append("turned upright as its EXIF orientation says")

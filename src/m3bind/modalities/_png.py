@@ -30,7 +30,6 @@ class Facts:
     kind: int = 0
     interlaced: bool = False
     gamma: float | None = None
-    profile: bool = False
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -72,8 +71,6 @@ def look(path: Path) -> Facts:
                 found.bits, found.kind, found.interlaced = head[8], head[9], bool(head[12])
             elif kind == b"gAMA" and len(head) >= 4:
                 found.gamma = struct.unpack(">I", head[:4])[0] / 100_000
-            elif kind == b"iCCP":
-                found.profile = True
             elif kind == b"IEND":
                 break
     return found

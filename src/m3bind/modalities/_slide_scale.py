@@ -2,6 +2,7 @@
 
 * `stated`: all that a page and its file say: Aperio, OME, Ventana, ImageJ, what tiffslide knows, the resolution tags.
 * `of_tile`: the same of a picture that is no slide.
+* `against_magnification`: whether that goes with the stated magnification.
 * `choose`: the one to take, with a note where they contradict each other, are implausible or missing.
 """
 
@@ -16,13 +17,14 @@ from m3bind.modalities._tiff import MAGIC, check_directories, silent
 
 MPP_RANGE = (0.02, 20.0)  # outside: a note for printers (72 dpi is 353 micrometres) or a mistake
 SAME = 1.05  # ratio up to which two statements agree
+MAGNIFIED = 1.8  # ratio up to which a size of pixel goes with a magnification: scanners differ
 Pixel = tuple[float, float]  # width, height
 Stated = list[tuple[str, Pixel]]  # who says so, and what
 _UNITS = {"nm": 1e-3, "nanometer": 1e-3, "um": 1.0, "micron": 1.0, "micrometer": 1.0, "mm": 1e3, "millimeter": 1e3,
           "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6, "in": 25_400.0, "inch": 25_400.0, "å": 1e-4,
           "pm": 1e-6}  # fmt: skip
 _MICRO = re.compile(r"Âµ|Î¼|Â|\\u00[bB]5|\\u03[bB][cC]|[µμ]")
-_NUMBER = r"([-+]?[0-9]*[.,]?[0-9]+(?:[eE][-+]?[0-9]+)?)"
+_NUMBER = r"([-+]?[0-9]*[.,]?[0-9]+(?:[eE][-+]?[0-9]+)?)(?![.,]?[0-9])"
 _RESOLUTION_UNITS = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
 
 
@@ -121,6 +123,24 @@ def choose(found: Stated) -> tuple[Pixel | None, list[str]]:
     if max(pixel) > 1.02 * min(pixel):
         notes.append(f"pixels are not square: {pixel[0]:.4g} x {pixel[1]:.4g} micrometres")
     return pixel, notes
+
+
+def against_magnification(pixel: Pixel | None, descriptions: Iterable[str]) -> list[str]:
+    """The doubt about a size of pixel that does not go with the stated magnification, which is 10 micrometres over it.
+
+    Where no size is known, what the magnification says is only said.
+    """
+    for text in descriptions:
+        found = re.search(rf"\bAppMag\s*=\s*{_NUMBER}", text)
+        times = number(found[1]) if found else None
+        if times is None or not 1 <= times <= 200:
+            continue
+        if pixel is None:
+            return [f"its magnification of {times:g} would mean about {10 / times:.2g} micrometres a pixel"]
+        ratio = pixel[0] * times / 10
+        if not 1 / MAGNIFIED <= ratio <= MAGNIFIED:
+            return [f"pixels of {pixel[0]:.4g} micrometres (taken) do not go with its magnification of {times:g}"]
+    return []
 
 
 def of_tile(path: Path) -> tuple[Pixel | None, list[str]]:

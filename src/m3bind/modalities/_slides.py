@@ -1,165 +1,31 @@
-"""Whole slides: pyramids of tissue scanned at a known size of pixel, of which only the needed part is decoded.
+"""Whole slides opened: pyramids of tissue scanned at a known size of pixel, of which only the needed part is decoded.
 
 * `open_slide`: SVS and other tiled TIFF (through tiffslide), DICOM whole slides (through wsidicom) -> `Slide`.
 * `is_slide`: whether a file is one, rather than a picture of a tile.
-* `Slide.read_region`: any rectangle at any size of pixel not finer than the scan, averaged by area, never enlarged.
-The tiles of it that show tissue: `_tissue`.
+What an open one gives: `_slide`. The tiles of it that show tissue: `_tissue`.
 
 Label, macro and thumbnail images of a slide are never opened: labels show names. Free text of headers stays unread.
 Shapes: H rows, W columns.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from m3bind.errors import ReadError, in_words
-from m3bind.modalities import _codestream, _dicom, _limits, _slide_scale
+from m3bind.modalities import _codestream, _colour_profile, _dicom, _limits, _slide_scale, _tile_streams
 from m3bind.modalities._dicom_colour import rgb_of
 from m3bind.modalities._dicom_files import quiet
 from m3bind.modalities._dicom_values import numbers
+from m3bind.modalities._slide import Bytes, Level, Slide, check_area
 from m3bind.modalities._tiff import check_directories, compression_name, silent
 
 SLIDE_SUFFIXES = (".svs",)
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _TILE_PIXELS = 4096 * 4096  # a tiled TIFF of one level is a slide above this
 _APERIO_YBR, _JPEG_2000, _YCBCR = 33003, (33004, 33005, 34712), 6
-_BAND_PIXELS = 4_000_000  # decoded at a time
-
-Array = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Level:
-    """One resolution. `scale_x`, `scale_y`: level-0 pixels per pixel of this level."""
-
-    width: int
-    height: int
-    scale_x: float
-    scale_y: float
-
-
-@dataclass
-class Slide:
-    """An open whole slide; close it, or use it in a `with` statement.
-
-    `pixel` is the width and height of a level-0 pixel in micrometres, None where the file does not tell (`notes` says).
-    """
-
-    path: Path
-    levels: list[Level]  # finest first
-    pixel: tuple[float, float] | None
-    decode: Callable[[int, int, int, int, int], Bytes]  # level, left, top, width, height (inside it) -> (H, W, 3)
-    close: Callable[[], None]
-    kind: str  # for steps: "TIFF", "DICOM"
-    notes: list[str] = field(default_factory=list)
-    tags: dict[str, str] = field(default_factory=dict)
-    codec: str = ""  # of its tiles, for errors
-
-    def __enter__(self) -> "Slide":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def mpp(self) -> float | None:
-        """Micrometres per level-0 pixel (the mean of both axes), None where the file does not tell."""
-        return None if self.pixel is None else sum(self.pixel) / 2
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in level-0 pixels."""
-        return self.levels[0].width, self.levels[0].height
-
-    def finest(self, mpp: float) -> float | None:
-        """The asked micrometres per pixel, or the scan's own where that is coarser; None where it is unknown."""
-        return None if self.pixel is None else max(mpp, *self.pixel)
-
-    def read_region(self, x: int, y: int, width: int, height: int, mpp: float | None) -> Array:
-        """`width` x `height` pixels of `mpp` micrometres from level-0 pixel (x, y) on; (H, W, 3) float32 in 0..1.
-
-        The coarsest level that is at least as fine is averaged by area. Outside of the slide it is white.
-        `mpp` None reads level 0 as it is.
-
-        Raises:
-            ReadError: finer than the scan, of unknown size of pixel, damaged, or too much to decode.
-        """
-        if mpp is None:
-            step_x = step_y = 1.0
-        elif self.pixel is None:
-            raise ReadError(self.path, "the file does not tell the size of its pixels", "read level 0 of it")
-        else:
-            step_x, step_y = mpp / self.pixel[0], mpp / self.pixel[1]
-        return self.read_steps(x, y, width, height, step_x, step_y)
-
-    def read_steps(self, x: int, y: int, width: int, height: int, step_x: float, step_y: float) -> Array:
-        """As `read_region`, with output pixels of `step_x` x `step_y` level-0 pixels."""
-        fit = [k for k, lv in enumerate(self.levels) if lv.scale_x <= step_x + 1e-9 and lv.scale_y <= step_y + 1e-9]
-        if not fit:
-            raise ReadError(self.path, "asked for finer pixels than were scanned", "enlarge the tile afterwards")
-        number = max(fit, key=lambda k: self.levels[k].scale_x)
-        level = self.levels[number]
-        columns = (x + np.arange(width + 1) * step_x) / level.scale_x  # edges of output pixels in this level's pixels
-        rows = (y + np.arange(height + 1) * step_y) / level.scale_y
-        most = 8 * _limits.LIMITS.pixels
-        if (needed := int((columns[-1] - columns[0]) * (rows[-1] - rows[0]))) > most:
-            reason = f"{needed:,} pixels to decode, more than {most:,}"
-            raise ReadError(self.path, reason, "write it with smaller levels, or name the folder of all its levels")
-        band = max(1, int(_BAND_PIXELS / (columns[-1] - columns[0] + 1) / max(step_y / level.scale_y, 1)))
-        picture = np.empty((height, width, 3), np.float32)
-        for top in range(0, height, band):
-            edges = rows[top : top + band + 1]
-            first_row, first_column = math.floor(edges[0] + 1e-9), math.floor(columns[0] + 1e-9)
-            pixels = self._decode_padded(number, first_column, first_row, columns[-1], edges[-1])
-            lines = averages(pixels, edges - first_row)
-            picture[top : top + band] = averages(lines.swapaxes(0, 1), columns - first_column).swapaxes(0, 1)
-        return picture / np.float32(255)
-
-    def _decode_padded(self, number: int, left: int, top: int, right: float, bottom: float) -> Bytes:
-        """Pixels of a level from (left, top) to beyond (right, bottom), white where there are none."""
-        level = self.levels[number]
-        width, height = (max(1, math.ceil(end - 1e-9) - start) for start, end in ((left, right), (top, bottom)))
-        inside = (max(left, 0), max(top, 0), min(left + width, level.width), min(top + height, level.height))
-        columns, rows = inside[2] - inside[0], inside[3] - inside[1]
-        if columns <= 0 or rows <= 0:
-            return np.full((height, width, 3), 255, np.uint8)
-        try:
-            pixels = self.decode(number, inside[0], inside[1], columns, rows)
-        except (MemoryError, ReadError):
-            raise
-        except Exception as error:  # decoders raise many kinds for damaged tiles; their words may quote the file
-            variant = f", or of a variant of {self.codec} that is not read" if self.codec else ""
-            reason = f"a tile of it is damaged{variant}"
-            raise ReadError(self.path, reason, "fetch or export it again") from error
-        if pixels.shape != (rows, columns, 3) or pixels.dtype != np.uint8:
-            raise ReadError(self.path, "its tiles are not 8-bit RGB", "export it as 8-bit RGB")
-        if (columns, rows) == (width, height):
-            return pixels
-        padded = np.full((height, width, 3), 255, np.uint8)
-        padded[inside[1] - top : inside[3] - top, inside[0] - left : inside[2] - left] = pixels
-        return padded
-
-
-def averages(values: NDArray[Any], edges: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Means of `values` (N, ...) along axis 0 between neighbouring `edges` (n + 1 positions within 0..N): (n, ...)."""
-    wide = (-1,) + (1,) * (values.ndim - 1)
-    edges = np.clip(edges, 0, len(values))
-    below = np.minimum(edges.astype(np.intp), len(values) - 1)
-    part = values[below] * (edges - below).reshape(wide)  # of the pixel that each edge cuts, what lies before it
-    whole = np.add.reduceat(values, below, axis=0, dtype=np.uint32 if values.dtype == np.uint8 else np.float64)[:-1]
-    whole = whole * (np.diff(below) > 0).reshape(wide)  # reduceat takes an empty range for its first pixel
-    means: NDArray[np.float64] = (whole + np.diff(part, axis=0)) / np.diff(edges).reshape(wide)
-    return means
-
-
-# --- opening ----------------------------------------------------------------------------------------------------------
 
 
 def is_slide(path: Path) -> bool:
@@ -214,13 +80,13 @@ def _open_tiff(path: Path) -> Slide:
         sizes = slide.level_dimensions
         stored = path.stat().st_size
         for (width, height), keyframe in zip(sizes, keyframes):
-            _check_area(path, width, height, stored)
+            check_area(path, width, height, stored)
             _limits.check_count(path, int(np.prod(keyframe.chunks[:2], dtype=object)), "pixels")
         if keyframes[0].samplesperpixel != 3 or keyframes[0].dtype != np.uint8 or _series(slide).axes != "YXS":
             raise ReadError(path, "not an 8-bit RGB slide", "export it as 8-bit RGB")
         scale = slide.level_downsamples
         levels = [Level(width, height, sizes[0][0] / width, sizes[0][1] / height) for width, height in sizes]
-        pixel, notes = _size_of_pixel(slide)
+        pixel, notes = _described(slide)
         ybr = _is_ybr(keyframes[0])
     except BaseException as error:
         slide.close()
@@ -236,7 +102,12 @@ def _open_tiff(path: Path) -> Slide:
             pixels = _rgb(pixels)
         return _whiten(pixels, keyframes[number], left, top)
 
-    return Slide(path, levels, pixel, decode, slide.close, "TIFF", notes, codec=compression_name(keyframes[0]))
+    def damage(number: int, *rectangle: int) -> str:
+        with silent():
+            return _tile_streams.of_tiff(keyframes[number], *rectangle)
+
+    codec = compression_name(keyframes[0])
+    return Slide(path, levels, pixel, decode, damage, slide.close, "TIFF", notes, codec=codec)
 
 
 def _is_ybr(keyframe: Any) -> bool:
@@ -309,22 +180,24 @@ def _damaged(path: Path, error: Exception) -> ReadError:
     return ReadError(path, f"not a readable slide ({in_words(error)})", "fetch or export it again")
 
 
-def _size_of_pixel(slide: Any) -> tuple[tuple[float, float] | None, list[str]]:
-    """Width and height of a level-0 pixel in micrometres, wherever the file states them, and what to note."""
+def _described(slide: Any) -> tuple[tuple[float, float] | None, list[str]]:
+    """Width and height of a level-0 pixel in micrometres, wherever the file states them, and what to note of a TIFF."""
     page, first = _series(slide).levels[0].keyframe, slide.ts_tifffile.pages[0]
     texts = list(dict.fromkeys(str(one.description or "") for one in (page, first)))
     xmp = first.tags.get(700)
     if xmp is not None and isinstance(xmp.value, bytes):
         texts.append(xmp.value.decode("utf-8", "replace"))
     known = slide.properties["tiffslide.mpp-x"], slide.properties["tiffslide.mpp-y"]
-    return _slide_scale.choose(_slide_scale.stated(page, texts, known))
+    pixel, notes = _slide_scale.choose(_slide_scale.stated(page, texts, known))
+    profile = _colour_profile.doubt_of_page(page)
+    return pixel, notes + _slide_scale.against_magnification(pixel, texts) + ([profile] if profile else [])
 
 
 def _open_dicom(path: Path, files: list[Path]) -> Slide:
     """The levels of one slide among DICOM `files`; label and overview images among them are left alone."""
     series: dict[str, list[Path]] = {}
     tags: dict[str, str] = {}
-    extents: _slide_scale.Stated = []
+    extents: list[tuple[float, _slide_scale.Stated]] = []
     for file in files:
         header = _dicom.open_dicom(file, stop_before_pixels=True)
         with quiet():
@@ -333,7 +206,7 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
                 continue
             _check_level(file, header)
             series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(file)
-            extents += _extent(header)
+            extents.append(_extent(header))
         tags = tags or _dicom.technical_tags(header)
     if not series:
         raise ReadError(path, "no DICOM whole slide", "a slide is a TIFF, an SVS or DICOM of the class VL Whole Slide")
@@ -353,7 +226,7 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
         ]
         numbers = [level.level for level in pyramid]
         by_header = ("PixelSpacing", (float(first.mpp.width), float(first.mpp.height)))
-        pixel, notes = _slide_scale.choose([by_header, *extents])
+        pixel, notes = _slide_scale.choose([by_header, *max(extents, key=lambda extent: extent[0])[1]])
     except (MemoryError, ReadError):
         raise
     except ImportError:
@@ -366,17 +239,29 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
             pixels: Bytes = slide.read_region((left, top), numbers[number], (width, height), threads=1, as_array=True)
         return pixels
 
-    return Slide(path, levels, pixel, decode, slide.close, "DICOM", notes, tags)
+    def damage(number: int, *rectangle: int) -> str:
+        size = pyramid[number].tile_size
+        with quiet():
+            return _tile_streams.of_dicom(
+                lambda place: slide.read_encoded_tile(numbers[number], place, crop_to_image_boundary=False),
+                (size.width, size.height),
+                rectangle,
+            )
+
+    return Slide(path, levels, pixel, decode, damage, slide.close, "DICOM", notes, tags)
 
 
-def _extent(header: Any) -> _slide_scale.Stated:
-    """The size of a pixel of level 0 by the extent of the slide in mm; nothing where this is another level."""
-    names = "ImagedVolumeWidth", "ImagedVolumeHeight", "TotalPixelMatrixColumns", "TotalPixelMatrixRows"
+def _extent(header: Any) -> tuple[float, _slide_scale.Stated]:
+    """The width of a level in pixels, and the size of one of them by the extent of the slide in mm, where it is said.
+
+    The widest level is level 0, whatever ImageType says; a level marked as resampled says nothing of the scan.
+    """
+    names = "TotalPixelMatrixColumns", "TotalPixelMatrixRows", "ImagedVolumeWidth", "ImagedVolumeHeight"
     values = [(numbers(header, name) or [0.0])[0] for name in names]
     kind = [str(part) for part in header.get("ImageType", None) or []]
     if min(values) <= 0 or kind[3:4] == ["RESAMPLED"]:
-        return []
-    return [("ImagedVolumeWidth", (1000 * values[0] / values[2], 1000 * values[1] / values[3]))]
+        return values[0], []
+    return values[0], [("ImagedVolumeWidth", (1000 * values[2] / values[0], 1000 * values[3] / values[1]))]
 
 
 def _check_level(path: Path, header: Any) -> None:
@@ -395,12 +280,4 @@ def _check_level(path: Path, header: Any) -> None:
     if (samples, bits) != (3, 8):
         raise ReadError(path, f"{samples} samples of {bits} bits, not an 8-bit RGB slide", "export it as 8-bit RGB")
     _limits.check_count(path, rows * columns, "pixels")
-    _check_area(path, width, height, path.stat().st_size)
-
-
-def _check_area(path: Path, width: int, height: int, stored: int) -> None:
-    """Refuse a level that declares no pixels, or more than its bytes can hold."""
-    if min(width, height) < 1:
-        raise ReadError(path, f"declares {width} x {height} pixels", "export it again")
-    if width * height * 3 > _dicom.SMALL:
-        _limits.check_ratio(path, width * height * 3, stored)
+    check_area(path, width, height, path.stat().st_size)

@@ -30,7 +30,7 @@ MAX_DIRECTORIES = 4096  # images in a TIFF
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PILLOW = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}  # compressions that its libtiff has
 _MIN_WHITE, _MIN_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
-_TURNS = {  # orientation -> (transposed, rows reversed, columns reversed)
+TURNS = {  # orientation -> (transposed, rows reversed, columns reversed)
     2: (False, False, True), 3: (False, True, True), 4: (False, True, False), 5: (True, False, False),
     6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
 }  # fmt: skip
@@ -134,7 +134,7 @@ def read(path: Path, steps: list[str]) -> tuple[Values, Array | None, bool]:
         reason = f"its pixels cannot be decoded{codec}: damaged, or of a variant that is not read"
         raise ReadError(path, reason, "fetch it again, or export it as PNG") from error
     tag = page.tags.get(274)
-    if tag is not None and tag.value in _TURNS:
+    if tag is not None and tag.value in TURNS:
         steps.append("turned upright as its orientation tag says")
         values = turned(values, int(tag.value))
     return _shown(path, page, values, steps)
@@ -158,7 +158,7 @@ def _check(path: Path, file: Any, page: Any) -> None:
 
 def turned(values: Values, orientation: int) -> Values:
     """`values` (H, W) or (H, W, C) upright by the orientation of TIFF and EXIF (1..8; others mean 1)."""
-    transposed, rows, columns = _TURNS.get(orientation, (False, False, False))
+    transposed, rows, columns = TURNS.get(orientation, (False, False, False))
     values = values.swapaxes(0, 1) if transposed else values
     return values[:: -1 if rows else 1, :: -1 if columns else 1]
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.modalities import _limits
-from m3bind.modalities._slides import Array, Slide, averages
+from m3bind.modalities._slide import Array, Slide, averages
 
 MAP_MPP = 8.0  # micrometres per pixel at which tissue is looked for
 MAP_STEP = 16  # level-0 pixels per pixel of that map where the scan's size of pixel is unknown

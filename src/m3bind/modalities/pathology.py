@@ -95,8 +95,10 @@ class Pathology(Modality):
             share, x, y = places[0]
             chosen = places[: max(1, min(count, most or 1))]
             array = _buffer.empty((len(chosen), TILE, TILE, 3))
+            damaged: list[str] = []
             for tile, (_, left, top) in zip(array, chosen):
                 tile[...] = slide.read_region(left, top, TILE, TILE, mpp)
+                damaged += [doubt] if (doubt := slide.doubt(left, top, TILE, TILE, mpp)) else []
         scan = f" of {slide.mpp:.4g} micrometres" if slide.mpp else ""
         width, height = slide.size
         steps = [
@@ -106,7 +108,7 @@ class Pathology(Modality):
             + f" taken, at ({x}, {y}), {share:.0%} tissue; {count} of {len(places)} tiles are tissue"
             + (f", {len(chosen)} of them taken" if most else ""),
         ]
-        warnings = list(slide.notes)
+        warnings = [*slide.notes, *dict.fromkeys(damaged)]
         if mpp is None:
             warnings.append("read at level 0, which need not be the size of pixel that models expect")
         elif mpp > 1.01 * MPP:

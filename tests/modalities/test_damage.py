@@ -1,0 +1,149 @@
+"""Compressed data that are damaged although their decoder takes them: pictures, TIFF, DICOM and slides say so."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID
+
+from m3bind.errors import ReadError
+from m3bind.modalities import _codestream, _dicom, _images, get
+from modalities import ct_files
+from modalities.test_dicom import make, save
+from modalities.test_slides import PINK, discs, write_dicom
+
+GREY = (1000 + 800 * np.sin(np.arange(96)[:, None] / 7) * np.cos(np.arange(96) / 5)).astype(np.uint16)
+SLIDE = discs(512, 512, (256, 256, 230, PINK))
+Damage = Callable[[bytes], bytes]
+
+
+def tail(data: bytes) -> bytes:
+    """The second half zero, as copies that were interrupted are."""
+    return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+
+
+def middle(data: bytes) -> bytes:
+    """Sixty bytes in the middle overwritten."""
+    noise = np.random.default_rng(3).integers(1, 250, 60).astype(np.uint8).tobytes()
+    return data[: len(data) // 2] + noise + data[len(data) // 2 + 60 :]
+
+
+def no_end(data: bytes) -> bytes:
+    return data.rstrip(b"\0")[:-2] + b"\0\0"
+
+
+def hurt_tiff(path: Path, how: Damage | None) -> Path:
+    """Every compressed piece of the first page damaged in place."""
+    with tifffile.TiffFile(path) as file:
+        places = list(zip(file.pages[0].dataoffsets, file.pages[0].databytecounts))
+    data = bytearray(path.read_bytes())
+    for at, count in places if how else ():
+        data[at : at + count] = how(bytes(data[at : at + count])).ljust(count, b"\0")
+    path.write_bytes(data)
+    return path
+
+
+def doubts(warnings: list[str]) -> list[str]:
+    return [doubt for doubt in warnings if "data are damaged" in doubt]
+
+
+KINDS = [("jpeg", None), ("jpeg", tail), ("jpeg", middle), ("jpeg2000", None), ("jpeg2000", no_end)]
+
+
+@pytest.mark.parametrize(("compression", "how"), KINDS)
+@pytest.mark.parametrize("tile", [None, (256, 256)])
+def test_tiff_pictures(tmp_path: Path, compression: str, how: Damage | None, tile: tuple[int, int] | None) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, SLIDE, compression=compression, photometric="rgb", tile=tile)
+    picture = _images.decode_picture(hurt_tiff(path, how))
+    assert len(doubts(picture.warnings)) == (how is not None)
+
+
+@pytest.mark.parametrize(("compression", "how"), KINDS)
+def test_tiff_slides(tmp_path: Path, compression: str, how: Damage | None) -> None:
+    path = tmp_path / "a.svs"
+    with tifffile.TiffWriter(path) as out:
+        kind = {"tile": (128, 128), "compression": compression, "photometric": "rgb", "metadata": None}
+        out.write(SLIDE, resolution=(20_000, 20_000), resolutionunit="CENTIMETER", **kind)
+        out.write(SLIDE[::4, ::4].copy(), subfiletype=1, **kind)
+    sample = get("pathology").read(hurt_tiff(path, how))
+    assert len(doubts(sample.warnings)) == (how is not None)
+    assert sample.spacing == (0.0005, 0.0005)
+
+
+@pytest.mark.parametrize("how", [None, tail, middle])
+def test_dicom_slides(tmp_path: Path, how: Damage | None) -> None:
+    import pydicom
+
+    path = write_dicom(tmp_path / "s", SLIDE, factors=(1,), tile=256) / "level0.dcm"
+    header = pydicom.dcmread(path)
+    frames = np.frombuffer(header.PixelData, np.uint8).reshape(-1, 256, 256, 3)
+    streams = [imagecodecs.jpeg8_encode(np.ascontiguousarray(frame), level=90) for frame in frames]
+    header.PixelData = encapsulate([how(stream) if how else stream for stream in streams])
+    header["PixelData"].is_undefined_length = True
+    header.PhotometricInterpretation = "YBR_FULL_422"
+    header.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.50")
+    header.save_as(path)
+    assert len(doubts(get("pathology").read(path).warnings)) == (how is not None)
+
+
+def encoded(kind: str) -> tuple[bytes, str]:
+    if kind == "lossless":
+        return imagecodecs.ljpeg_encode(GREY, bitspersample=12), "1.2.840.10008.1.2.4.70"
+    if kind == "JPEG-LS":
+        return imagecodecs.jpegls_encode(GREY), "1.2.840.10008.1.2.4.80"
+    stream = imagecodecs.jpeg2k_encode(GREY, level=0, codecformat="J2K", bitspersample=12, reversible=True)
+    return stream, "1.2.840.10008.1.2.4.90"
+
+
+@pytest.mark.parametrize("kind", ["lossless", "JPEG 2000", "JPEG-LS"])
+@pytest.mark.parametrize("pad", [b"", b"\0", b"\0\0", b"\xff"], ids=["", "0", "00", "ff"])
+def test_whole_frames_are_not_doubted_whatever_they_are_padded_with(tmp_path: Path, kind: str, pad: bytes) -> None:
+    stream, uid = encoded(kind)
+    array, found = shown(tmp_path, stream + pad, uid)
+    assert found == []
+    np.testing.assert_allclose(array, (GREY - GREY.min()) / np.ptp(GREY), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lossless", "JPEG 2000"])
+def test_frames_without_an_end_are_doubted(tmp_path: Path, kind: str) -> None:
+    stream, uid = encoded(kind)
+    assert len(shown(tmp_path, no_end(stream), uid)[1]) == 1
+
+
+def test_other_frames_without_an_end_are_refused(tmp_path: Path) -> None:
+    stream, uid = encoded("JPEG-LS")
+    with pytest.raises(ReadError, match="cut short"):
+        shown(tmp_path, no_end(stream), uid)
+
+
+def shown(folder: Path, stream: bytes, uid: str) -> tuple[np.ndarray, list[str]]:
+    header = make(GREY, bits=12)
+    header.file_meta.TransferSyntaxUID = UID(uid)
+    header.PixelData = encapsulate([stream])
+    header["PixelData"].is_undefined_length = True
+    path = save(header, folder / "a.dcm")
+    array, _, found = _dicom.grey(_dicom.open_dicom(path), path)
+    return array, found
+
+
+def test_what_is_not_compressed_is_no_matter() -> None:
+    assert _codestream.damage(b"") == _codestream.damage(b"\0\xff\xd8\xff\xc0" * 20) == ""
+
+
+@pytest.mark.parametrize("hurt", [0, 1, 3])
+def test_slices_of_ct(tmp_path: Path, hurt: int) -> None:
+    volume = ct_files.body(side=32)
+    made = ct_files.slices(volume)
+    for number, header in enumerate(made):
+        stored = np.frombuffer(header.PixelData, np.uint16).reshape(32, 32)
+        stream = imagecodecs.jpeg2k_encode(stored, level=0, codecformat="J2K", reversible=True)
+        header.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.90")
+        header.PixelData = encapsulate([no_end(stream) if number < hurt else stream])
+        header["PixelData"].is_undefined_length = True
+    found = doubts(get("ct").read(ct_files.write(tmp_path / "s", made)).warnings)
+    assert len(found) == bool(hurt) and all(doubt.startswith(f"{hurt} of 12 slices: ") for doubt in found)
