@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from m3bind import modalities
 from m3bind.errors import ReadError
-from m3bind.modalities import _slides, _tiff
+from m3bind.modalities import _slide, _slides, _tiff
 from m3bind.modalities._slides import open_slide
 from m3bind.modalities._tissue import tissue_map, tissue_places, tissue_tiles
 
@@ -103,7 +103,7 @@ def test_regions_are_means_of_areas(tmp_path: Path, mpp: float) -> None:
 def test_bands_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_slide(write_tiff(tmp_path / "a.tif", noise(400, 300), factors=())) as slide:
         whole = slide.read_region(3, 5, 100, 130, 1.37)
-        monkeypatch.setattr(_slides, "_BAND_PIXELS", 3000)
+        monkeypatch.setattr(_slide, "_BAND_PIXELS", 3000)
         np.testing.assert_allclose(slide.read_region(3, 5, 100, 130, 1.37), whole, atol=1e-6)
 
 
