@@ -192,6 +192,7 @@ def of_hf(secret: Path) -> dict[str, Change]:
         "a processor of huge pictures": _asset("preprocessor_config.json", size={"shortest_edge": 10**9}),
         "an adapter": _asset("adapter_config.json", base_model_name_or_path="evil/repo", peft_type="LORA"),
         "a source on the hub": _set(*TOWER, "source", to="evil/repo"),
+        "a costly expression": _tokenizer({"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}),
         "texts of a billion tokens": _asset("tokenizer_config.json", model_max_length=10**30),
     }  # fmt: skip
 

@@ -439,3 +439,21 @@ def test_one_of_several_files_of_the_hub(hub, tmp_path):
     for wrong in ("owner/name:../b.pt", "owner/name:/b.pt", "owner/name:"):
         with pytest.raises(CheckpointError, match="no such file or folder"):
             resolve(wrong, "abc")
+
+
+def test_a_network_of_more_than_its_weights_is_stopped_before_it_is_made():
+    from torch import nn
+
+    from m3bind.models.checkpoint import bounded
+
+    weights = [{"a": torch.zeros(8, 8)}]
+    with bounded(weights, "here"):
+        nn.Linear(8, 8)
+    for make in (
+        lambda: nn.Linear(10**6, 10**6),
+        lambda: [nn.Linear(1, 1) for _ in range(10**6)],
+        lambda: torch.arange(10**12),
+        lambda: nn.Embedding(10**9, 64),
+    ):
+        with pytest.raises(CheckpointError, match="many more"), bounded(weights, "here"):
+            make()

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import open_clip
@@ -57,4 +58,50 @@ def test_a_missing_weight_stops_with_its_name(open_clip_plain, tmp_path):
     del state["visual.ln_post.weight"]
     torch.save(state, folder / "open_clip_pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"1 missing: visual\.ln_post\.weight"):
+        models.load("open_clip_any", folder)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_gives_the_library_s_numbers(side, open_clip_bert, tmp_path):
+    folder = tmp_path / side
+    shutil.copytree(open_clip_bert, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": side}))
+    model = models.load("open_clip_any", folder)
+    own = open_clip.create_model(f"local-dir:{folder}").eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    texts = ["a cab", "a bad bag had a cab", "f"]
+    with torch.no_grad():
+        wanted = own.encode_text(tokenizer(texts), normalize=True)
+        together = model.encode_text(model.tokenize(texts))
+        alone = torch.cat([model.encode_text(model.tokenize([text])) for text in texts])
+    assert torch.allclose(together, wanted, atol=1e-6) and torch.allclose(alone, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_cfg", "tokenizer_kwargs", {"trust_remote_code": True}),
+        ("vision_cfg", "timm_model_name", "hf-hub:owner/name"),
+        ("vision_cfg", "unheard_of", 1),
+        ("vision_cfg", "width", 10**9),
+        ("text_cfg", "hf_pooler_type", "a.b"),
+    ],
+)
+def test_what_a_folder_may_not_say_is_refused_by_its_key(part, key, value, open_clip_bert, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(open_clip_bert, folder)
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"][part][key] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=next(iter(value)) if isinstance(value, dict) else key):
+        models.load("open_clip_any", folder)
+
+
+def test_a_text_tower_on_the_hub_is_not_fetched(open_clip_bert, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(open_clip_bert, folder)
+    shutil.rmtree(folder / "text_config")
+    with pytest.raises(CheckpointError, match=r"nothing is fetched.*text_config"):
         models.load("open_clip_any", folder)

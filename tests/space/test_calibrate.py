@@ -120,3 +120,14 @@ def test_missing_ids_are_found_in_halves(index):
     index.items = lambda ids: calls.append(len(ids)) or ask(ids)
     assert module._present(index, names) == [name for name in names if name not in ("ct0", "ct17", "ct29")]
     assert len(calls) < 40
+
+
+@pytest.mark.parametrize(
+    "note",
+    [{}, [], {"ids": {}, "counts": {}}, {"ids": {"xray": 3}, "counts": {"xray": 1}, "hash": ""},
+     {"ids": {"xray": ["a"]}, "counts": {"ct": 1}, "hash": ""}, {"ids": {}, "counts": {"xray": "many"}, "hash": ""}],
+)  # fmt: skip
+def test_a_note_that_is_none_of_ours_is_not_used(index, note, caplog):
+    index.set_note("calibration", note)
+    assert calibration_of(index).hash == Calibration.draw(index).hash
+    assert "cannot be used" in caplog.text

@@ -164,14 +164,15 @@ class HFClipAny(LibraryModel):
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """The model's own tokenizer; padded to the longest, or to the full length where the family needs it."""
         full = self.config.model_type in FULL_LENGTH
-        encoded = self.tokenizer(
-            list(texts),
-            padding="max_length" if full else True,
-            truncation=True,
-            max_length=self.max_tokens,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        with foreign.library("tokenizer.json", "rules that can split every text"):
+            encoded = self.tokenizer(
+                list(texts),
+                padding="max_length" if full else True,
+                truncation=True,
+                max_length=self.max_tokens,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
     def save_assets(self, folder: Path) -> None:

@@ -127,7 +127,8 @@ class OpenClipAny(LibraryModel):
 
         The BPE of CLIP pads with id 0, which is also the token "!", so its mask ends at the end-of-text token instead.
         """
-        ids: Tensor = self.tokenizer(list(texts)).long()
+        with foreign.library("tokenizer.json", "rules that can split every text"):
+            ids: Tensor = self.tokenizer(list(texts)).long()
         if hasattr(self.tokenizer, "eot_token_id"):
             ends = (ids == self.tokenizer.eot_token_id).int().argmax(1)
             mask = (torch.arange(ids.shape[1]) <= ends[:, None]).long()

@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 from m3bind.errors import UnknownNameError
 from m3bind.files import sha256_text
 from m3bind.space.index.base import Array, Index, Where
-from m3bind.stored import checked
+from m3bind.stored import StoredFileError, checked
 
 NOTE = "calibration"
 REFERENCE = 500  # items per modality: percentiles in steps of 0.2, and ids that fit into a note
@@ -94,21 +94,36 @@ def calibration_of(index: Index) -> Calibration:
 
     Out of date: more than a fifth of a modality came or went since, or of its reference is gone.
     """
-    if index.notes.get(NOTE) is None:
+    stored = index.notes.get(NOTE)
+    if stored is None:
         return Calibration.draw(index)
-    note = checked(_Note, index.notes[NOTE], f"{index.uri}, note {NOTE!r}")
+    try:
+        note = checked(_Note, stored, f"{index.uri}, note {NOTE!r}")
+        if set(note["ids"]) != set(note["counts"]):
+            raise StoredFileError(index.uri, "counts and ids are of other modalities")
+    except StoredFileError as error:
+        log.warning(
+            "the calibration of %s cannot be used (%s); publish the index for a new one", index.uri, error.reason
+        )
+        return Calibration.draw(index)
     reason = _changed(note["counts"], index.counts())
     if not reason:
         ids = {name: _present(index, names) for name, names in note["ids"].items()}
-        reason = _changed(
-            {name: len(names) for name, names in note["ids"].items()}, {n: len(v) for n, v in ids.items()}
-        )
+        reason = _changed(_sizes(note["ids"]), _sizes(ids))
         if not reason:
             rows = {name: index.vectors(names) for name, names in ids.items()}
             return Calibration(ids, rows, note["counts"], note["hash"])
         reason = f"of its reference, {reason}"
     log.warning("the calibration of %s is out of date (%s); publish the index for a new one", index.uri, reason)
     return Calibration.draw(index)
+
+
+class _Note(TypedDict):
+    """What the index keeps of it."""
+
+    ids: dict[str, list[str]]
+    counts: dict[str, int]
+    hash: str
 
 
 def _sizes(ids: Mapping[str, list[str]]) -> dict[str, int]:
