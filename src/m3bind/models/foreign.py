@@ -16,7 +16,8 @@ import inspect
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -275,15 +276,20 @@ def build(config: Any, where: Path | str) -> Any:
     from transformers import MODEL_MAPPING, AutoModel
 
     with library(where, f"a network of family {config.model_type}"), quiet():
-        known = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
-        options = {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
+        options = _without_pooler(MODEL_MAPPING[type(config)])
         return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False, **options)
 
 
-def build_with_weights(config: Any, state: State, folder: Path) -> Any:
+def _without_pooler(network: Any) -> dict[str, bool]:
+    known = inspect.signature(network.__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
+
+
+def build_with_weights(config: Any, state: State, folder: Path, ignore: Sequence[str] = ()) -> Any:
     """The float32 network of a configuration with the weights of a folder, under whatever names transformers knows.
 
-    transformers itself gives old and new names of parts to each other; nothing may be left over on either side.
+    transformers itself gives old and new names of parts to each other; nothing may be left over on either side, but for
+    keys of the file that match the shell patterns `ignore`. An encoder is built without its pooling layer.
 
     Raises:
         CheckpointError: the values do not make a network, or the weights are another's; all names listed.
@@ -303,9 +309,11 @@ def build_with_weights(config: Any, state: State, folder: Path) -> Any:
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **_without_pooler(network),
         )
     shapes = [f"{key} {tuple(had)} (the network has {tuple(has)})" for key, had, has in report["mismatched_keys"]]
     missing, unexpected = (sorted(report[key]) for key in ("missing_keys", "unexpected_keys"))
+    unexpected = [key for key in unexpected if not any(fnmatchcase(key, pattern) for pattern in ignore)]
     if missing or unexpected or shapes or report["error_msgs"]:
         raise unfit(str(folder), network.__name__, missing, unexpected, sorted(shapes))
     return model

@@ -21,12 +21,13 @@ from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
 from m3bind.models import foreign
 from m3bind.models.base import Tokens
 from m3bind.models.bert import BertTrunk, Pooling
-from m3bind.models.checkpoint import bounded, drop_position_ids, load_strict, read_state, rename, resolve, strip_prefix
+from m3bind.models.checkpoint import State, bounded, drop_position_ids, load_strict, read_state, rename, resolve
 from m3bind.models.heads import make_head
 from m3bind.models.tokenizer import TextTokenizer, read_tokenizer, train_wordpiece
 
 __all__ = ["HFTrunk", "TextEncoder", "lora_targets", "make_text_encoder", "minilm_folder", "train_wordpiece"]
 
+_POOLER = ("pooler.*",)  # keys of a folder that an encoder of texts has no use for
 _SMALL = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 768}
 _DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 _LORA_NAMES = (
@@ -57,8 +58,10 @@ def lora_targets(module: nn.Module) -> tuple[str, ...]:
 class HFTrunk(nn.Module):
     """Any Hugging Face encoder that is no BERT: masked mean or first token of its last hidden state."""
 
-    def __init__(self, config: Any, pooling: Pooling = "mean") -> None:
+    def __init__(self, config: Any, pooling: Pooling = "mean", model: Any = None) -> None:
         """`config` is a transformers configuration of an encoder AutoModel knows; `pooling` is "mean" or "cls".
+
+        `model`: its network, without which an untrained one is built.
 
         Raises:
             ConfigError: a pooling that only a BERT has.
@@ -67,7 +70,7 @@ class HFTrunk(nn.Module):
             raise ConfigError(f"pooling={pooling!r} is for BERT only; a {config.model_type} takes 'mean' or 'cls'.")
         super().__init__()
         self.config, self.pooling = config, pooling
-        self.model = foreign.build(config, "text tower")
+        self.model = foreign.build(config, "text tower") if model is None else model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(n, L), (n, L) -> (n, H)."""
@@ -324,12 +327,21 @@ def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module
         dropped = [f"encoder.layer.{number}.*" for number in range(layers, config.num_hidden_layers)]
         config.num_hidden_layers = layers
     with bounded([state], str(folder)):
-        trunk = _trunk(config, pooling)
-    network: Any = trunk.bert if isinstance(trunk, BertTrunk) else trunk.model
-    prefix = str(getattr(network, "base_model_prefix", "")) + "."
-    state = drop_position_ids(state, frozenset())
-    if any(key.startswith(prefix) for key in state):
-        state = {key: value for key, value in state.items() if key.startswith(prefix)}
-    old_names = (strip_prefix(prefix), rename(r"\.gamma$", ".weight"), rename(r"\.beta$", ".bias"))
-    load_strict(network, state, old_names, ("pooler.*", *dropped), source=str(folder))
+        state = drop_position_ids(state, frozenset())
+        if config.model_type != "bert":
+            return HFTrunk(
+                config, pooling, foreign.build_with_weights(config, _of_base(state, config), folder, _POOLER)
+            )
+        trunk = BertTrunk(config, pooling)
+    names = (rename(r"\.gamma$", ".weight"), rename(r"\.beta$", ".bias"))
+    load_strict(trunk.bert, _of_base(state, config), names, (*_POOLER, *dropped), source=str(folder))
     return trunk
+
+
+def _of_base(state: State, config: Any) -> State:
+    """The keys of an encoder among those of a network with a head, without the prefix they have there."""
+    from transformers import MODEL_MAPPING
+
+    prefix = f"{MODEL_MAPPING[type(config)].base_model_prefix}."
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return own or state
