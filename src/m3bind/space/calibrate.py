@@ -118,14 +118,6 @@ def calibration_of(index: Index) -> Calibration:
     return Calibration.draw(index)
 
 
-class _Note(TypedDict):
-    """What the index keeps of it."""
-
-    ids: dict[str, list[str]]
-    counts: dict[str, int]
-    hash: str
-
-
 def _sizes(ids: Mapping[str, list[str]]) -> dict[str, int]:
     return {name: len(names) for name, names in ids.items()}
 
