@@ -34,7 +34,7 @@ REASONS = {
     "cut DICOM": "1 frames of 40 x 40 need 3,200 bytes, 1,372 are there",
     "DICOM without pixels": "no pixels: a radiograph",
     "DICOM of another kind": "a DICOM object of kind PR",
-    "cut NIfTI": "not a readable NIfTI file (it ends early)",
+    "cut NIfTI": "not a readable NIfTI file (cut short: 2,155 of 4,448 bytes)",
     "words for a NIfTI": "not a readable NIfTI file (another header)",
     "WFDB header alone": "a signal file named by the header is missing",
     "WFDB cut short": "not a readable WFDB record: cut short, the header declares 1,000 samples, "
