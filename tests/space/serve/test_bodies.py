@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import json
+import os
 import socket
 import tempfile
 import threading
@@ -67,7 +68,7 @@ def post(address, kind=FORM, **lines):
 
 
 def folders():
-    return list(Path(tempfile.gettempdir()).glob("m3bind-unpacked-*"))
+    return list(Path(tempfile.gettempdir()).glob(f"m3bind-unpacked-{os.getpid()}-*"))
 
 
 def test_a_large_body_is_refused_before_it_is_read(served):
