@@ -255,20 +255,12 @@ def test_an_edf_signal_without_calibration_is_missing(
 
 
 @pytest.mark.parametrize(
-    "unit", ["µV".encode("latin-1"), "µV".encode(), "μV".encode(), b"UV", b"microV\0\0", b"MicroVol"]
+    "unit", ["µV".encode("latin-1"), "µV".encode(), "μV".encode(), b"UV", b"microV\0\0", b"MicroVol", b"uVolts"]
 )
 def test_edf_units_in_any_spelling(tmp_path: Path, unit: bytes) -> None:
     expected = get("ecg").read(write_edf(tmp_path / "a.edf", unit="uV")).array
     for k in range(12):
         edit_edf(tmp_path / "a.edf", k, unit=unit)
-    if unit == b"MicroVol":  # cut by the field: no unit that is known
-        with pytest.raises(ReadError, match="the unit 'MicroVol' is no voltage"):
-            get("ecg").read(tmp_path / "a.edf")
-        return
-    if unit == b"microV\0\0":
-        with pytest.raises(ReadError, match="is no voltage"):
-            get("ecg").read(tmp_path / "a.edf")
-        return
     assert np.array_equal(get("ecg").read(tmp_path / "a.edf").array, expected)
 
 

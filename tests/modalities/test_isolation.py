@@ -96,6 +96,18 @@ def test_bad_readers_cost_one_typed_error(evil, what: str, said: str) -> None:
     assert evil("good").array.shape == (2, 3)  # the next file finds a sound worker
 
 
+def test_loading_a_reader_is_not_the_files_time(evil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that needs longer to import its libraries than a file may take refuses no file."""
+    source = (tmp_path / "evil_reader.py").read_text()
+    (tmp_path / "evil_reader.py").write_text(f"import time\ntime.sleep(1)\n{source}")
+    monkeypatch.setattr(_isolation, "LIMITS", from_environment("memory=3e8 seconds=0.9"))
+    assert evil("good").array.shape == (2, 3)
+    monkeypatch.setattr(_isolation, "_pool", _isolation._pool.close())  # type: ignore[union-attr, func-returns-value]
+    monkeypatch.setattr(_isolation, "STARTING", 0.2)
+    with pytest.raises(ReadError, match="could not be loaded within"):
+        evil("good")
+
+
 def test_memory_stays_within_its_budget(evil) -> None:
     peak, done = [0], threading.Event()
     evil("good")

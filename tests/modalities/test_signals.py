@@ -128,7 +128,7 @@ def test_wfdb_signal_files_outside_the_folder(tmp_path: Path, file: str) -> None
         (header(90_000_000), "1,080,000,000 samples, more than 50,000,000"),
         (["a 12 500 3000", *(f"a.dat 16x2000000 1000/mV 16 0 0 0 0 {lead}" for lead in LEADS)], "samples, more than"),
         (["a 12 500 3000", *(f"a.dat 16:99999999 1000/mV 16 0 0 0 0 {lead}" for lead in LEADS)], "is shifted"),
-        (header(3000, first="a 999999 500 {}"), "declares 999999 signals and describes 12"),
+        (header(3000, first="a 999999 500 {}"), "declares 999,999 signals and describes 12"),
         (header(3000, first="a/3 12 500 {}"), "declares 3 segments and describes 12"),
         (["a 12", *header(3000)[1:]], "no signals or no sampling rate"),
         (header(3000, first="a 12 0 {}"), "no signals or no sampling rate"),

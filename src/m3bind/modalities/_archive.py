@@ -1,6 +1,7 @@
-"""Archives of a study: a zip is unpacked into a temporary folder that is always removed.
+"""Archives of a study: a zip or tar (also .tar.gz) is unpacked into a temporary folder that is always removed.
 
-* `extracted`: the context manager; its folder holds plain files named by number, never by what the archive calls them.
+* `extracted`: the context manager; its folder holds plain files named by number, never by what the archive calls them,
+  or, for records of several files that name each other, by their last names in numbered folders.
 * `temporary_folder`, `check_member`, `unpack_member`: the same for a single member, as weights are packed.
 
 Refused: absolute names, `..`, links, devices, encrypted members, more files or bytes than `LIMITS` allow. Bytes are
@@ -9,22 +10,25 @@ what file managers leave in archives (`__MACOSX`, `._*`, `.DS_Store`, `Thumbs.db
 """
 
 import contextlib
+import gzip
 import os
 import re
 import shutil
 import stat
+import tarfile
 import tempfile
 import time
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import IO, NamedTuple, cast
 
 from m3bind.errors import DiskError, ReadError, in_words
 from m3bind.modalities import _limits
 
-SUFFIX = ".zip"
-_KEPT = re.compile(r"(\.nii\.gz|\.nii|\.npz|\.dcm|\.dicom|\.dic)$")  # endings a reader needs to see
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+_KEPT = re.compile(r"(\.nii\.gz|\.nii|\.npz|\.hdr|\.img|\.dcm|\.dicom|\.dic)$")  # endings a reader needs to see
 _NESTED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _LITTER = (".ds_store", "thumbs.db", "desktop.ini", ".localized", "ehthumbs.db")
 _CHUNK = 1 << 20
@@ -32,15 +36,25 @@ _PREFIX = "m3bind-unpacked-"
 _STALE = 3600.0  # seconds after which the folder of a process that was killed is removed
 
 
+class _Member(NamedTuple):
+    """One file of an archive."""
+
+    name: str
+    size: int  # as declared
+    open: Callable[[], IO[bytes] | None]
+
+
 @contextlib.contextmanager
-def extracted(path: Path, limits: _limits.Limits | None = None) -> Iterator[tuple[Path, int]]:
-    """A temporary folder with the files of the zip at `path`, and how many archives inside it were left packed.
+def extracted(path: Path, limits: _limits.Limits | None = None, names: bool = False) -> Iterator[tuple[Path, int]]:
+    """A temporary folder with the files of the archive at `path`, and how many archives inside it were left packed.
+
+    With `names` the files keep their last names; each folder of the archive is one, numbered, of the temporary folder.
 
     Raises:
-        ReadError: not a zip, damaged, encrypted, over a limit, or with a member that could leave the folder.
+        ReadError: no archive, damaged, encrypted, over a limit, or with a member that could leave the folder.
     """
     with temporary_folder() as folder:
-        yield folder, _extract(path, folder, limits or _limits.LIMITS)
+        yield folder, _extract(path, folder, limits or _limits.LIMITS, names)
 
 
 @contextlib.contextmanager
@@ -72,33 +86,106 @@ def unpack_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, t
         _copy(path, source, out, _limits.LIMITS.bytes)
 
 
-def _extract(path: Path, folder: Path, limits: _limits.Limits) -> int:
+def _extract(path: Path, folder: Path, limits: _limits.Limits, names: bool) -> int:
     """Unpack into `folder`; the number of nested archives left out."""
     _limits.check_bytes(path, limits)
+    kind = _kind(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
-            _limits.check_count(path, len(members), "files", limits)
-            members = [info for info in members if not _is_litter(info.filename)] or members
-            for info in members:
-                check_member(path, info)
-            wanted = [i for i in members if not _is_nested(i.filename)]
-            _check_declared(path, sum(i.file_size for i in wanted), folder, limits)
+        with _MEMBERS[kind](path, limits) as found:
+            members = [one for one in found if not _is_litter(one.name)] or found
+            wanted = [one for one in members if not _is_nested(one.name)]
+            _check_declared(path, sum(one.size for one in wanted), folder, limits)
             left = min(limits.bytes, int(limits.ratio * path.stat().st_size))
-            for number, info in enumerate(wanted):
-                found = _KEPT.search(info.filename.lower())
-                target = folder / f"{number:06d}{found.group() if found else ''}"
-                with archive.open(info) as source, open(target, "xb") as out:
+            targets = _by_name(path, folder, wanted) if names else _by_number(folder, wanted)
+            for one, target in zip(wanted, targets):
+                source = one.open()
+                if source is None:
+                    raise ReadError(path, "a member is a link or a device, not a file", "pack plain files only")
+                with source, open(target, "xb") as out:
                     left = _copy(path, source, out, left)
             return len(members) - len(wanted)
     except (ReadError, MemoryError):
         raise
+    except gzip.BadGzipFile as error:  # an OSError
+        raise ReadError(path, f"not a readable {kind} ({in_words(error)})", "fetch or pack it again") from error
     except OSError as error:
         raise ReadError(path, f"unpacking failed ({error.strerror or in_words(error)})", "free some disk") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, IndexError, OverflowError) as error:
-        raise ReadError(path, f"not a readable zip ({in_words(error)})", "fetch or pack it again") from error
-    except Exception as error:  # struct.error and others for damaged directories
-        raise ReadError(path, f"not a readable zip ({in_words(error)})", "fetch or pack it again") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise ReadError(path, f"not a readable {kind}: damaged or cut short", "fetch or pack it again") from error
+    except Exception as error:  # zlib, struct.error and many others for damaged directories
+        raise ReadError(path, f"not a readable {kind} ({in_words(error)})", "fetch or pack it again") from error
+
+
+def _kind(path: Path) -> str:
+    """ "zip", "tar" or "gzip file" by what it begins with, which endings often contradict."""
+    name = path.name.lower()
+    if name.endswith(".zip") and zipfile.is_zipfile(path):
+        return "zip"
+    with open(path, "rb") as handle:
+        head = handle.read(512)
+    if head.startswith(b"\x1f\x8b"):
+        return "gzip file" if name.endswith(".gz") and not name.endswith(SUFFIXES) else "tar"
+    if head[257:262] == b"ustar":
+        return "tar"
+    return "zip" if head.startswith(b"PK") or name.endswith(".zip") else "tar"
+
+
+@contextlib.contextmanager
+def _zip_members(path: Path, limits: _limits.Limits) -> Iterator[list[_Member]]:
+    with zipfile.ZipFile(path) as archive:
+        infos = [info for info in archive.infolist() if not info.is_dir()]
+        _limits.check_count(path, len(infos), "files", limits)
+        for info in infos:
+            if not _is_litter(info.filename):
+                check_member(path, info)
+        yield [_Member(info.filename, info.file_size, partial(archive.open, info)) for info in infos]
+
+
+@contextlib.contextmanager
+def _tar_members(path: Path, limits: _limits.Limits) -> Iterator[list[_Member]]:
+    members: list[_Member] = []
+    with tarfile.open(path, "r:*") as archive:
+        for info in archive:
+            if info.isdir():
+                continue
+            if not _is_litter(info.name):
+                check_name(path, info.name)
+                if not info.isreg():
+                    raise ReadError(path, "a member is a link or a device, not a file", "pack plain files only")
+            members.append(_Member(info.name, info.size, partial(archive.extractfile, info)))
+            _limits.check_count(path, len(members), "files", limits)
+        _limits.check_count(path, len(members), "files", limits)
+        yield members
+
+
+@contextlib.contextmanager
+def _gzip_member(path: Path, limits: _limits.Limits) -> Iterator[list[_Member]]:
+    yield [_Member(path.name[: -len(".gz")], 0, partial(_inflating, path))]
+
+
+def _inflating(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path))
+
+
+_MEMBERS = {"zip": _zip_members, "tar": _tar_members, "gzip file": _gzip_member}
+
+
+def _by_number(folder: Path, members: list[_Member]) -> list[Path]:
+    endings = (_KEPT.search(one.name.lower()) for one in members)
+    return [folder / f"{number:06d}{found.group() if found else ''}" for number, found in enumerate(endings)]
+
+
+def _by_name(path: Path, folder: Path, members: list[_Member]) -> list[Path]:
+    """Where each member goes: its last name in a folder, made here, that stands for its folder in the archive."""
+    folders: dict[str, Path] = {}
+    targets = []
+    for one in members:
+        place, _, name = re.sub(r"(^|/)(\./)+", r"\1", one.name.replace("\\", "/")).rpartition("/")
+        folders.setdefault(place, folder / f"{len(folders):06d}").mkdir(exist_ok=True)
+        targets.append(folders[place] / name)
+    if len(set(targets)) < len(targets):
+        raise ReadError(path, "two members of the same name", "pack it again")
+    return targets
 
 
 def check_member(path: Path, info: zipfile.ZipInfo) -> None:
@@ -107,9 +194,7 @@ def check_member(path: Path, info: zipfile.ZipInfo) -> None:
     Raises:
         ReadError: it is one.
     """
-    name = info.filename.replace("\\", "/")
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
-        raise ReadError(path, "a member's name leads out of the archive", "made to harm")
+    check_name(path, info.filename)
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         raise ReadError(path, "a member is a link or a device, not a file", "pack plain files only")
@@ -117,6 +202,17 @@ def check_member(path: Path, info: zipfile.ZipInfo) -> None:
         raise ReadError(path, "encrypted", "unpack it with its password first")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ReadError(path, f"compression method {info.compress_type}", "pack it as an ordinary (deflate) zip")
+
+
+def check_name(path: Path, name: str) -> None:
+    """Refuse a member's name that could leave the folder.
+
+    Raises:
+        ReadError: it could.
+    """
+    name = name.replace("\\", "/")
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
+        raise ReadError(path, "a member's name leads out of the archive", "made to harm")
 
 
 def _check_declared(path: Path, total: int, folder: Path, limits: _limits.Limits) -> None:
@@ -128,13 +224,13 @@ def _check_declared(path: Path, total: int, folder: Path, limits: _limits.Limits
         raise ReadError(path, f"{total:,} bytes unpacked, {free:,} free", "free some disk or set TMPDIR elsewhere")
 
 
-def _copy(path: Path, source: object, out: object, left: int) -> int:
+def _copy(path: Path, source: IO[bytes], out: IO[bytes], left: int) -> int:
     """Copy one member; the number of bytes the archive may still unpack."""
-    while chunk := source.read(_CHUNK):  # type: ignore[attr-defined]
+    while chunk := source.read(_CHUNK):
         left -= len(chunk)
         if left < 0:
             raise ReadError(path, "unpacks to more bytes than it may", "damaged, or made to harm")
-        out.write(chunk)  # type: ignore[attr-defined]
+        out.write(chunk)
     return left
 
 

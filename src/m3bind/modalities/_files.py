@@ -15,7 +15,7 @@ from typing import Any
 
 from m3bind.modalities._dicom import is_dicom
 from m3bind.modalities._images import ending
-from m3bind.modalities._signals_wfdb_header import segment_names
+from m3bind.modalities._signals_wfdb_header import named_files
 from m3bind.modalities.base import get, names
 
 # Kinds of DICOM objects by their Modality entry.
@@ -93,14 +93,13 @@ def files_below(folder: Path | str, modalities: Sequence[str] = ()) -> Iterator[
         elsewhere = {path for path, head in told.items() if head.code == "CT" and head.series in above}
         if "ct" in wanted and (slices - elsewhere or place in above.values()):
             yield place
-        headers = {path.stem for path in told if path.suffix == ".hea"}
-        segments = {name for path in told if path.suffix == ".hea" for name in segment_names(path)}
+        headers = [path for path in told if path.suffix.lower() == ".hea"]
+        stems = {path.stem for path in headers}
+        parts = {name for path in headers for name in named_files(path)}
         for path in told:
             if path in slices | elsewhere or (kinds[path] and kinds[path] not in wanted):
                 continue
-            if path.suffix in _COMPANIONS and path.stem in headers:
-                continue
-            if path.suffix == ".hea" and path.stem in segments:
+            if path.name in parts or (path.suffix.lower() in _COMPANIONS and path.stem in stems):
                 continue
             if kinds[path] or (ending(path, suffixes) and _is_data(path)):
                 yield path

@@ -4,7 +4,8 @@
   for the next file. `allow`: how many there may be.
 
 A file that takes longer than `LIMITS.seconds` or crashes its decoder costs one worker, which is replaced; needing more
-memory than `LIMITS.memory` is a MemoryError inside the worker. The parent sees typed errors only.
+memory than `LIMITS.memory` is a MemoryError inside the worker. The parent sees typed errors only. A file's time begins
+when its worker is ready: starting one and importing a reader's libraries takes seconds on a busy machine.
 M3BIND_ISOLATION=off reads in this process instead.
 """
 
@@ -33,6 +34,7 @@ from m3bind.modalities.base import Cut, Modality, Sample, get
 
 WORKERS = min(4, os.cpu_count() or 1)
 MAX_HEADER = 1 << 20  # bytes of an answer's first line
+STARTING = 600.0  # seconds for a worker to start and import what a modality needs, on the slowest of machines
 # For glibc: freed memory is used again for the next file instead of going back to the system, page by page.
 _KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 
@@ -65,13 +67,17 @@ class _Worker:
         """The worker's answer: header, and the array where there is one.
 
         Raises:
-            _Gone: it died, took longer than `seconds`, or sent something else than it announced.
+            _Gone: it died, took longer than `seconds` once it was ready, or sent something else than it announced.
         """
-        end = time.monotonic() + seconds
         try:
             self._channel.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise _Gone from error
+        try:
+            self._line(time.monotonic() + STARTING)  # an empty line: ready
+        except _Gone as gone:
+            raise (_Gone("start") if gone.args else gone) from None
+        end = time.monotonic() + seconds
         header = json.loads(self._line(end))
         if "error" in header:
             return header, None
@@ -168,7 +174,7 @@ class _Pool:
             if not header.get("last"):
                 keep = worker
         except _Gone as gone:
-            raise _what_happened(path, gone, self._end(worker, ended=gone.args != ("time",))) from None
+            raise _what_happened(path, gone, self._end(worker, ended=not gone.args)) from None
         finally:
             if keep is None and worker is not None:
                 self._end(worker)
@@ -198,6 +204,9 @@ class _Pool:
 
 
 def _what_happened(path: Path | str, gone: _Gone, code: int) -> ReadError:
+    if gone.args == ("start",):
+        reason = f"its reader's libraries could not be loaded within {STARTING:g} s"
+        return ReadError(path, reason, "try again when the machine is less busy")
     if gone.args == ("time",):
         hint = f"if the file is sound, raise seconds in the environment variable {VARIABLE}"
         return ReadError(path, f"reading took longer than {LIMITS.seconds:g} s", hint)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from m3bind.errors import ReadError
+from m3bind.modalities import _archive
 from m3bind.modalities._dicom import is_dicom
 from m3bind.modalities._files import ANY_KIND, DICOM_KINDS, dicom_code
 from m3bind.modalities._isolation import read
@@ -44,20 +45,24 @@ def recognise(path: Path, among: Sequence[str] = ()) -> Sample:
     has it.
 
     Raises:
-        ReadError: none reads it; the reason of the likeliest.
+        ReadError: none reads it; the reason of the likeliest, of an archive that of each.
     """
     samples: list[Sample] = []
-    errors: list[ReadError] = []
+    errors: dict[str, ReadError] = {}
+    packed = path.name.lower().endswith(_archive.SUFFIXES)
     for name in candidates(path):
-        if among and name not in among:
+        if (among and name not in among) or (packed and samples):  # what one has found in it is enough
             continue
         try:
             samples.append(read(name, path))
         except ReadError as error:
-            errors.append(error)
+            errors[name] = error
     if not samples:
+        if packed and len(errors) > 1:
+            told = "; ".join(f"as {name}: {error.reason}" for name, error in errors.items())
+            raise ReadError(path, told, "; ".join(dict.fromkeys(error.hint for error in errors.values())))
         if errors:
-            raise errors[0]
+            raise next(iter(errors.values()))
         raise ReadError(path, "not a file that any modality reads", "convert it, or say --modality")
     samples.sort(key=lambda sample: len(sample.warnings))
     grey = {sample.modality: sample for sample in samples if sample.spacing is None}

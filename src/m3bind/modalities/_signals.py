@@ -1,22 +1,28 @@
-"""The signals of any clinical file, by its header and ending; one module per format (`_signals_*`)."""
+"""The signals of any clinical file, by its header and ending; one module per format (`_signals_*`).
+
+An archive that holds one record, with all of its files, is that record.
+"""
 
 from pathlib import Path
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _dicom, _images
+from m3bind.modalities import _archive, _dicom, _images
 from m3bind.modalities._recording import AGAIN, Recording
 from m3bind.modalities._signals_aecg import read_aecg
 from m3bind.modalities._signals_dicom import read_dicom
 from m3bind.modalities._signals_edf import read_edf
 from m3bind.modalities._signals_tables import read_csv, read_npy
 from m3bind.modalities._signals_wfdb import WFDB_SUFFIXES, header_of, read_wfdb
+from m3bind.privacy import shown
 
-SUFFIXES = (*WFDB_SUFFIXES, ".edf", ".bdf", *_dicom.SUFFIXES, ".csv", ".npy", ".xml")
+PACKED = (*_archive.SUFFIXES, ".edf.gz", ".bdf.gz", ".dcm.gz", ".xml.gz")
+SUFFIXES = (*WFDB_SUFFIXES, ".edf", ".bdf", *_dicom.SUFFIXES, ".csv", ".npy", ".xml", *PACKED)
 REFUSED = {  # endings of formats that are known and not read
     ".scp": ("an SCP-ECG file", "export it as DICOM or HL7 aECG, or convert it to WFDB or EDF"),
     ".ecg": ("an ISHNE Holter file", "convert it to WFDB or EDF"),
     ".mwf": ("an MFER file", "export it as DICOM or HL7 aECG"),
-}
+    ".gdf": ("a GDF file", "convert it to EDF or BDF"),
+} | dict.fromkeys((".bz2", ".xz", ".zst", ".7z", ".rar"), ("an archive of that kind", "pack it as .zip or .tar.gz"))
 
 
 def read_signals(path: Path) -> Recording:
@@ -26,6 +32,8 @@ def read_signals(path: Path) -> Recording:
         ReadError: damaged, over a limit, without names or rate, or of a kind that is not read.
     """
     ending = _images.ending(path, SUFFIXES)
+    if ending in PACKED:
+        return _unpacked(path)
     if ending in ("", *WFDB_SUFFIXES) and header_of(path).is_file():
         found = read_wfdb(path)
     elif _dicom.is_dicom(path):
@@ -46,4 +54,24 @@ def read_signals(path: Path) -> Recording:
         raise ReadError(path, f"only {seconds:.2f} s long", "at least 1 s is needed, 10 s usual")
     rates = sorted({signal.rate for signal in found.signals})
     found.steps.insert(0, f"{' and '.join(f'{rate:g}' for rate in rates[:4])} Hz, {len(found.signals)} signals")
+    return found
+
+
+def _unpacked(path: Path) -> Recording:
+    """The signals of the one record in an archive."""
+    from m3bind.modalities._files import files_below  # knows which files are one record; it asks the modalities
+
+    with _archive.extracted(path, names=True) as (folder, nested):
+        files = list(files_below(folder, ["ecg"]))
+        records = [file for file in files if _images.ending(file, PACKED) == ""]
+        if len(records) != 1:
+            some = ", ".join(shown(file.name) for file in records[:6]) + (", ..." if len(records) > 6 else "")
+            inside = f"; {nested} archives inside it were not opened" if nested else ""
+            reason = f"{len(records)} ECG records in it ({some})" if records else f"no ECG record in it{inside}"
+            raise ReadError(path, reason, "pack one record, with all of its files, per archive")
+        try:
+            found = read_signals(records[0])
+        except ReadError as error:  # the folder means nothing to the user
+            raise ReadError(path, error.reason, error.hint) from None
+    found.steps.append("unpacked from an archive")
     return found

@@ -10,11 +10,13 @@ import numpy as np
 
 from m3bind.errors import ReadError
 from m3bind.modalities._recording import AGAIN, Recording, Signal, check_size, decoding
-from m3bind.modalities._signals_leads import name_of_code
+from m3bind.modalities._signals_leads import differing, name_of_code
 from m3bind.modalities._signals_sets import SignalSet, combined
 from m3bind.modalities._signals_units import SECONDS, number, to_millivolt
 from m3bind.modalities._signals_xml import read_xml
 
+_RECORDED = "component/series/component/sequenceSet"
+_DERIVED = "component/series/derivation/derivedSeries/component/sequenceSet"  # averaged beats
 _VENDOR_XML = {"restingecgdata": "Philips XML", "RestingECG": "GE MUSE XML", "CardiologyXML": "GE CardioSoft XML"}
 
 
@@ -30,23 +32,27 @@ def read_aecg(path: Path) -> Recording:
         if root.tag != "AnnotatedECG":
             kind = _VENDOR_XML.get(root.tag, "XML of another kind")
             raise ReadError(path, f"{kind}, not HL7 aECG", "export it as HL7 aECG or DICOM")
-        sets = [
-            one for each in root.findall("component/series/component/sequenceSet") if (one := _set(path, each)).names
-        ]
+        found = Recording([])
+        sets = []
+        for place in (_RECORDED, _DERIVED):
+            some = [_set(path, each, place is _DERIVED, found.warnings) for each in root.findall(place)]
+            some = [each for each in some if each.names]
+            first = min((each.start for each in some), default=0.0)
+            for each in some:
+                each.start -= first
+            sets += some
         if not sets:
             raise ReadError(path, "an HL7 aECG file without signals", AGAIN)
-        first = min(each.start for each in sets)
-        for each in sets:
-            each.start -= first
-        found = Recording([])
-        found.signals, found.steps, found.warnings = combined(sets, "sequence set")
+        found.signals, found.steps, warnings = combined(sets, "sequence set")
+        found.warnings += warnings
     return found
 
 
-def _set(path: Path, each: Element) -> SignalSet:
+def _set(path: Path, each: Element, derived: bool, warnings: list[str]) -> SignalSet:
     """What one sequence set holds."""
     rate, start = 0.0, 0.0
     found: list[tuple[str, Element]] = []
+    codes: list[tuple[str, str, str, str]] = []
     for sequence in each.findall("component/sequence"):
         code, value = sequence.find("code"), sequence.find("value")
         if value is None:
@@ -55,17 +61,17 @@ def _set(path: Path, each: Element) -> SignalSet:
         if name.startswith("TIME_"):
             rate, start = _time(path, value, rate)
         elif value.find("digits") is not None:
-            scheme, meaning = (
-                ("", "") if code is None else (code.get("codeSystemName", ""), code.get("displayName", ""))
-            )
-            found.append((name_of_code(name, scheme, meaning), value))
+            more = ("", "") if code is None else (code.get("codeSystemName", ""), code.get("displayName", ""))
+            codes.append((name, *more, ""))
+            found.append((name_of_code(*codes[-1]), value))
     longest = max((len((value.findtext("digits") or "").split()) for _, value in found), default=0)
 
     def read() -> list[Signal]:
+        warnings.extend(differing(codes))
         return [_signal(path, name, value, rate, result.start) for name, value in found]
 
     seconds = longest / rate if rate > 0 else math.inf  # refused where it is read
-    result = SignalSet([name for name, _ in found], seconds, start, False, f"{len(found)} signals", read)
+    result = SignalSet([name for name, _ in found], seconds, start, derived, f"{len(found)} signals", read)
     return result
 
 

@@ -13,9 +13,14 @@ from numpy.typing import NDArray
 from m3bind.errors import ReadError
 from m3bind.modalities import _dicom, _limits
 from m3bind.modalities._recording import AGAIN, Recording, Signal, decoding
-from m3bind.modalities._signals_leads import name_of_code
+from m3bind.modalities._signals_leads import differing, name_of_code
 from m3bind.modalities._signals_sets import SignalSet, combined
 from m3bind.modalities._signals_units import unit_of_code
+
+_NEEDED = (
+    "NumberOfWaveformChannels", "NumberOfWaveformSamples", "WaveformBitsAllocated", "WaveformSampleInterpretation",
+)  # fmt: skip
+_KINDS = {8: ("SB", "UB"), 16: ("SS", "US"), 32: ("SL", "UL"), 64: ("SV", "UV")}  # by bits of a sample
 
 
 def read_dicom(path: Path) -> Recording:
@@ -30,6 +35,8 @@ def read_dicom(path: Path) -> Recording:
     with decoding(path, "DICOM waveform"):
         groups = list(dataset.get("WaveformSequence") or [])
         if not groups:
+            if "EncapsulatedDocument" in dataset:
+                raise ReadError(path, "a document (PDF) in DICOM, without waveforms", "export the signals as DICOM")
             raise ReadError(path, "a DICOM file without waveforms", "check the modality of this file")
         found = Recording([], tags=_dicom.technical_tags(dataset))
         sets = [_group(path, dataset, index, found.warnings) for index in range(len(groups))]
@@ -58,6 +65,7 @@ def _group(path: Path, dataset: Any, index: int, warnings: list[str]) -> SignalS
         if turned := sum(math.prod(_calibration(item)[:2]) < 0 for item in channels):
             warnings.append(f"{turned} channels of negative sensitivity, turned as it says")
         warnings.extend(dict.fromkeys(doubt for item in channels if (doubt := _unit(item)[1])))
+        warnings.extend(differing(map(_names, channels)))
         return signals
 
     what = f"{len(channels)} channels of {samples} samples, {'original' if original else 'not marked original'}"
@@ -71,6 +79,9 @@ def _samples(path: Path, dataset: Any, index: int, warnings: list[str]) -> NDArr
     from pydicom.waveforms.numpy_handler import multiplex_array
 
     group = dataset.WaveformSequence[index]
+    for keyword in _NEEDED:
+        if group.get(keyword) in (None, ""):
+            raise ReadError(path, f"a waveform group without {keyword}: damaged or cut short", AGAIN)
     channels, samples = int(group.NumberOfWaveformChannels), int(group.NumberOfWaveformSamples)
     if min(channels, samples) < 1:
         raise ReadError(path, f"a waveform of {channels} channels and {samples} samples", AGAIN)
@@ -79,7 +90,10 @@ def _samples(path: Path, dataset: Any, index: int, warnings: list[str]) -> NDArr
         raise ReadError(path, "samples in mu-law or A-law coding", "export it with 16-bit linear samples")
     if dataset.original_encoding[1] is False:
         raise ReadError(path, "big-endian DICOM", "export it as little endian")
-    there = len(group.WaveformData) // (channels * (int(group.WaveformBitsAllocated) // 8))
+    bits, kind = int(group.WaveformBitsAllocated), str(group.WaveformSampleInterpretation)
+    if kind not in _KINDS.get(bits, ()):
+        raise ReadError(path, f"samples of {bits} bits whose interpretation is that of another width", AGAIN)
+    there = len(group.get("WaveformData") or b"") // (channels * bits // 8)
     if there < samples:
         raise ReadError(path, f"fewer samples than the header declares: cut short, {there:,} of {samples:,}", AGAIN)
     if there > samples:
@@ -135,8 +149,13 @@ def _unit(channel: Any) -> tuple[str, str]:
 
 def _name(channel: Any) -> str:
     """What names the lead of a channel."""
+    return name_of_code(*_names(channel))
+
+
+def _names(channel: Any) -> tuple[str, str, str, str]:
+    """Value, scheme and meaning of a channel's code, and its label."""
     sources = channel.get("ChannelSourceSequence")
-    return name_of_code(*(_code(sources[0]) if sources else ("", "", "")), str(channel.get("ChannelLabel") or ""))
+    return *(_code(sources[0]) if sources else ("", "", "")), str(channel.get("ChannelLabel") or "")
 
 
 def _code(item: Any) -> tuple[str, str, str]:

@@ -36,6 +36,7 @@ def read_edf(path: Path) -> Recording:
     with decoding(path, f"{kind} file"):
         found = Recording([])
         fields = _fields(path, head)
+        _check_header(path, head, fields)
         _check_length(path, head, fields, width, found.warnings)
         if kind == "BDF":
             edf: edfio.Edf | edfio.Bdf = edfio.read_bdf(path, header_encoding="latin-1")
@@ -116,6 +117,22 @@ def _fields(path: Path, head: bytes) -> list[_Fields]:
         limits = tuple(number(value) for value in (low, high, least, most))
         found.append(_Fields(label.strip(), unit, limits, int(per_record)))
     return found
+
+
+def _check_header(path: Path, head: bytes, fields: list[_Fields]) -> None:
+    """Compare the declared length of the header with its signals, and look at the duration of a data record.
+
+    Raises:
+        ReadError: another length; signals, but no duration.
+    """
+    length = number(head[184:192].decode("latin-1"))
+    if length != 256 + 256 * len(fields):
+        said = "no length" if length is None else f"a length of {length:,.0f} bytes"
+        reason = f"its header states {said}, its {len(fields)} signals make {256 + 256 * len(fields):,}"
+        raise ReadError(path, _UNREADABLE + reason, AGAIN)
+    duration = number(head[244:252].replace(b",", b"?").decode("latin-1"))
+    if not all(field.annotations for field in fields) and not (duration and duration > 0):
+        raise ReadError(path, f"{_UNREADABLE}its data records have no duration, hence no sampling rate", AGAIN)
 
 
 def _check_length(path: Path, head: bytes, fields: list[_Fields], width: int, warnings: list[str]) -> None:

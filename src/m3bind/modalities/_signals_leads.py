@@ -1,10 +1,12 @@
 """Names and codes of ECG leads as all formats write them: the one place that knows which lead they mean.
 
 * `parse_lead`: a signal's name -> standard lead and its sign. * `name_of_code`: the same for a coded channel (DICOM).
+* `differing`: channels whose code and words mean different leads.
 """
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 # Numbers of SCP-ECG (5.6.3-9-n) and of ISO/IEEE 11073 (2:n, 131072 + n); "-aVR" is 65.
@@ -74,3 +76,14 @@ def name_of_code(value: str, scheme: str, meaning: str, label: str = "") -> str:
         if lead:
             return lead if sign > 0 else f"-{lead}"
     return next((name.strip() for name in (meaning, label, value) if name.strip()), "")
+
+
+def differing(channels: Iterable[tuple[str, str, str, str]]) -> list[str]:
+    """A doubt where code, meaning and label of channels (value, scheme, meaning, label) name different leads."""
+    found = []
+    for value, scheme, meaning, label in channels:
+        texts = (name_of_code(value, scheme, ""), meaning, label)
+        leads = [f"-{lead}" if sign < 0 else lead for lead, sign in map(parse_lead, texts) if lead]
+        if len(set(leads)) > 1:
+            found.append(" or ".join(dict.fromkeys(leads)))
+    return [f"leads whose code and name differ: {', '.join(found[:12])}; the first of each is taken"] if found else []

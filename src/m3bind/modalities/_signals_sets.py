@@ -41,6 +41,10 @@ def combined(sets: Sequence[SignalSet], word: str) -> tuple[list[Signal], list[s
         warnings.append(f"only derived or averaged waveforms ({word} {picked[0] + 1}) hold the leads")
     if len({sets[k].start for k in picked}) > 1:  # one after the other: a strip that is longer is better
         picked = sorted(pools[best], key=lambda k: -sets[k].seconds)
+    elif len(picked) == 1 and best == 0:
+        others = [k for k in pools[0] if k not in picked and sets[k].leads() >= sets[picked[0]].leads()]
+        if others:
+            warnings.append(f"{len(others)} more {word}{'s' if len(others) > 1 else ''} of the same leads, not read")
     signals = _first_of_each(sets, picked)
     if len(sets) == 1:
         return signals, [], warnings

@@ -19,8 +19,9 @@ AMBIGUOUS = ("MV", "Mv")  # megavolt as it is written, millivolt as it is meant:
 _MICRO = re.compile("[µμ]|Âµ|Î¼|Â[µμ]|¦Ì|\x83Ê|[ìæ](?=[vV])")
 _PREFIXES = {"n": 1e-6, "nano": 1e-6, "u": 1e-3, "mc": 1e-3, "micro": 1e-3, "mikro": 1e-3, "m": 1.0, "milli": 1.0,
              "mili": 1.0, "": 1e3, "k": 1e6, "kilo": 1e6}  # fmt: skip
-_VOLT = re.compile(
-    r"(?:(n|u|mc|m|k)\s?)?v|(nano|micro|mikro|milli|mili|kilo)?[\s_-]?(?:volt|volts|voltios?|volte|voltti)"
+_PREFIX = "nano|micro|mikro|milli|mili|kilo|mc|n|u|m|k"
+_VOLT = re.compile(  # "vol": EDF cuts "microvolt" after 8 letters
+    rf"(?:({_PREFIX})[\s_-]?)?(?:v|volt|volts|voltios?|volte|voltti)|({_PREFIX})[\s_-]?vol"
 )
 _WORDS = {"微伏": 1e-3, "毫伏": 1.0, "伏": 1e3, "伏特": 1e3, "マイクロボルト": 1e-3, "ミリボルト": 1.0, "ボルト": 1e3,
           "мкв": 1e-3, "мв": 1.0, "в": 1e3, "микровольт": 1e-3, "милливольт": 1.0, "вольт": 1e3,

@@ -46,14 +46,15 @@ def _one_segment(path: Path, place: Path, header: Header) -> Recording:
     except Exception:
         _check_flac(path, place.parent, header)
         raise
-    columns = record.e_p_signal if wide else record.p_signal.T
+    found = Recording([], warnings=header.doubts + _contradictions(record, header, wide))
+    columns = record.dac(expanded=wide, inplace=False) if wide else record.dac(inplace=False).T
     signals = []
     for line, name, values in zip(header.signals, record.sig_name, columns, strict=True):
         own = line.name.encode("ascii", "ignore").decode().strip()
         name = line.name if own == (name or "").strip() else name  # wfdb drops letters that are not ASCII
         rate = header.base_rate * line.frames
         signals.append(Signal(name or "", values, line.unit, rate, fault=line.fault))
-    found = Recording(signals)
+    found.signals = signals
     if header.odd:
         found.steps.append("read with a corrected copy of its header (a name, length, gain or letter of it)")
     if turned := sum((line.gain or 0) < 0 for line in header.signals):
@@ -62,15 +63,34 @@ def _one_segment(path: Path, place: Path, header: Header) -> Recording:
 
 
 def _decoded(place: Path, header: Header) -> tuple[Any, bool]:
-    """wfdb's record, and whether signals are lists because some have several samples per frame."""
+    """wfdb's record of stored samples, and whether signals are lists because some have several samples per frame."""
     import wfdb  # slow to import
 
     wide = max(line.frames for line in header.signals) > 1
-    if not header.odd:
-        return wfdb.rdrecord(str(place.with_suffix("").absolute()), smooth_frames=not wide), wide
+    if not (header.odd or header.dated):
+        stem = str(place.with_suffix("").absolute())
+        return wfdb.rdrecord(stem, smooth_frames=not wide, physical=False), wide
     with tempfile.TemporaryDirectory(prefix="m3bind-") as folder:
-        stem = _corrected_copy(header, place.parent, Path(folder))
-        return wfdb.rdrecord(str(stem), smooth_frames=not wide), wide
+        stem = str(_corrected_copy(header, place.parent, Path(folder)))
+        return wfdb.rdrecord(stem, smooth_frames=not wide, physical=False), wide
+
+
+def _contradictions(record: Any, header: Header, wide: bool) -> list[str]:
+    """A doubt where samples are not those that the header was written for, by its checksums and first values.
+
+    Zeros stand for what a program did not compute.
+    """
+    columns = record.e_d_signal if wide else record.d_signal.T
+    bad = []
+    for k, (line, values) in enumerate(zip(header.signals, columns), 1):
+        first, checksum = line.evidence
+        total = int(values.sum(dtype=np.int64))
+        if (checksum and (total - checksum) % 65536) or (first and not line.skew and first != values[0]):
+            bad.append(str(k))
+    if not bad:
+        return []
+    which = "all signals" if len(bad) == len(header.signals) else f"signals {', '.join(bad)}"
+    return [f"checksum or first value in the header are not those of {which}: damaged, edited or of another record?"]
 
 
 def _corrected_copy(header: Header, source: Path, folder: Path) -> Path:

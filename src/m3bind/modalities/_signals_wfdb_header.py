@@ -4,6 +4,8 @@ name[/segments] signals rate [length ...]                                  the r
 file format[xframes][:skew][+offset] [gain[(baseline)][/unit]] ...  name   one line of each signal
 """
 
+import codecs
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,8 @@ FLAC = ("508", "516", "524")
 _BYTES = {"8": 1.0, "80": 1.0, "16": 2.0, "61": 2.0, "160": 2.0, "212": 1.5, "310": 4 / 3, "311": 4 / 3, "24": 3.0,
           "32": 4.0}  # of a sample  # fmt: skip
 _PLAIN = re.compile(r"-?\d*\.?\d*(?:e[-+]?\d+)?(?:\(-?\d+\))?(?:/[\w^%/-]+)?", re.ASCII)
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SPARE = 3  # frames behind the last one that fill a word of formats 310 and 311, or a block
 _UNREADABLE = "not a readable WFDB record: "
 
 
@@ -31,7 +35,16 @@ def record_stem(path: Path | str) -> Path:
 def header_of(path: Path | str) -> Path:
     """Where the header of the WFDB record that a path names has to be."""
     stem = record_stem(path)
-    return stem.with_name(stem.name + ".hea")
+    place = stem.with_name(stem.name + ".hea")
+    return place if place.is_file() else place.with_name(_in_folder(place.parent, place.name))
+
+
+def _in_folder(folder: Path, name: str) -> str:
+    """`name`, or the only file of the folder whose name differs from it in case alone: discs have names in capitals."""
+    if (folder / name).is_file() or not folder.is_dir():
+        return name
+    alike = [other for other in os.listdir(folder) if other.lower() == name.lower()]
+    return alike[0] if len(alike) == 1 else name
 
 
 @dataclass
@@ -56,6 +69,13 @@ class SignalLine:
         words = self.rest.split(None, 5)
         return words[5] if len(words) > 5 else ""
 
+    @property
+    def evidence(self) -> tuple[int, int]:
+        """First value and checksum (16 bits) of the samples as the header states them; 0: not stated."""
+        words = [*self.rest.split()[2:4], "0", "0"]
+        first, checksum = (int(one) if re.fullmatch(r"-?\d{1,10}", one, re.ASCII) else 0 for one in words[:2])
+        return first, checksum
+
     def corrected(self, file: str) -> str:
         """The line as wfdb reads it: ASCII, with a gain that is one."""
         form = f"{self.form}x{self.frames}:{self.skew}+{self.offset}"
@@ -74,6 +94,8 @@ class Header:
     signals: list[SignalLine] = field(default_factory=list)
     segments: list[tuple[str, int]] = field(default_factory=list)  # of a record of several: name and length of each
     odd: bool = False  # wfdb cannot read it as it is
+    dated: bool = False  # with a time or a date behind the length, which wfdb may not understand
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def base_rate(self) -> float:
@@ -85,20 +107,20 @@ def header_lines(place: Path) -> list[str]:
     """The lines of a header file without comments, the record line first."""
     data = place.read_bytes()
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if data.startswith(_UTF_16) else "utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
     return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
-def segment_names(place: Path) -> list[str]:
-    """Names of the segments of a record of several; none for other headers and what is no header."""
+def named_files(place: Path) -> set[str]:
+    """Names of the files that a header says belong to its record; none for what is no header."""
     if not place.is_file() or place.stat().st_size > MAX_HEADER:
-        return []
+        return set()
     lines = header_lines(place)
-    if not lines or not re.match(r"\S+/\d+(\s|$)", lines[0]):
-        return []
-    return [line.split()[0] for line in lines[1:]]
+    several = bool(lines) and re.match(r"\S+/\d+(\s|$)", lines[0]) is not None
+    names = {line.split(None, 1)[0] + (".hea" if several else "") for line in lines[1:]}
+    return {_in_folder(place.parent, name) for name in names if "/" not in name and "\0" not in name} - {place.name}
 
 
 def read_header(path: Path, place: Path) -> Header:
@@ -111,21 +133,27 @@ def read_header(path: Path, place: Path) -> Header:
         raise ReadError(path, f"a header of more than {MAX_HEADER:,} bytes", "damaged, or made to harm")
     lines = header_lines(place)
     first = lines[0].split() if lines else []
+    if re.search(r"\s", place.stem):
+        raise ReadError(path, f"{_UNREADABLE}a record's name may hold no blanks", "name its files without, and in it")
     rate = re.match(r"\d*\.?\d+(?:[eE][-+]?\d+)?|\d+", first[2]) if len(first) > 2 else None
     if rate is None or not first[1].isdecimal() or int(first[1][:9]) < 1 or not float(rate[0]):
         raise ReadError(path, f"{_UNREADABLE}the header names no signals or no sampling rate", AGAIN)
     length = int(first[3][:12]) if len(first) > 3 and first[3].isdecimal() else 0
     header = Header(first[0], first[2], length)
     several = re.search(r"/(\d+)$", first[0])
-    declared = int(several[1][:9]) if several else int(first[1][:9])
+    declared = int(several[1][:12]) if several else int(first[1][:12])
     if len(lines) - 1 != declared:
         what = "segments" if several else "signals"
-        raise ReadError(path, f"the header declares {declared} {what} and describes {len(lines) - 1}", AGAIN)
+        raise ReadError(path, f"the header declares {declared:,} {what} and describes {len(lines) - 1}", AGAIN)
     if several:
         _check_segments(path, header, lines[1:], int(first[1][:9]))
         return header
-    header.signals = [_signal_line(path, line, length) for line in lines[1:]]
-    header.odd = not re.fullmatch(r"[-\w]+", first[0], re.ASCII) or length == 0
+    header.signals = [_signal_line(path, place.parent, line, length) for line in lines[1:]]
+    header.dated = len(first) > 4
+    header.odd = place.suffix != ".hea" or place.read_bytes().startswith(_UTF_16)
+    header.odd |= any("\t" in line for line in lines)
+    header.odd |= any(name not in line for name, line in zip((one.file for one in header.signals), lines[1:]))
+    header.odd |= not re.fullmatch(r"[-\w]+", first[0], re.ASCII) or length == 0
     header.odd |= any(not line.isascii() for line in lines)  # wfdb drops such letters: µV would become V
     header.odd |= any(not re.fullmatch(r"[-\w]+(\.\w+)?", signal.file, re.ASCII) for signal in header.signals)
     header.odd |= any(signal.fault or not signal.plain for signal in header.signals)
@@ -142,7 +170,7 @@ def _check_name(path: Path, name: str) -> None:
 def _check_segments(path: Path, header: Header, lines: list[str], signals: int) -> None:
     """Take the segment lines of a record of several segments into `header`."""
     for line in lines:
-        name, _, length = line.partition(" ")
+        name, length = [*line.split(None, 1), ""][:2]
         if not length.strip()[:12].isdecimal():
             raise ReadError(path, f"{_UNREADABLE}a segment line without a length", AGAIN)
         _check_name(path, name)
@@ -155,18 +183,20 @@ def _check_segments(path: Path, header: Header, lines: list[str], signals: int) 
         raise ReadError(path, reason, AGAIN)
 
 
-def _signal_line(path: Path, line: str, length: int) -> SignalLine:
+def _signal_line(path: Path, folder: Path, line: str, length: int) -> SignalLine:
     """One signal line."""
-    name, _, rest = line.partition(" ")
+    name, rest = [*line.split(None, 1), ""][:2]
     _check_name(path, name)
     form = re.match(r"\s*(\d{1,4})(?:x(\d{1,9}))?(?::(\d{1,12}))?(?:\+(\d{1,12}))?(?:\s+(\S+))?(.*)", rest)
     if form is None:
         raise ReadError(path, f"{_UNREADABLE}a signal line without a format", AGAIN)
     if int(form[3] or 0) > max(length, 0):
         raise ReadError(path, "a signal is shifted by more than the record's length", "damaged, or made to harm")
+    if form[1] not in (*_BYTES, *FLAC):
+        raise ReadError(path, f"{_UNREADABLE}samples in format {form[1]}, which is none of WFDB", AGAIN)
     gain, baseline, unit = _calibration(form[5] or "")
     found = SignalLine(
-        name,
+        _in_folder(folder, name),
         form[1],
         int(form[2] or 1),
         int(form[3] or 0),
@@ -198,7 +228,9 @@ def _check_files(path: Path, folder: Path, header: Header) -> None:
     for name in dict.fromkeys(signal.file for signal in header.signals):
         file = folder / name
         if name == "~" or not file.is_file():
-            raise ReadError(path, "a signal file named by the header is missing", "copy .hea and .dat together")
+            packed = file.with_name(f"{name}.gz").is_file()
+            hint = "unpack the .gz beside it" if packed else "copy .hea and .dat together"
+            raise ReadError(path, f"a signal file{_which(header, name)} named by the header is missing", hint)
         _limits.check_bytes(file)
         if not header.length:
             check_size(file, 1)
@@ -211,9 +243,18 @@ def _check_files(path: Path, folder: Path, header: Header) -> None:
             stored = file.stat().st_size - inside[0].offset
             frame = sum(signal.frames for signal in inside)
             need = int(header.length * frame * _BYTES[inside[0].form])  # rounded down: never refuse too much
+            there = max(0, int(stored / _BYTES[inside[0].form] / frame))
             if header.length and stored < need:
-                there = max(0, int(stored / _BYTES[inside[0].form] / frame))
                 raise ReadError(path, cut_short(header.length, there), AGAIN)
+            if header.length and there > header.length + _SPARE:
+                counts = f"the header declares {header.length:,} samples, {there:,} are there"
+                header.doubts.append(f"{counts}; the declared ones are read")
+
+
+def _which(header: Header, name: str) -> str:
+    """Which of several signal files `name` is: " (2 of 3)"."""
+    files = list(dict.fromkeys(signal.file for signal in header.signals))
+    return f" ({files.index(name) + 1} of {len(files)})" if len(files) > 1 else ""
 
 
 def cut_short(declared: int, there: int) -> str:

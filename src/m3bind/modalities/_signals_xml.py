@@ -26,6 +26,7 @@ _ALIASES = {"windows-31j": "cp932", "x-sjis": "cp932", "cp936": "gbk", "x-gbk": 
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _BARE = {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9_.:-]{1,40})["']""")
+_READ = "AnnotatedECG"  # the root of what is read
 _KNOWN = frozenset(  # names of Python's codecs
     name
     for line in (
@@ -48,16 +49,25 @@ def read_xml(path: Path) -> ElementTree.Element:
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate("utf-8", "}")
 
+    declared: list[int] = []
+
     def start(tag: str, attributes: dict[str, str]) -> None:
+        if declared and tag.endswith(_READ):
+            refuse()
         builder.start(tag.rpartition("}")[2], {key.rpartition("}")[2]: value for key, value in attributes.items()})
 
     def refuse(*_: object) -> NoReturn:
         raise ReadError(path, "XML with a document type declaration", "damaged, or made to harm")
 
+    def doctype(_name: str, _system: str | None, _public: str | None, inside: int) -> None:
+        declared.append(inside)
+        if inside:
+            refuse()
+
     parser.StartElementHandler = start
     parser.EndElementHandler = lambda tag: builder.end(tag.rpartition("}")[2])
     parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = refuse
+    parser.StartDoctypeDeclHandler = doctype  # one that only names a file, as GE MUSE writes, lets its kind be told
     parser.buffer_text = True
     try:
         parser.Parse(text, True)

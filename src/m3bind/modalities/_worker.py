@@ -1,9 +1,10 @@
 """The child process that reads files for `_isolation`: requests and samples over a socket, never a pickle.
 
 A request is one line of JSON {"how": "read", "decode" or "decode_parts", "class": "module:Name", "home": the folder of
-a modality that is not installed or null, "path": ..., "cut": the `Cut` of the last or null}. The answer is one line of
-JSON; the float32 values of an array lie in the shared memory from index "at" on, or follow as bytes (null). A file that
-needs more memory than the budget fails with MemoryError.
+a modality that is not installed or null, "path": ..., "cut": the `Cut` of the last or null}. An empty line says that
+the reader is loaded: from there on the file's time counts. The answer is one line of JSON; the float32 values of an
+array lie in the shared memory from index "at" on, or follow as bytes (null). A file that needs more memory than the
+budget fails with MemoryError.
 """
 
 import importlib
@@ -33,6 +34,7 @@ def main() -> None:
         name = request["class"]
         if name not in known:
             known[name] = _prepare(name, request["home"])
+        channel.sendall(b"\n")
         signal.alarm(math.ceil(LIMITS.seconds) + 5)  # the parent kills us sooner, unless it is gone itself
         _buffer.reset()
         header, array = _answer(known[name], request)

@@ -1,7 +1,7 @@
 """Computed tomography: DICOM series, NIfTI, npz, archives, PNG/JPEG slices -> (D, H, W) float32 in Hounsfield units.
 
 * a folder, or a DICOM file: one series of slices, or one multi-frame object (`_series`).
-* `.zip`: a DICOM series, or one NIfTI or npz file, unpacked into a temporary folder (`_archive`).
+* `.zip`, `.tar`, `.tar.gz`: a DICOM series, or one NIfTI or npz file, unpacked into a temporary folder (`_archive`).
 * `.nii`, `.nii.gz`: one volume (`_nifti`).
 * `.npz`: the array `ct`, or the only one of three dimensions.
 * `.png`, `.jpg`: one slice at some window level.
@@ -43,7 +43,7 @@ class CT(Modality):
     title: ClassVar[str] = "CT"
     color: ClassVar[str] = "#228833"
     suffixes: ClassVar[tuple[str, ...]] = (
-        *_nifti.SUFFIXES, *_dicom.SUFFIXES, _archive.SUFFIX, ".npz", *_images.PICTURE_SUFFIXES,
+        *_nifti.SUFFIXES, *_dicom.SUFFIXES, *_archive.SUFFIXES, ".npz", *_images.PICTURE_SUFFIXES,
     )  # fmt: skip
     folders: ClassVar[bool] = True
     version: ClassVar[int] = 2
@@ -68,7 +68,7 @@ class CT(Modality):
         kind = _images.ending(path, self.suffixes)
         if kind in _dicom.SUFFIXES:
             return _series.read_files([path], path)
-        if kind == _archive.SUFFIX:
+        if kind in _archive.SUFFIXES:
             return self._read_archive(path)
         if kind in _images.PICTURE_SUFFIXES:
             return self._read_slice(path)
@@ -83,6 +83,8 @@ class CT(Modality):
                 raise ReadError(path, f"{len(volumes)} volumes (NIfTI, npz) in it", "pack one volume per archive")
             if nested and not volumes and not slices:
                 raise ReadError(path, f"{nested} archives inside the archive, and no CT", "unpack it first")
+            if not volumes and not slices and any(file.suffix in (".hdr", ".img") for file in files):
+                raise ReadError(path, "a volume in two files (.hdr and .img), which is not read", "save it as .nii.gz")
             try:
                 if volumes and not slices:
                     file = volumes[0]
