@@ -1,6 +1,7 @@
 """Reading small files that m3bind wrote, in a folder that anybody may have made or changed.
 
 * `read_bytes`, `read_text`: of a plain file, bounded. * `read_json`, `read_yaml`, `parse_yaml`: plain values, bounded.
+* `read_parquet`: a table, bounded.
 * `checked`: plain values as the type they must have; names the key that does not fit.
 * `plain`: values of a size that settings have. * `inside`: a path in a folder that does not lead out of it.
 
@@ -22,6 +23,7 @@ from m3bind.errors import M3BindError
 T = TypeVar("T")
 MOST_JSON, MOST_YAML = 256 << 20, 256 << 10  # bytes of a file
 _DEEP, _MANY, _LONG = 32, 2_000_000, 1 << 20  # levels, values and characters of one text that settings may have
+_AT_ONCE, _MOST_ROWS = 1 << 30, 4096  # bytes and rows of a table unpacked at once
 MOST_NODES = 200_000  # of a YAML file, what stands for other nodes counted with all of these
 
 
@@ -138,6 +140,32 @@ def parse_yaml(text: str, path: Path | str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def read_parquet(path: Path, most: int) -> Any:
+    """A Parquet table as Arrow, without the notes that other programs left in it for themselves.
+
+    Raises:
+        StoredFileError: it unpacks to more than `most` bytes.
+        Exception: pyarrow raises many kinds for what is no such table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        largest = max((group.column(at).total_uncompressed_size for group in groups for at in range(group.num_columns)),
+                      default=0)  # fmt: skip
+        if sum(group.total_byte_size for group in groups) > most:
+            raise StoredFileError(path, "unpacks to more than it may")
+        # a text may be stored once and stand in every row: few rows at a time, where texts may be long
+        batches = []
+        for batch in file.iter_batches(min(_MOST_ROWS, max(1, _AT_ONCE // max(largest, 1)))):
+            most -= batch.nbytes
+            if most < 0:
+                raise StoredFileError(path, "unpacks to more than it may")
+            batches.append(batch)
+        return pa.Table.from_batches(batches, file.schema_arrow).replace_schema_metadata(None)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

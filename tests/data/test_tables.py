@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from m3bind.data import read_manifest
+from m3bind.data import read_manifest, tables
 from m3bind.data.manifest_rows import is_manifest
 from m3bind.data.tables import read_rows
 from m3bind.errors import ManifestError
@@ -74,3 +74,17 @@ def test_a_table_of_a_signal_is_no_manifest(tmp_path: Path) -> None:
     for name, text in (("e.csv", "time,I,II\n0,1,2\n"), ("s.csv", "sep=;\ntime;I;II\n0;1;2\n"), ("n.csv", "")):
         (tmp_path / name).write_text(text)
         assert not is_manifest(tmp_path / name)
+
+
+def test_a_table_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pandas
+
+    monkeypatch.setattr(tables, "SLACK", 1 << 16)
+    line = "xray,a.png,normal\n"
+    (tmp_path / "m.csv.gz").write_bytes(gzip.compress(("modality,path,label\n" + line * 1_000_000).encode()))
+    with pytest.raises(ManifestError, match="unpacks to more than"):
+        read_manifest(tmp_path / "m.csv.gz")
+    frame = pandas.DataFrame({"modality": ["xray"] * 1000, "path": ["a.png"] * 1000, "label": ["n" * 10_000] * 1000})
+    frame.to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="unpacks to more than"):
+        read_manifest(tmp_path / "m.parquet")

@@ -19,6 +19,7 @@ import time
 import traceback
 
 LOG = int(sys.argv[1]) if sys.argv[1].isdigit() else os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+REFS = os.open("/proc/self/clear_refs", os.O_WRONLY)  # 5 written to it resets VmHWM
 KILL = 40.0  # seconds after which an action is ended by a signal, wherever it is
 SYSTEM = ("/usr/lib", "/lib", "/usr/local/lib", "/lib64", "/usr/lib64")
 # Libraries that write code of their own and run it; code from anywhere else that has no file is reported.
@@ -253,8 +254,14 @@ def _harm(known: int) -> int:
 
 
 def peak() -> int:
-    """The largest resident memory of this process so far, in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The largest resident memory of this process since the last `forget_peak`, in KiB."""
+    with open("/proc/self/status", encoding="ascii") as handle:
+        return next(int(line.split()[1]) for line in handle if line.startswith("VmHWM"))
+
+
+def forget_peak() -> None:
+    """Count the largest resident memory from what it is now."""
+    os.write(REFS, b"5")
 
 
 def as_plan() -> None:
@@ -278,6 +285,7 @@ def as_plan() -> None:
         os.chdir(action["cwd"])
         hook.writes, hook.private = plan["writes"] + action["writes"], action["private"]
         before, start = set(sys.modules), time.monotonic()
+        forget_peak()
         log(start=action["name"], memory=peak())
         signal.setitimer(signal.ITIMER_REAL, KILL)
         done = perform(action)

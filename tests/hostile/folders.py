@@ -71,19 +71,24 @@ def app_of(index: str, space: str) -> None:
     make_app(load(space), index)
 
 
+def template(path: str) -> None:
+    """A file of templates."""
+    from m3bind.data.texts import load_template
+
+    load_template(Path(path))
+
+
 # --- sound folders ----------------------------------------------------------------------------------------------------
 
 
 def make(folder: Path) -> None:
     """A space, an encoded folder, its parts, an index of 300 rows with codes and graph, one with lists, and a run."""
-    from m3bind.space.bundle import save_space
+    from m3bind.space.bundle import load
     from m3bind.space.encode import encode_files, encode_share
     from m3bind.space.index import create_index, near
 
-    register()
-    space = _space()
-    save_space(space, folder / "space")
-    files = [_picture(folder / "files" / f"{number}.png", number) for number in range(6)]
+    make_files(folder)
+    space, files = load(folder / "space"), sorted((folder / "files").iterdir())
     encode_files(space, files, folder / "encoded", "xray", precision="float32")
     encode_share(space, files, folder / "shared", (1, 1), "xray", precision="float32")
     rows = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
@@ -102,25 +107,35 @@ def make(folder: Path) -> None:
     _run(folder / "run")
 
 
+def make_files(folder: Path) -> str:
+    """A space and six pictures; the space's folder."""
+    from m3bind.space.bundle import save_space
+
+    register()
+    save_space(_space(), folder / "space")
+    for number in range(6):
+        _picture(folder / "files" / f"{number}.png", number)
+    return str(folder / "space")
+
+
 def _space() -> Any:
     from m3bind.space.bundle import Space
     from space import tiny
 
     rng = np.random.default_rng(0)
-    models = {"xray": tiny.Tiny(6, 0), "retina": tiny.Tiny(5, 1)}
+    models = {"xray": tiny.Tiny(6, 0), "retina": tiny.Tiny(5, 1), "ct": tiny.Tiny(5, 2)}
     for model in models.values():
         model.registered_name = "tiny"
     bridges = {m: np.linalg.qr(rng.normal(size=(8, model.joint_dim)))[0].T for m, model in models.items()}
     return Space(models, bridges, {m: rng.normal(size=8) / 9 for m in models}, tiny.student(8))
 
 
-def _picture(path: Path, seed: int) -> Path:
+def _picture(path: Path, seed: int) -> None:
     from PIL import Image
 
     x, y = np.meshgrid(np.linspace(0, 3 + seed, 64), np.linspace(0, 5, 64))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((120 + 60 * np.sin(x) + 50 * np.cos(x + y)).astype(np.uint8)).save(path)
-    return path
 
 
 def _run(folder: Path) -> None:

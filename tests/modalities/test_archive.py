@@ -176,3 +176,15 @@ def test_litter_of_file_managers_is_left_out(tmp_path: Path, place: str) -> None
         _,
     ):
         assert len(list(folder.iterdir())) == 3  # names that only look like it
+
+
+def test_a_zip_whose_list_is_longer_than_any_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    from m3bind.modalities import _archive, _limits
+
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(3000):
+            archive.writestr(f"{number:06d}" + "n" * 200, b"")
+    limits = _limits.Limits(files=100)
+    monkeypatch.setattr(zipfile, "ZipFile", None)  # nothing of the list is taken in
+    with pytest.raises(ReadError, match="its list of files takes"):
+        _archive._check_directory(tmp_path / "many.zip", limits)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from m3bind.data.cells import column, identifier, lost_digits, plain
-from m3bind.data.tables import HEAD, header, layout, open_table
+from m3bind.data.tables import HEAD, header, layout, most_unpacked, open_table
 from m3bind.errors import ManifestError
+from m3bind.stored import StoredFileError, read_parquet
 
 COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit",
             "rescale", "licence")  # fmt: skip
@@ -75,10 +76,10 @@ def is_manifest(path: Path) -> bool:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pandas
-
     try:
-        table = pandas.read_parquet(path)
+        table = read_parquet(path, most_unpacked(path)).to_pandas()
+    except StoredFileError as error:
+        raise ManifestError(f"{error}; made to harm, or the same again and again: save it as CSV") from error
     except Exception as error:  # pyarrow raises many kinds
         raise ManifestError(f"{path}: cannot be read (no Parquet table, or a damaged one); export it again") from error
     columns = _columns(path, [str(name) for name in table.columns])

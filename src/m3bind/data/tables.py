@@ -23,6 +23,7 @@ from m3bind.errors import ManifestError
 
 csv.field_size_limit(1 << 27)  # letters of a cell: reports, lists of readings
 HEAD = 4096  # bytes that the encoding is guessed from
+SLACK, RATIO = 1 << 30, 50  # bytes that any table may unpack to, and beyond them bytes per stored one
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 
@@ -36,12 +37,14 @@ def open_table(path: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
     Raises:
         ManifestError: missing, damaged or cut short; also where that shows while reading.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ManifestError(f"{path}: not a plain file, but a folder, a pipe or a device; name a table")
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-            raise ManifestError(f"{path}: not a plain file; name a table")
         with open(path, "rb") as raw:
             packed = raw.peek(2)[:2] == b"\x1f\x8b"
             data = gzip.GzipFile(fileobj=raw) if packed else raw
+            if isinstance(data, gzip.GzipFile):
+                _check_unpacked(path, data)
             head = data.read(HEAD)
             data.seek(0)
             encoding = _encoding(head)
@@ -54,6 +57,24 @@ def open_table(path: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "it is damaged or cut short"
         raise ManifestError(f"{path}: cannot be read ({reason}); export it again") from error
+
+
+def most_unpacked(path: Path) -> int:
+    """Bytes that a table may unpack to: what takes more is made of the same again and again, and made to harm."""
+    return SLACK + RATIO * path.stat().st_size
+
+
+def _check_unpacked(path: Path, data: gzip.GzipFile) -> None:
+    """Refuse a table that unpacks to more than it may, before a row of it is used.
+
+    Raises:
+        ManifestError: it does.
+    """
+    most = most_unpacked(path)
+    while data.read(1 << 20):
+        if data.tell() > most:
+            raise ManifestError(f"{path}: unpacks to more than {most:,} bytes; if it is sound, unpack it first")
+    data.seek(0)
 
 
 def _encoding(head: bytes) -> str:

@@ -32,6 +32,7 @@ _KEPT = re.compile(r"(\.nii\.gz|\.nii|\.npz|\.hdr|\.img|\.dcm|\.dicom|\.dic)$") 
 _NESTED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _LITTER = (".ds_store", "thumbs.db", "desktop.ini", ".localized", "ehthumbs.db")
 _CHUNK = 1 << 20
+_END, _ENTRY = 66_000, 1024  # bytes at the end in which a zip says where its list is; most that a file takes in it
 _PREFIX = "m3bind-unpacked-"
 _STALE = 3600.0  # seconds after which the folder of a process that was killed is removed
 
@@ -91,6 +92,8 @@ def _extract(path: Path, folder: Path, limits: _limits.Limits, names: bool) -> i
     _limits.check_bytes(path, limits)
     kind = _kind(path)
     try:
+        if kind == "zip":
+            _check_directory(path, limits)
         with _MEMBERS[kind](path, limits) as found:
             members = [one for one in found if not _is_litter(one.name)] or found
             wanted = [one for one in members if not _is_nested(one.name)]
@@ -186,6 +189,27 @@ def _by_name(path: Path, folder: Path, members: list[_Member]) -> list[Path]:
     if len(set(targets)) < len(targets):
         raise ReadError(path, "two members of the same name", "pack it again")
     return targets
+
+
+def _check_directory(path: Path, limits: _limits.Limits) -> None:
+    """Refuse a list of members that is longer than any that may be unpacked, before it is read.
+
+    Raises:
+        ReadError: it is.
+    """
+    with open(path, "rb") as file:
+        start = file.seek(-min(path.stat().st_size, _END), os.SEEK_END)
+        data = file.read()
+        at = data.rfind(b"PK\5\6")
+        size = int.from_bytes(data[at + 12 : at + 16], "little") if at >= 0 else 0
+        locator = data[max(at - 20, 0) : max(at, 0)]
+        if size == 0xFFFFFFFF and locator.startswith(b"PK\6\7"):  # Zip64: the size is elsewhere
+            where = int.from_bytes(locator[8:16], "little")
+            file.seek(where if where < start + len(data) else 0)
+            size = int.from_bytes(file.read(48)[40:48], "little")
+    if size > limits.files * _ENTRY:
+        reason = f"its list of files takes {size:,} bytes, more than {limits.files:,} files need"
+        raise ReadError(path, reason, "pack one study per archive")
 
 
 def check_member(path: Path, info: zipfile.ZipInfo) -> None:

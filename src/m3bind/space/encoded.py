@@ -37,7 +37,7 @@ from m3bind.space._parts import JOB, Store, head_of, read_shard
 from m3bind.space.columns import text_columns
 from m3bind.space.compute import Array
 from m3bind.space.folder import damaged, guard_folder, read_whole
-from m3bind.stored import StoredFileError, checked, read_json
+from m3bind.stored import StoredFileError, checked, read_json, read_parquet
 
 MARKER = "encoded.json"
 _REMEDY = "encode again into a new folder"
@@ -46,7 +46,7 @@ PARTS, PART_ROWS, DOUBTS = "parts.parquet", "part_embeddings.npy", "doubts.csv"
 GROUP = 1 << 16  # rows of a table written at once
 _HEAD = 128  # bytes of a .npy file before its numbers
 _KINDS = {pa.string(), pa.large_string(), pa.int64(), pa.float64(), pa.null()}
-_AT_ONCE, _MOST_TABLE = 4096, 16 << 30  # rows of a table unpacked at once, bytes of a whole one
+_MOST_TABLE = 16 << 30  # bytes of a table
 Count = Annotated[int, Field(ge=0, lt=1 << 40)]
 _Name = Literal[
     "embeddings.npy", "items.parquet", "quarantine.csv", "parts.parquet", "part_embeddings.npy", "doubts.csv"
@@ -202,14 +202,7 @@ def read_table(path: Path, count: int) -> pd.DataFrame:
                 raise StoredFileError(path, "has columns that are neither texts nor numbers, or two of one name")
             if file.metadata.num_rows != count:
                 raise StoredFileError(path, f"holds {file.metadata.num_rows} rows, not {count}")
-            batches, left = [], _MOST_TABLE
-            for batch in file.iter_batches(_AT_ONCE):
-                left -= batch.nbytes
-                if left < 0:
-                    raise StoredFileError(path, f"unpacks to more than {_MOST_TABLE:,} bytes")
-                batches.append(batch)
-            table = pa.Table.from_batches(batches, file.schema_arrow).replace_schema_metadata(None)
-            return pd.DataFrame(table.to_pandas())
+        return pd.DataFrame(read_parquet(path, _MOST_TABLE).to_pandas())
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, StoredFileError):
             raise
