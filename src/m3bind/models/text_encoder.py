@@ -332,7 +332,8 @@ def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module
             return HFTrunk(
                 config, pooling, foreign.build_with_weights(config, _of_base(state, config), folder, _POOLER)
             )
-        trunk = BertTrunk(config, pooling)
+        with foreign.library(folder, "a network of family bert"):
+            trunk = BertTrunk(config, pooling)
     names = (rename(r"\.gamma$", ".weight"), rename(r"\.beta$", ".bias"))
     load_strict(trunk.bert, _of_base(state, config), names, (*_POOLER, *dropped), source=str(folder))
     return trunk
