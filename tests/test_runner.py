@@ -71,7 +71,8 @@ def test_every_cell_of_the_paper_is_computed_once(world: Path, classifiers: None
     assert {row.metric for row in suite.calibration()} >= {"ece", "coverage", "answered_accuracy", "temperature"}
     assert paper.contaminated([replace(cells[0], seen=("Some set",))]) == ["CLIP, messidor2: Some set"]
 
-    written = {path: path.stat().st_mtime_ns for path in (suite.folder / "cells").iterdir()}
+    cells_there = [path for path in (suite.folder / "cells").iterdir() if path.name != "sums.json"]
+    written = {path: path.stat().st_mtime_ns for path in cells_there}
     (gone,) = [path for path in written if path.name.endswith(".json") and ".rows" not in path.name][:1]
     gone.unlink()
     before = json.loads(gone.with_suffix(".rows.json").read_text())

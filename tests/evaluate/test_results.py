@@ -50,8 +50,8 @@ def test_rows_of_another_version_load(tmp_path):
     entries = json.loads((tmp_path / "results.json").read_text())
     entries[0]["from_the_future"] = 1
     del entries[0]["variant"], entries[0]["gallery"]
-    (tmp_path / "results.json").write_text(json.dumps(entries))
-    assert r.ResultTable.load(tmp_path / "results.json").rows == table.rows
+    (tmp_path / "other.json").write_text(json.dumps(entries))
+    assert r.ResultTable.load(tmp_path / "other.json").rows == table.rows
 
 
 @pytest.mark.parametrize("text", ["{", "{}x", '[{"metric": "auc"}]', "[1]"])

@@ -310,6 +310,8 @@ XML = b'<NativeDicomModel><DicomAttribute tag="00081197" vr="US"><Value number="
         (answer(b"", 202), ""),
         (answer(b'{"00081199": {"vr": "SQ", "Value": [{}]}, "00081198": {"vr": "SQ"}}'), ""),
         (answer(b'{"00081198": {"vr": "SQ", "Value": []}}'), ""),
+        (answer(b'{"00081198": {"vr": "SQ"}, "00081199": {"vr": "SQ", "Value": [{}]}}'), ""),  # as Orthanc says it
+        (answer(b'{"00081198" : {"vr" : "SQ"}, "00081199" : {"Value" : [{"00081150": {}}], "vr" : "SQ"}}'), ""),
         (answer(FAILED), "failure 0xA900"),
         (answer(FAILED, 202), "failure 0xA900"),
         (answer(FAILED, 409), "failure 0xA900"),

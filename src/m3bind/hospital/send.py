@@ -17,7 +17,9 @@ from m3bind.hospital.http import Web
 
 OURS = "M3BIND"
 SECONDS = 30.0
-_FAILED = re.compile(rb"00081198[^\[\]]{0,200}Value[^\[\]]{0,99}\[\s{0,99}\{|00081197")  # its sequence, or a reason
+_FAILED = re.compile(  # a sequence of failures that is not empty, in JSON; or the reason of one
+    rb"00081198[^{}\[\]]{0,99}\{[^{}\[\]]{0,200}Value[^{}\[\]]{0,99}\[\s{0,99}\{|00081197"
+)
 _REASON = re.compile(rb"00081197[^0-9\]}]{0,200}?Value\W{0,99}([0-9]{1,5})\b")
 
 
