@@ -123,6 +123,9 @@ def _huggingface_says(config: dict[str, Any]) -> bool:
 
     if config.get("model_type", "clip") != "clip":
         raise ValueError(f"model_type {config['model_type']!r}")
+    for part in ("text_config", "vision_config"):
+        if not isinstance(config.get(part) or {}, dict):
+            raise ValueError(f"{part} {config[part]!r:.80} is no table of settings")
     try:
         made = CLIPConfig.from_dict(config)
     except Exception as error:  # the errors of transformers' validation share no base
