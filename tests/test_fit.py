@@ -321,6 +321,20 @@ def test_a_file_of_a_finished_run_that_is_not_as_written_is_named(
         assert code == 1 and name in shown and "Traceback" not in shown, (command, shown)
 
 
+@pytest.mark.parametrize("gone", ["results.json", "stage1", "stage2/b", "stage0/xray"])
+def test_a_received_run_that_is_not_finished_is_not_trained_by_its_report(
+    project: Path, finished: Path, call, tmp_path: Path, gone: str
+) -> None:
+    folder = tmp_path / "received"
+    shutil.copytree(finished, folder)
+    (shutil.rmtree if (folder / gone).is_dir() else Path.unlink)(folder / gone)
+    sums.record(folder, gone)  # its maker says nothing of it
+    before = sorted(folder.rglob("*"))
+    code, shown = call("report", str(folder))
+    assert code == 2 and "is not finished" in shown and "m3bind fit" in shown, shown
+    assert [path for path in sorted(folder.rglob("*")) if "step_" in path.name or path not in before] == []
+
+
 def test_two_fits_on_one_folder_and_settings_that_are_gone(project: Path, finished: Path, call, tmp_path: Path) -> None:
     folder = tmp_path / "a" / "whole"
     shutil.copytree(finished, folder)

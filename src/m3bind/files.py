@@ -3,7 +3,7 @@
 * `atomic_path`: write to a temporary name beside the target, flush, rename.
 * `write_text`, `write_json`: small files (`stored` reads them). * `replace_between`: a part of a document.
 * `only_one`: one process at a time in a folder.
-* `sha256_file`, `sha256_text`: content hashes.
+* `open_plain`: a file that is no pipe or device. * `sha256_file`, `sha256_text`: content hashes.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from m3bind.errors import BusyError, ConfigError, DiskError
 
@@ -153,10 +153,27 @@ def write_json(target: Path | str, value: Any) -> None:
     write_text(target, _SURROGATE.sub(lambda hit: f"\\u{ord(hit[0]):04x}", text) + "\n")
 
 
+def open_plain(path: Path | str) -> BinaryIO:
+    """A plain file, opened for reading; opening a pipe would wait for ever, and a device has no end.
+
+    Raises:
+        OSError: it is missing, refused, or no plain file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file", os.fspath(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def sha256_file(path: Path | str) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: see `open_plain`.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as handle:
+    with open_plain(path) as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

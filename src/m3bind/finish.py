@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from m3bind import modalities, sums
+from m3bind.binding import methods
 from m3bind.config import validate
 from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError
@@ -208,15 +209,38 @@ def open_run(folder: Path) -> Run:
     return Run(validate(read_yaml(path), str(path)), folder)
 
 
+def see_finished(run: Run, stage: str) -> None:
+    """See that opening a run trains nothing.
+
+    Raises:
+        ConfigError: it has not got as far as `stage` (unbound, closed_form, bound, distilled).
+    """
+    wanted = [run.stage0 / m for m in run.corpus.modalities if run.config.modalities[m].pretrain]
+    if stage in ("bound", "distilled") and methods.get(run.config.align.method).towers:
+        wanted.append(run.folder / "stage1")
+    if stage == "distilled":
+        wanted += [run.folder / "stage2" / phase for phase in ("a", "b")]
+    missing = [folder for folder in wanted if not (folder / "final.safetensors").is_file()]
+    if missing:
+        raise ConfigError(f"{run.folder} is not finished ({missing[0]} holds no weights); go on with m3bind fit")
+
+
 def rewrite_report(folder: Path) -> Path:
-    """report.html of a finished run, written again."""
+    """report.html of a finished run, written again.
+
+    Raises:
+        ConfigError: the folder holds no run, or one that is not finished: it is not trained here.
+        ResultError: a file is not as it was written.
+    """
     run = open_run(folder)
+    if not (folder / "results.json").is_file():
+        raise ConfigError(f"{folder} is not finished (no results.json); go on with m3bind fit, then report")
     before: dict[str, Points] = {}
     run.on_stage = lambda stage: before.update(points(run)) if stage == "unbound" else None
-    stages = {"distilled": "distill", "bound": "align", "closed_form": "closed_form"}
-    done = [until for stage, until in stages.items() if (folder / "results" / f"{stage}.json").exists()]
-    table = run.fit(done[0] if done else "pretrain")
-    return report(run, table, before)
+    stages = {"distilled": "distill", "bound": "align", "closed_form": "closed_form", "unbound": "pretrain"}
+    done = next((stage for stage in stages if (folder / "results" / f"{stage}.json").is_file()), "unbound")
+    see_finished(run, done)
+    return report(run, run.fit(stages[done]), before)
 
 
 def show_results(folder: Path) -> ResultTable:

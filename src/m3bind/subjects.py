@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from m3bind.binding import methods
 from m3bind.config import validate
 from m3bind.data.cache import FeatureCache
 from m3bind.data.records import BadRow, Record
 from m3bind.errors import ConfigError
 from m3bind.files import sha256_file, sha256_text
 from m3bind.finetune import LoraFinetune, finetune_of
-from m3bind.finish import open_run, space_of
+from m3bind.finish import open_run, see_finished, space_of
 from m3bind.fit import Run
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder
@@ -245,24 +244,8 @@ def of_space(name: str, space: Space, encoder: Encoder, fingerprint: str = "", s
     return Subject(name, models, fingerprint or space.fingerprint, encoder, space, seed=seed)
 
 
-def _finished(run: Run, stage: Stage) -> None:
-    """See that opening the run trains nothing.
-
-    Raises:
-        ConfigError: it has not got as far as `stage`.
-    """
-    wanted = [run.stage0 / m for m, model in run.config.modalities.items() if model.pretrain]
-    if stage in ("bound", "distilled") and methods.get(run.config.align.method).towers:
-        wanted.append(run.folder / "stage1")
-    if stage == "distilled":
-        wanted += [run.folder / "stage2" / phase for phase in ("a", "b")]
-    missing = [folder for folder in wanted if not (folder / "final.safetensors").is_file()]
-    if missing:
-        raise ConfigError(f"{run.folder} is not finished ({missing[0]} holds no weights); go on with m3bind fit")
-
-
 def _of_run(name: str, run: Run, stage: Stage) -> Subject:
-    _finished(run, stage)
+    see_finished(run, stage)
     until = {"unbound": "pretrain", "closed_form": "closed_form", "bound": "align", "distilled": "distill"}[stage]
     run.fit(until, evaluate=False)
     return of_space(name, space_of(run), run.encoder, sha256_text(stage, run.fingerprint()), run.config.seed)

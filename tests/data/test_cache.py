@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import subprocess
@@ -216,6 +217,65 @@ def test_file_key_of_a_record_and_of_a_folder_covers_all_parts(tmp_path):
     assert file_key(tmp_path / "r") == whole and file_key(tmp_path) != folder
     (tmp_path / "r.dat").write_bytes(b"signaL")
     assert file_key(tmp_path / "r") != whole
+
+
+def test_file_key_of_a_record_of_segments_covers_them_and_nothing_outside(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    outside = tmp_path / "secret.dat"
+    outside.write_bytes(b"one")
+    (folder / "r.hea").write_text("r/2 2 100 2000\ns1 1000\n../s2 1000\n")
+    (folder / "s1.hea").write_text(f"s1 2 100 1000\ns1.dat 16 1000\n../secret.dat 16 1000\n{outside} 16 1000\n")
+    (folder / "s1.dat").write_bytes(b"signal")
+    key = file_key(folder / "r")
+    outside.write_bytes(b"two")
+    assert file_key(folder / "r") == key
+    (folder / "s1.dat").write_bytes(b"signaL")
+    assert file_key(folder / "r") != key
+
+
+@pytest.mark.parametrize("name", ["a.png", "r.dat"])
+def test_a_file_larger_than_any_may_be_is_not_hashed(tmp_path, name):
+    (tmp_path / "r.hea").write_text("r 1 100 1000\nr.dat 16 1000\n")
+    with open(tmp_path / name, "wb") as handle:
+        handle.truncate(1 << 40)
+    for path in (tmp_path / ("r" if name == "r.dat" else name), tmp_path):
+        with pytest.raises(ReadError, match="more than"):
+            file_key(path)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"a": 1}', "[" * 100_000, "1"])
+def test_remembered_keys_that_are_none_are_forgotten(tmp_path, text):
+    (tmp_path / "files.json").write_text(text)
+    (tmp_path / "a.png").write_bytes(b"one")
+    assert FeatureCache(tmp_path).file_keys([tmp_path / "a.png"]) == [file_key(tmp_path / "a.png")]
+
+
+KEYS = b', "keys": {"data_offsets": [%d, %d]}}'
+HOSTILE_HEADERS = {
+    "deep": b"[" * 50_000, "a list": b"[]", "no rows": b"{}", "huge": (1 << 60).to_bytes(8, "little"), "a pipe": b"",
+    "a type of objects": b'{"rows": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}',
+    "beyond": b'{"rows": {"dtype": "F32", "shape": [9000000000], "data_offsets": [0, 4]}' + KEYS % (0, 32),
+    "texts": b'{"rows": {"dtype": "F32", "shape": ["a"], "data_offsets": ["b", 4]}' + KEYS % (0, 32),
+    "fewer keys": b'{"rows": {"dtype": "U8", "shape": [4, 2], "data_offsets": [0, 8]}' + KEYS % (8, 40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE_HEADERS)
+def test_a_shard_of_somebody_else_is_quarantined(tmp_path, kind):
+    cache, compute = FeatureCache(tmp_path), Counter(names(3))
+    wanted = np.asarray(cache.get_or_compute("k", "w", names(3), compute))
+    (group,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    header = HOSTILE_HEADERS[kind]
+    data = header if kind == "huge" else len(header).to_bytes(8, "little") + header + bytes(64)
+    hostile = group / f"{hashlib.sha256(data).hexdigest()}.safetensors"
+    if kind == "a pipe":
+        os.mkfifo(hostile)
+    else:
+        hostile.write_bytes(data)
+    found = FeatureCache(tmp_path).get_or_compute("k", "w", names(3), compute)
+    np.testing.assert_array_equal(np.asarray(found), wanted)
+    assert not hostile.exists() and hostile.with_suffix(".damaged").exists()
 
 
 def test_file_keys_are_remembered_and_renewed_when_the_file_changes(tmp_path, monkeypatch):

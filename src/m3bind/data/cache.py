@@ -30,12 +30,15 @@ from numpy.typing import NDArray
 
 from m3bind.errors import M3BindError, NotFiniteError, ReadError
 from m3bind.files import atomic_path, sha256_file, sha256_text, write_json
+from m3bind.modalities._limits import check_bytes
+from m3bind.modalities._signals_wfdb_header import named_files
 from m3bind.progress import Progress, progress
-from m3bind.stored import read_json
+from m3bind.stored import StoredFileError, checked, parse_json, read_json
 
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
 FLUSH_BYTES = 64 << 20  # a shard is written when this much has been computed ...
 FLUSH_SECONDS = 10.0  # ... or this much time has passed
+MOST_HEADER = 1 << 16  # bytes of a shard's header
 SETTLED = 2.0  # seconds after which a file's time stamp is taken as proof that it did not change
 
 log = logging.getLogger(__name__)
@@ -45,11 +48,12 @@ Array = NDArray[Any]
 def file_key(path: Path | str) -> str:
     """Hex SHA-256 of what a file holds, whatever it is called.
 
-    A WFDB record (`path` without its ending, or its `.hea`) is its header with every signal file the header names; a
+    A WFDB record (`path` without its ending, or its `.hea`) is its header with every file of its folder that the header
+    or the header of a segment names; a
     folder is the names and contents of all files below it.
 
     Raises:
-        ReadError: there is no such file, record or folder.
+        ReadError: there is no such file, record or folder, or it is larger than a file may be.
     """
     parts = [*_parts(Path(path))]
     if len(parts) == 1:
@@ -63,15 +67,23 @@ def _parts(path: Path) -> list[Path]:
     """The files that make up one item."""
     header = path if path.suffix == ".hea" else path.with_name(path.name + ".hea")
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    if path.suffix == ".hea" or not path.is_file():
-        if not header.is_file():
-            raise ReadError(path, "no such file", "check the path in the manifest")
-        lines = header.read_text(encoding="utf-8", errors="replace").splitlines()
-        rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
-        signals = {row[0] for row in rows[1:]}
-        return [header, *sorted(file for name in signals if (file := header.parent / name).is_file())]
-    return [path]
+        parts = sorted(file for file in path.rglob("*") if file.is_file())
+    elif path.is_file() and path.suffix != ".hea":
+        parts = [path]
+    elif header.is_file():
+        parts = [header, *_of_record(header)]
+    else:
+        raise ReadError(path, "no such file", "check the path in the manifest")
+    for part in parts:
+        check_bytes(part)
+    return parts
+
+
+def _of_record(header: Path) -> list[Path]:
+    """The files beside a WFDB header that it names, and those that the headers of its segments name."""
+    named = [header.parent / name for name in named_files(header)]
+    of_segments = [header.parent / name for file in named if file.suffix == ".hea" for name in named_files(file)]
+    return sorted({file for file in (*named, *of_segments) if file.is_file()} - {header})
 
 
 @dataclass(frozen=True)
@@ -130,8 +142,9 @@ class FeatureCache:
         """
         if self._memo is None:
             self._memo = {}
-            with contextlib.suppress(OSError, ValueError):
-                self._memo = dict(read_json(self.folder / "files.json"))
+            with contextlib.suppress(OSError, StoredFileError):
+                memo = self.folder / "files.json"
+                self._memo = checked(dict[str, str], read_json(memo), memo)
             self._saved = (len(self._memo), 0.0)
         answer = []
         for path in paths:
@@ -292,20 +305,31 @@ def _write_shard(group: Path, keys: list[bytes], rows: list[Array]) -> None:
 
 
 def _open_shard(path: Path) -> _Shard | None:
-    """A verified shard, or None (and the file set aside) when its bytes are not what its name says."""
+    """A verified shard, or None (and the file quarantined) when its bytes are not what its name says."""
     try:
         if sha256_file(path) == path.stem:
-            with open(path, "rb") as handle:
-                length = int.from_bytes(handle.read(8), "little")
-                header = json.loads(handle.read(length))
-            spec = header["rows"]
-            dtype, shape, begin = DTYPES[spec["dtype"]], tuple(spec["shape"]), 8 + length
-            rows = np.memmap(path, dtype, "r", offset=begin + spec["data_offsets"][0], shape=shape)
-            table = np.fromfile(path, np.uint8, offset=begin + header["keys"]["data_offsets"][0]).tobytes()
-            return _Shard([table[at : at + 32] for at in range(0, len(table), 32)], rows)
+            return _shard_in(path)
     except FileNotFoundError:
-        return None  # another process set it aside
-    log.warning("cache shard %s is damaged; it is set aside and its rows are computed again", path.name)
+        return None  # another process quarantined it
+    except (OSError, ValueError, KeyError, TypeError):  # no plain file, or a header that `_write_shard` does not write
+        pass
+    log.warning("cache shard %s is damaged; it is quarantined and its rows are computed again", path.name)
     with contextlib.suppress(FileNotFoundError):
         os.replace(path, path.with_suffix(".damaged"))
     return None
+
+
+def _shard_in(path: Path) -> _Shard:
+    """The keys and rows of a file that `_write_shard` wrote; others raise ValueError, KeyError or TypeError."""
+    with open(path, "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if length > MOST_HEADER:
+            raise ValueError("a header that is too long")
+        header = parse_json(handle.read(length), path)
+    spec, begin = header["rows"], 8 + length
+    dtype, shape = DTYPES[spec["dtype"]], tuple(spec["shape"])
+    rows = np.memmap(path, dtype, "r", offset=begin + spec["data_offsets"][0], shape=shape)
+    table = np.fromfile(path, np.uint8, offset=begin + header["keys"]["data_offsets"][0]).tobytes()
+    if len(table) != 32 * len(rows):
+        raise ValueError("not one key for each row")
+    return _Shard([table[at : at + 32] for at in range(0, len(table), 32)], rows)

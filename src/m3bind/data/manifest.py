@@ -33,7 +33,7 @@ from m3bind.data.cells import one_spelling, path_spellings
 from m3bind.data.manifest_rows import Row, quoted, read_rows
 from m3bind.data.records import SPLITS, BadRow, Manifest, Record, format_bad_rows
 from m3bind.data.splits import FRACTIONS, patient_splits
-from m3bind.data.texts import ALIASES, describe
+from m3bind.data.texts import ALIASES, MAX_TEXT, describe
 from m3bind.errors import ManifestError, UnknownNameError
 from m3bind.files import sha256_text
 from m3bind.modalities.base import get, names
@@ -148,6 +148,8 @@ def _draft(row: Row, modality: str, set_name: str, base: Path, folder: Path | No
         raise _Bad("of unknown split", f"unknown split {quoted(cells['split'])}; use {', '.join(SPLITS)}")
     label = cells.get("label", "")
     labels = tuple(dict.fromkeys(filter(None, cells.get("labels", "").split("|"))))
+    if (length := len(cells.get("caption", ""))) > MAX_TEXT:
+        raise _Bad("with an endless text", f"the text has {length:,} characters, more than {MAX_TEXT:,}; shorten it")
     captions, concepts = describe(set_name, modality, label, labels, cells.get("caption", ""), folder)
     if not captions:
         why = "the text is empty and there are no labels" if not label and not labels else "no text can be made of it"

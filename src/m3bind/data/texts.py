@@ -17,7 +17,8 @@ A template file is named after a data set, or after a modality for sets without 
     sentences:      patterns with {findings}, {Findings} (first letter raised), {title} (of the modality)
     label_sentence: one more pattern, filled from `label` alone, where sentences speak of `labels`
     same_as:        use the template of that name instead
-    caption_pattern, caption_sentences:  a regular expression on the caption; its groups (and {caption}) fill sentences
+    caption_pattern, caption_sentences:  a regular expression on the caption (at most 500 letters); its groups (and
+                    {caption}) fill sentences; see `template_checks` for what it may hold
     caption_concepts:  part of the caption -> concepts
 """
 
@@ -35,16 +36,19 @@ import numpy as np
 import yaml
 
 from m3bind.data.tables import read_rows
+from m3bind.data.template_checks import check_pattern, check_sentences
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import get, names
 from m3bind.stored import StoredFileError, checked, read_yaml
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_CAPTIONS = 8
+MAX_TEXT = 1 << 20  # characters of a caption or report
+_MATCHED = 500  # characters of the longest caption that a template's pattern is compared with
 ALIASES = {"cxr": "xray", "histo": "pathology", "histology": "pathology", "fundus": "retina", "ekg": "ecg"}
 
 _PLACEHOLDER = re.compile(
-    r"\w*X{4,}\w*|\bX{3}\b|\[\*\*.*?\*\*\]|_{3,}|<unk>|\[(?:name|date|time|hospital|doctor|redacted)\]", re.I
+    r"\b\w*X{4,}\w*|\bX{3}\b|\[\*\*.{0,2000}?\*\*\]|_{3,}|<unk>|\[(?:name|date|time|hospital|doctor|redacted)\]", re.I
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PTB_SUFFIX = re.compile(
@@ -92,7 +96,7 @@ def _clean_once(text: str) -> str:
     text = re.sub(r"\(\s*\)|\[\s*\]", " ", text)
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r" (?=[,.;:!?)](?:\s|$))", "", text)
-    text = re.sub(r"([,;:])(?:\s*[,;:])+(?=\s|$)", r"\1", text)
+    text = re.sub(r"(?<![,;:])(?<![,;:] )([,;:])(?: ?[,;:])+(?= |$)", r"\1", text)
     text = re.sub(r"[,;:]\s*(?=\.(?:\s|$))", "", text)
     text = re.sub(r"(?<=[\w)])\.\s?\.(?=\s|$)", ".", text)
     return _without_repeats(text.strip(" ,;:"))
@@ -183,11 +187,19 @@ def load_template(file: Path) -> Template:
             return _same_as(file, str(content["same_as"]))
         labels = checked(dict[Any, dict[str, list[str]] | None], content.get("labels") or {}, file)
         content["labels"] = {_label_key(str(key)): texts or {} for key, texts in labels.items()}
-        return checked(Template, content, file)
+        template = checked(Template, content, file)
+        check_pattern(template.caption_pattern)
+        named = re.findall(r"\(\?P<(\w+)>", template.caption_pattern)
+        check_sentences([text for entry in labels.values() for text in (entry or {}).get("alone", ())], ["title"])
+        check_sentences([*template.sentences, template.label_sentence], ["findings", "Findings", "title"])
+        check_sentences(template.caption_sentences, ["caption", "Caption", "label", "Label", "title", *named])
+        return template
     except OSError as error:
         raise ConfigError(f"{file}: cannot read the template ({error.strerror})") from error
     except StoredFileError as error:
         raise ConfigError(f"{error}; see data/templates/ for the format") from None
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}; see data/templates/ for the format") from None
 
 
 def _same_as(file: Path, name: str) -> Template:
@@ -267,7 +279,10 @@ def _label_sentences(template: Template, patterns: Sequence[str], modality: str,
 
 def _caption_sentences(template: Template, caption: str, label: str, modality: str) -> list[str]:
     """Fuller sentences around a caption that matches the template's pattern."""
-    hit = re.fullmatch(template.caption_pattern or ".*", caption, re.S) if caption else None
+    pattern = template.caption_pattern
+    hit = (
+        re.fullmatch(pattern or ".*", caption, re.S) if caption and (not pattern or len(caption) <= _MATCHED) else None
+    )
     if not hit:
         return []
     plain = caption.rstrip(".")
@@ -361,7 +376,7 @@ def load_corpus(path: Path | str) -> list[CorpusText]:
     path = Path(path)
     found: dict[tuple[str, str], CorpusText] = {}
     for _, row in read_rows(path, ("modality", "text")):
-        text, modality = clean_text(row["text"]), row["modality"].casefold()
+        text, modality = clean_text(row["text"][:MAX_TEXT]), row["modality"].casefold()
         modality = ALIASES.get(modality, modality)
         if is_informative(text):
             entry = CorpusText(modality, row.get("source", ""), row.get("licence", ""), text)
