@@ -50,7 +50,7 @@ class Inputs:
 
     def run(self, here: str, commands: list[list[str]]) -> str:
         """What commands say in one of the current folders; OUT stands for a folder of its own."""
-        out = self.folder / f"out of {here}"
+        out = self.folder / f"out of {here}" / str(len(commands))
         words = [[word.replace("OUT", str(out)) for word in command] for command in commands]
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(
@@ -76,11 +76,12 @@ def inputs(
     _folders(folder / "folders")
     space = space_of(compact(folder / "scratch"), folder / "space", folder / "scratch")
     scans = folder / "scans"
-    rows = ["path,modality,label,patient"]
-    for number in range(8):
+    rows = ["path,modality,label,patient,split"]
+    for number in range(14):
+        split = "test" if number > 9 else "train"
         for kind in ("xray", "retina"):
             make_picture(scans / f"{kind}{number}.png", kind, number)
-            rows.append(f"{kind}{number}.png,{kind},{('normal', 'effusion')[number % 2]},{number}")
+            rows.append(f"{kind}{number}.png,{kind},{('normal', 'effusion')[number % 2]},{number},{split}")
     (scans / "m.csv").write_text("\n".join(rows) + "\n")
     mixed = folder / "mixed"
     make_picture(mixed / "a.png", "xray")
@@ -114,7 +115,7 @@ def test_commands_do_the_same_among_files_called_like_modules(inputs: Inputs) ->
     wanted = inputs.run("empty", inputs.few)
     assert inputs.run("received", inputs.few) == wanted
     assert inputs.harmed() == ""
-    made = [inputs.folder / f"out of {place}" / "encoded" / "embeddings.npy" for place in ("empty", "received")]
+    made = [inputs.folder / f"out of {place}" / "4" / "encoded" / "embeddings.npy" for place in ("empty", "received")]
     assert len({sha256_file(path) for path in made}) == 1
 
 

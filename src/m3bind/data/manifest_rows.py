@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from m3bind.data.cells import column, identifier, lost_digits, plain
-from m3bind.data.tables import HEAD, header, layout, most_unpacked, open_table
+from m3bind.data.tables import HEAD, all_lines, header, layout, most_unpacked, open_table
 from m3bind.errors import ManifestError
 from m3bind.stored import StoredFileError, read_parquet
 
@@ -24,7 +24,7 @@ _REQUIRED = ("modality", "path")
 _NAMES = ("id", "patient", "visit")  # columns whose cells are identifiers
 _PARQUET, _JSON_LINES = (".parquet", ".pq"), (".jsonl", ".ndjson")
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *_PARQUET, *_JSON_LINES)
-_MAX_LINES = 500  # lines a quoted cell may span
+_MAX_LINES, _MAX_LETTERS = 500, 1 << 21  # that quoted cells of a row may span
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     if not name.endswith(SUFFIXES):
         raise ManifestError(f"{path}: a manifest is a .csv, .tsv, .jsonl or .parquet file")
     with open_table(path) as handle:
-        lines = handle.readlines()
+        lines = all_lines(path, handle)
     if name.endswith(_JSON_LINES):
         yield from _json_rows(path, lines)
     else:
@@ -124,12 +124,14 @@ def _csv_rows(path: Path, lines: Sequence[str], usual: str) -> Iterator[Row]:
     columns: list[str] = []
     shape = layout(lines[:20], usual, _REQUIRED)
     at, delimiter = shape.skip, shape.delimiter
+    odd = [line.count('"') % 2 == 1 for line in lines]
     while at < len(lines):
-        first, text = at, lines[at]
-        while text.count('"') % 2 and at + 1 < len(lines) and at - first < _MAX_LINES:
+        first, open_, letters = at, odd[at], len(lines[at])
+        while open_ and at + 1 < len(lines) and at - first < _MAX_LINES and letters < _MAX_LETTERS:
             at += 1
-            text += lines[at]
+            open_, letters = open_ != odd[at], letters + len(lines[at])
         at += 1
+        text = "".join(lines[first:at])
         fault: tuple[str, str] | None = None
         try:
             cells = next(csv.reader([text], delimiter=delimiter), [])
@@ -141,7 +143,7 @@ def _csv_rows(path: Path, lines: Sequence[str], usual: str) -> Iterator[Row]:
             columns = _columns(path, cells)
             continue
         wrong = len(cells) != len(columns)
-        if at - first > 1 and (wrong or text.count('"') % 2):
+        if at - first > 1 and (wrong or open_):
             at = first + 1  # read the swallowed lines again, each by itself
             fault = ("unreadable", "a quotation mark is not closed; double it or close it")
         elif wrong and not fault:

@@ -1,6 +1,7 @@
 """Tables of text as people save them: which bytes are letters, which line is the header, what stands between cells.
 
 * `open_table`: the text of a table: UTF-8 or UTF-16, with or without a mark, gzip or not.
+* `lines_of`, `all_lines`: its lines, of bounded length and number.
 * `layout`: which character stands between cells, and whether a line "sep=;" comes first.
 * `read_rows`: the rows of such a table.
 """
@@ -22,6 +23,7 @@ from m3bind.data.cells import column
 from m3bind.errors import ManifestError
 
 csv.field_size_limit(1 << 27)  # letters of a cell: reports, lists of readings
+LINE, LINES = 1 << 27, 20_000_000  # letters of a line; lines of a table that is held in memory
 HEAD = 4096  # bytes that the encoding is guessed from
 SLACK, RATIO = 1 << 30, 50  # bytes that any table may unpack to, and beyond them bytes per stored one
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -57,6 +59,30 @@ def open_table(path: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "it is damaged or cut short"
         raise ManifestError(f"{path}: cannot be read ({reason}); export it again") from error
+
+
+def lines_of(path: Path, handle: TextIO) -> Iterator[str]:
+    """The lines of an open table, with their ends.
+
+    Raises:
+        ManifestError: one is longer than any row of a table, so it is none.
+    """
+    while line := handle.readline(LINE):
+        if len(line) == LINE:
+            raise ManifestError(f"{path}: a line of more than {LINE:,} letters; this is no table, or a damaged one")
+        yield line
+
+
+def all_lines(path: Path, handle: TextIO) -> list[str]:
+    """`lines_of`, held in memory.
+
+    Raises:
+        ManifestError: as there, or more lines than any table has.
+    """
+    found = list(islice(lines_of(path, handle), LINES + 1))
+    if len(found) > LINES:
+        raise ManifestError(f"{path}: more than {LINES:,} lines; give it in parts")
+    return found
 
 
 def most_unpacked(path: Path) -> int:
@@ -130,10 +156,11 @@ def read_rows(path: Path, wanted: Iterable[str], usual: str = ",") -> Iterator[t
     wanted = tuple(wanted)
     asked = {column(name): name for name in wanted}
     with open_table(path, errors="replace") as handle:
-        first = list(islice(handle, 20))
+        lines = lines_of(path, handle)
+        first = list(islice(lines, 20))
         shape = layout(first, usual, asked)
         try:
-            reader = csv.reader(chain(first[shape.skip :], handle), delimiter=shape.delimiter)
+            reader = csv.reader(chain(first[shape.skip :], lines), delimiter=shape.delimiter)
             names = [asked.get(column(name), name.strip("\ufeff ")) for name in next(reader, [])]
             missing = [name for name in wanted if name not in names]
             if missing:

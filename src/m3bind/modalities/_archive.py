@@ -10,6 +10,7 @@ what file managers leave in archives (`__MACOSX`, `._*`, `.DS_Store`, `Thumbs.db
 """
 
 import contextlib
+import errno
 import gzip
 import os
 import re
@@ -112,6 +113,8 @@ def _extract(path: Path, folder: Path, limits: _limits.Limits, names: bool) -> i
     except gzip.BadGzipFile as error:  # an OSError
         raise ReadError(path, f"not a readable {kind} ({in_words(error)})", "fetch or pack it again") from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # it names a place before its own start
+            raise ReadError(path, f"not a readable {kind}: damaged or cut short", "fetch or pack it again") from error
         raise ReadError(path, f"unpacking failed ({error.strerror or in_words(error)})", "free some disk") from error
     except (tarfile.TarError, EOFError) as error:
         raise ReadError(path, f"not a readable {kind}: damaged or cut short", "fetch or pack it again") from error
@@ -147,6 +150,7 @@ def _zip_members(path: Path, limits: _limits.Limits) -> Iterator[list[_Member]]:
 @contextlib.contextmanager
 def _tar_members(path: Path, limits: _limits.Limits) -> Iterator[list[_Member]]:
     members: list[_Member] = []
+    total = 0
     with tarfile.open(path, "r:*") as archive:
         for info in archive:
             if info.isdir():
@@ -156,6 +160,8 @@ def _tar_members(path: Path, limits: _limits.Limits) -> Iterator[list[_Member]]:
                 if not info.isreg():
                     raise ReadError(path, "a member is a link or a device, not a file", "pack plain files only")
             members.append(_Member(info.name, info.size, partial(archive.extractfile, info)))
+            total += info.size
+            _limits.check_ratio(path, total, path.stat().st_size, limits)  # before its bytes are passed over
             _limits.check_count(path, len(members), "files", limits)
         _limits.check_count(path, len(members), "files", limits)
         yield members

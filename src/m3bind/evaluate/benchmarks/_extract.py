@@ -16,10 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3bind.errors import ManifestError
+from m3bind.data.tables import most_unpacked
+from m3bind.errors import ManifestError, in_words
 from m3bind.files import atomic_path, write_text
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+
+
+MOST_ROW = 1 << 28  # bytes of one image or volume of an array
 
 
 def save_png(target: Path, pixels: NDArray[np.uint8]) -> None:
@@ -69,16 +73,21 @@ def npz_rows(path: Path, name: str) -> Iterator[NDArray[Any]]:
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as handle:
+            stored = archive.getinfo(f"{name}.npy").file_size
             version = np.lib.format.read_magic(handle)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, columns_first, dtype = read(handle)
             if columns_first or dtype.hasobject or not shape:
                 raise ManifestError(f"{path}: its array {name} is not a plain list of images; get it again")
             size = math.prod(shape[1:]) * dtype.itemsize
+            if not 0 < size <= MOST_ROW or size * shape[0] > stored or stored > most_unpacked(path):
+                raise ManifestError(f"{path}: its array {name} declares {shape} of {dtype}, which it cannot hold")
             for _ in range(shape[0]):
                 yield np.frombuffer(_exactly(handle, size), dtype).reshape(shape[1:])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ManifestError(f"{path}: its array {name} cannot be read ({error}); get it again") from error
+    except (ManifestError, GeneratorExit):
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
+        raise ManifestError(f"{path}: its array {name} cannot be read ({in_words(error)}); get it again") from error
 
 
 def _exactly(handle: Any, size: int) -> bytes:

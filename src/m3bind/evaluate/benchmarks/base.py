@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from m3bind.data.records import SPLITS, BadRow, format_bad_rows
-from m3bind.data.tables import read_rows
+from m3bind.data.tables import most_unpacked, read_rows
 from m3bind.errors import ManifestError
 from m3bind.files import atomic_path, sha256_text, write_json, write_text
 from m3bind.privacy import NOT_UTF8, is_utf8, printable
@@ -30,6 +30,7 @@ from m3bind.progress import progress
 from m3bind.registry import Registry
 
 COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit", "rescale")
+MOST_CELLS = 5_000_000  # of an Excel sheet
 NOTHING_FOUND = "no finding"  # label of a row of a multi-label set on which nothing was found
 
 
@@ -266,16 +267,36 @@ def _sheet(path: Path, columns: Collection[str]) -> Iterator[tuple[int, dict[str
     from openpyxl import load_workbook
 
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > most_unpacked(path):
+            raise ManifestError(f"{path}: unpacks to {unpacked:,} bytes, which no table does; save it as CSV")
         book = load_workbook(path, read_only=True, data_only=True)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        rows = enumerate(_not_endless(path, book.worksheets[0].iter_rows(values_only=True)), 1)
+        head = ["" if name is None else str(name).strip() for name in next(rows, (1, ()))[1]]
+        missing = [name for name in columns if name not in head]
+        if missing:
+            raise ManifestError(f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(head[:30])}")
+        for number, values in rows:
+            cells = ["" if cell is None else str(cell).strip() for cell in values]
+            if any(cells):
+                yield number, dict(zip(head, [*cells, *[""] * (len(head) - len(cells))]))
+        book.close()
+    except (ManifestError, GeneratorExit):
+        raise
+    except Exception as error:  # openpyxl raises many kinds for what is no workbook
         raise ManifestError(f"{path}: not an Excel file, or a damaged one; get it again") from error
-    rows = enumerate(book.worksheets[0].iter_rows(values_only=True), 1)
-    head = ["" if name is None else str(name).strip() for name in next(rows, (1, ()))[1]]
-    missing = [name for name in columns if name not in head]
-    if missing:
-        raise ManifestError(f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(head[:30])}")
-    for number, values in rows:
-        cells = ["" if cell is None else str(cell).strip() for cell in values]
-        if any(cells):
-            yield number, dict(zip(head, [*cells, *[""] * (len(head) - len(cells))]))
-    book.close()
+
+
+def _not_endless(path: Path, rows: Iterator[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
+    """Rows of a sheet, whose empty cells up to the last one that is named cost nothing in the file.
+
+    Raises:
+        ManifestError: more cells than any of the tables has.
+    """
+    left = MOST_CELLS
+    for row in rows:
+        left -= len(row)
+        if left < 0:
+            raise ManifestError(f"{path}: more than {MOST_CELLS:,} cells; save it as CSV")
+        yield row

@@ -46,9 +46,11 @@ class MedMnist(Benchmark):
                 if pixels is None or label is None:
                     yield Fault(0, f"{word} has more of pictures or of labels", path.name, "of unequal length")
                     break
+                if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or label.dtype.kind not in "iu":
+                    raise ManifestError(f"{path}: {word}_images or {word}_labels are none of this set; get it again")
                 place = f"{size}/{word}/{k // 1000:03d}/{k:06d}{self.ending}"
                 numbers = np.flatnonzero(label) if self.several else label.reshape(-1)[:1]
-                if numbers.max(initial=0) >= len(self.classes):
+                if numbers.max(initial=0) >= len(self.classes) or numbers.min(initial=0) < 0:
                     yield Fault(0, f"its label is not one of {len(self.classes)}", place, "of unknown label")
                     continue
                 self.save(out / place, pixels, size)

@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import hashlib
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m3bind.errors import ManifestError
+from m3bind.data.tables import most_unpacked
+from m3bind.errors import ManifestError, in_words
 from m3bind.evaluate.benchmarks._extract import save_png
 from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
 from m3bind.files import atomic_path
@@ -63,6 +63,8 @@ camelyonpatch_level_2_split_{train,valid,test}_meta.csv    coord_x, coord_y, tum
                 continue
             with _opened(y, out) as book:
                 labels = np.asarray(_array(book, y, "y")).reshape(-1)
+            if labels.dtype.kind not in "iufb":
+                raise ManifestError(f"{y}: y holds {labels.dtype}, not numbers; get it again")
             slides = [row["wsi"] for _, row in read_table(meta, ("wsi",))] if meta else []
             if slides and len(slides) != len(labels):
                 raise ManifestError(f"{meta}: {len(slides)} rows for {len(labels)} patches; get the table again")
@@ -113,27 +115,39 @@ def _opened(path: Path, out: Path) -> Iterator[Any]:
             _unpack(path, unpacked)
         with h5py.File(unpacked, "r") as book:
             yield book
-    except (OSError, KeyError) as error:
-        raise ManifestError(f"{path}: not a readable HDF5 file ({error}); get it again") from error
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ManifestError(f"{path}: not a readable HDF5 file ({in_words(error)}); get it again") from error
     finally:
         if unpacked != path:
             unpacked.unlink(missing_ok=True)
 
 
 def _unpack(path: Path, target: Path) -> None:
+    most = most_unpacked(path)
     with atomic_path(target) as temporary, open(temporary, "wb") as handle:
         try:
             with gzip.open(path) as source:
-                shutil.copyfileobj(source, handle, 1 << 22)
+                while block := source.read(1 << 22):
+                    handle.write(block)
+                    if source.tell() > most:
+                        raise ManifestError(f"{path}: unpacks to more than {most:,} bytes; get it again")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ManifestError(f"{path}: not a whole gzip file ({error}); get it again") from error
 
 
 def _array(book: Any, path: Path, name: str) -> Any:
-    if name not in book:
-        raise ManifestError(f"{path}: no array {name} in it; found {', '.join(book)}")
-    return book[name]
+    import h5py
+
+    if not isinstance(book.get(name, getlink=True), h5py.HardLink) or not isinstance(book[name], h5py.Dataset):
+        raise ManifestError(f"{path}: no array {name} in it; found {', '.join(list(book)[:30])}")
+    found = book[name]
+    if found.external or found.is_virtual:
+        raise ManifestError(f"{path}: its array {name} lies in other files, which are not read; get it again")
+    if found.nbytes > most_unpacked(path):
+        raise ManifestError(f"{path}: its array {name} declares {found.nbytes:,} bytes, which it cannot hold")
+    return found
 
 
 def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
