@@ -24,6 +24,7 @@ from m3bind.modalities._dicom_files import open_dicom, quiet
 from m3bind.modalities.base import Sample
 from modalities.test_dicom_colour import BASELINE, jpeg
 from modalities.test_dicom_colour import photograph as disc
+from modalities.test_picture_kinds import PROFILES
 
 CLEAN = Deidentifier(Pseudonyms(b"a salt only for tests"), burned_in=True)
 ROOT = "1.2.840.10008.5.1.4.1.1."
@@ -128,6 +129,18 @@ def test_thumbnails_and_texts_in_marks_of_colour_go() -> None:
         assert (
             b"Smi" not in after and body[:5] in after[:12] and len(after) - len(plain) in (len(body) + 4, len(body) + 5)
         )
+
+
+@pytest.mark.parametrize(("icc", "said"), PROFILES)
+def test_colour_profiles_are_said_and_their_texts_go(tmp_path: Path, icc: bytes, said: bool) -> None:
+    source = put_pixels(bare(CLASSES["retina"], "OP"), disc(), "RGB", 8)
+    source.PlanarConfiguration, source.ICCProfile = 0, icc
+    sample = same("retina", source, tmp_path)
+    assert any("colour profile, which is not applied" in text for text in sample.warnings) == said
+    cleaned = CLEAN.clean(source).dataset.get("ICCProfile", b"")
+    assert bool(cleaned) == (b"acsp" in icc) and not any(
+        word in cleaned for word in (b"lcms", b"sRGB", b"desc", b"cprt")
+    )
 
 
 SLOPES = ["0.00244200244200244", "1.0000000001", "3.14159265358979", "0", "nan", "", "-1.5"]

@@ -1,17 +1,21 @@
 """Compressed data that are damaged although their decoder takes them: pictures, TIFF, DICOM and slides say so."""
 
+import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from pydicom.encaps import encapsulate
+from PIL import Image
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _codestream, _dicom, _images, get
+from m3bind.modalities import _damage, _dicom, _images, get
 from modalities import ct_files
 from modalities.test_dicom import make, save
 from modalities.test_slides import PINK, discs, write_dicom
@@ -121,8 +125,105 @@ def test_other_frames_without_an_end_are_refused(tmp_path: Path) -> None:
         shown(tmp_path, no_end(stream), uid)
 
 
-def shown(folder: Path, stream: bytes, uid: str) -> tuple[np.ndarray, list[str]]:
-    header = make(GREY, bits=12)
+# --- in the middle of a frame -----------------------------------------------------------------------------------------
+
+
+LARGE = np.tile(GREY, (3, 3))
+NOISY = (LARGE + np.random.default_rng(0).normal(0, 20, LARGE.shape)).clip(0, 4095).astype(np.uint16)
+ROOT = "1.2.840.10008.1.2."
+
+
+def rle(values: np.ndarray) -> bytes:
+    header = make(values, bits=12)
+    header.compress(f"{ROOT}5")
+    return get_frame(header.PixelData, 0, number_of_frames=1)
+
+
+CODECS: dict[str, tuple[Callable[[np.ndarray], bytes], str]] = {
+    "JPEG 2000": (lambda a: imagecodecs.jpeg2k_encode(a, level=0, codecformat="J2K", reversible=True), f"{ROOT}4.90"),
+    "JPEG-LS": (imagecodecs.jpegls_encode, f"{ROOT}4.80"),
+    "lossless JPEG": (lambda a: imagecodecs.ljpeg_encode(a, bitspersample=12), f"{ROOT}4.70"),
+    "JPEG of 12 bits": (lambda a: imagecodecs.jpeg8_encode(a, level=95, bitspersample=12), f"{ROOT}4.51"),
+    "RLE": (rle, f"{ROOT}5"),
+}
+
+
+def zeros(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes(2400) + data[at + 2400 :]
+
+
+def lost(data: bytes, at: int) -> bytes:
+    return data[:at] + data[at + 2400 :]
+
+
+def twice(data: bytes, at: int) -> bytes:
+    return data[:at] + data[at - 2400 :]
+
+
+def other(data: bytes, at: int) -> bytes:
+    noise = np.random.default_rng(at).integers(0, 256, 2400).astype(np.uint8).tobytes()
+    return data[:at] + noise + data[at + 2400 :]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("change", [zeros, lost, twice, other])
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
+def test_damage_in_the_middle_is_refused_or_said(
+    tmp_path: Path, codec: str, change: Callable[[bytes, int], bytes], place: float
+) -> None:
+    encode, uid = CODECS[codec]
+    stream = encode(NOISY)
+    assert shown(tmp_path, stream, uid, NOISY)[1] == []
+    try:
+        said = shown(tmp_path, change(stream, int(place * len(stream))), uid, NOISY)[1]
+    except ReadError as error:
+        said = [error.reason]
+    assert any("damaged" in text for text in said)
+
+
+PACKINGS: list[dict[str, Any]] = [
+    {}, {"tile_size": (32, 32)}, {"quality_mode": "rates", "quality_layers": [9, 3, 0]}, {"plt": True},
+    {"precinct_size": (32, 32), "codeblock_size": (16, 16)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", PACKINGS)
+@pytest.mark.parametrize("level", [0, 255, None])
+def test_whole_jpeg_2000_is_not_doubted_however_it_is_packed(options: dict[str, Any], level: int | None) -> None:
+    values = np.full((200, 300, 3), level or 0, np.uint8)
+    if level is None:
+        values[100:] = np.random.default_rng(1).integers(0, 256, (100, 300, 3))
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, "JPEG2000", no_jp2=True, **options)
+    assert _damage.of_stream(out.getvalue()) == ""
+
+
+def packed(values: np.ndarray, across_rows: bool) -> bytes:
+    """RLE as PS3.5 Annex G says, or with packets that go on over the ends of rows, as some writers leave it."""
+    found = bytearray()
+    for line in [values.ravel()] if across_rows else values:
+        for start in range(0, len(line), 128):
+            part = line[start : start + 128]
+            same = len(part) > 1 and (part == part[0]).all()
+            found += bytes([257 - len(part), part[0]]) if same else bytes([len(part) - 1]) + part.tobytes()
+    found += bytes(len(found) % 2)
+    return struct.pack("<16I", 1, 64, *[0] * 14) + bytes(found)
+
+
+@pytest.mark.parametrize("across_rows", [False, True])
+@pytest.mark.parametrize("shape", [(40, 50), (40, 128), (40, 129), (9, 300)])
+@pytest.mark.parametrize("kind", ["noise", "black", "margins"])
+def test_whole_rle_is_not_doubted(across_rows: bool, shape: tuple[int, int], kind: str) -> None:
+    values = np.random.default_rng(2).integers(0, 256, shape).astype(np.uint8)
+    if kind != "noise":
+        values[:, :9] = values[:, -9:] = values[:9] = 0
+    if kind == "black":
+        values[:] = 0
+    assert _damage.of_rle(packed(values, across_rows), *shape) == ""
+
+
+def shown(folder: Path, stream: bytes, uid: str, like: np.ndarray = GREY) -> tuple[np.ndarray, list[str]]:
+    header = make(like, bits=12)
     header.file_meta.TransferSyntaxUID = UID(uid)
     header.PixelData = encapsulate([stream])
     header["PixelData"].is_undefined_length = True
@@ -132,7 +233,7 @@ def shown(folder: Path, stream: bytes, uid: str) -> tuple[np.ndarray, list[str]]
 
 
 def test_what_is_not_compressed_is_no_matter() -> None:
-    assert _codestream.damage(b"") == _codestream.damage(b"\0\xff\xd8\xff\xc0" * 20) == ""
+    assert _damage.of_stream(b"") == _damage.of_stream(b"\0\xff\xd8\xff\xc0" * 20) == ""
 
 
 @pytest.mark.parametrize("hurt", [0, 1, 3])

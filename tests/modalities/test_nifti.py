@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -342,3 +343,29 @@ def test_one_volume_in_more_dimensions(tmp_path: Path) -> None:
     for number, shape in enumerate(((1,), (1, 1), (1, 1, 1))):
         values = RAS.astype(np.int16).reshape(*RAS.shape, *shape)
         np.testing.assert_array_equal(read(save(tmp_path / f"{number}.nii", values)).array, HU)
+
+
+EMPTY = gzip.compress(b"", mtime=0)
+BOMBS: dict[str, Callable[[bytes], bytes]] = {
+    "empty streams": lambda whole: EMPTY * 200_000,
+    "empty streams behind the header": lambda whole: gzip.compress(whole[:352]) + EMPTY * 200_000,
+    "streams of one byte": lambda whole: gzip.compress(whole[:352]) + gzip.compress(b"x", mtime=0) * 200_000,
+    "a long name": lambda whole: b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 20_000_000,
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_gzip_files_made_to_harm_end_soon(tmp_path: Path, what: str) -> None:
+    whole = save(tmp_path / "a.nii").read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(BOMBS[what](whole))
+    start = time.process_time()
+    with pytest.raises(ReadError):
+        read(tmp_path / "b.nii.gz")
+    assert time.process_time() - start < 3  # of work, not of waiting; it was 30
+
+
+def test_gzip_in_small_blocks_is_read(tmp_path: Path) -> None:
+    whole = save(tmp_path / "a.nii").read_bytes()
+    blocks = [gzip.compress(whole[at : at + 300], mtime=0) for at in range(0, len(whole), 300)]
+    (tmp_path / "b.nii.gz").write_bytes(b"".join(blocks) + EMPTY + gzip.compress(bytes(1 << 25)))
+    np.testing.assert_array_equal(read(tmp_path / "b.nii.gz").array, HU)

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _codestream, _images, get
+from m3bind.modalities import _damage, _images, get
 
 H, W = 64, 48
 RAMP = np.linspace(0, 1, H * W).reshape(H, W)
@@ -224,7 +224,7 @@ def test_sound_jpegs_are_not_doubted(tmp_path: Path, capfd: pytest.CaptureFixtur
         (tmp_path / f"{number}.jpg").write_bytes(data)
         assert _images.decode_picture(tmp_path / f"{number}.jpg").warnings == []
     data = jpeg()
-    assert _codestream.complaint(data[: len(data) // 2] + b"\xff\xd9") == "premature end of data segment"
+    assert _damage.complaint(data[: len(data) // 2] + b"\xff\xd9") == "premature end of data segment"
     assert capfd.readouterr().err == ""
 
 

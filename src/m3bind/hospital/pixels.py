@@ -5,10 +5,11 @@
 Text can stand behind the last pixel, in the bits above the stored ones (overlays of old), and in the comment and
 application segments of JPEG, JPEG-LS and JPEG 2000 streams. The first is cut off, the second cleared, and the segments
 are filled with zeros, but for what says how colours are stored (JFIF, Adobe), so that everything keeps its place and
-its value.
+its value. Of a colour profile the numbers stay.
 """
 
 import re
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # not stuffed zeros or re
 _IN_SCAN_LS = re.compile(rb"\xff([\x80-\xcf\xd8-\xfe])")  # JPEG-LS stuffs one bit
 _BOX = b"\0\0\0\x0cjP  "  # a JPEG 2000 file around the stream
 _SIZE = b"\xff\x4f\xff\x51"  # how a JPEG 2000 stream begins
+_OF_A_PROFILE = (b"XYZ ", b"curv", b"para", b"mft1", b"mft2", b"mAB ", b"mBA ", b"sf32")  # kinds of entries: numbers
 _MOST_OFFSETS = 1 << 32  # bytes a basic offset table can point over
 
 
@@ -52,10 +54,31 @@ def clean_bulk(dataset: Any, made: Any, syntax: str, above: Sequence[Any] = ()) 
             bits = int(made.WaveformBitsAllocated)
             needed = int(made.NumberOfWaveformChannels) * int(made.NumberOfWaveformSamples) * bits // 8
             made.add_new(keyword, "OW" if bits > 8 else "OB", _even(value[:needed]))
+        elif keyword == "ICCProfile":
+            if len(value) <= (most or 0) and (profile := clean_profile(value)):
+                made.add_new(keyword, "OB", _even(profile))
         else:
             limit = most or 0
             if len(value) <= limit:
                 made.add_new(keyword, "OW" if len(value) % 2 == 0 else "OB", _even(value))
+
+
+def clean_profile(profile: bytes) -> bytes:
+    """A colour profile (ICC) with the numbers that turn colours, without texts, dates and devices; b"" of none.
+
+    Raises:
+        struct.error: cut short.
+    """
+    if profile[36:40] != b"acsp":
+        return b""
+    entries = struct.iter_unpack(">4sII", profile[132 : 132 + 12 * struct.unpack_from(">I", profile, 128)[0]])
+    kept = [entry for entry in entries if profile[entry[1] : entry[1] + 4] in _OF_A_PROFILE]
+    found = bytearray(len(profile))
+    for _, start, size in kept:
+        found[start : start + size] = profile[start : start + size]
+    found[:132] = profile[:4] + bytes(4) + profile[8:24] + bytes(12) + b"acsp" + bytes(24) + profile[64:80] + bytes(52)
+    found[128 : 132 + 12 * len(kept)] = struct.pack(">I", len(kept)) + b"".join(struct.pack(">4sII", *e) for e in kept)
+    return bytes(found[: len(profile)])
 
 
 def _even(data: bytes) -> bytes:

@@ -236,7 +236,7 @@ BULK = {  # keyword -> most bytes; None: as many as pixels or samples need
     "PixelData": None, "FloatPixelData": None, "DoubleFloatPixelData": None, "WaveformData": None,
     "LUTData": 1 << 17, "RedPaletteColorLookupTableData": 1 << 17, "GreenPaletteColorLookupTableData": 1 << 17,
     "BluePaletteColorLookupTableData": 1 << 17, "WaveformPaddingValue": 4, "ChannelMinimumValue": 4,
-    "ChannelMaximumValue": 4,
+    "ChannelMaximumValue": 4, "ICCProfile": 4 << 20,
 }  # fmt: skip
 
 NO_DAY = "19000101"  # where a class demands a day and none is kept

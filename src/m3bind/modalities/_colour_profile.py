@@ -1,10 +1,12 @@
 """Colour profiles (ICC) of pictures and slides: not applied, as models learnt without, but said where they matter.
 
-* `doubt`: what a profile would change, "" for sRGB and what is close to it.
+* `doubt`: what a profile would change, "" for sRGB and what is close to it. `doubt_of_page`, `doubts_of_dicom`: of the
+  profile that a TIFF page or a DICOM object holds.
 """
 
 import io
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -29,6 +31,16 @@ def doubt_of_page(page: object) -> str:
     """`doubt` about a page of tifffile."""
     tag = getattr(page, "tags", {}).get(_TAG)
     return doubt(None if tag is None else tag.value)
+
+
+def doubts_of_dicom(dataset: Any) -> list[str]:
+    """`doubt` about a DICOM object, or of a slide's first optical path, as a list of one or none."""
+    try:
+        paths = list(dataset.get("OpticalPathSequence") or [])[:1]
+        found = (doubt(source.get("ICCProfile")) for source in (dataset, *paths))
+        return [text for text in found if text][:1]
+    except Exception:  # pydicom converts header values when they are asked for, and raises anything
+        return []
 
 
 @lru_cache(maxsize=16)

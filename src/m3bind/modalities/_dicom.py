@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.errors import ReadError, in_words
-from m3bind.modalities import _buffer
+from m3bind.modalities import _buffer, _colour_profile
 from m3bind.modalities._dicom_colour import to_rgb
 from m3bind.modalities._dicom_files import (
     DAMAGED,
@@ -296,5 +296,5 @@ def colour(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
         raise ReadError(path, "grey pixels, not colour", "check the modality of this file")
     notes = _Notes()
     pixels = decode(dataset, path, _middle(dataset, path, notes))
-    notes.warnings += pixels.doubts + _not_square(dataset)
+    notes.warnings += pixels.doubts + _not_square(dataset) + _colour_profile.doubts_of_dicom(dataset)
     return to_rgb(dataset, path, pixels, notes.steps, notes.warnings), notes.steps, notes.warnings

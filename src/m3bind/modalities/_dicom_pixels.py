@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _codestream, _limits
+from m3bind.modalities import _codestream, _damage, _limits
 from m3bind.modalities._codestream import Stream
 from m3bind.modalities._dicom_files import (
     BIG_ENDIAN,
@@ -210,7 +210,7 @@ def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) 
         values, _ = decoder.as_array(dataset, index=number, raw=True, correct_unused_bits=False, **options)
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         doubts = ["PlanarConfiguration is missing: colours taken pixel by pixel"] if options else []
-        doubts += [] if uid == _RLE else _left_over(dataset, frames)
+        doubts += _of_rle(dataset, number, frames) if uid == _RLE else _left_over(dataset, frames)
         return Pixels(_stored_bits(dataset, values), label, None, doubts)
     offsets = None
     if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
@@ -221,17 +221,26 @@ def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) 
     ends = _codestream.has_end(stream) if tail in _JPEG_LS else _codestream.is_whole(stream)
     if tail in (*_JPEG_DCT, *_JPEG_LS) and not ends:
         raise ReadError(path, "a compressed frame is cut short", "fetch or export it again")
+    said: list[str] = []
     if tail in _JPEG_2000:
         values = _jpeg_2000(dataset, stream)
     elif tail in _JPEG_DCT:
         values = _jpeg_dct(stream, facts)
     else:
-        values = _by_plugin(dataset, number, _JPEG_PLUGINS[tail])
-    pixels = Pixels(values, label, facts)
-    pixels.doubts += _contradictions(dataset, facts, values)
-    if doubt := _codestream.damage(stream):
-        pixels.doubts.append(doubt)
-    return pixels
+        with _damage.listening() as said:
+            values = _by_plugin(dataset, number, _JPEG_PLUGINS[tail])
+    doubt = _damage.doubt("JPEG", said[0]) if said else _damage.of_stream(stream)
+    doubts = _contradictions(dataset, facts, values) + ([doubt] if doubt else [])
+    return Pixels(values, label, facts, doubts)
+
+
+def _of_rle(dataset: Any, number: int, frames: int) -> list[str]:
+    """The doubt about one frame that is packed by RLE, or none."""
+    from pydicom.encaps import get_frame
+
+    stream = get_frame(dataset.PixelData, number, number_of_frames=frames)
+    doubt = _damage.of_rle(stream, int(dataset.Rows), int(dataset.Columns))
+    return [doubt] if doubt else []
 
 
 def _left_over(dataset: Any, frames: int) -> list[str]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from m3bind.errors import ReadError, in_words
-from m3bind.modalities import _codestream, _colour_profile, _dicom, _limits, _png, _tiff, _tile_streams
+from m3bind.modalities import _codestream, _colour_profile, _damage, _dicom, _limits, _png, _tiff, _tile_streams
 from m3bind.modalities._picture_values import Values, grey_or_rgb, on_black, unit_range
 from m3bind.modalities.base import Modality, get, names
 
@@ -177,7 +177,7 @@ def _decoded(path: Path, image: Image.Image) -> Picture:
     if image.format == "TIFF":
         picture.warnings += _tile_streams.of_picture(path)
     else:
-        damage = _codestream.damage(path.read_bytes()) if image.format == "JPEG" else ""
+        damage = _damage.of_stream(path.read_bytes()) if image.format == "JPEG" else ""
         picture.warnings += filter(None, [damage, _colour_profile.doubt(image.info.get("icc_profile"))])
     if facts is not None:
         picture.warnings += _png_doubts(path, facts, image)

@@ -9,19 +9,18 @@ Shapes: A, B, C the three axes as the file stores them; D, H, W in the patient (
 """
 
 import contextlib
-import gzip
 import logging
 import math
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _images, _limits, _volumes
+from m3bind.modalities._gzip import inflated
 from m3bind.modalities.base import Sample
 
 Numbers = NDArray[np.float64]
@@ -30,9 +29,6 @@ SUFFIXES = (".nii.gz", ".nii")
 _GZIP = b"\x1f\x8b"
 _HEADER = 540  # bytes of the longer of the two versions
 _EXTENSIONS = 1 << 24  # bytes that may lie between header and data
-_CHUNK = 1 << 20
-_BEHIND = 1 << 28  # bytes behind the volume that are unpacked for the sake of the checksum after them
-_GZIP_STREAM = 16 + zlib.MAX_WBITS
 _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}  # code -> mm
 _SAME_SIZE = 0.01  # part by which two sizes that are one may differ
 _SAME_WAY = 1.0  # degrees by which two directions may
@@ -93,10 +89,6 @@ def read_nifti(path: Path) -> Sample:
     return Sample("ct", volume, spacing=spacing, unit=unit, steps=steps, warnings=warnings)
 
 
-def _opened(path: Path, packed: bool) -> BinaryIO:
-    return gzip.open(path) if packed else open(path, "rb")  # type: ignore[return-value]
-
-
 def _stored(path: Path, header: _Header, packed: bool) -> NDArray[Any]:
     """The values (A, B, C) before scaling; one whole gzip stream by libdeflate, twice as fast as zlib.
 
@@ -113,32 +105,15 @@ def _stored(path: Path, header: _Header, packed: bool) -> NDArray[Any]:
     with contextlib.suppress(imagecodecs.DeflateError):  # several streams, more behind the volume, or damaged
         data = imagecodecs.gzip_decode(path.read_bytes(), out=size)
     if len(data) != size:
-        data = _inflated(path, size)
+        data = inflated(path, size)
     if len(data) < size:
         raise _cut_short(path, len(data), size)
     return np.ndarray(shape, dtype, data, start, order="F")
 
 
-def _inflated(path: Path, size: int) -> bytearray:
-    """The first `size` bytes of one or several gzip streams; the last of these is read to its checksum.
-
-    Raises:
-        zlib.error: damaged, or a checksum that is not that of the data.
-    """
-    data, behind = bytearray(), 0
+def _first_bytes(path: Path) -> bytes:
     with open(path, "rb") as handle:
-        engine = zlib.decompressobj(_GZIP_STREAM)
-        while chunk := engine.unconsumed_tail or engine.unused_data or handle.read(_CHUNK):
-            if engine.eof:
-                if len(data) >= size:
-                    break
-                engine = zlib.decompressobj(_GZIP_STREAM)
-            piece = engine.decompress(chunk, _CHUNK)
-            behind += max(0, len(piece) - max(0, size - len(data)))
-            data += piece[: size - len(data)]
-            if behind > _BEHIND:
-                break
-    return data
+        return handle.read(_HEADER)
 
 
 def _cut_short(path: Path, found: int, size: int) -> ReadError:
@@ -153,8 +128,7 @@ def _read_header(path: Path, packed: bool) -> _Header:
     """
     import nibabel  # slow to import; only volumes need it
 
-    with _opened(path, packed) as handle:
-        head = handle.read(_HEADER)
+    head = bytes(inflated(path, _HEADER, checked=False)) if packed else _first_bytes(path)
     second = int.from_bytes(head[:4], "little") == 540 or int.from_bytes(head[:4], "big") == 540
     kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
     length = kind.template_dtype.itemsize

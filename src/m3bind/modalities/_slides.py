@@ -197,6 +197,7 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
     """The levels of one slide among DICOM `files`; label and overview images among them are left alone."""
     series: dict[str, list[Path]] = {}
     tags: dict[str, str] = {}
+    colours: list[str] = []
     extents: list[tuple[float, _slide_scale.Stated]] = []
     for file in files:
         header = _dicom.open_dicom(file, stop_before_pixels=True)
@@ -207,6 +208,7 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
             _check_level(file, header)
             series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(file)
             extents.append(_extent(header))
+            colours = colours or _colour_profile.doubts_of_dicom(header)
         tags = tags or _dicom.technical_tags(header)
     if not series:
         raise ReadError(path, "no DICOM whole slide", "a slide is a TIFF, an SVS or DICOM of the class VL Whole Slide")
@@ -248,7 +250,7 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
                 rectangle,
             )
 
-    return Slide(path, levels, pixel, decode, damage, slide.close, "DICOM", notes, tags)
+    return Slide(path, levels, pixel, decode, damage, slide.close, "DICOM", notes + colours, tags)
 
 
 def _extent(header: Any) -> tuple[float, _slide_scale.Stated]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from m3bind.modalities import _codestream, _colour_profile
+from m3bind.modalities import _colour_profile, _damage
 from m3bind.modalities._tiff import silent
 
 _LOOKED_AT = (7, 33003, 33004, 33005, 34712)  # compressions: JPEG and JPEG 2000
@@ -73,4 +73,4 @@ def _stream(page: Any, index: int) -> bytes:
 
 
 def _first(streams: Iterable[bytes]) -> str:
-    return next((doubt for stream in streams if (doubt := _codestream.damage(stream))), "")
+    return next((doubt for stream in streams if (doubt := _damage.of_stream(stream))), "")
