@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from m3bind.data.tables import open_table
-from m3bind.errors import ConfigError, DiskError, M3BindError, ManifestError
+from m3bind.errors import ConfigError, DiskError, ManifestError
 from m3bind.evaluate.prompt_files import load_prompts
 from m3bind.evaluate.tables import load_tables
 from m3bind.files import LOCK, only_one, open_lock
@@ -95,12 +95,3 @@ def test_a_table_is_a_plain_file(tmp_path: Path, kind: str) -> None:
     {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](file)
     with pytest.raises(ManifestError, match="not a plain file"), open_table(file):
         pass
-
-
-def test_ids_that_are_no_text_are_a_message(tmp_path: Path) -> None:
-    from m3bind.cli.search import _ids
-
-    (tmp_path / "ids").write_bytes(b"a\xff")
-    for name in ("ids", "missing"):
-        with pytest.raises(M3BindError, match="--delete-ids"):
-            _ids(tmp_path / name)

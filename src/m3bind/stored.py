@@ -1,6 +1,7 @@
-"""Reading small files that m3bind wrote, in a folder that anybody may have made or changed.
+"""Reading small files: what m3bind wrote, in a folder that anybody may have made or changed, and what a user names.
 
-* `read_bytes`, `read_text`: of a plain file, bounded. * `read_json`, `read_yaml`, `parse_yaml`: plain values, bounded.
+* `read_bytes`, `read_text`: of a plain file, bounded. * `bytes_given`, `read_given`, `lines_given`: what an option
+names, a file or a pipe. * `read_json`, `read_yaml`, `parse_yaml`: plain values, bounded.
 * `read_parquet`: a table, bounded.
 * `checked`: plain values as the type they must have; names the key that does not fit.
 * `plain`: values of a size that settings have. * `inside`: a path in a folder that does not lead out of it.
@@ -10,7 +11,10 @@ Everything that is wrong with such a file is a `StoredFileError` that names it.
 
 import json
 import math
+import os
+import select
 import stat
+import time
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -18,10 +22,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from m3bind.errors import M3BindError
+from m3bind.errors import ConfigError, M3BindError, in_words
 
 T = TypeVar("T")
 MOST_JSON, MOST_YAML = 256 << 20, 256 << 10  # bytes of a file
+MOST_SECRET, MOST_LIST = 64 << 10, 256 << 20  # bytes of a token or key, and of a list, that an option names
+PIPE = 10.0  # seconds that a pipe may take
 _DEEP, _MANY, _LONG = 32, 2_000_000, 1 << 20  # levels, values and characters of one text that settings may have
 _AT_ONCE, _MOST_ROWS = 1 << 30, 4096  # bytes and rows of a table unpacked at once
 MOST_NODES = 200_000  # of a YAML file, what stands for other nodes counted with all of these
@@ -42,12 +48,31 @@ def read_bytes(path: Path | str, most: int) -> bytes:
         OSError: it is missing, or refused.
         StoredFileError: no plain file, or larger than `most` bytes.
     """
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise StoredFileError(path, "not a plain file")
-    if status.st_size > most:
-        raise StoredFileError(path, f"{status.st_size:,} bytes, more than {most:,}")
-    return Path(path).read_bytes()
+    return _read(path, most)
+
+
+def _read(path: Path | str, most: int, pipe: float = 0.0) -> bytes:
+    """The content of a plain file, or of a pipe that ends within `pipe` seconds."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe that nobody writes to is opened, too
+    try:
+        status = os.fstat(descriptor)
+        is_pipe = bool(pipe) and stat.S_ISFIFO(status.st_mode)
+        if not stat.S_ISREG(status.st_mode) and not is_pipe:
+            raise StoredFileError(path, "neither a plain file nor a pipe" if pipe else "not a plain file")
+        if status.st_size > most:
+            raise StoredFileError(path, f"{status.st_size:,} bytes, more than {most:,}")
+        found, end = bytearray(), time.monotonic() + pipe
+        while True:
+            if is_pipe and not select.select([descriptor], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise StoredFileError(path, f"a pipe that does not end within {pipe:g} s")
+            piece = os.read(descriptor, min(1 << 20, most + 1 - len(found)))
+            if not piece:
+                return bytes(found)
+            found += piece
+            if len(found) > most:
+                raise StoredFileError(path, f"more than {most:,} bytes")
+    finally:
+        os.close(descriptor)
 
 
 def read_text(path: Path | str, most: int) -> str:
@@ -57,10 +82,50 @@ def read_text(path: Path | str, most: int) -> str:
         OSError: it is missing, or refused.
         StoredFileError: see `read_bytes`; or not UTF-8.
     """
+    return _text(read_bytes(path, most), path)
+
+
+def _text(data: bytes, path: Path | str) -> str:
     try:
-        return read_bytes(path, most).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise StoredFileError(path, "not UTF-8 text; save it as UTF-8") from None
+
+
+def bytes_given(path: Path, option: str, most: int = MOST_SECRET) -> bytes:
+    """The content of a small file that an option names, or of a pipe, as `--token-file <(pass show m3bind)` makes one.
+
+    Raises:
+        ConfigError: it cannot be read, is too long, or a pipe that does not end: names option and file.
+    """
+    try:
+        return _read(path, most, PIPE)
+    except StoredFileError as error:
+        reason = error.reason
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = in_words(error)
+    raise ConfigError(f"{option}: {path} cannot be read ({reason})")
+
+
+def read_given(path: Path, option: str, most: int = MOST_SECRET) -> str:
+    """The text of a small file or pipe that an option names.
+
+    Raises:
+        ConfigError: see `bytes_given`; or not UTF-8.
+    """
+    try:
+        return _text(bytes_given(path, option, most), path)
+    except StoredFileError as error:
+        raise ConfigError(f"{option}: {path} cannot be read ({error.reason})") from None
+
+
+def lines_given(path: Path, option: str) -> list[str]:
+    """The lines of a list that an option names, without empty ones.
+
+    Raises:
+        ConfigError: see `read_given`.
+    """
+    return [line for line in read_given(path, option, MOST_LIST).splitlines() if line.strip()]
 
 
 def read_json(path: Path | str, most: int = MOST_JSON) -> Any:

@@ -123,6 +123,29 @@ def test_a_row_of_bad_series_does_not_end_the_pull(liar: Callable[..., Liar], in
     assert run.counts["failed"] == 8 and run.counts["series"] == 1 and not run.whole
 
 
+@pytest.mark.parametrize("wrong", [0, 1, 3])
+def test_series_listed_under_another_study_are_fetched_under_their_own(
+    liar: Callable[..., Liar], intake: Intake, wrong: int
+) -> None:
+    """A server that answers a search in one study with the series of all: what fails there is not lost."""
+    server = liar(4)
+    study = server.uids[wrong][0]
+
+    def all_of_them(one: Liar, connection: socket.socket, query: dict[str, str]) -> None:
+        path = one.asked[-1][0]
+        if path == f"studies/{study}/series":
+            start = int(query.get("offset", 0))
+            return say(connection, rows([one.series(uids) for uids in one.uids][start:]))
+        if path.startswith(f"studies/{study}/series/") and server.uids[wrong][1] not in path:
+            return say(connection, b"", 404)
+        one.honest(connection, *one.asked[-1])
+
+    server.routes = dict.fromkeys(("", "series", "objects"), all_of_them)
+    run = pulled(server, intake)
+    assert run.counts["series"] == 4 and len(list(intake.spool.units.glob("*/*.dcm"))) == 4
+    assert run.counts["failed"] == 3 - wrong and run.whole == (wrong == 3)
+
+
 def test_object_by_object(liar: Callable[..., Liar], intake: Intake, tmp_path: Path) -> None:
     """A server that cannot send a series as a whole sends its objects; one that it cannot send is said."""
     scan = series(Path("/nowhere"), None, 6)

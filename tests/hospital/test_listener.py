@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
 
 from pynetdicom import AE, Association
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
 
 from hospital.planted import Names, electrocardiogram, plant, radiograph, series
@@ -192,6 +193,50 @@ def test_malformed_peers(listening: Callable[..., tuple[Listener, Intake]]) -> N
     assert send(listener.port, radiograph(size=64)) == [0]
     [peer.close() for peer in open_ones]
     assert len(kept(intake)) == 1
+
+
+COMMANDS: dict[str, dict[str, Any]] = {
+    "no instance": {"AffectedSOPInstanceUID": None},
+    "no class": {"AffectedSOPClassUID": None},
+    "no kind": {"CommandField": None},
+    "an unknown kind": {"CommandField": 0x0999},
+    "nothing": dict.fromkeys(
+        ("CommandField", "MessageID", "Priority", "CommandDataSetType", "AffectedSOPClassUID", "AffectedSOPInstanceUID")
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_command_that_cannot_be_understood_ends_its_association(
+    listening: Callable[..., tuple[Listener, Intake]], capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """pynetdicom raises in its own threads then; nobody sees a traceback, and nobody else waits."""
+    listener, intake = listening(associations=2)
+    command = pydicom.Dataset()
+    given = {"AffectedSOPClassUID": CR, "AffectedSOPInstanceUID": "1.2.4711", "CommandField": 1, "MessageID": 1}
+    for keyword, value in {**given, "Priority": 2, "CommandDataSetType": 1, **COMMANDS[kind]}.items():
+        if value is not None:
+            setattr(command, keyword, value)
+    body = encode(command, True, True)
+    assert body is not None
+    body = struct.pack("<HHLL", 0, 0, 4, len(body)) + body
+    held = [associate(listener.port) for _ in range(2)]
+    for association in held:
+        context = next(one.context_id for one in association.accepted_contexts if one.abstract_syntax == CR)
+        data = struct.pack(">LBB", len(body) + 2, context, 3) + body
+        association.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, len(data)) + data)
+    end = time.monotonic() + 20
+    while not all(association.is_aborted for association in held):
+        assert time.monotonic() < end, "the sender is not told"
+        time.sleep(0.02)
+    assert intake.counts["refused"] == 2
+    assert "cannot be understood" in (intake.spool.folder / "aside.csv").read_text()
+    while listener._ae.active_associations:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert send(listener.port, radiograph(size=64)) == [0]
+    said = capfd.readouterr().err
+    assert "Traceback" not in said and "4711" not in said
 
 
 @pytest.mark.parametrize("ending", ["released", "aborted", "vanished"])

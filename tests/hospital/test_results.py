@@ -1,6 +1,7 @@
 """Results back: reports that other programs read, in the original study, and only where the mapping allows it."""
 
 import json
+import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ pytest.importorskip("pynetdicom", reason="needs the extra `hospital`")
 from hospital.orthanc import Orthanc
 from hospital.planted import electrocardiogram, radiograph, save, series
 from m3bind.cli import app
-from m3bind.errors import ConfigError
+from m3bind.errors import ConfigError, M3BindError
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.encoder import Encoder
 from m3bind.hospital.intake import Intake
@@ -168,6 +169,37 @@ def test_the_mapping_is_private(made: tuple[Path, Space, Index, Mapping], tmp_pa
     copy.chmod(0o644)
     with pytest.raises(ConfigError, match="others may read"):
         Mapping(copy)
+    copy.chmod(0o400)
+    with Mapping(copy, make=False) as mapping, pytest.raises(ConfigError, match="does not know"):
+        mapping.origins("nobody")
+
+
+@pytest.mark.parametrize("make", [True, False])
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "device", "folder"])
+def test_a_mapping_is_a_plain_file(tmp_path: Path, kind: str, make: bool) -> None:
+    """What a link leads to may be somebody else's, and would be written over."""
+    path, other = tmp_path / "mapping.db", tmp_path / "other"
+    {
+        "link": lambda: (other.write_bytes(b""), other.chmod(0o600), path.symlink_to(other)),
+        "dangling": lambda: path.symlink_to(other),
+        "pipe": lambda: os.mkfifo(path, 0o600),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "folder": lambda: path.mkdir(0o700),
+    }[kind]()
+    with pytest.raises(M3BindError, match=r"mapping\.db: (a link|not a plain file|no mapping)"):
+        Mapping(path, make)
+    assert not other.exists() or not other.read_bytes()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "no JSON", '{"patient": "1"}', None])
+def test_a_damaged_mapping_is_named(tmp_path: Path, text: str | None) -> None:
+    with Mapping(tmp_path / "mapping.db") as mapping:
+        if text is None:
+            mapping._file.execute("DROP TABLE origins")
+        else:
+            mapping._file.execute("INSERT INTO origins VALUES ('item', 'object', ?)", (text,))
+        with pytest.raises(ConfigError, match=r"mapping\.db: damaged"):
+            mapping.origins("item")
 
 
 def test_reports_arrive_in_the_original_study(

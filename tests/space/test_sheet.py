@@ -87,7 +87,7 @@ def test_the_command(archive, tmp_path):
     result = run(
         *start, "--text", "bright*2", "--file", f"{paths[2]}:grey", "--without", "dark", "-k", 4,
         "--where", "modality=grey", "--json", tmp_path / "hits.json", "--html", tmp_path / "hits.html",
-        "--thumbnails", tmp_path / "pictures",
+        "--thumbnails", tmp_path / "pictures", "--files", folder / "in",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert result.output.startswith('2 "bright" + a file (grey) - 0.5 "dark"\n')
@@ -106,13 +106,26 @@ def test_the_command(archive, tmp_path):
     assert given[0] == given[1] != given[2]
 
 
+def test_files_that_serve_would_not_show_are_not_shown(archive, tmp_path):
+    folder, _ = archive
+    start = [folder / "encoded", "--space", folder / "space", "--item", "i1", "-k", 3]
+    result = run(*start, "--html", tmp_path / "hits.html", "--thumbnails", tmp_path / "t")
+    assert result.exit_code == 1 and result.output.count("outside the folders that may be shown") == 3
+    page = (tmp_path / "hits.html").read_text()
+    assert not list(tmp_path.glob("t/*")) and "<img" not in page and page.count("outside the folders") == 4
+    (tmp_path / "in").symlink_to(folder / "in")  # a link leads to where it leads
+    assert run(*start, "--thumbnails", tmp_path / "t", "--files", tmp_path / "in").exit_code == 0
+    assert len(list(tmp_path.glob("t/*"))) == 3
+
+
 def test_a_missing_picture_costs_the_exit_code(archive, tmp_path):
     folder, paths = archive
     moved = paths[4].rename(tmp_path / "elsewhere.png")
     try:
         result = run(
-            folder / "encoded", "--space", folder / "space", "--text", "x", "-k", 12, "--thumbnails", tmp_path / "t"
-        )
+            folder / "encoded", "--space", folder / "space", "--text", "x", "-k", 12, "--thumbnails", tmp_path / "t",
+            "--files", folder / "in",
+        )  # fmt: skip
     finally:
         moved.rename(paths[4])
     assert result.exit_code == 1 and len(list(Path(tmp_path / "t").iterdir())) == 11

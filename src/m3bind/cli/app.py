@@ -37,6 +37,12 @@ Change = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="folder of all runs")]
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder; default: the preset's name")]
 Seed = Annotated[int | None, typer.Option("--seed", help="seed of everything random")]
+Files = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="folder whose files may be shown; repeatable; default: what encode, listen or pull of this user were given"
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="also write what is printed as JSON")]
 
 

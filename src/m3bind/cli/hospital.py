@@ -193,7 +193,11 @@ def _tell_missing(run: Any, intake: Any, waiting: int) -> None:
     for reason, count in run.reasons.most_common(5):
         print(f"  {count} x {reason}", file=sys.stderr)
     if waiting:
-        print(f"  {waiting} items wait in the spool, of series that did not come to their end", file=sys.stderr)
+        print(
+            f"  {waiting} items wait in the spool, of series that did not come to their end; where the server no "
+            "longer has these, m3bind listen with this spool takes what came, and marks it",
+            file=sys.stderr,
+        )
     listed = intake.spool.folder / "aside.csv"
     print(f"not all that was asked for is in the index: see {listed}; the same command goes on", file=sys.stderr)
 

@@ -5,8 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from m3bind.cli.app import Json, app, prepare_torch
-from m3bind.errors import ConfigError, in_words
+from m3bind.cli.app import Files, Json, app, prepare_torch
 
 
 @app.command()
@@ -33,6 +32,7 @@ def search(
         typer.Option(help="take the modality's mean out of files; default: as the index was made"),
     ] = None,
     json_file: Json = None,
+    files: Files = None,
     html: Annotated[Path | None, typer.Option(help="also write a page with pictures of query and hits")] = None,
     thumbnails: Annotated[Path | None, typer.Option(help="also write the hits' pictures into this folder")] = None,
 ) -> None:
@@ -47,6 +47,7 @@ def search(
     from m3bind.space.bundle import load
     from m3bind.space.index.base import Where
     from m3bind.space.query import parse_query
+    from m3bind.space.roots import Roots, remembered
     from m3bind.space.search import Searcher
     from m3bind.space.sheet import hits_as_text, search_page
     from m3bind.space.thumbnails import write_thumbnails
@@ -58,12 +59,13 @@ def search(
     hits = searcher.search(
         query, k, conditions, rank=cast(Any, rank), per_modality=per_modality, gap_correction=gap_correction
     )
+    roots = Roots([Path(source), *(files or remembered(source))])
     print(hits_as_text(query, hits))
     if json_file:
         write_json(json_file, {"query": query.as_dict(), "hits": [hit.as_dict() for hit in hits]})
     if html:
-        search_page(searcher, [(query, hits)], html, per_modality)
-    bad = write_thumbnails(hits, thumbnails) if thumbnails else {}
+        search_page(searcher, [(query, hits)], html, per_modality, roots)
+    bad = write_thumbnails(hits, thumbnails, roots=roots) if thumbnails else {}
     for name, reason in bad.items():
         print(f"no picture {name}: {reason}")
     if bad:
@@ -95,6 +97,7 @@ def index(
     from m3bind.space.index import build_index, open_index
     from m3bind.space.index.about import about, as_text
     from m3bind.space.roots import remember, remembered
+    from m3bind.stored import lines_given
 
     if repair:
         from m3bind.space.index.repair import repair as mend
@@ -109,7 +112,7 @@ def index(
     if delete_ids or publish:
         with open_index(out, writable=True) as opened:
             if delete_ids:
-                ids = _ids(delete_ids)
+                ids = lines_given(delete_ids, "--delete-ids")
                 print(f"{opened.delete(ids)} of {len(ids)} items deleted")
             if publish:
                 opened.publish()
@@ -119,11 +122,3 @@ def index(
     print(as_text(summary))
     if json_file:
         write_json(json_file, summary)
-
-
-def _ids(file: Path) -> list[str]:
-    """The ids in a file, one a line."""
-    try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--delete-ids {file}: cannot be read ({in_words(error)}); one id a line, as UTF-8") from None

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from m3bind.cli.app import app, prepare_torch
-from m3bind.errors import ConfigError, in_words
+from m3bind.cli.app import Files, app, prepare_torch
+from m3bind.errors import ConfigError
 
 Host = Annotated[str, typer.Option(help="address to listen at; others than this machine's own need a token")]
 Port = Annotated[int, typer.Option(help="0: any free one", min=0, max=65535)]
@@ -21,12 +21,6 @@ AllowHost = Annotated[
 ]
 Texts = Annotated[
     list[Path] | None, typer.Option(help="file of phrases, one a line, for 'nearest phrases'; repeatable")
-]
-Files = Annotated[
-    list[Path] | None,
-    typer.Option(
-        help="folder whose files may be shown; repeatable; default: what encode, listen or pull of this user were given"
-    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no line per request")]
 
@@ -92,12 +86,14 @@ def _run(
     from m3bind.space.serve.app import make_app
     from m3bind.space.serve.guard import LOOPBACK
     from m3bind.space.serve.run import is_loopback, leave, log_to_stderr, refuse_open, serve
+    from m3bind.stored import lines_given
 
     token = read_token(token_file)
+    phrases = [line.strip() for file in texts or [] for line in lines_given(file, "--texts")]
     refuse_open(host, token)
     log_to_stderr(logging.WARNING if quiet else logging.INFO)
     hosts = [*LOOPBACK, host, *(names or [])] if is_loopback(host) or names else None
-    made = make_app(load(space), index, token=token, hosts=hosts, texts=_lines(texts or []), roots=roots)
+    made = make_app(load(space), index, token=token, hosts=hosts, texts=phrases, roots=roots)
     items = sum(made.service.archive.items.values())
 
     def started(address: str) -> None:
@@ -108,17 +104,6 @@ def _run(
     serve(made, host, port, made.service.settings, started)
     print("stopped", flush=True)
     leave()
-
-
-def _lines(files: list[Path]) -> list[str]:
-    """The phrases of some files."""
-    found: list[str] = []
-    for file in files:
-        try:
-            found += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--texts {file}: cannot be read ({in_words(error)}); one phrase a line") from None
-    return found
 
 
 def _begin() -> None:

@@ -93,7 +93,8 @@ class Pull:
                     return
                 else:
                     self._tried += 1
-                    self._fetch(series, key)
+                    if not self._fetch(series, key):
+                        seen.discard(key)  # the server may have listed it under a study that is not its own
                 yield self.counts
 
     def _series_of(self, study: str) -> Iterator[FoundSeries]:
@@ -120,8 +121,12 @@ class Pull:
 
     # -- one series ----------------------------------------------------------------------------------------------------
 
-    def _fetch(self, series: FoundSeries, key: str) -> None:
-        """One series into the spool; where the server cannot send it as a whole, object by object."""
+    def _fetch(self, series: FoundSeries, key: str) -> bool:
+        """One series into the spool; where the server cannot send it as a whole, object by object.
+
+        Returns:
+            Whether it came to its end.
+        """
         got, end = _Got(), time.monotonic() + self._web.bounds.seconds
         expected = series.count
         try:
@@ -140,10 +145,12 @@ class Pull:
             raise
         except WebError as error:
             self._failed(key, error)
+            return False
         except OSError as error:
             raise DiskError(f"{self._spool.folder}: cannot receive there ({error.strerror})") from error
         else:
             self._fetched(key, got, expected)
+            return True
         finally:
             self.counts["objects"] += len(got.objects)
             self.counts["refused"] += got.refused

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-from m3bind.errors import ConfigError, in_words
+from m3bind.errors import ConfigError
 from m3bind.hospital.answers import (
     VARIABLE,
     Failing,
@@ -36,6 +36,7 @@ from m3bind.hospital.answers import (
     seconds,
 )
 from m3bind.hospital.watch import Watch
+from m3bind.stored import read_given
 
 PAUSE, LONGEST = 0.5, 30.0  # seconds: the first pause, and the longest
 OPENED = 1_000_000  # brackets of a JSON answer: what it may cost in memory
@@ -72,11 +73,8 @@ def authorization(file: Path | None = None) -> str:
     Raises:
         ConfigError: the file is missing or empty, or the value is none that a header can hold.
     """
-    try:
-        text = file.read_text(encoding="utf-8") if file else os.environ.get(VARIABLE, "")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: no credentials can be read from it ({in_words(error)})") from error
-    text, where = text.strip(), file or VARIABLE
+    text = (read_given(file, "--auth-file") if file else os.environ.get(VARIABLE, "")).strip()
+    where = file or VARIABLE
     if file and not text:
         raise ConfigError(f"{file}: empty; write the value of the header Authorization into it")
     if text and not re.fullmatch(r"[\x20-\x7e]+", text):

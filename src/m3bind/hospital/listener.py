@@ -168,7 +168,7 @@ class Listener:
     def _opened(self, event: Any) -> None:
         from m3bind.hospital.wire import guard
 
-        guard(event.assoc, self._ae.network_timeout)
+        guard(event.assoc, self._ae.network_timeout, self._intake.refuse)
         with self._guard:
             self._connected.add(event.assoc)
 

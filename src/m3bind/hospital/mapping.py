@@ -26,15 +26,20 @@ class Mapping:
             ConfigError: there is none, others may read it, or it is something else.
             DiskError: it cannot be made.
         """
-        if not path.exists():
-            if not make:
-                raise ConfigError(f"{path}: no mapping there; results need one, kept by listen or pull with --mapping")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-            except OSError as error:
-                raise DiskError(f"{path}: no mapping can be kept there ({error.strerror})") from error
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        if not make and not path.exists():
+            raise ConfigError(f"{path}: no mapping there; results need one, kept by listen or pull with --mapping")
+        if path.is_symlink():  # it would be written where somebody else wants it
+            raise ConfigError(f"{path}: a link; name the file itself")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | make * os.O_CREAT, 0o600)
+            mode = os.fstat(descriptor).st_mode
+            os.close(descriptor)
+        except OSError as error:
+            raise DiskError(f"{path}: no mapping can be kept there ({error.strerror})") from error
+        if not stat.S_ISREG(mode):
+            raise ConfigError(f"{path}: not a plain file; name another")
+        if stat.S_IMODE(mode) & 0o077:
             raise ConfigError(f"{path}: others may read who the patients are; chmod 600 it")
         self._guard, self._path = threading.Lock(), path
         try:
@@ -63,13 +68,17 @@ class Mapping:
         """The objects an item was made of.
 
         Raises:
-            ConfigError: the item is not in this mapping.
+            ConfigError: the item is not in this mapping, or the mapping is damaged.
         """
-        with self._guard:
-            rows = self._file.execute("SELECT origin FROM origins WHERE item = ? ORDER BY object", (item,)).fetchall()
-        if not rows:
+        try:
+            with self._guard:
+                found = self._file.execute("SELECT origin FROM origins WHERE item = ? ORDER BY object", (item,))
+                origins = [Origin(**json.loads(text)) for (text,) in found]
+        except (sqlite3.Error, ValueError, TypeError):
+            raise ConfigError(f"{self._path}: damaged, or not a mapping; take it from a backup") from None
+        if not origins:
             raise ConfigError("this mapping does not know the item; it was encoded without --mapping, or with another")
-        return [Origin(**json.loads(text)) for (text,) in rows]
+        return origins
 
     def close(self) -> None:
         """Let go of the file."""

@@ -15,6 +15,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from m3bind.errors import ConfigError, DiskError
+from m3bind.stored import bytes_given
 
 VARIABLE = "M3BIND_SALT"
 LEAST = 16  # characters of a salt
@@ -43,7 +44,7 @@ def open_salt(path: Path | None = None) -> bytes:
             _make(path)
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise ConfigError(f"{path}: others may read the salt; chmod 600 it, and take a new one if they did")
-        return _checked(path.read_bytes().strip(), str(path))
+        return _checked(bytes_given(path, "--salt-file").strip(), str(path))
     except OSError as error:
         raise DiskError(f"{path}: no salt can be kept there ({error.strerror}); name another --salt-file") from error
 

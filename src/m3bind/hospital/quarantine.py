@@ -9,8 +9,10 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import TextIO
 
 from m3bind.errors import ConfigError, DiskError
+from m3bind.files import open_lock
 from m3bind.privacy import shown
 
 LIST = "aside.csv"
@@ -25,18 +27,22 @@ class Quarantine:
         """See that the list can be written.
 
         Raises:
-            ConfigError: it is a folder, or may not be written.
+            ConfigError: it is a folder, a link, a pipe or a device, or may not be written.
         """
         self.folder, self._list = spool / "aside", spool / LIST
         self.count = 0  # units and files taken by this process
         self._guard = threading.Lock()
         try:
-            self._list.open("a").close()
+            self._open().close()
         except OSError as error:
             raise ConfigError(
                 f"{self._list}: the list of what cannot be used cannot be written ({error.strerror}); "
                 "move away what stands there"
             ) from None
+
+    def _open(self) -> TextIO:
+        """The list, to be added to: a plain file of ours, no link and no pipe."""
+        return os.fdopen(open_lock(self._list, 0o644), "a", newline="", encoding="utf-8")
 
     def note(self, unit: str, modality: str, reason: str) -> None:
         """One line of the list, durable when this returns; lines without a unit do not let it grow without end.
@@ -45,7 +51,7 @@ class Quarantine:
             DiskError: it cannot be written.
         """
         try:
-            with self._guard, open(self._list, "a", newline="", encoding="utf-8") as handle:
+            with self._guard, self._open() as handle:
                 writer = csv.writer(handle, lineterminator="\n")
                 if handle.tell() > NOTES and not unit:
                     return

@@ -55,6 +55,9 @@ class Certificates:
 
     def _loaded(self, context: ssl.SSLContext) -> ssl.SSLContext:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        for path in filter(None, (self.own, self.key, self.trusted)):
+            if path.exists() and not path.is_file():  # reading a pipe or a device may not end
+                raise ConfigError(f"{path}: not a plain file; name a file with certificates in PEM")
         try:
             if self.own is not None:
                 context.load_cert_chain(self.own, self.key, password="")  # refuse a key that needs one: do not ask

@@ -8,10 +8,12 @@ Both reach into pynetdicom, whose version is bounded in pyproject.toml.
 
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from pynetdicom import dimse_messages
+from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.timer import Timer
 
 PDU = 1 << 20  # bytes of one message of the protocol
@@ -34,8 +36,11 @@ class _Timer(Timer):  # type: ignore[misc]  # its package has no types
         return float(self.timeout) - ((self._end_time or time.monotonic()) - self._start_time)
 
 
-def guard(association: Any, seconds: float) -> None:
-    """Bound what one message may cost, whatever length it declares, before the connection is read from."""
+def guard(association: Any, seconds: float, refuse: Callable[[str], None]) -> None:
+    """Bound what one message may cost, whatever length it declares, before the connection is read from.
+
+    An association whose message cannot be understood is aborted, and `refuse` is told why.
+    """
     provider = association.dul
     provider.artim_timer, provider._idle_timer = _Timer(association.acse_timeout), _Timer(association.network_timeout)
     plain = provider.socket.socket
@@ -53,6 +58,27 @@ def guard(association: Any, seconds: float) -> None:
         return found
 
     provider.socket.recv = receive
+    act = provider.state_machine.do_action
+
+    def acted(event: str) -> None:
+        try:
+            act(event)
+        except Exception:  # pynetdicom raises anything here, which would end its thread with a traceback
+            refuse("a message that cannot be understood: association aborted")
+            _abort(association)
+
+    provider.state_machine.do_action = acted
+
+
+def _abort(association: Any) -> None:
+    """End an association from its own thread, whose state is not what it should be."""
+    provider, pdu = association.dul, A_ABORT_RQ()
+    pdu.source, pdu.reason_diagnostic = 2, 0  # the service provider, for no reason that is told
+    association.is_aborted, association.is_established = True, False
+    association._kill = provider._kill_thread = True
+    if provider.socket is not None:
+        provider.socket.send(pdu.encode())
+        provider.socket.close()
 
 
 class Received:

@@ -20,7 +20,7 @@ from pathlib import Path
 from m3bind.errors import DiskError
 from m3bind.files import write_json
 from m3bind.modalities._signals_wfdb_header import header_of
-from m3bind.stored import read_json
+from m3bind.stored import StoredFileError, read_bytes, read_json
 
 NAME = "roots.json"
 MOST = 200  # folders that are remembered one by one
@@ -31,7 +31,7 @@ KEY_BYTES = 32
 class Roots:
     """Folders whose files may be shown; None: any file."""
 
-    def __init__(self, folders: Iterable[Path] | None) -> None:
+    def __init__(self, folders: Iterable[Path] | None = None) -> None:
         self.folders = None if folders is None else sorted({Path(folder).resolve() for folder in folders})
 
     def allow(self, path: str) -> bool:
@@ -113,8 +113,8 @@ def _key(make: bool) -> bytes | None:
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)
             temporary.unlink()
-        key = path.read_bytes()
+        key = read_bytes(path, KEY_BYTES)
         private = not stat.S_IMODE(path.stat().st_mode) & 0o077
         return key if private and len(key) == KEY_BYTES else None
-    except (OSError, RuntimeError):  # RuntimeError: nobody's home
+    except (OSError, RuntimeError, StoredFileError):  # RuntimeError: nobody's home
         return None

@@ -14,6 +14,7 @@ from m3bind.errors import ConfigError, ReadError
 from m3bind.files import write_text
 from m3bind.privacy import shown
 from m3bind.space.query import Part, Query
+from m3bind.space.roots import Roots
 from m3bind.space.search import Hit, Searcher
 from m3bind.space.thumbnails import thumbnail
 
@@ -34,7 +35,11 @@ def hits_as_text(query: Query, hits: Sequence[Hit]) -> str:
 
 
 def search_page(
-    searcher: Searcher, results: Sequence[tuple[Query, Sequence[Hit]]], target: Path | str, grouped: bool = False
+    searcher: Searcher,
+    results: Sequence[tuple[Query, Sequence[Hit]]],
+    target: Path | str,
+    grouped: bool = False,
+    roots: Roots | None = None,
 ) -> None:
     """Write a page with a section per question: what was asked, then its hits with rank, percentile and scores.
 
@@ -43,6 +48,7 @@ def search_page(
         results: questions and their hits.
         target: the .html file.
         grouped: hits come one modality after the other.
+        roots: where files of the index may be shown from; default: anywhere.
 
     Raises:
         DiskError: it cannot be written.
@@ -50,7 +56,7 @@ def search_page(
     from m3bind.evaluate.page import page
 
     sections = [
-        (f"q{number}", str(query), _section(searcher, query, hits, grouped))
+        (f"q{number}", str(query), _section(searcher, query, hits, grouped, roots))
         for number, (query, hits) in enumerate(results, 1)
     ]
     counts = ", ".join(f"{modalities.get(name).title} {n}" for name, n in searcher.index.counts().items())
@@ -64,15 +70,15 @@ def search_page(
     write_text(target, page("Search", sections, kind="m3bind search", lead=lead, notes=notes))
 
 
-def _section(searcher: Searcher, query: Query, hits: Sequence[Hit], grouped: bool) -> str:
+def _section(searcher: Searcher, query: Query, hits: Sequence[Hit], grouped: bool, roots: Roots | None) -> str:
     """The parts of a question beside its hits."""
-    ask = "".join(_asked(searcher, part) for part in query.parts)
+    ask = "".join(_asked(searcher, part, roots) for part in query.parts)
     groups = [list(part) for _, part in groupby(hits, lambda hit: hit.modality if grouped else "")]
     found = ""
     rank = 1
     for members in groups:
         heading = f"<h4>{_title(members[0].modality)}</h4>" if grouped else "<h4>Hits</h4>"
-        figures = "".join(_hit(number, hit) for number, hit in enumerate(members, rank))
+        figures = "".join(_hit(number, hit, roots) for number, hit in enumerate(members, rank))
         rank += len(members)
         found += f'<div class="hits">{heading}<div class="row" style="{GRID}">{figures}</div></div>'
     found = found or '<p class="none">Nothing found: no item fits the conditions.</p>'
@@ -82,21 +88,21 @@ def _section(searcher: Searcher, query: Query, hits: Sequence[Hit], grouped: boo
     )
 
 
-def _asked(searcher: Searcher, part: Part) -> str:
+def _asked(searcher: Searcher, part: Part, roots: Roots | None) -> str:
     """One part of a question: words, or the picture of a file or item."""
     mark = ("avoid" if part.weight < 0 else "find") + (f" × {abs(part.weight):g}" if abs(part.weight) != 1 else "")
     if part.kind == "text":
         body = f'<p class="name">“{html.escape(part.value)}”</p>'
     else:
-        modality, path = part.modality, part.value
+        modality, path, allowed = part.modality, part.value, None  # a file that the question names may be shown
         if part.kind == "item":
             item = searcher.index.items([part.value]).iloc[0]
-            modality, path = str(item["modality"]), str(item.get("path", ""))
-        body = _figure(modality, path, [_title(modality)], "asked")
+            modality, path, allowed = str(item["modality"]), str(item.get("path", "")), roots
+        body = _figure(modality, path, [_title(modality)], "asked", allowed)
     return f'<div><span class="small">{mark}</span>{body}</div>'
 
 
-def _hit(rank: int, hit: Hit) -> str:
+def _hit(rank: int, hit: Hit, roots: Roots | None) -> str:
     """Picture, rank, percentile and scores of a hit."""
     label = hit.fields.get("label", "").replace("_", " ").replace("|", ", ")
     lines = [
@@ -107,18 +113,18 @@ def _hit(rank: int, hit: Hit) -> str:
         f"<small>{html.escape(shown(hit.path))}</small>" if hit.path else "",
         f"<small>may be incomplete: {html.escape(hit.incomplete)}</small>" if hit.incomplete else "",
     ]
-    return _figure(hit.modality, hit.path, lines, "")
+    return _figure(hit.modality, hit.path, lines, "", roots)
 
 
-def _figure(modality: str, path: str, lines: Sequence[str], kind: str) -> str:
+def _figure(modality: str, path: str, lines: Sequence[str], kind: str, roots: Roots | None) -> str:
     """A picture with lines of HTML below it."""
     from m3bind.evaluate.gallery import picture_uri
 
     try:
-        source = picture_uri(thumbnail(modality, path, SIDE), SIDE)
+        source = picture_uri(thumbnail(modality, path, SIDE, roots), SIDE)
         drawn = f'<img src="{source}" alt="{html.escape(modalities.get(modality).title, quote=True)}" loading="lazy">'
     except (ReadError, ConfigError) as error:
-        reason = error.reason if isinstance(error, ReadError) else "the index keeps no path"
+        reason = error.reason if isinstance(error, ReadError) else str(error)
         drawn = f'<div class="missing">{html.escape(reason)}</div>'
     words = f'<span class="mark">{lines[0]}</span>' + "".join(
         f'<span class="what">{line}</span>' for line in lines[1:] if line

@@ -14,6 +14,7 @@ from PIL import Image
 from m3bind import modalities
 from m3bind.errors import ConfigError, ReadError
 from m3bind.files import atomic_path
+from m3bind.space.roots import Roots
 
 KEPT = 512  # pictures remembered
 
@@ -30,18 +31,20 @@ class Pictured(Protocol):
         """Its file."""
 
 
-def thumbnail(modality: str, path: str, size: int = 160) -> Image.Image:
-    """An RGB picture, at most `size` pixels wide and high.
+def thumbnail(modality: str, path: str, size: int = 160, roots: Roots | None = None) -> Image.Image:
+    """An RGB picture, at most `size` pixels wide and high, of a file that may be shown.
 
     Raises:
         ReadError: the file is missing or damaged.
-        ConfigError: there is no path.
+        ConfigError: there is no path, or it leads out of the `roots`.
     """
     if not path:
         raise ConfigError("no picture: this index keeps no paths; build it from an archive that has them")
+    if roots is not None and not roots.allow_all(path):
+        raise ConfigError("its file lies outside the folders that may be shown; name one with --files")
     try:
         changed = os.stat(path).st_mtime_ns
-    except OSError:
+    except (OSError, ValueError):
         changed = 0  # a record named without its ending, or nothing: reading it tells
     return _drawn(modality, path, size, changed).copy()
 
@@ -52,8 +55,12 @@ def _drawn(modality: str, path: str, size: int, changed: int) -> Image.Image:
     return kind.thumbnail(modalities.decode(modality, path), size).convert("RGB")
 
 
-def write_thumbnails(hits: Sequence[Pictured], folder: Path, size: int = 160) -> dict[str, str]:
+def write_thumbnails(
+    hits: Sequence[Pictured], folder: Path, size: int = 160, roots: Roots | None = None
+) -> dict[str, str]:
     """Write 001_xray.png, 002_ct.png, ... in the order of the hits; returns name -> reason of those without a picture.
+
+    `roots`: where files may be shown from; default: anywhere.
 
     Raises:
         DiskError: the file system refused.
@@ -62,7 +69,7 @@ def write_thumbnails(hits: Sequence[Pictured], folder: Path, size: int = 160) ->
     for rank, hit in enumerate(hits, 1):
         name = f"{rank:03d}_{hit.modality}.png"
         try:
-            picture = thumbnail(hit.modality, hit.path, size)
+            picture = thumbnail(hit.modality, hit.path, size, roots)
         except (ReadError, ConfigError) as error:
             bad[name] = error.reason if isinstance(error, ReadError) else str(error)
             continue

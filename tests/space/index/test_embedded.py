@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from m3bind.errors import ConfigError, SpaceError, UnknownNameError
+from m3bind.errors import ConfigError, DiskError, SpaceError, UnknownNameError
 from m3bind.space.index import Where, create_index, open_index
 from reference.search import NaiveIndex
 from space.index.made import DIM, items, names, unit, vectors
@@ -147,6 +148,28 @@ def test_a_reader_keeps_the_state_it_opened(pair):
     index.delete(names(100, 1))
     index.publish()
     assert len(os.listdir(index.store.folder / "parts")) == 1  # nobody reads the older ones any more
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_folder_that_is_gone_is_not_written_to(tmp_path, how):
+    """Else a list of parts that are not there would stand in its place."""
+    folder = tmp_path / "index"
+    with create_index(folder, DIM, "space") as index:
+        index.upsert(vectors(5), items(names(0, 5)))
+        (shutil.rmtree if how == "removed" else lambda path: path.rename(tmp_path / "away"))(folder)
+        if how == "replaced":
+            create_index(folder, DIM, "space").close()
+        changes = [lambda: index.upsert(vectors(1), items(["x"])), lambda: index.delete(names(0, 1))]
+        for change in (*changes, lambda: index.set_note("a", 1)):
+            with pytest.raises(DiskError, match="removed, moved or replaced"):
+                change()
+        assert folder.exists() == (how == "replaced")
+        if how == "moved":
+            (tmp_path / "away").rename(folder)
+            index.upsert(vectors(1), items(["x"]))
+    if folder.exists():
+        with open_index(folder) as index:
+            assert len(index) == {"moved": 6, "replaced": 0}[how]
 
 
 def test_notes_counts_sample_and_columns(pair):

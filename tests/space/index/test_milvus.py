@@ -54,6 +54,30 @@ def compare(ours, plain):
     assert ours.items(ids)[plain.columns].equals(plain.items(ids))
 
 
+def test_what_may_be_incomplete_is_kept_as_in_a_folder(tmp_path):
+    """A column that only some items have comes with them, is forgotten with them, and may be changed alone."""
+    uri = f"milvus:{tmp_path / 'index.db'}#items"
+    table, rows = items(names(0, 6), 1), vectors(6, 1)
+    part = table.iloc[2:4].assign(incomplete=["2 numbers missing between 1 and 8", 'its "sender" was gone\\'])
+    found = []
+    for place in (uri, tmp_path / "index"):
+        with create_index(place, DIM, "space") as index:
+            index.upsert(rows[:2], table.iloc[:2])
+            index.upsert(rows[2:4], part)
+            index.upsert(rows[4:], table.iloc[4:])
+            said = index.items(index.sample(9)[0])
+            index.upsert(rows[2:3], table.iloc[2:3])  # whole now
+            one = index.items(list(table["id"][3:4])).assign(incomplete="1 object could not be read")
+            index.upsert(index.vectors(list(one["id"])), one)
+        with open_index(place) as index:
+            again = index.items(list(table["id"]))
+            conditions = [index.counts("incomplete"), list(again["incomplete"]), sorted(said["incomplete"])]
+            found.append([*conditions, again[sorted(again.columns)].to_dict("records")])
+    assert found[0] == found[1]
+    assert found[0][1] == ["", "", "", "1 object could not be read", "", ""]
+    assert found[0][2] == ["", "", "", "", *part["incomplete"]]
+
+
 def test_long_notes_are_kept_whole(tmp_path):
     uri = f"milvus:{tmp_path / 'index.db'}#items"
     long, short = {"ids": [f"{i:032x}" for i in range(5000)]}, {"ids": ["ä"]}

@@ -172,6 +172,7 @@ class MilvusIndex(Index):
         self._columns = list(dict.fromkeys([*self._columns, *table.columns]))
         first, self._next = self._next, self._next + len(rows)
         _tell(self._client, self._name, {"columns": self._columns, "next": self._next})  # a place is never given twice
+        empty = dict.fromkeys((*FIELDS, *self._columns), "")  # what is left out would stay as it was
         block = max(1, BYTES // (4 * self.dim + 4 * LONGEST))
         lines = table.to_dict("records")
         for start in range(0, len(rows), block):
@@ -179,7 +180,7 @@ class MilvusIndex(Index):
             self._client.upsert(
                 self._name,
                 [
-                    {**dict.fromkeys(FIELDS, ""), **line, LABELS: _labels(line), ORDER: place, VECTOR: row}
+                    {**empty, **line, LABELS: _labels(line), ORDER: place, VECTOR: row}
                     for place, line, row in zip(range(first + start, first + stop), lines[start:stop], rows[start:stop])
                 ],
             )

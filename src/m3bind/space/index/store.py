@@ -109,16 +109,33 @@ class Store:
         if self._lock is None:
             raise ConfigError(f"{self.folder} is open for reading; open it with writable=True")
 
+    def _still_there(self) -> None:
+        """Refuse to write where the folder is no longer the one that was opened: the parts it names are not there.
+
+        Raises:
+            DiskError: it was removed, moved or replaced.
+        """
+        with contextlib.suppress(OSError):
+            if self._lock is not None and os.path.samestat(os.fstat(self._lock), os.stat(self.folder)):
+                return
+        raise DiskError(f"{self.folder}: removed, moved or replaced while it was open; put it back, or start again")
+
     def part_folder(self) -> Path:
-        """Where the next part goes."""
+        """Where the next part goes.
+
+        Raises:
+            DiskError: the folder is not there any more.
+        """
+        self._still_there()
         return self.folder / PARTS / f"{self.state.next:06d}"
 
     def commit(self, **changes: Any) -> None:
         """Switch to a state with these changes; durable, and seen by new readers, when this returns.
 
         Raises:
-            DiskError: the file system refused; the old state stays.
+            DiskError: the file system refused, or the folder is not there any more; the old state stays.
         """
+        self._still_there()
         state = replace(self.state, state=self.state.state + 1, next=self.state.next + 1, **changes)
         for name in (COPY, CURRENT):
             write_state(self.folder / name, state)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 
-from m3bind.errors import ConfigError, in_words
+from m3bind.errors import ConfigError
+from m3bind.stored import read_given
 
 VARIABLE = "M3BIND_TOKEN"
 COOKIE = "m3bind"
@@ -73,11 +74,7 @@ def read_token(file: Path | None) -> str | None:
         ConfigError: the file cannot be read, or the token is too short to be safe.
     """
     if file is not None:
-        try:
-            token = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--token-file: {file} cannot be read ({in_words(error)})") from None
-        place = f"--token-file {file}"
+        token, place = read_given(file, "--token-file").strip(), f"--token-file {file}"
     else:
         token, place = os.environ.get(VARIABLE, "").strip(), VARIABLE
         if not token:
