@@ -3,7 +3,7 @@
 * `atomic_path`: write to a temporary name beside the target, flush, rename.
 * `write_text`, `write_json`: small files (`stored` reads them). * `replace_between`: a part of a document.
 * `only_one`: one process at a time in a folder.
-* `open_plain`: a file that is no pipe or device. * `sha256_file`, `sha256_text`: content hashes.
+* `open_plain`, `check_plain`: a file that is no pipe or device. * `sha256_file`, `sha256_text`: content hashes.
 """
 
 import contextlib
@@ -164,6 +164,15 @@ def open_plain(path: Path | str) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a plain file", os.fspath(path))
     return os.fdopen(descriptor, "rb")
+
+
+def check_plain(path: Path | str) -> None:
+    """See that a library can open a file without waiting.
+
+    Raises:
+        OSError: see `open_plain`.
+    """
+    open_plain(path).close()
 
 
 def sha256_file(path: Path | str) -> str:

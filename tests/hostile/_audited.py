@@ -287,7 +287,7 @@ def as_plan() -> None:
         before, start = set(sys.modules), time.monotonic()
         forget_peak()
         log(start=action["name"], memory=peak())
-        signal.setitimer(signal.ITIMER_REAL, KILL)
+        signal.setitimer(signal.ITIMER_REAL, KILL * plan["patience"])
         done = perform(action)
         signal.setitimer(signal.ITIMER_REAL, 0)
         seconds = time.monotonic() - start

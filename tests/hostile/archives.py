@@ -82,11 +82,17 @@ def renamed(name: bytes) -> Make:
     return make
 
 
-def bomb(path: Path, size: int = 4 << 30, name: str = "a.dcm") -> None:
-    """Gigabytes of zeros in a megabyte or so, without a loop over all of them."""
+def zeros(count: int) -> bytes:
+    """Deflated zeros, 16 MB times `count`, of which only the first are deflated here."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
-    packed = b"".join(squeeze.compress(ZEROS) for _ in range(256)) + squeeze.flush()
-    raw_zip(path, [(name, packed, size, len(packed))])
+    one = squeeze.compress(ZEROS * 16) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    return one * count + zlib.compressobj(9, zlib.DEFLATED, -15).flush()
+
+
+def bomb(path: Path) -> None:
+    """Four gigabytes of zeros in a few megabytes."""
+    packed = zeros(256)
+    raw_zip(path, [("a.dcm", packed, 4 << 30, len(packed))])
 
 
 def raw_zip(path: Path, members: list[tuple[str, bytes, int, int]], repeat: int = 1, shared: bool = False) -> None:

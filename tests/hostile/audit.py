@@ -24,7 +24,7 @@ How to add items (`spaces`, `models`, `folders` do):
     in `Action.private` opened at all;
   - `HARM` executed: make hostile Python files of it, so that what runs before a hook can stand is seen too;
   - an exception that is no M3BindError and no exit, an exit code that is not in `Action.codes`, the name of an
-    exception's class in what was printed, more than `SECONDS` (tried again alone first: the machine may be busy) or
+    exception's class in what was printed, more than `SECONDS` (times `patience`; tried again alone first) or
     more than `MEMORY` more than before.
 """
 
@@ -95,7 +95,7 @@ class Report:
             found.append(f"exit code {self.code}: {said[-500:]}")
         if names := re.findall(r"\b[A-Z]\w*(?:Error|Exception|Warning)\b", said):
             found.append(f"says {names[0]}: {said[-500:]}")
-        if self.seconds > SECONDS:
+        if self.seconds > SECONDS * patience():
             found.append(f"{self.seconds:.1f} s")
         if self.memory > MEMORY:
             found.append(f"{self.memory / 1e9:.1f} GB")
@@ -109,9 +109,14 @@ def run(actions: Sequence[Action], scratch: Path, warm: Sequence[str] = WARM) ->
     """
     assert len({action.name for action in actions}) == len(actions), "two actions of one name"
     reports = _run(actions, scratch / "audit", warm)
-    slow = [action for action, report in zip(actions, reports) if report.seconds > SECONDS]
+    slow = [action for action, report in zip(actions, reports) if report.seconds > SECONDS * patience()]
     again = {report.name: report for report in _run(slow, scratch / "audit-again", warm)} if slow else {}
     return [again.get(report.name, report) for report in reports]
+
+
+def patience() -> float:
+    """How many times longer work takes on this machine than if it had nothing else to do."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def faults(actions: Sequence[Action], reports: Sequence[Report]) -> list[str]:
@@ -141,6 +146,7 @@ def _in_one_child(actions: Sequence[Action], scratch: Path, warm: Sequence[str])
         "paths": [str(TESTS)],
         "children": CHILDREN,
         "warm": list(warm),
+        "patience": patience(),
         "writes": [os.path.realpath(scratch / name) for name in ("tmp", "home", "out", "harm")],
         "actions": [
             {
@@ -179,7 +185,7 @@ def _in_one_child(actions: Sequence[Action], scratch: Path, warm: Sequence[str])
         yes.seek(0)
         done = subprocess.run(
             [*command, str(scratch / "plan.json")], cwd=scratch / "empty", env=environment, stdin=yes, stderr=errors,
-            stdout=errors, check=False, timeout=60 + 50 * len(actions),
+            stdout=errors, check=False, timeout=(60 + 50 * len(actions)) * patience(),
         )  # fmt: skip
     reports = list(_reports(scratch, plan["actions"]))
     assert reports, f"exit code {done.returncode}: {(scratch / 'errors').read_text()[-3000:]}"

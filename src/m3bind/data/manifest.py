@@ -209,11 +209,13 @@ def _locate(text: str, modality: str, base: Path) -> tuple[Path, tuple[int, int]
         if file is not None:
             return where, file
     where = Path(os.path.abspath(base / text))
-    if where.is_dir():
+    if os.path.isdir(where):
         raise _Bad("with a folder", "the path is a folder, not a file")
     if re.match(r"[A-Za-z]:[\\/]", text):
         raise _Bad("with a missing file", "no such file: a path of another computer; write it relative to the manifest")
-    raise _Bad("with a missing file", "no such file" + ("" if where.parent.is_dir() else "; its folder does not exist"))
+    raise _Bad(
+        "with a missing file", "no such file" + ("" if os.path.isdir(where.parent) else "; its folder does not exist")
+    )
 
 
 def _file_at(where: Path, modality: str) -> tuple[int, int] | None:

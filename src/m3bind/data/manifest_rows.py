@@ -5,6 +5,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ _REQUIRED = ("modality", "path")
 _NAMES = ("id", "patient", "visit")  # columns whose cells are identifiers
 _PARQUET, _JSON_LINES = (".parquet", ".pq"), (".jsonl", ".ndjson")
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *_PARQUET, *_JSON_LINES)
+_SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is not UTF-8
 _MAX_LINES, _MAX_LETTERS = 500, 1 << 21  # that quoted cells of a row may span
 
 
@@ -175,7 +177,7 @@ def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
 def _checked(number: int, cells: dict[str, str], fault: tuple[str, str] | None) -> Row:
     """The row with what its cells mean, and a fault if a cell that is used is not UTF-8."""
     for used in COLUMNS:
-        if any("\ud800" <= letter <= "\udfff" for letter in cells.get(used, "")):
+        if _SURROGATE.search(cells.get(used, "")):
             cells = {name: cell.encode("utf-8", "replace").decode() for name, cell in cells.items()}
             fault = fault or ("badly encoded", f"column {used} is not UTF-8; save the file as UTF-8")
     meant = {name: _meant(name, cell) for name, cell in cells.items()}

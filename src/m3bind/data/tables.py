@@ -23,7 +23,7 @@ from m3bind.data.cells import column
 from m3bind.errors import ManifestError
 
 csv.field_size_limit(1 << 27)  # letters of a cell: reports, lists of readings
-LINE, LINES = 1 << 27, 20_000_000  # letters of a line; lines of a table that is held in memory
+LINE, LINES = 1 << 27, 10_000_000  # letters of a line; lines of a table that is held in memory
 HEAD = 4096  # bytes that the encoding is guessed from
 SLACK, RATIO = 1 << 30, 50  # bytes that any table may unpack to, and beyond them bytes per stored one
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),

@@ -48,7 +48,7 @@ _MATCHED = 500  # characters of the longest caption that a template's pattern is
 ALIASES = {"cxr": "xray", "histo": "pathology", "histology": "pathology", "fundus": "retina", "ekg": "ecg"}
 
 _PLACEHOLDER = re.compile(
-    r"\b\w*X{4,}\w*|\bX{3}\b|\[\*\*.{0,2000}?\*\*\]|_{3,}|<unk>|\[(?:name|date|time|hospital|doctor|redacted)\]", re.I
+    r"\b\w*X{4,}\w*|\bX{3}\b|\[\*\*.{0,300}?\*\*\]|_{3,}|<unk>|\[(?:name|date|time|hospital|doctor|redacted)\]", re.I
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PTB_SUFFIX = re.compile(

@@ -14,7 +14,6 @@ What is not in the lists here is refused by name. A family is added by a line, a
 import contextlib
 import inspect
 import re
-import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -39,7 +38,7 @@ from m3bind.models._allowed import (
     TOKENIZERS,
 )
 from m3bind.models.checkpoint import State, drop_position_ids, strip_prefix, unfit
-from m3bind.stored import StoredFileError, inside, plain, read_json
+from m3bind.stored import StoredFileError, inside, plain, read_bytes, read_json
 
 __all__ = [
     "CONFIG",
@@ -68,7 +67,7 @@ CONFIG, TOKENIZER_CONFIG, PROCESSOR_CONFIG = "config.json", "tokenizer_config.js
 
 _NAME = re.compile(r"[\w|-]{0,60}")
 _ROPE = {"rope_parameters", "rope_scaling"}
-_MOST = 64 << 20  # bytes of a JSON file: the largest tokenizers have half of it
+MOST = 64 << 20  # bytes of a file of settings or of a tokenizer: the largest have half of it
 _LARGE, _LAYERS, _SIDE = 1 << 24, 1024, 4096  # any number of a network; layers, blocks; pixels of a picture's side
 _GROWTH = 4096  # times that a tokenizer's normalizer may make a text longer
 
@@ -84,7 +83,7 @@ def settings_of(folder: Path, name: str) -> dict[str, Any]:
     """
     path = folder / name
     try:
-        found = read_json(inside(folder, name), _MOST)
+        found = read_json(inside(folder, name), MOST)
         if not isinstance(found, dict):
             raise ValueError(f"holds {_kind(found)}, not an object")
         plain(found)
@@ -372,7 +371,7 @@ def tokenizer_files(folder: Path) -> Iterator[Path]:
         for name in TOKENIZER_FILES:
             if (folder / name).is_file():
                 with library(folder / name, "a file inside the folder"):
-                    shutil.copyfile(inside(folder, name), copy / name)
+                    (copy / name).write_bytes(read_bytes(inside(folder, name), MOST))
         if (folder / "tokenizer.json").is_file():
             check_tokenizer(folder)
         config = settings_of(folder, CONFIG) if (folder / CONFIG).is_file() else {}

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from m3bind.errors import CheckpointError, ConfigError, ReadError
 from m3bind.models import foreign
 from m3bind.models.base import Tokens
-from m3bind.stored import inside
+from m3bind.stored import inside, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -96,7 +96,7 @@ def read_tokenizer(folder: Path | str, lowercase: bool | None = None) -> Tokeniz
             return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     if (folder / "vocab.txt").is_file():
         with _readable(folder / "vocab.txt"):
-            lines = inside(folder, "vocab.txt").read_text(encoding="utf-8").splitlines()
+            lines = read_text(inside(folder, "vocab.txt"), foreign.MOST).splitlines()
         if lowercase is None:
             lowercase = _configured_lowercase(folder)
         return wordpiece({piece: row for row, piece in enumerate(lines)}, lowercase)

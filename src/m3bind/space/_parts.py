@@ -33,7 +33,7 @@ from safetensors.numpy import save_file
 from typing_extensions import TypedDict
 
 from m3bind.errors import ConfigError, DiskError
-from m3bind.files import atomic_path, open_lock, sha256_text, write_json
+from m3bind.files import atomic_path, check_plain, open_lock, sha256_text, write_json
 from m3bind.space.compute import Array
 from m3bind.stored import checked, parse_json, read_json
 
@@ -259,6 +259,7 @@ def read_shard(path: Path, dim: int) -> Shard:
         ConfigError: damaged.
     """
     try:
+        check_plain(path)
         with safe_open(path, "np") as file:
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
             version = file.metadata()["version"]
@@ -295,6 +296,7 @@ def _fits(shard: Shard, dim: int) -> bool:
 def head_of(path: Path) -> tuple[str, dict[str, int]] | None:
     """Version and counts (items, bad, parts) of a shard; None where there is none, or it is no use."""
     try:
+        check_plain(path)
         with safe_open(path, "np") as file:
             metadata = file.metadata()
             counts = checked(_Counts, parse_json(metadata["counts"], path), path)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -43,6 +43,7 @@ FORMAT, VERSION = "m3bind-space", 2  # 2: bridges of other kinds than linear; a 
 MANIFEST = "space.json"
 STUDENT_PARTS = ("trunk", "head")
 MOST = 64 << 20  # bytes of the file that describes a folder
+MOST_ASSET = 1 << 30  # of a tokenizer or the like
 PATIENCE = 5.0  # seconds a reader keeps starting over while another process replaces the folder
 
 State = dict[str, Tensor]
@@ -346,8 +347,20 @@ class _Reader:
             raise SpaceError(f"{self.folder / MANIFEST}: {reason} ({error}); do not use it") from error
         if not path.is_file():
             raise SpaceError(f"{path}: missing; copy the whole folder again, or save the space again")
+        self._measure(path)
         if sha256_file(path) != digest:
             raise damaged(path)
+
+    def _measure(self, path: Path) -> None:
+        """Refuse a file that is larger than what it can hold, before all of it is hashed."""
+        if path.suffix != ".safetensors" and (size := path.stat().st_size) > MOST_ASSET:
+            raise SpaceError(f"{path}: {size:,} bytes, more than any file of a space has; do not use it")
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt"):  # its header says how many bytes it has
+                    return
+            except SafetensorError as error:
+                raise damaged(path) from error
 
     def _state(self, name: str) -> State:
         """Tensors of one weights file; asked twice, the same tensors."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from m3bind import sums
 from m3bind.errors import CheckpointError
-from m3bind.files import atomic_path
+from m3bind.files import atomic_path, check_plain
 from m3bind.stored import parse_json
 
 
@@ -38,6 +38,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: the file is damaged.
     """
     try:
+        check_plain(path)
         with safe_open(path, framework="pt") as handle:
             description = parse_json((handle.metadata() or {}).get("description", "{}"), path)
             if not isinstance(description, dict) or not isinstance(description.get("step", 0), int):
@@ -114,7 +115,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Checkpoints, newest first."""
-        return sorted(self.folder.glob("step_*.safetensors"), reverse=True)
+        return sorted(filter(Path.is_file, self.folder.glob("step_*.safetensors")), reverse=True)
 
     def newest(self) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that reads whole; damaged ones are passed over and removed."""

@@ -30,6 +30,7 @@ from m3bind.errors import CheckpointError, NotFiniteError
 from m3bind.files import sha256_text, write_text
 from m3bind.progress import progress
 from m3bind.provenance import arithmetic
+from m3bind.stored import MOST_JSON, read_text
 from m3bind.training import checkpoint
 from m3bind.training.parallel import average_gradients, world
 
@@ -169,10 +170,9 @@ class _Run:
         packed = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
         checkpoint.unpack_optimizer(self.optimizer, self.parameters, packed)
         step = int(description["step"])
-        if self.main and self.log_path.exists():
-            lines = [line for line in self.log_path.read_text().splitlines() if _logged_step(line) <= step]
-            kept = "".join(line + "\n" for line in lines)
-            write_text(self.log_path, kept)
+        if self.main:  # written in any case: a link that somebody put there is replaced, not followed
+            text = read_text(self.log_path, MOST_JSON) if self.log_path.is_file() else ""
+            write_text(self.log_path, "".join(line + "\n" for line in text.splitlines() if _logged_step(line) <= step))
         return step
 
     def save(self, step: int) -> None:
@@ -259,5 +259,5 @@ class _Run:
 def _logged_step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return 1 << 62  # a half-written last line is dropped
