@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from scipy.ndimage import gaussian_filter
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _series
+from m3bind.modalities import _ct_mixed, _series, get
 from m3bind.modalities._files import files_below
 from m3bind.modalities.base import Sample
 from modalities.ct_files import body, each, enhanced, slices, write
@@ -66,8 +68,80 @@ def test_passes_by_time_that_lie_in_between_are_not_mixed(tmp_path: Path, what: 
 def test_slices_that_alternate_and_nothing_tells_are_refused(tmp_path: Path, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(24)
     both = each(slices(ONE) + slices(TWO, z=1.0), InstanceNumber=lambda k: int(order[k]))
-    with pytest.raises(ReadError, match="every second slice is of another picture"):
+    with pytest.raises(ReadError, match="slices beside each other are of different pictures"):
         read(write(tmp_path / "s", both))
+
+
+RNG = np.random.default_rng(7)
+SMOOTH = gaussian_filter(RNG.normal(size=(48, 40, 40)), 4) * 6000 + np.linspace(-100, 100, 40)
+NOISE = RNG.normal(size=SMOOTH.shape)
+KERNEL = 12 * gaussian_filter(NOISE, (0, 1, 1))  # correlated noise
+OTHERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "another patient": (lambda v: v[:, ::-1, ::-1], "refused"),
+    "a window": (lambda v: np.clip(v, 0, 60), "refused"),
+    "half the slope": (lambda v: v * 0.5 - 300, "refused"),
+    "contrast": (lambda v: v + 40 * (v > 50), "doubted"),
+    "another level": (lambda v: v + 25, "doubted"),
+    "more noise": (lambda v: v + 30 * NOISE[: len(v)], "doubted"),
+    "a sharper kernel": (lambda v: v + 3 * (v - gaussian_filter(v, (0, 1, 1))) + 9 * NOISE[: len(v)], "doubted"),
+}
+
+
+def in_turns(what: str) -> np.ndarray:
+    volume = SMOOTH + KERNEL
+    volume[1::2] = OTHERS[what][0](volume[1::2])
+    return volume.round()
+
+
+def outcome(path: Path) -> str:
+    try:
+        text = doubts(get("ct").read(path))
+    except ReadError as error:
+        assert "slices beside each other are of different pictures" in error.reason
+        return "refused"
+    return "doubted" if "perhaps several phases, kernels or windows" in text else text
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_every_second_slice_of_another_reconstruction(tmp_path: Path, what: str) -> None:
+    volume = in_turns(what)
+    assert outcome(write(tmp_path / "s", each(slices(volume), InstanceNumber=1))) == OTHERS[what][1]
+    nibabel.save(nibabel.Nifti1Image(volume.T.astype(np.int16), np.diag([1.0, 1, 2, 1])), tmp_path / "a.nii.gz")
+    np.savez(tmp_path / "a.npz", ct=volume.astype(np.int16))
+    assert outcome(tmp_path / "a.nii.gz") == outcome(tmp_path / "a.npz") == "doubted"  # their slices may be no slices
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+@pytest.mark.parametrize("regular", [True, False])
+def test_several_volumes_without_numbers_or_times_are_not_taken(tmp_path: Path, count: int, regular: bool) -> None:
+    both = []
+    for number in range(count):
+        volume = gaussian_filter(np.random.default_rng(number).normal(size=(16, 32, 32)), 3) * 6000
+        both += slices(volume.round(), z=2 * number / count)
+    if not regular:
+        for k, dataset in enumerate(both):
+            dataset.ImagePositionPatient[2] = float(dataset.ImagePositionPatient[2]) + 0.37 * ((k * 7) % 5)
+    found = outcome(write(tmp_path / "s", each(both, InstanceNumber=1)))
+    assert found == "refused" or (found == "doubted" and not regular)
+
+
+SOUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "as it is": lambda v: v,
+    "thick": lambda v: v[::4],
+    "noisy": lambda v: v + 80 * NOISE,
+    "noisier towards the head": lambda v: v + np.linspace(0, 80, len(v))[:, None, None] * NOISE,
+    "two halves": lambda v: np.concatenate([v[:24], v[24:] * 0.5 - 300]),
+    "one odd slice": lambda v: np.concatenate([v[:9], v[9:10, ::-1] + 400, v[10:]]),
+    "blank": lambda v: np.full_like(v, -1000),
+    "only noise": lambda v: 50 * NOISE,
+}
+
+
+@pytest.mark.parametrize("what", SOUND)
+def test_sound_volumes_are_not_taken_for_mixed_ones(what: str) -> None:
+    warnings: list[str] = []
+    _ct_mixed.check_alternation(SOUND[what](SMOOTH + KERNEL).astype(np.float32), "x", warnings)
+    assert warnings == []
 
 
 ORDINARY: dict[str, Any] = {

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _images, _limits, _volumes
+from m3bind.modalities._ct_mixed import alternation_doubts
 from m3bind.modalities._gzip import inflated
 from m3bind.modalities.base import Sample
 
@@ -85,6 +86,7 @@ def read_nifti(path: Path) -> Sample:
     spacing = tuple(float(sides[a] * header.millimetres) for a in axes)
     warnings += _volumes.spacing_doubts(spacing)
     hounsfield = _volumes.finish(volume, spacing, steps, warnings)
+    warnings += alternation_doubts(volume)
     unit = "HU" if hounsfield else ""
     return Sample("ct", volume, spacing=spacing, unit=unit, steps=steps, warnings=warnings)
 

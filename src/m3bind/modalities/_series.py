@@ -27,7 +27,7 @@ from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _ct_headers, _dicom, _limits, _volumes
 from m3bind.modalities._ct_choice import AXIAL, normal_of, one_volume, places_of
 from m3bind.modalities._ct_headers import Slice
-from m3bind.modalities._ct_mixed import check_alternation, unmixed
+from m3bind.modalities._ct_mixed import alternation_doubts, check_alternation, unmixed
 from m3bind.modalities._dicom_files import quiet
 from m3bind.modalities._dicom_pixels import decode
 from m3bind.modalities._dicom_values import padding
@@ -81,7 +81,10 @@ def read_files(paths: Iterable[Path], source: Path) -> Sample:
     _limits.check_ratio(source, 2 * int(np.prod(shape, dtype=object)), stored)
     volume, stack = _volumes.empty(shape, axes, flips)
     tags = _fill(stack, slices, source, steps, warnings)
-    check_alternation(stack, source)
+    if places_of(slices) is not None:
+        check_alternation(stack, source, warnings)
+    else:  # in an order that is a guess
+        warnings += alternation_doubts(stack)
     sides = None if spacing is None else tuple(float(spacing[a]) for a in axes)
     hounsfield = _volumes.finish(volume, sides, steps, warnings) and all(item.unit in ("", "HU") for item in slices)
     if sides is not None:

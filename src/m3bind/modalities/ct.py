@@ -25,6 +25,7 @@ from PIL import Image
 
 from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _archive, _dicom, _images, _limits, _nifti, _series, _volumes
+from m3bind.modalities._ct_mixed import alternation_doubts
 from m3bind.modalities._volumes import resample
 from m3bind.modalities.base import Modality, Sample
 
@@ -128,6 +129,7 @@ class CT(Modality):
         if spacing:
             warnings += _volumes.spacing_doubts(spacing)
         unit = "HU" if _volumes.finish(volume, spacing, steps, warnings) else ""
+        warnings += alternation_doubts(volume)
         return Sample(self.name, volume, spacing=spacing, unit=unit, steps=steps, warnings=warnings)
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
