@@ -29,7 +29,7 @@ MOST_JSON, MOST_YAML = 256 << 20, 256 << 10  # bytes of a file
 MOST_SECRET, MOST_LIST = 64 << 10, 256 << 20  # bytes of a token or key, and of a list, that an option names
 PIPE = 10.0  # seconds that a pipe may take
 _DEEP, _MANY, _LONG = 32, 2_000_000, 1 << 20  # levels, values and characters of one text that settings may have
-_AT_ONCE, _MOST_ROWS = 1 << 30, 4096  # bytes and rows of a table unpacked at once
+_AT_ONCE, _MOST_ROWS = 1 << 28, 65536  # bytes and rows of a table unpacked at once
 MOST_NODES = 200_000  # of a YAML file, what stands for other nodes counted with all of these
 
 
@@ -210,6 +210,9 @@ def parse_yaml(text: str, path: Path | str) -> Any:
 def read_parquet(path: Path, most: int) -> Any:
     """A Parquet table as Arrow, without the notes that other programs left in it for themselves.
 
+    A text may be stored once and stand in every row: texts are read as numbers of texts and written out when it is
+    known how long they become.
+
     Raises:
         StoredFileError: it unpacks to more than `most` bytes.
         Exception: pyarrow raises many kinds for what is no such table.
@@ -218,19 +221,50 @@ def read_parquet(path: Path, most: int) -> Any:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-        largest = max((group.column(at).total_uncompressed_size for group in groups for at in range(group.num_columns)),
-                      default=0)  # fmt: skip
-        if sum(group.total_byte_size for group in groups) > most:
-            raise StoredFileError(path, "unpacks to more than it may")
-        # a text may be stored once and stand in every row: few rows at a time, where texts may be long
+        schema, groups = file.schema_arrow, [file.metadata.row_group(at) for at in range(file.metadata.num_row_groups)]
+    texts = [field.name for field in schema if _is_text(field.type)]
+    width = sum(_width(field.type) for field in schema if field.name not in texts)
+    if sum(group.total_byte_size for group in groups) > most or width * sum(group.num_rows for group in groups) > most:
+        raise StoredFileError(path, "unpacks to more than it may")
+    nested = any(not _is_text(field.type) and not _width(field.type) for field in schema)
+    largest = max((group.total_byte_size for group in groups), default=0) if nested else width
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
         batches = []
         for batch in file.iter_batches(min(_MOST_ROWS, max(1, _AT_ONCE // max(largest, 1)))):
-            most -= batch.nbytes
+            most -= sum(map(_unpacked, batch.columns))
             if most < 0:
                 raise StoredFileError(path, "unpacks to more than it may")
             batches.append(batch)
-        return pa.Table.from_batches(batches, file.schema_arrow).replace_schema_metadata(None)
+    table = pa.Table.from_batches(batches) if batches else schema.empty_table()
+    return table.cast(schema).replace_schema_metadata(None)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether values of an Arrow type are letters or bytes of any number."""
+    import pyarrow.types as kinds
+
+    return any(
+        is_one(kind) for is_one in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)
+    )
+
+
+def _width(kind: Any) -> int:
+    """Bytes of a value of an Arrow type, 0 where they are not always as many."""
+    try:
+        return max(1, int(kind.bit_width) // 8)
+    except ValueError:
+        return 0
+
+
+def _unpacked(column: Any) -> int:
+    """Bytes of an Arrow array with every text written out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not isinstance(column, pa.DictionaryArray):
+        return int(column.nbytes)
+    lengths = pc.binary_length(column.dictionary).cast(pa.int64())
+    return 8 * len(column) + (pc.sum(lengths.take(column.indices)).as_py() or 0)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
