@@ -24,7 +24,7 @@ COMMON = ["--space", "nowhere", "--index"]
         (["listen", *COMMON, "{}"], "nowhere"),
         (["pull", "http://127.0.0.1:1/x", *COMMON, "{}", "--from", "yesterday"], "2020-01-31"),
         (["pull", "127.0.0.1/x", *COMMON, "{}"], "DICOMweb address"),
-        (["pull", "http://127.0.0.1:1/x", *COMMON, "{}", "--auth-file", "nothing"], "no credentials"),
+        (["pull", "http://127.0.0.1:1/x", *COMMON, "{}", "--auth-file", "nothing"], "--auth-file"),
         (["send-results", "{}", "--space", "nowhere", "--labels", "a,b"], "--out DIR"),
         (["send-results", "{}", "--space", "nowhere", "--labels", "a,b", "--to", "X@y:1"], "--mapping"),
     ],

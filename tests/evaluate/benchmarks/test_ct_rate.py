@@ -1,5 +1,6 @@
 """CT-RATE: the rescaling trap of its second upload, bracketed spacing, splits and reports."""
 
+import os
 from dataclasses import replace
 
 import nibabel
@@ -17,6 +18,7 @@ from m3bind.data.cache import FeatureCache
 from m3bind.evaluate.benchmarks.ct_rate import LABELS, rescale_of, spacing_difference, stored_as
 from m3bind.modalities.base import get as modality
 from m3bind.prepare import Encoder, rescaled
+from m3bind.stored import StoredFileError
 
 SAID = {"RescaleSlope": "1", "RescaleIntercept": "-1024", "XYSpacing": "[0.7, 0.7]", "ZSpacing": "1.5"}
 
@@ -139,6 +141,10 @@ def test_scans_of_other_body_parts_are_not_trained_on(tmp_path):
     done, records = run("ct_rate", root, tmp_path / "out")
     assert kinds(done)["of another body part"] == 1 and name.removesuffix(".nii.gz") not in records
     assert "valid_1_a_1" in records
+    (root / "metadata" / "no_chest_train.txt").unlink()
+    os.mkfifo(root / "metadata" / "no_chest_train.txt")  # opened, it would wait for ever
+    with pytest.raises(StoredFileError, match=r"no_chest_train\.txt: not a plain file"):
+        run("ct_rate", root, tmp_path / "again")
 
 
 def test_half_present(tmp_path):

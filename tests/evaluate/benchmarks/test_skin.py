@@ -1,5 +1,7 @@
 """Kriegsmann's skin tiles: names, splits, where the tiles are."""
 
+import os
+
 import pytest
 
 from evaluate.benchmarks._checks import assert_few_shot, made, run
@@ -23,6 +25,8 @@ def test_classes_and_faults(tmp_path):
 def test_tiles_beside_the_table(tmp_path):
     root = make("skin", tmp_path)
     (root / "tiles").rename(root / "data" / "tiles")
+    os.mkfifo(root / "a.csv")  # opened, it would wait for ever
+    (root / "b.csv").mkdir()
     done, records = run("skin", root, tmp_path / "out")
     assert kinds(done)["with a missing file"] == 1 and len(records) == 16 * 6
 

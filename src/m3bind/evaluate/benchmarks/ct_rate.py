@@ -19,6 +19,7 @@ from m3bind.data.splits import patient_position
 from m3bind.errors import in_words
 from m3bind.evaluate.benchmarks._cells import is_one, literal
 from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.stored import MOST_LIST, read_text
 
 LABELS = (
     "Medical material", "Arterial wall calcification", "Cardiomegaly", "Pericardial effusion",
@@ -134,7 +135,7 @@ def _by_volume(path: Path) -> dict[str, dict[str, str]]:
 def _not_chest(root: Path, split: str) -> frozenset[str]:
     """Names of volumes on the publisher's list of scans that are not of the chest."""
     lists = [*root.glob(f"no_chest_{split}.txt"), *root.glob(f"*/no_chest_{split}.txt")]
-    lines = [line.strip() for path in lists for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for path in lists for line in read_text(path, MOST_LIST).splitlines()]
     return frozenset(line.rpartition("/")[2] for line in lines if line)
 
 

@@ -69,7 +69,7 @@ def _table(root: Path) -> Path:
     Raises:
         ManifestError: no CSV file has the columns.
     """
-    for path in sorted(root.rglob("*.csv")):
+    for path in sorted(path for path in root.rglob("*.csv") if path.is_file()):
         with open(path, encoding="utf-8-sig", errors="replace") as handle:
             if set(COLUMNS) <= {name.strip().strip('"') for name in handle.readline(4096).split(",")}:
                 return path
