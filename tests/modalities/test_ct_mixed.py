@@ -255,6 +255,23 @@ def test_copies_phases_and_whole_series_side_by_side_stay_items_of_their_own(tmp
     ]
 
 
+@pytest.mark.parametrize("files", [6, 4, 1])
+def test_a_part_of_a_series_beside_another_part_is_doubted(tmp_path: Path, files: int) -> None:
+    both = series(slices(ONE), "3")
+    write(tmp_path / "beside" / "x", both[:-files])
+    write(tmp_path / "beside" / "y", both[-files:])
+    write(tmp_path / "beside" / "z", series(slices(TWO), "4"))
+    for name, said in {"x": True, "z": False}.items():
+        assert ("a part of a volume?" in doubts(read(tmp_path / "beside" / name))) == said
+    for name, datasets in {"copy 1": both, "copy 2": both, "phase": series(slices(TWO), "3")}.items():
+        write(tmp_path / "whole" / name, datasets)
+    (tmp_path / "whole" / "broken").mkdir()
+    (tmp_path / "whole" / "broken" / "a.dcm").write_bytes(bytes(128) + b"DICM" + b"x" * 99)
+    (tmp_path / "whole" / "empty").mkdir()
+    for name in ("copy 1", "copy 2", "phase"):
+        assert read(tmp_path / "whole" / name).warnings == []
+
+
 def test_an_enhanced_file_is_an_item_wherever_it_lies(tmp_path: Path) -> None:
     frames = [(plane, 2.0 * k, {}) for k, plane in enumerate(ONE)]
     paths = [enhanced(tmp_path / name / "e.dcm", frames) for name in ("a", "b")]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from m3bind.errors import ReadError, in_words
 from m3bind.modalities import _ct_headers, _dicom, _limits, _volumes
+from m3bind.modalities._ct_beside import parts_beside
 from m3bind.modalities._ct_choice import AXIAL, normal_of, one_volume, places_of
 from m3bind.modalities._ct_headers import Slice
 from m3bind.modalities._ct_mixed import alternation_doubts, check_alternation, unmixed
@@ -71,6 +72,8 @@ def read_files(paths: Iterable[Path], source: Path) -> Sample:
     scan = _scan_folder if source.is_dir() else _scan
     found = scan(list(paths), source, steps, warnings)
     slices = unmixed(one_volume(found, source, steps, warnings), warnings)
+    if source.is_dir():
+        warnings += parts_beside(source, slices)
     slices, spacing, directions = _geometry(slices, source, steps, warnings)
     axes, flips, tilt = _volumes.placement(directions)
     if tilt > _volumes.TILT:
