@@ -337,6 +337,8 @@ _MAIN = b'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
 _OFFICE = b"http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 _RELS = b'<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">'
 _TYPE = b"application/vnd.openxmlformats-officedocument.spreadsheetml."
+_NAMES = b"".join(b'<c r="%s1" t="inlineStr"><is><t>%s</t></is></c>' % pair for pair in
+                  zip(b"A B C D E".split(), b"image_name NC G3 G4 G5".split()))  # fmt: skip
 EXCEL = {
     "[Content_Types].xml": _XML + b'<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
     b'<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
@@ -352,7 +354,12 @@ EXCEL = {
     b'<sheet name="a" sheetId="1" r:id="r1"/></sheets></workbook>',
     "xl/_rels/workbook.xml.rels": _XML + _RELS + b'<Relationship Id="r1" Type="' + _OFFICE + b'/worksheet" '
     b'Target="worksheets/sheet1.xml"/></Relationships>',
-    "xl/worksheets/sheet1.xml": _XML + b"<worksheet " + _MAIN + b"><sheetData/></worksheet>",
+    "xl/worksheets/sheet1.xml": _XML
+    + b"<worksheet "
+    + _MAIN
+    + b'><sheetData><row r="1">'
+    + _NAMES
+    + b"</row></sheetData></worksheet>",
 }
 
 
@@ -364,8 +371,6 @@ def _sheet(rows: bytes, before: bytes = b"") -> dict[str, bytes]:
 _LOL = b"<!DOCTYPE l [<!ENTITY a0 'lollollollol'>" + b"".join(
     b"<!ENTITY a%d '%s'>" % (n, b"&a%d;" % (n - 1) * 10) for n in range(1, 12)
 )
-_NAMES = b"".join(b'<c r="%s1" t="inlineStr"><is><t>%s</t></is></c>' % pair for pair in
-                  zip(b"A B C D E".split(), b"image_name NC G3 G4 G5".split()))  # fmt: skip
 XLSX: dict[str, Make] = {
     "entities": _excel(_sheet(b'<row r="1"><c r="A1" t="inlineStr"><is><t>&a11;</t></is></c></row>', _LOL + b"]>")),
     "a secret as an entity": _excel(
@@ -473,7 +478,9 @@ def _ptbxl(root: Path) -> None:
     cells = ["__import__('os').system('x')", "{" * 50_000, "{'NORM': 1e999}", "{'NORM': 9**9**9}"]
     rows = "".join(f'{n},1,50,0,x,"{cell}",10,../../../../etc/passwd,/etc/passwd\n' for n, cell in enumerate(cells))
     (root / "ptbxl_database.csv").write_text(head + rows)
-    (root / "scp_statements.csv").write_text(",description,diagnostic,form,rhythm,diagnostic_class\nNORM,x,1,,,NORM\n")
+    (root / "scp_statements.csv").write_text(
+        ",description,diagnostic,form,rhythm,diagnostic_class,diagnostic_subclass\nNORM,x,1,,,NORM,NORM\n"
+    )
     (root / "records100").mkdir()
     (root / "records500").mkdir()
 

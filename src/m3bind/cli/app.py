@@ -85,7 +85,7 @@ def hush() -> None:
     logging.getLogger("pydicom").disabled = True  # its level is set anew where it is imported
     for name in ("pynetdicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|pynetdicom|highdicom|m3bind)\b")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|pynetdicom|highdicom|openpyxl|m3bind)\b")
 
 
 def run_of(settings: str, change: list[str] | None, out: Path, name: str | None, seed: int | None) -> Any:

@@ -296,7 +296,7 @@ def _not_endless(path: Path, rows: Iterator[tuple[object, ...]]) -> Iterator[tup
     """
     left = MOST_CELLS
     for row in rows:
-        left -= len(row)
+        left -= 1 + len(row)  # a row that is not in the file is empty
         if left < 0:
             raise ManifestError(f"{path}: more than {MOST_CELLS:,} cells; save it as CSV")
         yield row

@@ -71,7 +71,7 @@ class MedMnist(Benchmark):
         """
         stem = self.name.removeprefix("medmnist_")
         sizes = {int(found[1] or 28): path for path in root.glob(f"{stem}*.npz")
-                 if (found := re.fullmatch(rf"{stem}(?:_(\d+))?\.npz", path.name))}  # fmt: skip
+                 if path.is_file() and (found := re.fullmatch(rf"{stem}(?:_(\d+))?\.npz", path.name))}  # fmt: skip
         if not sizes:
             raise ManifestError(f"{root}: no {stem}.npz or {stem}_SIZE.npz; keep the published file names")
         return sizes[max(sizes)], max(sizes)
