@@ -215,6 +215,8 @@ def _fault(item: Item | Fault, base: Path) -> Fault | None:
         return item
     if not is_utf8(item.path):
         return Fault(0, NOT_UTF8, printable(item.path), "with a name that is not UTF-8")
+    if os.path.isabs(item.path) or os.path.normpath(item.path).startswith(".."):
+        return Fault(0, "its table names a file outside the folder", item.path, "with a path outside")
     place = base / item.path
     if item.split not in SPLITS:
         return Fault(0, f"split {item.split!r} is none of {', '.join(SPLITS)}", item.path, "of unknown split")
