@@ -108,6 +108,22 @@ def test_loading_a_reader_is_not_the_files_time(evil, tmp_path: Path, monkeypatc
         evil("good")
 
 
+def test_loading_a_second_reader_is_not_within_the_first_ones_memory(evil, tmp_path: Path) -> None:
+    """A worker that is limited already may be asked for a modality whose module takes more than a file may."""
+    large = "import mmap\nspace = mmap.mmap(-1, 1_000_000_000)\n"
+    (tmp_path / "large_reader.py").write_text(large + EVIL.replace("Evil", "Large").replace('"evil"', '"large"'))
+    assert evil("good").modality == "evil"
+    import large_reader
+
+    try:
+        assert modalities.read(large_reader.Large(), tmp_path / "file").modality == "large"
+        assert evil("good").modality == "evil"
+        with pytest.raises(ReadError, match="memory"):
+            evil("memory")
+    finally:
+        sys.modules.pop("large_reader", None)
+
+
 def test_memory_stays_within_its_budget(evil) -> None:
     peak, done = [0], threading.Event()
     evil("good")

@@ -52,8 +52,8 @@ def _prepare(name: str, home: str | None) -> Modality:
     if home is not None and home not in sys.path:
         sys.path.append(home)  # last: nothing in it takes a library's place
     module, _, attribute = name.partition(":")
+    _limit_memory(None)  # that of the modality before
     modality: Modality = getattr(importlib.import_module(module), attribute)()
-    _limit_memory(None)
     for library in modality.libraries:
         importlib.import_module(library)
     silence()

@@ -123,6 +123,7 @@ def test_commands_remember_what_they_were_given(world, tmp_path, monkeypatch):
     encoded, index, space = str(tmp_path / "encoded"), str(tmp_path / "index"), str(world.folder / "space")
     made = []
     monkeypatch.setattr(run, "serve", lambda app, *_: made.append(app))
+    monkeypatch.setattr(run, "log_to_stderr", lambda level: None)  # it would silence the loggers of later tests
     for command in (
         ["encode", str(data), "--modality", "xray", "--space", space, "--out", encoded],
         ["index", encoded, "--out", index],
