@@ -1,10 +1,13 @@
 """Settings: presets, overrides, inheritance, and messages that name what is wrong."""
 
+import json
+
 import pytest
 import yaml
 
 from m3bind.config import RunConfig, load_config, merge, presets
 from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.runner import load_suite
 
 
 @pytest.mark.parametrize("name", ["demo", "quick", "mini5", "paper", "paper-literal"])
@@ -68,3 +71,13 @@ def test_unknown_preset_offers_the_nearest():
 
 def test_merge_replaces_values_and_joins_mappings():
     assert merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", ".", "a/b", "", "x" * 300, "a\\b", "a\nb"])
+def test_a_name_that_leads_out_of_the_folder_of_runs_is_refused(name, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(json.dumps({"name": name}))
+    with pytest.raises(ConfigError, match="the name of one folder"):
+        load_config(str(settings))
+    with pytest.raises(ConfigError, match="the name of one folder"):
+        load_suite(str(settings))

@@ -14,14 +14,25 @@ import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.files import write_text
 from m3bind.stored import StoredFileError, checked, parse_yaml, read_yaml
+
+
+def _one_folder(name: str) -> str:
+    """A name that can be that of a folder in --out: settings from elsewhere may not write outside it."""
+    if not name or name.strip(".") == "" or len(name.encode("utf-8", "replace")) > 200 or set(name) & set("/\\\0\n"):
+        raise PydanticCustomError("folder_name", "takes the name of one folder, without / and ..")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_one_folder)]
 
 
 class _Strict(BaseModel):
@@ -215,7 +226,7 @@ class PlanConfig(_Strict):
 class RunConfig(_Strict):
     """Everything one run needs; saved resolved beside its results."""
 
-    name: str = "run"  # of the run's folder
+    name: FolderName = "run"  # of the run's folder
     seed: int = 0  # of everything random
     data: DataConfig = DataConfig()
     modalities: dict[str, ModelConfig] = {}  # a model for each modality; null leaves one out

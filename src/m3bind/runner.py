@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from m3bind.config import mapping_in, override
+from m3bind.config import FolderName, mapping_in, override
 from m3bind.data.records import BadRow
 from m3bind.errors import ConfigError, M3BindError, UnknownNameError
 from m3bind.evaluate.benchmarks import known_as
@@ -48,7 +48,7 @@ class SuiteConfig(BaseModel):
     """Everything a suite needs."""
 
     model_config = ConfigDict(extra="forbid")
-    name: str = "suite"
+    name: FolderName = "suite"
     tables: str = "paper"
     data: str = "runs/data"  # folder of the prepared data sets, each in a folder of its name
     cache: str = "runs/cache"
