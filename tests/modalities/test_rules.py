@@ -184,6 +184,13 @@ def save_any(dataset: Dataset, folder: Path) -> Path:
     return folder / "a.dcm"
 
 
+@pytest.mark.parametrize("modality", ["xray", "ct"])
+def test_indices_of_a_palette_are_no_values(tmp_path: Path, modality: str) -> None:
+    dataset = as_dicom(tmp_path, modality, BYTES)
+    palette(dataset)
+    judge(modality, Cell(save(dataset, tmp_path / "a.dcm"), None, "in colour|a colour picture|screen capture"))
+
+
 def test_what_white_means_is_for_radiographs_only(tmp_path: Path) -> None:
     for modality, values in (("xray", 1 - RAMP), ("ct", HU[None])):
         dataset = as_dicom(tmp_path, modality, UP, PhotometricInterpretation="MONOCHROME1", **SHIFTED)
@@ -257,6 +264,21 @@ def profiled(dataset: Dataset) -> None:
     dataset.ICCProfile = SWAPPED
 
 
+def small_palette(dataset: Dataset) -> None:
+    palette(dataset)
+    for k, name in enumerate(("Red", "Green", "Blue")):
+        setattr(dataset, f"{name}PaletteColorLookupTableData", PALETTE[:, k].astype("<u2").tobytes())
+
+
+def signed(dataset: Dataset) -> None:
+    dataset.PixelRepresentation = 1
+
+
+def signed_twelve(dataset: Dataset) -> None:
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 1
+    dataset.PixelData = (SHOWN * 4095).round().astype("<u2").tobytes()
+
+
 def jpeg(values: np.ndarray) -> bytes:
     return imagecodecs.jpeg8_encode(values, level=100, subsampling="444")
 
@@ -269,6 +291,9 @@ PHOTOGRAPHS: dict[str, tuple[Callable[[Dataset], Any], np.ndarray | None, str, f
     "plane by plane": (planes, SHOWN, "", 1e-5),
     "planes unsaid": (unsaid, SHOWN, "PlanarConfiguration is missing", 1e-5),
     "palette": (palette, INDEXED, "", 1e-3),
+    "palette of 8 bits in 16": (small_palette, INDEXED, "palette states 16 bits", 1e-3),
+    "signed": (signed, SHOWN, "signed numbers", 1e-5),
+    "signed, 12 bits": (signed_twelve, SHOWN, "signed numbers", 1e-3),
     "YBR": (ybr, SHOWN, "", 0.02),
     "16 bits": (sixteen, SHOWN, "", 1e-5),
     "16 bits, big endian": (lambda d: sixteen(d, ">"), SHOWN, "", 1e-5),
@@ -435,3 +460,14 @@ def test_grey_pictures(tmp_path: Path, modality: str, rule: str) -> None:
     if truth is not None and modality == "ct":
         truth, within = truth[None] * 2000 - 1000, within * 2000
     judge(modality, Cell(write(tmp_path, values), truth, said if modality == "xray" or right is None else "", within))
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_a_slide_that_lies_on_its_side_is_said(tmp_path: Path, turn: int) -> None:
+    big = np.kron(np.random.default_rng(0).integers(120, 240, (16, 16, 3)), np.ones((20, 20, 1))).astype(np.uint8)
+    with tifffile.TiffWriter(tmp_path / "s.svs") as out:
+        for picture in (big, big[::2, ::2].copy()):
+            tags = [(274, "H", 1, turn, True)]
+            out.write(picture, tile=(128, 128), photometric="rgb", subfiletype=int(picture is not big), extratags=tags)
+    found = get("pathology").read(tmp_path / "s.svs").warnings
+    assert any("orientation tag, which is not applied" in text for text in found) == (turn > 1)

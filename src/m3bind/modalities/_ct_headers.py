@@ -87,7 +87,8 @@ def other_kind(header: Any) -> str:
         return "without a picture"
     if "LOCALIZER" in [str(part).upper() for part in _several(header.get("ImageType"))]:
         return "localizer"
-    if kind.startswith(_CAPTURE) or _number(header, "SamplesPerPixel", 1.0) != 1:
+    indices = str(header.get("PhotometricInterpretation", "")).strip().upper() == "PALETTE COLOR"
+    if kind.startswith(_CAPTURE) or indices or _number(header, "SamplesPerPixel", 1.0) != 1:
         return "screen capture"
     return ""
 

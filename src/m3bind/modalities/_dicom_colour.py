@@ -36,12 +36,15 @@ def to_rgb(dataset: Any, path: Path, pixels: Pixels, steps: list[str], warnings:
     stored = pixels.values
     if pixels.label == "PALETTE COLOR" and stored.ndim == 2 and stored.dtype.kind in "iu":
         steps.append("palette applied")
-        return _palette(dataset, path, stored)
+        return _palette(dataset, path, stored, warnings)
     if stored.ndim != 3 or stored.dtype.kind not in "iu" or pixels.label not in ("RGB", *_YBR, *_TRANSFORMED):
         samples = 1 if stored.ndim == 2 else stored.shape[2]
         known = pixels.label if pixels.label in _KNOWN else "something else"
         reason = f"labelled {known}, with {samples} samples per pixel, in a colour model that is not read"
         raise ReadError(path, reason, "export it as RGB")
+    if stored.dtype.kind == "i":
+        warnings.append("the header says that its colours are signed numbers, which cannot be: taken as unsigned")
+        stored = _unsigned(dataset, stored)
     top = _largest(dataset, pixels)
     array = np.multiply(stored, np.float32(1 / top), out=_buffer.empty(stored.shape), dtype=np.float32)
     zero = (top + 1) / 2 / top
@@ -53,6 +56,13 @@ def to_rgb(dataset: Any, path: Path, pixels: Pixels, steps: list[str], warnings:
         array = rgb_of(array, zero)
     shown: Array = np.clip(array, 0, 1, out=array)
     return shown
+
+
+def _unsigned(dataset: Any, stored: Values) -> Values:
+    """Signed values with their bits as unsigned ones."""
+    width = 8 * stored.dtype.itemsize
+    bits = min(int(dataset.get("BitsStored") or width), width)
+    return stored.view(f"u{stored.dtype.itemsize}") & ((1 << bits) - 1)
 
 
 _KNOWN = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "HSV", "ARGB", "CMYK", *_YBR, *_TRANSFORMED,
@@ -133,7 +143,7 @@ def rgb_of(ybr: Array, zero: float) -> Array:
     return np.stack([y + 1.402 * r, y - 0.344136 * b - 0.714136 * r, y + 1.772 * b], axis=2).astype(np.float32)
 
 
-def _palette(dataset: Any, path: Path, stored: Values) -> Array:
+def _palette(dataset: Any, path: Path, stored: Values, warnings: list[str]) -> Array:
     """Stored indices (H, W) -> RGB (H, W, 3) by the file's own palette.
 
     Raises:
@@ -150,7 +160,11 @@ def _palette(dataset: Any, path: Path, stored: Values) -> Array:
         raise
     except Exception as error:
         raise ReadError(path, f"its palette cannot be used ({in_words(error)})", DAMAGED) from error
-    top = max(2**bits - 1, int(array.max(initial=0)))
+    most = int(array.max(initial=0))
+    if bits > 8 and 0 < most < 256:
+        warnings.append(f"its palette states {bits} bits, but no colour needs more than 8: taken as 8")
+        bits = 8
+    top = max(2**bits - 1, most)
     picture: Array = np.multiply(array, np.float32(1 / top), dtype=np.float32)
     return picture
 

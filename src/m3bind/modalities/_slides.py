@@ -20,7 +20,7 @@ from m3bind.modalities._dicom_colour import rgb_of
 from m3bind.modalities._dicom_files import quiet
 from m3bind.modalities._dicom_values import numbers
 from m3bind.modalities._slide import Bytes, Level, Slide, check_area
-from m3bind.modalities._tiff import check_directories, compression_name, silent
+from m3bind.modalities._tiff import TURNS, check_directories, compression_name, silent
 
 SLIDE_SUFFIXES = (".svs",)
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
@@ -190,6 +190,9 @@ def _described(slide: Any) -> tuple[tuple[float, float] | None, list[str]]:
     known = slide.properties["tiffslide.mpp-x"], slide.properties["tiffslide.mpp-y"]
     pixel, notes = _slide_scale.choose(_slide_scale.stated(page, texts, known))
     profile = _colour_profile.doubt_of_page(page)
+    turn = page.tags.get(274)
+    if turn is not None and turn.value in TURNS:
+        notes.append("its orientation tag, which is not applied to slides, says that it is turned or mirrored")
     return pixel, notes + _slide_scale.against_magnification(pixel, texts) + ([profile] if profile else [])
 
 
