@@ -44,7 +44,8 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 def log(**entry: object) -> None:
     """One line of the log; one write, so that lines of several processes never mix."""
-    os.write(LOG, json.dumps({"pid": os.getpid(), **entry}, default=repr).encode()[:60_000] + b"\n")
+    entry = {key: value[:8000] if isinstance(value, str) else value for key, value in entry.items()}
+    os.write(LOG, json.dumps({"pid": os.getpid(), **entry}, default=repr).encode() + b"\n")
 
 
 def within(path: str, folders: "list[str] | tuple[str, ...]") -> bool:

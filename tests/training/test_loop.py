@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -180,3 +181,21 @@ def test_disk_full_is_a_clear_error_and_the_last_checkpoint_stays(tmp_path, monk
         train(stage, SETTINGS, tmp_path, seed=3)
     assert checkpoint.Checkpoints(tmp_path).newest()[2]["step"] == 4
     assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_a_checkpoint_of_more_tensors_than_any_network_has_is_refused_at_once(tmp_path):
+    from m3bind.models.weight_files import MOST_TENSORS, read_state
+    from m3bind.training.checkpoint import Checkpoints, load_state
+
+    entry = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = b"{" + b",".join(b'"k%d":%s' % (n, entry) for n in range(MOST_TENSORS + 1)) + b"}"
+    path = tmp_path / "step_00000001.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    for read in (load_state, read_state):
+        with pytest.raises(CheckpointError, match="tensors, more than"):
+            read(path)
+    os.mkfifo(tmp_path / "step_00000002.safetensors")
+    (tmp_path / "step_00000003.safetensors").mkdir()
+    assert Checkpoints(tmp_path).newest() is None
+    with pytest.raises(CheckpointError, match="plain file"):
+        load_state(tmp_path / "step_00000002.safetensors")

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,6 +33,7 @@ from m3bind.stored import inside, read_json
 State = dict[str, Tensor]
 Form = Literal["safetensors", "index", "torch", "torchscript", "pickle", "zip"]
 
+MOST_TENSORS = 20_000  # of a file of weights
 FOLDER_FILES = (  # weights in a folder, the first that is there
     "weights.safetensors",
     "model.safetensors",
@@ -315,6 +316,7 @@ def _read_one(file: WeightsFile) -> State:
     form = recognise(file.path, file.shown)
     if form == "safetensors":
         try:
+            check_count(file.path)
             return load_file(file.path)
         except (SafetensorError, OSError, ValueError) as error:
             raise damaged(file.path, file.shown, error) from error
@@ -329,6 +331,18 @@ def _read_one(file: WeightsFile) -> State:
     if others:
         raise CheckpointError(f"{file.shown}: not a plain state dict; these entries are no tensors: {listed(others)}.")
     return {key: value.detach() for key, value in content.items()}
+
+
+def check_count(path: Path) -> None:
+    """Refuse a safetensors file of more tensors than any network has: each of them costs time, whatever it holds.
+
+    Raises:
+        ValueError: it has more.
+        SafetensorError: its header is damaged, or says another size than the file has.
+    """
+    with safe_open(path, "pt") as file:
+        if (count := len(file.keys())) > MOST_TENSORS:
+            raise ValueError(f"{count:,} tensors, more than {MOST_TENSORS:,}")
 
 
 def unwrapped(content: Any) -> Any:
@@ -392,4 +406,4 @@ def listed(names: Iterable[str]) -> str:
     """Names for a message, at most twelve."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(name[:200] for name in names[:_SHOWN]) + more

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -35,6 +35,7 @@ from m3bind.models import foreign, registry
 from m3bind.models.base import PARTS, DualEncoder, ModelCard
 from m3bind.models.checkpoint import bounded, hash_state, save_state, without_initialisation
 from m3bind.models.text_encoder import TextEncoder
+from m3bind.models.weight_files import check_count
 from m3bind.space import manifest
 from m3bind.space.bridges import BaseBridge, Bridge, freeze, restore
 from m3bind.stored import inside, read_bytes, read_json
@@ -357,9 +358,8 @@ class _Reader:
             raise SpaceError(f"{path}: {size:,} bytes, more than any file of a space has; do not use it")
         if path.suffix == ".safetensors":
             try:
-                with safe_open(path, "pt"):  # its header says how many bytes it has
-                    return
-            except SafetensorError as error:
+                check_count(path)  # its header also says how many bytes it has
+            except (SafetensorError, ValueError) as error:
                 raise damaged(path) from error
 
     def _state(self, name: str) -> State:

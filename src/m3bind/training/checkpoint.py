@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from m3bind import sums
 from m3bind.errors import CheckpointError
 from m3bind.files import atomic_path, check_plain
+from m3bind.models.weight_files import check_count
 from m3bind.stored import parse_json
 
 
@@ -39,6 +40,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         check_plain(path)
+        check_count(path)
         with safe_open(path, framework="pt") as handle:
             description = parse_json((handle.metadata() or {}).get("description", "{}"), path)
             if not isinstance(description, dict) or not isinstance(description.get("step", 0), int):
