@@ -27,6 +27,12 @@ def test_links_of_the_hub_s_cache_are_inside(tmp_path):
         inside(snapshot, "other")
 
 
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "a").symlink_to("a")
+    with pytest.raises(ValueError, match="leads to itself"):
+        inside(tmp_path, "a")
+
+
 def nested(levels):
     value = 1
     for _ in range(levels):

@@ -339,6 +339,10 @@ def inside(folder: Path | str, name: str) -> Path:
         raise ValueError(f"{name!r} is not a path inside the folder")
     path, root = folder / relative, folder.resolve()
     roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    if not any(path.resolve().is_relative_to(allowed) for allowed in roots):
+    try:
+        leads = path.resolve()
+    except (RuntimeError, OSError):  # a circle of links
+        raise ValueError(f"{name!r} is a link that leads to itself") from None
+    if not any(leads.is_relative_to(allowed) for allowed in roots):
         raise ValueError(f"{name!r} is a link that leads out of the folder; copy the file into it")
     return path

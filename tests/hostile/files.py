@@ -373,7 +373,7 @@ def items(folder: Path) -> Iterator[Action]:
         stage = folder / f"stage of {kind}"
         stage.mkdir()
         make(stage / "step_00000001.safetensors")
-        yield Action(f"stage: {kind}", call="hostile.files:resume", args=[str(stage)], writes=[stage], private=secret)
+        yield Action(f"stage: {kind}", call="hostile.files:resume", args=[str(stage)], writes=[stage])
     for number, (name, change) in enumerate(TOKENIZERS.items()):
         for sound, call in ((text, ["hostile.models:load_text"]), (hf, ["hostile.models:load", "hf_clip_any"])):
             made = folder / f"{sound.name}-tokenizer{number}"
