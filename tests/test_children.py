@@ -29,7 +29,7 @@ BEFORE = subprocess.run(
     text=True,
     check=True,
 ).stdout.split()
-CONSOLE = ["-c", "import sys; del sys.path[0]; from m3bind.cli import main; main()"]  # as the installed script does
+CONSOLE = ["-P", "-c", "from m3bind.cli import main; main()"]  # as the script; 3.13 imports for -c itself
 MODULE = ["-m", "m3bind"]
 
 
