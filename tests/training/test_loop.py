@@ -199,3 +199,34 @@ def test_a_checkpoint_of_more_tensors_than_any_network_has_is_refused_at_once(tm
     assert Checkpoints(tmp_path).newest() is None
     with pytest.raises(CheckpointError, match="plain file"):
         load_state(tmp_path / "step_00000002.safetensors")
+
+
+def test_gradients_of_gathered_rows_are_added_in_one_order():
+    """Each row many times, enough for two threads: torch adds them atomically, in any order, unless told not to."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(20, 256, generator=generator).requires_grad_()
+    ids = torch.randint(0, 20, (400,), generator=generator)
+    gradient = torch.randn(400, 256, generator=generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with loop.repeatable(torch.device("cpu")):
+            found = [torch.autograd.grad(rows[ids], rows, gradient)[0] for _ in range(200)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, found[0]) for one in found)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_texts_that_occur_several_times_in_a_batch_give_the_same_bits_each_time():
+    torch.manual_seed(0)
+    pairs = toy_pairs({"a": 40}, image="embedding", text="features", joint_dim=128)["a"]
+    ids = torch.randint(0, len(pairs.texts.table), (400,))
+    weights, signs = list(pairs.model.text_head.parameters()), torch.randn(400, 128)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [torch.autograd.grad((pairs.texts.encode(ids) * signs).sum(), weights) for _ in range(200)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for one in found for a, b in zip(one, found[0], strict=True))

@@ -9,15 +9,16 @@
 Random numbers of a step (dropout, augmentation) are seeded from (seed, stage, step), so they need not be stored.
 """
 
+import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -106,7 +107,30 @@ def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, accelera
         _same_run(description, fingerprint, files.final)
         checkpoint.restore_modules(modules, state, files.final)
         return
-    _Run(stage, settings, files, fingerprint, seed, accelerator or Accelerator(cpu=not torch.cuda.is_available())).run()
+    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    with repeatable(accelerator.device):
+        _Run(stage, settings, files, fingerprint, seed, accelerator).run()
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Inside, gradients on a CPU are added in one order, whatever its threads do.
+
+    Otherwise those of rows that were gathered several times (`x[ids]`) are added by several threads as they come: the
+    last bits differ from run to run, most of all on a busy machine. On a GPU nothing changes.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fill, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = fill
 
 
 _FREE = {"checkpoint_steps", "checkpoint_seconds", "log_steps"}  # settings that do not change the result
