@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from m3bind.cli import app
 from m3bind.config import load_config
 from m3bind.errors import UnknownNameError
-from m3bind.plan import GPUS, as_text, duration, make_plan, work_of
+from m3bind.plan import GPUS, _tokens, as_text, duration, make_plan, work_of
+from space import tiny
 
 SMALL = ["data.phantom.patients=20", "data.minimum=2", "align.steps=10", "distill.steps=4", "distill.steps_b=6",
          "modalities.ct=null", "modalities.retina=null", "modalities.pathology=null"]  # fmt: skip
@@ -70,3 +71,10 @@ def test_command_writes_json(tmp_path: Path) -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (3.21, 600, 7200, 1e6)] == ["3.21 s", "10 min", "2 h", "11.6 days"]
+
+
+def test_tokens_are_those_of_the_smallest_vocabulary() -> None:
+    model = tiny.Tiny()
+    tokens = _tokens(model, 100)
+    assert tokens["input_ids"].shape[1] == model.max_tokens and int(tokens["input_ids"].max()) < 128
+    model.encode_text(tokens)

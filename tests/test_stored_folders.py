@@ -106,3 +106,17 @@ def test_a_sound_table_is_read_as_pyarrow_reads_it(tmp_path):
     np.testing.assert_array_equal(found["real"].to_numpy(), wanted["real"].to_numpy())
     _parquet(tmp_path / "none.parquet", {"a": pa.array([], pa.string())})
     assert read_parquet(tmp_path / "none.parquet", 100).num_rows == 0
+
+
+def test_a_table_of_more_columns_than_any_has_and_a_pipe_are_refused(tmp_path):
+    import os
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({f"c{n}": ["x"] for n in range(5_000)}), tmp_path / "wide.parquet")
+    with pytest.raises(StoredFileError, match="5,000 columns, more than 4,096"):
+        read_parquet(tmp_path / "wide.parquet", 1 << 30)
+    os.mkfifo(tmp_path / "pipe.parquet")
+    with pytest.raises(StoredFileError, match="not a plain file"):
+        read_parquet(tmp_path / "pipe.parquet", 1 << 30)

@@ -298,9 +298,10 @@ def input_shape(model: DualEncoder, modality: str) -> tuple[int, ...]:
 
 
 def _tokens(model: Any, length: int) -> Tokens:
-    """A few texts of ids every vocabulary has, `length` tokens each, an end-of-text token where CLIP wants one."""
+    """A few texts of one word's first token, `length` tokens each, an end-of-text token where CLIP wants one."""
     length = min(length, model.max_tokens)
-    ids = torch.randint(1000, 2000, (TEXTS, length), generator=torch.Generator().manual_seed(0))
+    word = model.tokenize(["a"])["input_ids"][0]
+    ids = word[min(1, len(word) - 1)].repeat(TEXTS, length).long()
     ids[:, -1] = getattr(model, "end_of_text", ids[0, -1])
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

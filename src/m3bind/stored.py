@@ -30,6 +30,7 @@ MOST_SECRET, MOST_LIST = 64 << 10, 256 << 20  # bytes of a token or key, and of 
 PIPE = 10.0  # seconds that a pipe may take
 _DEEP, _MANY, _LONG = 32, 2_000_000, 1 << 20  # levels, values and characters of one text that settings may have
 _AT_ONCE, _MOST_ROWS = 1 << 28, 65536  # bytes and rows of a table unpacked at once
+_MOST_COLUMNS = 4096  # of a table
 MOST_NODES = 200_000  # of a YAML file, what stands for other nodes counted with all of these
 
 
@@ -214,13 +215,17 @@ def read_parquet(path: Path, most: int) -> Any:
     known how long they become.
 
     Raises:
-        StoredFileError: it unpacks to more than `most` bytes.
+        StoredFileError: no plain file, more columns than tables have, or it unpacks to more than `most` bytes.
         Exception: pyarrow raises many kinds for what is no such table.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not path.is_file():
+        raise StoredFileError(path, "not a plain file")
     with pq.ParquetFile(path) as file:
+        if file.metadata.num_columns > _MOST_COLUMNS:
+            raise StoredFileError(path, f"{file.metadata.num_columns:,} columns, more than {_MOST_COLUMNS:,}")
         schema, groups = file.schema_arrow, [file.metadata.row_group(at) for at in range(file.metadata.num_row_groups)]
     texts = [field.name for field in schema if _is_text(field.type)]
     width = sum(_width(field.type) for field in schema if field.name not in texts)

@@ -94,6 +94,19 @@ def test_too_many_files_or_bytes_are_refused(tmp_path: Path, own_folder: Path) -
     assert not list(own_folder.iterdir())
 
 
+def test_an_archive_that_unpacks_to_far_more_than_files_do_is_refused_from_a_size_on(
+    tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = pack(tmp_path / "a.zip", {"a": bytes(3_000_000)}, compression=zipfile.ZIP_DEFLATED)
+    with _archive.extracted(many):
+        pass
+    monkeypatch.setattr(_archive, "_SPARE", 2_000_000)
+    refused(many, "3,000,000 bytes unpacked, more than 200 times as many as it has")
+    with _archive.extracted(many, Limits(packing=1_050)):
+        pass
+    assert not list(own_folder.iterdir())
+
+
 def test_overlapping_members_are_stopped_by_what_was_unpacked(tmp_path: Path, own_folder: Path) -> None:
     """Many entries of the directory point at the same compressed bytes: each may be sound, together they are a bomb."""
     single = pack(tmp_path / "one.zip", {"a": bytes(1_000_000)}, compression=zipfile.ZIP_DEFLATED).read_bytes()

@@ -33,6 +33,7 @@ _KEPT = re.compile(r"(\.nii\.gz|\.nii|\.npz|\.hdr|\.img|\.dcm|\.dicom|\.dic)$") 
 _NESTED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _LITTER = (".ds_store", "thumbs.db", "desktop.ini", ".localized", "ehthumbs.db")
 _CHUNK = 1 << 20
+_SPARE = 512 << 20  # bytes that any archive may unpack to
 _END, _ENTRY = 66_000, 1024  # bytes at the end in which a zip says where its list is; most that a file takes in it
 _PREFIX = "m3bind-unpacked-"
 _STALE = 3600.0  # seconds after which the folder of a process that was killed is removed
@@ -99,7 +100,7 @@ def _extract(path: Path, folder: Path, limits: _limits.Limits, names: bool) -> i
             members = [one for one in found if not _is_litter(one.name)] or found
             wanted = [one for one in members if not _is_nested(one.name)]
             _check_declared(path, sum(one.size for one in wanted), folder, limits)
-            left = min(limits.bytes, int(limits.ratio * path.stat().st_size))
+            left = min(limits.bytes, int(limits.ratio * path.stat().st_size), _most_packed(path, limits))
             targets = _by_name(path, folder, wanted) if names else _by_number(folder, wanted)
             for one, target in zip(wanted, targets):
                 source = one.open()
@@ -161,7 +162,7 @@ def _tar_members(path: Path, limits: _limits.Limits) -> Iterator[list[_Member]]:
                     raise ReadError(path, "a member is a link or a device, not a file", "pack plain files only")
             members.append(_Member(info.name, info.size, partial(archive.extractfile, info)))
             total += info.size
-            _limits.check_ratio(path, total, path.stat().st_size, limits)  # before its bytes are passed over
+            _check_packing(path, total, limits)  # before its bytes are passed over
             _limits.check_count(path, len(members), "files", limits)
         _limits.check_count(path, len(members), "files", limits)
         yield members
@@ -245,10 +246,22 @@ def check_name(path: Path, name: str) -> None:
         raise ReadError(path, "a member's name leads out of the archive", "made to harm")
 
 
+def _most_packed(path: Path, limits: _limits.Limits) -> int:
+    """Bytes that medical files may take unpacked; those of bombs unpack to more."""
+    return max(_SPARE, int(limits.packing * path.stat().st_size))
+
+
+def _check_packing(path: Path, total: int, limits: _limits.Limits) -> None:
+    _limits.check_ratio(path, total, path.stat().st_size, limits)
+    if total > _most_packed(path, limits):
+        reason = f"{total:,} bytes unpacked, more than {limits.packing:g} times as many as it has"
+        raise ReadError(path, reason, f"made to harm; or raise packing in the environment variable {_limits.VARIABLE}")
+
+
 def _check_declared(path: Path, total: int, folder: Path, limits: _limits.Limits) -> None:
     if total > limits.bytes:
         raise ReadError(path, f"{total:,} bytes unpacked, more than {limits.bytes:,}", "pack one study per archive")
-    _limits.check_ratio(path, total, path.stat().st_size, limits)
+    _check_packing(path, total, limits)
     free = shutil.disk_usage(folder).free
     if total > free:
         raise ReadError(path, f"{total:,} bytes unpacked, {free:,} free", "free some disk or set TMPDIR elsewhere")

@@ -24,6 +24,7 @@ class Limits:
     samples: int = 50_000_000  # of a signal, all leads: more than an hour of 12 leads at 1,000 Hz
     files: int = 8_192  # of a series or an archive
     ratio: float = 1_100.0
+    packing: float = 200.0  # of an archive: bytes unpacked per stored byte, from 512 MB on
     depth: int = 32  # of nested DICOM sequences
     seconds: float = 60.0
     memory: int = 4_000_000_000  # bytes a reader may need beyond its libraries

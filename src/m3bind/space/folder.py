@@ -300,8 +300,8 @@ def _stamp(folder: Path, marker: str) -> tuple[int, int, bytes] | None:
     """Which version of the folder is there now."""
     try:
         stat = folder.stat()
-        return stat.st_ino, stat.st_mtime_ns, read_bytes(folder / marker, MOST)
-    except OSError:
+        return stat.st_ino, stat.st_mtime_ns, read_bytes(inside(folder, marker), MOST)
+    except (OSError, ValueError):  # `read` says what is wrong with it
         return None
 
 
