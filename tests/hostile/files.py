@@ -419,5 +419,8 @@ def _onnx(folder: Path, space: Path) -> Iterator[Action]:
     }
     for name, command in names.items():
         yield Action(
-            f"onnx: {name}", command=command, codes=[1, 2], writes=[folder / "encoded", folder / "encoded.parts"]
+            f"onnx: {name}",
+            command=command,
+            codes=[1, 2],
+            writes=[folder / "encoded", folder / "encoded.parts", *([place] if name == "convert" else [])],
         )

@@ -69,6 +69,7 @@ _NAME = re.compile(r"[\w|-]{0,60}")
 _ROPE = {"rope_parameters", "rope_scaling"}
 MOST = 64 << 20  # bytes of a file of settings or of a tokenizer: the largest have half of it
 _LARGE, _LAYERS, _SIDE = 1 << 24, 1024, 4096  # any number of a network; layers, blocks; pixels of a picture's side
+_ADDED = 20_000  # tokens beside a vocabulary
 _GROWTH = 4096  # times that a tokenizer's normalizer may make a text longer
 
 
@@ -402,6 +403,8 @@ def _tokenizer(values: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
     decoder = found.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict) or not all(key.isdecimal() and int(key) < _LARGE for key in decoder):
         raise ValueError("added_tokens_decoder does not name tokens by their numbers")
+    if len(decoder) > _ADDED:
+        raise ValueError(f"{len(decoder):,} added tokens, more than {_ADDED:,}")
     for key, value in found.items():
         _check_token_value(key, value)
     return found
@@ -410,6 +413,8 @@ def _tokenizer(values: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
 def _tokens(values: Mapping[str, Any], keys: Collection[str] | None) -> dict[str, Any]:
     """Special tokens by name, or added tokens with their numbers."""
     found = {key: value for key, value in values.items() if keys is None or key in keys}
+    if len(found) > _ADDED:
+        raise ValueError(f"{len(found):,} added tokens, more than {_ADDED:,}")
     for key, value in found.items():
         if keys is None and not (isinstance(value, int) and 0 <= value < _LARGE):
             raise ValueError(f"{key[:40]!r} has no number")
@@ -444,14 +449,26 @@ def _processor(values: Mapping[str, Any]) -> dict[str, Any]:
     return found if kind is None else {"image_processor_type": name, **found}
 
 
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Tokens are as many as tokenizers have, and lie in an array that is no larger than theirs."""
+    added, words = values.get("added_tokens") or [], (values.get("model") or {}).get("vocab")
+    if len(added) > _ADDED:
+        raise ValueError(f"{len(added):,} added tokens, more than {_ADDED:,}")
+    numbers = [*(token.get("id") for token in added), *(words.values() if isinstance(words, dict) else ())]
+    for number in numbers:
+        if not isinstance(number, int) or not 0 <= number < _LARGE:
+            raise ValueError(f"a token has the number {str(number)[:20]}, not one from 0 to {_LARGE:,}")
+
+
 def check_tokenizer(folder: Path) -> None:
-    """Refuse a tokenizer.json whose normalizers would make a short text grow without measure.
+    """Refuse a tokenizer.json whose normalizers would make a short text grow without measure, or with wild numbers.
 
     Raises:
         CheckpointError: damaged, or such a one.
     """
     values = settings_of(folder, "tokenizer.json")
     with library(folder / "tokenizer.json", "a tokenizer"):
+        _check_numbers(values)
         parts = [values.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
         growth, count = 1.0, 0
         while parts:
