@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from _measure import Clock, alternate, conditions, gemm_rate, peak_memory, ratio
-from m3bind.binding.objective import clip_loss, text_mse
-from m3bind.models.bert import BertTrunk, Pooling
-from m3bind.models.precision import compute_dtype
+from m3bind.align.objective import clip_loss, text_mse
+from m3bind.core.device import compute_dtype
+from m3bind.models.layers.bert import BertTrunk, Pooling
 
 SIZES = {"minilm": (384, 6, 12), "base": (768, 12, 12)}  # width, layers, heads
 SETTINGS = ["main", "memory", "distinct", "single"]

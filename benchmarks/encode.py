@@ -33,9 +33,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from _measure import alternate, conditions, ratio
 from m3bind import models
-from m3bind.space._towers import Batches, Tower, Towers, arithmetic, batch_size, choose
+from m3bind.encode.job import encode_files
+from m3bind.encode.towers import Batches, Tower, Towers, arithmetic, batch_size, choose
 from m3bind.space.bundle import Space, load, save_space
-from m3bind.space.encode import encode_files
 from read import make_jpeg, make_png
 
 FORMATS: dict[str, tuple[str, Callable[[Path, int], list[Path]]]] = {

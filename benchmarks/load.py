@@ -20,8 +20,8 @@ import torch
 import m3bind.models as models
 from _measure import alternate, conditions, ratio
 from m3bind.models import published
-from m3bind.models.checkpoint import save_state
-from m3bind.models.reference import fill
+from m3bind.models.weights.checkpoint import save_state
+from m3bind.models.weights.reference import fill
 
 REPEATS = 5
 

@@ -20,7 +20,7 @@ import numpy as np
 import m3bind
 from m3bind.data.batching import rng
 from m3bind.evaluate.tasks import concepts_for
-from m3bind.space.compute import correct_gap
+from m3bind.models.embedding import correct_gap
 
 WORDINGS = (
     "{}", "findings consistent with {}", "impression: {}", "an image that shows {}", "{} study", "this study shows {}",

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3bind.binding.objective import text_mse
+from m3bind.align.objective import text_mse
 
 
 def pair_loop(embeddings: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

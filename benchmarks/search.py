@@ -44,7 +44,7 @@ class Ours:
     def build(self, rows, place):
         import pandas as pd
 
-        from m3bind.space.index import create_index
+        from m3bind.index import create_index
 
         with create_index(place, DIM, "benchmark") as index:
             for start in range(0, len(rows), 16384):
@@ -53,7 +53,7 @@ class Ours:
             index.publish()
 
     def open(self, place):
-        from m3bind.space.index import open_index
+        from m3bind.index import open_index
 
         self.index = open_index(place)
         self.width = self.index._near.width if self.index._near else 0
@@ -174,8 +174,8 @@ def embeddings(file, count, place):
     if not place.exists():
         import torch
 
-        from m3bind.models.text_encoder import make_text_encoder
-        from m3bind.space.compute import encode_distinct, evaluating
+        from m3bind.models.embedding import encode_distinct, evaluating
+        from m3bind.models.layers.text_encoder import make_text_encoder
 
         rng = np.random.default_rng(0)
         every = texts(file)
@@ -222,7 +222,7 @@ def opened_and_searched(name, place, width, queries):
     import pandas  # noqa: F401
     import usearch.index  # noqa: F401
 
-    import m3bind.space.index.embedded  # noqa: F401
+    import m3bind.index.embedded  # noqa: F401
 
     return run
 

@@ -43,7 +43,7 @@ BLOCK = 16384
 
 def build(space, source, rows, place):
     """An index of `rows` items at `place`."""
-    from m3bind.space.index import create_index, open_index
+    from m3bind.index import create_index, open_index
 
     rng = np.random.default_rng(0)
     with open_index(source) as demo:
@@ -117,7 +117,7 @@ def main(options):
     work = Path(options.work or tempfile.mkdtemp(prefix="m3bind-serve-"))
     folder = options.space.parent if options.space else None
     if folder is None:
-        from m3bind.space.serve.demo import prepare
+        from m3bind.cli.serve_demo import prepare
 
         folder = prepare(work)
     space, place = load(folder / "space"), work / f"serve-{options.rows}"

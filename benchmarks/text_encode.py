@@ -3,7 +3,7 @@
     python benchmarks/text_encode.py [--sizes minilm base] [--texts 512] [--repeats 5] [--forms torch onnx int8]
                                      [--corpus corpus.csv.gz] [--no-memory] [--processor-time]
 
-* ours: m3bind.space.compute.encode_distinct (tokens packed without padding; bfloat16 where the processor has it);
+* ours: m3bind.models.embedding.encode_distinct (tokens packed without padding; bfloat16 where the processor has it);
 * torch: SentenceTransformer(folder).encode, its default batch of 32, texts sorted by its own rule;
 * onnx, int8: the same pipeline with the network in onnxruntime, in float32 and with weights and activations in 8 bits
   (onnxruntime's dynamic quantisation, per channel, reduced range for AVX2). What sentence-transformers' ONNX backend
@@ -36,14 +36,14 @@ from transformers import BertConfig
 
 from _measure import Clock, alternate, conditions, gemm_rate, peak_memory, ratio
 from align_step import report_lengths
-from m3bind.models.bert import BertTrunk
-from m3bind.models.heads import make_head
-from m3bind.models.precision import compute_dtype
-from m3bind.models.text_encoder import TextEncoder, make_text_encoder, minilm_folder
-from m3bind.models.tokenizer import read_tokenizer
-from m3bind.space.compute import encode_distinct, text_dtype
-from m3bind.space.export import sentence_transformers as st_export
-from m3bind.space.export.onnx import OPSET
+from m3bind.core.device import compute_dtype
+from m3bind.export import sentence_transformers as st_export
+from m3bind.export.onnx import OPSET
+from m3bind.models.embedding import encode_distinct, text_dtype
+from m3bind.models.layers.bert import BertTrunk
+from m3bind.models.layers.heads import make_head
+from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder, minilm_folder
+from m3bind.models.layers.tokenizer import read_tokenizer
 
 SIZES = {"minilm": (384, 6), "base": (768, 12)}  # width, layers
 FORMS = ["torch", "onnx", "int8"]

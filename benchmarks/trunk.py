@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from m3bind.models.efficientnet import EfficientNetTrunk
+from m3bind.models.layers.efficientnet import EfficientNetTrunk
 
 torch.set_float32_matmul_precision("medium")
 

@@ -17,9 +17,9 @@ import yaml
 
 from m3bind.evaluate.benchmarks import get, prepare
 from m3bind.evaluate.tables import load_tables
+from m3bind.experiments.suite import FOLDER, load_suite
 from m3bind.models import registry
-from m3bind.models.text_encoder import make_text_encoder, train_wordpiece
-from m3bind.runner import FOLDER, load_suite
+from m3bind.models.layers.text_encoder import make_text_encoder, train_wordpiece
 
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 SMALL: dict[str, dict[str, Any]] = {

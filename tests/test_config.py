@@ -7,7 +7,7 @@ import yaml
 
 from m3bind.config import RunConfig, load_config, merge, presets
 from m3bind.errors import ConfigError, UnknownNameError
-from m3bind.runner import load_suite
+from m3bind.experiments.suite import load_suite
 
 
 @pytest.mark.parametrize("name", ["demo", "quick", "mini5", "paper", "paper-literal"])

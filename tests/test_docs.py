@@ -11,7 +11,7 @@ import pytest
 import notebooks
 
 DOCS = Path(__file__).parent.parent / "docs"
-EXAMPLES = ("m3bind.space.query", "m3bind.space.index.base")  # docstrings with examples
+EXAMPLES = ("m3bind.search.query", "m3bind.index.base")  # docstrings with examples
 
 
 @pytest.fixture(scope="module")

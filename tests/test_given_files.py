@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from m3bind import stored
 from m3bind.cli import app
+from m3bind.core import stored
+from m3bind.core.stored import MOST_SECRET, StoredFileError, lines_given, read_bytes, read_given
 from m3bind.errors import ConfigError
 from m3bind.hospital.http import authorization
 from m3bind.hospital.pseudonyms import open_salt
-from m3bind.space.serve.access import read_token
-from m3bind.stored import MOST_SECRET, StoredFileError, lines_given, read_bytes, read_given
+from m3bind.serve.access import read_token
 
 READERS: dict[str, Callable[[Path], object]] = {
     "--token-file": read_token,

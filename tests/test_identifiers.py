@@ -18,9 +18,10 @@ import pytest
 import yaml
 from PIL import Image, PngImagePlugin
 
-from m3bind import check, modalities
+from m3bind import modalities
 from m3bind.errors import ReadError
-from test_fit import SETTINGS
+from m3bind.pipeline import check
+from pipeline.test_run import SETTINGS
 
 COUNT = 120
 LETTERS = "abdefgiklmnoprstuvz"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from m3bind.core.files import LOCK, only_one, open_lock
 from m3bind.data.tables import open_table
 from m3bind.errors import ConfigError, DiskError, ManifestError
 from m3bind.evaluate.prompt_files import load_prompts
 from m3bind.evaluate.tables import load_tables
-from m3bind.files import LOCK, only_one, open_lock
-from m3bind.space import roots
+from m3bind.index import roots
 
 
 def _link(path: Path) -> None:

@@ -18,17 +18,18 @@ from PIL import Image
 
 import m3bind
 from known import only
-from m3bind import modalities, sums
-from m3bind.check import find_items
+from m3bind import modalities
 from m3bind.cli import encode, hospital, main, serve
 from m3bind.config import load_config
+from m3bind.core import sums
+from m3bind.core.files import only_one, write_text
 from m3bind.errors import M3BindError
-from m3bind.files import only_one, write_text
-from m3bind.finish import open_run, show_results
-from m3bind.fit import Run
-from m3bind.models.weight_files import read_state
-from m3bind.space.index.base import Where
-from m3bind.space.query import Query
+from m3bind.index.base import Where
+from m3bind.models.weights.weight_files import read_state
+from m3bind.pipeline.check import find_items
+from m3bind.pipeline.outputs import open_run, show_results
+from m3bind.pipeline.run import Run
+from m3bind.search.query import Query
 from space import tiny
 
 PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
@@ -277,7 +278,7 @@ def _():
 
 @leads_to("no-compact")
 def _():
-    from m3bind.models.text_encoder import make_text_encoder
+    from m3bind.models.layers.text_encoder import make_text_encoder
 
     make_text_encoder("minilm", dim=8)
 
@@ -285,7 +286,7 @@ def _():
 @leads_to("needs-token")
 def _():
     pytest.importorskip("uvicorn", reason="needs the extra serve")
-    from m3bind.space.serve.run import refuse_open
+    from m3bind.serve.run import refuse_open
 
     refuse_open("0.0.0.0", None)
 
@@ -293,7 +294,7 @@ def _():
 @leads_to("port-taken")
 def _():
     pytest.importorskip("uvicorn", reason="needs the extra serve")
-    from m3bind.space.serve.run import _bound
+    from m3bind.serve.run import _bound
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from m3bind.binding.methods.base import BindingInputs
+from m3bind.align.methods.base import BindingInputs
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder, ModelCard, Tokens
 from m3bind.training.pairs import Images, Pairs, Texts, TextTable

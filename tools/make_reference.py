@@ -34,10 +34,10 @@ FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 MADE = "<!-- Written by tools/make_reference.py (make docs): change the code, not this page. -->\n\n"
 
 RELATED = (
-    "m3bind.space.encode.Options",
-    "m3bind.space.search.Hit",
-    "m3bind.space.index.base.Index",
-    "m3bind.space.encoded.Encoded",
+    "m3bind.encode.job.Options",
+    "m3bind.search.searcher.Hit",
+    "m3bind.index.base.Index",
+    "m3bind.encode.encoded.Encoded",
     "m3bind.data.records.Manifest",
     "m3bind.data.records.Record",
 )
@@ -46,7 +46,7 @@ EXTENDED = (
     "m3bind.modalities.base.Sample",
     "m3bind.models.base.DualEncoder",
     "m3bind.models.base.ModelCard",
-    "m3bind.binding.methods.base.BindingMethod",
+    "m3bind.align.methods.base.BindingMethod",
     "m3bind.evaluate.benchmarks.base.Benchmark",
     "m3bind.evaluate.adapters.base.Adapter",
 )

@@ -31,33 +31,33 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Query": "m3bind.space.query",
-    "Searcher": "m3bind.space.search",
+    "Query": "m3bind.search.query",
+    "Searcher": "m3bind.search.searcher",
     "Space": "m3bind.space.bundle",
-    "Where": "m3bind.space.index",
-    "build_index": "m3bind.space.index",
-    "create_index": "m3bind.space.index",
-    "encode_files": "m3bind.space.encode",
-    "export_arrays": "m3bind.space.export",
-    "export_space": "m3bind.space.export",
+    "Where": "m3bind.index",
+    "build_index": "m3bind.index",
+    "create_index": "m3bind.index",
+    "encode_files": "m3bind.encode.job",
+    "export_arrays": "m3bind.export",
+    "export_space": "m3bind.export",
     "load": "m3bind.space.bundle",
-    "open_encoded": "m3bind.space.encoded",
-    "open_index": "m3bind.space.index",
+    "open_encoded": "m3bind.encode.encoded",
+    "open_index": "m3bind.index",
     "read_manifest": "m3bind.data.manifest",
     "save_space": "m3bind.space.bundle",
-    "search": "m3bind.space.search",
+    "search": "m3bind.search.searcher",
 }
 _MODULES = ("modalities", "data", "models", "training", "pretrain", "binding", "distill", "evaluate", "space", "errors")
 
 if TYPE_CHECKING:
     from m3bind.data.manifest import read_manifest
+    from m3bind.encode.encoded import open_encoded
+    from m3bind.encode.job import encode_files
+    from m3bind.export import export_arrays, export_space
+    from m3bind.index import Where, build_index, create_index, open_index
+    from m3bind.search.query import Query
+    from m3bind.search.searcher import Searcher, search
     from m3bind.space.bundle import Space, load, save_space
-    from m3bind.space.encode import encode_files
-    from m3bind.space.encoded import open_encoded
-    from m3bind.space.export import export_arrays, export_space
-    from m3bind.space.index import Where, build_index, create_index, open_index
-    from m3bind.space.query import Query
-    from m3bind.space.search import Searcher, search
 
 __all__ = [
     "Query",

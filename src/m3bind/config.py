@@ -20,9 +20,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from m3bind.core.files import write_text
+from m3bind.core.stored import StoredFileError, checked, parse_yaml, read_yaml
 from m3bind.errors import ConfigError, UnknownNameError
-from m3bind.files import write_text
-from m3bind.stored import StoredFileError, checked, parse_yaml, read_yaml
 
 
 def _one_folder(name: str) -> str:
@@ -181,7 +181,7 @@ class AlignConfig(TrainConfig):
 class StudentConfig(_Strict):
     """The shared text encoder of stage 2."""
 
-    text: str = "minilm"  # kind of m3bind.models.text_encoder, folder or hub id
+    text: str = "minilm"  # kind of m3bind.models.layers.text_encoder, folder or hub id
     settings: dict[str, Any] = {}  # of that text encoder
     train: Literal["full", "head"] = "full"  # what is trained; head: trunk features are computed once
 

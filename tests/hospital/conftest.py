@@ -22,7 +22,7 @@ def space_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from m3bind import models
-    from m3bind.models.text_encoder import make_text_encoder, train_wordpiece
+    from m3bind.models.layers.text_encoder import make_text_encoder, train_wordpiece
     from m3bind.space.bundle import Space, save_space
 
     folder = tmp_path_factory.mktemp("hospital")

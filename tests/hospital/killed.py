@@ -20,6 +20,7 @@ import numpy as np
 import pydicom
 import torch
 
+from m3bind.encode.decode_pool import Prepared
 from m3bind.hospital import encoder as encoding
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.encoder import Encoder
@@ -27,8 +28,7 @@ from m3bind.hospital.intake import Intake
 from m3bind.hospital.listener import Listener
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.spool import Spool
-from m3bind.space._decode_pool import Prepared
-from m3bind.space.index import create_index, open_index
+from m3bind.index import create_index, open_index
 
 NAMES = Deidentifier(Pseudonyms(b"a salt only for tests"))
 DIM = 8

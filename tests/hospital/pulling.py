@@ -23,7 +23,7 @@ DIM, TURN = 8, 100.0
 BAD = 33  # rows
 EARLY = ("httpx", "pandas", "torch", "typer.testing", "pydicom.encaps", "m3bind.cli", "m3bind.cli.hospital",
          "m3bind.hospital.dicomweb", "m3bind.hospital.encoder", "m3bind.hospital.tls", "m3bind.space.bundle",
-         "m3bind.space.index.embedded", "m3bind.space.index.uri")  # fmt: skip
+         "m3bind.index.embedded", "m3bind.index.uri")  # fmt: skip
 PHASES = b"-fsei"  # nothing yet, fetch, spool, encode, index
 
 
@@ -45,7 +45,7 @@ class StandIn:
 
 def stand_in_ahead(space: Any, rows: Any, *_: Any) -> Iterator[tuple[str, Any]]:
     """In place of decoding: how many files there are."""
-    from m3bind.space._decode_pool import Prepared
+    from m3bind.encode.decode_pool import Prepared
 
     for unit, row in rows:
         path = Path(row["path"])
@@ -76,7 +76,7 @@ def prepare(phase: mmap.mmap) -> None:
     from m3bind.hospital import encoder
     from m3bind.hospital.dicomweb import Pull
     from m3bind.hospital.spool import Spool
-    from m3bind.space.index.embedded import EmbeddedIndex
+    from m3bind.index.embedded import EmbeddedIndex
 
     m3bind.space.bundle.load = lambda *_, **__: StandIn()
     encoder.ahead = stand_in_ahead

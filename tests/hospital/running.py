@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hospital.planted import Names
-from m3bind.space.index import open_index
+from m3bind.index import open_index
 
 SECONDS = 240.0  # on a busy machine
 EVERY = {"ct": 1, "ecg": 1, "retina": 1, "xray": 1}

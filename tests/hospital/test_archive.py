@@ -18,10 +18,10 @@ from m3bind.data.phantom import generate
 from m3bind.data.phantom.dicom import write_dicom
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.tags import SERIES
+from m3bind.index import Where
+from m3bind.search.query import Query
+from m3bind.search.searcher import Searcher
 from m3bind.space.bundle import load
-from m3bind.space.index import Where
-from m3bind.space.query import Query
-from m3bind.space.search import Searcher
 
 PATIENTS = 8
 
@@ -30,7 +30,7 @@ PATIENTS = 8
 def test_new_patients_are_found_by_their_reports(
     orthanc: Callable[..., Orthanc], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from m3bind.space.serve.demo import prepare
+    from m3bind.cli.serve_demo import prepare
 
     demo = prepare(tmp_path / "runs")
     space, index = demo / "space", demo / "index"

@@ -25,7 +25,7 @@ from m3bind.hospital.deidentify import Deidentifier, Refused
 from m3bind.hospital.pixels import clean_stream
 from m3bind.hospital.pseudonyms import Pseudonyms, open_salt
 from m3bind.hospital.tags import ALLOWED, BULK, CODES, MAPPED, SEQUENCES, WRITTEN
-from m3bind.modalities._dicom_files import quiet
+from m3bind.modalities.formats.dicom_files import quiet
 
 CLEAN = Deidentifier(Pseudonyms(b"a salt only for tests"))
 LISTED = {*ALLOWED, *MAPPED, *SEQUENCES, *CODES, *BULK, *WRITTEN}
@@ -309,7 +309,7 @@ def test_a_salt_is_made_once_and_private(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_whole_slide_reads_the_same(tmp_path: Path) -> None:
-    from m3bind.modalities._slides import open_slide
+    from m3bind.modalities.formats.slides import open_slide
     from modalities.test_slides import PINK, discs, write_dicom
 
     folder = write_dicom(tmp_path / "slide", discs(400, 500, (250, 200, 150, PINK)))

@@ -14,8 +14,8 @@ from m3bind.hospital.encoder import Encoder
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.spool import Spool
+from m3bind.index import Index, create_index, open_index
 from m3bind.space.bundle import Space, load
-from m3bind.space.index import Index, create_index, open_index
 
 NAMES = Deidentifier(Pseudonyms(b"a salt only for tests"))
 

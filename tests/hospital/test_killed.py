@@ -21,7 +21,7 @@ from hospital.killed import NAMES, UNREADABLE, embedding
 from hospital.planted import radiograph, series
 from hospital.test_listener import associate
 from m3bind.hospital.spool import Spool
-from m3bind.space.index import open_index
+from m3bind.index import open_index
 
 KILLS = int(os.environ.get("M3BIND_TEST_KILLS") or 200)
 SLICES, SERIES, PICTURES = 6, 4, 6  # of a cycle of 50 lives

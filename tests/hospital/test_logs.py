@@ -23,7 +23,7 @@ if {hushed}:
 logging.basicConfig()
 from m3bind.hospital.deidentify import Deidentifier, Refused
 from m3bind.hospital.pseudonyms import Pseudonyms
-from m3bind.modalities._dicom_files import open_dicom, technical_tags
+from m3bind.modalities.formats.dicom_files import open_dicom, technical_tags
 def work(path):
     technical_tags(dataset := open_dicom(path))
     [str(element.value) for element in dataset]

@@ -19,7 +19,7 @@ from hospital.orthanc import Orthanc
 from hospital.planted import Names, electrocardiogram, radiograph, save
 from hospital.running import EVERY, Command, counts, leaks, until
 from m3bind.cli import app
-from m3bind.space.index import open_index
+from m3bind.index import open_index
 
 pytestmark = pytest.mark.whole
 

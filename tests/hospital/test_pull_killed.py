@@ -27,7 +27,7 @@ from hospital.planted import radiograph, save, series
 from hospital.pulling import BAD, PHASES, count_of
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.spool import Spool
-from m3bind.space.index import open_index
+from m3bind.index import open_index
 
 KILLS = int(os.environ.get("M3BIND_KILLS", "200"))
 NAMES = Pseudonyms(SALT.encode())

@@ -27,8 +27,8 @@ from m3bind.hospital.mapping import Mapping
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.results import NOTICE, as_json, as_report, findings
 from m3bind.hospital.spool import Spool
+from m3bind.index import Index, create_index
 from m3bind.space.bundle import Space, load
-from m3bind.space.index import Index, create_index
 
 LABELS = ["normal", "pneumonia", "Lungenentzündung " * 6]
 

@@ -20,8 +20,8 @@ from m3bind.hospital.deidentify import Deidentifier, Refused
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.tags import ALLOWED, BULK, CODES, MAPPED, NAMED, SEQUENCES, STORAGE, TIMES, WRITTEN
 from m3bind.modalities import get
-from m3bind.modalities._dicom_files import open_dicom, quiet
 from m3bind.modalities.base import Sample
+from m3bind.modalities.formats.dicom_files import open_dicom, quiet
 from modalities.test_dicom_colour import BASELINE, jpeg
 from modalities.test_dicom_colour import photograph as disc
 from modalities.test_picture_kinds import PROFILES
@@ -87,7 +87,7 @@ def test_whatever_the_readers_ask_for_is_kept() -> None:
         "EncapsulatedDocument",  # says why a PDF is no ECG; the PACS side refuses its kind of object
     }  # fmt: skip
     asked = set()
-    for file in Path(modalities.__file__).parent.glob("*.py"):
+    for file in Path(modalities.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             name = (
                 node.value if isinstance(node, ast.Constant) else node.attr if isinstance(node, ast.Attribute) else ""

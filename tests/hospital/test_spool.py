@@ -20,7 +20,7 @@ from m3bind.hospital.encoder import Encoder
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.spool import STOPPED, Spool
 from m3bind.hospital.spooled import Damaged, doubts, look
-from m3bind.space.index import Index, create_index
+from m3bind.index import Index, create_index
 
 SCAN = 7
 

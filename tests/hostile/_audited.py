@@ -123,7 +123,7 @@ class Watch:
 
     def _may_write(self, name: str) -> bool:
         """`name` leads to itself, through no link."""
-        name = re.sub(r"/\.([^/]+)\.\d+\.(tmp|old)(?=/|$)", r"/\1", name)  # where `m3bind.files.atomic_path` works
+        name = re.sub(r"/\.([^/]+)\.\d+\.(tmp|old)(?=/|$)", r"/\1", name)  # where `m3bind.core.files.atomic_path` works
         return name.startswith("/dev/") or "/__pycache__" in name or within(name, self.writes)
 
     def _changed(self, event: str, args: tuple) -> None:

@@ -43,12 +43,12 @@ import m3bind
 SECONDS, MEMORY = 10.0, 1_500_000_000
 TESTS = Path(__file__).resolve().parents[1]
 CHILDREN = [
-    [sys.executable, "-P", "-m", "m3bind.modalities._worker"],
+    [sys.executable, "-P", "-m", "m3bind.modalities.formats.worker"],
     [sys.executable, "-P", "-m", "m3bind.data.phantom.worker"],
-    [sys.executable, "-I", str(Path(m3bind.__file__).with_name("models") / "_inert.py")],
+    [sys.executable, "-I", str(Path(m3bind.__file__).with_name("models") / "weights/safe_unpickle.py")],
 ]
-WARM = ("m3bind.cli", "torch", "transformers", "pandas", "pyarrow.parquet", "faiss", "m3bind.space.encode",
-        "m3bind.space.search", "m3bind.space.serve.app", "m3bind.finish", "m3bind.experiments")  # fmt: skip
+WARM = ("m3bind.cli", "torch", "transformers", "pandas", "pyarrow.parquet", "faiss", "m3bind.encode.job",
+        "m3bind.search.searcher", "m3bind.serve.app", "m3bind.pipeline.outputs", "m3bind.experiments.commands")  # fmt: skip
 HARM = (
     "import os\n"
     "with open(os.environ.get('M3BIND_TEST_HARM', '/dev/null'), 'a') as handle:\n"

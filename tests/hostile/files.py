@@ -396,7 +396,7 @@ def items(folder: Path) -> Iterator[Action]:
 def _tokenizer_of(folder: Path) -> dict[str, Any]:
     """tokenizer.json, made of the other files where there is none."""
     if not (folder / "tokenizer.json").exists():
-        from m3bind.models.tokenizer import read_tokenizer
+        from m3bind.models.layers.tokenizer import read_tokenizer
 
         (folder / "tokenizer.json").write_text(read_tokenizer(folder).to_str())
     return dict(read(folder / "tokenizer.json"))

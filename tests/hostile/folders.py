@@ -48,8 +48,8 @@ def command(*words: str) -> None:
 
 def ask(index: str) -> None:
     """Everything that is asked of an index."""
-    from m3bind.space.calibrate import calibration_of
-    from m3bind.space.index import open_index
+    from m3bind.index import open_index
+    from m3bind.index.calibration import calibration_of
 
     with open_index(index) as opened:
         opened.counts()
@@ -65,8 +65,8 @@ def ask(index: str) -> None:
 def app_of(index: str, space: str) -> None:
     """The service, made but not bound to an address."""
     register()
+    from m3bind.serve.app import make_app
     from m3bind.space.bundle import load
-    from m3bind.space.serve.app import make_app
 
     make_app(load(space), index)
 
@@ -83,9 +83,9 @@ def template(path: str) -> None:
 
 def make(folder: Path) -> None:
     """A space, an encoded folder, its parts, an index of 300 rows with codes and graph, one with lists, and a run."""
+    from m3bind.encode.job import encode_files, encode_share
+    from m3bind.index import ann, create_index
     from m3bind.space.bundle import load
-    from m3bind.space.encode import encode_files, encode_share
-    from m3bind.space.index import create_index, near
 
     make_files(folder)
     space, files = load(folder / "space"), sorted((folder / "files").iterdir())
@@ -94,11 +94,11 @@ def make(folder: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     table = pd.DataFrame({"id": [f"i{n}" for n in range(300)], "modality": ["xray", "retina"] * 150, "path": "a.png"})
-    for name, forms in (("index", {}), ("listed", {"lists": near.FORMS["lists"]})):
+    for name, forms in (("index", {}), ("listed", {"lists": ann.FORMS["lists"]})):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(near, "CODES_FROM", 64)
-            patch.setattr(near, "NEAR_FROM", 128)
-            patch.setattr(near, "FORMS", forms or near.FORMS)
+            patch.setattr(ann, "CODES_FROM", 64)
+            patch.setattr(ann, "NEAR_FROM", 128)
+            patch.setattr(ann, "FORMS", forms or ann.FORMS)
             with create_index(folder / name, 8, space.fingerprint) as index:
                 index.upsert(rows, table)
                 index.publish()
@@ -139,8 +139,8 @@ def _picture(path: Path, seed: int) -> None:
 
 
 def _run(folder: Path) -> None:
-    from m3bind import sums
     from m3bind.config import load_config
+    from m3bind.core import sums
     from m3bind.evaluate.metrics import Resampling, mean_estimate
     from m3bind.evaluate.results import Context, ResultTable
 
@@ -190,7 +190,7 @@ def sign(folder: Path, change: Callable[[dict[str, Any]], object] | str) -> None
 
 def seal(folder: Path) -> None:
     """Make the sums of all parts fit their files."""
-    from m3bind.space.index.part import checksums
+    from m3bind.index.segment import checksums
 
     def sums(content: dict[str, Any]) -> None:
         for entry in content["parts"]:
@@ -362,7 +362,7 @@ def hashed(change: Change) -> Change:
     """The hashes in `encoded.json` made to fit after a change."""
 
     def changed(folder: Path) -> None:
-        from m3bind.files import sha256_file
+        from m3bind.core.files import sha256_file
 
         change(folder)
         content = json.loads((folder / "encoded.json").read_text())
@@ -506,7 +506,7 @@ def recorded(name: str, text: str | bytes) -> Change:
     """Another content of a file of a run, its sums right."""
 
     def change(folder: Path) -> None:
-        from m3bind import sums
+        from m3bind.core import sums
 
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         sums.record(folder, name)
@@ -554,7 +554,7 @@ RUN: dict[str, Change] = {
 
 
 def _pickled(path: Path, folder: Path) -> None:
-    from m3bind import sums
+    from m3bind.core import sums
 
     np.savez(path, **{"0": np.array([_harm()], dtype=object), "x": np.ones(3)})
     sums.record(folder, path.name)

@@ -39,7 +39,7 @@ def open_clip_folder(folder: Path) -> Path:
     import open_clip
     from transformers import BertConfig, PreTrainedTokenizerFast
 
-    from m3bind.models.tokenizer import wordpiece
+    from m3bind.models.layers.tokenizer import wordpiece
 
     folder.mkdir(parents=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{c}" for c in "abcdefgh")]
@@ -66,7 +66,7 @@ def text_folder(folder: Path) -> Path:
 def compact(folder: Path) -> Any:
     """A model trained from scratch, with a text tower as small as the student's."""
     from m3bind.models import registry
-    from m3bind.models.tokenizer import train_wordpiece
+    from m3bind.models.layers.tokenizer import train_wordpiece
 
     folder.mkdir(parents=True, exist_ok=True)
     train_wordpiece(TEXTS, 120, minimum=1).save(str(folder / "tokenizer.json"))
@@ -79,8 +79,8 @@ def compact(folder: Path) -> Any:
 
 def space_of(model: Any, folder: Path, scratch: Path) -> Path:
     """A space of one modality with a student and a head for a bridge."""
-    from m3bind.models.text_encoder import make_text_encoder
-    from m3bind.space.bridges import Head
+    from m3bind.models.bridges import Head
+    from m3bind.models.layers.text_encoder import make_text_encoder
     from m3bind.space.bundle import Space, save_space
     from m3bind.space.folder import SpaceInfo
 
@@ -124,7 +124,7 @@ def changed_space(source: Path, target: Path, change: Callable[[Json, Path], Non
 
 def sum_again(content: Json, folder: Path) -> None:
     """Sums of the files that are there, and of space.json itself."""
-    from m3bind.files import sha256_file
+    from m3bind.core.files import sha256_file
     from m3bind.space.folder import _checksum
 
     content.pop("checksum", None)

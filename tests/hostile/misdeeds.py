@@ -35,7 +35,7 @@ def start(*command: str) -> None:
 
 def start_worker_of(folder: str) -> None:
     environment = {**os.environ, "PYTHONPATH": folder}
-    subprocess.run([sys.executable, "-P", "-m", "m3bind.modalities._worker"], env=environment, check=False)
+    subprocess.run([sys.executable, "-P", "-m", "m3bind.modalities.formats.worker"], env=environment, check=False)
 
 
 def system(command: str) -> None:

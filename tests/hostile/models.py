@@ -25,7 +25,7 @@ def load(name: str, folder: str | None = None) -> None:
 
 def load_text(folder: str) -> None:
     """A text tower of a folder."""
-    from m3bind.models.text_encoder import make_text_encoder
+    from m3bind.models.layers.text_encoder import make_text_encoder
 
     encoder = make_text_encoder(folder, 8)
     encoder.encode(encoder.tokenize(["a", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!"]))

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from pydicom.data import get_testdata_file
 
+from core.test_children import _folders, _python_files
 from hostile.makers import compact, space_of
-from m3bind.files import sha256_file
-from test_children import _folders, _python_files
+from m3bind.core.files import sha256_file
 
 SETTINGS = """
 data: {manifest: MANIFEST}

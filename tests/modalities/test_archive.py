@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _archive, get
-from m3bind.modalities._limits import Limits
+from m3bind.modalities import get
+from m3bind.modalities.formats import archive as _archive
+from m3bind.modalities.formats.limits import Limits
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +193,8 @@ def test_litter_of_file_managers_is_left_out(tmp_path: Path, place: str) -> None
 
 
 def test_a_zip_whose_list_is_longer_than_any_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    from m3bind.modalities import _archive, _limits
+    from m3bind.modalities.formats import archive as _archive
+    from m3bind.modalities.formats import limits as _limits
 
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
         for number in range(3000):

@@ -19,8 +19,8 @@ from tests.modalities.test_signals import LEADS, aecg, beats, channels, dataset,
 
 from m3bind.errors import ReadError
 from m3bind.modalities import get
-from m3bind.modalities._signals_leads import name_of_code, parse_lead
-from m3bind.modalities._signals_units import number, shown, split_unit, to_millivolt, unit_of_code
+from m3bind.modalities.formats.signals_leads import name_of_code, parse_lead
+from m3bind.modalities.formats.signals_units import number, shown, split_unit, to_millivolt, unit_of_code
 
 # --- units ------------------------------------------------------------------------------------------------------------
 

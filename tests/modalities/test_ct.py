@@ -16,10 +16,11 @@ from pydicom.data import get_testdata_file
 from scipy import ndimage
 
 from m3bind.errors import ConfigError, ReadError
-from m3bind.modalities import Sample, _limits, get
-from m3bind.modalities._limits import Limits
-from m3bind.modalities._volumes import double_rescale_doubt
+from m3bind.modalities import Sample, get
 from m3bind.modalities.ct import resample
+from m3bind.modalities.formats import limits
+from m3bind.modalities.formats.limits import Limits
+from m3bind.modalities.formats.volumes import double_rescale_doubt
 
 Make = Callable[..., Path]
 
@@ -267,10 +268,10 @@ def test_npz_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             get("ct").read(tmp_path / f"{name}.npz")
     np.savez_compressed(tmp_path / "c.npz", ct=np.zeros((90, 100, 300), np.int16))
     with monkeypatch.context() as patch:
-        patch.setattr(_limits, "LIMITS", Limits(ratio=100))
+        patch.setattr(limits, "LIMITS", Limits(ratio=100))
         with pytest.raises(ReadError, match="bytes of content"):
             get("ct").read(tmp_path / "c.npz")
-        patch.setattr(_limits, "LIMITS", Limits(voxels=1000))
+        patch.setattr(limits, "LIMITS", Limits(voxels=1000))
         with pytest.raises(ReadError, match="2,700,000 voxels, more than 1,000"):
             get("ct").read(tmp_path / "c.npz")
     np.savez(tmp_path / "d.npz", ct=values)

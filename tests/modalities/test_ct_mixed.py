@@ -11,9 +11,11 @@ from pydicom.dataset import Dataset
 from scipy.ndimage import gaussian_filter
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _ct_mixed, _series, get
-from m3bind.modalities._files import files_below
+from m3bind.modalities import get
 from m3bind.modalities.base import Sample
+from m3bind.modalities.formats import ct_mixed
+from m3bind.modalities.formats import series as _series
+from m3bind.modalities.formats.files import files_below
 from modalities.ct_files import body, each, enhanced, slices, write
 
 ONE, TWO, THREE = body(40.0), body(340.0), body(-400.0)
@@ -140,7 +142,7 @@ SOUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("what", SOUND)
 def test_sound_volumes_are_not_taken_for_mixed_ones(what: str) -> None:
     warnings: list[str] = []
-    _ct_mixed.check_alternation(SOUND[what](SMOOTH + KERNEL).astype(np.float32), "x", warnings)
+    ct_mixed.check_alternation(SOUND[what](SMOOTH + KERNEL).astype(np.float32), "x", warnings)
     assert warnings == []
 
 

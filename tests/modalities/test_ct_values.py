@@ -9,7 +9,8 @@ import pydicom
 import pytest
 
 from m3bind.errors import ReadError
-from m3bind.modalities import Sample, _volumes, get
+from m3bind.modalities import Sample, get
+from m3bind.modalities.formats import volumes
 from modalities.ct_files import body, each, enhanced, group, slices, write
 
 HU = body(40)
@@ -235,7 +236,7 @@ def test_values_that_are_no_hounsfield_units(what: str) -> None:
     """They are left as they are, with a doubt that says what they are and what is expected."""
     volume = FOREIGN[what]().astype(np.float32)
     before, warnings = volume.copy(), list[str]()
-    assert not _volumes.finish(volume, SMALL if "patch" in what else WIDE, [], warnings)
+    assert not volumes.finish(volume, SMALL if "patch" in what else WIDE, [], warnings)
     np.testing.assert_array_equal(volume, before)
     assert len(warnings) == 1 and ("-1000" in warnings[0])
 
@@ -261,7 +262,7 @@ CTS: dict[str, tuple[Callable[[], np.ndarray], tuple[float, ...]]] = {
 def test_crops_of_all_tissues_are_hounsfield_units(what: str) -> None:
     make, spacing = CTS[what]
     warnings: list[str] = []
-    assert _volumes.finish(make().astype(np.float32), spacing, [], warnings) and warnings == []
+    assert volumes.finish(make().astype(np.float32), spacing, [], warnings) and warnings == []
 
 
 def test_virtual_patients_are_hounsfield_units() -> None:
@@ -272,7 +273,7 @@ def test_virtual_patients_are_hounsfield_units() -> None:
         rng = np.random.default_rng(seed)
         volume = thorax.ct(sample_state(rng), rng).astype(np.float32)
         warnings: list[str] = []
-        assert _volumes.finish(volume, (8.0, 4.0, 4.0), [], warnings) and warnings == []
+        assert volumes.finish(volume, (8.0, 4.0, 4.0), [], warnings) and warnings == []
 
 
 def test_real_cts_are_hounsfield_units(mini5: Path) -> None:

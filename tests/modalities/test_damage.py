@@ -15,7 +15,8 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _damage, _dicom, _images, get
+from m3bind.modalities import get
+from m3bind.modalities.formats import damage, dicom, images
 from modalities import ct_files
 from modalities.test_dicom import make, save
 from modalities.test_slides import PINK, discs, write_dicom
@@ -63,7 +64,7 @@ KINDS = [("jpeg", None), ("jpeg", tail), ("jpeg", middle), ("jpeg2000", None), (
 def test_tiff_pictures(tmp_path: Path, compression: str, how: Damage | None, tile: tuple[int, int] | None) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, SLIDE, compression=compression, photometric="rgb", tile=tile)
-    picture = _images.decode_picture(hurt_tiff(path, how))
+    picture = images.decode_picture(hurt_tiff(path, how))
     assert len(doubts(picture.warnings)) == (how is not None)
 
 
@@ -195,7 +196,7 @@ def test_whole_jpeg_2000_is_not_doubted_however_it_is_packed(options: dict[str, 
         values[100:] = np.random.default_rng(1).integers(0, 256, (100, 300, 3))
     out = io.BytesIO()
     Image.fromarray(values).save(out, "JPEG2000", no_jp2=True, **options)
-    assert _damage.of_stream(out.getvalue()) == ""
+    assert damage.of_stream(out.getvalue()) == ""
 
 
 def packed(values: np.ndarray, across_rows: bool) -> bytes:
@@ -219,7 +220,7 @@ def test_whole_rle_is_not_doubted(across_rows: bool, shape: tuple[int, int], kin
         values[:, :9] = values[:, -9:] = values[:9] = 0
     if kind == "black":
         values[:] = 0
-    assert _damage.of_rle(packed(values, across_rows), *shape) == ""
+    assert damage.of_rle(packed(values, across_rows), *shape) == ""
 
 
 def shown(folder: Path, stream: bytes, uid: str, like: np.ndarray = GREY) -> tuple[np.ndarray, list[str]]:
@@ -228,12 +229,12 @@ def shown(folder: Path, stream: bytes, uid: str, like: np.ndarray = GREY) -> tup
     header.PixelData = encapsulate([stream])
     header["PixelData"].is_undefined_length = True
     path = save(header, folder / "a.dcm")
-    array, _, found = _dicom.grey(_dicom.open_dicom(path), path)
+    array, _, found = dicom.grey(dicom.open_dicom(path), path)
     return array, found
 
 
 def test_what_is_not_compressed_is_no_matter() -> None:
-    assert _damage.of_stream(b"") == _damage.of_stream(b"\0\xff\xd8\xff\xc0" * 20) == ""
+    assert damage.of_stream(b"") == damage.of_stream(b"\0\xff\xd8\xff\xc0" * 20) == ""
 
 
 @pytest.mark.parametrize("hurt", [0, 1, 3])

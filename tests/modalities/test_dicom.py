@@ -25,7 +25,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _dicom, _limits
+from m3bind.modalities.formats import dicom, limits
 
 SHIPPED = sorted((Path(DATA_ROOT) / "test_files").glob("*.dcm"))
 EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
@@ -73,7 +73,7 @@ def save(ds: Dataset, path: Path) -> Path:
 def grey(ds: Dataset, tmp_path: Path) -> tuple[np.ndarray, list[str], list[str]]:
     """`_dicom.grey` of a dataset that went through a file."""
     path = save(ds, tmp_path / "a.dcm")
-    return _dicom.grey(_dicom.open_dicom(path), path)
+    return dicom.grey(dicom.open_dicom(path), path)
 
 
 def reference(ds: Dataset, frame: int) -> np.ndarray:
@@ -122,7 +122,7 @@ def test_pydicom_ships_what_the_tests_need() -> None:
 def test_stored_values_are_pydicoms(path: Path) -> None:
     if path.name in TWELVE_BIT:
         pytest.skip("pydicom has no GPL-free decoder for it; see test_twelve_bit_jpeg")
-    ours = _dicom.pixel_frames(_dicom.open_dicom(path), path)
+    ours = dicom.pixel_frames(dicom.open_dicom(path), path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ds = pydicom.dcmread(path)
@@ -137,12 +137,12 @@ def test_shown_values_are_pydicoms(path: Path) -> None:
         pytest.skip("pydicom has no GPL-free decoder for it; see test_twelve_bit_jpeg")
     ds = pydicom.dcmread(path)
     frames = int(ds.get("NumberOfFrames", 1) or 1)
-    opened = _dicom.open_dicom(path)
+    opened = dicom.open_dicom(path)
     if ds.PhotometricInterpretation.startswith("MONO"):
-        array, steps, doubts = _dicom.grey(opened, path)
+        array, steps, doubts = dicom.grey(opened, path)
         np.testing.assert_allclose(array, reference(ds, frames // 2), atol=2e-6)
     else:
-        array, steps, doubts = _dicom.colour(opened, path)
+        array, steps, doubts = dicom.colour(opened, path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             theirs = ds.pixel_array
@@ -159,15 +159,15 @@ def test_shown_values_are_pydicoms(path: Path) -> None:
 def test_twelve_bit_jpeg(name: str) -> None:
     """No second decoder is here; the picture is the one JPEG2000.dcm holds, both lossily compressed."""
     path, other = (Path(get_testdata_file(n)) for n in (name, "JPEG2000.dcm"))
-    ours = _dicom.pixel_frames(_dicom.open_dicom(path), path, 0).astype(float)
-    same = _dicom.pixel_frames(_dicom.open_dicom(other), other, 0).astype(float)
+    ours = dicom.pixel_frames(dicom.open_dicom(path), path, 0).astype(float)
+    same = dicom.pixel_frames(dicom.open_dicom(other), other, 0).astype(float)
     assert ours.shape == same.shape == (1024, 256)
     assert np.corrcoef(ours.ravel(), same.ravel())[0, 1] > 0.95
 
 
 def test_twelve_bit_jpeg_is_the_lossless_picture(native: Path) -> None:
     path = Path(get_testdata_file(TWELVE_BIT[0]))
-    ours = _dicom.pixel_frames(_dicom.open_dicom(path), path, 0).astype(float)
+    ours = dicom.pixel_frames(dicom.open_dicom(path), path, 0).astype(float)
     true = pydicom.dcmread(native / "dicom" / "JPEG-LL.dcm").pixel_array
     assert np.abs(ours - true).mean() < 4 and np.corrcoef(ours.ravel(), true.ravel())[0, 1] > 0.98
 
@@ -176,13 +176,13 @@ def test_twelve_bit_jpeg_is_the_lossless_picture(native: Path) -> None:
 def test_damaged_files_say_what_is_wrong(name: str, reason: str) -> None:
     path = Path(get_testdata_file(name))
     with pytest.raises(ReadError, match=reason):
-        _dicom.pixel_frames(_dicom.open_dicom(path), path)
+        dicom.pixel_frames(dicom.open_dicom(path), path)
 
 
 @pytest.mark.parametrize("path", [p for p in SHIPPED if p not in PICTURES], ids=lambda path: path.name)
 def test_files_without_pictures_are_typed_errors(path: Path) -> None:
     with pytest.raises(ReadError) as caught:
-        _dicom.pixel_frames(_dicom.open_dicom(path), path)
+        dicom.pixel_frames(dicom.open_dicom(path), path)
     assert "cannot be decoded" not in caught.value.reason
 
 
@@ -192,12 +192,12 @@ def test_real_files(native: Path) -> None:
         ds = pydicom.dcmread(path)
         try:
             if str(ds.PhotometricInterpretation).startswith("MONO"):
-                array, _, _ = _dicom.grey(_dicom.open_dicom(path), path)
+                array, _, _ = dicom.grey(dicom.open_dicom(path), path)
                 frames = int(ds.get("NumberOfFrames", 1) or 1)
                 if "PixelPaddingRangeLimit" not in ds:
                     np.testing.assert_allclose(array, reference(ds, frames // 2), atol=2e-6)
             else:
-                assert _dicom.colour(_dicom.open_dicom(path), path)[0].ndim == 3
+                assert dicom.colour(dicom.open_dicom(path), path)[0].ndim == 3
         except ReadError:
             refused.append(path.name)
     assert refused == ["MR_truncated.dcm"]
@@ -211,7 +211,7 @@ def test_real_files(native: Path) -> None:
 )
 def test_files_without_preamble_or_meta_are_opened(name: str) -> None:
     path = Path(get_testdata_file(name))
-    assert _dicom.is_dicom(path) and len(_dicom.open_dicom(path)) >= 3
+    assert dicom.is_dicom(path) and len(dicom.open_dicom(path)) >= 3
 
 
 @pytest.mark.parametrize("implicit", [True, False])
@@ -220,26 +220,26 @@ def test_a_bare_data_set_is_read_like_the_whole_file(tmp_path: Path, implicit: b
     del ds.file_meta
     ds.save_as(tmp_path / "bare.dcm", implicit_vr=implicit, little_endian=True)
     assert (tmp_path / "bare.dcm").read_bytes()[128:132] != b"DICM"
-    opened = _dicom.open_dicom(tmp_path / "bare.dcm")
-    assert _dicom.is_dicom(tmp_path / "bare.dcm") and _dicom.kind_of(opened) == "radiograph"
-    frame = _dicom.pixel_frames(opened, tmp_path / "bare.dcm", 0)
+    opened = dicom.open_dicom(tmp_path / "bare.dcm")
+    assert dicom.is_dicom(tmp_path / "bare.dcm") and dicom.kind_of(opened) == "radiograph"
+    frame = dicom.pixel_frames(opened, tmp_path / "bare.dcm", 0)
     np.testing.assert_array_equal(frame, np.arange(600).reshape(20, 30))
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 20, b"\x08\0", b"\x89PNG" + bytes(300), bytes(500), b"\x08\0\x05\0"])
 def test_other_files_are_not_dicom(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
-    assert not _dicom.is_dicom(tmp_path / "a")
+    assert not dicom.is_dicom(tmp_path / "a")
     with pytest.raises(ReadError, match="not a DICOM file"):
-        _dicom.open_dicom(tmp_path / "a")
+        dicom.open_dicom(tmp_path / "a")
 
 
 def test_pipes_are_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.dcm")
     start = time.monotonic()
-    assert not _dicom.is_dicom(tmp_path / "a.dcm")
+    assert not dicom.is_dicom(tmp_path / "a.dcm")
     with pytest.raises(ReadError, match="not a regular file"):
-        _dicom.open_dicom(tmp_path / "a.dcm")
+        dicom.open_dicom(tmp_path / "a.dcm")
     assert time.monotonic() - start < 1
 
 
@@ -257,15 +257,15 @@ def deflated(body: bytes, level: int = 9) -> bytes:
 @pytest.mark.parametrize("stop", [True, False])
 def test_deflated_files_are_inflated(tmp_path: Path, stop: bool) -> None:
     path = Path(get_testdata_file("image_dfl.dcm"))
-    ds, theirs = _dicom.open_dicom(path, stop_before_pixels=stop), pydicom.dcmread(path)
+    ds, theirs = dicom.open_dicom(path, stop_before_pixels=stop), pydicom.dcmread(path)
     assert ("PixelData" in ds) != stop and ds.Rows == theirs.Rows == 512
     assert ds.file_meta.TransferSyntaxUID == EXPLICIT
     if not stop:
-        np.testing.assert_array_equal(_dicom.pixel_frames(ds, path, 0), theirs.pixel_array)
+        np.testing.assert_array_equal(dicom.pixel_frames(ds, path, 0), theirs.pixel_array)
     whole = path.read_bytes()
     (tmp_path / "cut.dcm").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ReadError, match="deflated content is cut short"):
-        _dicom.open_dicom(tmp_path / "cut.dcm")
+        dicom.open_dicom(tmp_path / "cut.dcm")
 
 
 def test_a_deflated_bomb_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,15 +274,15 @@ def test_a_deflated_bomb_is_refused_early(tmp_path: Path, monkeypatch: pytest.Mo
     start = time.monotonic()
     tracemalloc.start()
     with pytest.raises(ReadError, match=r"inflates to more than .* bytes from") as caught:
-        _dicom.open_dicom(tmp_path / "bomb.dcm")
+        dicom.open_dicom(tmp_path / "bomb.dcm")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert time.monotonic() - start < 2 and peak < 80_000_000 and "made to harm" in caught.value.hint
     noise = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
     (tmp_path / "big.dcm").write_bytes(deflated(noise, 1))
-    monkeypatch.setattr(_limits, "LIMITS", _limits.Limits(memory=4_000_000))
+    monkeypatch.setattr(limits, "LIMITS", limits.Limits(memory=4_000_000))
     with pytest.raises(ReadError, match="more than 1,000,000 bytes"):
-        _dicom.open_dicom(tmp_path / "big.dcm")
+        dicom.open_dicom(tmp_path / "big.dcm")
 
 
 def nested(depth: int, implicit: bool, bounded: bool) -> bytes:
@@ -311,11 +311,11 @@ def test_depth_of_sequences(tmp_path: Path, implicit: bool, bounded: bool, depth
     path = tmp_path / "deep.dcm"
     path.write_bytes(data[:at] + nested(depth, implicit, bounded) + data[at:])
     start = time.monotonic()
-    if depth <= _limits.LIMITS.depth:
-        assert _dicom.pixel_frames(_dicom.open_dicom(path), path).shape == (1, 16, 16)
+    if depth <= limits.LIMITS.depth:
+        assert dicom.pixel_frames(dicom.open_dicom(path), path).shape == (1, 16, 16)
     else:
         with pytest.raises(ReadError, match="nested"):
-            _dicom.open_dicom(path)
+            dicom.open_dicom(path)
     assert time.monotonic() - start < 2
 
 
@@ -328,12 +328,12 @@ def test_many_sequences_side_by_side_are_not_deep(tmp_path: Path) -> None:
     for undefined in (False, True):
         ds["PerFrameFunctionalGroupsSequence"].is_undefined_length = undefined
         path = save(ds, tmp_path / "wide.dcm")
-        assert len(_dicom.open_dicom(path).PerFrameFunctionalGroupsSequence) == 500
+        assert len(dicom.open_dicom(path).PerFrameFunctionalGroupsSequence) == 500
 
 
 def test_tags_are_technical_and_errors_name_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ds = make(np.zeros((16, 16), dtype=np.uint8), KVP="110", PatientBirthDate="19500101", StudyDescription="DOE chest")
-    tags = _dicom.technical_tags(_dicom.open_dicom(save(ds, tmp_path / "a.dcm")))
+    tags = dicom.technical_tags(dicom.open_dicom(save(ds, tmp_path / "a.dcm")))
     assert tags["KVP"].startswith("110") and tags["Rows"] == "16" and tags["TransferSyntaxUID"] == EXPLICIT
     assert not any("DOE" in value or "1950" in value for value in tags.values())
     ds.WindowCenter, ds.WindowWidth = "40", "400"
@@ -342,7 +342,7 @@ def test_tags_are_technical_and_errors_name_nobody(tmp_path: Path, caplog: pytes
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # pydicom quotes values in its warnings
         caplog.clear()
-        _, steps, doubts = _dicom.grey(_dicom.open_dicom(tmp_path / "a.dcm"), tmp_path / "a.dcm")
+        _, steps, doubts = dicom.grey(dicom.open_dicom(tmp_path / "a.dcm"), tmp_path / "a.dcm")
     assert not caplog.records and logging.getLogger("pydicom").level != logging.CRITICAL
     assert doubts == ["a window that cannot be used is left out"] and "DOE" not in " ".join(steps)
 
@@ -361,7 +361,7 @@ def test_tags_are_technical_and_errors_name_nobody(tmp_path: Path, caplog: pytes
 def test_kinds(uid: str, modality: str, kind: str) -> None:
     ds = Dataset()
     ds.SOPClassUID, ds.Modality = uid, modality
-    assert _dicom.kind_of(ds) == kind
+    assert dicom.kind_of(ds) == kind
 
 
 # ---------------------------------------------------------------------------------------------------- stored values
@@ -388,20 +388,20 @@ def test_lies_of_the_header_are_refused_before_decoding(
     tmp_path: Path, entries: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(make(RAMP, **entries), tmp_path / "a.dcm")
-    monkeypatch.setattr("m3bind.modalities._dicom_pixels._decode_frame", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("m3bind.modalities.formats.dicom_pixels._decode_frame", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ReadError, match=reason):
-        _dicom.pixel_frames(_dicom.open_dicom(path), path, 0)
+        dicom.pixel_frames(dicom.open_dicom(path), path, 0)
 
 
 def test_frames_by_number(tmp_path: Path) -> None:
     stored = np.random.default_rng(0).integers(0, 4096, (3, 20, 30)).astype(np.uint16)
     path = save(make(stored, bits=12), tmp_path / "a.dcm")
-    ds = _dicom.open_dicom(path)
-    np.testing.assert_array_equal(_dicom.pixel_frames(ds, path), stored)
+    ds = dicom.open_dicom(path)
+    np.testing.assert_array_equal(dicom.pixel_frames(ds, path), stored)
     for k in range(3):
-        np.testing.assert_array_equal(_dicom.pixel_frames(ds, path, k), stored[k])
+        np.testing.assert_array_equal(dicom.pixel_frames(ds, path, k), stored[k])
     with pytest.raises(ReadError, match="frame 3 of 3"):
-        _dicom.pixel_frames(ds, path, 3)
+        dicom.pixel_frames(ds, path, 3)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -414,7 +414,7 @@ def test_bits_outside_the_stored_ones_are_masked(tmp_path: Path, signed: bool, b
     raw = ((true & (2**bits - 1)) << place) | (rng.integers(0, 2**16, true.shape) & ~((2**bits - 1) << place) & 0xFFFF)
     ds = make(raw.astype(np.uint16), bits=bits, PixelRepresentation=int(signed), HighBit=high)
     path = save(ds, tmp_path / "a.dcm")
-    np.testing.assert_array_equal(_dicom.pixel_frames(_dicom.open_dicom(path), path, 0), true)
+    np.testing.assert_array_equal(dicom.pixel_frames(dicom.open_dicom(path), path, 0), true)
 
 
 def compressed(name: str) -> Dataset:
@@ -427,20 +427,20 @@ def test_compressed_frames_that_do_not_fit(tmp_path: Path, name: str) -> None:
     ds.NumberOfFrames = "5"
     path = save(ds, tmp_path / "a.dcm")
     with pytest.raises(ReadError, match="5 frames declared, 1 stored"):
-        _dicom.pixel_frames(_dicom.open_dicom(path), path, 0)
+        dicom.pixel_frames(dicom.open_dicom(path), path, 0)
     if "RLE" not in name:  # run lengths do not know their size
         ds = compressed(name)
         ds.Rows = 63
         path = save(ds, tmp_path / "a.dcm")
         with pytest.raises(ReadError, match=r"header says 64 x 63, the compressed frame 64 x 64"):
-            _dicom.pixel_frames(_dicom.open_dicom(path), path, 0)
+            dicom.pixel_frames(dicom.open_dicom(path), path, 0)
     ds = compressed(name)
     stream = get_frame(ds.PixelData, 0, number_of_frames=1)
     ds.PixelData = encapsulate([stream[: len(stream) // 2]])
     path = save(ds, tmp_path / "a.dcm")
     start = time.monotonic()
     try:
-        cut = _dicom.pixel_frames(_dicom.open_dicom(path), path, 0)
+        cut = dicom.pixel_frames(dicom.open_dicom(path), path, 0)
     except ReadError as error:
         assert "decoded" in error.reason or "size" in error.reason or "cut short" in error.reason
     else:
@@ -453,7 +453,7 @@ def test_a_picture_that_no_compression_explains(tmp_path: Path) -> None:
     ds.Rows = ds.Columns = 8000
     path = save(ds, tmp_path / "a.dcm")
     with pytest.raises(ReadError, match=r"declares 128,000,000 bytes of content in .* stored"):
-        _dicom.pixel_frames(_dicom.open_dicom(path), path, 0)
+        dicom.pixel_frames(dicom.open_dicom(path), path, 0)
 
 
 @pytest.mark.parametrize("uid", ["1.2.840.10008.1.2.4.100", "1.2.840.10008.1.2.4.94", "1.2.826.0.1.3680043.2.1"])
@@ -461,7 +461,7 @@ def test_unread_transfer_syntaxes_are_named_unless_private(tmp_path: Path, uid: 
     ds = make(RAMP)
     ds.file_meta.TransferSyntaxUID = UID(uid)
     with pytest.raises(ReadError, match=uid if "10008" in uid else "that is private"):
-        _dicom.pixel_frames(ds, tmp_path / "a.dcm", 0)
+        dicom.pixel_frames(ds, tmp_path / "a.dcm", 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- grey
@@ -643,7 +643,7 @@ def test_planar_configurations_are_the_same_picture(tmp_path: Path) -> None:
         ds = make(rgb, PlanarConfiguration=planar)
         ds.PixelData = stored.tobytes()
         path = save(ds, tmp_path / "a.dcm")
-        array, steps, _ = _dicom.colour(_dicom.open_dicom(path), path)
+        array, steps, _ = dicom.colour(dicom.open_dicom(path), path)
         np.testing.assert_allclose(array, rgb / 255, atol=1e-6)
         assert steps == []
 
@@ -653,7 +653,7 @@ def test_ybr_becomes_rgb(tmp_path: Path) -> None:
     m = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
     ybr = np.rint(rgb @ m.T + [0, 128, 128]).clip(0, 255).astype(np.uint8)
     path = save(make(ybr, PhotometricInterpretation="YBR_FULL"), tmp_path / "a.dcm")
-    array, steps, _ = _dicom.colour(_dicom.open_dicom(path), path)
+    array, steps, _ = dicom.colour(dicom.open_dicom(path), path)
     np.testing.assert_allclose(array, rgb / 255, atol=2 / 255)
     assert steps == ["YBR turned into RGB"]
 
@@ -663,17 +663,17 @@ def test_other_colour_models_are_refused_without_quoting_them(tmp_path: Path, ph
     ds = make(np.zeros((20, 30, 3), np.uint8), PhotometricInterpretation=photometric)
     with pytest.raises(ReadError, match=r"colour model|cannot be decoded") as caught:
         path = save(ds, tmp_path / "a.dcm")
-        _dicom.colour(_dicom.open_dicom(path), path)
+        dicom.colour(dicom.open_dicom(path), path)
     assert "DOE" not in str(caught.value)
 
 
 def test_grey_and_colour_refuse_each_other(tmp_path: Path) -> None:
     path = save(make(RAMP), tmp_path / "a.dcm")
     with pytest.raises(ReadError, match="grey pixels, not colour"):
-        _dicom.colour(_dicom.open_dicom(path), path)
+        dicom.colour(dicom.open_dicom(path), path)
     path = save(make(np.zeros((20, 30, 3), np.uint8)), tmp_path / "a.dcm")
     with pytest.raises(ReadError, match="pixels in colour, not grey"):
-        _dicom.grey(_dicom.open_dicom(path), path)
+        dicom.grey(dicom.open_dicom(path), path)
 
 
 def palette(ds: Dataset, data: dict[str, bytes], entries: int, bits: int, prefix: str = "") -> Dataset:
@@ -689,12 +689,12 @@ def test_palettes(tmp_path: Path) -> None:
     tables = np.random.default_rng(5).integers(0, 65536, (3, 256)).astype("<u2")
     data = dict(zip(("Red", "Green", "Blue"), (table.tobytes() for table in tables)))
     path = save(palette(make(index), data, 256, 16), tmp_path / "a.dcm")
-    array, steps, _ = _dicom.colour(_dicom.open_dicom(path), path)
+    array, steps, _ = dicom.colour(dicom.open_dicom(path), path)
     np.testing.assert_allclose(array, tables.T[index] / 65535, atol=1e-6)
     assert steps == ["palette applied"]
     path = save(palette(make(index), {}, 256, 16), tmp_path / "a.dcm")
     with pytest.raises(ReadError, match="palette cannot be used"):
-        _dicom.colour(_dicom.open_dicom(path), path)
+        dicom.colour(dicom.open_dicom(path), path)
 
 
 def test_a_palette_in_segments_may_not_explode(tmp_path: Path) -> None:
@@ -703,23 +703,23 @@ def test_a_palette_in_segments_may_not_explode(tmp_path: Path) -> None:
     path = save(
         palette(make(index), dict.fromkeys(("Red", "Green", "Blue"), fine), 256, 16, "Segmented"), tmp_path / "a"
     )
-    assert (_dicom.colour(_dicom.open_dicom(path), path)[0] == 0).all()
+    assert (dicom.colour(dicom.open_dicom(path), path)[0] == 0).all()
     bomb = struct.pack("<3H", 0, 1, 0) + struct.pack("<3H", 1, 65535, 65535) * 10_000
     path = save(
         palette(make(index), dict.fromkeys(("Red", "Green", "Blue"), bomb), 256, 16, "Segmented"), tmp_path / "a"
     )
     start = time.monotonic()
     with pytest.raises(ReadError, match="its palette grows to 655,350,001 entries"):
-        _dicom.colour(_dicom.open_dicom(path), path)
+        dicom.colour(dicom.open_dicom(path), path)
     assert time.monotonic() - start < 2
 
 
 def test_nothing_is_written_into_the_dataset(tmp_path: Path) -> None:
     ds = make(RAMP, WindowCenter="100", WindowWidth="50")
     path = save(ds, tmp_path / "a.dcm")
-    opened = _dicom.open_dicom(path)
+    opened = dicom.open_dicom(path)
     before = opened.to_json()
-    first: Callable[..., Any] = lambda: _dicom.grey(opened, path)[0]  # noqa: E731
+    first: Callable[..., Any] = lambda: dicom.grey(opened, path)[0]  # noqa: E731
     np.testing.assert_array_equal(first(), first())
     assert opened.to_json() == before
 
@@ -739,10 +739,10 @@ def test_a_value_representation_that_is_none_is_the_standards(tmp_path: Path, ke
     at = data.index(head) + 4
     other = tmp_path / "b.dcm"
     other.write_bytes(data[:at] + code + data[at + 2 :])
-    one, two = (_dicom.grey(_dicom.open_dicom(path), path) for path in (plain, other))
+    one, two = (dicom.grey(dicom.open_dicom(path), path) for path in (plain, other))
     np.testing.assert_array_equal(one[0], two[0])
     assert one[1:] == two[1:]
-    assert _dicom.technical_tags(_dicom.open_dicom(other))["Modality"] == "DX"
+    assert dicom.technical_tags(dicom.open_dicom(other))["Modality"] == "DX"
 
 
 @pytest.mark.parametrize(
@@ -764,8 +764,8 @@ def test_pixels_that_are_not_square_are_said(
     stored = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
     ds = make(stored if photometric == "RGB" else stored[..., 0], PhotometricInterpretation=photometric, **entries)
     path = save(ds, tmp_path / "a.dcm")
-    show = _dicom.colour if photometric == "RGB" else _dicom.grey
-    found = [doubt for doubt in show(_dicom.open_dicom(path), path)[2] if "not square" in doubt]
+    show = dicom.colour if photometric == "RGB" else dicom.grey
+    found = [doubt for doubt in show(dicom.open_dicom(path), path)[2] if "not square" in doubt]
     assert len(found) == bool(said) and all(said in doubt for doubt in found)
 
 

@@ -12,7 +12,7 @@ from pydicom.pixels import convert_color_space
 from pydicom.uid import UID
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _dicom
+from m3bind.modalities.formats import dicom
 from modalities.test_dicom import make, save
 
 BASELINE, LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70"
@@ -57,7 +57,7 @@ def read(path: Path, rgb: np.ndarray, stream: bytes, uid: str, label: str, **ent
     header.PixelData = encapsulate([stream])
     header["PixelData"].is_undefined_length = True
     save(header, path)
-    array, _, doubts = _dicom.colour(_dicom.open_dicom(path), path)
+    array, _, doubts = dicom.colour(dicom.open_dicom(path), path)
     return array, "; ".join(doubts)
 
 
@@ -132,7 +132,7 @@ def test_labels_of_uncompressed_pixels_are_held_against_the_values(
     rgb = photograph(seed)
     values = rgb if stored == "RGB" else convert_color_space(rgb, "RGB", "YBR_FULL")
     path = save(make(values, PhotometricInterpretation=label), tmp_path / "a.dcm")
-    array, _, doubts = _dicom.colour(_dicom.open_dicom(path), path)
+    array, _, doubts = dicom.colour(dicom.open_dicom(path), path)
     assert said in "; ".join(doubts) and bool(said) == bool(doubts)
     if "may be wrong" not in said:
         assert np.abs(array - rgb / 255).mean() < 0.01
@@ -143,7 +143,7 @@ def test_colours_without_a_planar_configuration(tmp_path: Path) -> None:
     header = make(rgb)
     del header.PlanarConfiguration
     path = save(header, tmp_path / "a.dcm")
-    array, _, doubts = _dicom.colour(_dicom.open_dicom(path), path)
+    array, _, doubts = dicom.colour(dicom.open_dicom(path), path)
     np.testing.assert_allclose(array, rgb / 255, atol=1e-6)
     assert any("PlanarConfiguration" in text for text in doubts)
 
@@ -159,7 +159,7 @@ def grey(path: Path, stored: np.ndarray, stream: bytes, uid: str, **entries: Any
     header.PixelData = encapsulate([stream])
     header["PixelData"].is_undefined_length = True
     save(header, path)
-    array, _, doubts = _dicom.grey(_dicom.open_dicom(path), path)
+    array, _, doubts = dicom.grey(dicom.open_dicom(path), path)
     return array, "; ".join(doubts)
 
 

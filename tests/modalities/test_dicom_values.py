@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from m3bind.modalities import _dicom
-from m3bind.modalities._dicom_values import padding, rescaling, unit_of
+from m3bind.modalities.formats import dicom
+from m3bind.modalities.formats.dicom_values import padding, rescaling, unit_of
 from modalities.test_dicom import make, save
 
 
@@ -112,6 +112,6 @@ def test_a_radiograph_with_such_a_slope_is_shown_with_a_doubt(tmp_path: Path, sl
     header = make(stored, RescaleIntercept="5", WindowCenter="2053.5", WindowWidth="4096")
     header.add_new("RescaleSlope", "LO", slope)
     path = save(header, tmp_path / "a.dcm")
-    array, _, doubts = _dicom.grey(_dicom.open_dicom(path), path)
+    array, _, doubts = dicom.grey(dicom.open_dicom(path), path)
     np.testing.assert_allclose(array, stored / 4095, atol=1e-3)
     assert any(word in text for text in doubts)

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from m3bind.modalities._files import dicom_code, files_below
+from m3bind.modalities.formats.files import dicom_code, files_below
 from modalities.test_hostile import deflated_dicom_bomb, dicom_nested_deeply
 
 

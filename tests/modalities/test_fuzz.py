@@ -19,8 +19,8 @@ from PIL import Image
 
 from m3bind import modalities
 from m3bind.errors import ReadError
-from m3bind.modalities import _isolation
-from m3bind.modalities._limits import VARIABLE, from_environment
+from m3bind.modalities.formats import isolation
+from m3bind.modalities.formats.limits import VARIABLE, from_environment
 
 CASES = int(os.environ.get("M3BIND_FUZZ", "600"))
 SLOWEST = 5.0  # seconds
@@ -165,11 +165,11 @@ INSIDE: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {"png": mutat
 @pytest.mark.parametrize("name", MAKERS)
 def test_mutated_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "memory=1e9 seconds=5")
-    monkeypatch.setattr(_isolation, "LIMITS", from_environment("memory=1e9 seconds=5"))
-    monkeypatch.setattr(_isolation, "_pool", None)
+    monkeypatch.setattr(isolation, "LIMITS", from_environment("memory=1e9 seconds=5"))
+    monkeypatch.setattr(isolation, "_pool", None)
     modality, seed = MAKERS[name](tmp_path)
-    with ThreadPoolExecutor(_isolation.WORKERS) as pool:  # sound to begin with; starting a worker is not timed
-        list(pool.map(lambda _: modalities.read(modality, seed), range(4 * _isolation.WORKERS)))
+    with ThreadPoolExecutor(isolation.WORKERS) as pool:  # sound to begin with; starting a worker is not timed
+        list(pool.map(lambda _: modalities.read(modality, seed), range(4 * isolation.WORKERS)))
     data = seed.read_bytes()
     inside = INSIDE.get(name, mutate)
 
@@ -192,11 +192,11 @@ def test_mutated_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             kind = "crash" if "crashed" in error.reason else "slow" if "longer than" in error.reason else "refused"
         return kind, time.monotonic() - start
 
-    with ThreadPoolExecutor(_isolation.WORKERS) as pool:
+    with ThreadPoolExecutor(isolation.WORKERS) as pool:
         results = list(pool.map(case, range(CASES // len(MAKERS))))
     counts = Counter(kind for kind, _ in results)
     print(name, dict(counts), f"slowest {max(seconds for _, seconds in results):.2f} s")
     assert counts["slow"] == 0 and max(seconds for _, seconds in results) < SLOWEST + 1
     assert counts["read"] and counts["refused"]  # mutations reach both sides
-    assert _isolation._pool is not None
-    _isolation._pool.close()
+    assert isolation._pool is not None
+    isolation._pool.close()

@@ -21,8 +21,8 @@ from PIL import Image
 
 from m3bind import modalities
 from m3bind.errors import ReadError
-from m3bind.modalities import _isolation
-from m3bind.modalities._limits import VARIABLE, from_environment
+from m3bind.modalities.formats import isolation
+from m3bind.modalities.formats.limits import VARIABLE, from_environment
 
 BUDGET = 1_000_000_000
 Made = tuple[str, Path]
@@ -329,11 +329,11 @@ def readers() -> Iterator[None]:
     """Workers with a small memory budget."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, f"memory={BUDGET} seconds=10")
-        patch.setattr(_isolation, "LIMITS", from_environment(f"memory={BUDGET} seconds=10"))
-        patch.setattr(_isolation, "_pool", None)
+        patch.setattr(isolation, "LIMITS", from_environment(f"memory={BUDGET} seconds=10"))
+        patch.setattr(isolation, "_pool", None)
         yield
-        if _isolation._pool is not None:
-            _isolation._pool.close()
+        if isolation._pool is not None:
+            isolation._pool.close()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ import tifffile
 from PIL import Image
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _images, _limits, get
+from m3bind.modalities import get
+from m3bind.modalities.formats import images, limits
 
 Make = Callable[..., Path]
 
@@ -35,7 +36,7 @@ def test_eight_bit_grey_is_exact(tmp_path: Path, ramp: np.ndarray) -> None:
 def test_sixteen_bit_is_scaled_by_the_bits_in_use(tmp_path: Path, top: int, divisor: int) -> None:
     values = np.linspace(0, top, 80 * 80).astype(np.uint16).reshape(80, 80)
     Image.fromarray(values).save(tmp_path / "a.png")
-    array, steps = _images.read_picture(tmp_path / "a.png")
+    array, steps = images.read_picture(tmp_path / "a.png")
     np.testing.assert_allclose(array, values / divisor, atol=1e-6)
     assert steps == [f"16-bit values divided by {divisor}"]
 
@@ -188,14 +189,14 @@ def test_colour_tiff(tmp_path: Path, compression: str | None, tile: tuple[int, i
 def test_sixteen_bit_colour_and_white_is_zero(tmp_path: Path, ramp: np.ndarray, byteorder: str) -> None:
     colour = np.stack([ramp, ramp // 2, ramp // 3], axis=2).astype(np.uint16) * 256
     tifffile.imwrite(tmp_path / "c.tif", colour, photometric="rgb", byteorder=byteorder)
-    np.testing.assert_allclose(_images.read_picture(tmp_path / "c.tif")[0], colour / 65535, atol=1.1 / 255)
+    np.testing.assert_allclose(images.read_picture(tmp_path / "c.tif")[0], colour / 65535, atol=1.1 / 255)
     for values in (ramp, ramp.astype(np.uint16) * 257):
         tifffile.imwrite(tmp_path / "w.tif", values, photometric="miniswhite", byteorder=byteorder)
         if values.dtype == np.uint16 and byteorder == ">":  # Pillow does not know this one
             with pytest.raises(ReadError, match="it is a TIFF file; export it as PNG"):
-                _images.read_picture(tmp_path / "w.tif")
+                images.read_picture(tmp_path / "w.tif")
             continue
-        array, _ = _images.read_picture(tmp_path / "w.tif")
+        array, _ = images.read_picture(tmp_path / "w.tif")
         np.testing.assert_allclose(array, 1 - ramp / 255, atol=2e-3)
 
 
@@ -203,7 +204,7 @@ def test_sixteen_bit_colour_and_white_is_zero(tmp_path: Path, ramp: np.ndarray, 
 @pytest.mark.parametrize("turn", [1, 3, 6, 8])
 def test_tiff_orientation_is_applied_once(tmp_path: Path, ramp: np.ndarray, turn: int, compression: str | None) -> None:
     tifffile.imwrite(tmp_path / "a.tif", ramp, compression=compression, extratags=[(274, 3, 1, turn, True)])
-    array, steps = _images.read_picture(tmp_path / "a.tif")
+    array, steps = images.read_picture(tmp_path / "a.tif")
     np.testing.assert_allclose(array, np.rot90(ramp, {1: 0, 3: 2, 6: -1, 8: 1}[turn]) / 255, atol=1e-6)
     assert sum("upright" in step for step in steps) == (turn != 1)
 
@@ -211,23 +212,23 @@ def test_tiff_orientation_is_applied_once(tmp_path: Path, ramp: np.ndarray, turn
 def test_floating_point_tiff(tmp_path: Path, ramp: np.ndarray) -> None:
     for values in (ramp / 200, ramp * 31.0 - 900):
         tifffile.imwrite(tmp_path / "a.tif", values.astype(np.float32))
-        array, steps = _images.read_picture(tmp_path / "a.tif")
+        array, steps = images.read_picture(tmp_path / "a.tif")
         true = values if values.max() <= 1 else (values - values.min()) / np.ptp(values)
         np.testing.assert_allclose(array, true, atol=1e-5)
         assert bool(steps) == (values.max() > 1)
     tifffile.imwrite(tmp_path / "a.tif", np.where(ramp == 6, np.nan, ramp).astype(np.float32))
     with pytest.raises(ReadError, match="not finite"):
-        _images.read_picture(tmp_path / "a.tif")
+        images.read_picture(tmp_path / "a.tif")
 
 
 def test_pages_of_a_tiff(tmp_path: Path, ramp: np.ndarray) -> None:
     with tifffile.TiffWriter(tmp_path / "copy.tif") as writer:
         writer.write(ramp)
         writer.write(ramp[::2, ::2], subfiletype=1)
-    np.testing.assert_allclose(_images.read_picture(tmp_path / "copy.tif")[0], ramp / 255, atol=1e-6)
+    np.testing.assert_allclose(images.read_picture(tmp_path / "copy.tif")[0], ramp / 255, atol=1e-6)
     tifffile.imwrite(tmp_path / "pages.tif", np.stack([ramp] * 3), photometric="minisblack")
     with pytest.raises(ReadError, match="several pages"):
-        _images.read_picture(tmp_path / "pages.tif")
+        images.read_picture(tmp_path / "pages.tif")
 
 
 @pytest.mark.parametrize("target", ["itself", "back"])
@@ -245,7 +246,7 @@ def test_a_tiff_whose_pages_go_in_a_circle(tmp_path: Path, ramp: np.ndarray, tar
     path.write_bytes(data)
     start = time.monotonic()
     try:
-        np.testing.assert_allclose(_images.read_picture(path)[0], ramp / 255, atol=1e-6)
+        np.testing.assert_allclose(images.read_picture(path)[0], ramp / 255, atol=1e-6)
         assert target == "itself"
     except ReadError as error:
         assert "pages" in error.reason or "damaged" in error.reason
@@ -276,7 +277,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
 
 def test_stored_bytes_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_picture: Make) -> None:
     path = make_picture(tmp_path / "a.png", "xray")
-    monkeypatch.setattr(_limits, "LIMITS", _limits.Limits(bytes=100))
+    monkeypatch.setattr(limits, "LIMITS", limits.Limits(bytes=100))
     with pytest.raises(ReadError, match=r"bytes, more than 100;.* raise bytes in"):
         get("xray").read(path)
 

@@ -13,8 +13,8 @@ import pytest
 
 from m3bind import modalities
 from m3bind.errors import ConfigError, ReadError
-from m3bind.modalities import _isolation, _limits
-from m3bind.modalities._limits import Limits, from_environment
+from m3bind.modalities.formats import isolation, limits
+from m3bind.modalities.formats.limits import Limits, from_environment
 
 EVIL = """
 import ctypes, os, sys, time
@@ -51,9 +51,9 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     """Reads a file whose content is an instruction to a badly behaved reader."""
     (tmp_path / "evil_reader.py").write_text(EVIL)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv(_limits.VARIABLE, "memory=3e8 seconds=3")
-    monkeypatch.setattr(_isolation, "LIMITS", from_environment("memory=3e8 seconds=3"))
-    monkeypatch.setattr(_isolation, "_pool", None)
+    monkeypatch.setenv(limits.VARIABLE, "memory=3e8 seconds=3")
+    monkeypatch.setattr(isolation, "LIMITS", from_environment("memory=3e8 seconds=3"))
+    monkeypatch.setattr(isolation, "_pool", None)
     import evil_reader
 
     def read(what: str) -> modalities.Sample:
@@ -61,8 +61,8 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         return modalities.read(evil_reader.Evil(), tmp_path / "file")
 
     yield read
-    assert _isolation._pool is not None
-    _isolation._pool.close()
+    assert isolation._pool is not None
+    isolation._pool.close()
     sys.modules.pop("evil_reader", None)
 
 
@@ -100,10 +100,10 @@ def test_loading_a_reader_is_not_the_files_time(evil, tmp_path: Path, monkeypatc
     """A worker that needs longer to import its libraries than a file may take refuses no file."""
     source = (tmp_path / "evil_reader.py").read_text()
     (tmp_path / "evil_reader.py").write_text(f"import time\ntime.sleep(1)\n{source}")
-    monkeypatch.setattr(_isolation, "LIMITS", from_environment("memory=3e8 seconds=0.9"))
+    monkeypatch.setattr(isolation, "LIMITS", from_environment("memory=3e8 seconds=0.9"))
     assert evil("good").array.shape == (2, 3)
-    monkeypatch.setattr(_isolation, "_pool", _isolation._pool.close())  # type: ignore[union-attr, func-returns-value]
-    monkeypatch.setattr(_isolation, "STARTING", 0.2)
+    monkeypatch.setattr(isolation, "_pool", isolation._pool.close())  # type: ignore[union-attr, func-returns-value]
+    monkeypatch.setattr(isolation, "STARTING", 0.2)
     with pytest.raises(ReadError, match="could not be loaded within"):
         evil("good")
 
@@ -166,7 +166,7 @@ def test_many_threads_share_the_workers(evil) -> None:
     for thread in threads:
         thread.join()
     assert results == [15.0] * 60
-    assert _isolation._pool is not None and len(_isolation._pool._all) <= _isolation.WORKERS
+    assert isolation._pool is not None and len(isolation._pool._all) <= isolation.WORKERS
 
 
 @pytest.mark.parametrize("kind", ["xray", "retina", "pathology"])
@@ -179,9 +179,9 @@ def test_real_readers_give_the_same_in_a_child(kind: str, make_picture: Callable
 
 def test_switched_off_it_reads_here(monkeypatch, make_picture, tmp_path: Path) -> None:
     monkeypatch.setenv("M3BIND_ISOLATION", "off")
-    monkeypatch.setattr(_isolation, "_pool", None)
+    monkeypatch.setattr(isolation, "_pool", None)
     modalities.read("xray", make_picture(tmp_path / "a.png", "xray"))
-    assert _isolation._pool is None
+    assert isolation._pool is None
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -202,14 +202,14 @@ def test_declared_sizes_are_checked(tmp_path: Path) -> None:
     path, few = tmp_path / "a", Limits(bytes=3, pixels=100, ratio=10)
     path.write_bytes(b"1234")
     with pytest.raises(ReadError, match="4 bytes, more than 3"):
-        _limits.check_bytes(path, few)
-    _limits.check_count(path, 100, "pixels", few)
+        limits.check_bytes(path, few)
+    limits.check_count(path, 100, "pixels", few)
     for count in (101, 0, -5):
         with pytest.raises(ReadError, match="pixels"):
-            _limits.check_count(path, count, "pixels", few)
-    _limits.check_ratio(path, 40, 4, few)
+            limits.check_count(path, count, "pixels", few)
+    limits.check_ratio(path, 40, 4, few)
     with pytest.raises(ReadError, match="41 bytes of content"):
-        _limits.check_ratio(path, 41, 4, few)
+        limits.check_ratio(path, 41, 4, few)
 
 
 def test_workers_end_with_the_program(tmp_path: Path, make_picture) -> None:
@@ -246,7 +246,7 @@ time.sleep(2)
 print(*[worker.process.pid for worker in _isolation._pool._all], flush=True)
 time.sleep(60)
 """
-    environment = {**os.environ, _limits.VARIABLE: "seconds=4", "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, limits.VARIABLE: "seconds=4", "PYTHONPATH": str(tmp_path)}
     program = subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -270,10 +270,10 @@ def test_parts_come_through_the_child_with_their_places(tmp_path: Path, make_ecg
 
 
 def test_more_workers_may_be_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_isolation, "_pool", None)
-    _isolation.allow(1)
-    pool = _isolation._current()
-    assert pool._idle.qsize() == _isolation.WORKERS
-    for wanted in (_isolation.WORKERS + 3, 2):
-        _isolation.allow(wanted)
-        assert pool._idle.qsize() == _isolation.WORKERS + 3
+    monkeypatch.setattr(isolation, "_pool", None)
+    isolation.allow(1)
+    pool = isolation._current()
+    assert pool._idle.qsize() == isolation.WORKERS
+    for wanted in (isolation.WORKERS + 3, 2):
+        isolation.allow(wanted)
+        assert pool._idle.qsize() == isolation.WORKERS + 3

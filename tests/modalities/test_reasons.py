@@ -16,7 +16,8 @@ import pytest
 from tests.modalities.test_fuzz import INSIDE, MAKERS, mutate
 
 from m3bind.errors import ReadError, in_words
-from m3bind.modalities import _worker, get
+from m3bind.modalities import get
+from m3bind.modalities.formats import worker
 
 LIBRARIES = ("pydicom", "pydicom.errors", "nibabel.filebasedimages", "nibabel.spatialimages", "nibabel.wrapstruct",
              "nibabel.imageglobals", "PIL", "tifffile", "wfdb.io.header", "edfio", "pandas.errors", "struct", "zlib",
@@ -74,8 +75,8 @@ def test_the_worker_says_what_it_means(error: Exception, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(_worker, "_read", fail)
-    header, array = _worker._answer(get("xray"), {"path": "a.png", "how": "read", "cut": None})
+    monkeypatch.setattr(worker, "_read", fail)
+    header, array = worker._answer(get("xray"), {"path": "a.png", "how": "read", "cut": None})
     assert array is None and header["error"] == "read"
     assert_for_people(f"{header['reason']} {header['hint']}")
 
@@ -86,7 +87,11 @@ LIBRARY_CALLS = {
     "tiff": ("PIL.Image.open", "PIL.Image.Image.load"),
     "nifti": ("nibabel.Nifti1Header.check_fix", "nibabel.Nifti1Header.get_data_shape", "nibabel.aff2axcodes"),
     "dicom": ("pydicom.dcmread", "pydicom.filereader.read_file_meta_info", "pydicom.dataset.Dataset.get"),
-    "jpeg 2000": ("pydicom.dcmread", "pydicom.dataset.Dataset.get", "m3bind.modalities._dicom_pixels._decode_frame"),
+    "jpeg 2000": (
+        "pydicom.dcmread",
+        "pydicom.dataset.Dataset.get",
+        "m3bind.modalities.formats.dicom_pixels._decode_frame",
+    ),
     "wfdb": ("wfdb.rdrecord",),
     "edf": ("edfio.read_edf", "edfio.EdfSignal.label", "edfio.EdfSignal.digital"),
 }
@@ -105,7 +110,7 @@ def test_what_libraries_raise_becomes_a_reason(name: str, tmp_path: Path, monkey
 
                 target = property(fail) if "EdfSignal." in call else fail
                 patch.setattr(call, target)
-                header, _ = _worker._answer(get(modality), {"path": str(path), "how": "read", "cut": None})
+                header, _ = worker._answer(get(modality), {"path": str(path), "how": "read", "cut": None})
             if "error" in header and "reason" in header:
                 reached += 1
                 assert_for_people(f"{header['reason']} {header['hint']}")

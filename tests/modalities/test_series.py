@@ -16,8 +16,9 @@ from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from m3bind.errors import ReadError
-from m3bind.modalities import Sample, _limits, get
-from m3bind.modalities._limits import Limits
+from m3bind.modalities import Sample, get
+from m3bind.modalities.formats import limits
+from m3bind.modalities.formats.limits import Limits
 
 SIDES = (2.0, 0.7, 0.5)  # mm of D, H, W
 SERIES = generate_uid()
@@ -426,10 +427,10 @@ def test_folders_that_hold_nothing_or_too_much(
         read(tmp_path / "empty")
     folder = write_series(tmp_path / "s", truth)
     with monkeypatch.context() as patch:
-        patch.setattr(_limits, "LIMITS", Limits(files=9))
+        patch.setattr(limits, "LIMITS", Limits(files=9))
         with pytest.raises(ReadError, match="files, more than 9"):
             read(folder)
-        patch.setattr(_limits, "LIMITS", Limits(voxels=truth.size - 1))
+        patch.setattr(limits, "LIMITS", Limits(voxels=truth.size - 1))
         with pytest.raises(ReadError, match="voxels, more than"):
             read(folder)
 

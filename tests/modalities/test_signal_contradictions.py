@@ -21,7 +21,7 @@ from tests.modalities.test_signals import (
 )
 
 from m3bind.modalities import get
-from m3bind.modalities._signals_leads import differing
+from m3bind.modalities.formats.signals_leads import differing
 
 # --- WFDB -------------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from tests.modalities.test_signals import (
 
 from m3bind.errors import ReadError
 from m3bind.modalities import get
-from m3bind.modalities._files import files_below
+from m3bind.modalities.formats.files import files_below
 
 TRUTH = 1e-3 * np.rint(beats(seconds=10) * 1000)  # (12, 5000) in mV, whole microvolt
 LIMB, CHEST = tuple(range(6)), tuple(range(6, 12))

@@ -16,9 +16,10 @@ import wfdb
 from pydicom.data import get_testdata_file
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _limits, get
-from m3bind.modalities._recording import Recording
-from m3bind.modalities._signals import read_signals
+from m3bind.modalities import get
+from m3bind.modalities.formats import limits
+from m3bind.modalities.formats.recording import Recording
+from m3bind.modalities.formats.signals import read_signals
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 SECRETS = ("Meyerhuber", "19310203", "PID-4711", "Grimmelshausen")
@@ -260,7 +261,7 @@ def test_sizes_are_refused_before_reading(tmp_path: Path, monkeypatch: pytest.Mo
     paths = [write_edf(tmp_path / "a.edf"), write_edf(tmp_path / "a.bdf"), write_csv(tmp_path / "a.csv")]
     paths += [write_record(tmp_path, header(3000), beats()), write_npy(tmp_path / "n.npy"), tmp_path / "w.dcm"]
     dataset().save_as(paths[-1])
-    monkeypatch.setattr(_limits, "LIMITS", _limits.from_environment("samples=30000"))
+    monkeypatch.setattr(limits, "LIMITS", limits.from_environment("samples=30000"))
     for path in paths:
         assert "samples, more than 30,000" in refusal(path), path
 

@@ -10,8 +10,9 @@ import tifffile
 from pydicom.pixels import convert_color_space
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _slide_scale, get
-from m3bind.modalities._slides import open_slide
+from m3bind.modalities import get
+from m3bind.modalities.formats import slide_scale
+from m3bind.modalities.formats.slides import open_slide
 from modalities.test_slides import PINK, changed, discs, write_dicom
 
 APERIO = "Aperio Image Library v12.0.15\r\n512x512 [0,0 512x512] (256x256) JPEG/RGB Q=90|AppMag = 30|{}|Filename = x"
@@ -108,7 +109,7 @@ def test_what_is_no_size_is_none(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("unit", ["px", "", "reference frame", "µ"])
 def test_units_that_are_no_length(unit: str) -> None:
-    assert _slide_scale.micrometres(unit) is None
+    assert slide_scale.micrometres(unit) is None
 
 
 @pytest.mark.parametrize("off", [0.5, 1.5, 4.0])

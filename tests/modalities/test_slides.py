@@ -14,9 +14,10 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from m3bind import modalities
 from m3bind.errors import ReadError
-from m3bind.modalities import _slide, _slides, _tiff
-from m3bind.modalities._slides import open_slide
-from m3bind.modalities._tissue import tissue_map, tissue_places, tissue_tiles
+from m3bind.modalities.formats import slide as _slide
+from m3bind.modalities.formats import slides, tiff
+from m3bind.modalities.formats.slides import open_slide
+from m3bind.modalities.formats.tissue import tissue_map, tissue_places, tissue_tiles
 
 PINK = (225, 130, 190)
 Bytes = np.ndarray
@@ -137,7 +138,7 @@ def test_finer_than_scanned_is_refused(tmp_path: Path) -> None:
 
 def test_too_much_to_decode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_slide(write_tiff(tmp_path / "a.tif", noise(512, 512), factors=())) as slide:
-        monkeypatch.setattr(_slides._limits, "LIMITS", _slides._limits.from_environment("pixels=30000"))
+        monkeypatch.setattr(slides._limits, "LIMITS", slides._limits.from_environment("pixels=30000"))
         with pytest.raises(ReadError, match=r"pixels to decode.*smaller levels"):
             slide.read_region(0, 0, 32, 32, 8.0)
 
@@ -312,7 +313,7 @@ def test_hostile_and_cut_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_more_directories_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tiff, "MAX_DIRECTORIES", 2)
+    monkeypatch.setattr(tiff, "MAX_DIRECTORIES", 2)
     with pytest.raises(ReadError, match="endless"):
         open_slide(write_tiff(tmp_path / "a.tif", noise(256, 320)))
 
@@ -330,12 +331,12 @@ def test_other_kinds_of_pixel_are_refused(tmp_path: Path) -> None:
 
 
 def test_slides_are_told_from_tiles(tmp_path: Path) -> None:
-    assert _slides.is_slide(write_tiff(tmp_path / "a.tif", noise(256, 256)))
-    assert not _slides.is_slide(write_tiff(tmp_path / "b.tif", noise(256, 256), factors=()))
+    assert slides.is_slide(write_tiff(tmp_path / "a.tif", noise(256, 256)))
+    assert not slides.is_slide(write_tiff(tmp_path / "b.tif", noise(256, 256), factors=()))
     tifffile.imwrite(tmp_path / "c.tif", noise(64, 64), photometric="rgb")
-    assert not _slides.is_slide(tmp_path / "c.tif")
+    assert not slides.is_slide(tmp_path / "c.tif")
     large = np.zeros((4160, 4160, 3), np.uint8)
-    assert _slides.is_slide(write_tiff(tmp_path / "d.tif", large, factors=(), tile=(416, 416)))
+    assert slides.is_slide(write_tiff(tmp_path / "d.tif", large, factors=(), tile=(416, 416)))
 
 
 # --- DICOM ------------------------------------------------------------------------------------------------------------
@@ -357,7 +358,7 @@ def write_dicom(
         ds = Dataset()
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ds.SOPClassUID, ds.SOPInstanceUID = _slides.WHOLE_SLIDE, generate_uid()
+        ds.SOPClassUID, ds.SOPInstanceUID = slides.WHOLE_SLIDE, generate_uid()
         ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
         ds.Modality, ds.PatientName, ds.PatientID = "SM", "Doe^Jane", "4711"
         ds.ImageType = (
@@ -398,7 +399,7 @@ def changed(path: Path, **entries: object) -> None:
 def test_dicom_slides(tmp_path: Path) -> None:
     picture = discs(800, 1000, (500, 400, 350, PINK))
     folder = write_dicom(tmp_path / "slide", picture)
-    assert _slides.is_slide(folder) and _slides.is_slide(folder / "level1.dcm")
+    assert slides.is_slide(folder) and slides.is_slide(folder / "level1.dcm")
     with open_slide(folder) as slide:
         assert slide.size == (1000, 800) and slide.mpp == pytest.approx(0.5) and slide.kind == "DICOM"
         assert [level.scale_x for level in slide.levels] == [1, 4]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from m3bind.modalities.base import Sample
-from m3bind.models.tokenizer import train_wordpiece, wordpiece
+from m3bind.models.layers.tokenizer import train_wordpiece, wordpiece
 from models.tiny_models import (
     TEXTS,
     TOWER,

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 import m3bind.models as models
-from m3bind.binding.lora import inject, load_lora_state, lora_parameters, lora_state, merge
+from m3bind.align.lora import inject, load_lora_state, lora_parameters, lora_state, merge
 from m3bind.config import LoraConfig
 from m3bind.models.base import DualEncoder, Tokens
 

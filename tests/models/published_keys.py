@@ -7,7 +7,7 @@ import torch
 
 import m3bind.models as models
 from m3bind.models.base import DualEncoder
-from m3bind.models.checkpoint import LoadReport, load_strict
+from m3bind.models.weights.checkpoint import LoadReport, load_strict
 from models.golden import FOLDER, _module
 
 

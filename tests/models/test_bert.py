@@ -11,9 +11,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from transformers import BertConfig
 
+from m3bind.core.device import compute_dtype
 from m3bind.errors import ConfigError
-from m3bind.models.bert import BertTrunk, _adapted, _Casts, _project, distinct, micro_batches
-from m3bind.models.precision import compute_dtype
+from m3bind.models.layers.bert import BertTrunk, _adapted, _Casts, _project, distinct, micro_batches
 
 SIZE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -9,7 +9,7 @@ from open_clip.tokenizer import HFTokenizer
 import m3bind.models as models
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.models.base import DualEncoder
-from m3bind.models.tokenizer import train_wordpiece
+from m3bind.models.layers.tokenizer import train_wordpiece
 from models.clip_checks import (
     TEXTS,
     activations,

@@ -10,10 +10,11 @@ from torch import nn
 
 import m3bind.models as models
 from m3bind.errors import CheckpointError, ConfigError
-from m3bind.models import reference, registry
+from m3bind.models import registry
 from m3bind.models.base import DualEncoder
-from m3bind.models.checkpoint import hash_state, save_state, without_initialisation
-from m3bind.models.reference import Reference, check_model, fill, fixed_images, fixed_tokens, generated
+from m3bind.models.weights import reference
+from m3bind.models.weights.checkpoint import hash_state, save_state, without_initialisation
+from m3bind.models.weights.reference import Reference, check_model, fill, fixed_images, fixed_tokens, generated
 from models.tiny_published import tiny  # noqa: F401
 
 

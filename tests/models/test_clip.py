@@ -12,7 +12,7 @@ import m3bind.models as models
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.models.base import DualEncoder
 from m3bind.models.clip import ClipModel, bpe_tokens
-from m3bind.models.clip_keys import read_quick_gelu
+from m3bind.models.weights.clip_keys import read_quick_gelu
 from models.clip_checks import TEXTS, activations, assert_batches, assert_golden, assert_norms, golden_images
 from models.golden import Golden, assert_lora, fixture
 

@@ -9,9 +9,9 @@ import torch
 import m3bind.models as models
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
-from m3bind.models.augment import vary
-from m3bind.models.preprocess import image_tensor, signal_tensor, volume_tensor
-from m3bind.models.towers import ResidualTower
+from m3bind.models.layers.augment import vary
+from m3bind.models.layers.preprocess import image_tensor, signal_tensor, volume_tensor
+from m3bind.models.layers.towers import ResidualTower
 from models.tiny_models import TEXTS
 
 needs_effnet = pytest.mark.skipif(

@@ -6,7 +6,7 @@ import torch
 
 from m3bind.modalities.base import Sample
 from m3bind.models.compact_beat import AFTER, BEFORE, median_beat
-from m3bind.models.heads import make_head
+from m3bind.models.layers.heads import make_head
 
 
 def record(intervals: list[float], seconds: float = 10.0, noise: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -53,7 +53,7 @@ def test_without_beats_it_still_answers(signal):
 
 def test_preprocess_accepts_other_rates(tmp_path):
     from m3bind.models import registry
-    from m3bind.models.tokenizer import train_wordpiece
+    from m3bind.models.layers.tokenizer import train_wordpiece
 
     train_wordpiece(["normal ecg", "atrial fibrillation"], vocab_size=100).save(str(tmp_path / "tokenizer.json"))
     config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from m3bind.errors import CheckpointError, ConfigError, ReadError
-from m3bind.models import _inert, convert
-from m3bind.models.checkpoint import hash_state, read_state, save_state
-from m3bind.models.weight_files import WRAPPERS
+from m3bind.models.weights import convert, safe_unpickle
+from m3bind.models.weights.checkpoint import hash_state, read_state, save_state
+from m3bind.models.weights.weight_files import WRAPPERS
 
 
 class Payload:
@@ -57,7 +57,7 @@ def saved(content: Any, **options: Any) -> bytes:
 def inert(content: bytes, tmp_path: Path, form: str = "torch") -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """What the child does, in this process."""
     (tmp_path / "inert.pt").write_bytes(content)
-    return _inert.tensors(_inert.read(form, str(tmp_path / "inert.pt")))
+    return safe_unpickle.tensors(safe_unpickle.read(form, str(tmp_path / "inert.pt")))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child's work in this process, without its limits: quicker."""
 
     def run(command: list[str], **options: Any) -> Any:
-        return SimpleNamespace(stdout=json.dumps(_inert.answer(*command[-3:])), returncode=0)
+        return SimpleNamespace(stdout=json.dumps(safe_unpickle.answer(*command[-3:])), returncode=0)
 
     monkeypatch.setattr(
         convert, "subprocess", SimpleNamespace(run=run, DEVNULL=None, TimeoutExpired=subprocess.TimeoutExpired)
@@ -105,7 +105,7 @@ def test_a_file_that_is_refused_is_read_after_convert(
 
 
 def test_what_a_converted_file_looks_like_is_the_same_in_every_wrapper(tmp_path: Path) -> None:
-    assert WRAPPERS == _inert.WRAPPERS
+    assert WRAPPERS == safe_unpickle.WRAPPERS
     net = Net()
     state = net.state_dict()
     for content in (
@@ -183,7 +183,7 @@ def test_no_function_of_a_pickle_is_called(name: str, protocol: int, tmp_path: P
 
 
 def test_a_name_in_a_pickle_leads_nowhere_else() -> None:
-    unpickler = _inert.Unpickler(io.BytesIO())
+    unpickler = safe_unpickle.Unpickler(io.BytesIO())
     for module, name in (
         ("builtins", "eval"),
         ("torch", "load"),
@@ -192,10 +192,10 @@ def test_a_name_in_a_pickle_leads_nowhere_else() -> None:
         ("torch.storage", "UntypedStorage.from_file"),
         ("collections", "OrderedDict.fromkeys"),
         ("numpy", "load"),
-        ("m3bind.models._inert", "main"),
+        ("m3bind.models.weights.safe_unpickle", "main"),
     ):
         found = unpickler.find_class(module, name)
-        assert issubclass(found, _inert.Stub) and found.origin == f"{module}.{name}"
+        assert issubclass(found, safe_unpickle.Stub) and found.origin == f"{module}.{name}"
     assert unpickler.find_class("torch", "float32") is torch.float32
 
 
@@ -287,5 +287,5 @@ def test_wrong_use(tmp_path: Path) -> None:
 
 
 def test_the_child_needs_nothing_of_this_package() -> None:
-    source = Path(_inert.__file__).read_text()
+    source = Path(safe_unpickle.__file__).read_text()
     assert "m3bind" not in source.split('"""', 2)[2], "it runs isolated, perhaps where the package is not installed"

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 import m3bind.models as models
-from m3bind.binding.lora import freeze_drifting, inject, lora_parameters
+from m3bind.align.lora import freeze_drifting, inject, lora_parameters
 from m3bind.config import LoraConfig
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.modalities.ct import CT
 from m3bind.models import ct_clip
 from m3bind.models.base import DualEncoder
-from m3bind.models.checkpoint import LoadReport, load_strict
 from m3bind.models.ct_clip import CtClip, resampled_size
-from m3bind.models.ctvit import GatedGelu, HalfNorm
-from m3bind.models.tokenizer import train_wordpiece
+from m3bind.models.layers.ctvit import GatedGelu, HalfNorm
+from m3bind.models.layers.tokenizer import train_wordpiece
+from m3bind.models.weights.checkpoint import LoadReport, load_strict
 from models.golden import Golden, assert_lora, assert_steady_text, fixture
 
 EXTRA = "to_visual_latent_extra.weight"  # 151 M numbers that no network takes

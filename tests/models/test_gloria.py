@@ -13,7 +13,7 @@ from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder
 from m3bind.models.gloria import join_pieces
-from m3bind.models.transforms import resize_pad
+from m3bind.models.layers.transforms import resize_pad
 from models.golden import Golden, assert_lora, assert_steady, assert_steady_text, fixture, pictures
 from models.published_keys import fit, keys, meta
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import m3bind.models as models
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
-from m3bind.models.preprocess import picture
+from m3bind.models.layers.preprocess import picture
 from models.tiny_models import TEXTS, TOWER, clip_tokenizer_files, image_processor_files
 
 

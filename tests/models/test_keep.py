@@ -12,7 +12,7 @@ from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
 from m3bind.models import keep
 from m3bind.models.base import DualEncoder
-from m3bind.models.checkpoint import load_strict
+from m3bind.models.weights.checkpoint import load_strict
 from models.golden import Golden, assert_lora, assert_steady, assert_steady_text, fixture, pictures
 
 

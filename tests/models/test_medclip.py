@@ -11,8 +11,8 @@ import m3bind.models as models
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder
-from m3bind.models.checkpoint import load_strict
-from m3bind.models.swin import SwinTrunk, swin_names
+from m3bind.models.layers.swin import SwinTrunk, swin_names
+from m3bind.models.weights.checkpoint import load_strict
 from models.golden import Golden, assert_lora, assert_steady, assert_steady_text, fixture, pictures
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from m3bind.errors import CheckpointError, ConfigError, ReadError
-from m3bind.modalities import _archive, _limits
-from m3bind.models import weight_files
-from m3bind.models.checkpoint import (
+from m3bind.modalities.formats import archive as _archive
+from m3bind.modalities.formats import limits
+from m3bind.models.weights import weight_files
+from m3bind.models.weights.checkpoint import (
     drop_position_ids,
     hash_state,
     load_strict,
@@ -258,7 +259,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="would unpack to 73,400,320 bytes"):
         read_state(path)
     monkeypatch.undo()
-    monkeypatch.setattr(_limits, "LIMITS", _limits.Limits(bytes=1000))
+    monkeypatch.setattr(limits, "LIMITS", limits.Limits(bytes=1000))
     with pytest.raises(CheckpointError, match=r"2,000 bytes, more than 1,000; unpack it yourself"):
         read_state(packed(path, **{"a.pt": os.urandom(2000)}))
 
@@ -444,7 +445,7 @@ def test_one_of_several_files_of_the_hub(hub, tmp_path):
 def test_a_network_of_more_than_its_weights_is_stopped_before_it_is_made():
     from torch import nn
 
-    from m3bind.models.checkpoint import bounded
+    from m3bind.models.weights.checkpoint import bounded
 
     weights = [{"a": torch.zeros(8, 8)}]
     with bounded(weights, "here"):

@@ -7,7 +7,7 @@ import torch
 
 import m3bind.models as models
 from m3bind.errors import CheckpointError
-from m3bind.models.preprocess import picture
+from m3bind.models.layers.preprocess import picture
 from models.tiny_models import TEXTS
 
 

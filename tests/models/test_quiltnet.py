@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import m3bind.models as models
 from m3bind.errors import CheckpointError
 from m3bind.models.base import DualEncoder
-from m3bind.models.clip_keys import huggingface_keys
+from m3bind.models.weights.clip_keys import huggingface_keys
 from models.clip_checks import (
     activations,
     assert_batches,

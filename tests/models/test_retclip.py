@@ -13,9 +13,9 @@ from torch import nn
 import m3bind.models as models
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
-from m3bind.models.checkpoint import load_strict
+from m3bind.models.layers.transforms import CLIP_MEAN, CLIP_STD
 from m3bind.models.retclip import HEADS, RetClip
-from m3bind.models.transforms import CLIP_MEAN, CLIP_STD
+from m3bind.models.weights.checkpoint import load_strict
 from models.golden import Golden, assert_lora, assert_steady, assert_steady_text, fixture, pictures
 
 

@@ -13,9 +13,9 @@ from tokenizers import models as pieces
 from torch import nn
 
 from m3bind.errors import CheckpointError, ConfigError
-from m3bind.models.bert import BertTrunk
-from m3bind.models.text_encoder import TextEncoder, lora_targets, make_text_encoder
-from m3bind.models.tokenizer import read_tokenizer
+from m3bind.models.layers.bert import BertTrunk
+from m3bind.models.layers.text_encoder import TextEncoder, lora_targets, make_text_encoder
+from m3bind.models.layers.tokenizer import read_tokenizer
 from models.golden import Golden, fixture
 from models.tiny_models import TEXTS, bert_folder
 

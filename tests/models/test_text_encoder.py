@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3bind.errors import CheckpointError, ConfigError, ReadError, UnknownNameError
-from m3bind.models.text_encoder import TextEncoder, lora_targets, make_text_encoder, train_wordpiece
-from m3bind.models.tokenizer import TextTokenizer, read_tokenizer
+from m3bind.models.layers.text_encoder import TextEncoder, lora_targets, make_text_encoder, train_wordpiece
+from m3bind.models.layers.tokenizer import TextTokenizer, read_tokenizer
 from models.tiny_models import TEXTS, bert_folder
 
 needs_minilm = pytest.mark.skipif(
@@ -145,7 +145,7 @@ def test_missing_weights_of_a_folder_stop(tmp_path):
 def test_first_layers_of_a_pretrained_tower():
     from transformers import BertModel
 
-    from m3bind.models.text_encoder import minilm_folder
+    from m3bind.models.layers.text_encoder import minilm_folder
 
     encoder = make_text_encoder("minilm", 32, layers=2, pooling="cls").eval()
     reference = BertModel.from_pretrained(str(minilm_folder()), add_pooling_layer=False).eval()
@@ -170,7 +170,7 @@ def test_a_word_of_one_report_is_no_token():
 def test_minilm_gives_the_numbers_of_the_plain_library():
     from transformers import BertModel
 
-    from m3bind.models.text_encoder import minilm_folder
+    from m3bind.models.layers.text_encoder import minilm_folder
 
     encoder = make_text_encoder("minilm", 32).eval()
     reference = BertModel.from_pretrained(str(minilm_folder()), add_pooling_layer=False).eval()

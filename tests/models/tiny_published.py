@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
+from m3bind.models.weights.checkpoint import rename
 from m3bind.models.published import LearnedScale, PublishedModel, bert_trunk
-from m3bind.models.transforms import rgb_picture
+from m3bind.models.layers.transforms import rgb_picture
 
 
 class Trunk(nn.Module):

@@ -7,9 +7,9 @@ import torch
 
 import m3bind
 from m3bind.errors import ConfigError, NotFiniteError, ReadError, SpaceError, UnknownNameError
-from m3bind.space.bridges import Affine, Head, Relative, Sided, freeze
+from m3bind.models.bridges import Affine, Head, Relative, Sided, freeze
+from m3bind.models.embedding import correct_gap
 from m3bind.space.bundle import Space, load, save_space
-from m3bind.space.compute import correct_gap
 from space import tiny
 
 TEXTS = ["normal heart", "abnormal lung, dark", "x", "normal heart", "a bright picture of a heart" * 3]
@@ -326,7 +326,7 @@ import m3bind
 space = m3bind.load(sys.argv[1])
 space.encode_text(["normal"])
 space.encode_image([sys.argv[2]], "grey")
-import m3bind.space.encode, m3bind.space.search
+import m3bind.encode.job, m3bind.search.searcher
 stages = ("training", "pretrain", "binding", "distill", "evaluate")
 print([name for name in sys.modules if name.startswith(tuple(f"m3bind.{stage}" for stage in stages))])
 """

@@ -12,8 +12,8 @@ from m3bind.errors import ReadError
 from m3bind.modalities.base import Modality, Sample
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder, ModelCard
-from m3bind.models.heads import make_head
-from m3bind.models.text_encoder import TextEncoder, train_wordpiece
+from m3bind.models.layers.heads import make_head
+from m3bind.models.layers.text_encoder import TextEncoder, train_wordpiece
 
 
 class Grey(Modality):
@@ -112,7 +112,7 @@ def student(dim):
     """A real text encoder, as small as it gets."""
     from transformers import BertConfig
 
-    from m3bind.models.bert import BertTrunk
+    from m3bind.models.layers.bert import BertTrunk
 
     words = train_wordpiece(["normal picture of a heart", "abnormal lung", "bright dark grey"], 60)
     config = BertConfig(

@@ -10,7 +10,7 @@ import torch
 
 from m3bind.config import PretrainConfig, TrainConfig
 from m3bind.errors import CheckpointError, DiskError, NotFiniteError
-from m3bind.pretrain.dual_encoder import PretrainStage
+from m3bind.pretrain.stage import PretrainStage
 from m3bind.training import checkpoint, loop
 from m3bind.training.loop import learning_rate, train
 from toys import toy_pairs
@@ -184,7 +184,7 @@ def test_disk_full_is_a_clear_error_and_the_last_checkpoint_stays(tmp_path, monk
 
 
 def test_a_checkpoint_of_more_tensors_than_any_network_has_is_refused_at_once(tmp_path):
-    from m3bind.models.weight_files import MOST_TENSORS, read_state
+    from m3bind.models.weights.weight_files import MOST_TENSORS, read_state
     from m3bind.training.checkpoint import Checkpoints, load_state
 
     entry = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'

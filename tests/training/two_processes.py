@@ -9,12 +9,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from m3bind.binding import methods
+from m3bind.align import methods
 from m3bind.config import AlignConfig, DistillConfig, LoraConfig, PretrainConfig, StudentConfig
-from m3bind.distill.seskd import DistillStage, Teachers
+from m3bind.distill.stage import DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
-from m3bind.models.text_encoder import TextEncoder, make_text_encoder, train_wordpiece
-from m3bind.pretrain.dual_encoder import PretrainStage
+from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder, train_wordpiece
+from m3bind.pretrain.stage import PretrainStage
 from m3bind.training.loop import train
 from toys import toy_inputs, toy_pairs
 

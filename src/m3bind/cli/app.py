@@ -99,7 +99,7 @@ def run_of(settings: str, change: list[str] | None, out: Path, name: str | None,
         overrides.append(f"seed={seed}")
     config = load_config(settings, overrides)
     prepare_torch()
-    from m3bind.fit import Run
+    from m3bind.pipeline.run import Run
 
     return Run(config, out / config.name, cache=out / "cache")
 
@@ -108,7 +108,7 @@ def prepare_torch() -> None:
     """Set the precision of float32 products. Imports torch."""
     import torch
 
-    from m3bind.models.precision import may_round
+    from m3bind.core.device import may_round
 
     if may_round():
         torch.set_float32_matmul_precision("medium")
@@ -116,7 +116,7 @@ def prepare_torch() -> None:
 
 def finish(run: Any, until: str) -> None:
     """Train up to a stage, print before/after, write bundle and report."""
-    from m3bind.finish import finish as finished
+    from m3bind.pipeline.outputs import finish as finished
 
     code = finished(run, until)
     if code:

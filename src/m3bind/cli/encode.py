@@ -39,10 +39,10 @@ def encode(
     """
     prepare_torch()
     from m3bind.data.records import BadRow
+    from m3bind.encode.job import encode_files, encode_share
+    from m3bind.index.roots import folder_of, remember
     from m3bind.modalities import Cut
     from m3bind.space import load
-    from m3bind.space.encode import encode_files, encode_share
-    from m3bind.space.roots import folder_of, remember
 
     opened = load(space, device)
     options: Any = {
@@ -82,8 +82,8 @@ def merge(
 
     Example:  m3bind merge a/encoded.parts b/encoded.parts --out encoded
     """
-    from m3bind.space.encode import merge as put_together
-    from m3bind.space.roots import remember, remembered
+    from m3bind.encode.job import merge as put_together
+    from m3bind.index.roots import remember, remembered
 
     encoded = put_together(parts, out)
     remember(out, [root for part in parts for root in remembered(part)])

@@ -8,7 +8,7 @@ import typer
 from m3bind.cli.app import app, prepare_torch
 
 if TYPE_CHECKING:
-    from m3bind.space.export import Figure
+    from m3bind.export import Figure
 
 
 @app.command()
@@ -32,11 +32,11 @@ def export(
                m3bind export runs/demo/space --to hub --out repository
                m3bind export encoded --to parquet --out table --column path
     """
-    from m3bind.space.export import ARRAYS, export_arrays, export_space
-    from m3bind.space.export.samples import read_inputs
+    from m3bind.export import ARRAYS, export_arrays, export_space
+    from m3bind.export.samples import read_inputs
 
     if to in ARRAYS:
-        from m3bind.space.encode import open_encoded
+        from m3bind.encode.job import open_encoded
 
         done = export_arrays(open_encoded(source), to, out, column or ())
     else:
@@ -54,7 +54,7 @@ def export(
 def _figures(source: Path, results: Path | None) -> list["Figure"]:
     """The main lines of a run's results as they were at its last stage."""
     from m3bind.evaluate.results import PROTOCOLS, ResultTable, headline
-    from m3bind.space.export import Figure
+    from m3bind.export import Figure
 
     path = results or source.parent / "results.json"
     if results is None and not path.is_file():

@@ -236,8 +236,8 @@ def send_results(
     from m3bind.hospital.mapping import Mapping
     from m3bind.hospital.results import findings
     from m3bind.hospital.tls import Certificates
+    from m3bind.index import Where, open_index
     from m3bind.space.bundle import load
-    from m3bind.space.index import Where, open_index
 
     prepare_torch()
     names = [name.strip() for name in labels.split(",") if name.strip()]
@@ -255,7 +255,7 @@ def send_results(
 
 def _deliver(found: Any, known: Any, out: Path | None, to: str, sidecar: bool, auth_file: Path | None, tls: Any) -> int:
     """Write or send results; how many were taken. One that is not taken is named, and the rest is sent."""
-    from m3bind.files import atomic_path, write_json
+    from m3bind.core.files import atomic_path, write_json
     from m3bind.hospital.results import as_json, as_report
 
     if sidecar and out:
@@ -312,8 +312,8 @@ def _ways(options: _Options, quiet: float) -> Iterator[tuple[Any, Any]]:
     from m3bind.hospital.mapping import Mapping
     from m3bind.hospital.pseudonyms import Pseudonyms, open_salt
     from m3bind.hospital.spool import Spool
+    from m3bind.index.roots import remember, remembered
     from m3bind.space.bundle import load
-    from m3bind.space.roots import remember, remembered
 
     if options.dates not in ("none", "shift"):
         raise ConfigError(f"--dates {options.dates}: none or shift")
@@ -337,8 +337,8 @@ def _ways(options: _Options, quiet: float) -> Iterator[tuple[Any, Any]]:
 
 def _index(uri: str, space: Any) -> Any:
     """The index, open for writing; a new one where there is none."""
-    from m3bind.space.index import create_index, open_index
-    from m3bind.space.index.uri import exists
+    from m3bind.index import create_index, open_index
+    from m3bind.index.uri import exists
 
     if not exists(uri):
         return create_index(uri, space.dim, space.fingerprint)

@@ -35,18 +35,18 @@ def evaluate(
     """
     prepare_torch()
     if suite is not None:
-        from m3bind.experiments import evaluate_suite
+        from m3bind.experiments.commands import evaluate_suite
 
         code = evaluate_suite(suite, change or [], out, only or [], missing, json_file)
         raise typer.Exit(code)
     if space is None:
         raise ConfigError("give a run or space folder, or a suite with --suite (paper, mini5)")
     if manifest is None:
-        from m3bind.finish import show_results
+        from m3bind.pipeline.outputs import show_results
 
         table, bad = show_results(space), False
     else:
-        from m3bind.experiments import evaluate_space
+        from m3bind.experiments.commands import evaluate_space
 
         table, bad = evaluate_space(space, manifest, root, split)
     if json_file:
@@ -65,12 +65,12 @@ def compare(
 
     Example:  m3bind compare runs/demo runs/demo-literal
     """
-    from m3bind.experiments import compare_runs
+    from m3bind.experiments.commands import compare_runs
 
     text, rows = compare_runs(first, second, everything)
     print(text)
     if json_file:
-        from m3bind.files import write_json
+        from m3bind.core.files import write_json
 
         write_json(json_file, rows)
 
@@ -86,7 +86,7 @@ def leaks(
 
     Example:  m3bind leaks runs/data/odir200x3/manifest.csv --space runs/paper/space
     """
-    from m3bind.experiments import leak_report
+    from m3bind.experiments.commands import leak_report
 
     prepare_torch()
     text, found = leak_report(manifest, root, space, threshold)
@@ -111,19 +111,19 @@ def ablate(
 
     Examples:  m3bind ablate demo --seeds 3   |   m3bind ablate demo --methods --seeds 5
     """
-    from m3bind import ablate as ablations
     from m3bind.config import load_config
-    from m3bind.files import write_json
+    from m3bind.core.files import write_json
+    from m3bind.experiments import ablation as ablations
 
     config = load_config(settings, change or [])
     prepare_torch()
     if methods:
-        from m3bind import ablate_methods
+        from m3bind.experiments import method_comparison
 
-        table = ablate_methods.compare_methods(
+        table = method_comparison.compare_methods(
             config, out / (name or f"methods-{config.name}"), range(seeds), only or ()
         )
-        print(ablate_methods.as_text(table))
+        print(method_comparison.as_text(table))
         if json_file:
             write_json(json_file, table)
         return
@@ -147,11 +147,11 @@ def report(
     """
     prepare_torch()
     if paper:
-        from m3bind.experiments import report_suite
+        from m3bind.experiments.commands import report_suite
 
         print(report_suite(run))
         return
-    from m3bind.finish import rewrite_report
+    from m3bind.pipeline.outputs import rewrite_report
 
     if run is None:
         raise ConfigError("give a run folder, e.g. runs/demo")

@@ -43,14 +43,14 @@ def search(
     Examples:  m3bind search index --space runs/demo/space --text "atrial fibrillation" --where modality=ecg
                m3bind search index --space runs/demo/space --file a.png:xray --without "effusion" --html hits.html
     """
-    from m3bind.files import write_json
+    from m3bind.core.files import write_json
+    from m3bind.index.base import Where
+    from m3bind.index.roots import Roots, remembered
+    from m3bind.search.query import parse_query
+    from m3bind.search.searcher import Searcher
+    from m3bind.search.sheet import hits_as_text, search_page
+    from m3bind.search.thumbnails import write_thumbnails
     from m3bind.space.bundle import load
-    from m3bind.space.index.base import Where
-    from m3bind.space.query import parse_query
-    from m3bind.space.roots import Roots, remembered
-    from m3bind.space.search import Searcher
-    from m3bind.space.sheet import hits_as_text, search_page
-    from m3bind.space.thumbnails import write_thumbnails
 
     prepare_torch()
     conditions = Where.parse(where or [])
@@ -92,19 +92,19 @@ def index(
                m3bind index more --out index --add
                m3bind index --out index --delete-ids gone.txt
     """
-    from m3bind.files import write_json
-    from m3bind.space.calibrate import calibrate
-    from m3bind.space.index import build_index, open_index
-    from m3bind.space.index.about import about, as_text
-    from m3bind.space.roots import remember, remembered
-    from m3bind.stored import lines_given
+    from m3bind.core.files import write_json
+    from m3bind.core.stored import lines_given
+    from m3bind.index import build_index, open_index
+    from m3bind.index.about import about, as_text
+    from m3bind.index.calibration import calibrate
+    from m3bind.index.roots import remember, remembered
 
     if repair:
-        from m3bind.space.index.repair import repair as mend
+        from m3bind.index.repair import repair as mend
 
         print(mend(out))
     if encoded:
-        from m3bind.space.encoded import open_encoded
+        from m3bind.encode.encoded import open_encoded
 
         known = [*remembered(encoded), *remembered(out)] if add else remembered(encoded)
         build_index(open_encoded(encoded), out, add=add).close()

@@ -43,7 +43,7 @@ def serve(
 
     Example:  m3bind serve --space runs/demo/space --index index
     """
-    from m3bind.space.roots import remembered
+    from m3bind.index.roots import remembered
 
     roots = [Path(index), *(files or remembered(index))]
     _run(space, index, host, port, token_file, allow_host, texts, quiet, roots)
@@ -62,7 +62,7 @@ def serve_demo(
     Example:  m3bind serve-demo
     """
     _begin()
-    from m3bind.space.serve.demo import prepare
+    from m3bind.cli.serve_demo import prepare
 
     folder = prepare(out)
     _run(folder / "space", str(folder / "index"), host, port, token_file, None, None, quiet, [out])
@@ -81,12 +81,12 @@ def _run(
 ) -> None:
     begun = time.monotonic()
     _begin()
+    from m3bind.core.stored import lines_given
+    from m3bind.serve.access import read_token
+    from m3bind.serve.app import make_app
+    from m3bind.serve.middleware import LOOPBACK
+    from m3bind.serve.run import is_loopback, leave, log_to_stderr, refuse_open, serve
     from m3bind.space.bundle import load
-    from m3bind.space.serve.access import read_token
-    from m3bind.space.serve.app import make_app
-    from m3bind.space.serve.guard import LOOPBACK
-    from m3bind.space.serve.run import is_loopback, leave, log_to_stderr, refuse_open, serve
-    from m3bind.stored import lines_given
 
     token = read_token(token_file)
     phrases = [line.strip() for file in texts or [] for line in lines_given(file, "--texts")]
@@ -117,7 +117,7 @@ def _begin() -> None:
     for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"{name} is not installed, which serving needs: pip install 'm3bind[serve]'")
-    from m3bind.space.serve.settings import DECODING
+    from m3bind.serve.settings import DECODING
 
     os.environ.setdefault("M3BIND_LIMITS", DECODING)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost ten times the work on a busy machine

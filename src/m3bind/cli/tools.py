@@ -22,8 +22,8 @@ def check(
 
     Examples:  m3bind check scans/ --sheet scans.html   |   m3bind check manifest.csv --json check.json
     """
-    from m3bind import check as checks
-    from m3bind.files import write_json
+    from m3bind.core.files import write_json
+    from m3bind.pipeline import check as checks
 
     if sheet and sheet.suffix.lower() not in (".png", ".html"):
         raise ConfigError(f"--sheet {sheet}: a contact sheet is a .png or a .html")
@@ -73,9 +73,9 @@ def plan(
     """
     import tempfile
 
-    from m3bind import plan as plans
     from m3bind.config import load_config
-    from m3bind.files import write_json
+    from m3bind.core.files import write_json
+    from m3bind.pipeline import plan as plans
 
     config = load_config(settings, change or [])
     prepare_torch()
@@ -96,7 +96,7 @@ def models(
 
     Example:  m3bind models --json models.json
     """
-    from m3bind.files import write_json
+    from m3bind.core.files import write_json
     from m3bind.models import catalog
 
     found = catalog.rows()
@@ -123,8 +123,8 @@ def check_model(
 
     Examples:  m3bind check-model flair   |   m3bind check-model flair flair_resnet.zip --save-reference
     """
-    from m3bind.files import write_json
-    from m3bind.models import reference
+    from m3bind.core.files import write_json
+    from m3bind.models.weights import reference
 
     found = reference.check_model(model, checkpoint, revision, save_reference)
     print(found.as_text())
@@ -149,7 +149,7 @@ def convert(
 
     Example:  m3bind convert vit_base.ckpt vit_base.safetensors --i-trust-this-file
     """
-    from m3bind.models.convert import convert as converted
+    from m3bind.models.weights.convert import convert as converted
 
     print(converted(file, out, trusted).as_text())
     print(out)
@@ -161,6 +161,6 @@ def doctor(json_file: Json = None) -> None:
 
     Example:  m3bind doctor
     """
-    from m3bind.doctor import examine
+    from m3bind.pipeline.doctor import examine
 
     raise typer.Exit(examine(json_file))

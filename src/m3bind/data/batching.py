@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from m3bind.files import sha256_text
+from m3bind.core.files import sha256_text
 
 IntArray = NDArray[np.int64]
 

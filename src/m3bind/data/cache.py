@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3bind.core.files import atomic_path, sha256_file, sha256_text, write_json
+from m3bind.core.progress import Progress, progress
+from m3bind.core.stored import StoredFileError, checked, parse_json, read_json
 from m3bind.errors import M3BindError, NotFiniteError, ReadError
-from m3bind.files import atomic_path, sha256_file, sha256_text, write_json
-from m3bind.modalities._limits import check_bytes
-from m3bind.modalities._signals_wfdb_header import named_files
-from m3bind.progress import Progress, progress
-from m3bind.stored import StoredFileError, checked, parse_json, read_json
+from m3bind.modalities.formats.limits import check_bytes
+from m3bind.modalities.formats.signals_wfdb_header import named_files
 
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
 FLUSH_BYTES = 64 << 20  # a shard is written when this much has been computed ...

@@ -29,13 +29,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from m3bind.core.files import sha256_text
 from m3bind.data.cells import one_spelling, path_spellings
 from m3bind.data.manifest_rows import Row, quoted, read_rows
 from m3bind.data.records import SPLITS, BadRow, Manifest, Record, format_bad_rows
 from m3bind.data.splits import FRACTIONS, patient_splits
 from m3bind.data.texts import ALIASES, MAX_TEXT, describe
 from m3bind.errors import ManifestError, UnknownNameError
-from m3bind.files import sha256_text
 from m3bind.modalities.base import get, names
 from m3bind.privacy import patient_key
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from m3bind.core.stored import StoredFileError, read_parquet
 from m3bind.data.cells import column, identifier, lost_digits, plain
 from m3bind.data.tables import HEAD, all_lines, header, layout, most_unpacked, open_table
 from m3bind.errors import ManifestError
-from m3bind.stored import StoredFileError, read_parquet
 
 COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit",
             "rescale", "licence")  # fmt: skip

@@ -35,11 +35,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from m3bind.core.stored import StoredFileError, checked, read_yaml
 from m3bind.data.tables import read_rows
 from m3bind.data.template_checks import check_pattern, check_sentences
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import get, names
-from m3bind.stored import StoredFileError, checked, read_yaml
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_CAPTIONS = 8

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from m3bind.config import StudentConfig
 from m3bind.errors import ConfigError
-from m3bind.models.text_encoder import TextEncoder
+from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.training.pairs import TextTable, encode_texts
 from m3bind.training.parallel import encode_sharded
 

@@ -21,8 +21,8 @@ from scipy.special import expit, log_expit, log_softmax
 from m3bind.errors import ConfigError
 from m3bind.evaluate.classification import BINS, expected_calibration_error, softmax
 from m3bind.evaluate.estimate import Floats, Groups, Resampling, mean_estimate, ratio, resampled
-from m3bind.evaluate.plots import Picture, Theme, draw
 from m3bind.evaluate.results import Context, Row
+from m3bind.report.plots import Picture, Theme, draw
 
 TARGET = 0.9
 _FEWEST = 20  # answers behind a point of the plot

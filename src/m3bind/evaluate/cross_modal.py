@@ -19,7 +19,7 @@ from m3bind.evaluate.metrics import Resampling
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.retrieval import search_stats
 from m3bind.evaluate.zero_shot import unit
-from m3bind.space.compute import correct_gap
+from m3bind.models.embedding import correct_gap
 
 Matrix = NDArray[np.float32]
 GALLERIES = (0, 128, 72)  # 0: everything; a batch of MedBind; a batch of the paper

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from m3bind.core.files import sha256_file, sha256_text
 from m3bind.data.manifest import read_manifest
 from m3bind.data.records import BadRow, Record
 from m3bind.errors import ManifestError
-from m3bind.files import sha256_file, sha256_text
 
 
 class DatasetSource(BaseModel):

@@ -19,6 +19,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from m3bind.core.files import sha256_text, write_json
+from m3bind.core.stored import read_json
 from m3bind.data.splits import patient_position
 from m3bind.errors import ConfigError, ManifestError
 from m3bind.evaluate import adapters
@@ -26,8 +28,6 @@ from m3bind.evaluate.adapters import Adapter, Problem, Samples
 from m3bind.evaluate.estimate import Resampling
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.scoring import score_rows
-from m3bind.files import sha256_text, write_json
-from m3bind.stored import read_json
 
 Unit = Literal["shot", "percent"]
 SEEDS = tuple(range(5))

@@ -17,11 +17,11 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from m3bind.core.files import sha256_text
+from m3bind.core.stored import MOST_YAML, StoredFileError, parse_yaml, read_text
 from m3bind.data.cells import key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.classification import MULTI, SINGLE
-from m3bind.files import sha256_text
-from m3bind.stored import MOST_YAML, StoredFileError, parse_yaml, read_text
 
 FOLDER = Path(__file__).parent / "prompts"
 FROM_LABELS = "from_labels"

@@ -40,7 +40,7 @@ MOST_TRAINING = 20_000  # training images that a modality's mean is estimated on
 
 
 class Measurable(Protocol):
-    """What a protocol asks of a subject (`m3bind.subjects.Subject` has it)."""
+    """What a protocol asks of a subject (`m3bind.experiments.evaluated_model.Subject` has it)."""
 
     name: str
     seed: int

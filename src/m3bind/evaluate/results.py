@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from m3bind import sums
+from m3bind.core import sums
+from m3bind.core.files import atomic_path, write_json
+from m3bind.core.stored import checked, read_json
 from m3bind.errors import M3BindError, ResultError
 from m3bind.evaluate.metrics import Estimate
 from m3bind.evaluate.tasks import title as modality_title
-from m3bind.files import atomic_path, write_json
-from m3bind.stored import checked, read_json
 
 STAGES = ("unbound", "closed_form", "bound", "distilled")
 LOW_IS_GOOD = ("median_rank", "ece")

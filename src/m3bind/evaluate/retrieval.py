@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from m3bind.evaluate import metrics
 from m3bind.evaluate.metrics import DEFAULT, Estimate, Groups, RankStats, Resampling, rank_stats
 from m3bind.evaluate.results import Context, Row
-from m3bind.space.compute import correct_gap
+from m3bind.models.embedding import correct_gap
 
 _BLOCK = 1024  # queries scored at once
 _BINS = 256

@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from m3bind.core.stored import MOST_YAML, StoredFileError, read_text
 from m3bind.errors import ConfigError, UnknownNameError
-from m3bind.stored import MOST_YAML, StoredFileError, read_text
 
 FOLDER = Path(__file__).parent
 Protocol = Literal["zero_shot", "few_shot", "text_retrieval", "cross_modal", "classifier"]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind import modalities
+from m3bind.core.files import sha256_text
 from m3bind.data.cells import key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.prompt_files import (
@@ -30,7 +31,6 @@ from m3bind.evaluate.prompt_files import (
     load_prompts,
     prompt_sets,
 )
-from m3bind.files import sha256_text
 
 MOST_CLASSES = 100  # labels that differ more often than this are no classes
 __all__ = ["ClassSpec", "Concept", "Labelled", "Rule", "Task", "concepts_for", "load_prompts", "tasks_for", "title"]

@@ -40,7 +40,7 @@ from m3bind.hospital.tags import (
     lead_code,
     unit_code,
 )
-from m3bind.modalities._dicom_files import BIG_ENDIAN, EXPLICIT, IMPLICIT, open_dicom, quiet
+from m3bind.modalities.formats.dicom_files import BIG_ENDIAN, EXPLICIT, IMPLICIT, open_dicom, quiet
 
 METHOD = "m3bind: allow-list after PS3.15 Annex E"
 _OPTIONS = {

@@ -28,16 +28,16 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from m3bind.encode.decode_pool import Prepared, ahead
 from m3bind.errors import DiskError, M3BindError, UnknownNameError
 from m3bind.hospital.spool import REPLACED, SUFFIX, Spool
 from m3bind.hospital.spooled import Damaged, Facts, counted, doubts, look
 from m3bind.hospital.tags import SERIES
+from m3bind.index.base import DOUBTS, INCOMPLETE, KEY, Index
+from m3bind.index.calibration import calibrate
 from m3bind.modalities import Cut
-from m3bind.space._decode_pool import Prepared, ahead
+from m3bind.models.embedding import Array, correct_gap
 from m3bind.space.bundle import Space
-from m3bind.space.calibrate import calibrate
-from m3bind.space.compute import Array, correct_gap
-from m3bind.space.index.base import DOUBTS, INCOMPLETE, KEY, Index
 
 log = logging.getLogger(__name__)
 BATCH = 16  # items written to the index at once

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
+from m3bind.core.stored import read_given
 from m3bind.errors import ConfigError
 from m3bind.hospital.answers import (
     VARIABLE,
@@ -36,7 +37,6 @@ from m3bind.hospital.answers import (
     seconds,
 )
 from m3bind.hospital.watch import Watch
-from m3bind.stored import read_given
 
 PAUSE, LONGEST = 0.5, 30.0  # seconds: the first pause, and the longest
 OPENED = 1_000_000  # brackets of a JSON answer: what it may cost in memory

@@ -14,8 +14,8 @@ import uuid
 from datetime import date, timedelta
 from pathlib import Path
 
+from m3bind.core.stored import bytes_given
 from m3bind.errors import ConfigError, DiskError
-from m3bind.stored import bytes_given
 
 VARIABLE = "M3BIND_SALT"
 LEAST = 16  # characters of a salt

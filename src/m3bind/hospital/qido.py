@@ -14,7 +14,7 @@ from typing import Any
 from m3bind.errors import ConfigError
 from m3bind.hospital.answers import WebError
 from m3bind.hospital.http import Page, Web
-from m3bind.modalities._files import DICOM_KINDS
+from m3bind.modalities.formats.files import DICOM_KINDS
 
 STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
 _DAY, _KIND, _COUNT = "00080020", "00080060", "00201209"

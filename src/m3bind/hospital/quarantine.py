@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import TextIO
 
+from m3bind.core.files import open_lock
 from m3bind.errors import ConfigError, DiskError
-from m3bind.files import open_lock
 from m3bind.privacy import shown
 
 LIST = "aside.csv"

@@ -16,10 +16,10 @@ import numpy as np
 import m3bind
 from m3bind.errors import ConfigError
 from m3bind.hospital.deidentify import Origin
+from m3bind.index.base import INCOMPLETE, Index
+from m3bind.index.calibration import calibration_of
+from m3bind.search.zero_shot import Judge, labels_of
 from m3bind.space.bundle import Space
-from m3bind.space.calibrate import calibration_of
-from m3bind.space.index.base import INCOMPLETE, Index
-from m3bind.space.zero_shot import Judge, labels_of
 
 NOTICE = "RESEARCH USE ONLY. Made by an algorithm, not reviewed by a physician; not for diagnosis or treatment."
 UNLIKE = "The object is unlike what the archive holds of its kind; a label would mean nothing."

@@ -26,8 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from m3bind.core.files import atomic_path, flush, open_lock, sha256_file
 from m3bind.errors import ConfigError, DiskError, in_words
-from m3bind.files import atomic_path, flush, open_lock, sha256_file
 from m3bind.hospital.deidentify import Cleaned, Refused
 from m3bind.hospital.held import Held, size_of
 from m3bind.hospital.ledger import Ledger, Mark, Pulled

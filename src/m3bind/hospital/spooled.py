@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from m3bind.core.files import sha256_file
 from m3bind.errors import M3BindError
-from m3bind.files import sha256_file
 from m3bind.hospital.deidentify import METHOD
 from m3bind.hospital.tags import STORAGE, WHOLE_SLIDE
-from m3bind.modalities._dicom_files import PIXELS, UNKNOWN_LENGTH, quiet
+from m3bind.modalities.formats.dicom_files import PIXELS, UNKNOWN_LENGTH, quiet
 
 WIDE = 1.5  # times the usual distance of slices that is a gap
 _KEYWORDS = ("SOPClassUID", "PatientID", "StudyDate", "InstanceNumber", "ImagePositionPatient",

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from m3bind.modalities._dicom_values import unit_of
-from m3bind.modalities._files import DICOM_KINDS
-from m3bind.modalities._signals_leads import NUMBERS, name_of_code, parse_lead
-from m3bind.modalities._signals_units import AMBIGUOUS, to_millivolt, unit_of_code
+from m3bind.modalities.formats.dicom_values import unit_of
+from m3bind.modalities.formats.files import DICOM_KINDS
+from m3bind.modalities.formats.signals_leads import NUMBERS, name_of_code, parse_lead
+from m3bind.modalities.formats.signals_units import AMBIGUOUS, to_millivolt, unit_of_code
 from m3bind.privacy import technical
 
 Rule = Callable[[Sequence[Any]], "list[Any] | None"]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from m3bind.registry import Registry
+from m3bind.core.registry import Registry
 
 
 @dataclass

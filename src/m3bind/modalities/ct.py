@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m3bind.errors import ReadError, in_words
-from m3bind.modalities import _archive, _dicom, _images, _limits, _nifti, _series, _volumes
-from m3bind.modalities._ct_mixed import alternation_doubts
-from m3bind.modalities._volumes import resample
 from m3bind.modalities.base import Modality, Sample
+from m3bind.modalities.formats import archive as _archive
+from m3bind.modalities.formats import dicom, images, limits, nifti, series
+from m3bind.modalities.formats import volumes as _volumes
+from m3bind.modalities.formats.ct_mixed import alternation_doubts
+from m3bind.modalities.formats.volumes import resample
 
 __all__ = ["CT", "resample"]
 
@@ -44,11 +46,11 @@ class CT(Modality):
     title: ClassVar[str] = "CT"
     color: ClassVar[str] = "#228833"
     suffixes: ClassVar[tuple[str, ...]] = (
-        *_nifti.SUFFIXES, *_dicom.SUFFIXES, *_archive.SUFFIXES, ".npz", *_images.PICTURE_SUFFIXES,
+        *nifti.SUFFIXES, *dicom.SUFFIXES, *_archive.SUFFIXES, ".npz", *images.PICTURE_SUFFIXES,
     )  # fmt: skip
     folders: ClassVar[bool] = True
     version: ClassVar[int] = 2
-    libraries: ClassVar[tuple[str, ...]] = ("nibabel", "imagecodecs", *_dicom.LIBRARIES)
+    libraries: ClassVar[tuple[str, ...]] = ("nibabel", "imagecodecs", *dicom.LIBRARIES)
 
     def read(self, path: Path | str) -> Sample:
         """Decode a volume: array (D, H, W) in HU, spacing (D, H, W) in mm.
@@ -61,25 +63,25 @@ class CT(Modality):
         """
         path = Path(path)
         if path.is_dir():
-            return _series.read_folder(path)
-        if path.is_file() and path.stat().st_size and _dicom.is_dicom(path):  # exports often lack an ending
-            return _series.read_files([path], path)
-        path = _images.check_file(path, self)
-        _limits.check_bytes(path)
-        kind = _images.ending(path, self.suffixes)
-        if kind in _dicom.SUFFIXES:
-            return _series.read_files([path], path)
+            return series.read_folder(path)
+        if path.is_file() and path.stat().st_size and dicom.is_dicom(path):  # exports often lack an ending
+            return series.read_files([path], path)
+        path = images.check_file(path, self)
+        limits.check_bytes(path)
+        kind = images.ending(path, self.suffixes)
+        if kind in dicom.SUFFIXES:
+            return series.read_files([path], path)
         if kind in _archive.SUFFIXES:
             return self._read_archive(path)
-        if kind in _images.PICTURE_SUFFIXES:
+        if kind in images.PICTURE_SUFFIXES:
             return self._read_slice(path)
-        return self._read_npz(path) if kind == ".npz" else _nifti.read_nifti(path)
+        return self._read_npz(path) if kind == ".npz" else nifti.read_nifti(path)
 
     def _read_archive(self, path: Path) -> Sample:
         with _archive.extracted(path) as (folder, nested):
             files = sorted(folder.iterdir())
-            volumes = [file for file in files if _images.ending(file, (*_nifti.SUFFIXES, ".npz"))]
-            slices = any(map(_dicom.is_dicom, files))
+            volumes = [file for file in files if images.ending(file, (*nifti.SUFFIXES, ".npz"))]
+            slices = any(map(dicom.is_dicom, files))
             if len(volumes) > 1 and not slices:
                 raise ReadError(path, f"{len(volumes)} volumes (NIfTI, npz) in it", "pack one volume per archive")
             if nested and not volumes and not slices:
@@ -89,9 +91,9 @@ class CT(Modality):
             try:
                 if volumes and not slices:
                     file = volumes[0]
-                    sample = self._read_npz(file) if file.suffix == ".npz" else _nifti.read_nifti(file)
+                    sample = self._read_npz(file) if file.suffix == ".npz" else nifti.read_nifti(file)
                 else:
-                    sample = _series.read_files(files, path)
+                    sample = series.read_files(files, path)
             except ReadError as error:  # the names in the folder mean nothing to the user
                 raise ReadError(path, error.reason, error.hint) from error
         sample.steps.insert(0, f"unpacked {len(files)} files")
@@ -102,7 +104,7 @@ class CT(Modality):
         return sample
 
     def _read_slice(self, path: Path) -> Sample:
-        grey, steps, warnings = _images.read_grey(path, "a CT slice")
+        grey, steps, warnings = images.read_grey(path, "a CT slice")
         low, high = PICTURE_HU
         steps.append(f"grey 0..1 put linearly on {low:g}..{high:g}")
         warnings.append("a picture at some window level: its values are not Hounsfield units")
@@ -148,7 +150,7 @@ class CT(Modality):
         cell = size if len(picks) == 1 else (size - 1) // 2
         scale = cell / max(rows, columns)
         box = (max(1, round(columns * scale)), max(1, round(rows * scale)))
-        tiles = [_images.to_thumbnail((volume[k] - low) / (high - low), cell).resize(box) for k in picks]
+        tiles = [images.to_thumbnail((volume[k] - low) / (high - low), cell).resize(box) for k in picks]
         if len(tiles) == 1:
             return tiles[0]
         sheet = Image.new("RGB", (2 * box[0] + 1, 2 * box[1] + 1))
@@ -164,7 +166,7 @@ def _load_npz(path: Path) -> tuple[NDArray[Any], str, tuple[float, float, float]
         ReadError: no or several volumes, no plain numbers, over a limit.
     """
     with zipfile.ZipFile(path) as archive:
-        _limits.check_count(path, len(archive.infolist()), "files")
+        limits.check_count(path, len(archive.infolist()), "files")
         arrays = {i.filename[:-4]: i for i in archive.infolist() if i.filename.endswith(".npy")}
         heads = {name: _npy_header(archive, info) for name, info in arrays.items()}
         volumes = [name for name, (shape, _) in heads.items() if len(shape) == 3]
@@ -176,8 +178,8 @@ def _load_npz(path: Path) -> tuple[NDArray[Any], str, tuple[float, float, float]
             raise ReadError(path, f"{len(shape)} dimensions, not a volume", "split it into 3-D volumes")
         if dtype.kind not in "iuf":
             raise ReadError(path, "its array holds no plain numbers", "save it as int16 or float32")
-        _limits.check_count(path, math.prod(shape), "voxels")
-        _limits.check_ratio(path, math.prod(shape) * dtype.itemsize, path.stat().st_size)
+        limits.check_count(path, math.prod(shape), "voxels")
+        limits.check_ratio(path, math.prod(shape) * dtype.itemsize, path.stat().st_size)
         spacing = None
         if heads.get("spacing", ((), dtype))[0] == (3,) and heads["spacing"][1].kind in "iuf":
             with archive.open(arrays["spacing"]) as handle:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _dicom, _images, _signals
-from m3bind.modalities._signals_leads import LEADS, parse_lead
-from m3bind.modalities._signals_twelve import MAX_SWING, twelve_leads
-from m3bind.modalities._signals_wfdb import WFDB_SUFFIXES, header_of, record_stem
 from m3bind.modalities.base import Cut, Modality, Sample
+from m3bind.modalities.formats import dicom, images, signals
+from m3bind.modalities.formats.signals_leads import LEADS, parse_lead
+from m3bind.modalities.formats.signals_twelve import MAX_SWING, twelve_leads
+from m3bind.modalities.formats.signals_wfdb import WFDB_SUFFIXES, header_of, record_stem
 
 __all__ = ["ECG", "LEADS", "draw", "parse_lead", "record_stem"]
 
@@ -36,7 +36,7 @@ class ECG(Modality):
     title: ClassVar[str] = "12-lead ECG"
     color: ClassVar[str] = "#ee6677"
     version: ClassVar[int] = 2  # without calibration a lead is missing; leads of several groups are merged
-    suffixes: ClassVar[tuple[str, ...]] = _signals.SUFFIXES
+    suffixes: ClassVar[tuple[str, ...]] = signals.SUFFIXES
     libraries: ClassVar[tuple[str, ...]] = ("wfdb", "pandas", "scipy.signal", "edfio", "pydicom")
 
     def read(self, path: Path | str) -> Sample:
@@ -57,7 +57,7 @@ class ECG(Modality):
                 mostly NaN, or leads missing that cannot be computed from others (more than 4).
         """
         path = Path(path)
-        recording = _signals.read_signals(self._check(path))
+        recording = signals.read_signals(self._check(path))
         array, rate = twelve_leads(path, recording)
         return Sample(
             self.name, array, rate=rate, steps=recording.steps, warnings=recording.warnings, tags=recording.tags
@@ -86,17 +86,17 @@ class ECG(Modality):
 
     def _check(self, path: Path) -> Path:
         """`path`, once there is something at it that this modality reads."""
-        ending = _images.ending(path, self.suffixes)
+        ending = images.ending(path, self.suffixes)
         if ending in ("", *WFDB_SUFFIXES) and header_of(path).is_file():
             return path
         if not path.exists() and ending in ("", *WFDB_SUFFIXES):
             raise ReadError(path, "no WFDB header (.hea) of that name", "name the record without extension")
-        refused = _signals.REFUSED.get(path.suffix.lower())
+        refused = signals.REFUSED.get(path.suffix.lower())
         if refused and path.is_file():
             raise ReadError(path, f"{refused[0]}, which is not read", refused[1])
-        if not ending and path.is_file() and _dicom.is_dicom(path):
+        if not ending and path.is_file() and dicom.is_dicom(path):
             return path
-        return _images.check_file(path, self)
+        return images.check_file(path, self)
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
         """Twelve leads of 2.5 s each (the same 2.5 s) in three rows of four on ECG paper."""

@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from m3bind.modalities import _buffer, _dicom, _images, _slide_scale, _slides, _tissue
 from m3bind.modalities.base import Cut, Modality, Sample
+from m3bind.modalities.formats import buffer, dicom, images, slide_scale, slides, tissue
 
 TILE = 224  # pixels a side
 MPP = 0.5  # micrometres per pixel, a 20x objective
@@ -28,10 +28,10 @@ class Pathology(Modality):
     color: ClassVar[str] = "#aa3377"
     version: ClassVar[int] = 2  # colours by the codestream, sizes of pixels wherever stated
     suffixes: ClassVar[tuple[str, ...]] = (
-        *_images.PICTURE_SUFFIXES, *_images.TIFF_SUFFIXES, *_slides.SLIDE_SUFFIXES, *_dicom.SUFFIXES
+        *images.PICTURE_SUFFIXES, *images.TIFF_SUFFIXES, *slides.SLIDE_SUFFIXES, *dicom.SUFFIXES
     )  # fmt: skip
     folders: ClassVar[bool] = True
-    libraries: ClassVar[tuple[str, ...]] = (*_dicom.LIBRARIES, "tiffslide")
+    libraries: ClassVar[tuple[str, ...]] = (*dicom.LIBRARIES, "tiffslide")
 
     def read(self, path: Path | str) -> Sample:
         """`decode`, and doubts: a fundus, empty glass, out of focus.
@@ -54,13 +54,13 @@ class Pathology(Modality):
         """
         path = Path(path)
         if not path.is_dir():
-            _images.check_file(path, self)
-        if _slides.is_slide(path):
+            images.check_file(path, self)
+        if slides.is_slide(path):
             return self._read_slide(path)
-        if _dicom.is_dicom(path):
+        if dicom.is_dicom(path):
             return self._read_dicom(path)
-        array, steps, warnings = _images.read_colour(path, "a stained tissue tile")
-        pixel, notes = _slide_scale.of_tile(path)
+        array, steps, warnings = images.read_colour(path, "a stained tissue tile")
+        pixel, notes = slide_scale.of_tile(path)
         spacing = (pixel[1] / 1000, pixel[0] / 1000) if pixel else None
         return Sample(self.name, np.ascontiguousarray(array), spacing, steps=steps, warnings=warnings + notes)
 
@@ -75,26 +75,26 @@ class Pathology(Modality):
         """
         path = Path(path)
         if not path.is_dir():
-            _images.check_file(path, self)
-        return self._read_slide(path, cut.most) if _slides.is_slide(path) else self.decode(path)
+            images.check_file(path, self)
+        return self._read_slide(path, cut.most) if slides.is_slide(path) else self.decode(path)
 
     def _read_dicom(self, path: Path) -> Sample:
-        dataset = _dicom.open_dicom(path)
-        array, steps, warnings = _dicom.colour(dataset, path)
-        warnings += _images.check_colour(path, array, "a stained tissue tile") + _images.picture_warnings(array)
-        tags = _dicom.technical_tags(dataset)
+        dataset = dicom.open_dicom(path)
+        array, steps, warnings = dicom.colour(dataset, path)
+        warnings += images.check_colour(path, array, "a stained tissue tile") + images.picture_warnings(array)
+        tags = dicom.technical_tags(dataset)
         return Sample(self.name, np.ascontiguousarray(array), steps=steps, warnings=warnings, tags=tags)
 
     def _read_slide(self, path: Path, most: int | None = None) -> Sample:
         """The best tile of a slide; with `most` up to so many, as parts."""
-        with _slides.open_slide(path) as slide:
-            found = _tissue.tissue_map(slide)
+        with slides.open_slide(path) as slide:
+            found = tissue.tissue_map(slide)
             mpp = slide.finest(MPP)
-            places = _tissue.tissue_places(slide, found, TILE, mpp)
-            count = sum(place[0] >= _tissue.LEAST_TISSUE for place in places)
+            places = tissue.tissue_places(slide, found, TILE, mpp)
+            count = sum(place[0] >= tissue.LEAST_TISSUE for place in places)
             share, x, y = places[0]
             chosen = places[: max(1, min(count, most or 1))]
-            array = _buffer.empty((len(chosen), TILE, TILE, 3))
+            array = buffer.empty((len(chosen), TILE, TILE, 3))
             damaged: list[str] = []
             for tile, (_, left, top) in zip(array, chosen):
                 tile[...] = slide.read_region(left, top, TILE, TILE, mpp)
@@ -125,20 +125,20 @@ class Pathology(Modality):
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
         """The tile itself, small."""
-        return _images.to_thumbnail(sample.array, size)
+        return images.to_thumbnail(sample.array, size)
 
 
-def sharpness(array: _images.Array) -> float:
+def sharpness(array: images.Array) -> float:
     """How much of a tile's (H, W, 3) contrast is between neighbouring pixels: Laplacian over grey, both deviations."""
     grey = array.mean(axis=2)
     centre, neighbours = grey[1:-1, 1:-1], grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
     return float((neighbours - 4 * centre).std() / max(float(grey.std()), 1e-3))
 
 
-def _doubts(array: _images.Array) -> list[str]:
+def _doubts(array: images.Array) -> list[str]:
     """Warnings about a tile that may be no stained tissue in focus."""
-    some = _images.sparse(array)
-    smallest, largest = _images.channel_range(some)
+    some = images.sparse(array)
+    smallest, largest = images.channel_range(some)
     h, w = (max(1, side // 16) for side in largest.shape)
     corners = [largest[:h, :w], largest[:h, -w:], largest[-h:, :w], largest[-h:, -w:]]
     if max(float(corner.mean()) for corner in corners) < 0.15:

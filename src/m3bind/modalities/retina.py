@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _dicom, _images
 from m3bind.modalities.base import Modality, Sample
+from m3bind.modalities.formats import dicom, images
 
 Array = NDArray[np.float32]
 
@@ -37,8 +37,8 @@ class Retina(Modality):
     title: ClassVar[str] = "Fundus photograph"
     color: ClassVar[str] = "#cc6633"
     version: ClassVar[int] = 2  # colours by the codestream, pictures of every depth and opacity
-    suffixes: ClassVar[tuple[str, ...]] = (*_dicom.SUFFIXES, *_images.PICTURE_SUFFIXES, *_images.TIFF_SUFFIXES)
-    libraries: ClassVar[tuple[str, ...]] = (*_dicom.LIBRARIES, "scipy.ndimage")
+    suffixes: ClassVar[tuple[str, ...]] = (*dicom.SUFFIXES, *images.PICTURE_SUFFIXES, *images.TIFF_SUFFIXES)
+    libraries: ClassVar[tuple[str, ...]] = (*dicom.LIBRARIES, "scipy.ndimage")
 
     def read(self, path: Path | str) -> Sample:
         """`decode`, with the circular field and the eye it shows in `steps`, and doubts: tissue, dark, blurred ...
@@ -47,7 +47,7 @@ class Retina(Modality):
             ReadError: as `decode`.
         """
         sample = self.decode(path)
-        some = _images.sparse(sample.array)
+        some = images.sparse(sample.array)
         red, green, blue = (float(some[..., channel].mean()) for channel in range(3))
         if blue > green and red > 0.45:
             sample.warnings.append("pink and bright: stained tissue rather than a fundus?")
@@ -65,30 +65,30 @@ class Retina(Modality):
         Raises:
             ReadError: missing, damaged, over a limit, without colour, or a DICOM file of another modality.
         """
-        path = _images.check_file(path, self)
-        if _images.ending(path, (*_images.PICTURE_SUFFIXES, *_images.TIFF_SUFFIXES)):
-            array, steps, warnings = _images.read_colour(path, "a fundus photograph")
+        path = images.check_file(path, self)
+        if images.ending(path, (*images.PICTURE_SUFFIXES, *images.TIFF_SUFFIXES)):
+            array, steps, warnings = images.read_colour(path, "a fundus photograph")
             return Sample(self.name, array, steps=steps, warnings=warnings)
         return _read_dicom(path)
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
         """The photograph itself, small."""
-        return _images.to_thumbnail(sample.array, size)
+        return images.to_thumbnail(sample.array, size)
 
 
 def _read_dicom(path: Path) -> Sample:
-    dataset = _dicom.open_dicom(path)
-    kind = _dicom.kind_of(dataset)
+    dataset = dicom.open_dicom(path)
+    kind = dicom.kind_of(dataset)
     if kind not in ("fundus photograph", "visible-light picture", ""):
-        raise ReadError(path, f"{_dicom.named(kind)}, not a fundus photograph", "check the modality of this file")
-    if str(dataset.get("PhotometricInterpretation", "")) in _dicom.MONOCHROME:
+        raise ReadError(path, f"{dicom.named(kind)}, not a fundus photograph", "check the modality of this file")
+    if str(dataset.get("PhotometricInterpretation", "")) in dicom.MONOCHROME:
         raise ReadError(path, "a grey picture, not a fundus photograph in colour", "check the modality of this file")
-    array, steps, warnings = _dicom.colour(dataset, path)
-    _images.check_side(path, array)
-    warnings += _images.check_colour(path, array, "a fundus photograph") + _images.picture_warnings(array)
+    array, steps, warnings = dicom.colour(dataset, path)
+    images.check_side(path, array)
+    warnings += images.check_colour(path, array, "a fundus photograph") + images.picture_warnings(array)
     if dataset.get("BurnedInAnnotation", "") == "YES":
         warnings.append("burned-in text according to its header: it may name the patient")
-    tags = _dicom.technical_tags(dataset)
+    tags = dicom.technical_tags(dataset)
     for keyword in ("ImageLaterality", "Laterality"):
         if tags.get(keyword) in _EYES:
             steps.append(f"{_EYES[tags[keyword]]} eye ({keyword})")
@@ -118,7 +118,7 @@ def field_of_view(array: Array) -> Field | None:
     95 % of the radius nine tenths must be lit, and outside 104 % of it hardly anything.
     """
     step = max(1, max(array.shape[:2]) // 256)
-    lit = _images.channel_range(array[::step, ::step])[1] > LIT
+    lit = images.channel_range(array[::step, ::step])[1] > LIT
     rows, columns = np.flatnonzero(lit.mean(axis=1) > 0.05), np.flatnonzero(lit.mean(axis=0) > 0.05)
     if not len(rows) or not len(columns):
         return None
@@ -197,7 +197,7 @@ def quality(framed: Array) -> list[str]:
     y, x = np.ogrid[:height, :width]
     core = np.hypot((y + 0.5) / height - 0.5, (x + 0.5) / width - 0.5) < 0.4
     green = small[..., 1]
-    if float(_images.channel_range(small)[1][core].mean()) < DARK:
+    if float(images.channel_range(small)[1][core].mean()) < DARK:
         return ["dark: hardly any light came back from the retina"]
     if float((green[core] > 0.95).mean()) > BRIGHT:
         return ["over-exposed: white in large parts"]

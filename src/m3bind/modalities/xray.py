@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m3bind.errors import ReadError
-from m3bind.modalities import _dicom, _images
 from m3bind.modalities.base import Modality, Sample
+from m3bind.modalities.formats import dicom, images
 
 Array = NDArray[np.float32]
 
@@ -27,8 +27,8 @@ class XRay(Modality):
     title: ClassVar[str] = "Chest X-ray"
     color: ClassVar[str] = "#4477aa"
     version: ClassVar[int] = 2  # pictures of every depth and opacity; padding inside of a picture stays
-    suffixes: ClassVar[tuple[str, ...]] = (*_dicom.SUFFIXES, *_images.PICTURE_SUFFIXES, *_images.TIFF_SUFFIXES)
-    libraries: ClassVar[tuple[str, ...]] = _dicom.LIBRARIES
+    suffixes: ClassVar[tuple[str, ...]] = (*dicom.SUFFIXES, *images.PICTURE_SUFFIXES, *images.TIFF_SUFFIXES)
+    libraries: ClassVar[tuple[str, ...]] = dicom.LIBRARIES
 
     def read(self, path: Path | str) -> Sample:
         """`decode`, and doubts: inverted, black in large parts, a flat border, few grey levels.
@@ -46,32 +46,32 @@ class XRay(Modality):
         Raises:
             ReadError: missing, damaged, over a limit, in colour, or a DICOM file of another modality.
         """
-        path = _images.check_file(path, self)
-        if _images.ending(path, (*_images.PICTURE_SUFFIXES, *_images.TIFF_SUFFIXES)):
-            array, steps, warnings = _images.read_grey(path, "an X-ray")
+        path = images.check_file(path, self)
+        if images.ending(path, (*images.PICTURE_SUFFIXES, *images.TIFF_SUFFIXES)):
+            array, steps, warnings = images.read_grey(path, "an X-ray")
             return Sample(self.name, array, steps=steps, warnings=warnings)
         return self._read_dicom(path)
 
     def _read_dicom(self, path: Path) -> Sample:
-        dataset = _dicom.open_dicom(path)
-        kind = _dicom.kind_of(dataset)
+        dataset = dicom.open_dicom(path)
+        kind = dicom.kind_of(dataset)
         if kind not in ("radiograph", ""):
-            raise ReadError(path, f"{_dicom.named(kind)}, not a radiograph", "check the modality of this file")
-        if str(dataset.get("PhotometricInterpretation", "")) in ("", *_dicom.MONOCHROME):
-            array, steps, warnings = _dicom.grey(dataset, path)
+            raise ReadError(path, f"{dicom.named(kind)}, not a radiograph", "check the modality of this file")
+        if str(dataset.get("PhotometricInterpretation", "")) in ("", *dicom.MONOCHROME):
+            array, steps, warnings = dicom.grey(dataset, path)
         else:
-            array, steps, warnings = _dicom.colour(dataset, path)
-            array, more = _images.to_grey(path, array, "an X-ray", steps)
+            array, steps, warnings = dicom.colour(dataset, path)
+            array, more = images.to_grey(path, array, "an X-ray", steps)
             warnings += more
-        _images.check_side(path, array)
-        tags = _dicom.technical_tags(dataset)
-        warnings += _images.picture_warnings(array) + _header_doubts(dataset, tags)
+        images.check_side(path, array)
+        tags = dicom.technical_tags(dataset)
+        warnings += images.picture_warnings(array) + _header_doubts(dataset, tags)
         return Sample(self.name, array, steps=steps, warnings=warnings, tags=tags)
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
         """Grey picture, stretched between its 0.5 % and 99.5 % quantiles."""
-        low, high = np.quantile(_images.sparse(sample.array, 256), [0.005, 0.995])
-        return _images.to_thumbnail((sample.array - low) / max(high - low, 1e-3), size)
+        low, high = np.quantile(images.sparse(sample.array, 256), [0.005, 0.995])
+        return images.to_thumbnail((sample.array - low) / max(high - low, 1e-3), size)
 
 
 def _header_doubts(dataset: Any, tags: dict[str, str]) -> list[str]:
@@ -97,9 +97,9 @@ def _header_doubts(dataset: Any, tags: dict[str, str]) -> list[str]:
 
 def doubts(array: Array, background: bool = False) -> list[str]:
     """Doubts about a radiograph (H, W) in 0..1; `background` where a wide empty side is normal, as in mammograms."""
-    some = _images.sparse(array, 256)
+    some = images.sparse(array, 256)
     found = []
-    if float((_images.sparse(array) < 0.03).mean()) > 0.6 and not background:
+    if float((images.sparse(array) < 0.03).mean()) > 0.6 and not background:
         found.append("most of the picture is black: a CT slice or an uncropped scan?")
     if min(array.shape) >= 96 and density_pattern(array) < INVERTED:
         found.append("looks inverted: dark where a chest is dense")

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
-from m3bind.models.checkpoint import LoadReport, Migration, load_strict, read_state
+from m3bind.models.weights.checkpoint import LoadReport, Migration, load_strict, read_state
 
 PARTS = ("image_trunk", "image_head", "text_trunk", "text_head")
 Tokens = dict[str, Tensor]  # {"input_ids": int64 (n, L), "attention_mask": int64 (n, L)}

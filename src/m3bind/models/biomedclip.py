@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
 from m3bind.models.clip import MAX_SCALE, SIZE, repaired
+from m3bind.models.layers.transforms import clip_transform, rgb_picture
 from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
-from m3bind.models.transforms import clip_transform, rgb_picture
+from m3bind.models.weights.checkpoint import rename
 
 BIOMEDBERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
 

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from m3bind.files import replace_between
+from m3bind.core.files import replace_between
 from m3bind.models import registry
 from m3bind.models.base import ModelCard
 from m3bind.models.published import PublishedModel
-from m3bind.models.reference import reference_path
+from m3bind.models.weights.reference import reference_path
 
 START, END = "<!-- table: written by `m3bind models --markdown FILE` -->", "<!-- end of table -->"
 _HEADS = ("name", "for", "input", "dim", "licence of code", "licence of weights", "weights and notes", "verified")

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.checkpoint import LoadReport, load_strict, read_state
-from m3bind.models.clip_keys import CLIP_PARTS, huggingface_keys, is_open_clip, read_quick_gelu
+from m3bind.models.layers.transforms import clip_transform, rgb_picture
 from m3bind.models.published import Common, LearnedScale, PublishedModel
-from m3bind.models.transforms import clip_transform, rgb_picture
+from m3bind.models.weights.checkpoint import LoadReport, load_strict, read_state
+from m3bind.models.weights.clip_keys import CLIP_PARTS, huggingface_keys, is_open_clip, read_quick_gelu
 
 SIZE = 224
 MAX_SCALE = 100.0  # the scale is kept below it in training

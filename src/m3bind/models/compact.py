@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
-from m3bind.models.augment import vary
 from m3bind.models.base import ModelCard
-from m3bind.models.bert import Pooling
-from m3bind.models.efficientnet import EfficientNetTrunk
-from m3bind.models.heads import make_head
-from m3bind.models.pair import TowerPair
-from m3bind.models.preprocess import LUNG_WINDOW, image_tensor, signal_tensor, volume_tensor
-from m3bind.models.text_encoder import lora_targets, make_text_encoder
-from m3bind.models.towers import ResidualTower
+from m3bind.models.layers.augment import vary
+from m3bind.models.layers.bert import Pooling
+from m3bind.models.layers.efficientnet import EfficientNetTrunk
+from m3bind.models.layers.heads import make_head
+from m3bind.models.layers.pair import TowerPair
+from m3bind.models.layers.preprocess import LUNG_WINDOW, image_tensor, signal_tensor, volume_tensor
+from m3bind.models.layers.text_encoder import lora_targets, make_text_encoder
+from m3bind.models.layers.towers import ResidualTower
 
 Head = str | Mapping[str, Any]
 

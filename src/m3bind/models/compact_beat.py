@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
 from m3bind.models.compact import CARD, Compact
-from m3bind.models.preprocess import SIGNAL_UNIT, signal_tensor
+from m3bind.models.layers.preprocess import SIGNAL_UNIT, signal_tensor
 
 RATE = 100.0  # Hz
 BEFORE, AFTER = 30, 50  # samples of a beat before and after its R peak: 0.3 and 0.5 s

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
+from m3bind.models.layers.transforms import rgb_picture, standardize
 from m3bind.models.published import BIOCLINICALBERT, Common, PublishedModel, bert_trunk, resnet50_trunk
-from m3bind.models.transforms import rgb_picture, standardize
+from m3bind.models.weights.checkpoint import rename
 
 SIZE = 224
 TEMPERATURE = 0.1

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import LoadReport, State, load_strict, read_state, rename
-from m3bind.models.ctvit import FEATURES, SIDE, CTViT
+from m3bind.models.layers.ctvit import FEATURES, SIDE, CTViT
+from m3bind.models.layers.volumes import CT_RATE_LABELS, centred, checked_spacing, volume_of
 from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
-from m3bind.models.volumes import CT_RATE_LABELS, centred, checked_spacing, volume_of
+from m3bind.models.weights.checkpoint import LoadReport, State, load_strict, read_state, rename
 
 SPACING = (1.5, 0.75, 0.75)  # mm
 SHAPE = (240, SIDE, SIDE)  # voxels at that spacing

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import read_state, rename
+from m3bind.models.layers.volumes import CT_RATE_LABELS, centred, checked_spacing, volume_of
 from m3bind.models.published import ImageOnly
-from m3bind.models.volumes import CT_RATE_LABELS, centred, checked_spacing, volume_of
+from m3bind.models.weights.checkpoint import read_state, rename
 
 SPACING = 0.8  # mm, all sides
 SHAPE = (402, 420, 420)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
+from m3bind.models.layers.swin import SIZE, SwinTrunk, swin_names
+from m3bind.models.layers.transforms import rgb_picture
 from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk, resnet50_trunk
-from m3bind.models.swin import SIZE, SwinTrunk, swin_names
-from m3bind.models.transforms import rgb_picture
+from m3bind.models.weights.checkpoint import rename
 
 SWIN, RESNET = "cxr_clip_swin", "cxr_clip_resnet50"
 STATISTICS = {  # by the authors' names: mean, standard deviation

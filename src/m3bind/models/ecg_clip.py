@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models import registry
-from m3bind.models.augment import vary
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import read_state
-from m3bind.models.heads import make_head
-from m3bind.models.pair import TowerPair
-from m3bind.models.preprocess import signal_tensor
-from m3bind.models.text_encoder import lora_targets, make_text_encoder
+from m3bind.models.layers.augment import vary
+from m3bind.models.layers.heads import make_head
+from m3bind.models.layers.pair import TowerPair
+from m3bind.models.layers.preprocess import signal_tensor
+from m3bind.models.layers.text_encoder import lora_targets, make_text_encoder
+from m3bind.models.weights.checkpoint import read_state
 
 LEADS = 12
 _REPOSITORY_KEY = "ecg_encoder.value_embedding.weight"  # only the repository's layout embeds single samples

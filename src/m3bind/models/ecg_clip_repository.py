@@ -29,11 +29,11 @@ from torch.utils.checkpoint import checkpoint
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.modalities.ecg import LEADS
-from m3bind.models.augment import vary
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
-from m3bind.models.preprocess import signal_tensor
+from m3bind.models.layers.augment import vary
+from m3bind.models.layers.preprocess import signal_tensor
 from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk
+from m3bind.models.weights.checkpoint import rename
 
 SAMPLES, WIDTH, LAYERS, HEADS, FEED_FORWARD = 5000, 512, 6, 8, 2048
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.checkpoint import rename
-from m3bind.models.chest import clean_report, radiograph, upsample
+from m3bind.models.layers.chest import clean_report, radiograph, upsample
 from m3bind.models.published import BIOCLINICALBERT, Common, PublishedModel, bert_trunk, resnet50_trunk
+from m3bind.models.weights.checkpoint import rename
 
 MAX_TOKENS = 97
 ATTENTION, SHARPNESS, SCALE = 4.0, 5.0, 10.0  # temp1, temp2, temp3 of the authors' settings

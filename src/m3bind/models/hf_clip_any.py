@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
-from m3bind.models import foreign
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.checkpoint import State
-from m3bind.models.library import LibraryModel
-from m3bind.models.preprocess import picture
+from m3bind.models.layers.library import LibraryModel
+from m3bind.models.layers.preprocess import picture
+from m3bind.models.weights import foreign
+from m3bind.models.weights.checkpoint import State
 
 FAMILIES = (  # each compared with the library's own features, see `_check`
     "altclip", "blip", "chinese_clip", "clip", "clipseg", "groupvit", "metaclip_2", "owlv2", "owlvit", "siglip",

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
+from m3bind.models.layers.transforms import rgb_picture
 from m3bind.models.published import ImageOnly, resnet50_trunk
-from m3bind.models.transforms import rgb_picture
+from m3bind.models.weights.checkpoint import rename
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, RESIZED = 224, 256

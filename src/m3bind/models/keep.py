@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
+from m3bind.models.layers.transforms import rgb_picture
 from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
-from m3bind.models.transforms import rgb_picture
+from m3bind.models.weights.checkpoint import rename
 
 SIZE = 224
 IMAGE_LAYERS, TEXT_LAYERS = 24, 12

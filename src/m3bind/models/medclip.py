@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
+from m3bind.models.layers.swin import SIZE, SwinTrunk, swin_names
+from m3bind.models.layers.transforms import grey_picture, standardize
 from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk
-from m3bind.models.swin import SIZE, SwinTrunk, swin_names
-from m3bind.models.transforms import grey_picture, standardize
+from m3bind.models.weights.checkpoint import rename
 
 MEAN, STD = 0.5862785803043838, 0.27950088968644304
 MAX_LOG_SCALE = 4.6052

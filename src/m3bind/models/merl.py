@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.checkpoint import LoadReport, load_strict, read_state, rename
-from m3bind.models.preprocess import resampled
+from m3bind.models.layers.preprocess import resampled
 from m3bind.models.published import Common, PublishedModel, bert_trunk
+from m3bind.models.weights.checkpoint import LoadReport, load_strict, read_state, rename
 
 LEADS, RATE, SAMPLES = 12, 500.0, 5000
 SCALE = 1 / 0.07

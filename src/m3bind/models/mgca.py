@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
-from m3bind.models.chest import clean_report, radiograph, upsample
+from m3bind.models.layers.chest import clean_report, radiograph, upsample
 from m3bind.models.published import BIOCLINICALBERT, Common, PublishedModel, bert_trunk, resnet50_trunk
+from m3bind.models.weights.checkpoint import rename
 
 TEMPERATURE = 0.07
 VIT, RESNET = "mgca_vit_base", "mgca_resnet_50"

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3bind.core.files import write_json
 from m3bind.errors import CheckpointError, ConfigError
-from m3bind.files import write_json
-from m3bind.modalities._archive import temporary_folder
 from m3bind.modalities.base import Sample
-from m3bind.models import foreign
+from m3bind.modalities.formats.archive import temporary_folder
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.checkpoint import State, load_strict
-from m3bind.models.library import LibraryModel
-from m3bind.models.preprocess import picture
+from m3bind.models.layers.library import LibraryModel
+from m3bind.models.layers.preprocess import picture
+from m3bind.models.weights import foreign
+from m3bind.models.weights.checkpoint import State, load_strict
 
 CONFIG_FILE = "open_clip_config.json"
 TEXT_CONFIG_FOLDER = "text_config"

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
 from m3bind.models.clip import MAX_SCALE, BpeTexts, ClipTextTrunk
-from m3bind.models.clip_keys import CLIP_PARTS, huggingface_keys
+from m3bind.models.layers.transforms import rgb_picture
 from m3bind.models.published import LearnedScale
-from m3bind.models.transforms import rgb_picture
+from m3bind.models.weights.checkpoint import rename
+from m3bind.models.weights.clip_keys import CLIP_PARTS, huggingface_keys
 
 
 class _Size(NamedTuple):

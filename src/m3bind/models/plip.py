@@ -20,8 +20,8 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.clip import SIZE, ClipModel
+from m3bind.models.layers.transforms import CLIP_MEAN, CLIP_STD, rgb_picture, standardize
 from m3bind.models.published import Common
-from m3bind.models.transforms import CLIP_MEAN, CLIP_STD, rgb_picture, standardize
 
 
 class Plip(ClipModel):

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.checkpoint import rename
+from m3bind.models.layers.transforms import grey_picture, standardize
 from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk, resnet50_trunk
-from m3bind.models.transforms import grey_picture, standardize
+from m3bind.models.weights.checkpoint import rename
 
 SIZE, MAX_TOKENS = 224, 256
 MEAN, STD = (0.5062731200407803,), (0.28946775394688107,)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError, ReadError, UnknownNameError
 from m3bind.models.base import DualEncoder, ModelCard, Tokens, constructor_parameters
-from m3bind.models.bert import BertTrunk, Pooling
-from m3bind.models.checkpoint import resolve, without_initialisation
-from m3bind.models.tokenizer import TextTokenizer, read_tokenizer
+from m3bind.models.layers.bert import BertTrunk, Pooling
+from m3bind.models.layers.tokenizer import TextTokenizer, read_tokenizer
+from m3bind.models.weights.checkpoint import resolve, without_initialisation
 
 BIOCLINICALBERT = "emilyalsentzer/Bio_ClinicalBERT"  # cased vocabulary, lower-cased texts: see read_tokenizer
 

@@ -12,13 +12,20 @@ from typing import Any
 
 from torch import Tensor
 
+from m3bind.core.files import atomic_path, write_json
+from m3bind.core.registry import Registry
+from m3bind.core.stored import inside, plain
 from m3bind.errors import CheckpointError, ConfigError
-from m3bind.files import atomic_path, write_json
-from m3bind.models import foreign
 from m3bind.models.base import DualEncoder, ModelCard, constructor_parameters
-from m3bind.models.checkpoint import bounded, hash_state, load_strict, read_state, save_state, without_initialisation
-from m3bind.registry import Registry
-from m3bind.stored import inside, plain
+from m3bind.models.weights import foreign
+from m3bind.models.weights.checkpoint import (
+    bounded,
+    hash_state,
+    load_strict,
+    read_state,
+    save_state,
+    without_initialisation,
+)
 
 MODEL_FILE, WEIGHTS_FILE, ASSETS_FOLDER = "model.json", "weights.safetensors", "assets"
 

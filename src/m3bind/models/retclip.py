@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.checkpoint import rename
 from m3bind.models.clip import ClipImageTrunk
-from m3bind.models.clip_keys import huggingface_keys
+from m3bind.models.layers.transforms import CLIP_MEAN, CLIP_STD, rgb_picture
 from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
-from m3bind.models.transforms import CLIP_MEAN, CLIP_STD, rgb_picture
+from m3bind.models.weights.checkpoint import rename
+from m3bind.models.weights.clip_keys import huggingface_keys
 
 SIZE, WIDTH, JOINT = 224, 768, 512
 Head = Literal["left", "right", "patient"]

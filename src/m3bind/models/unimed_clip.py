@@ -8,9 +8,9 @@ from torch import nn
 
 from m3bind.models.base import ModelCard
 from m3bind.models.biomedclip import BiomedBertModel
-from m3bind.models.checkpoint import rename
 from m3bind.models.clip import ClipImageTrunk
-from m3bind.models.clip_keys import CLIP_PARTS, huggingface_keys
+from m3bind.models.weights.checkpoint import rename
+from m3bind.models.weights.clip_keys import CLIP_PARTS, huggingface_keys
 
 
 class UniMedClip(BiomedBertModel):

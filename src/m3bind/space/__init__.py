@@ -24,13 +24,13 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from m3bind.encode.encoded import Encoded, open_encoded
+    from m3bind.encode.job import encode_files
+    from m3bind.index.calibration import Calibration
+    from m3bind.search.query import Query
+    from m3bind.search.searcher import Hit, Searcher
     from m3bind.space.bundle import Space, load, save_space
-    from m3bind.space.calibrate import Calibration
-    from m3bind.space.encode import encode_files
-    from m3bind.space.encoded import Encoded, open_encoded
     from m3bind.space.folder import SpaceInfo
-    from m3bind.space.query import Query
-    from m3bind.space.search import Hit, Searcher
 
 __all__ = [
     "Calibration",

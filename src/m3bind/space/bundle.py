@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from m3bind import modalities
 from m3bind.errors import ConfigError, NotFiniteError, SpaceError, UnknownNameError
 from m3bind.models.base import DualEncoder, Tokens
-from m3bind.models.text_encoder import TextEncoder
-from m3bind.space.bridges import BaseBridge, Bridge
-from m3bind.space.compute import Array, encode_distinct, evaluating, fast_dtype, similarity, softmax, text_dtype
+from m3bind.models.bridges import BaseBridge, Bridge
+from m3bind.models.embedding import Array, encode_distinct, evaluating, fast_dtype, similarity, softmax, text_dtype
+from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, read_folder, write_folder
 from m3bind.space.manifest import filled
 
@@ -427,7 +427,7 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> Space:
     if not Path(path).exists() and is_id and not Path(path).parent.exists():
         path = _download(text)
     if not (Path(path) / MANIFEST).exists():
-        from m3bind.space.export.base import refuse_foreign
+        from m3bind.export.base import refuse_foreign
 
         refuse_foreign(path)
     return Space._of(read_folder(path)).to(device)

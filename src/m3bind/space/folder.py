@@ -29,16 +29,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import m3bind
+from m3bind.core.files import atomic_path, sha256_file, sha256_text, write_json
+from m3bind.core.stored import inside, read_bytes, read_json
 from m3bind.errors import CheckpointError, ConfigError, SpaceError
-from m3bind.files import atomic_path, sha256_file, sha256_text, write_json
-from m3bind.models import foreign, registry
+from m3bind.models import registry
 from m3bind.models.base import PARTS, DualEncoder, ModelCard
-from m3bind.models.checkpoint import bounded, hash_state, save_state, without_initialisation
-from m3bind.models.text_encoder import TextEncoder
-from m3bind.models.weight_files import check_count
+from m3bind.models.bridges import BaseBridge, Bridge, freeze, restore
+from m3bind.models.layers.text_encoder import TextEncoder
+from m3bind.models.weights import foreign
+from m3bind.models.weights.checkpoint import bounded, hash_state, save_state, without_initialisation
+from m3bind.models.weights.weight_files import check_count
 from m3bind.space import manifest
-from m3bind.space.bridges import BaseBridge, Bridge, freeze, restore
-from m3bind.stored import inside, read_bytes, read_json
 
 FORMAT, VERSION = "m3bind-space", 2  # 2: bridges of other kinds than linear; a space without them is written as 1
 MANIFEST = "space.json"

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from m3bind.core.stored import plain
 from m3bind.errors import ConfigError, SpaceError
-from m3bind.models import foreign
-from m3bind.stored import plain
+from m3bind.models.weights import foreign
 
 _MOST = 4096  # characters of a template, and of what it becomes
 

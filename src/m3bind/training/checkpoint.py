@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from m3bind import sums
+from m3bind.core import sums
+from m3bind.core.files import atomic_path, check_plain
+from m3bind.core.stored import parse_json
 from m3bind.errors import CheckpointError
-from m3bind.files import atomic_path, check_plain
-from m3bind.models.weight_files import check_count
-from m3bind.stored import parse_json
+from m3bind.models.weights.weight_files import check_count
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

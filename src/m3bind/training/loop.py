@@ -25,13 +25,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from m3bind import sums
 from m3bind.config import TrainConfig
+from m3bind.core import sums
+from m3bind.core.files import sha256_text, write_text
+from m3bind.core.progress import progress
+from m3bind.core.provenance import arithmetic
+from m3bind.core.stored import MOST_JSON, read_text
 from m3bind.errors import CheckpointError, NotFiniteError
-from m3bind.files import sha256_text, write_text
-from m3bind.progress import progress
-from m3bind.provenance import arithmetic
-from m3bind.stored import MOST_JSON, read_text
 from m3bind.training import checkpoint
 from m3bind.training.parallel import average_gradients, world
 
@@ -73,7 +73,7 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
 
 def bf16_pays(device: torch.device) -> bool:
     """Whether bfloat16 is computed by the hardware (a GPU, or a CPU with AMX or AVX512-BF16), not emulated."""
-    from m3bind.models.precision import compute_dtype, may_round
+    from m3bind.core.device import compute_dtype, may_round
 
     if device.type == "cuda":
         return may_round() and bool(torch.cuda.is_bf16_supported())

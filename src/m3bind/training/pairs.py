@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from m3bind.config import ContrastiveConfig
 from m3bind.data.batching import IntArray, rng
 from m3bind.models.base import DualEncoder, Tokens
-from m3bind.models.bert import micro_batches
+from m3bind.models.layers.bert import micro_batches
 from m3bind.training.contrastive import clip_loss, identical_positives, mixed_positives
 from m3bind.training.parallel import encode_sharded
 

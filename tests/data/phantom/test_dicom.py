@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from m3bind import modalities
 from m3bind.cli import app
+from m3bind.core.files import sha256_file
 from m3bind.data import read_manifest
 from m3bind.data.phantom import MODALITIES, generate
 from m3bind.data.phantom.dicom import MICROVOLTS, XRAY_TOP, write_dicom
 from m3bind.errors import ConfigError
-from m3bind.files import sha256_file
 
 PATIENTS = 3
 

@@ -15,6 +15,7 @@ import wfdb
 from PIL import Image
 from scipy.signal import find_peaks
 
+from m3bind.core.files import sha256_file
 from m3bind.data import phantom
 from m3bind.data.phantom.cohort import HEADER, make_settings, plan
 from m3bind.data.phantom.fundus import lesion_count
@@ -22,7 +23,6 @@ from m3bind.data.phantom.reports import phrasings
 from m3bind.data.phantom.state import table
 from m3bind.data.phantom.thorax import line_integrals
 from m3bind.errors import ConfigError, UnknownNameError
-from m3bind.files import sha256_file
 
 
 def patient(syndrome: str, severity: int = 3, seed: int = 5) -> phantom.State:

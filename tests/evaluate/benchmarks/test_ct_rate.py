@@ -14,11 +14,11 @@ from evaluate.benchmarks._checks import assert_few_shot, made, run
 from evaluate.benchmarks.prepared import assert_incomplete, kinds, make
 from evaluate.benchmarks.trees import ct_rate as tree
 from evaluate.benchmarks.trees._tiny import chest, save_nifti, write_csv
+from m3bind.core.stored import StoredFileError
 from m3bind.data.cache import FeatureCache
 from m3bind.evaluate.benchmarks.ct_rate import LABELS, rescale_of, spacing_difference, stored_as
 from m3bind.modalities.base import get as modality
-from m3bind.prepare import Encoder, rescaled
-from m3bind.stored import StoredFileError
+from m3bind.pipeline.features import Encoder, rescaled
 
 SAID = {"RescaleSlope": "1", "RescaleIntercept": "-1024", "XYSpacing": "[0.7, 0.7]", "ZSpacing": "1.5"}
 

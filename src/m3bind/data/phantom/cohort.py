@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from m3bind import children
+from m3bind.core import children
+from m3bind.core.files import sha256_text, write_json, write_text
+from m3bind.core.stored import read_json
 from m3bind.data.phantom.reports import HEADER, report
 from m3bind.data.phantom.state import MODALITIES, State, sample_state, syndromes, visible
 from m3bind.data.phantom.writing import FILES, write_patient
 from m3bind.errors import ConfigError, M3BindError, UnknownNameError
-from m3bind.files import sha256_text, write_json, write_text
-from m3bind.stored import read_json
 
 SPLITS = ("train", "valid", "test")
 # Share of the train and valid patients that have each modality: unbalanced on purpose.

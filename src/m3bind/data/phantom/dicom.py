@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3bind.core.files import atomic_path, write_text
 from m3bind.data.phantom.cohort import Progress, load_settings
 from m3bind.data.phantom.ecg import LEADS
 from m3bind.data.phantom.writing import MARK
 from m3bind.errors import ConfigError
-from m3bind.files import atomic_path, write_text
 
 CT_INTERCEPT = -1024
 XRAY_TOP = 4095  # 12 bits

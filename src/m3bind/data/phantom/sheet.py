@@ -12,8 +12,8 @@ import wfdb
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from m3bind.core.files import atomic_path
 from m3bind.data.phantom.state import MODALITIES, SEVERITIES
-from m3bind.files import atomic_path
 
 CELL, LABEL, GAP = 224, 150, 4
 WIDTHS = {"xray": CELL, "ct": CELL, "retina": CELL, "ecg": 2 * CELL, "pathology": CELL}

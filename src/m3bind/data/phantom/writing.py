@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from m3bind.core.files import atomic_path
 from m3bind.data.phantom.ecg import LEADS, RATE, ecg
 from m3bind.data.phantom.fundus import fundus
 from m3bind.data.phantom.grid import F32
@@ -22,7 +23,6 @@ from m3bind.data.phantom.histology import tile
 from m3bind.data.phantom.state import MODALITIES, State
 from m3bind.data.phantom.thorax import CT_SPACING, chest, ct, xray
 from m3bind.errors import UnknownNameError
-from m3bind.files import atomic_path
 
 MARK = "synthetic virtual patient, no real person"
 FILES = {"xray": "xray.png", "ct": "ct.nii.gz", "retina": "retina.png", "ecg": "ecg", "pathology": "pathology.png"}

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from m3bind.core.registry import Registry
 from m3bind.evaluate.classification import auroc, balanced_accuracy
 from m3bind.evaluate.estimate import Floats, Resampling
-from m3bind.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3bind.core.files import sha256_text
 from m3bind.evaluate.adapters.base import Adapter, Problem, Samples, Scorer, quality
 from m3bind.evaluate.adapters.descent import Descent, descend, tensors
 from m3bind.evaluate.estimate import Floats
-from m3bind.files import sha256_text
 
 REDUCTION = 4
 RATIOS = (0.2, 0.4, 0.6, 0.8)  # the first without valid

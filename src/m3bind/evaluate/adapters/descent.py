@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from m3bind.files import sha256_text
+from m3bind.core.files import sha256_text
 
 
 @dataclass(frozen=True)

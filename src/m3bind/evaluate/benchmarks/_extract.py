@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3bind.core.files import atomic_path, write_text
 from m3bind.data.tables import most_unpacked
 from m3bind.errors import ManifestError, in_words
-from m3bind.files import atomic_path, write_text
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from m3bind.core.files import replace_between
 from m3bind.evaluate.benchmarks.base import Benchmark, get, names
-from m3bind.files import replace_between
 
 START, END = "<!-- table: written by `m3bind datasets --markdown FILE` -->", "<!-- end of table -->"
 _HEADS = ("name", "data set", "modality", "used for", "known size", "licence", "how to get it")

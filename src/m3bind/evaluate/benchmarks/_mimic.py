@@ -138,7 +138,7 @@ def sections(text: str) -> dict[str, str]:
 
 def clean_caption(impression: str, findings: str) -> str:
     """Impression and findings by MGCA's rule (`models.chest.clean_report`); "" for fewer than three words."""
-    from m3bind.models.chest import clean_report  # slow to import
+    from m3bind.models.layers.chest import clean_report  # slow to import
 
     text = clean_report(" ".join(f"{impression} {findings}".split()))
     return text if len(text.split()) >= 3 else ""

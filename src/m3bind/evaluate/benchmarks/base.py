@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from m3bind.core.files import atomic_path, sha256_text, write_json, write_text
+from m3bind.core.progress import progress
+from m3bind.core.registry import Registry
 from m3bind.data.records import SPLITS, BadRow, format_bad_rows
 from m3bind.data.tables import most_unpacked, read_rows
 from m3bind.errors import ManifestError
-from m3bind.files import atomic_path, sha256_text, write_json, write_text
 from m3bind.privacy import NOT_UTF8, is_utf8, printable
-from m3bind.progress import progress
-from m3bind.registry import Registry
 
 COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit", "rescale")
 MOST_CELLS = 5_000_000  # of an Excel sheet

@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from m3bind.core.stored import MOST_LIST, read_text
 from m3bind.data.splits import patient_position
 from m3bind.errors import in_words
 from m3bind.evaluate.benchmarks._cells import is_one, literal
 from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
-from m3bind.stored import MOST_LIST, read_text
 
 LABELS = (
     "Medical material", "Arterial wall calcification", "Cardiomegaly", "Pericardial effusion",

@@ -10,11 +10,11 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from m3bind.core.files import atomic_path
 from m3bind.errors import ManifestError, in_words
 from m3bind.evaluate.benchmarks._cells import whole
 from m3bind.evaluate.benchmarks._extract import save_ecg
 from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
-from m3bind.files import atomic_path
 
 CLASSES = ("NORM", "AFIB", "1AVB", "CLBBB", "CRBBB", "PAC", "VPC", "STD", "STE")  # codes 1 to 9 of REFERENCE.csv
 SNOMED = {

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from m3bind.core.files import atomic_path
 from m3bind.data.tables import most_unpacked
 from m3bind.errors import ManifestError, in_words
 from m3bind.evaluate.benchmarks._extract import save_png
 from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
-from m3bind.files import atomic_path
 
 STEM = "camelyonpatch_level_2_split_"
 CLASSES = ("lymph node", "lymph node containing metastatic tumor tissue")

@@ -1,0 +1,246 @@
+"""MedBind (Gao et al. 2024, arXiv:2403.12894): one shared text encoder, and images of the same visit drawn together.
+
+* `medbind_nm`: TMCL alone. `medbind_bd`: TMCL and EMCL. `medbind_bridges`: both on finished embeddings of any towers.
+* `emcl_loss`: its second loss, as printed.
+
+TMCL is the contrastive loss between a modality and the text, identical texts being each other's positives, summed over
+the batch and both directions. EMCL is InfoNCE between two modalities on patients who have both. No code or weights of
+MedBind are public, so these are its losses on the towers of the settings, all of which must use the same text tower
+(the first modality's is shared). tau = 0.07, fixed; all modalities enter with weight 1.
+
+Shapes: n pairs of a batch, m of them with both modalities, d dimension of the bound space.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from m3bind.align import lora
+from m3bind.align.heads import TRAINING, loop_settings
+from m3bind.align.methods.base import BindingInputs, BindingMethod
+from m3bind.align.methods.procrustes import initial_bridges
+from m3bind.align.procrustes import BaseBridge, Bridge, identity_map
+from m3bind.config import AlignConfig
+from m3bind.core.files import sha256_text
+from m3bind.data.batching import EpochSampler, IntArray
+from m3bind.errors import ConfigError
+from m3bind.models.base import DualEncoder
+from m3bind.models.bridges import freeze
+from m3bind.training.contrastive import clip_loss, identical_positives
+from m3bind.training.loop import ParameterGroup, train
+from m3bind.training.pairs import Pairs
+from m3bind.training.parallel import encode_sharded
+
+SCALE = 1 / 0.07
+_PROBE = ["no acute findings", "Sinus rhythm with a heart rate of 72 and LEFT axis deviation"]
+
+
+def emcl_loss(a: Tensor, b: Tensor, n: int, scale: float = SCALE) -> Tensor:
+    """EMCL: L(a->b) + L(b->a) on m unit rows (m, d) each, sums; the printed factor n / m adds 2 m log(n / m).
+
+    The factor has no gradient.
+    """
+    m = len(a)
+    loss = 2 * clip_loss(a, b, scale, direction="both", reduction="sum")
+    return loss + 2 * m * math.log(n / m)
+
+
+class MedBindStage:
+    """What the loop needs: TMCL of every modality, and EMCL of every two that share patients."""
+
+    def __init__(
+        self, inputs: BindingInputs, bridges: Mapping[str, BaseBridge], settings: AlignConfig, edges: bool
+    ) -> None:
+        """`edges`: with EMCL.
+
+        Raises:
+            ConfigError: with EMCL, no two modalities share a training patient.
+        """
+        self.name = "medbind"
+        self.pairs, self.bridges, self.settings, self.seed = inputs.pairs, bridges, settings, inputs.seed
+        self.samplers = {m: _sampler(len(p), m, settings, self.seed) for m, p in self.pairs.items()}
+        self.edges = {}
+        for a, b in combinations(self.pairs, 2) if edges else ():
+            if len(both := _same_patient(self.pairs[a], self.pairs[b])) > 1:
+                self.edges[a, b] = both, _sampler(len(both), f"{a} {b}", settings, self.seed)
+        if edges and not self.edges:
+            raise ConfigError(
+                "medbind_bd needs patients with two modalities in the train split; there are none, use medbind_nm."
+            )
+        torch.manual_seed(int(sha256_text(str(self.seed), "lora", "medbind")[:15], 16))
+        _choose_trained([p.model for p in self.pairs.values()], settings)
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        """Per modality, the shared text tower with the first."""
+        groups: list[ParameterGroup] = []
+        seen: set[int] = set()
+        for m, pairs in self.pairs.items():
+            own = [p for p in pairs.model.parameters() if p.requires_grad and id(p) not in seen]
+            seen.update(map(id, own))
+            groups.append(ParameterGroup(m, own))
+        return groups
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The dual encoders."""
+        return {f"model.{m}": pairs.model for m, pairs in self.pairs.items()}
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Sum over modalities of TMCL, plus EMCL of every two modalities."""
+        found: dict[str, Tensor] = {}
+        for m, pairs in self.pairs.items():
+            indices = self.samplers[m].batch(step)
+            captions = torch.from_numpy(pairs.draw_captions(indices, self.seed, step))
+            text = self.bridges[m].text(pairs.texts.encode(captions, self.settings.micro_tokens))
+            positives = identical_positives(captions).to(text.device)
+            found[f"tmcl/{m}"] = 2 * clip_loss(
+                self._images(m, indices), text, SCALE, positives=positives, reduction="sum"
+            )
+        for (a, b), (both, sampler) in self.edges.items():
+            rows = both[sampler.batch(step)]
+            n = min(self.settings.batch, len(self.pairs[a]), len(self.pairs[b]))
+            found[f"emcl/{a}-{b}"] = emcl_loss(
+                self._images(a, rows[:, 0]), self._images(b, rows[:, 1]), max(n, len(rows))
+            )
+        return found | {"loss": torch.stack(list(found.values())).sum()}
+
+    def _images(self, m: str, indices: IntArray) -> Tensor:
+        micro, images = self.settings.micro(m), self.pairs[m].images
+        return self.bridges[m].image(
+            encode_sharded(lambda part: images.encode(part, micro=micro), torch.from_numpy(indices))
+        )
+
+
+def _sampler(count: int, name: str, settings: AlignConfig, seed: int) -> EpochSampler:
+    return EpochSampler(count, settings.batches.get(name, settings.batch), seed, f"medbind {name}")
+
+
+def _same_patient(a: Pairs, b: Pairs) -> IntArray:
+    """(k, 2) positions in `a` and `b` of the same patient: the first image of each."""
+    where = {patient: i for i, patient in reversed(list(enumerate(b.patients))) if patient}
+    first = {patient: i for i, patient in reversed(list(enumerate(a.patients))) if patient}
+    return np.array([(i, where[p]) for p, i in sorted(first.items()) if p in where], dtype=np.int64).reshape(-1, 2)
+
+
+def _choose_trained(models: Sequence[DualEncoder], settings: AlignConfig) -> None:
+    """As in stage 1 (`align.text`, `align.image`), the shared text tower once."""
+    for model in models:
+        model.requires_grad_(False)
+        model.train()
+    if settings.text == "lora":
+        lora.inject(models[0], "text", settings.lora)
+        for model in models[1:]:
+            model.text_trunk = models[0].text_trunk
+    if settings.text in ("lora", "head"):
+        models[0].text_head.requires_grad_(True)
+    for model in models:
+        if settings.image == "lora":
+            lora.inject(model, "image", settings.lora)
+        if settings.image in ("lora", "head"):
+            model.image_head.requires_grad_(True)
+        lora.freeze_drifting(model)
+
+
+def share_text_tower(pairs: Mapping[str, Pairs]) -> None:
+    """Give all modalities the first one's text tower.
+
+    Raises:
+        ConfigError: their text towers or joint dimensions are not of one kind.
+    """
+    first, *others = pairs.values()
+    for other in others:
+        a, b = first.model, other.model
+        forms = [
+            (
+                model.joint_dim,
+                type(model.text_trunk),
+                getattr(model.text_trunk, "pooling", ""),
+                [(k, tuple(v.shape)) for k, v in model.text_trunk.state_dict().items()],
+                [(k, tuple(v.shape)) for k, v in model.text_head.state_dict().items()],
+                model.tokenize(_PROBE)["input_ids"].tolist(),
+            )
+            for model in (a, b)
+        ]
+        if forms[0] != forms[1]:
+            raise ConfigError(
+                f"medbind shares one text encoder, but those of {first.modality} and {other.modality} differ; give all "
+                "modalities the same text tower, pooling, tokenizer and joint dimension."
+            )
+        b.text_trunk, b.text_head, other.texts = a.text_trunk, a.text_head, first.texts
+
+
+class MedBindNM(BindingMethod):
+    """TMCL alone: bound by the shared text encoder."""
+
+    name = "medbind_nm"
+    uses: ClassVar[tuple[str, ...]] = ("image-text pairs",)
+    edges: ClassVar[bool] = False
+
+    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
+        """Share the text tower, train, merge LoRA; bridges only bring the joint dimension to `settings.dim`.
+
+        Raises:
+            ConfigError: see `share_text_tower` and `MedBindStage`.
+        """
+        share_text_tower(inputs.pairs)
+        bridges = {m: Bridge(identity_map(p.model.joint_dim, settings.dim)) for m, p in inputs.pairs.items()}
+        for bridge in bridges.values():
+            bridge.requires_grad_(False)
+        train(MedBindStage(inputs, bridges, settings, self.edges), settings, inputs.folder, inputs.seed)
+        for pairs in inputs.pairs.values():
+            lora.merge(pairs.model)
+            pairs.model.eval()
+        shared = next(iter(inputs.pairs.values())).model
+        for pairs in inputs.pairs.values():
+            pairs.model.text_trunk, pairs.model.text_head = shared.text_trunk, shared.text_head
+        return dict(bridges)
+
+
+class MedBindBD(MedBindNM):
+    """TMCL and EMCL: images of the same patient attract each other, too."""
+
+    name = "medbind_bd"
+    uses = ("image-text pairs", "pairs of modalities")
+    edges = True
+
+
+class _BridgeStage(MedBindStage):
+    """The same losses with the bridges alone in training."""
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        """The bridge of each modality."""
+        return [ParameterGroup(m, list(bridge.parameters())) for m, bridge in self.bridges.items()]
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The bridges."""
+        return {f"bridge.{m}": bridge for m, bridge in self.bridges.items()}
+
+
+class MedBindBridges(BindingMethod):
+    """TMCL and EMCL on finished embeddings, with linear bridges from Procrustes: towers of any kind, as they are.
+
+    No shared text encoder, so not MedBind itself, but what its paired supervision gives the same frozen towers.
+    """
+
+    name = "medbind_bridges"
+    towers = False
+    uses = ("image-text pairs", "pairs of modalities")
+    defaults: ClassVar[Mapping[str, Any]] = {**TRAINING, "batch": 128}
+
+    def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
+        """Trained linear bridges.
+
+        Raises:
+            ConfigError: no two modalities share a training patient.
+        """
+        options = self.options(settings)
+        frozen = loop_settings(settings, options).model_copy(update={"text": "frozen", "image": "frozen"})
+        bridges = initial_bridges(inputs, settings.model_copy(update={"bridge": "procrustes"}))
+        train(_BridgeStage(inputs, bridges, frozen, edges=True), frozen, inputs.folder, inputs.seed)
+        for pairs in inputs.pairs.values():
+            pairs.model.eval()
+        return {m: freeze(bridge) for m, bridge in bridges.items()}

@@ -1,0 +1,113 @@
+"""Stage 1: what one step of text-space alignment does.
+
+A step draws one image-text batch per modality (Eq. 1) and one shared text batch that every text tower encodes (Eq. 2).
+A tower encodes both in one call, each distinct text once. Total: Eq. 6.
+
+Shapes: n pairs of a batch, s shared texts, d dimension of the bound space.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from m3bind.align import lora
+from m3bind.align.balance import learning_rate_scales, loss_weights
+from m3bind.align.methods.base import BindingInputs
+from m3bind.align.objective import text_contrastive, text_mse, total
+from m3bind.align.procrustes import BaseBridge
+from m3bind.config import AlignConfig
+from m3bind.core.files import sha256_text
+from m3bind.data.batching import EpochSampler, IntArray, PoolSampler
+from m3bind.models.base import DualEncoder
+from m3bind.training.loop import ParameterGroup
+from m3bind.training.pairs import Pairs
+from m3bind.training.parallel import encode_sharded
+
+
+class AlignStage:
+    """What the loop needs for stage 1. Towers and bridges are trained in place."""
+
+    name = "align"
+
+    def __init__(self, inputs: BindingInputs, bridges: Mapping[str, BaseBridge], settings: AlignConfig) -> None:
+        """`bridges`: starting point, one per modality of `inputs.pairs`."""
+        self.pairs, self.bridges, self.settings, self.seed = inputs.pairs, bridges, settings, inputs.seed
+        balance, sizes = settings.balance, inputs.sizes
+        self.weights = loss_weights(sizes, balance.literal) if balance.weights else dict.fromkeys(sizes, 1.0)
+        self.scales = learning_rate_scales(sizes, balance.literal) if balance.lr else dict.fromkeys(sizes, 1.0)
+        shares = inputs.pool_probabilities(balance)
+        self.pool = PoolSampler(
+            [inputs.pool[m] for m in self.pairs], [shares[m] for m in self.pairs], settings.shared_batch, self.seed
+        )
+        self.samplers = {
+            m: EpochSampler(len(pairs), settings.batches.get(m, settings.batch), self.seed, f"align {m}")
+            for m, pairs in self.pairs.items()
+        }
+        for modality, pairs in self.pairs.items():
+            torch.manual_seed(int(sha256_text(str(self.seed), "lora", modality)[:15], 16))  # whatever ran before
+            choose_trained(pairs.model, settings)
+            bridges[modality].requires_grad_(settings.train_bridge and settings.image != "frozen")
+
+    def groups(self) -> Sequence[ParameterGroup]:
+        """Per modality: tower parameters and bridge, with Eq. 4's learning-rate scale."""
+        groups = []
+        for m, pairs in self.pairs.items():
+            groups.append(ParameterGroup(m, [p for p in pairs.model.parameters() if p.requires_grad], self.scales[m]))
+            bridge = [p for p in self.bridges[m].parameters() if p.requires_grad]
+            groups.append(ParameterGroup(f"{m} bridge", bridge, self.scales[m] * self.settings.bridge_lr))
+        return groups
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Dual encoders (only what trains is saved) and bridges."""
+        towers: dict[str, nn.Module] = {f"model.{m}": pairs.model for m, pairs in self.pairs.items()}
+        return towers | {f"bridge.{m}": bridge for m, bridge in self.bridges.items()}
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Eq. 6: sum_m w_m L_CLIP(m) + lambda sum_{a<b} w_a w_b L_MSE(a, b), plus options."""
+        settings = self.settings
+        shared, _ = self.pool.batch(step)
+        clip: dict[str, Tensor] = {}
+        shared_texts: list[Tensor] = []
+        for m, pairs in self.pairs.items():
+            clip[m], text = self._modality(m, pairs, shared, step)
+            shared_texts.append(text)
+        weights = [self.weights[m] for m in self.pairs]
+        mse = contrastive = None
+        if len(shared_texts) > 1:
+            mse = text_mse(shared_texts, weights, reduction=settings.mse_reduction)
+            if settings.text_contrastive:
+                ids = torch.from_numpy(shared)
+                contrastive = text_contrastive(shared_texts, settings.text_contrastive_scale, weights, ids)
+        return total(clip, self.weights, mse, settings.lam, contrastive, settings.text_contrastive)
+
+    def _modality(self, m: str, pairs: Pairs, shared: IntArray, step: int) -> tuple[Tensor, Tensor]:
+        """Eq. 1 of one modality, and its embeddings (s, d) of the shared texts."""
+        indices = self.samplers[m].batch(step)
+        captions = pairs.draw_captions(indices, self.seed, step, self.settings.contrastive.concept_probability)
+        micro = self.settings.micro(m)
+        image = encode_sharded(lambda part: pairs.images.encode(part, micro=micro), torch.from_numpy(indices))
+        both = torch.cat([torch.from_numpy(captions), torch.from_numpy(shared)])
+        text = pairs.texts.encode(both, self.settings.micro_tokens)
+        bridge = self.bridges[m]
+        text = bridge.text(text)
+        scale = pairs.model.logit_scale.detach()
+        own = text[: len(captions)]
+        return pairs.loss(bridge.image(image), own, scale, indices, captions, self.settings.contrastive), text[
+            len(captions) :
+        ]
+
+
+def choose_trained(model: DualEncoder, settings: AlignConfig) -> None:
+    """Freeze everything, then open what the settings train; modules whose state drifts stay in eval mode."""
+    model.requires_grad_(False)
+    model.train()
+    if settings.text == "lora":
+        lora.inject(model, "text", settings.lora)
+    elif settings.text == "head":
+        model.text_head.requires_grad_(True)
+    if settings.image == "lora":
+        lora.inject(model, "image", settings.lora)
+    elif settings.image == "head":
+        model.image_head.requires_grad_(True)
+    lora.freeze_drifting(model)

@@ -1,0 +1,64 @@
+"""Something to serve without data: virtual patients, a small space, and an index of their files.
+
+* `prepare`: makes what is not there yet.
+"""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m3bind.core.stored import read_json
+from m3bind.errors import SpaceError
+from m3bind.index import open_index
+from m3bind.space.folder import MANIFEST
+
+if TYPE_CHECKING:
+    from m3bind.config import RunConfig
+
+PRESET = "quick"
+KEEP = ("label", "patient", "split")  # of virtual patients, who have no privacy
+
+
+def prepare(out: Path) -> Path:
+    """The folder of the run, with `space` and `index` in it; what is finished already is used again.
+
+    Raises:
+        M3BindError: what training, encoding and building an index raise.
+    """
+    from m3bind.config import load_config
+
+    config = load_config(PRESET, [])
+    folder = out / config.name
+    if not _is_whole(folder):
+        print("making virtual patients and a small space, about 2 minutes; the next start takes seconds", flush=True)
+        _make(folder, config, out)
+    return folder
+
+
+def _make(folder: Path, config: "RunConfig", out: Path) -> None:
+    """Train where there is no space, then encode and build the index."""
+    from m3bind.data.manifest import read_manifest
+    from m3bind.encode.job import encode_files
+    from m3bind.index import build_index
+    from m3bind.pipeline.outputs import finish
+    from m3bind.pipeline.run import Run
+    from m3bind.space.bundle import load
+
+    run = Run(config, folder, cache=out / "cache")
+    if not (folder / "space" / MANIFEST).is_file():
+        finish(run, "distill")
+    space = load(folder / "space")
+    found = read_manifest(run.manifest_path, modalities=space.modalities)
+    encoded = encode_files(space, found.records, folder / "encoded", keep=KEEP)
+    shutil.rmtree(folder / "index", ignore_errors=True)  # of an older space, or not finished
+    build_index(encoded, folder / "index").close()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether there is a space and a finished index of it."""
+    try:
+        wanted = read_json(folder / "space" / MANIFEST)["fingerprint"]
+        with open_index(folder / "index") as index:
+            return index.fingerprint == wanted and index.notes.get("building") is None and len(index) > 0
+    except (OSError, ValueError, KeyError, SpaceError):
+        return False

@@ -1,0 +1,97 @@
+"""A shard that is being encoded: what came of each item, and its embedding once all parts of it have theirs.
+
+Shapes: k parts of an item, d dimension of the space.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from m3bind.core.files import sha256_text
+from m3bind.encode.decode_pool import Prepared
+from m3bind.encode.items import Row
+from m3bind.encode.journal import Shard
+from m3bind.models.embedding import Array, correct_gap
+from m3bind.space.bundle import Space
+
+
+@dataclass
+class Draft:
+    """A shard that is being encoded."""
+
+    number: int
+    rows: list[Row]
+    version: str
+    prepared: dict[int, Prepared] = field(default_factory=dict)  # by position, without inputs
+    values: dict[int, dict[int, Array | str]] = field(default_factory=dict)  # by position and number
+    missing: int = 0  # inputs without an embedding yet
+    full: bool = False  # all rows were taken
+
+    def take(self, position: int, prepared: Prepared) -> list[Tensor]:
+        """Note what came of an item; its inputs."""
+        inputs, prepared.inputs = prepared.inputs, []
+        self.prepared[position] = prepared
+        self.missing += len(inputs)
+        self.full = len(self.prepared) == len(self.rows)
+        return inputs
+
+    def put(self, position: int, number: int, value: Array | str) -> None:
+        """The embedding of one input, or why there is none."""
+        self.values.setdefault(position, {})[number] = value
+        self.missing -= 1
+
+    def finish(self, space: Space, settings: dict[str, Any]) -> Shard:
+        """The shard, means of parts taken and gaps corrected where asked for."""
+        items: list[dict[str, str]] = []
+        bad: list[dict[str, str]] = []
+        doubts: list[dict[str, str]] = []
+        rows: list[Array] = []
+        parts: list[Array] = []
+        part_of: list[int] = []
+        places: list[list[float]] = []
+        for position, row in enumerate(self.rows):
+            prepared, values = self.prepared[position], self.values.get(position, {})
+            reasons = [prepared.reason] if prepared.reason else [v for v in values.values() if isinstance(v, str)]
+            if reasons:
+                bad.append({"path": row["path"], "modality": prepared.modality, "reason": reasons[0]})
+                continue
+            own = np.stack([values[number] for number in range(len(values))])
+            if settings["gap_correct"]:
+                own = correct_gap(own, space.image_mean(prepared.modality))
+            if prepared.places is not None:
+                part_of += [len(items)] * len(own)
+                places += [[*place, np.nan][:2] for place in prepared.places]
+                parts += [*own] if settings["part_embeddings"] else []
+            doubts += [{"path": row["path"], "modality": prepared.modality, "doubt": text} for text in prepared.doubts]
+            items.append(_described(row, prepared.modality, settings["keep"]))
+            rows.append(_mean(own))
+        return Shard(
+            rows=np.array(rows, np.float32).reshape(-1, space.dim),
+            items=items,
+            bad=bad,
+            doubts=doubts,
+            version=self.version,
+            part_of=np.array(part_of, np.int64),
+            places=np.array(places, np.float64).reshape(-1, 2),
+            part_rows=np.array(parts, np.float32).reshape(-1, space.dim),
+        )
+
+
+def _described(row: Row, modality: str, keep: Sequence[str]) -> dict[str, str]:
+    """What is stored of an item; its id is the record's, where kept, else follows from modality and path."""
+    kept = {name: row[name] for name in keep}
+    name = kept.pop("id", "") or sha256_text(modality, row["path"])[:32]
+    return {"id": name, "modality": modality, "path": row["path"], **kept}
+
+
+def _mean(rows: Array) -> Array:
+    """(k, d) unit rows of the parts of an item -> their mean (d,), normalised."""
+    if len(rows) == 1:
+        first: Array = rows[0]
+        return first
+    mean = rows.mean(axis=0, dtype=np.float64)
+    unit: Array = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
+    return unit

@@ -1,0 +1,314 @@
+"""An archive of files -> embeddings on disk, however often the run is interrupted and whatever some files look like.
+
+* `encode_files`: makes the folder that `encoded` describes. * `encode_share`: one machine's part of that.
+* `collect`: files below folders.
+* From `encoded`: `open_encoded`, `Encoded`, `merge`.
+
+    rows (_items) -> decoded ahead in child processes (_decode_pool) -> batches by modality and shape, towers in threads
+    (_towers) -> shards (_draft, _parts) -> the final folder (encoded)
+
+Items are cut into shards at fixed positions and batches never reach beyond one, so a run that was killed goes on with
+the next shard and ends with the same bytes, whatever the number of workers, processes and machines.
+Memory does not grow with the number of files.
+
+Shapes: n items, d dimension of the space.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict, Unpack, get_args
+
+import torch
+from torch import Tensor
+
+from m3bind.core.progress import progress
+from m3bind.core.stored import read_json
+from m3bind.encode.decode_pool import Prepared, ahead
+from m3bind.encode.draft import Draft
+from m3bind.encode.encoded import MARKER, Encoded, done_as, merge, open_encoded, publish
+from m3bind.encode.items import Item, Listing, Source, rows_of, version_of
+from m3bind.encode.journal import Store, head_of, write_shard
+from m3bind.encode.towers import Batches, Precision, Tower, Towers, arithmetic, batch_size, choose
+from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.modalities import Cut
+from m3bind.modalities.base import get
+from m3bind.modalities.formats.files import files_below
+from m3bind.models.embedding import Array, evaluating
+from m3bind.space.bundle import Space
+from m3bind.space.folder import guard_folder
+
+__all__ = ["MARKER", "Cut", "Encoded", "Item", "Options", "collect", "encode_files", "encode_share", "merge",
+           "open_encoded"]  # fmt: skip
+
+SHARD = 512  # items per shard
+MOST_WORKERS = 16  # decoding processes by default
+POLL = 0.5  # seconds between looks at what the other processes have done
+
+
+class Options(TypedDict, total=False):
+    """Settings of an encoding; all have defaults."""
+
+    batch: int  # inputs per forward pass, fewer where they are large; on a CPU 8 or 16 by default, 64 elsewhere
+    gap_correct: bool  # store embeddings without their modality's mean, for image-to-image search only
+    keep: Sequence[str]  # fields of the records to store ("id", "label"); none by default: they may identify people
+    workers: int  # decoding processes; one per core, at most 16
+    precision: Precision  # of the towers; "auto": bfloat16 where it is faster and keeps every cosine >= 0.999
+    cut: Cut  # how many tiles of a slide and windows of a recording are averaged, and how long windows are
+    part_embeddings: bool  # also keep the embedding of every tile and window
+
+
+def encode_files(
+    space: Space,
+    sources: Iterable[Source],
+    out: Path | str,
+    modality: str | None = None,
+    **options: Unpack[Options],
+) -> Encoded:
+    """Encode files into the folder `out`, setting bad ones aside; the same call continues an interrupted run.
+
+    Under a launcher of several processes (accelerate, torchrun) each takes its share of the shards on its own device.
+
+    Args:
+        space: a saved space.
+        sources: paths (folders are searched), records of a manifest, or its bad rows, which are set aside.
+        out: folder to write; an older encoding there is replaced at the end. Until then shards are kept in `out`.parts.
+        modality: of bare paths, recognised where None; for records, encode only those of this modality.
+        options: see `Options`.
+
+    Raises:
+        ConfigError: nothing to encode, a field no record has, settings that make no sense, or `out` is something else.
+        UnknownNameError: the space does not hold a modality.
+        SpaceError: the space was never saved, or holds no mean for the gap correction.
+        DiskError: the file system refused; finished shards stay.
+    """
+    out = Path(os.path.abspath(out))
+    rank, world = _processes(space)
+    with _listed(space, sources, out, modality, options) as listing:
+        job = _Job(space, out, listing, options, world)
+        if not job.is_done():
+            with job.begun():
+                job.run(range(rank, len(listing.names), world), f"encode into {out.name}")
+                if rank == 0:
+                    job.finish()
+        elif rank == 0:
+            job.finish()  # a run killed at its very end left its parts
+        while not job.is_done():
+            time.sleep(POLL)
+    return open_encoded(out)
+
+
+def encode_share(
+    space: Space,
+    sources: Iterable[Source],
+    out: Path | str,
+    share: tuple[int, int],
+    modality: str | None = None,
+    **options: Unpack[Options],
+) -> tuple[int, int]:
+    """The i-th of n shares (i from 1) of `encode_files`, for one of n machines; it stays in `out`.parts, see `merge`.
+
+    Args:
+        space: as for `encode_files`, like all but `share`: the same on every machine.
+        sources: in the same order everywhere.
+        out: as for `encode_files`.
+        share: (i, n).
+        modality: as for `encode_files`.
+        options: see `Options`.
+
+    Returns:
+        How many files of the share were encoded and how many set aside.
+
+    Raises:
+        ConfigError: a share that is none, and as `encode_files`, like the other errors.
+    """
+    out = Path(os.path.abspath(out))
+    rank, world = _processes(space)
+    index, of = share
+    if not 1 <= index <= of:
+        raise ConfigError(f"share {index}/{of}: give i/n with i from 1 to n, e.g. 2/8")
+    with _listed(space, sources, out, modality, options) as listing:
+        job = _Job(space, out, listing, options, world)
+        mine = range((index - 1) * world + rank, len(listing.names), of * world)
+        with job.begun():
+            job.run(mine, f"encode share {index} of {of}")
+        return job.counts(mine)
+
+
+def collect(folder: Path | str, modality: str) -> list[Path]:
+    """All a modality could read below a folder, sorted (hidden files left out); see `modalities._files`.
+
+    Raises:
+        UnknownNameError: no such modality.
+    """
+    return sorted(files_below(folder, [modality]))
+
+
+def _processes(space: Space) -> tuple[int, int]:
+    """(number of this process, how many there are) under a launcher; moves the space to this process's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return 0, 1
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    space.to(state.device)
+    return state.process_index, state.num_processes
+
+
+def _listed(space: Space, sources: Iterable[Source], out: Path, modality: str | None, options: Options) -> Listing:
+    """What there is to do.
+
+    Raises:
+        M3BindError: as `encode_files`, before anything is computed or written.
+    """
+    guard_folder(out, MARKER, "an encoded archive")
+    listing = Listing(rows_of(sources, modality, options.get("keep", ()), space.modalities), SHARD)
+    if not listing.count:
+        raise ConfigError("nothing to encode: no files given or found" + (f" for {modality}" if modality else ""))
+    named = sorted(listing.modalities - {""})
+    for name in named:
+        space.model(name)
+    if options.get("gap_correct"):
+        for name in space.modalities if "" in listing.modalities else named:
+            space.image_mean(name)
+    return listing
+
+
+def _settings(space: Space, options: Options) -> dict[str, Any]:
+    """Everything but the files that decides about the result, as JSON values."""
+    cut, precision = options.get("cut") or Cut(), options.get("precision", "auto")
+    asked = options.get("batch")
+    batch = {name: batch_size(space, name) if asked is None else asked for name in space.modalities}
+    if min(batch.values()) < 1 or cut.most < 1 or not cut.seconds > 0:
+        raise ConfigError("batch, number of parts and seconds of a window must be positive")
+    if precision not in get_args(Precision):
+        raise UnknownNameError("precision", precision, get_args(Precision))
+    return {
+        "space": space.fingerprint,
+        "synthetic_space": space.synthetic,
+        "dim": space.dim,
+        "readers": {name: get(name).version for name in space.modalities},
+        "batch": batch,
+        "shard": SHARD,
+        "gap_correct": options.get("gap_correct", False),
+        "keep": list(options.get("keep", ())),
+        "precision": precision,
+        "cut": asdict(cut),
+        "part_embeddings": options.get("part_embeddings", False),
+    }
+
+
+Place = tuple[Draft, int, int]  # shard, position of the item in it, number of the input of the item
+
+
+class _Job:
+    """One encoding: what is done, what is to do, and doing it."""
+
+    def __init__(self, space: Space, out: Path, listing: Listing, options: Options, world: int) -> None:
+        self._space, self._out, self._listing = space, out, listing
+        self._settings, self._store = _settings(space, options), Store.beside(out)
+        self._store.plan(self._settings, listing.count, listing.names)
+        self._workers = options.get("workers") or max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // world))
+        self._versions = [version_of(rows) for _, rows in listing.shards()]
+        self._bad = 0
+
+    def is_done(self) -> bool:
+        """Whether the result is there already."""
+        try:
+            content = read_json(self._out / MARKER)
+            return isinstance(content, dict) and content.get("job") == done_as(self._store, self._versions)
+        except (OSError, ValueError):
+            return False
+
+    def begun(self) -> AbstractContextManager[None]:
+        """Hold the folder of parts for this job; see `Store.begun`."""
+        return self._store.begun()
+
+    def finish(self) -> None:
+        """Put all shards together as soon as every process has written its own."""
+        if not self.is_done():
+            for number in range(len(self._versions)):
+                while not self._finished(number):
+                    time.sleep(POLL)
+            publish(self._store, self._out)
+        self._store.remove()
+
+    def counts(self, mine: Iterable[int]) -> tuple[int, int]:
+        """(encoded, set aside) of finished shards."""
+        heads = [head_of(self._store.path(number)) for number in mine]
+        found = [head[1] for head in heads if head is not None]
+        return sum(count["items"] for count in found), sum(count["bad"] for count in found)
+
+    def _finished(self, number: int) -> bool:
+        head = head_of(self._store.path(number))
+        return head is not None and head[0] == self._versions[number]
+
+    def run(self, mine: Sequence[int], label: str) -> None:
+        """Encode those of the shards `mine` that are not finished."""
+        todo = {number for number in mine if not self._finished(number)}
+        total = sum(map(self._listing.size, mine))
+        done = total - sum(map(self._listing.size, todo))
+        on_cpu = self._space._device().type == "cpu"
+        threads = torch.get_num_threads() if on_cpu else 1
+        parts = [*self._space._contents.models.values(), *self._space._contents.bridges.values()]
+        with (
+            progress(label, total, done=done) as bar,
+            evaluating(*parts),
+            arithmetic(1 if on_cpu else torch.get_num_threads()),
+            Towers[Place](self._tower, threads) as towers,
+        ):
+            batches = Batches[Place](self._settings["batch"])
+            try:
+                for (draft, position), prepared in self._prepared(todo):
+                    self._take(draft, position, prepared, towers, batches)
+                    bar.advance(1, note=f"{self._bad} bad")
+            finally:  # what is at work may complete a shard
+                self._keep(towers.rest())
+
+    def _take(
+        self, draft: Draft, position: int, prepared: Prepared, towers: Towers[Place], batches: Batches[Place]
+    ) -> None:
+        """Hand the inputs of one item on to the towers."""
+        self._bad += bool(prepared.reason)
+        for number, value in enumerate(draft.take(position, prepared)):
+            for batch in batches.add(prepared.modality, (draft, position, number), value):
+                self._keep(towers.run(batch))
+        if draft.full:
+            for batch in batches.flush():
+                self._keep(towers.run(batch))
+            self._write_if_done(draft)
+
+    def _prepared(self, todo: set[int]) -> Iterator[tuple[tuple[Draft, int], Prepared]]:
+        """Every item of the shards `todo`, decoded."""
+        rows = (
+            ((draft, position), row)
+            for number, shard in self._listing.shards()
+            if number in todo
+            for draft in [Draft(number, shard, self._versions[number])]
+            for position, row in enumerate(shard)
+        )
+        most = 2 * max(self._settings["batch"].values()) + self._workers
+        return ahead(self._space, rows, Cut(**self._settings["cut"]), self._workers, most)
+
+    def _tower(self, modality: str, inputs: Sequence[Tensor]) -> Tower:
+        """The tower of a modality, as the journal says or as is measured now."""
+        decision = self._store.decided(modality)
+        if decision is None:
+            found, why = choose(self._space, modality, inputs, self._settings["precision"])
+            print(f"precision of {why}", file=sys.stderr)
+            decision = self._store.decide(modality, found)
+        return Tower(self._space, modality, decision, inputs[0])
+
+    def _keep(self, results: Iterable[tuple[Place, Array | str]]) -> None:
+        for (draft, position, number), value in results:
+            draft.put(position, number, value)
+            self._bad += isinstance(value, str)
+            self._write_if_done(draft)
+
+    def _write_if_done(self, draft: Draft) -> None:
+        if draft.full and not draft.missing:
+            write_shard(self._store.path(draft.number), draft.finish(self._space, self._settings))

@@ -1,0 +1,229 @@
+"""What the commands around experiments do: suites, the paper's tables, spaces on own files, comparing runs, leaks."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from m3bind.config import EvaluateConfig
+from m3bind.core import sums
+from m3bind.core.files import write_json
+from m3bind.core.stored import checked, read_json, read_yaml
+from m3bind.data.cache import FeatureCache
+from m3bind.data.manifest import read_manifest
+from m3bind.data.records import Record, format_bad_rows
+from m3bind.errors import ConfigError, SpaceError
+from m3bind.evaluate.benchmarks import known_as
+from m3bind.evaluate.compare import compare_rows
+from m3bind.evaluate.leaks import LeakReport, near_duplicates, seen_by, split_leaks
+from m3bind.evaluate.results import ResultTable, console, number, plain
+from m3bind.evaluate.suite import View, measure
+from m3bind.evaluate.tasks import tasks_for
+from m3bind.experiments import paper_tables
+from m3bind.experiments.evaluated_model import Subject, of_space
+from m3bind.experiments.suite import Cell, Suite, SuiteConfig, load_suite
+from m3bind.pipeline.features import Encoder
+from m3bind.pipeline.outputs import WIDTH
+from m3bind.pipeline.run import differences
+from m3bind.space.bundle import Space, load
+
+# ---- suites ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate_suite(
+    source: str, change: Sequence[str], out: Path, only: Sequence[str], missing: bool, json_file: Path | None
+) -> int:
+    """Compute a suite's cells and print and write the tables; 1 when something could not be done, else 0.
+
+    `missing`: compute nothing, list what is missing.
+    """
+    config = load_suite(source, change)
+    suite = Suite(config, out / f"suite-{config.name}")
+    failed = {} if missing else suite.run(only)
+    cells = suite.cells()
+    if missing:
+        reasons = {f"{cell.title}: {cell.missing}": None for cell in cells if cell.missing}
+        print("\n".join(reasons) or "nothing is missing")
+        return 1 if reasons else 0
+    print(paper_tables.as_text(cells))
+    print(f"\ncells computed of those wanted\n{paper_tables.coverage_text(cells)}")
+    print(f"\npage: {paper_tables.write_page(cells, suite.tables, suite.folder, config.name, suite.calibration())}")
+    if failed:
+        print(f"{len(failed)} jobs could not be done; the reasons are above and in {suite.folder / 'missing.json'}")
+    if json_file:
+        write_json(json_file, [_json(cell) for cell in cells])
+    return 1 if failed else 0
+
+
+def report_suite(folder: Path | None) -> str:
+    """The tables of a suite's folder as text, tables.html written beside; without a folder the paper's own tables.
+
+    Raises:
+        ConfigError: the folder holds no suite.
+    """
+    if folder is None:
+        return paper_tables.as_text(Suite(load_suite("paper"), Path("runs") / "suite-paper").cells())
+    path = folder / "suite.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no suite (no suite.yaml); make one with m3bind evaluate --suite paper")
+    config = checked(SuiteConfig, read_yaml(path), path)
+    suite = Suite(config, folder)
+    cells = suite.cells()
+    page = paper_tables.write_page(cells, suite.tables, folder, config.name, suite.calibration())
+    return f"{paper_tables.as_text(cells)}\n\npage: {page}"
+
+
+def _json(cell: Cell) -> dict[str, Any]:
+    mine = paper_tables.ours(cell)
+    return {
+        "table": cell.table.number,
+        "block": cell.block.name,
+        "method": cell.line.method,
+        "column": cell.column.name,
+        "paper": None if cell.paper is None else cell.paper.value,
+        "conflict": "" if cell.paper is None else cell.paper.conflict,
+        "ours": None if mine is None else asdict(mine),
+        "rows": [plain(row) for row in cell.rows],
+        "missing": cell.missing,
+    }
+
+
+# ---- a space on one's own files --------------------------------------------------------------------------------------
+
+
+def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) -> tuple[ResultTable, bool]:
+    """Measure a saved space on the files of a manifest, print the figures; also whether anything was set aside.
+
+    Raises:
+        ConfigError: no rows of that split for the space's modalities.
+    """
+    space = load(folder / "space" if (folder / "space" / "space.json").exists() else folder)
+    found = read_manifest(manifest, root=root, modalities=space.modalities)
+    with TemporaryDirectory() as cache:
+        subject = of_space("space", space, Encoder(FeatureCache(cache)))
+        bad = list(found.bad)
+        files: dict[str, dict[str, list[Record]]] = {split: {}, "train": {}}
+        for s, part in files.items():
+            for m in space.modalities:
+                part[m], unread = subject.readable([r for r in found.records if (r.modality, r.split) == (m, s)])
+                bad += unread
+        names = [m for m, records in files[split].items() if records]
+        if not names:
+            raise ConfigError(
+                f"{manifest}: no rows of split {split!r} for {', '.join(space.modalities)}; choose another --split"
+            )
+        images = {
+            s: {m: subject.images(part[m]) if part[m] else np.zeros((0, space.dim), np.float32) for m in names}
+            for s, part in files.items()
+        }
+    student = "student" in space.text_paths
+    means = _means(space, names)
+    view = View(
+        "distilled" if student else "bound",
+        images[split],
+        {m: files[split][m] for m in names},
+        images["train"],
+        {m: files["train"][m] for m in names},
+        lambda texts, path: space.encode_text(texts, text=path),
+        student,
+        means,
+        {m: space.logit_scale(m) for m in names},
+    )
+    known = means is not None or all(files["train"][m] for m in names)
+    table = ResultTable(measure(view, [], EvaluateConfig(probe=False, gap_correction=known), split, 0))
+    if bad:
+        print(format_bad_rows(bad))
+    if not tasks_for(found.records, found.records):
+        print("no zero-shot task fits these labels; give the rows labels, or add a prompt file")
+    terminal = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    terminal.print(console(table, title=f"{folder} on {manifest.name}"))
+    return table, bool(bad)
+
+
+def _means(space: Space, names: Sequence[str]) -> dict[str, NDArray[np.float32]] | None:
+    """Stored mean embeddings, for gap correction; None where one was not stored."""
+    try:
+        return {m: space.image_mean(m) for m in names}
+    except SpaceError:
+        return None
+
+
+# ---- two runs --------------------------------------------------------------------------------------------------------
+
+
+def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[str, list[dict[str, Any]]]:
+    """What differs between two runs, for people and as rows; `everything`: also figures that did not change.
+
+    Raises:
+        ConfigError, M3BindError: one is no finished run.
+    """
+    settings: list[dict[str, Any]] = []
+    for folder in (first, second):
+        sums.check(folder)
+        if not (folder / "config.yaml").is_file():
+            raise ConfigError(f"{folder} holds no run (no config.yaml); give two folders that m3bind fit wrote")
+        sums.check(folder, finished=["results.json"])
+        settings.append(checked(dict[str, Any], read_yaml(folder / "config.yaml"), folder / "config.yaml"))
+    facts = [read_json(path) if (path := folder / "provenance.json").is_file() else {} for folder in (first, second)]
+    lines = ["settings: " + ("; ".join(differences(settings[0], settings[1])) or "the same")]
+    changed = differences(*facts)
+    lines.append("data and versions: " + ("; ".join(changed) or ("the same" if all(facts) else "not recorded")))
+    tables = [ResultTable.load(folder / "results.json") for folder in (first, second)]
+    found = compare_rows(*tables)
+    shown = found if everything else [d for d in found if d.change]
+    rows = [("figure", "first", "second", "change", "interval", "p (Holm)", "")]
+    for d in sorted(shown, key=lambda d: (not d.significant, -abs(d.change))):
+        row = d.row
+        name = " ".join(
+            filter(None, (row.stage, row.protocol, row.modality, row.task, row.metric, row.variant, row.text_path))
+        )
+        verdict = ("better" if d.better else "worse") if d.significant else d.why or "not significant"
+        interval = "" if d.why else f"{number(d.low, row.metric)} to {number(d.high, row.metric)}"
+        p = "" if d.why else f"{d.p:.3g}"
+        values = (number(d.first, row.metric), number(d.second, row.metric), f"{d.change:+.3f}")
+        rows.append((name, *values, interval, p, verdict))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    significant = sum(d.significant for d in found)
+    lines.append(
+        f"{len(found)} figures in both, {len(shown)} shown, {significant} differ significantly (p < .05, Holm)"
+    )
+    return "\n".join(lines), [plain(d.row) | {"first": d.first, "second": d.second, "p": d.p} for d in shown]
+
+
+# ---- leaks -----------------------------------------------------------------------------------------------------------
+
+
+def leak_report(manifest: Path, root: Path | None, space: Path | None, threshold: float | None) -> tuple[str, bool]:
+    """What test shares with training, per modality, and whether anything was found."""
+    found = read_manifest(manifest, root=root)
+    texts, leaked = [], False
+    with TemporaryDirectory() as cache:
+        subject = of_space("space", load(space), Encoder(FeatureCache(cache))) if space else None
+        for m in dict.fromkeys(record.modality for record in found.records):
+            records = [record for record in found.records if record.modality == m]
+            report = split_leaks(records, found.bad)
+            if subject is not None and m in subject.models:
+                _look_with(subject, m, records, report, threshold)
+            leaked |= bool(report.patients or report.contents or report.twins or report.seen)
+            texts.append(f"{m}\n{report.report()}")
+    return "\n\n".join(texts), leaked
+
+
+def _look_with(
+    subject: Subject, modality: str, records: Sequence[Record], report: LeakReport, threshold: float | None
+) -> None:
+    """What only a space can tell: near-duplicates, and data sets that its model has seen."""
+    sides = {s: subject.readable([r for r in records if r.split == s])[0] for s in ("test", "train")}
+    if all(sides.values()):
+        rows = {s: subject.images(side) for s, side in sides.items()}
+        ids = ([r.id for r in sides["test"]], [r.id for r in sides["train"]])
+        report.twins, report.threshold = near_duplicates(rows["test"], rows["train"], ids, threshold)
+    seen = {s: seen_by(subject.training_data(modality), known_as(s)) for s in sorted({r.set for r in records})}
+    report.seen = {f"{modality} model ({s})": entries for s, entries in seen.items() if entries}

@@ -1,0 +1,160 @@
+"""Few-shot by fine-tuning: low-rank adapters in a model's image tower and a linear layer on its features.
+
+* `LoraFinetune`: a few-shot method (`evaluate.adapters.Adapter`) for `few_shot_rows`; it trains with training/loop.py.
+* `finetune_of`: the method for the files of given records.
+
+The method stands here and not in `evaluate/adapters/` because it needs the tower and the stage-1 adapters, while
+evaluation sees embeddings only. AdamW 1e-4 and 50 epochs are FLAIR's for fine-tuning; its early stop is not used.
+
+Shapes: n samples, f features, c classes or labels.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from m3bind.align.lora import freeze_drifting, inject, lora_parameters
+from m3bind.config import LoraConfig, TrainConfig
+from m3bind.core.files import sha256_text
+from m3bind.data.batching import EpochSampler
+from m3bind.data.records import Record
+from m3bind.evaluate.adapters import Adapter, Problem, Samples, Scorer
+from m3bind.evaluate.adapters.descent import task_loss
+from m3bind.evaluate.estimate import Floats
+from m3bind.models.base import DualEncoder
+from m3bind.pipeline.features import WIDE, Encoder
+from m3bind.training import loop
+
+Inputs = Callable[[Sequence[str]], NDArray[np.float32]]  # ids of files -> what the model's `preprocess` makes of them
+SETTINGS = TrainConfig(lr=1e-4, batch=16, weight_decay=0.01)
+HEAD_LR = 10.0  # rate of the new layer as a multiple of the adapters'
+
+
+class LoraFinetune(Adapter):
+    """Adapters in a copy of the image trunk and a linear layer, which starts at zero, on centred features."""
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        inputs: Inputs,
+        folder: Path,
+        settings: TrainConfig = SETTINGS,
+        lora: LoraConfig | None = None,
+        epochs: int = 50,
+        most_steps: int = 2000,
+    ) -> None:
+        """`settings` without its number of steps, which follows from `epochs` and the samples, up to `most_steps`.
+
+        Each list of samples and seed trains in a folder of its own below `folder`; a finished one is loaded.
+        """
+        super().__init__("lora_finetune")
+        self.model, self.inputs, self.folder, self.settings = model, inputs, folder, settings
+        self.lora, self.epochs, self.most_steps = lora, epochs, most_steps
+
+    def fit(self, train: Samples, valid: Samples | None, problem: Problem) -> Scorer:
+        """A scorer through the adapted tower; `valid` is not used, the model is left as it was.
+
+        Raises:
+            ConfigError: the model's card names no LoRA targets for images.
+            NotFiniteError: training diverged.
+        """
+        twin = _with_own_trunk(self.model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(problem.seed)
+            inject(twin, "image", self.lora)
+            tower = _Tower(twin, np.asarray(train.features), len(problem.classes))
+        freeze_drifting(tower.trunk)
+        size = len(train)
+        steps = min(self.epochs * (size // min(self.settings.batch, size)), self.most_steps)
+        settings = self.settings.model_copy(update={"steps": steps})
+        stage = _Stage(tower, train, self.inputs, settings.batch, problem.seed)
+        name = sha256_text(str(problem.seed), str(self.lora), *train.ids)[:16]
+        tower.trunk.train()
+        loop.train(stage, settings, self.folder / name, problem.seed)
+        tower.eval()
+
+        @torch.inference_mode()
+        def scores(samples: Samples) -> Floats:
+            parts = [samples.ids[i : i + settings.batch] for i in range(0, len(samples), settings.batch)]
+            logits = [tower(torch.from_numpy(self.inputs(part))) for part in parts]
+            return torch.cat(logits).double().numpy()
+
+        return scores
+
+
+def finetune_of(
+    model: DualEncoder, records: Sequence[Record], encoder: Encoder, folder: Path, **options: Any
+) -> LoraFinetune:
+    """The method for samples whose ids are those of `records`; `options` as in `LoraFinetune`."""
+    place = {record.id: i for i, record in enumerate(records)}
+    rows = encoder.inputs(records, model)
+
+    def inputs(ids: Sequence[str]) -> NDArray[np.float32]:
+        return np.ascontiguousarray(rows[[place[identity] for identity in ids]], dtype=np.float32)
+
+    return LoraFinetune(model, inputs, folder, **options)
+
+
+def _with_own_trunk(model: DualEncoder) -> DualEncoder:
+    """The model with a copy of its image trunk; everything else is shared."""
+    twin = copy.copy(model)
+    twin._modules = dict(model._modules)
+    twin.image_trunk = copy.deepcopy(model.image_trunk)
+    return twin
+
+
+class _Tower(nn.Module):
+    """Inputs (n, ...) -> logits (n, c)."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, model: DualEncoder, features: NDArray[Any], classes: int) -> None:
+        super().__init__()
+        self.trunk, self.head = model.image_trunk, nn.Linear(features.shape[1], classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("mean", torch.from_numpy(features.mean(0)).float())
+        self.register_buffer("spread", torch.tensor(float(features.std(0).mean())).clamp(min=1e-6))
+        wide = getattr(model.image_head, "in_features", 0) > WIDE
+        self.features: Callable[[Tensor], Tensor] = model.encode_image if wide else model.image_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits."""
+        return self.head((self.features(inputs).float() - self.mean) / self.spread)  # type: ignore[no-any-return]
+
+
+class _Stage:
+    """What the training loop runs."""
+
+    name = "lora_finetune"
+
+    def __init__(self, tower: _Tower, samples: Samples, inputs: Inputs, batch: int, seed: int) -> None:
+        self.tower, self.samples, self.inputs = tower, samples, inputs
+        self.sampler = EpochSampler(len(samples), batch, seed, "finetune")
+        truth = torch.from_numpy(samples.labels)
+        self.truth = truth.float() if samples.several else truth.long()
+
+    def groups(self) -> list[loop.ParameterGroup]:
+        """Adapters and the layer."""
+        adapters = list(lora_parameters(self.tower.trunk).values())
+        return [
+            loop.ParameterGroup("lora", adapters),
+            loop.ParameterGroup("head", list(self.tower.head.parameters()), HEAD_LR),
+        ]
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """What a checkpoint holds."""
+        return {"trunk": self.tower.trunk, "head": self.tower.head}
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """The loss of a batch."""
+        rows = self.sampler.batch(step)
+        inputs = torch.from_numpy(self.inputs([self.samples.ids[i] for i in rows]))
+        return {"loss": task_loss(self.tower(inputs), self.truth[torch.from_numpy(rows)])}

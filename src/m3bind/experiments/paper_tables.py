@@ -1,0 +1,335 @@
+"""The paper's tables beside ours: value, difference, interval, what differs in the set-up, what is missing and why.
+
+* `as_text`: for the terminal. * `write_page`: tables.html. * `coverage`: data set x protocol. * `few_shot_plots`:
+  accuracy against shots (the paper's Figure 3). * `tested`: each line against its block's reference, paired.
+"""
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from m3bind.core.files import write_text
+from m3bind.evaluate.compare import Difference, holm, paired
+from m3bind.evaluate.results import Row, cell_of, html_table, pivot
+from m3bind.evaluate.tables import Block, TableFile
+from m3bind.experiments.suite import Cell
+from m3bind.report.page import Section, figure, page
+from m3bind.report.plots import Picture, Theme, draw
+
+SHAPES = "osD^vP*X"
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our figure in the units the paper prints: mean over seeds, spread, interval of the bootstrap (patients)."""
+
+    value: float
+    spread: float | None
+    low: float
+    high: float
+    n: int
+    chance: float
+    gallery: int | None
+
+
+def ours(cell: Cell) -> Ours | None:
+    """Our figure of a cell; None where there is none."""
+    if not cell.rows:
+        return None
+    found, scale = cell_of(cell.rows), 100.0 if cell.column.percent else 1.0
+    spread = found.spread * scale if found.seeds > 1 else None
+    values = (found.value * scale, found.ci_low * scale, found.ci_high * scale, found.chance * scale)
+    return Ours(values[0], spread, values[1], values[2], found.n, values[3], cell.rows[0].gallery)
+
+
+def _number(value: float | None, percent: bool) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.2f}" if percent else f"{value:.3f}"
+
+
+def _paper(cell: Cell) -> str:
+    if cell.paper is None:
+        return "–"
+    scale = 100 if cell.column.percent else 1
+    text = _number(cell.paper.value * scale, cell.column.percent)
+    if cell.paper.std is not None:
+        text += f" ± {_number(cell.paper.std * scale, cell.column.percent)}"
+    return text + (" [!]" if cell.paper.conflict else "")
+
+
+def _mine(found: Ours, percent: bool) -> str:
+    return _number(found.value, percent) + (f" ± {_number(found.spread, percent)}" if found.spread is not None else "")
+
+
+def _difference(cell: Cell, found: Ours) -> str:
+    if cell.paper is None:
+        return "–"
+    change = found.value - cell.paper.value * (100 if cell.column.percent else 1)
+    return f"{change:+.2f}" if cell.column.percent else f"{change:+.3f}"
+
+
+def tested(cells: Sequence[Cell]) -> dict[tuple[int, str, str, str], Difference]:
+    """Table, block, method and column -> the cell minus the block's reference line; p corrected (Holm) per table."""
+    found: dict[tuple[int, str, str, str], Difference] = {}
+    for number, group in groupby(cells, key=lambda cell: cell.table.number):
+        place = {(c.block.name, c.line.method, c.column.name): c for c in group}
+        differences: dict[tuple[int, str, str, str], Difference] = {}
+        for (block, method, column), cell in place.items():
+            reference = cell.block.reference or cell.block.rows[-1].method
+            other = place[block, reference, column]
+            if method != reference and cell.rows and other.rows:
+                differences[number, block, method, column] = paired(other.rows, cell.rows)
+        corrected = holm([d.p for d in differences.values()])
+        found |= {key: replace(d, p=p) for (key, d), p in zip(differences.items(), corrected)}
+    return found
+
+
+def _key(cell: Cell) -> tuple[int, str, str, str]:
+    return cell.table.number, cell.block.name, cell.line.method, cell.column.name
+
+
+def _against(cell: Cell, difference: Difference | None) -> str:
+    """The difference to the reference line in words; "" for the reference itself."""
+    if difference is None:
+        return ""
+    change = difference.change * (100 if cell.column.percent else 1)
+    text = f"{change:+.2f}" if cell.column.percent else f"{change:+.3f}"
+    if difference.why:
+        return f"{text} ({difference.why})"
+    return f"{text}, p {difference.p:.2g}" + (" *" if difference.significant else "")
+
+
+def conflicts(cells: Iterable[Cell]) -> list[str]:
+    """What the paper says elsewhere about a value it prints, one sentence per cell."""
+    return [f"{cell.title}: {cell.paper.conflict}" for cell in cells if cell.paper and cell.paper.conflict]
+
+
+def contaminated(cells: Iterable[Cell]) -> list[str]:
+    """Whose figures owe something to training data, by the models' cards."""
+    return list(dict.fromkeys(f"{c.line.method}, {c.column.dataset}: {', '.join(c.seen)}" for c in cells if c.seen))
+
+
+def _blocks(cells: Sequence[Cell]) -> list[tuple[int, str, Block, list[Cell]]]:
+    groups = groupby(cells, key=lambda cell: (cell.table.number, cell.table.title, cell.block.name))
+    return [(number, title, (found := list(part))[0].block, found) for (number, title, _), part in groups]
+
+
+# ---- for the terminal ------------------------------------------------------------------------------------------------
+
+
+def as_text(cells: Sequence[Cell]) -> str:
+    """Every cell: paper | ours | difference | interval, or why there is nothing; conflicts and set-up below."""
+    lines: list[str] = []
+    differences = tested(cells)
+    for number, title, block, found in _blocks(cells):
+        lines += ["", f"Table {number}, {block.name} ({title})"]
+        rows = [("method", "figure", "paper", "ours", "difference", "interval", "n", "chance", "against the reference")]
+        for cell in found:
+            mine = ours(cell)
+            head = (cell.line.method, cell.column.name, _paper(cell))
+            if mine is None:
+                rows.append((*head, "missing", "", "", "", "", ""))
+                continue
+            percent = cell.column.percent
+            figures = (
+                _mine(mine, percent),
+                _difference(cell, mine),
+                f"{_number(mine.low, percent)} to {_number(mine.high, percent)}",
+                f"{mine.n:,}",
+                _number(mine.chance, percent),
+                _against(cell, differences.get(_key(cell))),
+            )
+            rows.append((*head, *figures))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+        lines += [f"  note: {block.note}"] if block.note else []
+        lines += [f"  note: {line.method}: {line.note}" for line in block.rows if line.note]
+        lines += [f"  [!] {text}" for text in conflicts(found)]
+        lines += [f"  seen in training: {text}" for text in contaminated(found)]
+        reasons = {f"{cell.line.subject}: {cell.missing}": None for cell in found if cell.missing}
+        lines += [f"  missing: {reason}" for reason in reasons]
+    there = sum(bool(cell.rows) for cell in cells)
+    how = "reference: the line without a test; * p < .05, paired bootstrap over patients and seeds, Holm per table"
+    return "\n".join([*lines[1:], "", how, f"{there} of {len(cells)} cells computed"])
+
+
+# ---- coverage --------------------------------------------------------------------------------------------------------
+
+
+def coverage(cells: Sequence[Cell]) -> dict[tuple[str, str], tuple[int, int]]:
+    """(data set, protocol) -> cells computed, cells of the paper."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for cell in cells:
+        key = (cell.column.dataset, cell.line.protocol or cell.column.protocol)
+        done, total = found.get(key, (0, 0))
+        found[key] = (done + bool(cell.rows), total + 1)
+    return found
+
+
+def coverage_text(cells: Sequence[Cell]) -> str:
+    """The same as a table: one line per data set, one column per protocol, "computed/wanted"."""
+    found = coverage(cells)
+    sets, protocols = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    rows = [["data set", *(p.replace("_", " ") for p in protocols)]]
+    for name in sets:
+        parts = [found.get((name, protocol)) for protocol in protocols]
+        rows.append([name, *(f"{part[0]}/{part[1]}" if part else "" for part in parts)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
+
+
+# ---- page ------------------------------------------------------------------------------------------------------------
+
+
+def write_page(
+    cells: Sequence[Cell], tables: TableFile, folder: Path, name: str, calibration: Sequence[Row] = ()
+) -> Path:
+    """folder/tables.html with every table, few-shot plots, calibration, coverage and conflicts; returns its path."""
+    sections: list[Section] = []
+    differences = tested(cells)
+    for number, group in groupby(_blocks(cells), key=lambda part: part[0]):
+        parts = list(group)
+        body = "".join(_html_block(block, found, differences) for _, _, block, found in parts)
+        sections.append((f"table{number}", f"Table {number}. {parts[0][1]}", body))
+    pictures = few_shot_plots(cells)
+    if pictures:
+        body = "".join(figure(picture, heading) for heading, picture in pictures.items())
+        sections.append(("shots", "Accuracy against shots", f'<div class="plots">{body}</div>'))
+    if calibration:
+        text = "Calibration of zero-shot probabilities"
+        sections.append(("calibration", "Calibration", html_table(pivot(calibration), text, group=False, change=False)))
+    sections.append(("coverage", "Coverage", _html_coverage(cells)))
+    known = [*tables.notes, *conflicts(cells)]
+    if known:
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in known)
+        sections.append(("conflicts", "What the paper contradicts itself in", f"<ul>{items}</ul>"))
+    there = sum(bool(cell.rows) for cell in cells)
+    notes = [
+        f"{there} of {len(cells)} cells computed; intervals are 95 % bootstrap intervals over patients.",
+        "To reference: difference to the line without a test; * where p < .05 in a paired bootstrap over patients and, "
+        "where there are several, training seeds, corrected by Holm's method within a table.",
+    ]
+    target = folder / "tables.html"
+    write_text(target, page(name, sections, kind="m3bind experiments", notes=notes))
+    return target
+
+
+def _html_block(
+    block: Block, cells: Sequence[Cell], differences: Mapping[tuple[int, str, str, str], Difference]
+) -> str:
+    heads = "".join(f'<th scope="col" class="num">{html.escape(column.name)}</th>' for column in block.columns)
+    body = []
+    for _, group in groupby(cells, key=lambda cell: cell.line.method):
+        line = list(group)
+        shown = "".join(_html_cell(cell, differences.get(_key(cell))) for cell in line)
+        note = f"<small>{html.escape(line[0].line.note)}</small>" if line[0].line.note else ""
+        body.append(f'<tr><th scope="row">{html.escape(line[0].line.method)}{note}</th>{shown}</tr>')
+    reasons = {f"{cell.line.subject}: {cell.missing}": None for cell in cells if cell.missing}
+    missing = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
+    seen = "; ".join(contaminated(cells))
+    label = html.escape(block.name, quote=True)
+    return (
+        f"<h3>{html.escape(block.name)}</h3>"
+        + (f'<p class="caption">{html.escape(block.note)}</p>' if block.note else "")
+        + f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table aria-label="{label}"><thead><tr>'
+        f'<th scope="col">method</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        + (f'<p class="caption">Seen in training: {html.escape(seen)}</p>' if seen else "")
+        + (f"<details><summary>Missing ({len(reasons)})</summary><ul>{missing}</ul></details>" if reasons else "")
+    )
+
+
+def _html_cell(cell: Cell, test: Difference | None) -> str:
+    mine, percent = ours(cell), cell.column.percent
+    printed = f"<small>paper {html.escape(_paper(cell))}</small>" if cell.paper else ""
+    if mine is None:
+        return f'<td class="num none">missing{printed}</td>'
+    parts = [f"{_number(mine.low, percent)}…{_number(mine.high, percent)}"]
+    parts.append(f"n {mine.n:,}" + (f" of {mine.gallery:,}" if mine.gallery else ""))
+    parts.append(f"chance {_number(mine.chance, percent)}")
+    change = f"<small>difference {_difference(cell, mine)}</small>" if cell.paper else ""
+    small = "".join(f"<small>{part}</small>" for part in parts)
+    if test is not None:
+        kind = ("up" if test.better else "down") if test.significant else "same"
+        small += f'<small class="{kind}">to reference {html.escape(_against(cell, test))}</small>'
+    return f'<td class="num">{_mine(mine, percent)}{small}{printed}{change}</td>'
+
+
+def _html_coverage(cells: Sequence[Cell]) -> str:
+    found = coverage(cells)
+    sets, protocols = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    heads = "".join(f'<th scope="col" class="num">{html.escape(p.replace("_", " "))}</th>' for p in protocols)
+    body = ""
+    for name in sets:
+        parts = [found.get((name, protocol)) for protocol in protocols]
+        shown = "".join(
+            '<td class="num none">–</td>' if part is None else f'<td class="num">{part[0]} of {part[1]}</td>'
+            for part in parts
+        )
+        body += f'<tr><th scope="row">{html.escape(name)}</th>{shown}</tr>'
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="coverage"><table aria-label="coverage"><thead><tr>'
+        f'<th scope="col">data set</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+# ---- Figure 3 --------------------------------------------------------------------------------------------------------
+
+
+def few_shot_plots(cells: Sequence[Cell]) -> dict[str, Picture]:
+    """Heading -> figure against the amount of training data, a line per method, the paper's values dashed.
+
+    One plot for each data set, task and metric of which at least one of our figures is there.
+    """
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        if cell.column.protocol == "few_shot":
+            name = f"{cell.column.dataset}, {cell.column.task.replace('_', ' ')}"
+            groups.setdefault((name, cell.column.metric, cell.column.unit), []).append(cell)
+    return {
+        f"{name}, {metric.replace('_', ' ')}": few_shot_plot(found, name, metric, unit)
+        for (name, metric, unit), found in groups.items()
+        if any(cell.rows for cell in found)
+    }
+
+
+def few_shot_plot(cells: Sequence[Cell], name: str, metric: str, unit: str) -> Picture:
+    """The plot of one data set, task and metric."""
+    methods = list(dict.fromkeys(cell.line.method for cell in cells))
+    amounts = sorted({cell.column.amount for cell in cells})
+    label = "training examples per class" if unit == "shot" else "per cent of the training data"
+
+    def paint(canvas: Figure, theme: Theme) -> None:
+        axes = canvas.add_subplot()
+        for i, method in enumerate(methods):
+            mine = {c.column.amount: c for c in cells if c.line.method == method}
+            color = theme.hues[i % len(theme.hues)]
+            place = [a for a in amounts if a in mine and mine[a].rows]
+            found = [cell_of(mine[a].rows) for a in place]
+            axes.errorbar(
+                place, [f.value for f in found], [f.spread for f in found], color=color, marker=SHAPES[i % len(SHAPES)],
+                label=method, capsize=3,
+            )  # fmt: skip
+            theirs = {a: p for a in amounts if a in mine and (p := mine[a].paper)}
+            axes.plot(
+                list(theirs), [p.value for p in theirs.values()], color=color, linestyle="--", linewidth=1,
+                marker=SHAPES[i % len(SHAPES)], markerfacecolor="none", alpha=0.7,
+            )  # fmt: skip
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xticks(amounts, [str(a) for a in amounts])
+        axes.set_xlabel(label)
+        axes.set_ylabel(metric.replace("_", " "))
+        axes.legend(fontsize=8)
+
+    last = [(c.line.method, cell_of(c.rows).value) for c in cells if c.rows and c.column.amount == amounts[-1]]
+    best = max(last, key=lambda pair: pair[1], default=("none", float("nan")))
+    alt = (
+        f"{metric} on {name} against {label} for {len(methods)} methods; at {amounts[-1]} the highest of ours is "
+        f"{best[0]} with {best[1]:.3f}. Dashed: the paper's values."
+    )
+    return draw(paint, alt)

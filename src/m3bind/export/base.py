@@ -1,0 +1,79 @@
+"""The folder of an export: written as a whole, with a hash of each file and what it is good for.
+
+* `export_folder`: a folder to fill. * `read_export`: what a folder says of itself, or None. * `verify`: its hashes.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from m3bind.core.files import atomic_path, sha256_file, write_json
+from m3bind.core.stored import read_json
+from m3bind.errors import ConfigError, SpaceError
+from m3bind.space.folder import damaged, guard_folder, versions
+
+MARKER = "export.json"
+FORMAT, VERSION = "m3bind-export", 1
+
+
+@contextlib.contextmanager
+def export_folder(out: Path | str, kind: str, use: str, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """A temporary folder that becomes `out`, with hashes, when the block ends without an error.
+
+    Args:
+        out: where it goes; an older export there is replaced.
+        kind: which format it is.
+        use: one line of code that opens it.
+        facts: JSON values to keep beside (fingerprint of the space, dimension, licences).
+
+    Raises:
+        ConfigError: `out` holds something else than an export.
+        DiskError: the file system refused; what stood there before is untouched.
+    """
+    out = Path(os.path.abspath(out))
+    guard_folder(out, MARKER, "an export")
+    with atomic_path(out, directory=True) as temporary:
+        yield temporary
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        hashes = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in files}
+        about = {"format": FORMAT, "version": VERSION, "kind": kind, "use": use, **facts}
+        write_json(temporary / MARKER, {**about, "versions": versions(), "files": hashes})
+
+
+def read_export(folder: Path | str) -> dict[str, Any] | None:
+    """What is written in an export about itself; None where the folder is no export."""
+    try:
+        about = read_json(Path(folder) / MARKER)
+        return dict(about) if about["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def verify(folder: Path | str) -> dict[str, Any]:
+    """Check every file of an export against its hash; returns what is written about it.
+
+    Raises:
+        ConfigError: no export.
+        SpaceError: a file is missing or damaged; names it.
+    """
+    folder = Path(folder)
+    about = read_export(folder)
+    if about is None:
+        raise ConfigError(f"{folder}: not an export, it holds no readable {MARKER}")
+    for name, digest in about["files"].items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != digest:
+            raise damaged(folder / name, "export again")
+    return about
+
+
+def refuse_foreign(folder: Path | str) -> None:
+    """Say what an export is when it is opened as a space and is none.
+
+    Raises:
+        SpaceError: `folder` is an export of another kind than a space.
+    """
+    about = read_export(folder)
+    if about is not None:
+        raise SpaceError(f"{folder}: an export ({about['kind']}), not a space; open it with: {about['use']}")

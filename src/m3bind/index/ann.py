@@ -1,0 +1,121 @@
+"""Which form of approximate search a published part has, and how wide it must be: both measured on the part itself.
+
+    codes.*        8-bit copies of the rows (`scan`), from `CODES_FROM` rows
+    graph.faiss    a graph over them (`graph`), from `NEAR_FROM` rows, where that reaches the recall aimed at
+    lists.faiss    rows in lists of near ones (`lists`), where the graph does not: many rows in dense clusters
+    near.json      form, width and the recall measured with it
+
+* `derive`: what a publish writes beside the rows. * `open_near`: what a part has. * `Near`: what every form can do.
+
+Shapes: n rows, q queries, d dimension, k hits.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from m3bind.core.files import write_json
+from m3bind.core.stored import checked, read_json
+from m3bind.index import flat, hnsw, ivf
+from m3bind.index.base import Array
+from m3bind.index.flat import Mask
+from m3bind.index.segment import VECTORS, Part, Rows
+
+NEAR = "near.json"
+CODES_FROM = 4096  # rows from which codes are kept
+NEAR_FROM = 20_000  # rows from which the graph pays: there 1.2 times a scan's batch, 10 times its single queries
+RECALL, PROBES, DEPTH = 0.99, 256, 10  # aimed at, with so many points asking for so many neighbours
+
+FORMS: dict[str, Any] = {"graph": hnsw, "lists": ivf}  # the first that reaches the recall is taken
+
+log = logging.getLogger(__name__)
+
+
+class _Info(TypedDict):
+    """What `near.json` says."""
+
+    form: Literal["graph", "lists"]
+    width: Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class Near(Protocol):
+    """An approximate search of the first n rows."""
+
+    width: int  # of the search: more finds more and takes longer
+
+    def __len__(self) -> int:
+        """n."""
+
+    def nearest(self, queries: Array, k: int, mask: Mask | None) -> tuple[Array, Rows, NDArray[np.int64]]:
+        """Scores and rows (q, k), best first, and the queries for which too few near rows fit: these need a scan."""
+
+    def write(self, folder: Path) -> None:
+        """Write what the codes do not hold."""
+
+
+def derive(folder: Path, n: int, dim: int) -> None:
+    """Write codes and an approximate search beside the n rows in `folder`, where n is large enough."""
+    if n < CODES_FROM:
+        return
+    rows = np.memmap(folder / VECTORS, "<f4", mode="r", shape=(n, dim)).view(np.ndarray)
+    codes = flat.new_codes(rows)
+    if n < NEAR_FROM:
+        codes.add(rows)
+        flat.write_codes(folder, codes, rows)
+        return
+    for form in FORMS:
+        module = FORMS[form]
+        made = module.make(codes, rows)
+        recall = widen(made, rows, module.WIDTHS, module.TOWARDS)
+        if recall >= RECALL:
+            break
+    else:
+        log.warning("approximate search finds %.1f %% of the true neighbours; exact=True finds all", 100 * recall)
+    made.write(folder)
+    if not codes.ntotal:  # a graph takes the rows in
+        codes.add(rows)
+    flat.write_codes(folder, codes, rows)
+    write_json(folder / NEAR, {"form": form, "width": made.width, "recall": round(recall, 4)})
+
+
+def widen(near: Near, rows: Array, widths: Sequence[int], towards: float) -> float:
+    """Take the least width that finds `RECALL` of the true neighbours of rows moved, unit(a + towards b); that recall.
+
+    Rows of the part are too easy to ask for: real queries lie apart from them. How far a row a must be moved towards
+    another b to be as hard depends on the form (`TOWARDS` of each, from queries that no row was made of).
+    """
+    rng = np.random.default_rng(0)
+    one, other = (rows[rng.integers(0, len(rows), PROBES)] for _ in range(2))
+    queries = one + towards * other
+    queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-6)
+    true = flat.nearest([rows], queries, DEPTH)[1].tolist()
+    recall = 0.0
+    for width in widths:
+        near.width = width
+        found = near.nearest(queries, DEPTH, None)[1].tolist()
+        recall = float(np.mean([len(set(line) & set(best)) / DEPTH for line, best in zip(found, true)]))
+        if recall >= RECALL:
+            break
+    return recall
+
+
+def is_derived(part: Part) -> bool:
+    """Whether a part has all that `derive` would write for it."""
+    wanted = ([flat.CODES] if part.rows >= CODES_FROM else []) + ([NEAR] if part.rows >= NEAR_FROM else [])
+    return all(name in part.entry["files"] for name in wanted)
+
+
+def open_near(part: Part, codes: flat.Codes | None) -> Near | None:
+    """The approximate search of a part, or None where it has none."""
+    if codes is None or NEAR not in part.entry["files"]:
+        return None
+    path = part.folder / NEAR
+    info = checked(_Info, read_json(path), path)
+    found: Near = FORMS[info["form"]].read(part.folder, codes, part.vectors, info["width"])
+    return found

@@ -1,0 +1,282 @@
+"""What every index of embeddings offers, wherever it lives: keep, replace, delete, find.
+
+* `Index`: the interface. * `Found`: what a search returns. * `Where`: conditions on metadata, inside the search.
+
+An item is a unit row of d numbers and a line of text columns: `id` (the key), `modality`, and whatever else was kept
+(`path`, `date` in ISO form, `label`, `patient`, ...). A missing value is the empty text.
+
+Shapes: q queries, n items, d dimension, k hits.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from m3bind.core.columns import text_columns
+from m3bind.errors import ConfigError, UnknownNameError
+
+Array = NDArray[np.float32]
+KEY = "id"
+NEEDED = ("id", "modality")
+NAMED = ("modality", "label", "patient")  # columns a `Where` compares with values
+SEVERAL = "|"  # parts several labels of one item
+INCOMPLETE = "incomplete"  # column: why an item may lack a part, as a series that came in pieces
+DOUBTS = "doubts"  # column: what looked wrong in the files of an item that was read all the same
+AFTER = "~"  # sorts after everything an ISO date goes on with, so that until="2021" takes all of 2021
+
+
+@dataclass(frozen=True)
+class Found:
+    """The hits of q queries, best first: cosines (q, m) float32 and the ids, line by line.
+
+    m is the largest number of hits; a query with fewer has shorter `ids` and NaN where it has no score.
+    """
+
+    scores: Array
+    ids: list[list[str]]
+
+    def __iter__(self) -> Iterator[list[tuple[str, float]]]:
+        """(id, cosine) of each hit, query by query."""
+        for ids, scores in zip(self.ids, self.scores):
+            yield [(name, float(score)) for name, score in zip(ids, scores)]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which items a search looks at; everything that is given must hold.
+
+    `label` fits an item that has it among several, parted by "|". Dates compare as ISO text, both ends included; an
+    item without a date fits no condition on dates.
+
+    >>> Where.parse(["modality=ct,xray", "date>=2020-01-01", "label=normal"])
+    Where(modality=('ct', 'xray'), label=('normal',), patient=None, since='2020-01-01', until=None, not_ids=())
+    """
+
+    modality: tuple[str, ...] | str | None = None
+    label: tuple[str, ...] | str | None = None
+    patient: tuple[str, ...] | str | None = None
+    since: str | None = None
+    until: str | None = None
+    not_ids: tuple[str, ...] | str = ()
+
+    def __post_init__(self) -> None:
+        for name in (*NAMED, "not_ids"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+
+    @classmethod
+    def parse(cls, conditions: Sequence[str]) -> Self:
+        """From the texts of a command line: NAME=VALUE[,VALUE...], date>=DAY, date<=DAY, id!=ID[,ID...].
+
+        Raises:
+            ConfigError: a text that is no condition, or the same twice.
+            UnknownNameError: a column that cannot be asked for.
+        """
+        given: dict[str, Any] = {}
+        for text in conditions:
+            match = re.fullmatch(r"\s*(\w+)\s*(>=|<=|!=|=)\s*(.+?)\s*", text)
+            if not match:
+                raise ConfigError(f"condition {text!r}: write NAME=VALUE, date>=DAY, date<=DAY or id!=ID")
+            name, sign, value = match.groups()
+            key = {("date", ">="): "since", ("date", "<="): "until", ("id", "!="): "not_ids"}.get((name, sign), name)
+            if key == name and name not in NAMED:
+                raise UnknownNameError("column of a condition", name, [*NAMED, "date", "id"])
+            if key == name and sign != "=":
+                raise ConfigError(f"condition {text!r}: {name} takes = and values parted by commas")
+            if key in given:
+                raise ConfigError(f"condition {text!r}: {name} is given twice; part several values by commas")
+            given[key] = value if key in ("since", "until") else tuple(part.strip() for part in value.split(","))
+        return cls(**given)
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, entry.name) != entry.default for entry in fields(self))
+
+    def columns(self) -> list[str]:
+        """The metadata columns this looks at."""
+        named = [name for name in NAMED if getattr(self, name) is not None]
+        return named + (["date"] if self.since is not None or self.until is not None else [])
+
+    def check(self, known: Sequence[str]) -> None:
+        """Refuse columns that the index does not keep; one without any is asked for anything.
+
+        Raises:
+            UnknownNameError: names the column.
+        """
+        for name in self.columns():
+            if name not in known:
+                raise UnknownNameError("column of this index (encode with keep to have it)", name, known)
+
+
+class Index(ABC):
+    """Unit embeddings of items by id, searched by cosine. A context manager; `close` gives up the writer's lock.
+
+    What `upsert`, `delete`, `set_note` and `publish` did is durable when they return. Readers open the state of that
+    moment and keep it, whatever a writer does meanwhile.
+    """
+
+    uri: str
+    dim: int
+    fingerprint: str  # of the space that made the embeddings
+    gap_corrected: bool  # embeddings are without their modality's mean
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of items."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> list[str]:
+        """Names of the metadata columns, `id` first."""
+
+    @property
+    @abstractmethod
+    def notes(self) -> Mapping[str, Any]:
+        """Small JSON values kept with the index."""
+
+    @property
+    def pending(self) -> int:
+        """Changes a `publish` would put into the form that searches fastest."""
+        return 0
+
+    @abstractmethod
+    def counts(self, column: str = "modality", where: Where | None = None) -> dict[str, int]:
+        """Items per value of a column, sorted by value; with `where`, of those that fit.
+
+        Raises:
+            UnknownNameError: no such column.
+        """
+
+    @abstractmethod
+    def upsert(self, vectors: Array, items: pd.DataFrame) -> None:
+        """Add items (n, d), replacing those of the same id; a replaced item counts as new in the order of ties.
+
+        Raises:
+            ConfigError: opened for reading only, an id twice or empty, columns missing, rows that are not finite unit
+                rows of this dimension.
+            DiskError: the file system refused; the index is as it was.
+        """
+
+    @abstractmethod
+    def delete(self, ids: Sequence[str]) -> int:
+        """Forget items; returns how many there were.
+
+        Raises:
+            ConfigError, DiskError: see `upsert`.
+        """
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Put everything that was added and deleted into the form that searches fastest; readers switch at once.
+
+        Raises:
+            ConfigError, DiskError: see `upsert`.
+        """
+
+    @abstractmethod
+    def set_note(self, key: str, value: Any) -> None:
+        """Keep a JSON value with the index; None removes it.
+
+        Raises:
+            ConfigError, DiskError: see `upsert`.
+        """
+
+    @abstractmethod
+    def search(self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None) -> Found:
+        """The k items of highest cosine for each unit query (q, d), best first, equal ones in the order they came.
+
+        Args:
+            queries: (q, d), or (d,) for one.
+            k: hits wanted; fewer where fewer items fit `where`.
+            where: conditions; they are applied before anything is cut to k.
+            exact: True for the true nearest, False for the approximate index where there is one; None lets the index
+                choose: exact below the size from which its graph pays.
+
+        Raises:
+            ConfigError: k < 1, or queries of another dimension.
+            UnknownNameError: a condition on a column that is not there.
+        """
+
+    @abstractmethod
+    def items(self, ids: Sequence[str]) -> pd.DataFrame:
+        """The metadata of items, in the order asked.
+
+        Raises:
+            UnknownNameError: an id that is not there.
+        """
+
+    @abstractmethod
+    def vectors(self, ids: Sequence[str]) -> Array:
+        """The rows (n, d) of items, in the order asked.
+
+        Raises:
+            UnknownNameError: an id that is not there.
+        """
+
+    @abstractmethod
+    def sample(self, n: int, where: Where | None = None, seed: int = 0) -> tuple[list[str], Array]:
+        """n items drawn without replacement (all where there are fewer): ids and rows (n, d)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of files, connections and the lock."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {n}" for name, n in self.counts().items())
+        return f"Index({self.uri}: {len(self)} items ({counts}), {self.dim} numbers each)"
+
+
+def check_rows(vectors: Array, items: pd.DataFrame, dim: int) -> tuple[Array, pd.DataFrame]:
+    """`vectors` as float32 (n, d) and `items` as text columns, `id` first, refused where they cannot be kept.
+
+    Raises:
+        ConfigError: what is wrong and in which row.
+    """
+    rows = np.ascontiguousarray(vectors, np.float32)
+    if rows.ndim != 2 or rows.shape[1] != dim or len(rows) != len(items):
+        raise ConfigError(f"rows of shape {rows.shape} for {len(items)} items; this index takes (n, {dim})")
+    absent = [name for name in NEEDED if name not in items.columns]
+    if absent:
+        raise ConfigError(f"items have no column {absent[0]!r}")
+    ordered = items[[KEY, *(name for name in items.columns if name != KEY)]]
+    table = text_columns(ordered.reset_index(drop=True))
+    if (table[KEY] == "").any():
+        raise ConfigError(f"item {int(np.argmax(table[KEY] == ''))} has no id")
+    if table[KEY].duplicated().any():
+        raise ConfigError(
+            f"item {int(np.argmax(table[KEY].duplicated()))} has the id of an earlier one in the same call"
+        )
+    length = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    wrong = ~(np.abs(length - 1) < 1e-3)
+    if wrong.any():
+        raise ConfigError(f"row {int(np.argmax(wrong))} is not a unit row (length {length[np.argmax(wrong)]:.4g})")
+    return rows, table
+
+
+def check_queries(queries: Array, k: int, dim: int) -> Array:
+    """Queries as contiguous float32 (q, d).
+
+    Raises:
+        ConfigError: k < 1, another dimension, or numbers that are not finite.
+    """
+    rows = np.atleast_2d(np.ascontiguousarray(queries, np.float32))
+    if k < 1:
+        raise ConfigError(f"k is {k}; ask for at least one hit")
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise ConfigError(f"queries of shape {rows.shape}; this index takes (q, {dim})")
+    if not np.isfinite(rows).all():
+        raise ConfigError("a query is not finite")
+    return rows

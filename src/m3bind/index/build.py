@@ -1,0 +1,87 @@
+"""From an encoded archive to an index.
+
+* `build_index`: block after block; killed at any moment, the same call goes on behind the last block that was kept.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from m3bind.core.files import sha256_file
+from m3bind.core.progress import progress
+from m3bind.core.stored import checked
+from m3bind.errors import ConfigError, SpaceError
+from m3bind.index.base import KEY, Index
+from m3bind.index.calibration import calibrate
+from m3bind.index.uri import create_index, exists, open_index
+
+if TYPE_CHECKING:
+    from m3bind.encode.job import Encoded
+
+ROWS = 16384  # items per block
+BUILDING = "building"  # note of a build that has not ended: which archive, how many rows are in
+EAGER = 8  # publish when more than one in so many items changed
+
+
+class _Begun(TypedDict):
+    """The note of a build that has not ended."""
+
+    source: str
+    done: Annotated[int, Field(ge=0)]
+
+
+def build_index(encoded: "Encoded", uri: Path | str, *, add: bool = False, rows: int = ROWS) -> Index:
+    """Put an encoded archive into an index, opened for writing, publish it, and calibrate its scores (`calibrate`).
+
+    Args:
+        encoded: what `open_encoded` returned.
+        uri: of the index (see `uri`), a new one, or one that this call was filling when it was stopped.
+        add: into an index that holds something; items of the same id are replaced. It is published when more than an
+            eighth of it changed: until then searches look through what is new beside the graph, which is exact.
+        rows: items per block.
+
+    Raises:
+        ConfigError: the index is there and `add` is not set, or another process is writing.
+        SpaceError: the index belongs to another space, or is gap-corrected where the archive is not.
+        DiskError: the file system refused; finished blocks stay.
+    """
+    index = (
+        open_index(uri, writable=True)
+        if exists(uri)
+        else create_index(uri, encoded.embeddings.shape[1], encoded.fingerprint, encoded.gap_corrected)
+    )
+    try:
+        _fill(index, encoded, add, rows)
+        if not add or index.pending * EAGER > len(index):
+            index.publish()
+        calibrate(index)
+        index.set_note(BUILDING, None)
+    except BaseException:
+        index.close()
+        raise
+    return index
+
+
+def _fill(index: Index, encoded: "Encoded", add: bool, rows: int) -> None:
+    """Upsert the blocks that are not in yet."""
+    if (index.fingerprint, index.gap_corrected) != (encoded.fingerprint, encoded.gap_corrected):
+        raise SpaceError(f"{index.uri} belongs to another space or gap correction than {encoded.folder}")
+    table = encoded.items.drop(columns="row", errors="ignore")
+    if KEY not in table.columns:
+        raise SpaceError(f"{encoded.folder} keeps no column {KEY!r}; encode it again")
+    source = sha256_file(encoded.folder / "encoded.json")
+    begun = checked(_Begun, index.notes.get(BUILDING) or {"source": "", "done": 0}, f"{index.uri}, note {BUILDING!r}")
+    again = begun["source"] == source
+    if len(index) and not add and not again:
+        raise ConfigError(f"{index.uri} holds {len(index)} items already; add to it, or choose another place")
+    done = begun["done"] if again else 0
+    with progress(f"index into {index.uri}", len(encoded), done=done) as bar:
+        for start in range(done, len(encoded), rows):
+            stop = min(start + rows, len(encoded))
+            index.set_note(BUILDING, {"source": source, "done": start})
+            index.upsert(np.asarray(encoded.embeddings[start:stop]), table.iloc[start:stop])
+            bar.advance(stop - start)
+    index.set_note(BUILDING, {"source": source, "done": len(encoded)})

@@ -1,0 +1,374 @@
+"""The index in Milvus: the same interface, one file (Milvus Lite) or a server or cluster by another URI.
+
+* `MilvusIndex`.
+
+A collection holds the rows, the text columns (those asked for in conditions have fields of their own, others are kept
+as dynamic fields) and the place of each item in the order they came; a second one, NAME_about, what the index knows of
+itself. Milvus finds the candidates and applies the conditions; the scores are taken here, from the rows it sends back,
+by the kernel of the embedded index: so both give the same hits and scores.
+
+Index type: FLAT in Milvus Lite, HNSW on a server (`exact=True` makes its search as wide as Milvus allows). Durability,
+hashes and readers beside a writer are Milvus' own; Milvus Lite lets one process at a time open its file.
+
+Shapes: q queries, n items, d dimension, k hits.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from m3bind.core.columns import text_columns
+from m3bind.core.files import sha256_text
+from m3bind.errors import ConfigError, SpaceError, UnknownNameError
+from m3bind.index import flat
+from m3bind.index.base import (
+    AFTER,
+    KEY,
+    NAMED,
+    NEEDED,
+    SEVERAL,
+    Array,
+    Found,
+    Index,
+    Where,
+    check_queries,
+    check_rows,
+)
+from m3bind.index.milvus_client import connect, parse_uri
+from m3bind.privacy import shown
+
+FIELDS = ("modality", "path", "label", "patient", "date")
+LABELS, ORDER, VECTOR = "m3bind_labels", "m3bind_order", "m3bind_vector"  # fields of ours
+WIDEST = 16_384  # hits Milvus gives at most, and widest search of its graph
+BYTES = 1 << 25  # sent or received at once; Milvus takes 64 MB
+LINKS, BUILD_EF, EF = 32, 200, 128  # of HNSW on a server
+SPARE = 16  # candidates beyond k
+LONGEST = 4096  # bytes of a text
+PIECE = 60_000  # bytes of a value about the index in one line; Milvus takes 65,535
+
+
+class MilvusIndex(Index):
+    """See `Index`."""
+
+    def __init__(self, uri: str, client: Any, name: str, writable: bool) -> None:
+        self.uri, self._client, self._name, self._writable = uri, client, name, writable
+        about = _joined(self._about())
+        self.dim, self.fingerprint = int(about["dim"]), str(about["fingerprint"])
+        self.gap_corrected = bool(about["gap_corrected"])
+        self._next = int(about["next"])  # place of the next item
+        self._columns: list[str] = about["columns"]
+        self._notes: dict[str, Any] = about["notes"]
+
+    @property
+    def mark(self) -> str:
+        """Another one as soon as anybody put in, replaced or deleted items, or changed a note."""
+        lines = sorted((str(line["key"]), str(line["value"])) for line in self._about())
+        return sha256_text(str(len(self)), *(part for line in lines for part in line))
+
+    def refresh(self) -> None:
+        """Learn of columns and notes that others added."""
+        about = _joined(self._about())
+        self._columns, self._notes = about["columns"], about["notes"]
+
+    @classmethod
+    def create(cls, uri: str, dim: int, fingerprint: str, gap_corrected: bool) -> Self:
+        """See `create_index`."""
+        client, name, local = connect(uri)
+        from pymilvus import DataType
+
+        if client.has_collection(name):
+            client.close()
+            raise ConfigError(f"{uri} exists already; open it to add to it, or choose another collection")
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
+        schema.add_field(KEY, DataType.VARCHAR, is_primary=True, max_length=LONGEST)
+        schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dim)
+        schema.add_field(ORDER, DataType.INT64)
+        for field in FIELDS:
+            schema.add_field(field, DataType.VARCHAR, max_length=LONGEST)
+        schema.add_field(LABELS, DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=256, max_length=LONGEST)
+        index = client.prepare_index_params()
+        if local:
+            index.add_index(VECTOR, index_type="FLAT", metric_type="IP")
+        else:
+            settings = {"M": LINKS, "efConstruction": BUILD_EF}
+            index.add_index(VECTOR, index_type="HNSW", metric_type="IP", params=settings)
+        about = client.create_schema(auto_id=False)
+        about.add_field("key", DataType.VARCHAR, is_primary=True, max_length=64)
+        about.add_field("value", DataType.VARCHAR, max_length=65_535)
+        about.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in every collection
+        plain = client.prepare_index_params()
+        plain.add_index(VECTOR, index_type="FLAT", metric_type="IP")
+        client.create_collection(_about(name), schema=about, index_params=plain, consistency_level="Strong")
+        values = {
+            "dim": dim,
+            "fingerprint": fingerprint,
+            "gap_corrected": gap_corrected,
+            "next": 0,
+            "columns": list(NEEDED),
+            "notes": {},
+        }
+        _tell(client, name, values)
+        client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+        return cls(uri, client, name, writable=True)
+
+    @classmethod
+    def open(cls, uri: str, writable: bool) -> Self:
+        """See `open_index`."""
+        client, name, _ = connect(uri)
+        if not client.has_collection(name):
+            client.close()
+            raise SpaceError(f"{uri}: no index; build one with: m3bind index ENCODED --out {uri}")
+        if not client.has_collection(_about(name)):
+            client.close()
+            raise SpaceError(f"{uri}: a collection that m3bind did not make; choose another name")
+        for collection in (name, _about(name)):
+            client.load_collection(collection)
+        return cls(uri, client, name, writable)
+
+    @classmethod
+    def exists(cls, uri: str) -> bool:
+        """Whether the collection is there."""
+        target, _, local = parse_uri(uri)
+        if local and not Path(target).exists():
+            return False
+        client, name, _ = connect(uri)
+        try:
+            return bool(client.has_collection(name))
+        finally:
+            client.close()
+
+    def __len__(self) -> int:
+        return int(self._client.query(self._name, filter="", output_fields=["count(*)"])[0]["count(*)"])
+
+    @property
+    def columns(self) -> list[str]:
+        """See `Index`."""
+        return list(self._columns)
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """See `Index`."""
+        return self._notes
+
+    def counts(self, column: str = "modality", where: Where | None = None) -> dict[str, int]:
+        """See `Index`."""
+        if column not in self._columns:
+            raise UnknownNameError("column of this index", column, self._columns)
+        found = Counter(str(line.get(column, "")) for line in self._lines(condition(where or Where()), [column]))
+        return dict(sorted(found.items()))
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    def upsert(self, vectors: Array, items: pd.DataFrame) -> None:
+        """See `Index`."""
+        self._need_lock()
+        rows, table = check_rows(vectors, items, self.dim)
+        _check_lengths(table)
+        self._columns = list(dict.fromkeys([*self._columns, *table.columns]))
+        first, self._next = self._next, self._next + len(rows)
+        _tell(self._client, self._name, {"columns": self._columns, "next": self._next})  # a place is never given twice
+        empty = dict.fromkeys((*FIELDS, *self._columns), "")  # what is left out would stay as it was
+        block = max(1, BYTES // (4 * self.dim + 4 * LONGEST))
+        lines = table.to_dict("records")
+        for start in range(0, len(rows), block):
+            stop = start + block
+            self._client.upsert(
+                self._name,
+                [
+                    {**empty, **line, LABELS: _labels(line), ORDER: place, VECTOR: row}
+                    for place, line, row in zip(range(first + start, first + stop), lines[start:stop], rows[start:stop])
+                ],
+            )
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """See `Index`."""
+        self._need_lock()
+        there = [str(line[KEY]) for line in self._by_ids(list(dict.fromkeys(ids)), [KEY])]
+        for start in range(0, len(there), WIDEST):
+            self._client.delete(self._name, filter=_among(KEY, there[start : start + WIDEST]))
+        return len(there)
+
+    def set_note(self, key: str, value: Any) -> None:
+        """See `Index`."""
+        self._need_lock()
+        notes = {name: entry for name, entry in {**self._notes, key: value}.items() if entry is not None}
+        _tell(self._client, self._name, {"notes": notes})
+        self._notes = notes
+
+    def publish(self) -> None:
+        """See `Index`: seals what was written and lets Milvus put its files together."""
+        self._need_lock()
+        self._client.flush(self._name)
+
+    def _need_lock(self) -> None:
+        if not self._writable:
+            raise ConfigError(f"{self.uri} is open for reading; open it with writable=True")
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def search(self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None) -> Found:
+        """See `Index`."""
+        rows = check_queries(queries, k, self.dim)
+        where = where or Where()
+        if self._next:
+            where.check(self._columns)
+        wide = min(k + SPARE, WIDEST)
+        if k > WIDEST:
+            raise ConfigError(f"k is {k}; Milvus gives at most {WIDEST} hits")
+        settings = {"metric_type": "IP", "params": {"ef": WIDEST if exact else max(EF, 2 * wide)}}
+        block = max(1, BYTES // (wide * (4 * self.dim + 64)))
+        scores, ids = np.full((len(rows), k), np.nan, np.float32), []
+        for start in range(0, len(rows), block):
+            answers = self._client.search(
+                self._name,
+                list(rows[start : start + block]),
+                limit=wide,
+                filter=condition(where),
+                search_params=settings,
+                output_fields=[ORDER, VECTOR],
+            )
+            for number, answer in enumerate(answers, start):
+                best, names = _ranked(rows[number], answer, k)
+                scores[number, : len(best)] = best
+                ids.append(names)
+        return Found(scores[:, : max(map(len, ids), default=0)], ids)
+
+    def items(self, ids: Sequence[str]) -> pd.DataFrame:
+        """See `Index`."""
+        lines = self._ordered(ids, self._columns)
+        return text_columns({name: [str(line.get(name, "")) for line in lines] for name in self._columns})
+
+    def vectors(self, ids: Sequence[str]) -> Array:
+        """See `Index`."""
+        lines = self._ordered(ids, [VECTOR])
+        return np.array([line[VECTOR] for line in lines], np.float32).reshape(-1, self.dim)
+
+    def sample(self, n: int, where: Where | None = None, seed: int = 0) -> tuple[list[str], Array]:
+        """See `Index`."""
+        where = where or Where()
+        if self._next:
+            where.check(self._columns)
+        lines = sorted(self._lines(condition(where), [KEY, ORDER]), key=lambda line: line[ORDER])
+        chosen = np.sort(np.random.default_rng(seed).choice(len(lines), min(n, len(lines)), replace=False))
+        ids = [str(lines[place][KEY]) for place in chosen]
+        return ids, self.vectors(ids)
+
+    def close(self) -> None:
+        """See `Index`."""
+        self._client.close()
+
+    def _about(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._client.query(
+            _about(self._name), filter='key != ""', output_fields=["key", "value"]
+        )
+        return found
+
+    def _lines(self, filter: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Fields of all items that fit."""
+        iterator = self._client.query_iterator(self._name, batch_size=1024, filter=filter, output_fields=list(fields))
+        while lines := iterator.next():
+            yield from lines
+        iterator.close()
+
+    def _by_ids(self, ids: Sequence[str], fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Fields of the items that are there, in any order."""
+        block = max(1, min(WIDEST, BYTES // (4 * self.dim + 4 * LONGEST)))
+        for start in range(0, len(ids), block):
+            some = _among(KEY, ids[start : start + block])  # Milvus' own ids= stumbles over quotes and backslashes
+            yield from self._client.query(self._name, filter=some, output_fields=[KEY, *fields])
+
+    def _ordered(self, ids: Sequence[str], fields: Sequence[str]) -> list[dict[str, Any]]:
+        """Fields of items, in the order asked."""
+        found = {str(line[KEY]): line for line in self._by_ids(list(dict.fromkeys(ids)), fields)}
+        for name in ids:
+            if name not in found:
+                raise UnknownNameError("id in this index", shown(name), [])
+        return [found[name] for name in ids]
+
+
+def condition(where: Where) -> str:
+    """A `Where` in Milvus' language."""
+    parts = []
+    for name in NAMED:
+        values = getattr(where, name)
+        if values is not None:
+            parts.append(f"array_contains_any({LABELS}, {_texts(values)})" if name == "label" else _among(name, values))
+    if where.since is not None or where.until is not None:
+        parts.append('date != ""')
+    if where.since is not None:
+        parts.append(f"date >= {json.dumps(where.since)}")
+    if where.until is not None:
+        parts.append(f"date < {json.dumps(where.until + AFTER)}")
+    if where.not_ids:
+        parts.append(f"{KEY} not in {_texts(where.not_ids)}")
+    return " and ".join(parts)
+
+
+def _among(field: str, values: Sequence[str]) -> str:
+    return f"{field} in {_texts(values)}"
+
+
+def _texts(values: Sequence[str]) -> str:
+    """Texts as Milvus' language writes a list of them."""
+    return json.dumps(list(values), ensure_ascii=False)
+
+
+def _check_lengths(table: pd.DataFrame) -> None:
+    """Refuse texts that no field of Milvus takes, before anything is sent.
+
+    Raises:
+        ConfigError: one is too long.
+    """
+    for name in {KEY, *FIELDS} & set(table.columns):
+        sizes = table[name].map(lambda text: len(text.encode()))
+        if len(sizes) and sizes.max() > LONGEST:
+            where = f"row {int(sizes.to_numpy().argmax())}, column {name!r}"
+            raise ConfigError(f"{where}: {sizes.max()} bytes; an index in Milvus takes at most {LONGEST} a text")
+
+
+def _labels(line: Mapping[Any, str]) -> list[str]:
+    """What a condition on the label may ask for: the whole text and its parts."""
+    label = line.get("label", "")
+    return list(dict.fromkeys([label, *label.split(SEVERAL)]))
+
+
+def _ranked(query: Array, answer: Sequence[Any], k: int) -> tuple[Array, list[str]]:
+    """True scores and ids of the k best of what Milvus found for one query."""
+    if not answer:
+        return np.empty(0, np.float32), []
+    rows = np.array([hit["entity"][VECTOR] for hit in answer], np.float32)
+    order = np.array([[hit["entity"][ORDER] for hit in answer]], np.int64)
+    here = np.arange(len(answer))[None]
+    scores = flat.rescore([rows], query[None], here)
+    at = np.lexsort((order, -scores), axis=1)[0, :k]
+    return scores[0, at], [str(answer[place]["id"]) for place in at]
+
+
+def _about(name: str) -> str:
+    return f"{name}_about"
+
+
+def _tell(client: Any, name: str, values: Mapping[str, Any]) -> None:
+    """Keep JSON values in the collection about the index, long ones in pieces: KEY/0 begins with their number."""
+    lines = []
+    for key, value in values.items():
+        text = json.dumps(value)
+        pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+        pieces[0] = f"{len(pieces)}:{pieces[0]}"
+        lines += [{"key": f"{key}/{n}", "value": piece, VECTOR: [1.0, 0.0]} for n, piece in enumerate(pieces)]
+    client.upsert(_about(name), lines)
+
+
+def _joined(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """What `_tell` kept; pieces left by a longer value that was there before do not count."""
+    pieces = {line["key"]: line["value"] for line in lines}
+    values = {}
+    for key in {name.rpartition("/")[0] for name in pieces}:
+        count, _, first = pieces[f"{key}/0"].partition(":")
+        values[key] = json.loads("".join([first, *(pieces[f"{key}/{n}"] for n in range(1, int(count)))]))
+    return values

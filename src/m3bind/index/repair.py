@@ -1,0 +1,173 @@
+"""A damaged index put right: what is derived is made again, what can be read is kept, what is lost is counted.
+
+* `repair`. Items that are lost come back by adding the encoded archive again.
+"""
+
+import os
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from m3bind.core.stored import StoredFileError
+from m3bind.errors import ConfigError, SpaceError
+from m3bind.index import ann, flat
+from m3bind.index.base import KEY
+from m3bind.index.embedded import EmbeddedIndex
+from m3bind.index.flat import Mask
+from m3bind.index.segment import (
+    BLOCK,
+    GONE,
+    ITEMS,
+    KEYS,
+    VECTORS,
+    Damaged,
+    Entry,
+    Part,
+    Sums,
+    checksums,
+    read_items,
+    write_keys,
+)
+from m3bind.index.store import COPY, CURRENT, PARTS, State, Store, decode_state, locked
+
+KEPT = (VECTORS, ITEMS, KEYS, GONE)  # files of a part that cannot all be derived; others are written anew
+
+
+@dataclass
+class Repaired:
+    """What a repair found and did."""
+
+    damaged: list[str] = field(default_factory=list)  # files, relative to the index
+    lost: int = 0  # items that could not be read
+    revived: bool = False  # a list of deletions was lost: items deleted by it may be back
+
+    def __str__(self) -> str:
+        if not self.damaged:
+            return "nothing is damaged"
+        lines = [f"damaged: {', '.join(self.damaged)}"]
+        lines.append(f"{self.lost} items lost; add the encoded archive again" if self.lost else "no item lost")
+        if self.revived:
+            lines.append("deletions were lost: delete again what should not be there")
+        return "\n".join(lines)
+
+
+def repair(folder: Path | str) -> Repaired:
+    """Make a damaged index whole.
+
+    Raises:
+        SpaceError: there is no index, or neither CURRENT nor its copy can be read: build again.
+        ConfigError: another process is writing.
+        DiskError: the file system refused.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SpaceError(f"{folder}: no index")
+    report = Repaired()
+    if (folder / PARTS).is_symlink():
+        raise ConfigError(f"{folder / PARTS} is a link; to keep an index elsewhere, link its whole folder")
+    store = Store(folder, locked(folder), _state(folder, report))
+    try:
+        _mend(store, report)
+    except (Damaged, StoredFileError, OSError) as error:
+        place = error.filename if isinstance(error, OSError) else error.path
+        reason = error.strerror if isinstance(error, OSError) else error.reason
+        raise SpaceError(f"{place}: {reason}; cannot be repaired, build the index again into a new folder") from error
+    finally:
+        store.close()
+    return report
+
+
+def _mend(store: Store, report: Repaired) -> None:
+    """Write what can be read of the parts as one part, where something is damaged."""
+    folder = store.folder
+    salvaged = [
+        _salvaged(folder / PARTS / entry["name"], entry, store.state.dim, report) for entry in store.state.parts
+    ]
+    if not report.damaged and store.state.parts:
+        report.damaged += _unusable(folder, store.state)
+    if not report.damaged:
+        return
+    index = EmbeddedIndex(store, [part for part, _ in salvaged])
+    unreadable = np.concatenate([np.empty(0, bool), *(rows for _, rows in salvaged)])
+    report.lost = index.forget(unreadable)
+    if report.revived:
+        index.forget(_older(index))
+    index.rewrite()
+    index.close()
+
+
+def _state(folder: Path, report: Repaired) -> State:
+    """From CURRENT, or else from its copy."""
+    states = []
+    for name in (CURRENT, COPY):
+        try:
+            states.append(decode_state(folder / name))
+        except Damaged:
+            report.damaged.append(name)
+    if not states:
+        raise SpaceError(f"{folder}: neither {CURRENT} nor {COPY} can be read; build the index again into a new folder")
+    return states[0]
+
+
+def _unusable(folder: Path, state: State) -> list[str]:
+    """What was derived for the first part and is as it was written, yet cannot be used."""
+    entry = state.parts[0]
+    part = Part(folder / PARTS / entry["name"], entry, state.dim, check=False)
+    try:
+        ann.open_near(part, flat.open_codes(part))
+    except (Damaged, StoredFileError) as error:
+        return [str(error.path.relative_to(folder))]
+    except FileNotFoundError as error:
+        return [str(Path(error.filename).relative_to(folder))]
+    finally:
+        part.close()
+    return []
+
+
+def _salvaged(folder: Path, entry: Entry, dim: int, report: Repaired) -> tuple[Part, Mask]:
+    """A part with what can be read of it, and which of its rows cannot."""
+    bad = {
+        name: blocks for name, expected in entry["files"].items() if (blocks := _bad_blocks(folder / name, expected))
+    }
+    report.damaged += [f"{PARTS}/{folder.name}/{name}" for name in bad]
+    files = {name: expected for name, expected in entry["files"].items() if name in KEPT and name not in bad}
+    unreadable = np.zeros(entry["rows"], bool)
+    if ITEMS in bad:
+        unreadable[:] = True
+        files = {name: expected for name, expected in files.items() if name == GONE}
+    elif ITEMS in files:
+        if VECTORS in bad:
+            os.truncate(_there(folder / VECTORS), entry["files"][VECTORS]["bytes"])
+            for block in bad[VECTORS]:
+                unreadable[block * BLOCK // (4 * dim) : -(-(block + 1) * BLOCK // (4 * dim))] = True
+        if KEYS in bad:
+            write_keys(folder, read_items(folder))
+        files |= {name: entry["files"][name] for name in (VECTORS, KEYS)}
+    report.revived |= GONE in bad
+    return Part(folder, Entry(name=entry["name"], rows=entry["rows"], files=files), dim, check=False), unreadable
+
+
+def _bad_blocks(path: Path, expected: Sums) -> list[int]:
+    """Numbers of the blocks of a file that are not what was written; none if the file is whole."""
+    found = checksums(path) if path.exists() else Sums(bytes=-1, crc=[])
+    if found == expected:
+        return []
+    pairs = zip_longest(expected["crc"], found["crc"])
+    return [number for number, (right, now) in enumerate(pairs) if right != now] or [len(expected["crc"])]
+
+
+def _there(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    return path
+
+
+def _older(index: EmbeddedIndex) -> Mask:
+    """Rows of an id that a later row has too: the list that said so is lost."""
+    ids = [part.table[KEY].to_pylist() if part.table is not None else [""] * part.rows for part in index.parts]
+    table = pd.Series([name for part in ids for name in part], dtype=object)
+    older: Mask = (table.duplicated(keep="last") & (table != "")).to_numpy()
+    return older

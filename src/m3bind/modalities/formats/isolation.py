@@ -1,0 +1,276 @@
+"""Reading in child processes, so that a hostile or damaged file costs neither the program nor its memory.
+
+* `read`, `decode`, `decode_parts`: those of a modality, in one of a few worker processes (`_worker`), which are kept
+  for the next file. `allow`: how many there may be.
+
+A file that takes longer than `LIMITS.seconds` or crashes its decoder costs one worker, which is replaced; needing more
+memory than `LIMITS.memory` is a MemoryError inside the worker. The parent sees typed errors only. A file's time begins
+when its worker is ready: starting one and importing a reader's libraries takes seconds on a busy machine.
+M3BIND_ISOLATION=off reads in this process instead.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m3bind.core import children
+from m3bind.errors import ReadError
+from m3bind.modalities.base import Cut, Modality, Sample, get
+from m3bind.modalities.formats import buffer
+from m3bind.modalities.formats.limits import LIMITS, VARIABLE
+
+WORKERS = min(4, os.cpu_count() or 1)
+MAX_HEADER = 1 << 20  # bytes of an answer's first line
+STARTING = 600.0  # seconds for a worker to start and import what a modality needs, on the slowest of machines
+# For glibc: freed memory is used again for the next file instead of going back to the system, page by page.
+_KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+
+
+class _Gone(Exception):
+    """The worker ended or ran out of time."""
+
+
+class _Worker:
+    """One child process and the channel to it."""
+
+    def __init__(self) -> None:
+        settings = {name: value for name, value in _KEEP_FREED.items() if name not in os.environ}
+        self._channel, theirs = socket.socketpair()
+        file, self._memory = buffer.create()
+        with theirs:
+            self.process = subprocess.Popen(
+                children.command("m3bind.modalities.formats.worker", str(theirs.fileno()), str(file)),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # decoders print, and quote what they read; it must not reach a log
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), file],
+                env=children.environment(**settings),
+                start_new_session=True,  # Ctrl-C is for the parent; the worker ends when the channel does
+            )
+        os.close(file)
+        self._rest = b""
+
+    def ask(self, request: dict[str, Any], seconds: float) -> tuple[dict[str, Any], Any]:
+        """The worker's answer: header, and the array where there is one.
+
+        Raises:
+            _Gone: it died, took longer than `seconds` once it was ready, or sent something else than it announced.
+        """
+        try:
+            self._channel.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            raise _Gone from error
+        try:
+            self._line(time.monotonic() + STARTING)  # an empty line: ready
+        except _Gone as gone:
+            raise (_Gone("start") if gone.args else gone) from None
+        end = time.monotonic() + seconds
+        header = json.loads(self._line(end))
+        if "error" in header:
+            return header, None
+        array = np.empty(header["shape"], dtype=np.float32)
+        if header["at"] is None:
+            self._fill(array, end)
+        elif not 0 <= header["at"] <= len(self._memory) - array.size:
+            raise _Gone
+        else:
+            array[...] = self._memory[header["at"] : header["at"] + array.size].reshape(array.shape)
+        return header, array
+
+    def _line(self, end: float) -> bytes:
+        while b"\n" not in self._rest:
+            if len(self._rest) > MAX_HEADER:
+                raise _Gone
+            self._wait(end)
+            chunk = self._receive(1 << 16)
+            if not chunk:
+                raise _Gone
+            self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _receive(self, most: int) -> bytes:
+        try:
+            return self._channel.recv(most)
+        except OSError as error:
+            raise _Gone from error
+
+    def _fill(self, array: Any, end: float) -> None:
+        target = array.data.cast("B") if array.size else memoryview(b"")
+        start = min(len(self._rest), len(target))
+        target[:start] = self._rest[:start]
+        self._rest = self._rest[start:]
+        while start < len(target):
+            self._wait(end)
+            try:
+                count = self._channel.recv_into(target[start:])
+            except OSError as error:
+                raise _Gone from error
+            if not count:
+                raise _Gone
+            start += count
+
+    def _wait(self, end: float) -> None:
+        left = end - time.monotonic()
+        if left <= 0 or not select.select([self._channel], [], [], left)[0]:
+            raise _Gone("time")
+
+    def kill(self, ended: bool = False) -> int:
+        """End the process; its exit code (negative: the signal). `ended`: it closed its end of the channel already."""
+        code = self.process.poll()
+        if ended and code is None:  # its end is closed, so it is about to be gone by itself
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self.process.wait(1)
+        self.process.kill()
+        last = self.process.wait()
+        self._channel.close()
+        return last if code is None else code
+
+
+class _Pool:
+    """At most `WORKERS` workers (more where `allow` said so), started when needed and kept; one file at a time each."""
+
+    def __init__(self) -> None:
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        self._all: set[_Worker] = set()
+        self._lock = threading.Lock()
+        self.owner = os.getpid()
+        self._allowed = 0
+        self.allow(WORKERS)
+
+    def allow(self, workers: int) -> None:
+        """Let there be at least so many workers."""
+        with self._lock:
+            for _ in range(self._allowed, workers):
+                self._idle.put(None)
+            self._allowed = max(self._allowed, workers)
+
+    def read(self, modality: Modality, path: Path | str, how: str, cut: Cut | None) -> Sample:
+        """See the function `read`."""
+        kind = type(modality)
+        name = f"{kind.__module__}:{kind.__qualname__}"
+        worker = self._idle.get()
+        keep: _Worker | None = None
+        try:
+            if worker is None:
+                worker = _Worker()
+                with self._lock:
+                    self._all.add(worker)
+            asked = {"how": how, "class": name, "path": os.path.abspath(path), "cut": cut and asdict(cut)}
+            header, array = worker.ask({**asked, "home": children.home_of(kind.__module__)}, LIMITS.seconds)
+            if not header.get("last"):
+                keep = worker
+        except _Gone as gone:
+            raise _what_happened(path, gone, self._end(worker, ended=not gone.args)) from None
+        finally:
+            if keep is None and worker is not None:
+                self._end(worker)
+            self._idle.put(keep)
+        if header.get("error") == "memory":
+            hint = f"if the file is sound, raise memory in the environment variable {VARIABLE}"
+            raise ReadError(path, f"needs more than {LIMITS.memory / 1e9:g} GB of memory", hint)
+        if "error" in header:
+            raise ReadError(path, header["reason"], header["hint"])
+        spacing = tuple(header["spacing"]) if header["spacing"] else None
+        names = ("rate", "unit", "steps", "warnings", "tags", "places")
+        return Sample(header["modality"], array, spacing, **{name: header[name] for name in names})
+
+    def _end(self, worker: _Worker | None, ended: bool = False) -> int:
+        if worker is None:
+            return 0
+        with self._lock:
+            known = worker in self._all
+            self._all.discard(worker)
+        return worker.kill(ended) if known else 0
+
+    def close(self) -> None:
+        """End all workers."""
+        if os.getpid() == self.owner:
+            for worker in list(self._all):
+                self._end(worker)
+
+
+def _what_happened(path: Path | str, gone: _Gone, code: int) -> ReadError:
+    if gone.args == ("start",):
+        reason = f"its reader's libraries could not be loaded within {STARTING:g} s"
+        return ReadError(path, reason, "try again when the machine is less busy")
+    if gone.args == ("time",):
+        hint = f"if the file is sound, raise seconds in the environment variable {VARIABLE}"
+        return ReadError(path, f"reading took longer than {LIMITS.seconds:g} s", hint)
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return ReadError(path, f"its decoder crashed ({name})", "damaged, or made to harm")
+
+
+_pool: _Pool | None = None
+_starting = threading.Lock()
+
+
+def read(modality: str | Modality, path: Path | str) -> Sample:
+    """Decode one file as a modality, in a child process that a hostile or damaged file cannot leave.
+
+    Safe to call from several threads. A modality defined in a script (`__main__`) cannot be found by a child and is
+    read in this process.
+
+    Raises:
+        UnknownNameError: no such modality.
+        ReadError: the file is missing, damaged, over a limit, or plainly of another kind; or its decoder ran out of
+            memory or time, or crashed.
+    """
+    return _elsewhere(modality, path, "read")
+
+
+def decode(modality: str | Modality, path: Path | str) -> Sample:
+    """`read` without the doubts that need time (see `Modality.decode`), in a child process as well.
+
+    Raises:
+        UnknownNameError: no such modality.
+        ReadError: as `read`.
+    """
+    return _elsewhere(modality, path, "decode")
+
+
+def decode_parts(modality: str | Modality, path: Path | str, cut: Cut) -> Sample:
+    """`decode`, with what is larger than one input in parts (see `Modality.decode_parts`), in a child process as well.
+
+    Raises:
+        UnknownNameError: no such modality.
+        ReadError: as `read`.
+    """
+    return _elsewhere(modality, path, "decode_parts", cut)
+
+
+def allow(workers: int) -> None:
+    """Let there be at least `workers` child processes, for a caller with so many threads."""
+    _current().allow(workers)
+
+
+def _elsewhere(modality: str | Modality, path: Path | str, how: str, cut: Cut | None = None) -> Sample:
+    kind = get(modality) if isinstance(modality, str) else modality
+    if os.environ.get("M3BIND_ISOLATION") == "off" or type(kind).__module__ == "__main__":
+        if cut is not None:
+            return kind.decode_parts(path, cut)
+        return kind.decode(path) if how == "decode" else kind.read(path)
+    return _current().read(kind, path, how, cut)
+
+
+def _current() -> _Pool:
+    """The pool of this process."""
+    global _pool
+    with _starting:
+        if _pool is None or _pool.owner != os.getpid():
+            _pool = _Pool()
+            atexit.register(_pool.close)
+    return _pool

@@ -1,0 +1,108 @@
+"""A dual encoder that another library defines: what `hf_clip_any` and `open_clip_any` share.
+
+n items, L tokens, f width of a tower's features.
+"""
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from m3bind.errors import ConfigError
+from m3bind.models.base import DualEncoder, Tokens
+from m3bind.models.layers.preprocess import LUNG_WINDOW
+from m3bind.models.layers.text_encoder import lora_targets
+from m3bind.models.weights.checkpoint import State, bounded, read_state, resolve
+from m3bind.models.weights.foreign import library
+
+
+class LibraryModel(DualEncoder):
+    """Network, tokenizer and image transform come from a folder (or hub repository) in the library's own layout."""
+
+    def __init__(
+        self,
+        source: Path | str | None = None,
+        revision: str = "",
+        hu: Sequence[float] = LUNG_WINDOW,
+        assets: Path | str | None = None,
+    ) -> None:
+        """Load from `source`, or build with random weights from `assets`.
+
+        Args:
+            source: folder with configuration, weights and tokenizer (see the class), or a hub id.
+            revision: commit, when `source` is a hub id.
+            hu: window for volumes, of which three slices are shown to the model.
+            assets: folder `save_assets` filled (configuration and tokenizer, no weights).
+
+        Raises:
+            ConfigError: neither `source` nor `assets`, or a family that cannot be taken apart.
+            CheckpointError: files are missing or the weights do not fit the configuration.
+        """
+        super().__init__()
+        if source is None and assets is None:
+            raise ConfigError(f"{self.name} needs source=<folder or hub id>: {self.card.source}.")
+        folder = resolve(source, revision) if source is not None else Path(str(assets))
+        state = read_state(folder) if source is not None else None
+        with bounded([state], str(folder)) if state is not None else contextlib.nullcontext():
+            model = self._read(folder, state)
+        model.eval()
+        self.hu = tuple(hu)
+        self.log_scale: nn.Parameter = model.logit_scale
+        self.joint_dim = self._take_apart(model)
+        self._check_neighbours(folder)
+        from_hub = source is not None and not Path(source).exists()
+        self.card = replace(
+            type(self).card,
+            source=str(source) if from_hub else type(self).card.source,
+            revision=revision,
+            joint_dim=self.joint_dim,
+            lora_text=lora_targets(self.text_trunk),
+            lora_image=lora_targets(self.image_trunk),
+        )
+
+    @abstractmethod
+    def _read(self, folder: Path, state: State | None) -> Any:
+        """The network with the weights of `state`, or untrained; tokenizer and image transform become attributes."""
+
+    @abstractmethod
+    def _take_apart(self, model: Any) -> int:
+        """Set the four parts from the library's network with its weights; returns the joint dimension."""
+
+    @torch.no_grad()
+    def _check_neighbours(self, folder: Path) -> None:
+        """Refuse a folder whose texts depend on what else is in the batch (padding that its network takes for words).
+
+        Raises:
+            ConfigError: they do.
+        """
+        texts = ["heart", "no acute findings, the heart is of normal size and the lungs are clear"]
+        with library(folder, "a tokenizer and a text tower that fit each other"):
+            together, alone = (self.encode_text(self.tokenize(part)) for part in (texts, texts[:1]))
+        if not torch.allclose(together[:1], alone, atol=1e-4, rtol=1e-4, equal_nan=True):
+            raise ConfigError(
+                f"{folder}: a text's embedding depends on the texts beside it: its tokenizer and its network differ in "
+                "what is padding. Give pad_token in tokenizer_config.json and pad_token_id in config.json one token."
+            )
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
+        """The model of a folder or hub id; `path` is what the constructor calls `source`."""
+        return cls.from_settings({**settings, "source": str(path)}, variant=variant)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """exp of the checkpoint's own log-parameter."""
+        return self.log_scale.exp().reshape(())
+
+    def text_features(self, tokens: Tokens) -> Tensor:
+        """Tokens -> (n, f)."""
+        return self.text_trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
+
+    def settings(self) -> dict[str, Any]:
+        """The network itself is described by the configuration among the assets."""
+        return {"hu": list(self.hu)}

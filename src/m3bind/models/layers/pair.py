@@ -1,0 +1,47 @@
+"""An image tower with a `TextEncoder`: what `compact_*` and `ecg_clip` share."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m3bind.models.base import DualEncoder, Tokens
+from m3bind.models.layers.text_encoder import TextEncoder
+
+MAX_SCALE = 100.0
+INITIAL_SCALE = 1 / 0.07
+
+
+class TowerPair(DualEncoder):
+    """An image trunk and head with a TextEncoder; learned logit scale; the tokenizer is the one asset."""
+
+    def __init__(self, image_trunk: nn.Module, image_head: nn.Module, text: TextEncoder, frozen: Sequence[str]) -> None:
+        """`text` is taken apart into `text_trunk`, `text_head` and its tokenizer; `frozen` as in `freeze`."""
+        super().__init__()
+        self.image_trunk, self.image_head = image_trunk, image_head
+        self.text_trunk, self.text_head = text.trunk, text.head
+        self.tokenizer, self.max_tokens = text.tokenizer, text.max_tokens
+        self.text_settings: Mapping[str, Any] = text.settings()
+        self.joint_dim = int(text.head_settings["dim"])
+        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        self.freeze(frozen)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """exp(log_scale), at most 100; starts at 1 / 0.07."""
+        return self.log_scale.exp().clamp(max=MAX_SCALE)
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """The text tower's own tokenizer; padded to the longest of `texts`."""
+        return self.tokenizer(texts)
+
+    def text_features(self, tokens: Tokens) -> Tensor:
+        """Tokens -> (n, H), independent of padding."""
+        return self.text_trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
+
+    def save_assets(self, folder: Path) -> None:
+        """Write tokenizer.json."""
+        self.tokenizer.save(folder)

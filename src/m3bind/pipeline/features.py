@@ -1,0 +1,397 @@
+"""From files to the pairs that training and evaluation work on: what is frozen is computed once and cached.
+
+* `Corpus`: the records, distinct texts, shared text pool and held-out texts of a run.
+* `Encoder`: cached image inputs, trunk features and text features of any dual encoder.
+* `build_model`: the dual encoder of a modality as the settings describe it, before stage 0.
+
+Shapes: N images, K texts, v views, f feature width.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from m3bind import modalities
+from m3bind.config import ModelConfig, RunConfig
+from m3bind.core.files import sha256_text
+from m3bind.data.batching import IntArray, length_buckets, rng
+from m3bind.data.cache import FeatureCache, Rows
+from m3bind.data.records import BadRow, Record
+from m3bind.data.texts import concept_phrases
+from m3bind.errors import M3BindError, ReadError
+from m3bind.modalities.base import Sample
+from m3bind.models import registry
+from m3bind.models.base import DualEncoder, Tokens
+from m3bind.models.published import PublishedModel
+from m3bind.models.weights.checkpoint import hash_state, load_strict, read_state
+from m3bind.training.pairs import Images, Level, Pairs, Texts, TextTable, pad, token_lists
+
+log = logging.getLogger(__name__)
+TOGETHER = 512 << 20  # bytes of inputs that are read, and pass a frozen tower, together
+WIDE = 16384  # features wider than this are not kept on disk, embeddings are
+
+
+class BadFilesError(M3BindError):
+    """Some files of a batch could not be read; `failures` maps position to reason."""
+
+    def __init__(self, failures: dict[int, str]) -> None:
+        super().__init__(f"{len(failures)} files could not be read")
+        self.failures = failures
+
+
+@dataclass
+class Corpus:
+    """Records by modality and split, and every text of the run."""
+
+    records: dict[str, dict[str, list[Record]]]  # modality -> split -> records
+    table: TextTable
+    pool: dict[str, IntArray]  # modality -> ids of training texts (captions, further corpus)
+    held_out: IntArray  # ids of texts no stage trains on, for text agreement
+    bad: list[BadRow] = field(default_factory=list)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names in the order of the settings."""
+        return list(self.records)
+
+
+def make_corpus(
+    records: Sequence[Record],
+    names: Sequence[str],
+    texts: dict[str, list[str]],
+    seed: int,
+    held_out: int,
+    bad: list[BadRow],
+) -> Corpus:
+    """Group records, index texts, and set `held_out` texts aside.
+
+    Args:
+        records: of all splits.
+        names: modalities in order.
+        texts: further texts per modality for the shared pool.
+        seed: decides which texts are held out.
+        held_out: how many (fewer where there are not enough; at most a quarter of what is not a caption).
+        bad: rows set aside so far.
+    """
+    table = TextTable()
+    grouped: dict[str, dict[str, list[Record]]] = {m: {"train": [], "valid": [], "test": []} for m in names}
+    for record in records:
+        if record.modality in grouped:
+            grouped[record.modality][record.split].append(record)
+    seen: set[str] = {c for m in names for r in grouped[m]["train"] for c in (*r.captions, *_phrases(r))}
+    pool: dict[str, list[int]] = {}
+    candidates: list[list[str]] = []
+    for m in names:
+        captions = sorted({c for r in grouped[m]["train"] for c in (*r.captions, *_phrases(r))})
+        further = sorted(set(texts.get(m, ())) - seen)
+        unseen = {c for split in ("valid", "test") for r in grouped[m][split] for c in r.captions} - seen
+        random = rng(seed, "held out", m)
+        order = [further[i] for i in random.permutation(len(further))]
+        spare = order[: len(order) // 4]
+        candidates.append([*(sorted(unseen)[i] for i in random.permutation(len(unseen))), *spare])
+        kept = sorted(set(order[len(spare) :]) - unseen)
+        pool[m] = [*table.ids(captions), *table.ids(kept)]
+    chosen: list[str] = []
+    taken: set[str] = set()
+    for row in range(max(map(len, candidates), default=0)):  # evenly from all modalities
+        for queue in candidates:
+            if row < len(queue) and len(chosen) < held_out and queue[row] not in taken:
+                chosen.append(queue[row])
+                taken.add(queue[row])
+    for m in names:  # a text held out through one modality must not be in the pool of another
+        pool[m] = [i for i in pool[m] if table.texts[i] not in taken]
+    return Corpus(grouped, table, {m: np.array(ids, dtype=np.int64) for m, ids in pool.items()}, table.ids(chosen), bad)
+
+
+def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncoder:
+    """The dual encoder of `modality`: built by name, with published or own weights where a checkpoint is given.
+
+    Raises:
+        UnknownNameError: no such model.
+        CheckpointError: the weights do not fit.
+    """
+    given = dict(settings.settings)
+    if issubclass(registry.get(settings.model), PublishedModel):  # its network and tokenizer are the authors'
+        return registry.load(settings.model, settings.checkpoint, **given)
+    model = registry.build(settings.model, assets=assets, **{"modality": modality, **given})
+    if settings.checkpoint:
+        load_strict(model, read_state(settings.checkpoint))
+    return model.eval()
+
+
+def rescaled(sample: Sample, rescale: tuple[float, float] | None) -> Sample:
+    """A CT whose stored values become slope * value + intercept; without `rescale` the sample as it is."""
+    if rescale is None:
+        return sample
+    slope, intercept = rescale
+    return replace(sample, array=sample.array * np.float32(slope) + np.float32(intercept))
+
+
+def _phrases(record: Record) -> list[str]:
+    """Every wording of the concepts of a record."""
+    return [phrase for concept in record.concepts for phrase in concept_phrases(concept)]
+
+
+class LiveInputs:
+    """Model inputs that are read from their files whenever they are asked for: (N, ...) float32, by list of positions.
+
+    Raises (when indexed):
+        BadFilesError: some files cannot be read.
+    """
+
+    def __init__(self, one: Callable[[int], NDArray[np.float32] | str], count: int, workers: int) -> None:
+        """`one` gives the input at a position, or why there is none."""
+        self._one, self._count, self._workers = one, count, workers
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, at: Any) -> NDArray[np.float32]:
+        positions = [int(position) for position in at]
+        with ThreadPoolExecutor(self._workers) as pool:
+            rows = list(pool.map(self._one, positions))
+        failures = {position: row for position, row in zip(positions, rows, strict=True) if isinstance(row, str)}
+        if failures:
+            raise BadFilesError(failures)
+        return np.stack([row for row in rows if not isinstance(row, str)])
+
+
+class Encoder:
+    """Runs the frozen parts of dual encoders over files and texts, once."""
+
+    def __init__(self, cache: FeatureCache, batch: int = 32, workers: int = 2, inputs_gb: float = 20.0) -> None:
+        """At most `batch` images, or 512 MB of them, pass a trunk together; `workers` threads decode.
+
+        A modality whose inputs take more than `inputs_gb` on disk is read from its files each time.
+        """
+        self.cache, self.batch, self.workers, self.inputs_gb = cache, batch, workers, inputs_gb
+        self._hashes: dict[int, tuple[list[tuple[int, int]], str]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def readable(self, records: Sequence[Record], model: DualEncoder) -> tuple[list[Record], list[BadRow]]:
+        """Records whose files decode and preprocess, and the others with reasons; decoded inputs are cached."""
+        good, bad = list(records), []
+        while good:
+            try:
+                self.inputs(good, model)
+                break
+            except BadFilesError as error:
+                bad += [BadRow(good[i].row, reason, str(good[i].path)) for i, reason in error.failures.items()]
+                good = [record for i, record in enumerate(good) if i not in error.failures]
+        return good, bad
+
+    def inputs(self, records: Sequence[Record], model: DualEncoder) -> Rows | LiveInputs:
+        """(N, ...) float32: what `model.preprocess` makes of each file, once known to be readable.
+
+        Raises:
+            BadFilesError: some files cannot be read; what could is cached.
+        """
+        if not records:
+            return self.cache.get_or_compute("empty", "", [], lambda at: np.zeros((0, 1), np.float32))
+        keys = self._file_keys(records)
+        modality = modalities.get(records[0].modality)
+
+        def one(position: int) -> NDArray[np.float32] | str:
+            try:
+                sample = modalities.decode(modality, records[position].path)
+                return model.preprocess(rescaled(sample, records[position].rescale)).numpy().astype(np.float32)
+            except ReadError as error:
+                return f"{error.reason}" + (f"; {error.hint}" if error.hint else "")
+
+        live = LiveInputs(one, len(records), self.workers)
+        label = f"read {records[0].modality}"
+        kind = f"input/{_preprocessing(model)}/read {modality.version}"
+        size = self._input_bytes(records[0].modality, model, one, len(records))
+        if size * len(records) <= self.inputs_gb * 1e9:
+            return self.cache.get_or_compute(kind, "", keys, live.__getitem__, self._together(size), label)
+
+        def readable(at: list[int]) -> NDArray[np.uint8]:
+            return np.ones((len(live[at]), 1), dtype=np.uint8)
+
+        self.cache.get_or_compute(f"readable/{kind}", "", keys, readable, self._together(size), label)
+        return live
+
+    def _input_bytes(self, modality: str, model: DualEncoder, one: Callable[[int], Any], count: int) -> int:
+        """Bytes of one input, by the first file that can be read."""
+        name = f"{modality}/{_preprocessing(model)}"
+        for position in range(count):
+            if name in self._sizes:
+                break
+            row = one(position)
+            if not isinstance(row, str):
+                self._sizes[name] = int(row.nbytes)
+        return self._sizes.get(name, 1)
+
+    def _together(self, size: int) -> int:
+        """How many inputs of `size` bytes are computed at a time."""
+        return max(1, min(self.batch, TOGETHER // max(size, 1)))
+
+    def _file_keys(self, records: Sequence[Record]) -> list[str]:
+        try:
+            keys = self.cache.file_keys([record.path for record in records])
+            return [sha256_text(key, str(r.rescale)) if r.rescale else key for key, r in zip(keys, records)]
+        except ReadError:  # find out which ones
+            failures = {}
+            for position, record in enumerate(records):
+                try:
+                    self.cache.file_keys([record.path])
+                except ReadError as error:
+                    failures[position] = error.reason
+            raise BadFilesError(failures) from None
+
+    def image_features(self, records: Sequence[Record], model: DualEncoder, views: int = 1) -> NDArray[np.float32]:
+        """(N, f), or (N, v, f) with several views: trunk features; view 0 is the image, the others are augmented."""
+        inputs = self.inputs(records, model)
+        keys = self._file_keys(records)
+
+        @torch.inference_mode()
+        def compute(at: list[int]) -> NDArray[np.float32]:
+            rows = torch.from_numpy(inputs[at])
+            features = [model.image_features(rows)]
+            for view in range(1, views):
+                generator = torch.Generator().manual_seed(int(sha256_text(keys[at[0]], str(view))[:15], 16))
+                features.append(model.image_features(model.augment(rows, generator)))
+            stacked = torch.stack(features, dim=1) if views > 1 else features[0]
+            return stacked.float().numpy()
+
+        kind = f"image/{_preprocessing(model)}/views={views}"
+        label = f"features {records[0].modality}" if records else None
+        return np.asarray(
+            self.cache.get_or_compute(
+                kind, self._hash(model.image_trunk), keys, compute, self._batch_of(records, model), label
+            )
+        )
+
+    def image_embeddings(self, records: Sequence[Record], model: DualEncoder) -> NDArray[np.float32]:
+        """(N, d_m) unit rows. Kept on disk themselves where the trunk's features are too wide to keep (CT-CLIP)."""
+        if getattr(model.image_head, "in_features", 0) <= WIDE:
+            return _in_chunks(model.project_image, self.image_features(records, model))
+        inputs, keys = self.inputs(records, model), self._file_keys(records)
+
+        @torch.inference_mode()
+        def compute(at: list[int]) -> NDArray[np.float32]:
+            return model.encode_image(torch.from_numpy(inputs[at])).float().numpy()
+
+        weights = sha256_text(self._hash(model.image_trunk), self._hash(model.image_head))
+        kind, label = f"embedding/{_preprocessing(model)}", f"embed {records[0].modality}" if records else None
+        size = self._batch_of(records, model)
+        return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
+
+    def _batch_of(self, records: Sequence[Record], model: DualEncoder) -> int:
+        known = self._sizes.get(f"{records[0].modality}/{_preprocessing(model)}", 1) if records else 1
+        return self._together(known)
+
+    def text_features(self, texts: Sequence[str], model: Any, label: str = "texts") -> NDArray[np.float32]:
+        """(K, f): text trunk features of a dual encoder or text encoder, each distinct token sequence once."""
+        sequences = token_lists(model.tokenize, texts)
+        trunk = getattr(model, "text_trunk", None) or model.trunk
+        features: Callable[[Tokens], Tensor] = getattr(model, "text_features", None) or model.features
+        order = (
+            np.concatenate(length_buckets([len(s) for s in sequences], 1 << 30)) if sequences else np.zeros(0, np.int64)
+        )
+
+        @torch.inference_mode()
+        def compute(at: list[int]) -> NDArray[np.float32]:
+            return features(pad([sequences[order[i]] for i in at])).float().numpy()
+
+        items = [",".join(map(str, sequences[i])) for i in order]
+        kind = f"text/{type(trunk).__name__}/{getattr(trunk, 'pooling', '')}"
+        rows = np.asarray(self.cache.get_or_compute(kind, self._hash(trunk), items, compute, 128, f"encode {label}"))
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return rows[back]
+
+    def _hash(self, module: nn.Module) -> str:
+        """Hash of a module's weights, computed again when one was changed in place or `weights_changed` was called."""
+        state = module.state_dict()
+        marks = [(tensor.data_ptr(), tensor._version) for tensor in state.values()]
+        known = self._hashes.get(id(module))
+        if known is None or known[0] != marks:
+            known = marks, hash_state(state)
+            self._hashes[id(module)] = known
+        return known[1]
+
+    def weights_changed(self) -> None:
+        """To be called after training: merging adapters changes weights in a way that leaves no mark."""
+        self._hashes.clear()
+
+    def pairs(
+        self,
+        modality: str,
+        model: DualEncoder,
+        records: Sequence[Record],
+        table: TextTable,
+        image: Level,
+        text: Level,
+        views: int = 1,
+    ) -> Pairs:
+        """The pairs of one modality with each side computed up to its level."""
+        names = sorted({r.label for r in records if r.label})
+        number = {name: i for i, name in enumerate(names)}
+        captions = [table.ids(r.captions) for r in records]
+        concepts = [table.ids(_phrases(r)) for r in records]
+        return Pairs(
+            modality,
+            model,
+            self.image_side(model, records, image, views),
+            self.text_side(model, table, text),
+            captions,
+            concepts,
+            np.array([number.get(r.label, -1) for r in records], dtype=np.int64),
+            [r.patient for r in records],
+        )
+
+    def image_side(self, model: DualEncoder, records: Sequence[Record], level: Level, views: int = 1) -> Images:
+        """Images at a level; several views only at the level "features"."""
+        if level == "input":
+            return Images(model, level, lambda: self.inputs(records, model))
+        if level == "features":
+            return Images(model, level, lambda: self.image_features(records, model, views), views)
+        return Images(model, level, lambda: self.image_embeddings(records, model))
+
+    def text_side(self, model: DualEncoder, table: TextTable, level: Level) -> Texts:
+        """The texts of `table` at a level."""
+        if level == "input":
+            return Texts(model, level, table)
+        features = self.text_features(table.texts, model)
+        if level == "features":
+            return Texts(model, level, table, features)
+        return Texts(model, level, table, _in_chunks(lambda rows: model.project_text(rows), features))
+
+
+@torch.inference_mode()
+def _in_chunks(
+    project: Callable[[Tensor], Tensor], features: NDArray[np.float32], size: int = 1024
+) -> NDArray[np.float32]:
+    """Unit rows of a projection of many feature rows."""
+    parts = [
+        torch.nn.functional.normalize(project(torch.from_numpy(features[i : i + size])).float(), dim=-1)
+        for i in range(0, len(features), size)
+    ]
+    return torch.cat(parts).numpy() if parts else np.zeros((0, 1), np.float32)
+
+
+def _preprocessing(model: DualEncoder) -> str:
+    """What decides a model's input tensor and its trunk's form: its class and image settings."""
+    text = json.dumps(model.image_settings(), sort_keys=True, default=str)
+    return f"{type(model).__module__}.{type(model).__name__}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def levels(config: RunConfig, model: DualEncoder, stage: str) -> tuple[Level, Level]:
+    """(image level, text level) a stage trains `model` from: what stays frozen in it is computed beforehand."""
+    frozen = getattr(model, "frozen", ())
+    if stage == "pretrain":
+        return ("features" if "image_trunk" in frozen else "input", "features" if "text_trunk" in frozen else "input")
+    image: Level = {"lora": "input", "head": "features"}.get(config.align.image, "embedding")  # type: ignore[assignment]
+    text: Level = {"lora": "input", "head": "features"}.get(config.align.text, "embedding")  # type: ignore[assignment]
+    return image, text

@@ -1,0 +1,255 @@
+"""What commands do around the stages: bundle, printed tables, report, measuring a saved space."""
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from m3bind import modalities
+from m3bind.align import methods
+from m3bind.config import validate
+from m3bind.core import sums
+from m3bind.core.stored import read_yaml
+from m3bind.data.records import Record, format_bad_rows
+from m3bind.errors import ConfigError
+from m3bind.evaluate.calibration import Answers, answers, fit_temperature
+from m3bind.evaluate.points import Points
+from m3bind.evaluate.results import ResultTable, console, headline
+from m3bind.evaluate.tasks import concepts_for, tasks_for
+from m3bind.evaluate.zero_shot import known_rows, task_logits
+from m3bind.pipeline.run import Run
+from m3bind.report.write import write_report
+from m3bind.space.bundle import Space, save_space
+from m3bind.space.folder import SpaceInfo
+from m3bind.training.parallel import world
+
+WIDTH = 160  # of printed tables where there is no terminal
+
+
+def finish(run: Run, until: str) -> int:
+    """Run the stages, print before and after, write space and report; 1 when something was set aside, else 0."""
+    before: dict[str, Points] = {}
+    run.on_stage = lambda stage: before.update(points(run)) if stage == "unbound" else None
+    table = run.fit(until)
+    if world()[0]:
+        return 0
+    shown = headline(table)
+    _console().print(console(table_of(shown, table), title=f"{run.config.name}: before and after", intervals=False))
+    if until != "pretrain":
+        save_space(space_of(run), run.folder / "space")
+        print(f"space:   {run.folder / 'space'}")
+    print(f"report:  {report(run, table, before)}")
+    if run.config.data.phantom is not None:
+        _show_patients(run)
+    if run.corpus.bad:
+        print(f"{format_bad_rows(run.corpus.bad)}\nall of them: {run.folder / 'quarantine.csv'}")
+        return 1
+    return 0
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+
+
+def _show_patients(run: Run) -> None:
+    """A contact sheet of the virtual patients, and the files of one of them to try things with."""
+    from m3bind.data.phantom import contact_sheet
+
+    contact_sheet(run.manifest_path.parent, run.folder / "virtual_patients.png")
+    test = [r for m in run.corpus.modalities for r in run.corpus.records[m]["test"]]
+    chosen = next((r for r in test if r.label == "pneumonia"), test[0])
+    shutil.copytree(chosen.path.parent, run.folder / "patient", dirs_exist_ok=True)
+    print(f"patients (synthetic): {run.folder / 'virtual_patients.png'}; files of one: {run.folder / 'patient'}")
+
+
+def table_of(shown: Any, table: ResultTable) -> list[Any]:
+    """The rows of `table` that the lines of the pivot `shown` stand for."""
+    keys = {(line.protocol, line.task, line.modality, line.metric, line.variant) for line in shown.lines}
+    return [
+        row
+        for row in table
+        if (row.protocol, row.task, row.modality, row.metric, row.variant) in keys and ":" not in row.text_path
+    ]
+
+
+def space_of(run: Run) -> Space:
+    """The run's present state as a space."""
+    names = run.corpus.modalities
+    records = {m: {split: len(rows) for split, rows in run.corpus.records[m].items()} for m in names}
+    info = SpaceInfo(
+        config=run.config.model_dump(mode="json"),
+        prompts=_templates(names),
+        records=records,
+        synthetic=run.config.data.phantom is not None,
+    )
+    return Space(
+        {m: run.models[m] for m in names},
+        {m: run.bridges[m] for m in names},
+        {m: run.embed_images(m, "train").mean(0) for m in names},
+        run.student,
+        info,
+    )
+
+
+def _templates(names: Sequence[str]) -> dict[str, list[str]]:
+    """Prompt templates that fit any label, per modality."""
+    return {m: [f"{modalities.get(m).title} showing {{}}", "findings consistent with {}", "{}"] for m in names}
+
+
+def points(run: Run) -> dict[str, Points]:
+    """Embedded test images with what the report colours and judges them by."""
+    test = {m: run.corpus.records[m]["test"] for m in run.corpus.modalities}
+    known = _concepts(test)
+    return {
+        m: Points(
+            run.embed_images(m, "test"),
+            labels=[r.label for r in records],
+            patients=[r.patient for r in records],
+            concepts=known[m],
+            paths=[str(r.path) for r in records],
+        )
+        for m, records in test.items()
+    }
+
+
+def _concepts(records: Mapping[str, Sequence[Record]]) -> dict[str, list[dict[str, str]]]:
+    """Of every record, its class in each concept that modalities share, the most widely shared first.
+
+    Without any prompt file that fits, labels that several modalities have in common stand in.
+    """
+    shared = concepts_for([r for rows in records.values() for r in rows])
+    known: dict[str, list[dict[str, str]]] = {m: [{} for _ in rows] for m, rows in records.items()}
+    for concept in sorted(shared, key=lambda c: -len(c.modalities)):
+        for m in concept.modalities:
+            for classes, number in zip(known[m], concept.labels(records[m], m)):
+                if number >= 0:
+                    classes[concept.name] = concept.classes[number]
+    if shared:
+        return known
+    counts = Counter(label for rows in records.values() for label in {r.label for r in rows})
+    return {m: [{"label": r.label} if counts[r.label] > 1 else {} for r in rows] for m, rows in records.items()}
+
+
+def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = None) -> Path:
+    """Write the run's report.html."""
+
+    def thumbnail(modality: str, path: str) -> Any:
+        return modalities.get(modality).thumbnail(modalities.decode(modality, path))
+
+    notes = []
+    if run.config.align.contrastive.positives == "mixed" or run.config.align.contrastive.concept_probability:
+        notes.append("Training used labels: same-label pairs as positives, or captions that modalities share.")
+    if run.corpus.bad:
+        notes.append(f"{len(run.corpus.bad)} rows or files were set aside; quarantine.csv says why.")
+    means = {m: run.embed_images(m, "train").mean(0) for m in run.corpus.modalities}
+    return write_report(
+        run.folder,
+        table,
+        run.history(),
+        points(run),
+        thumbnail,
+        notes,
+        before=before or None,
+        means=means if len(means) > 1 else None,
+        synthetic=run.config.data.phantom is not None,
+        name=run.config.name,
+        seed=run.config.seed,
+        reliability=reliability(run),
+    )
+
+
+def reliability(run: Run) -> dict[str, list[tuple[str, Answers]]]:
+    """Heading -> zero-shot answers on the test split by task: as the models scale them, and with a fitted temperature.
+
+    Texts go through the student where there is one. The temperature is fitted on the valid split, where there is one.
+    """
+    records = {s: {m: run.corpus.records[m][s] for m in run.corpus.modalities} for s in ("train", "valid", "test")}
+    everything, train = ([r for rows in records[s].values() for r in rows] for s in ("test", "train"))
+    found: dict[str, list[tuple[str, Answers]]] = {"As the models scale them": [], "With a fitted temperature": []}
+    for task in tasks_for(everything, train, run.config.evaluate.tasks or None):
+        m = task.modality
+        if task.zscore or (task.multilabel and not task.paired):
+            continue
+        encode = partial(_texts_of, run, "student" if run.student is not None else m)
+        scored = {}
+        for split in ("test", "valid"):
+            if not records[split][m]:
+                continue
+            images, y, _ = known_rows(task, (run.embed_images(m, split), records[split][m]))
+            scale = float(run.models[m].logit_scale.detach())
+            scored[split] = y, task_logits(task, images, encode, scale)
+        if "test" in scored and len(scored["test"][0]):
+            name = f"{modalities.get(m).title}: {task.name.replace('_', ' ')}"
+            found["As the models scale them"].append((name, answers(*scored["test"])))
+            if "valid" in scored and len(scored["valid"][0]):
+                warm = answers(*scored["test"], fit_temperature(*scored["valid"]))
+                found["With a fitted temperature"].append((name, warm))
+    return {heading: parts for heading, parts in found.items() if parts}
+
+
+def _texts_of(run: Run, path: str, texts: Sequence[str]) -> Any:
+    return run.embed_text(texts, path)
+
+
+def open_run(folder: Path) -> Run:
+    """A run from its folder.
+
+    Raises:
+        ConfigError: the folder holds no run.
+        ResultError: its settings or results are missing or not as they were written.
+    """
+    path = folder / "config.yaml"
+    sums.check(folder)
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no run (no config.yaml); give the folder that fit wrote, e.g. runs/demo")
+    return Run(validate(read_yaml(path), str(path)), folder)
+
+
+def see_finished(run: Run, stage: str) -> None:
+    """See that opening a run trains nothing.
+
+    Raises:
+        ConfigError: it has not got as far as `stage` (unbound, closed_form, bound, distilled).
+    """
+    wanted = [run.stage0 / m for m in run.corpus.modalities if run.config.modalities[m].pretrain]
+    if stage in ("bound", "distilled") and methods.get(run.config.align.method).towers:
+        wanted.append(run.folder / "stage1")
+    if stage == "distilled":
+        wanted += [run.folder / "stage2" / phase for phase in ("a", "b")]
+    missing = [folder for folder in wanted if not (folder / "final.safetensors").is_file()]
+    if missing:
+        raise ConfigError(f"{run.folder} is not finished ({missing[0]} holds no weights); go on with m3bind fit")
+
+
+def rewrite_report(folder: Path) -> Path:
+    """report.html of a finished run, written again.
+
+    Raises:
+        ConfigError: the folder holds no run, or one that is not finished: it is not trained here.
+        ResultError: a file is not as it was written.
+    """
+    run = open_run(folder)
+    if not (folder / "results.json").is_file():
+        raise ConfigError(f"{folder} is not finished (no results.json); go on with m3bind fit, then report")
+    before: dict[str, Points] = {}
+    run.on_stage = lambda stage: before.update(points(run)) if stage == "unbound" else None
+    stages = {"distilled": "distill", "bound": "align", "closed_form": "closed_form", "unbound": "pretrain"}
+    done = next((stage for stage in stages if (folder / "results" / f"{stage}.json").is_file()), "unbound")
+    see_finished(run, done)
+    return report(run, run.fit(stages[done]), before)
+
+
+def show_results(folder: Path) -> ResultTable:
+    """Print the figures of a run."""
+    path = folder / "results.json"
+    if not path.exists() and (folder / "space.json").exists():
+        raise ConfigError(f"{folder} is a space, not a run: add --manifest FILE to measure it")
+    sums.check(folder, finished=["results.json"])
+    table = ResultTable.load(path)
+    _console().print(console(table, title=str(folder)))
+    return table

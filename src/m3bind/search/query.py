@@ -1,0 +1,156 @@
+"""What to look for: words, a file, an item of the index, or several of them at once, some to be avoided.
+
+* `Query`: one question. * `Part`: one thing in it. * `parse_query`: a question as typed in a command line.
+
+Parts are added as vectors: with unit embeddings e_i and weights w_i the question is  sum_i w_i e_i,  made unit length.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from m3bind.errors import ConfigError
+from m3bind.index.base import Array
+from m3bind.modalities.formats.recognise import recognise
+
+AGAINST = 0.5  # weight of what is to be avoided, where nothing else is said
+CANCELLED = 0.1  # length of the sum, as a share of sum_i |w_i|, below which nothing of the parts is left
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing in a question: a text, a path, or an id, with its weight (< 0: to be avoided)."""
+
+    kind: Literal["text", "file", "item"]
+    value: str
+    weight: float = 1.0
+    modality: str = ""  # of a file
+    tower: str | None = None  # of a text, see `Space.encode_text`
+
+    def __str__(self) -> str:
+        return {"text": f'"{self.value}"', "file": f"a file ({self.modality})", "item": f"item {self.value}"}[self.kind]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question of one or more parts, each with a weight.
+
+    `a + b` looks for both; `a - b` looks for a and avoids b; `2 * a` makes a count twice.
+
+    >>> Query.text("pneumonia") + Query.file("scan.png", "xray", weight=0.5)
+    "pneumonia" + 0.5 a file (xray)
+    >>> Query.text("pneumonia") - 0.5 * Query.text("pleural effusion")
+    "pneumonia" - 0.5 "pleural effusion"
+    """
+
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        weights = [part.weight for part in self.parts]
+        if not weights or not np.isfinite(weights).all() or 0 in weights:
+            raise ConfigError("a question needs parts with weights other than 0")
+
+    @classmethod
+    def text(cls, text: str, weight: float = 1.0, tower: str | None = None) -> Self:
+        """Words; `tower` as `text=` of `Space.encode_text`."""
+        return cls((Part("text", text, weight, tower=tower),))
+
+    @classmethod
+    def file(cls, path: Path | str, modality: str, weight: float = 1.0) -> Self:
+        """A file of any modality of the space."""
+        return cls((Part("file", str(path), weight, modality=modality),))
+
+    @classmethod
+    def item(cls, id: str, weight: float = 1.0) -> Self:
+        """An item of the index; it is not among the hits."""
+        return cls((Part("item", id, weight),))
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(self.parts + other.parts)
+
+    def __sub__(self, other: Self) -> Self:
+        return self + -1 * other
+
+    def __mul__(self, factor: float) -> Self:
+        return type(self)(tuple(replace(part, weight=factor * part.weight) for part in self.parts))
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        text = ""
+        for part in self.parts:
+            sign = " - " if part.weight < 0 else " + "
+            number = "" if abs(part.weight) == 1 else f"{abs(part.weight):g} "
+            text += f"{sign}{number}{part}"
+        return text.removeprefix(" + ").lstrip()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"parts": [asdict(part) for part in self.parts]}
+
+    def combine(self, rows: Array) -> Array:
+        """The unit vector (d,) of the question, from the unit vectors (parts, d) of its parts.
+
+        Raises:
+            ConfigError: more is to be avoided than looked for, or the parts cancel each other out.
+        """
+        weights = np.array([part.weight for part in self.parts])
+        if weights.sum() < 0:
+            raise ConfigError(f"{self}: the negative weights outweigh the others; nothing is left to look for")
+        total = weights @ rows.astype(np.float64)
+        length = float(np.linalg.norm(total))
+        if length < CANCELLED * np.abs(weights).sum():
+            raise ConfigError(f"{self}: the parts cancel each other out; give what is avoided a smaller weight")
+        return np.asarray(total / length, np.float32)
+
+
+def parse_query(
+    texts: Sequence[str],
+    files: Sequence[str],
+    items: Sequence[str],
+    without: Sequence[str],
+    modalities: Sequence[str],
+) -> Query:
+    """A question from what a person typed; "*NUMBER" at the end of anything is its weight.
+
+    Args:
+        texts: words.
+        files: PATH:MODALITY, or PATH alone, which is then opened to see what it is.
+        items: ids of the index.
+        without: words to be avoided; weight 0.5 where none is given.
+        modalities: of the space.
+
+    Raises:
+        ConfigError: nothing was asked.
+        ReadError: a file that nobody can read.
+
+    >>> parse_query(["pneumonia"], ["a.png:xray*2"], [], ["effusion"], ["xray"])
+    "pneumonia" + 2 a file (xray) - 0.5 "effusion"
+    """
+    parts: list[Query] = []
+    for text in texts:
+        parts.append(Query.text(*_weighted(text)))
+    for text in files:
+        value, weight = _weighted(text)
+        path, colon, name = value.rpartition(":")
+        if not colon or name not in modalities:
+            path, name = value, recognise(Path(value), modalities).modality
+        parts.append(Query.file(path, name, weight))
+    for text in items:
+        parts.append(Query.item(*_weighted(text)))
+    for text in without:
+        value, weight = _weighted(text, AGAINST)
+        parts.append(Query.text(value, -weight))
+    if not parts:
+        raise ConfigError("nothing to look for; give --text, --file or --item")
+    return Query(tuple(part for query in parts for part in query.parts))
+
+
+def _weighted(text: str, weight: float = 1.0) -> tuple[str, float]:
+    """What stands before "*NUMBER", and the number."""
+    match = re.fullmatch(r"(.*\S)\s*\*\s*(-?\d*\.?\d+)\s*", text, re.DOTALL)
+    return (match[1], float(match[2])) if match else (text, weight)

@@ -1,0 +1,130 @@
+"""The whole service as one ASGI application.
+
+* `make_app`: of a space and an index. From outside to inside:
+
+    Observed (metrics)  counts, logs, and turns exceptions into answers
+    Guard               host, origin, token; security lines of every answer
+    Watch               size and time of a body, time of the whole, clients that leave
+    FastAPI             routes_*: checks values, puts work into the queues of `Service`
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+import m3bind
+from m3bind.errors import M3BindError
+from m3bind.index.roots import Roots
+from m3bind.search.searcher import Source
+from m3bind.serve import routes_about, routes_ask, routes_items
+from m3bind.serve.access import Access
+from m3bind.serve.errors import ANSWERS, Refusal, body_of, refusal_of
+from m3bind.serve.metrics import Metrics, Observed
+from m3bind.serve.middleware import LOOPBACK, Guard
+from m3bind.serve.service import Service
+from m3bind.serve.settings import NOTICE, Settings
+from m3bind.serve.watch import Flying, Watch
+from m3bind.space.bundle import Space
+
+_CODES = {404: ("not_found", "There is nothing here."), 405: ("method", "This address takes other methods.")}
+
+
+@dataclass
+class App:
+    """The ASGI application, and what is behind it."""
+
+    service: Service
+    inner: FastAPI
+    outer: Observed
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI."""
+        await self.outer(scope, receive, send)
+
+
+def make_app(
+    space: Space,
+    source: Source,
+    *,
+    token: str | None = None,
+    hosts: Collection[str] | None = LOOPBACK,
+    texts: Sequence[str] = (),
+    settings: Settings | None = None,
+    roots: Sequence[Path] | None = None,
+) -> App:
+    """A service of one space and one index.
+
+    Args:
+        space: what the index was encoded with.
+        source: an index, its URI, an encoded archive, or its folder.
+        token: what clients have to know; None: everybody who reaches the service may ask.
+        hosts: names the service may be called by; None: any.
+        texts: further phrases for "nearest phrases".
+        settings: limits.
+        roots: folders below which files of items may be shown; None: wherever the index says they are, which is for
+            an index of one's own.
+
+    Raises:
+        SpaceError: the index is of another space, or cannot be opened.
+    """
+    settings = settings or Settings()
+    service = Service(space, source, settings, texts, Roots(roots))
+    flying = Flying(settings.flying_bytes)
+    access, metrics = Access(token, settings.login_seconds), Metrics(service, flying)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.begin()
+        yield
+        service.close()
+
+    inner = FastAPI(
+        title="m3bind",
+        version=m3bind.__version__,
+        description=NOTICE,
+        docs_url=None,  # both would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+        lifespan=lifespan,
+        responses=ANSWERS,
+    )
+    router = APIRouter()
+    routes_about.add(router, service, access, metrics)
+    routes_ask.add(router, service)
+    routes_items.add(router, service)
+    inner.include_router(router)
+    inner.mount("/static", routes_about.Static(directory=routes_about.WEB, check_dir=False), name="static")
+    for kind in (Refusal, M3BindError, Exception):
+        inner.add_exception_handler(kind, _refused)
+    inner.add_exception_handler(RequestValidationError, _invalid)
+    inner.add_exception_handler(HTTPException, _http)
+    outer = Observed(Guard(Watch(inner, settings, flying), access, hosts), metrics)
+    return App(service, inner, outer)
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    refusal = refusal_of(error)
+    return JSONResponse(body_of(refusal), refusal.status, refusal.headers())
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """Which value is wrong and why, without the value."""
+    assert isinstance(error, RequestValidationError)
+    lines = [f"{'.'.join(map(str, line['loc']))}: {line['msg']}" for line in error.errors()[:5]]
+    return await _refused(request, Refusal(422, "invalid", "; ".join(lines)))
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, Refusal):  # raised while the body was read
+        return await _refused(request, error.__cause__)
+    code, message = _CODES.get(error.status_code, ("bad_request", "This request cannot be read."))
+    return await _refused(request, Refusal(error.status_code, code, message))

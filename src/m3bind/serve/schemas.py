@@ -1,0 +1,267 @@
+"""Shapes of questions and answers, checked where they come in and described in the OpenAPI.
+
+Questions: `Search`, `Encode`, `ZeroShot`, `Phrases`, `Place`, `Login`, with their `Part`, `Conditions` and `Source`.
+Answers have the same names with `Answer` behind, or are named by what they are.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from m3bind.index.base import Where
+from m3bind.serve.settings import HITS, ID_CHARS, LABELS, PARTS, TEXT_CHARS, TEXTS
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=TEXT_CHARS)]
+Value = Annotated[str, StringConstraints(min_length=1, max_length=ID_CHARS)]
+Day = Annotated[str, StringConstraints(pattern=r"^\d{4}(-\d{2}(-\d{2})?)?$")]
+Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """Nothing beside what is named."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Part(Strict):
+    """One thing in a question; a negative weight avoids it."""
+
+    kind: Literal["text", "item", "upload"]
+    value: Value = Field(description="the words, or the id")
+    weight: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Part":
+        if self.kind == "text" and not self.value.strip():
+            raise ValueError("the text is empty")
+        if self.kind == "text" and len(self.value) > TEXT_CHARS:
+            raise ValueError(f"the text is longer than {TEXT_CHARS} characters")
+        return self
+
+
+Parts = Annotated[list[Part], Field(min_length=1, max_length=PARTS)]
+
+
+class Conditions(Strict):
+    """Which items to look at; everything that is given must hold."""
+
+    modality: Annotated[list[Value], Field(max_length=64)] | None = None
+    label: Annotated[list[Value], Field(max_length=64)] | None = None
+    patient: Annotated[list[Value], Field(max_length=64)] | None = None
+    since: Day | None = None
+    until: Day | None = None
+
+    def where(self) -> Where:
+        """The same as the index wants it; an empty list asks for anything."""
+        modality, label, patient = (
+            tuple(values) if values else None for values in (self.modality, self.label, self.patient)
+        )
+        return Where(modality, label, patient, self.since, self.until)
+
+
+class Search(Strict):
+    """What to look for, and where."""
+
+    parts: Parts
+    k: Annotated[int, Field(ge=1, le=HITS)] = 10
+    where: Conditions = Conditions()
+    rank: Literal["calibrated", "cosine"] = "calibrated"
+    per_modality: bool = Field(False, description="k hits of each modality, one modality after the other")
+
+
+class Hit(BaseModel):
+    """One found item."""
+
+    rank: int
+    id: str
+    modality: str
+    score: float = Field(description="cosine to the question")
+    calibrated: float = Field(description="standard deviations above the usual cosine of the question to such items")
+    percentile: float = Field(description="share of the items of this modality, in %, that are less near")
+    fields: dict[str, str]
+    picture: bool
+
+
+class SearchAnswer(BaseModel):
+    """The hits, best first."""
+
+    hits: list[Hit]
+    counts: dict[str, int] = Field(description="hits per modality")
+    seconds: float
+
+
+class Encode(Strict):
+    """Texts or uploads, not both."""
+
+    texts: Annotated[list[Text], Field(min_length=1, max_length=TEXTS)] | None = None
+    uploads: Annotated[list[Value], Field(min_length=1, max_length=TEXTS)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Encode":
+        if (self.texts is None) == (self.uploads is None):
+            raise ValueError("give either texts or uploads")
+        return self
+
+
+class EncodeAnswer(BaseModel):
+    """Unit vectors in the order asked."""
+
+    vectors: list[list[float]]
+
+
+class Source(Strict):
+    """An item of the index, or an upload."""
+
+    kind: Literal["item", "upload"]
+    value: Value
+
+
+class ZeroShot(Strict):
+    """Which of some labels fits."""
+
+    source: Source
+    labels: Annotated[list[Text], Field(min_length=2, max_length=LABELS)]
+    template: Annotated[str, StringConstraints(max_length=TEXT_CHARS)] | None = Field(
+        None, description="words with {} for the label; default: the modality's own"
+    )
+    threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ZeroShot":
+        if self.template is not None and "{}" not in self.template:
+            raise ValueError("the template needs {} where the label goes")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("a label is given twice")
+        return self
+
+
+class ZeroShotAnswer(BaseModel):
+    """Probabilities in the order of the labels."""
+
+    modality: str
+    probabilities: list[float]
+    calibrated: bool = Field(description="fitted on labelled items of this archive; otherwise as the model says")
+    abstain: bool
+    why: str
+
+
+class Phrases(Strict):
+    """Which phrases a question is near to."""
+
+    parts: Parts
+    k: Annotated[int, Field(ge=1, le=50)] = 5
+
+
+class Phrase(BaseModel):
+    """One phrase of the vocabulary."""
+
+    text: str
+    score: float = Field(description="cosine")
+    percentile: float = Field(description="share of other things, in %, that this phrase fits less")
+
+
+class PhrasesAnswer(BaseModel):
+    """The phrases, best first."""
+
+    texts: list[Phrase]
+
+
+class Place(Strict):
+    """Where a question lies on the map."""
+
+    parts: Parts
+
+
+class PlaceAnswer(BaseModel):
+    """A place on the map."""
+
+    x: float
+    y: float
+
+
+class Points(BaseModel):
+    """Places of items, column by column."""
+
+    id: list[str]
+    modality: list[str]
+    x: list[float]
+    y: list[float]
+
+
+class MapAnswer(BaseModel):
+    """The map, empty while it is computed."""
+
+    state: Literal["ready", "computing"]
+    method: str
+    points: Points
+
+
+class Login(Strict):
+    """The token of the service."""
+
+    token: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+
+class UploadAnswer(BaseModel):
+    """What was made of a file."""
+
+    id: str
+    modality: str
+    warnings: list[str]
+    steps: list[str]
+
+
+class ItemAnswer(BaseModel):
+    """What is known of an item or an upload."""
+
+    id: str
+    modality: str
+    fields: dict[str, str]
+    picture: bool
+    kind: Literal["image", "volume", "signal"]
+    slices: int | None
+
+
+class SignalAnswer(BaseModel):
+    """Twelve leads in millivolt."""
+
+    rate: float
+    leads: list[str]
+    mv: list[list[float]]
+    seconds: float = Field(description="length of the whole record; the answer holds its beginning")
+
+
+class ModalityAbout(BaseModel):
+    """A modality of the space."""
+
+    name: str
+    title: str
+    color: str
+    accepts: list[str]
+    items: int
+
+
+class LimitsAbout(BaseModel):
+    """What one request may hold."""
+
+    body_bytes: int
+    text_chars: int
+    k: int
+    parts: int
+    labels: int
+
+
+class AboutAnswer(BaseModel):
+    """What this service is."""
+
+    version: str
+    synthetic: bool
+    dim: int
+    modalities: list[ModalityAbout]
+    items: int
+    columns: list[str]
+    labels: dict[str, list[str]]
+    limits: LimitsAbout
+    pictures: bool
+    texts: int
+    notice: str

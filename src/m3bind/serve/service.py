@@ -1,0 +1,184 @@
+"""What all routes share: the space, the archive as it is now, queues, uploads, and what is kept of pictures.
+
+* `Service`: made once per process. * `Seen`: an item's file as far as it may be shown.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from m3bind import modalities
+from m3bind.errors import ReadError
+from m3bind.index.base import KEY
+from m3bind.index.calibration import FEW
+from m3bind.index.roots import Roots
+from m3bind.search.searcher import Source
+from m3bind.serve import pictures
+from m3bind.serve.archive import Archive, State
+from m3bind.serve.errors import Refusal
+from m3bind.serve.layout import Layout
+from m3bind.serve.lru_cache import Kept
+from m3bind.serve.phrases import Vocabulary, phrases_for
+from m3bind.serve.previews import Preview
+from m3bind.serve.query import Questions
+from m3bind.serve.queues import Queue
+from m3bind.serve.schemas import Part
+from m3bind.serve.schemas import Source as Asked
+from m3bind.serve.settings import Settings
+from m3bind.serve.uploads import Uploads
+from m3bind.serve.zero_shot import ZeroShooter
+from m3bind.space.bundle import Space
+
+log = logging.getLogger("m3bind.serve")
+T = TypeVar("T")
+THUMBNAIL_BYTES = 32 << 20  # of small pictures that are kept
+WARM_UP = "normal"
+NO_PICTURE = (
+    "There is no picture of this item: the archive keeps no files, or they lie outside the folders that may be shown "
+    "(m3bind serve --files)."
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An item: its modality, what else was kept, and its file ("" where there is none)."""
+
+    id: str
+    modality: str
+    fields: dict[str, str]
+    path: str
+
+
+class Service:
+    """One space and one index, served."""
+
+    def __init__(
+        self, space: Space, source: Source, settings: Settings, texts: Sequence[str] = (), roots: Roots | None = None
+    ) -> None:
+        """Open the index; `texts` are further phrases, `roots` where files may be shown from (None: anywhere).
+
+        Raises:
+            SpaceError: the index is of another space, or cannot be opened.
+        """
+        self.space, self.settings, made = space, settings, settings
+        self.roots = roots or Roots(None)
+        self.archive = Archive(space, source, made.check_seconds)
+        self.towers = Queue("towers", made.workers, made.waiting)
+        self.files = Queue("files", made.decoders, made.waiting)
+        self.uploads = Uploads(made.uploads, made.upload_memory, made.upload_seconds)
+        self.questions = Questions(space, self.uploads)
+        self.previews: Kept[Preview] = Kept(made.picture_memory, lambda preview: preview.nbytes)
+        self.thumbnails: Kept[bytes] = Kept(THUMBNAIL_BYTES, len)
+        self.phrases, self._texts = Vocabulary(), list(texts)
+        self.zero_shot = ZeroShooter(self.questions)
+        self.layout = Layout(self.archive, made.map_points)
+        self.ready = self.stopping = False
+        self._begun = False
+
+    def begin(self) -> None:
+        """Start in the background what the first requests would wait for."""
+        if not self._begun:
+            self._begun = True
+            threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        """The first text, then phrases, then the map."""
+        try:
+            self.questions.text(WARM_UP)
+            self.ready = True
+            with self.archive.lease() as state:
+                phrases = phrases_for(self.space.modalities, state.labels, self._texts)
+                rows = self.questions.texts(list(phrases))
+                if not state.index.gap_corrected:
+                    self.phrases = Vocabulary(phrases, rows)
+                self.layout.allow(rows)
+                self.layout.begin(state)
+        except Exception as error:
+            log.error("what requests need cannot be prepared (%s)", type(error).__name__)
+
+    def close(self) -> None:
+        """Let nothing new begin."""
+        self.stopping, self.ready = True, False
+        for queue in (self.towers, self.files):
+            queue.close()
+
+    async def ask(self, work: Callable[[State], T]) -> T:
+        """`work` on the current state, in the queue of the towers."""
+        return await self.towers.run(self._leased, work)
+
+    async def see(self, work: Callable[[State], T]) -> T:
+        """`work` on the current state, in the queue of the decoders."""
+        return await self.files.run(self._leased, work)
+
+    def _leased(self, work: Callable[[State], T]) -> T:
+        with self.archive.lease() as state:
+            return work(state)
+
+    def near(self, state: State, parts: Sequence[Part], k: int) -> list[dict[str, object]]:
+        """The phrases nearest to a question, judged among items of its modality where it is of one."""
+        row = self.questions.vector(state, parts)
+        if len(parts) > 1 or parts[0].kind == "text":
+            return self.phrases.near(row, k)
+        _, modality = self.questions.source(state, Asked(kind=parts[0].kind, value=parts[0].value))
+        rows = state.searcher.calibration.rows
+        others = rows.get(modality)
+        if others is None or len(others) < FEW:
+            others = np.concatenate([np.empty((0, self.space.dim), np.float32), *rows.values()])
+        return self.phrases.near(row, k, others, modality)
+
+    def seen(self, state: State, name: str) -> Seen:
+        """An item of the index.
+
+        Raises:
+            UnknownNameError: it is not there.
+        """
+        line = state.index.items([name]).iloc[0]
+        rest = {str(key): str(value) for key, value in line.items() if key not in (KEY, "modality", "path") and value}
+        path = str(line.get("path", ""))
+        return Seen(name, str(line["modality"]), rest, path if self.roots.allow_all(path) else "")
+
+    def preview(self, item: Seen) -> Preview:
+        """What can be seen of an item's file.
+
+        Raises:
+            Refusal: there is no file, or it cannot be read any more.
+        """
+        return self.previews.get(_key(item), lambda: Preview.of(_decoded(item)))
+
+    def thumbnail(self, item: Seen, size: int) -> bytes:
+        """A small PNG of an item; a volume that nobody looks at otherwise is not kept for it.
+
+        Raises:
+            Refusal: as `preview`.
+        """
+
+        def draw() -> bytes:
+            kind = modalities.get(item.modality)
+            return pictures.png(kind.thumbnail(_decoded(item), size))
+
+        return self.thumbnails.get((*_key(item), size), draw)
+
+
+def _key(item: Seen) -> tuple[str, str, int]:
+    """Names an item's file as it is now."""
+    if not item.path:
+        raise Refusal(404, "no_picture", NO_PICTURE)
+    try:
+        changed = os.stat(item.path).st_mtime_ns
+    except OSError:
+        changed = 0  # a record named without its ending, or nothing: reading it tells
+    return item.modality, item.path, changed
+
+
+def _decoded(item: Seen) -> modalities.Sample:
+    try:
+        return modalities.decode(item.modality, Path(item.path))
+    except ReadError as error:
+        reason = f"The file of this item cannot be read any more: {error.reason}."
+        raise Refusal(404, "no_picture", reason) from None

@@ -1,0 +1,134 @@
+"""The time and size of a request, and clients that leave.
+
+* `Watch`: an ASGI application around another one. * `Flying`: bytes of all bodies that are being received.
+
+A body is refused as soon as it is too large, whatever was declared. One that comes too slowly is given up. When the
+client is gone, or the time is over, the request is cancelled wherever it waits.
+"""
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+from m3bind.serve.errors import Refusal
+from m3bind.serve.settings import Settings
+
+UPLOADS = "/api/uploads"
+
+
+class Flying:
+    """A budget of bytes for all requests together."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.nbytes = most, 0
+
+    def take(self, count: int) -> None:
+        """Count bytes that came.
+
+        Raises:
+            Refusal: too many are under way.
+        """
+        if self.nbytes + count > self.most:
+            raise Refusal(503, "busy", "Too many uploads are under way; try again in a moment.", 10)
+        self.nbytes += count
+
+
+class _Body:
+    """What a request still has to say."""
+
+    def __init__(self, scope: Any, receive: Any, settings: Settings, flying: Flying) -> None:
+        self._receive, self._settings, self._flying = receive, settings, flying
+        self._most = settings.body_bytes if scope["path"] == UPLOADS else settings.json_bytes
+        self._begun, self.count = time.monotonic(), 0
+        self.complete, self._left = asyncio.Event(), asyncio.Event()
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._most:
+            raise self._too_large()
+        self._bare = declared == b"0" and b"transfer-encoding" not in headers
+        self._told = False
+        if self._bare:
+            self.complete.set()
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, "too_large", f"The body is larger than {self._most:,} bytes; send less at a time.")
+
+    async def receive(self) -> Any:
+        """ASGI's `receive` for the application.
+
+        Raises:
+            Refusal: too large (413), or too slow (408).
+        """
+        if self.complete.is_set():
+            if self._bare and not self._told:
+                self._told = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            await self._left.wait()
+            return {"type": "http.disconnect"}
+        allowed = self._settings.grace_seconds + self.count / self._settings.bytes_per_second
+        try:
+            async with asyncio.timeout(max(0.0, self._begun + allowed - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refusal(408, "slow", "The body came too slowly; send it again.") from None
+        if message["type"] == "http.disconnect":
+            self._left.set()
+            self.complete.set()
+            await asyncio.Event().wait()  # until `Watch` cancels it
+        piece = len(message.get("body", b""))
+        if self.count + piece > self._most:
+            raise self._too_large()
+        self._flying.take(piece)
+        self.count += piece
+        if not message.get("more_body", False):
+            self.complete.set()
+        return message
+
+    async def gone(self) -> None:
+        """Returns when the client is gone."""
+        await self.complete.wait()
+        while not self._left.is_set():
+            if (await self._receive())["type"] == "http.disconnect":
+                self._left.set()
+
+    async def over(self, seconds: float) -> None:
+        """Returns so long after the body was there."""
+        await self.complete.wait()
+        await asyncio.sleep(seconds)
+
+
+class Watch:
+    """Runs `app` for each request."""
+
+    def __init__(self, app: Any, settings: Settings, flying: Flying) -> None:
+        self.app, self._settings, self._flying = app, settings, flying
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI.
+
+        Raises:
+            TimeoutError: the time is over.
+            ConnectionResetError: the client is gone.
+        """
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body = _Body(scope, receive, self._settings, self._flying)
+        work = asyncio.ensure_future(self.app(scope, body.receive, send))
+        left = asyncio.ensure_future(body.gone())
+        late = asyncio.ensure_future(body.over(self._settings.request_seconds))
+        try:
+            await asyncio.wait({work, left, late}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+            elif late.done():
+                raise TimeoutError
+            else:
+                raise ConnectionResetError
+        finally:
+            self._flying.nbytes -= body.count
+            for task in (work, left, late):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
