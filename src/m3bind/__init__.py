@@ -45,9 +45,10 @@ _LAZY = {
     "open_index": "m3bind.index",
     "read_manifest": "m3bind.data.manifest",
     "save_space": "m3bind.space.bundle",
-    "search": "m3bind.search.searcher",
 }
-_MODULES = ("modalities", "data", "models", "training", "pretrain", "binding", "distill", "evaluate", "space", "errors")
+_MODULES = ("align", "data", "distill", "encode", "errors", "evaluate", "experiments", "export", "hospital", "index",
+            "modalities", "models", "pipeline", "pretrain", "report", "search", "serve", "space",
+            "training")  # fmt: skip
 
 if TYPE_CHECKING:
     from m3bind.data.manifest import read_manifest
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from m3bind.export import export_arrays, export_space
     from m3bind.index import Where, build_index, create_index, open_index
     from m3bind.search.query import Query
-    from m3bind.search.searcher import Searcher, search
+    from m3bind.search.searcher import Searcher
     from m3bind.space.bundle import Space, load, save_space
 
 __all__ = [
@@ -75,7 +76,6 @@ __all__ = [
     "open_index",
     "read_manifest",
     "save_space",
-    "search",
 ]
 
 

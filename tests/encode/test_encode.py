@@ -190,20 +190,21 @@ import os, random, signal, sys, time
 from space import tiny
 from pathlib import Path
 tiny.register()
-from m3bind.space import _decode_pool, bundle, encode
-encode.SHARD = 8
-prepare = _decode_pool.prepare
+from m3bind.encode import decode_pool, job
+from m3bind.space import bundle
+job.SHARD = 8
+prepare = decode_pool.prepare
 def slow(space, row, cut):
     time.sleep(0.01)
     return prepare(space, row, cut)
-_decode_pool.prepare = slow
+decode_pool.prepare = slow
 random.seed(0)
 folder, files, out = sys.argv[1], sorted(Path(sys.argv[2]).iterdir()), sys.argv[3]
 killed = 0
 for attempt in range(6):
     child = os.fork()
     if child == 0:  # forked before anything is computed, so that each attempt starts at once
-        encode.encode_files(bundle.load(folder), files, out, "grey", batch=4, workers=2)
+        job.encode_files(bundle.load(folder), files, out, "grey", batch=4, workers=2)
         os._exit(0)
     if attempt < 5:
         time.sleep(random.uniform(0.05, 0.2))

@@ -141,12 +141,12 @@ PROCESS = """
 import sys
 from pathlib import Path
 from space import archives
-from m3bind.space import encode
+from m3bind.encode import job
 from m3bind.space.bundle import load
 archives.register()
-encode.SHARD = 32
+job.SHARD = 32
 folder, out = map(Path, sys.argv[1:])
-print(encode.encode_files(load(folder / "space"), [folder / "in"], out))
+print(job.encode_files(load(folder / "space"), [folder / "in"], out))
 """
 
 

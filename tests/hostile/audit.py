@@ -48,7 +48,8 @@ CHILDREN = [
     [sys.executable, "-I", str(Path(m3bind.__file__).with_name("models") / "weights/safe_unpickle.py")],
 ]
 WARM = ("m3bind.cli", "torch", "transformers", "pandas", "pyarrow.parquet", "faiss", "m3bind.encode.job",
-        "m3bind.search.searcher", "m3bind.serve.app", "m3bind.pipeline.outputs", "m3bind.experiments.commands")  # fmt: skip
+        "m3bind.search.searcher", "m3bind.serve.app", "m3bind.pipeline.outputs",
+        "m3bind.experiments.commands")  # fmt: skip
 HARM = (
     "import os\n"
     "with open(os.environ.get('M3BIND_TEST_HARM', '/dev/null'), 'a') as handle:\n"

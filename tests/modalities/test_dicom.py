@@ -71,7 +71,7 @@ def save(ds: Dataset, path: Path) -> Path:
 
 
 def grey(ds: Dataset, tmp_path: Path) -> tuple[np.ndarray, list[str], list[str]]:
-    """`_dicom.grey` of a dataset that went through a file."""
+    """`dicom.grey` of a dataset that went through a file."""
     path = save(ds, tmp_path / "a.dcm")
     return dicom.grey(dicom.open_dicom(path), path)
 

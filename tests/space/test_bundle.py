@@ -327,7 +327,7 @@ space = m3bind.load(sys.argv[1])
 space.encode_text(["normal"])
 space.encode_image([sys.argv[2]], "grey")
 import m3bind.encode.job, m3bind.search.searcher
-stages = ("training", "pretrain", "binding", "distill", "evaluate")
+stages = ("training", "pretrain", "align", "distill", "evaluate")
 print([name for name in sys.modules if name.startswith(tuple(f"m3bind.{stage}" for stage in stages))])
 """
 

@@ -75,7 +75,7 @@ class Shard:
     items: list[dict[str, str]]  # of each: id, modality, path and kept fields
     bad: list[dict[str, str]]  # of the others: path, modality, reason
     doubts: list[dict[str, str]]  # about items: path, modality, doubt; none, one or several of each
-    version: str  # of the files (`_items.version_of`)
+    version: str  # of the files (`items.version_of`)
     part_of: NDArray[np.int64]  # (p,) position in `items` of the item each part belongs to
     places: NDArray[np.float64]  # (p, 2) x, y of a tile in level-0 pixels; start in seconds and NaN of a window
     part_rows: Array  # (p, d) unit rows, or (0, d) where they are not kept

@@ -1,7 +1,7 @@
 """Whether a score means what it says: reliability, temperature, and when to give no answer.
 
 * `Answers`: confidences with whether they were right, of one class or of several labels.
-* `reliability_curve`, `reliability_plot`: what is right by confidence, and the picture.
+* `reliability_curve`: what is right by confidence.
 * `fit_temperature`: one factor fitted on validation (Guo et al. 2017).
 * `abstention`: the confidence below which no answer is given, so that the answers given reach an accuracy.
 * `calibration_rows`: calibration error before and after the temperature; accuracy and coverage with abstention.
@@ -9,11 +9,9 @@
 Shapes: n samples, c classes or labels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax
@@ -22,7 +20,6 @@ from m3bind.errors import ConfigError
 from m3bind.evaluate.classification import BINS, expected_calibration_error, softmax
 from m3bind.evaluate.estimate import Floats, Groups, Resampling, mean_estimate, ratio, resampled
 from m3bind.evaluate.results import Context, Row
-from m3bind.report.plots import Picture, Theme, draw
 
 TARGET = 0.9
 _FEWEST = 20  # answers behind a point of the plot
@@ -163,25 +160,3 @@ def reliability_curve(found: Answers, bins: int = BINS) -> tuple[Floats, Floats,
         np.array([values[group].mean() for group in groups]) for values in (found.confidence, found.right)
     )
     return confidence, right, np.array([len(group) for group in groups], dtype=np.int64)
-
-
-def reliability_plot(found: Sequence[tuple[str, Answers]], title: str, bins: int = BINS) -> Picture:
-    """Share of right answers by confidence, one line per named set of answers; the diagonal is perfect calibration."""
-    curves = [(name, reliability_curve(part, bins)) for name, part in found if len(part.confidence)]
-    errors = {
-        name: expected_calibration_error(part.confidence, part.right, Resampling(resamples=0)).value
-        for name, part in found
-    }
-
-    def paint(figure: Figure, theme: Theme) -> None:
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=theme.grid, linewidth=1.2, label="perfect")
-        for i, (name, (confidence, right, _)) in enumerate(curves):
-            hue = theme.hues[i % len(theme.hues)]
-            axes.plot(confidence, right, "o-", color=hue, linewidth=1.6, label=f"{name}, ECE {errors[name]:.3f}")
-        axes.set(xlabel="confidence", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
-        axes.grid(color=theme.grid, linewidth=0.6)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
-
-    words = "; ".join(f"{name}: calibration error {error:.3f}" for name, error in errors.items())
-    return draw(paint, f"Reliability of {title}. {words}.", (4.6, 4.8))

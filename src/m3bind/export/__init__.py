@@ -19,10 +19,11 @@ from typing import Any
 
 from m3bind.encode.job import Encoded
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
-from m3bind.export.base import MARKER, export_folder, verify
+from m3bind.export.base import export_folder, verify
 from m3bind.export.card import Figure
 from m3bind.export.onnx import Inputs
 from m3bind.space.bundle import Space
+from m3bind.space.foreign_folder import MARKER
 
 __all__ = ["ARRAYS", "FORMATS", "MARKER", "Exported", "Figure", "export_arrays", "export_space", "verify"]
 

@@ -1,6 +1,6 @@
 """The folder of an export: written as a whole, with a hash of each file and what it is good for.
 
-* `export_folder`: a folder to fill. * `read_export`: what a folder says of itself, or None. * `verify`: its hashes.
+* `export_folder`: a folder to fill. * `verify`: its hashes.
 """
 
 import contextlib
@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from m3bind.core.files import atomic_path, sha256_file, write_json
-from m3bind.core.stored import read_json
-from m3bind.errors import ConfigError, SpaceError
+from m3bind.errors import ConfigError
 from m3bind.space.folder import damaged, guard_folder, versions
+from m3bind.space.foreign_folder import FORMAT, MARKER, read_export
 
-MARKER = "export.json"
-FORMAT, VERSION = "m3bind-export", 1
+VERSION = 1
 
 
 @contextlib.contextmanager
@@ -42,15 +41,6 @@ def export_folder(out: Path | str, kind: str, use: str, facts: Mapping[str, Any]
         write_json(temporary / MARKER, {**about, "versions": versions(), "files": hashes})
 
 
-def read_export(folder: Path | str) -> dict[str, Any] | None:
-    """What is written in an export about itself; None where the folder is no export."""
-    try:
-        about = read_json(Path(folder) / MARKER)
-        return dict(about) if about["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def verify(folder: Path | str) -> dict[str, Any]:
     """Check every file of an export against its hash; returns what is written about it.
 
@@ -66,14 +56,3 @@ def verify(folder: Path | str) -> dict[str, Any]:
         if not (folder / name).is_file() or sha256_file(folder / name) != digest:
             raise damaged(folder / name, "export again")
     return about
-
-
-def refuse_foreign(folder: Path | str) -> None:
-    """Say what an export is when it is opened as a space and is none.
-
-    Raises:
-        SpaceError: `folder` is an export of another kind than a space.
-    """
-    about = read_export(folder)
-    if about is not None:
-        raise SpaceError(f"{folder}: an export ({about['kind']}), not a space; open it with: {about['use']}")

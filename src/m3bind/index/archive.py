@@ -1,6 +1,6 @@
 """An encoded archive (a folder of `encode_files`) searched as it lies there, without building an index.
 
-* `ArchiveIndex`: exact (`scan`), read-only; embeddings stay memory-mapped.
+* `ArchiveIndex`: exact (`flat`), read-only; embeddings stay memory-mapped.
 
 Shapes: n items, q queries, d dimension, k hits.
 """

@@ -1,7 +1,7 @@
 """The index in one folder.
 
-* `EmbeddedIndex`: items in parts (`part`), switched in one step (`store`), searched exactly (`scan`) or through a graph
-  or lists of the published part (`near`), conditions applied inside (`select`).
+* `EmbeddedIndex`: items in parts (`segment`), switched in one step (`store`), searched exactly (`flat`) or through a
+  graph or lists of the published part (`ann`), conditions applied inside (`select`).
 
 Rows are numbered through all parts in the order they came. A replaced or deleted row stays, marked, until `publish`.
 Small changes are put together as they come, so that a thousand single upserts do not leave a thousand parts.

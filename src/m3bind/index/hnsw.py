@@ -1,6 +1,6 @@
 """Approximate search through a navigable graph (HNSW, faiss) over the 8-bit codes, true scores at the end.
 
-* `Graph`. * `make`, `read`. Its links are in `graph.faiss`; the codes are those of `scan`.
+* `Graph`. * `make`, `read`. Its links are in `graph.faiss`; the codes are those of `flat`.
 
 Conditions: the search collects the nearest of all rows, so those of them that fit are the nearest that fit. As long as
 they are too few, it grows wider, and at last all that fit are scanned: no condition costs recall, also where the rows

@@ -2,7 +2,7 @@
 
     CURRENT         the list of parts with their checksums, under a SHA-256; replaced by renaming: the moment of truth
     CURRENT.copy    the same, written just before: what a repair goes by when CURRENT is damaged
-    parts/000007/   see `part`
+    parts/000007/   see `segment`
 
 * `Store`: the list, the writer's lock, commits, and removing what nobody needs any more.
 

@@ -1,8 +1,8 @@
 """Computed tomography: DICOM series, NIfTI, npz, archives, PNG/JPEG slices -> (D, H, W) float32 in Hounsfield units.
 
-* a folder, or a DICOM file: one series of slices, or one multi-frame object (`_series`).
-* `.zip`, `.tar`, `.tar.gz`: a DICOM series, or one NIfTI or npz file, unpacked into a temporary folder (`_archive`).
-* `.nii`, `.nii.gz`: one volume (`_nifti`).
+* a folder, or a DICOM file: one series of slices, or one multi-frame object (`series`).
+* `.zip`, `.tar`, `.tar.gz`: a DICOM series, or one NIfTI or npz file, unpacked into a temporary folder (`archive`).
+* `.nii`, `.nii.gz`: one volume (`nifti`).
 * `.npz`: the array `ct`, or the only one of three dimensions.
 * `.png`, `.jpg`: one slice at some window level.
 * `resample`: a volume at another voxel size.

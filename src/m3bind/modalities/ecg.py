@@ -1,7 +1,7 @@
 """Electrocardiograms: WFDB, EDF, BDF, DICOM, CSV, npy, HL7 aECG -> (12, T) float32 in millivolt, standard lead order.
 
 A path names a file, or a WFDB record: without extension (`00001_lr`), or any of its files (`00001_lr.hea`,
-`00001_lr.dat`). `_signals` reads the formats, `_signals_twelve` makes leads of signals: by name, never
+`00001_lr.dat`). `signals` reads the formats, `signals_twelve` makes leads of signals: by name, never
 by position. Here is what looks unlike a resting ECG, and the picture of one.
 """
 

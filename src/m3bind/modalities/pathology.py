@@ -1,7 +1,7 @@
 """Histology: tiles of stained tissue (PNG, JPEG, TIFF, DICOM) and whole slides -> (H, W, 3) float32 0..1 RGB.
 
 A whole slide (SVS, pyramidal TIFF, DICOM file or folder) is read as its most tissue-rich tile, or in parts as several;
-`_tissue.tissue_tiles` gives all of them.
+`tissue.tissue_tiles` gives all of them.
 """
 
 from pathlib import Path

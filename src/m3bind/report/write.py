@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from m3bind.core.files import write_text
-from m3bind.evaluate.calibration import Answers, reliability_plot
+from m3bind.evaluate.calibration import Answers
 from m3bind.evaluate.points import Points
 from m3bind.evaluate.results import PROTOCOLS, Pivot, Row, headline, html_table, number, pivot
 from m3bind.evaluate.tasks import title as modality_title
 from m3bind.models.embedding import correct_gap
 from m3bind.report import gallery, plots
 from m3bind.report.page import figure, page
+from m3bind.report.reliability import reliability_plot
 
 MAP_POINTS = 800
 SYNTHETIC_SETS = ("phantom",)

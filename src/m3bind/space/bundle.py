@@ -28,6 +28,7 @@ from m3bind.models.bridges import BaseBridge, Bridge
 from m3bind.models.embedding import Array, encode_distinct, evaluating, fast_dtype, similarity, softmax, text_dtype
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, read_folder, write_folder
+from m3bind.space.foreign_folder import refuse_foreign
 from m3bind.space.manifest import filled
 
 log = logging.getLogger(__name__)
@@ -427,8 +428,6 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> Space:
     if not Path(path).exists() and is_id and not Path(path).parent.exists():
         path = _download(text)
     if not (Path(path) / MANIFEST).exists():
-        from m3bind.export.base import refuse_foreign
-
         refuse_foreign(path)
     return Space._of(read_folder(path)).to(device)
 

@@ -7,7 +7,7 @@ the same places. The rule, always the same, with what was left out said:
 
 1. Groups of one series, size, orientation and pixel spacing are never mixed. The one with most places is taken; of
    equal ones the one with the thinner slices, then with the lower number.
-2. For each fact of `_ct_headers.FACTS` that differs within it, the slices are parted by its value and the parts ranked
+2. For each fact of `ct_headers.FACTS` that differs within it, the slices are parted by its value and the parts ranked
    in the same way, projections last. Parts that lie beside the first one (slabs) or fill holes in it are joined to it;
    a part that lies at the same places, or in between, is another volume and left out.
 3. Places that are still repeated: copies are dropped; of a few others the lower number stays; of many the

@@ -1,7 +1,7 @@
 """DICOM files: opened within limits, stored pixels decoded, shown as a radiologist or an eye doctor would see them.
 
-* `is_dicom`, `open_dicom`, `kind_of`, `technical_tags`: see `_dicom_files`.
-* `frame_count`, `pixel_frames`, `decode`: stored values, before any rescaling or window; see `_dicom_pixels`.
+* `is_dicom`, `open_dicom`, `kind_of`, `technical_tags`: see `dicom_files`.
+* `frame_count`, `pixel_frames`, `decode`: stored values, before any rescaling or window; see `dicom_pixels`.
 * `grey`: the middle frame as 0..1, bright = dense, through modality LUT, VOI LUT and presentation.
 * `colour`: the middle frame as RGB 0..1.
 

@@ -1,4 +1,4 @@
-"""DICOM pixels in colour -> RGB; `_dicom` is the face of `colour`.
+"""DICOM pixels in colour -> RGB; `dicom` is the face of `colour`.
 
 The header's label (PhotometricInterpretation) and a compressed stream's own marks may contradict each other. What both
 say is taken; where they differ, the values decide: of luminance and two colour differences hardly any falls outside of

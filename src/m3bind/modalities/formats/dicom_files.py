@@ -1,4 +1,4 @@
-"""Opening DICOM files within limits; `_dicom` is the face of these functions.
+"""Opening DICOM files within limits; `dicom` is the face of these functions.
 
 * `is_dicom`, `open_dicom`: recognise and parse a file, refusing what is nested too deeply or inflates without end.
 * `kind_of`, `named`: what a file holds ("CT slice", "radiograph"), from its SOP class.

@@ -1,4 +1,4 @@
-"""Stored values of DICOM pixels; `_dicom` is the face of these functions.
+"""Stored values of DICOM pixels; `dicom` is the face of these functions.
 
 * `frame_count`, `pixel_frames`: one frame or all, once the header was checked against what is stored.
 * `decode`: the same with what the compressed stream says of itself, and where the header contradicts it -> `Pixels`.

@@ -124,7 +124,7 @@ def read_picture(path: Path) -> tuple[Array, list[str]]:
 def decode_picture(path: Path) -> Picture:
     """Decode a PNG, JPEG or TIFF: float32 0..1, (H, W) of grey and (H, W, 3) of colour files.
 
-    Numbers of any kind keep their proportions (`_picture_values.unit_range`); what is transparent is seen on black.
+    Numbers of any kind keep their proportions (`picture_values.unit_range`); what is transparent is seen on black.
 
     Raises:
         ReadError: not such a picture, damaged, several pages, shorter than `MIN_SIDE`, more than `LIMITS.pixels`, or

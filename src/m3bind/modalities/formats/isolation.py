@@ -1,6 +1,6 @@
 """Reading in child processes, so that a hostile or damaged file costs neither the program nor its memory.
 
-* `read`, `decode`, `decode_parts`: those of a modality, in one of a few worker processes (`_worker`), which are kept
+* `read`, `decode`, `decode_parts`: those of a modality, in one of a few worker processes (`worker`), which are kept
   for the next file. `allow`: how many there may be.
 
 A file that takes longer than `LIMITS.seconds` or crashes its decoder costs one worker, which is replaced; needing more

@@ -3,8 +3,8 @@
 * `read_folder`: the files of a folder.
 * `read_files`: any DICOM files, also one file with one slice or with many frames (enhanced CT).
 
-1. Each header is read (`_ct_headers`). What is no CT slice (reports, localizers, other files) is set aside and counted.
-2. The slices of one volume are chosen (`_ct_choice`).
+1. Each header is read (`ct_headers`). What is no CT slice (reports, localizers, other files) is set aside and counted.
+2. The slices of one volume are chosen (`ct_choice`).
 3. They are sorted by their position along the slice normal; missing slices, varying distances, gantry tilt and entries
    that contradict the positions are reported with numbers.
 4. They are decoded one after the other into one preallocated volume, rescaled to Hounsfield units once each; padding

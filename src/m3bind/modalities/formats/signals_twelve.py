@@ -1,6 +1,6 @@
 """The signals of a recording -> its twelve leads (12, T) in mV at one rate, on one time.
 
-1. Names become leads (`_signals_leads`), values millivolt (`_signals_units`). A lead without a calibration is missing:
+1. Names become leads (`signals_leads`), values millivolt (`signals_units`). A lead without a calibration is missing:
    numbers of a converter are never called millivolt.
 2. Gaps are filled by straight lines; a lead that is there for one part of the record only is that part.
 3. Slower leads are resampled to the highest rate. Leads that overlap are cut to the time that all have; leads recorded

@@ -1,6 +1,6 @@
 """WFDB records (.hea with .dat or .mat), of PhysioNet and its challenges; of one segment or several.
 
-Everything is refused by what the header declares before it is allocated (`_signals_wfdb_header`).
+Everything is refused by what the header declares before it is allocated (`signals_wfdb_header`).
 """
 
 import contextlib

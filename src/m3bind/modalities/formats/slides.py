@@ -2,7 +2,7 @@
 
 * `open_slide`: SVS and other tiled TIFF (through tiffslide), DICOM whole slides (through wsidicom) -> `Slide`.
 * `is_slide`: whether a file is one, rather than a picture of a tile.
-What an open one gives: `_slide`. The tiles of it that show tissue: `_tissue`.
+What an open one gives: `slide`. The tiles of it that show tissue: `tissue`.
 
 Label, macro and thumbnail images of a slide are never opened: labels show names. Free text of headers stays unread.
 Shapes: H rows, W columns.

@@ -1,4 +1,4 @@
-"""The child process that reads files for `_isolation`: requests and samples over a socket, never a pickle.
+"""The child process that reads files for `isolation`: requests and samples over a socket, never a pickle.
 
 A request is one line of JSON {"how": "read", "decode" or "decode_parts", "class": "module:Name", "home": the folder of
 a modality that is not installed or null, "path": ..., "cut": the `Cut` of the last or null}. An empty line says that

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from m3bind.core.stored import inside, read_text
+from m3bind.core.stored import inside
 from m3bind.errors import CheckpointError, ConfigError, ReadError
 from m3bind.models.base import Tokens
 from m3bind.models.weights import foreign
@@ -96,7 +96,7 @@ def read_tokenizer(folder: Path | str, lowercase: bool | None = None) -> Tokeniz
             return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     if (folder / "vocab.txt").is_file():
         with _readable(folder / "vocab.txt"):
-            lines = read_text(inside(folder, "vocab.txt"), foreign.MOST).splitlines()
+            lines = inside(folder, "vocab.txt").read_text(encoding="utf-8").splitlines()
         if lowercase is None:
             lowercase = _configured_lowercase(folder)
         return wordpiece({piece: row for row, piece in enumerate(lines)}, lowercase)
@@ -115,9 +115,7 @@ def _readable(path: Path, reason: str = "not a tokenizer") -> Iterator[None]:
         with foreign.library(path, "a tokenizer"):
             yield
     except CheckpointError as error:
-        hint = (
-            f"expected {TOKENIZER_FILE} or vocab.txt in it; m3bind.models.layers.text_encoder.train_wordpiece makes one"
-        )
+        hint = f"expected {TOKENIZER_FILE} or vocab.txt in it; models.layers.text_encoder.train_wordpiece makes one"
         detail = str(error).removeprefix(f"{path}: ").rstrip(".")
         raise ReadError(path, f"{reason} ({detail[:200]})", hint if path.is_dir() else "save it again") from error
 

@@ -42,6 +42,7 @@ class Stub:
         self.items: dict[Any, Any] = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Stub":
+        """As a pickle makes objects: without `__init__`."""
         found = object.__new__(cls)
         found.items = {}
         return found
@@ -53,6 +54,7 @@ class Stub:
         self.items[key] = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> "Stub":
+        """As a pickle calls functions: nothing happens."""
         return self
 
     def append(self, value: Any) -> None:
