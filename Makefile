@@ -22,7 +22,7 @@ help:
 	@echo "make test-newest  the default suite with the newest packages, in .venv-newest; test-lowest: with the lowest"
 	@echo "make lock       the versions in requirements/ again: the newest, and the lowest that pyproject.toml allows"
 	@echo "make fuzz       20,000 mutated files of eight formats"
-	@echo "make check      ruff, mypy"
+	@echo "make check      ruff, mypy, floors (which package imports which)"
 	@echo "make bench      the benchmarks: each prints a ratio and its conditions (merged_ranks.py wants a space: by itself)"
 	@echo "make reference  embeddings that m3bind check-model compares with, anew for every published model"
 	@echo "make docs       what of docs/ is generated: tables of models and data sets, reference, picture"
@@ -82,7 +82,7 @@ fuzz: $(STAMP)
 	M3BIND_FUZZ=20000 $(BIN)/pytest -n 2 --timeout 3600 -s tests/modalities/test_fuzz.py
 
 check: $(STAMP)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 bench: $(STAMP)
 	for script in $(filter-out benchmarks/merged_ranks.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -25,10 +25,10 @@ _leave_current_folder()
 import importlib  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
+from m3bind.core.version import __version__  # noqa: E402
+
 # Spinning OpenMP workers slow a busy machine down severely; torch reads this variable once, when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-__version__ = "0.1.0"
 
 _LAZY = {
     "Query": "m3bind.search.query",

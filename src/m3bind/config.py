@@ -146,7 +146,7 @@ class BalanceConfig(_Strict):
 
 
 class PostConfig(_Strict):
-    """Post steps on the bound space, see binding/post.py."""
+    """Post steps on the bound space, see align/post.py."""
 
     gap: Literal["none", "centre", "rotate", "realign", "pc"] = "none"  # what is done about the modality gap
     components: int = Field(1, ge=1)  # principal axes that "pc" drops
@@ -156,7 +156,7 @@ class PostConfig(_Strict):
 class AlignConfig(TrainConfig):
     """Stage 1: binding the text spaces (Eq. 1-6)."""
 
-    method: str = "m3bind"  # a file in binding/methods/
+    method: str = "m3bind"  # a file in align/methods/
     options: dict[str, Any] = {}  # of that method, see `defaults` in its file
     post: PostConfig = PostConfig()  # becomes part of the space
     dim: int = Field(512, ge=8)  # dimensions of the bound space
@@ -211,7 +211,7 @@ class EvaluateConfig(_Strict):
     bootstrap: int = 1000  # resamples behind every interval
     agreement_texts: int = 1000  # texts on which the text towers are compared
     gap_correction: bool = True  # image-to-image figures also after subtracting modality means
-    post: list[Literal["rotate", "realign", "pc"]] = []  # and after these post steps (binding/post.py)
+    post: list[Literal["rotate", "realign", "pc"]] = []  # and after these post steps (align/post.py)
     probe: bool = True  # a linear probe on each image tower
 
 

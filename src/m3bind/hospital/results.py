@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-import m3bind
+from m3bind.core.version import __version__
 from m3bind.errors import ConfigError
 from m3bind.hospital.deidentify import Origin
 from m3bind.index.base import INCOMPLETE, Index
@@ -94,7 +94,7 @@ def as_json(finding: Finding, origins: Sequence[Origin] = ()) -> dict[str, Any]:
         "calibrated": finding.calibrated,
         "unlike_archive": finding.unlike,
         "may_be_incomplete": finding.incomplete,
-        "algorithm": {"name": "m3bind zero-shot", "version": m3bind.__version__, "space": finding.space},
+        "algorithm": {"name": "m3bind zero-shot", "version": __version__, "space": finding.space},
         "synthetic_space": finding.synthetic,
     }
     if origins:
@@ -138,7 +138,7 @@ def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
         instance_number=1,
         manufacturer="m3bind",
         manufacturer_model_name="zero-shot",
-        software_versions=m3bind.__version__,
+        software_versions=__version__,
         device_serial_number=finding.space[:16],
         series_description="m3bind: RESEARCH USE ONLY",
         is_complete=True,
@@ -180,7 +180,7 @@ def _group(finding: Finding, number: int, origins: Sequence[Origin]) -> Any:
         ),
         finding_type=sr.CodedConcept(f"L{value}", SCHEME, label[:_MEANING]),
         algorithm_id=sr.AlgorithmIdentification(
-            name="m3bind zero-shot", version=m3bind.__version__, parameters=[f"space {finding.space[:16]}"]
+            name="m3bind zero-shot", version=__version__, parameters=[f"space {finding.space[:16]}"]
         ),
         measurements=[
             sr.Measurement(

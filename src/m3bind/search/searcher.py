@@ -3,8 +3,8 @@
 * `Searcher`: a space and an index, many questions. * `search`: one question, in one call. * `Hit`: what is found.
 * `searchable`: an index by its URI, or an encoded archive as it lies there.
 
-Hits of several modalities are merged by their calibrated score (`index.calibration`), not by their cosine, which favours
-one modality. Shapes: q queries, d dimension of the space.
+Hits of several modalities are merged by their calibrated score (`index.calibration`), not by their cosine, which
+favours one modality. Shapes: q queries, d dimension of the space.
 """
 
 from collections.abc import Mapping, Sequence

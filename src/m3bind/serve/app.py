@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-import m3bind
+from m3bind.core.version import __version__
 from m3bind.errors import M3BindError
 from m3bind.index.roots import Roots
 from m3bind.search.searcher import Source
@@ -88,7 +88,7 @@ def make_app(
 
     inner = FastAPI(
         title="m3bind",
-        version=m3bind.__version__,
+        version=__version__,
         description=NOTICE,
         docs_url=None,  # both would load scripts from elsewhere
         redoc_url=None,

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 
-import m3bind
 from m3bind import modalities
+from m3bind.core.version import __version__
 from m3bind.serve.access import COOKIE, Access
 from m3bind.serve.archive import State
 from m3bind.serve.errors import Refusal
@@ -88,7 +88,7 @@ def describe(service: Service, state: State) -> dict[str, Any]:
     space, index = service.space, state.index
     kinds = [(name, modalities.get(name)) for name in space.modalities]
     return {
-        "version": m3bind.__version__,
+        "version": __version__,
         "synthetic": space.synthetic,
         "dim": space.dim,
         "modalities": [

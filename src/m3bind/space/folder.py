@@ -28,9 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import m3bind
 from m3bind.core.files import atomic_path, sha256_file, sha256_text, write_json
 from m3bind.core.stored import inside, read_bytes, read_json
+from m3bind.core.version import __version__
 from m3bind.errors import CheckpointError, ConfigError, SpaceError
 from m3bind.models import registry
 from m3bind.models.base import PARTS, DualEncoder, ModelCard
@@ -135,7 +135,7 @@ def guard_folder(folder: Path, marker: str, what: str) -> None:
 def versions() -> dict[str, str]:
     """Versions of what computes embeddings."""
     libraries = ("torch", "transformers", "numpy", "safetensors", "timm")
-    return {"m3bind": m3bind.__version__, "python": platform.python_version()} | {
+    return {"m3bind": __version__, "python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in libraries
     }
 
