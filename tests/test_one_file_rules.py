@@ -16,108 +16,15 @@ from PIL import Image
 
 import m3bind
 
-MODALITY = '''
-"""Thermal images: 8-bit grey PNG, hot is bright."""
-
-from pathlib import Path
-
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from m3bind.errors import ReadError
-from m3bind.modalities.base import Modality, Sample
-
-
-class Thermal(Modality):
-    """Surface temperature as a grey picture."""
-
-    name = "thermal"
-    title = "Thermal image"
-    color = "#aa5500"
-    suffixes = (".png",)
-
-    def read(self, path: Path | str) -> Sample:
-        """(H, W) float32, 0..1."""
-        try:
-            with Image.open(path) as image:
-                array = np.asarray(image.convert("L"), dtype=np.float32) / 255
-        except (OSError, UnidentifiedImageError) as error:
-            raise ReadError(path, "not a readable PNG", "export it again") from error
-        return Sample("thermal", array, steps=["8-bit grey / 255"])
-
-    def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
-        """The picture itself."""
-        image = Image.fromarray((sample.array * 255).astype(np.uint8)).convert("RGB")
-        image.thumbnail((size, size))
-        return image
-'''
-
-MODEL = '''
-"""A dual encoder of two linear towers: 8x8 pixels, bag of letters."""
-
-from collections.abc import Sequence
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from m3bind.modalities.base import Sample
-from m3bind.models.base import DualEncoder, ModelCard, Tokens
-
-
-class Letters(nn.Module):
-    """Mean of letter vectors."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.table = nn.Embedding(28, width)
-        self.value = nn.Linear(width, width)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        mask = attention_mask[..., None].float()
-        return self.value((self.table(input_ids) * mask).sum(1) / mask.sum(1).clamp(min=1))
-
-
-class Linear(DualEncoder):
-    """Linear in both towers."""
-
-    name = "dropped_in"
-    card = ModelCard("a test", "Apache-2.0", "Apache-2.0", 12, "64 pixels", lora_text=("value",))
-
-    def __init__(self, modality: str = "", joint_dim: int = 12, assets: Any = None) -> None:
-        super().__init__()
-        self.modality, self.joint_dim, self.max_tokens = modality, joint_dim, 64
-        self.image_trunk, self.image_head = nn.Linear(64, 32), nn.Linear(32, joint_dim, bias=False)
-        self.text_trunk, self.text_head = Letters(24), nn.Linear(24, joint_dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(2.0))
-
-    @property
-    def logit_scale(self) -> Tensor:
-        return self.log_scale.exp()
-
-    def preprocess(self, sample: Sample) -> Tensor:
-        grey = torch.from_numpy(sample.array).reshape(1, *sample.array.shape[:2], -1).mean(-1)
-        return F.adaptive_avg_pool2d(grey, 8).reshape(64)
-
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        rows = [[ord(c) - 96 if "a" <= c <= "z" else 27 for c in text.lower()[:64]] or [27] for text in texts]
-        ids = torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
-        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
-
-    def text_features(self, tokens: Tokens) -> Tensor:
-        return self.text_trunk(**tokens)
-
-    def settings(self) -> dict[str, Any]:
-        return {"modality": self.modality, "joint_dim": self.joint_dim}
-'''
+PLUGIN = Path(__file__).parent.parent / "examples" / "plugin"
+MODALITY, MODEL = (PLUGIN / "src/m3bind_thermal" / f"{name}.py" for name in ("modality", "model"))
 
 SETTINGS = """
 name: dropped
 data: {manifest: MANIFEST}
 modalities:
-  thermal: {model: dropped_in}
-  xray: {model: dropped_in, settings: {joint_dim: 10}}
+  thermal: {model: thermal_linear}
+  xray: {model: thermal_linear, settings: {joint_dim: 10}}
 pretrain: {steps: 30, batch: 16, lr: 0.01}
 align: {dim: 16, steps: 10, batch: 16, shared_batch: 8, pool: 64, lr: 0.01}
 distill:
@@ -198,8 +105,8 @@ def project(tmp_path_factory) -> Path:
     shutil.copytree(
         Path(m3bind.__file__).parent, folder / "src" / "m3bind", ignore=shutil.ignore_patterns("__pycache__")
     )
-    (folder / "src/m3bind/modalities/thermal.py").write_text(MODALITY)
-    (folder / "src/m3bind/models/dropped_in.py").write_text(MODEL)
+    shutil.copy(MODALITY, folder / "src/m3bind/modalities/thermal.py")
+    shutil.copy(MODEL, folder / "src/m3bind/models/thermal_linear.py")
     (folder / "src/m3bind/evaluate/benchmarks/pipes.py").write_text(BENCHMARK)
     (folder / "src/m3bind/evaluate/prompts/pipes.yaml").write_text(PROMPTS)
     (folder / "tables.toml").write_text(TABLES)
@@ -254,8 +161,8 @@ def run(project: Path, *commands: tuple[str, ...]) -> list[str]:
 
 
 def test_fit_evaluate_encode_and_search_know_them(project):
-    assert len(MODALITY.strip().splitlines()) <= 40
-    assert len(MODEL.strip().splitlines()) <= 60
+    assert len(MODALITY.read_text().splitlines()) <= 40
+    assert len(MODEL.read_text().splitlines()) <= 60
     search = ("search", "encoded", "--space", "runs/dropped/space")
     table = [f"thermal{n}.png,{['even', 'hot'][n % 2]},{'test' if n % 6 < 2 else 'train'}" for n in range(36)]
     (project / "table.csv").write_text("\n".join(["file,state,set", *table]) + "\n")
@@ -294,3 +201,22 @@ def test_fit_evaluate_encode_and_search_know_them(project):
     cells = [json.loads(path.read_text()) for path in (project / "runs/suite-suite/cells").glob("*.rows.json")]
     (zero,) = [r for rows in cells for r in rows if r["protocol"] == "zero_shot" and r["metric"] == "balanced_accuracy"]
     assert zero["n"] == 12 and zero["chance"] == 0.5 and len(zero["prompts"]) == 16
+
+
+@pytest.mark.whole
+def test_the_same_files_as_an_installed_distribution(tmp_path):
+    shutil.copytree(PLUGIN, tmp_path / "plugin")  # a build writes beside the sources
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*install, "--target", str(tmp_path / "site"), str(tmp_path / "plugin")], check=True)
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "hot.png")
+    path = os.pathsep.join([str(tmp_path / "site"), str(Path(m3bind.__file__).parents[1])])
+    env = {**os.environ, "PYTHONPATH": path, "M3BIND_PROGRESS": "off"}
+
+    def said(*arguments):
+        command = [sys.executable, "-m", "m3bind", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "8-bit grey / 255" in said("check", "hot.png", "--modality", "thermal")
+    assert "thermal_linear" in said("models")

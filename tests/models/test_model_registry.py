@@ -127,18 +127,42 @@ def test_published_weights_load_strictly_by_name(third_party, tmp_path):
         models.load("thermometer", tmp_path / "b.pt")
 
 
-def test_entry_points_are_found(tmp_path, monkeypatch):
-    (tmp_path / "their_models.py").write_text(THIRD_PARTY)
-    info = tmp_path / "their-1.0.dist-info"
+def offer(folder, monkeypatch, points):
+    """A distribution in `folder` with entry points for models."""
+    info = folder / "their-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[m3bind.models]\ntheirs = their_models\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    (info / "entry_points.txt").write_text("[m3bind.models]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()))
+    monkeypatch.syspath_prepend(str(folder))
     registry.refresh()
-    try:
-        assert "thermometer" in models.names()
-    finally:
-        registry.refresh()
+
+
+@pytest.fixture
+def forgotten():
+    """What a test offered is unknown afterwards."""
+    yield
+    registry.refresh()
+
+
+def test_an_entry_point_names_a_class(tmp_path, monkeypatch, forgotten):
+    (tmp_path / "their_models.py").write_text(THIRD_PARTY)
+    offer(tmp_path, monkeypatch, {"theirs": "their_models:Thermometer"})
+    assert "thermometer" in models.names()
+
+
+def test_broken_entry_points_are_named_and_skipped(tmp_path, monkeypatch, caplog, forgotten):
+    (tmp_path / "their_models.py").write_text(THIRD_PARTY)
+    (tmp_path / "stops.py").write_text("raise RuntimeError('no licence found')\n")
+    points = {
+        "theirs": "their_models:Thermometer", "module": "their_models", "gone": "their_models:Gone",
+        "none": "nowhere:A",
+        "stops": "stops:Model", "function": "json:dumps", "twice": "their_models:Thermometer",
+    }  # fmt: skip
+    offer(tmp_path, monkeypatch, points)
+    assert "thermometer" in models.names() and "clip" in models.names()
+    assert set(registry._registry.broken) == set(points) - {"theirs"}
+    assert "no licence found" in caplog.text and "package.module:Class" in registry._registry.broken["module"]
+    assert "the name 'thermometer' is that of their_models.Thermometer" in registry._registry.broken["twice"]
 
 
 def test_a_damaged_folder(third_party, tmp_path):

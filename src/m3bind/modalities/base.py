@@ -97,7 +97,7 @@ class Modality(ABC):
         """An RGB picture (at most `size` pixels wide and high) a person recognises the sample by."""
 
 
-_registry: "Registry[Modality]" = Registry("modality", "m3bind.modalities", Modality)  # type: ignore[type-abstract]
+_registry: "Registry[Modality]" = Registry("modality", "m3bind.modalities", "m3bind.modalities", Modality)  # type: ignore[type-abstract]
 
 
 def get(name: str) -> Modality:

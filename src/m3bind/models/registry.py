@@ -29,7 +29,7 @@ from m3bind.models.weights.checkpoint import (
 
 MODEL_FILE, WEIGHTS_FILE, ASSETS_FOLDER = "model.json", "weights.safetensors", "assets"
 
-_registry: "Registry[DualEncoder]" = Registry("model", "m3bind.models", DualEncoder)  # type: ignore[type-abstract]
+_registry: "Registry[DualEncoder]" = Registry("model", "m3bind.models", "m3bind.models", DualEncoder)  # type: ignore[type-abstract]
 
 
 def names() -> list[str]:

@@ -110,7 +110,8 @@ class BindingMethod(ABC):
         return {**self.defaults, **settings.options}
 
 
-_registry: "Registry[BindingMethod]" = Registry("binding method", "m3bind.align.methods", BindingMethod)  # type: ignore[type-abstract]
+_HERE = "m3bind.align.methods"
+_registry: "Registry[BindingMethod]" = Registry("binding method", _HERE, "m3bind.methods", BindingMethod)  # type: ignore[type-abstract]
 
 
 def get(name: str) -> BindingMethod:

@@ -89,7 +89,7 @@ def quality(y: NDArray[np.int64], scores: Floats) -> float:
     return float(np.nan_to_num(found.value, nan=-1.0))
 
 
-_registry: "Registry[Adapter]" = Registry("few-shot method", "m3bind.evaluate.adapters", Adapter)  # type: ignore[type-abstract]
+_registry: "Registry[Adapter]" = Registry("few-shot method", "m3bind.evaluate.adapters", "m3bind.adapters", Adapter)  # type: ignore[type-abstract]
 
 
 def get(name: str) -> Adapter:

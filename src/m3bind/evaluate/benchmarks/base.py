@@ -99,7 +99,7 @@ class Benchmark(ABC):
             raise ManifestError(f"{root}: {self.title} is not complete, missing: {', '.join(missing)}.{help_text}")
 
 
-_registry: "Registry[Benchmark]" = Registry("data set", "m3bind.evaluate.benchmarks", Benchmark)  # type: ignore[type-abstract]
+_registry: "Registry[Benchmark]" = Registry("data set", "m3bind.evaluate.benchmarks", "m3bind.benchmarks", Benchmark)  # type: ignore[type-abstract]
 
 
 def get(name: str) -> Benchmark:

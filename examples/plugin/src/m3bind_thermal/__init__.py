@@ -1,0 +1,1 @@
+"""A modality and a model for m3bind, from a distribution of their own."""
