@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from _measure import alternate, conditions, ratio
 from m3bind import models
 from m3bind.encode.job import encode_files
-from m3bind.encode.towers import Batches, Tower, Towers, arithmetic, batch_size, choose
+from m3bind.encode.towers import Batches, TowerRunner, Towers, arithmetic, batch_size, choose
 from m3bind.space.bundle import Space, load, save_space
 from read import make_jpeg, make_png
 
@@ -87,7 +87,7 @@ def eager(model: Any, inputs: list[torch.Tensor], batch: int) -> np.ndarray:
 def towers_alone(space: Space, modality: str, inputs: list[torch.Tensor]) -> None:
     decision, _ = choose(space, modality, inputs, "auto")
     threads = torch.get_num_threads()
-    with arithmetic(1), Towers[int](lambda m, some: Tower(space, m, decision, some[0]), threads) as towers:
+    with arithmetic(1), Towers[int](lambda m, some: TowerRunner(space, m, decision, some[0]), threads) as towers:
         batches = Batches[int]({modality: batch_size(space, modality)})
         for number, value in enumerate(inputs):
             for batch in batches.add(modality, number, value):

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3bind.distill.objective import Pairs, kd_loss, seskd_loss
+from m3bind.distill.objective import DistillPairs, kd_loss, seskd_loss
 from m3bind.errors import ConfigError
 from m3bind.training.contrastive import identical_positives
 from reference import losses as oracle
@@ -56,7 +56,7 @@ def test_seskd_is_equation_9(direction, reduction):
     image, text = unit_rows(4, 4, seed=6, count=2)
     images, texts = unit_rows(3, 4, seed=7, count=2)
     same = identical_positives(["a", "b", "a", "c"])
-    pairs = {"ct": Pairs(image, text, 20.0, same), "ecg": Pairs(images, texts, 7.0)}
+    pairs = {"ct": DistillPairs(image, text, 20.0, same), "ecg": DistillPairs(images, texts, 7.0)}
 
     def ours():
         named = seskd_loss(student, teachers, pairs, direction=direction, reduction=reduction, contrastive_weight=0.7)

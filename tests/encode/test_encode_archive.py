@@ -15,7 +15,7 @@ import pytest
 
 from m3bind.encode import job
 from m3bind.encode.job import encode_files, encode_share, merge
-from m3bind.encode.journal import Store
+from m3bind.encode.journal import Journal
 from m3bind.errors import ConfigError
 from m3bind.modalities import Cut
 from m3bind.space.bundle import load, save_space
@@ -129,7 +129,7 @@ def test_parts_of_different_jobs_do_not_merge(archive, space, tmp_path):
     with pytest.raises(ConfigError, match="different jobs"):
         merge([tmp_path / "a.parts", tmp_path / "b.parts"], tmp_path / "out")
     encode_share(space, [archive[0] / "in"], tmp_path / "c", (2, 2))
-    store = Store(tmp_path / "c.parts")
+    store = Journal(tmp_path / "c.parts")
     (store.folder / "tower-xray.json").write_text('{"dtype": "bfloat16", "folded": false}')
     with pytest.raises(ConfigError, match="computed xray as"):
         merge([tmp_path / "a.parts", store.folder], tmp_path / "out")

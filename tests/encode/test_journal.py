@@ -3,12 +3,12 @@
 import pytest
 
 from m3bind.encode import journal
-from m3bind.encode.journal import Store
+from m3bind.encode.journal import Journal
 from m3bind.errors import ConfigError
 
 
 def store(folder, batch, rows="a"):
-    made = Store(folder)
+    made = Journal(folder)
     made.plan({"batch": batch}, 1, [rows])
     return made
 

@@ -12,7 +12,7 @@ from m3bind.encode.towers import (
     BATCH,
     BATCH_CONVOLUTIONS,
     Batches,
-    Tower,
+    TowerRunner,
     Towers,
     arithmetic,
     batch_size,
@@ -127,7 +127,7 @@ def test_the_precision_asked_for_is_that_of_the_computation(space):
     seen = []
     space.model("grey").image_head.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
     exact = space.encode_inputs(INPUTS, "grey")
-    rough = Tower(space, "grey", decision, INPUTS[0]).encode(INPUTS)
+    rough = TowerRunner(space, "grey", decision, INPUTS[0]).encode(INPUTS)
     assert seen == [torch.float32, torch.bfloat16] and rough.dtype == np.float32
     assert 1e-6 < np.abs(rough - exact).max() < 0.05
 
@@ -163,7 +163,9 @@ def test_large_inputs_make_small_batches_and_many_shapes_do_not_pile_up(monkeypa
 
 def test_one_bad_input_does_not_take_its_batch_along(space):
     inputs = [*INPUTS[:3], INPUTS[3] * torch.nan, *INPUTS[4:6]]
-    with Towers[int](lambda m, some: Tower(space, m, {"dtype": "float32", "folded": False}, some[0]), 2) as towers:
+    with Towers[int](
+        lambda m, some: TowerRunner(space, m, {"dtype": "float32", "folded": False}, some[0]), 2
+    ) as towers:
         assert list(towers.run(("grey", list(range(6)), inputs))) == []
         found = dict(towers.rest())
     assert "not finite" in found[3] and isinstance(space, Space)

@@ -70,7 +70,7 @@ def test_a_table_from_start_to_end_and_again_from_its_files(config, tmp_path, mo
     for name in ("relative", "medbind_bridges"):
         entry = ENTRIES[name]
         change = {**entry.change, "dim": 8} if name == "relative" else {**entry.change, "options": {"steps": 3}}
-        monkeypatch.setitem(ENTRIES, name, method_comparison.Entry(entry.title, change))
+        monkeypatch.setitem(ENTRIES, name, method_comparison.MethodRow(entry.title, change))
     table = compare_methods(config, tmp_path / "t", [0, 1], wanted)
     by_name = {row["method"]: row for row in table["rows"]}
     assert set(by_name) == {*wanted, "default"}

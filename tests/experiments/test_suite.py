@@ -19,8 +19,8 @@ from m3bind.evaluate.results import Context
 from m3bind.evaluate.tables import load_tables, printed
 from m3bind.experiments import paper_tables
 from m3bind.experiments.commands import report_suite
-from m3bind.experiments.evaluated_model import Subject, SubjectSource, open_subject, source_hash
-from m3bind.experiments.suite import Cell, Suite, load_suite
+from m3bind.experiments.evaluated_model import EvaluatedModel, SubjectSource, open_subject, source_hash
+from m3bind.experiments.suite import Suite, TableCell, load_suite
 
 
 def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -42,11 +42,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Subjects answer as if they had been trained on labels."""
 
-    def scores(self: Subject, records):  # type: ignore[no-untyped-def]
+    def scores(self: EvaluatedModel, records):  # type: ignore[no-untyped-def]
         names = [spec.name for spec in find_task("ct_rate", Suite_data["ct_rate"]).classes]
         return tuple(names), self.images(records)[:, :1] * np.arange(1.0, len(names) + 1)
 
-    monkeypatch.setattr(Subject, "label_scores", scores)
+    monkeypatch.setattr(EvaluatedModel, "label_scores", scores)
 
 
 Suite_data: dict[str, object] = {}
@@ -179,7 +179,7 @@ def test_few_shot_plots_keep_the_tasks_of_a_data_set_apart() -> None:
             for line in block.rows:
                 for column in block.columns:
                     row = Context(dataset=column.dataset).row("few_shot", column.metric, mean_estimate([0, 1], 0.5))
-                    cells.append(Cell(table, block, line, column, None, (row,)))
+                    cells.append(TableCell(table, block, line, column, None, (row,)))
     assert set(paper_tables.few_shot_plots(cells)) == {
         "mini5, retina disease, balanced accuracy",
         "mini5, xray pneumonia, auc",

@@ -20,10 +20,10 @@ import numpy as np
 import pydicom
 import torch
 
-from m3bind.encode.decode_pool import Prepared
+from m3bind.encode.decode_pool import DecodedItem
 from m3bind.hospital import encoder as encoding
 from m3bind.hospital.deidentify import Deidentifier
-from m3bind.hospital.encoder import Encoder
+from m3bind.hospital.encoder import SpoolEncoder
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.listener import Listener
 from m3bind.hospital.pseudonyms import Pseudonyms
@@ -53,15 +53,15 @@ class StandIn:
         return np.stack([value.numpy() for value in inputs])
 
 
-def decoded(space: object, rows: Any, *_: object) -> Iterator[tuple[str, Prepared]]:
+def decoded(space: object, rows: Any, *_: object) -> Iterator[tuple[str, DecodedItem]]:
     """In place of processes that decode."""
     for unit, row in rows:
         path = Path(row["path"])
         files = sorted(path.glob("*.dcm")) if path.is_dir() else [path]
         if any(set(pydicom.dcmread(file).PixelData) == {UNREADABLE} for file in files):
-            yield unit, Prepared(row["modality"], reason="its pixels are all the same")
+            yield unit, DecodedItem(row["modality"], reason="its pixels are all the same")
         else:
-            yield unit, Prepared(row["modality"], [torch.from_numpy(embedding(files))])
+            yield unit, DecodedItem(row["modality"], [torch.from_numpy(embedding(files))])
 
 
 def die_after(calls: int) -> None:
@@ -101,7 +101,7 @@ def live(folder: Path, quiet: float, calls: int) -> None:
         listener = Listener(Intake(spool, NAMES, StandIn.modalities), timeout=20)
         listener.start("127.0.0.1", 0)
         print("port", listener.port, flush=True)
-        worker = Encoder(StandIn(), opened, spool)  # type: ignore[arg-type]
+        worker = SpoolEncoder(StandIn(), opened, spool)  # type: ignore[arg-type]
         worker.run(stop)
         listener.stop(5)
         worker.drain(at_once=True)

@@ -45,7 +45,7 @@ class StandIn:
 
 def stand_in_ahead(space: Any, rows: Any, *_: Any) -> Iterator[tuple[str, Any]]:
     """In place of decoding: how many files there are."""
-    from m3bind.encode.decode_pool import Prepared
+    from m3bind.encode.decode_pool import DecodedItem
 
     for unit, row in rows:
         path = Path(row["path"])
@@ -53,7 +53,7 @@ def stand_in_ahead(space: Any, rows: Any, *_: Any) -> Iterator[tuple[str, Any]]:
         time.sleep(0.01)  # as long as a picture may take
         bad = any(pydicom.dcmread(file, stop_before_pixels=True).Rows == BAD for file in files)
         reason = "cannot be read, says the stand-in" if bad else ""
-        yield unit, Prepared(row["modality"], [len(files)], reason=reason)
+        yield unit, DecodedItem(row["modality"], [len(files)], reason=reason)
 
 
 def marked(phase: mmap.mmap, letter: bytes, function: Callable[..., Any], then: bytes = b"") -> Callable[..., Any]:
@@ -82,7 +82,7 @@ def prepare(phase: mmap.mmap) -> None:
     encoder.ahead = stand_in_ahead
     Pull._fetch = marked(phase, b"f", Pull._fetch)
     Spool.put = marked(phase, b"s", Spool.put, b"f")
-    encoder.Encoder._take = marked(phase, b"e", encoder.Encoder._take)
+    encoder.SpoolEncoder._take = marked(phase, b"e", encoder.SpoolEncoder._take)
     EmbeddedIndex.upsert = marked(phase, b"i", EmbeddedIndex.upsert)
     EmbeddedIndex.publish = marked(phase, b"i", EmbeddedIndex.publish)
 

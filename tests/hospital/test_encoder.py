@@ -10,7 +10,7 @@ import pytest
 from hospital.planted import Names, electrocardiogram, photograph, radiograph, save, series
 from m3bind.errors import DiskError
 from m3bind.hospital.deidentify import Deidentifier, Refused
-from m3bind.hospital.encoder import Encoder
+from m3bind.hospital.encoder import SpoolEncoder
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.spool import Spool
@@ -47,7 +47,7 @@ def put(spool: Spool, folder: Path, *datasets: object) -> set[str]:
 def test_items_are_what_the_space_makes_of_the_files(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
     scan = series(Path("/nowhere"), None)
     units = put(spool, tmp_path / "in", *scan, radiograph(), electrocardiogram())
-    Encoder(space, index, spool, tmp_path / "kept").drain(at_once=True)
+    SpoolEncoder(space, index, spool, tmp_path / "kept").drain(at_once=True)
     assert index.counts() == {"ct": 1, "ecg": 1, "xray": 1} and spool.waiting() == 0
     items = index.items(sorted(units))
     assert items["patient"].nunique() == 1
@@ -63,7 +63,7 @@ def test_items_are_what_the_space_makes_of_the_files(space: Space, index: Index,
 
 
 def test_the_same_again_is_not_encoded_again(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
-    encoder, picture = Encoder(space, index, spool), radiograph()
+    encoder, picture = SpoolEncoder(space, index, spool), radiograph()
     for _ in range(2):
         put(spool, tmp_path / "in", picture)
         encoder.drain()
@@ -75,7 +75,7 @@ def test_the_same_again_is_not_encoded_again(space: Space, index: Index, spool: 
 def test_late_slices_replace_the_item(space: Space, index: Index, spool: Spool, tmp_path: Path, keeps: bool) -> None:
     """What came before and what comes late are one item: that of the whole series sent at once."""
     scan = series(Path("/nowhere"), None, slices=8)
-    encoder = Encoder(space, index, spool, tmp_path / "kept" if keeps else None)
+    encoder = SpoolEncoder(space, index, spool, tmp_path / "kept" if keeps else None)
     (unit,) = put(spool, tmp_path / "a", *scan[:3], *scan[5:])
     encoder.drain(at_once=True)
     first, said = index.vectors([unit]), index.items([unit])["incomplete"][0]
@@ -93,7 +93,7 @@ def test_late_slices_replace_the_item(space: Space, index: Index, spool: Spool, 
 def test_slices_that_come_too_late(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
     """Where the files of the item are gone, it says what it lacks, and the late ones wait for the whole series."""
     scan = series(Path("/nowhere"), None, slices=8)
-    encoder = Encoder(space, index, spool)
+    encoder = SpoolEncoder(space, index, spool)
     (unit,) = put(spool, tmp_path / "a", *scan[:5])
     encoder.drain(at_once=True)
     first = index.vectors([unit])
@@ -116,7 +116,7 @@ def test_other_pixels_under_the_same_uid_are_not_repeated(
     space: Space, index: Index, spool: Spool, tmp_path: Path
 ) -> None:
     """The newer content replaces the older one: of a picture, of a slice, of a file that is kept; and it is noted."""
-    encoder = Encoder(space, index, spool, tmp_path / "kept")
+    encoder = SpoolEncoder(space, index, spool, tmp_path / "kept")
     picture, scan = radiograph(), series(Path("/nowhere"), None)
     units = put(spool, tmp_path / "a", picture, *scan)
     encoder.drain(at_once=True)
@@ -141,7 +141,7 @@ def test_what_cannot_be_read_is_set_aside(space: Space, index: Index, spool: Spo
     flat.PixelData = flat.PixelData[:1000]
     cut.WaveformSequence[0].WaveformData = cut.WaveformSequence[0].WaveformData[:500]
     put(spool, tmp_path / "in", flat, cut, radiograph(1))
-    encoder = Encoder(space, index, spool)
+    encoder = SpoolEncoder(space, index, spool)
     encoder.drain()
     assert encoder.counts == {"xray": 1, "set aside": 2} and len(os.listdir(spool.aside)) == 2
     told = (spool.folder / "aside.csv").read_text()
@@ -152,7 +152,7 @@ def test_an_index_that_cannot_be_written(
     space: Space, index: Index, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(spool, tmp_path / "in", radiograph(), radiograph(1))
-    encoder = Encoder(space, index, spool)
+    encoder = SpoolEncoder(space, index, spool)
 
     def full(*_: object) -> None:
         raise DiskError("full")
@@ -181,11 +181,11 @@ def test_killed_between(space: Space, tmp_path: Path, monkeypatch: pytest.Monkey
         with monkeypatch.context() as patch:
             patch.setattr(*((index, "upsert", kill) if moment == "upsert" else (spool, "finish", kill)))
             with pytest.raises(Killed):
-                Encoder(space, index, spool).step(at_once=True)
+                SpoolEncoder(space, index, spool).step(at_once=True)
         assert len(os.listdir(spool.work)) == 2
     with Spool(tmp_path / "spool") as spool, open_index(tmp_path / "i", writable=True) as index:
         assert spool.waiting() == 2
-        Encoder(space, index, spool).drain(at_once=True)
+        SpoolEncoder(space, index, spool).drain(at_once=True)
         assert index.counts() == {"ct": 1, "xray": 1} and spool.waiting() == 0
 
 
@@ -207,7 +207,7 @@ def test_a_photograph_is_recognised_by_its_pixels(space: Space, index: Index, sp
     picture = photograph(Names())
     picture.SOPClassUID, picture.Modality = "1.2.840.10008.5.1.4.1.1.77.1.4", "XC"
     (unit,) = put(spool, tmp_path / "in", picture)
-    Encoder(space, index, spool, tmp_path / "kept").drain()
+    SpoolEncoder(space, index, spool, tmp_path / "kept").drain()
     assert index.counts() == {"retina": 1} and (tmp_path / "kept" / "retina" / f"{unit}.dcm").is_file()
 
 
@@ -228,7 +228,7 @@ def test_complete_survives_a_kill(space: Space, index: Index, tmp_path: Path) ->
         spool.take(whole)
         spool.give_back(whole)
         assert spool.waits(whole) and not spool.waits(begun)
-        encoder = Encoder(space, index, spool)
+        encoder = SpoolEncoder(space, index, spool)
         assert encoder.place(whole) == ""
         encoder.drain()
         assert index.counts() == {"ct": 1, "xray": 1} and spool.waiting() == 1

@@ -21,7 +21,7 @@ from hospital.planted import electrocardiogram, radiograph, save, series
 from m3bind.cli import app
 from m3bind.errors import ConfigError, M3BindError
 from m3bind.hospital.deidentify import Deidentifier
-from m3bind.hospital.encoder import Encoder
+from m3bind.hospital.encoder import SpoolEncoder
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.mapping import Mapping
 from m3bind.hospital.pseudonyms import Pseudonyms
@@ -48,7 +48,7 @@ def made(space_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         for number, dataset in enumerate(objects):
             dataset.PatientName, dataset.SpecificCharacterSet = "Müller^Jörg", "ISO_IR 100"
             intake.accept(save(dataset, folder / "sent" / f"{number}.dcm"))
-        Encoder(space, index, spool).drain(at_once=True)
+        SpoolEncoder(space, index, spool).drain(at_once=True)
         yield folder, space, index, mapping
 
 

@@ -16,10 +16,10 @@ from hospital.planted import radiograph, save, series
 from m3bind.errors import ConfigError, DiskError, M3BindError
 from m3bind.hospital import encoder as encoding
 from m3bind.hospital import held as holding
-from m3bind.hospital.encoder import Encoder
+from m3bind.hospital.encoder import SpoolEncoder
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.spool import STOPPED, Spool
-from m3bind.hospital.spooled import Damaged, doubts, look
+from m3bind.hospital.spooled import SpoolFileError, doubts, look
 from m3bind.index import Index, create_index
 
 SCAN = 7
@@ -46,9 +46,9 @@ def aside(folder: Path) -> list[list[str]]:
         return list(csv.reader(handle))[1:]
 
 
-def encode(folder: Path, index: Index) -> Encoder:
+def encode(folder: Path, index: Index) -> SpoolEncoder:
     with Spool(folder) as spool:
-        encoder = Encoder(StandIn(), index, spool)  # type: ignore[arg-type]
+        encoder = SpoolEncoder(StandIn(), index, spool)  # type: ignore[arg-type]
         encoder.drain(at_once=True)
         assert spool.waiting() == 0 and not any(spool.work.iterdir())
         return encoder
@@ -123,7 +123,7 @@ def test_a_file_without_rights(tmp_path: Path, index: Index, monkeypatch: pytest
 
     def refusing(path: Path) -> object:
         if path.name == closed.name:
-            raise Damaged("cannot be opened (Permission denied)")
+            raise SpoolFileError("cannot be opened (Permission denied)")
         return real(path)
 
     monkeypatch.setattr(encoding, "look", refusing)
@@ -189,7 +189,7 @@ def test_a_ledger_that_breaks_later_stops_nothing_for_good(tmp_path: Path, index
     with Spool(folder) as spool:
         spool.ledger._file.close()
         with pytest.raises(DiskError, match=r"ledger\.db"):
-            Encoder(StandIn(), index, spool).drain(at_once=True)  # type: ignore[arg-type]
+            SpoolEncoder(StandIn(), index, spool).drain(at_once=True)  # type: ignore[arg-type]
         assert spool.waiting() == 2
         spool.ledger._file = sqlite3.connect(folder / "ledger.db")
     encode(folder, index)
@@ -209,7 +209,7 @@ def test_a_ledger_of_before(tmp_path: Path) -> None:
 def test_the_list_is_written_before_anything_is_moved(tmp_path: Path, index: Index) -> None:
     scan, picture = fill(folder := tmp_path / "spool")
     with Spool(folder) as spool:
-        encoder = Encoder(StandIn(), index, spool)  # type: ignore[arg-type]
+        encoder = SpoolEncoder(StandIn(), index, spool)  # type: ignore[arg-type]
         encoder._embedded = lambda prepared: "cannot be used"  # type: ignore[method-assign]
         (folder / "aside.csv").unlink()
         (folder / "aside.csv").mkdir()

@@ -5,11 +5,11 @@ from torch import nn
 
 from m3bind.data.cache import FeatureCache
 from m3bind.models.weights.checkpoint import hash_state
-from m3bind.pipeline.features import Encoder
+from m3bind.pipeline.features import FeatureExtractor
 
 
 def test_the_hash_follows_the_weights(tmp_path):
-    encoder, network = Encoder(FeatureCache(tmp_path)), nn.Linear(3, 2)
+    encoder, network = FeatureExtractor(FeatureCache(tmp_path)), nn.Linear(3, 2)
     seen = [encoder._hash(network)]
     assert encoder._hash(network) == seen[0] == hash_state(network.state_dict())
     with torch.no_grad():

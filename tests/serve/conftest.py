@@ -104,12 +104,12 @@ class Live:
 def live(world):
     """`live(settings, **options of make_app)` starts one; all are stopped at the end."""
     from m3bind.serve.app import make_app
-    from m3bind.serve.settings import Settings
+    from m3bind.serve.settings import ServiceSettings
 
     made = []
 
     def start(settings=None, **options):
-        settings = settings or Settings()
+        settings = settings or ServiceSettings()
         made.append(Live(make_app(world.space, world.index, settings=settings, **options), settings))
         return made[-1]
 

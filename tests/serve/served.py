@@ -13,7 +13,7 @@ from space import archives
 def main(folder):
     from m3bind.serve.app import make_app
     from m3bind.serve.run import log_to_stderr, serve
-    from m3bind.serve.settings import Settings
+    from m3bind.serve.settings import ServiceSettings
 
     archives.register()
     from m3bind.space.bundle import load
@@ -27,7 +27,7 @@ def main(folder):
         return encode(texts, text)
 
     space.encode_text = encode_slowly
-    settings = Settings(waiting=64, workers=1, stop_seconds=20, upload_memory=8 << 20, picture_memory=8 << 20)
+    settings = ServiceSettings(waiting=64, workers=1, stop_seconds=20, upload_memory=8 << 20, picture_memory=8 << 20)
     log_to_stderr(20)
     serve(make_app(space, folder / "index", settings=settings), "127.0.0.1", 0, settings,
           lambda address: print(address, flush=True))  # fmt: skip

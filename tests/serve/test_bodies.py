@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from m3bind.serve import multipart
-from m3bind.serve.settings import Settings
+from m3bind.serve.settings import ServiceSettings
 from serve.conftest import until, upload
 
-SMALL = Settings(body_bytes=300_000, json_bytes=4000, flying_bytes=500_000, files=5, grace_seconds=1.0,
+SMALL = ServiceSettings(body_bytes=300_000, json_bytes=4000, flying_bytes=500_000, files=5, grace_seconds=1.0,
                  bytes_per_second=100_000, header_seconds=1.0, unread_seconds=1.0)  # fmt: skip
 FORM = "multipart/form-data; boundary=----x"
 HEAD = b'------x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'

@@ -9,10 +9,10 @@ import pytest
 from m3bind.index import create_index, open_index
 from m3bind.serve.app import make_app
 from m3bind.serve.archive import Archive
-from m3bind.serve.settings import Settings
+from m3bind.serve.settings import ServiceSettings
 from serve.conftest import client_of, until
 
-EAGER = Settings(check_seconds=0.0)
+EAGER = ServiceSettings(check_seconds=0.0)
 
 
 @pytest.fixture

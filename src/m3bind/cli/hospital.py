@@ -307,7 +307,7 @@ def _need(package: str) -> None:
 def _ways(options: _Options, quiet: float) -> Iterator[tuple[Any, Any]]:
     """Intake and encoder between a spool and an index."""
     from m3bind.hospital.deidentify import Deidentifier
-    from m3bind.hospital.encoder import Encoder
+    from m3bind.hospital.encoder import SpoolEncoder
     from m3bind.hospital.intake import Intake
     from m3bind.hospital.mapping import Mapping
     from m3bind.hospital.pseudonyms import Pseudonyms, open_salt
@@ -332,7 +332,7 @@ def _ways(options: _Options, quiet: float) -> Iterator[tuple[Any, Any]]:
             options.keep.mkdir(parents=True, exist_ok=True, mode=0o700)
             remember(options.index, [options.keep, *remembered(options.index)])
         intake = Intake(spool, names, opened.modalities, mapping, options.max_mb << 20)
-        yield intake, Encoder(opened, target, spool, options.keep)
+        yield intake, SpoolEncoder(opened, target, spool, options.keep)
 
 
 def _index(uri: str, space: Any) -> Any:

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from m3bind.core.files import sha256_text
 from m3bind.data.cells import one_spelling, path_spellings
-from m3bind.data.manifest_rows import Row, quoted, read_rows
+from m3bind.data.manifest_rows import ManifestRow, quoted, read_rows
 from m3bind.data.records import SPLITS, BadRow, Manifest, Record, format_bad_rows
 from m3bind.data.splits import FRACTIONS, patient_splits
 from m3bind.data.texts import ALIASES, MAX_TEXT, describe
@@ -118,12 +118,12 @@ def read_manifest(
 class _Draft:
     """A row that is good by itself, before the rules across rows."""
 
-    row: Row
+    row: ManifestRow
     record: Record
     file: tuple[int, int]
 
 
-def _modality(row: Row, known: frozenset[str]) -> str:
+def _modality(row: ManifestRow, known: frozenset[str]) -> str:
     value = row.cells.get("modality", "")
     if not value:
         raise _Bad("without modality", "no modality")
@@ -135,7 +135,9 @@ def _modality(row: Row, known: frozenset[str]) -> str:
     return name
 
 
-def _draft(row: Row, modality: str, set_name: str, base: Path, folder: Path | None, ids: dict[str, int]) -> _Draft:
+def _draft(
+    row: ManifestRow, modality: str, set_name: str, base: Path, folder: Path | None, ids: dict[str, int]
+) -> _Draft:
     """Check one row by itself.
 
     Raises:

@@ -1,6 +1,6 @@
 """The rows of a manifest file: its columns in our wording, its cells as what they mean, or why a line is no row.
 
-* `is_manifest`: whether a file is one. * `read_rows`: its rows, one `Row` each. * `quoted`: a cell in a message.
+* `is_manifest`: whether a file is one. * `read_rows`: its rows, one `ManifestRow` each. * `quoted`: a cell in a message.
 """
 
 import csv
@@ -30,7 +30,7 @@ _MAX_LINES, _MAX_LETTERS = 500, 1 << 21  # that quoted cells of a row may span
 
 
 @dataclass(frozen=True)
-class Row:
+class ManifestRow:
     """One row: its cells by column name, or the fault (kind, reason) that keeps it from being split into cells."""
 
     number: int
@@ -39,7 +39,7 @@ class Row:
     shortened: bool = False  # the patient is a number of which a spreadsheet dropped digits
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[ManifestRow]:
     """The rows of a CSV (.csv, .tsv, also .gz), JSONL (.jsonl, .ndjson) or Parquet file.
 
     Raises:
@@ -77,7 +77,7 @@ def is_manifest(path: Path) -> bool:
     return set(_REQUIRED) <= set(_renamed(header(lines[shape.skip], shape.delimiter)))
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[ManifestRow]:
     try:
         table = read_parquet(path, most_unpacked(path)).to_pandas()
     except StoredFileError as error:
@@ -121,7 +121,7 @@ def _renamed(found: Sequence[str]) -> list[str]:
     return [_OTHER_NAMES.get(name, name) for name in map(column, found)]
 
 
-def _csv_rows(path: Path, lines: Sequence[str], usual: str) -> Iterator[Row]:
+def _csv_rows(path: Path, lines: Sequence[str], usual: str) -> Iterator[ManifestRow]:
     """Rows of a CSV. A quotation mark that is never closed costs one line, not the rest of the file."""
     columns: list[str] = []
     shape = layout(lines[:20], usual, _REQUIRED)
@@ -155,7 +155,7 @@ def _csv_rows(path: Path, lines: Sequence[str], usual: str) -> Iterator[Row]:
         raise ManifestError(f"{path}: the file is empty; a header line and rows are needed")
 
 
-def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
+def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[ManifestRow]:
     """Rows of a JSONL file: one object a line."""
     found: dict[str, None] = {}
     for number, line in enumerate(lines, 1):
@@ -166,7 +166,7 @@ def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            yield Row(number, {}, ("unreadable", "not a JSON object"))
+            yield ManifestRow(number, {}, ("unreadable", "not a JSON object"))
             continue
         found |= dict.fromkeys(value)
         cells = dict(zip(_renamed(list(value)), map(_cell, value.values())))
@@ -174,14 +174,14 @@ def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
     _columns(path, list(found))
 
 
-def _checked(number: int, cells: dict[str, str], fault: tuple[str, str] | None) -> Row:
+def _checked(number: int, cells: dict[str, str], fault: tuple[str, str] | None) -> ManifestRow:
     """The row with what its cells mean, and a fault if a cell that is used is not UTF-8."""
     for used in COLUMNS:
         if _SURROGATE.search(cells.get(used, "")):
             cells = {name: cell.encode("utf-8", "replace").decode() for name, cell in cells.items()}
             fault = fault or ("badly encoded", f"column {used} is not UTF-8; save the file as UTF-8")
     meant = {name: _meant(name, cell) for name, cell in cells.items()}
-    return Row(number, meant, fault, lost_digits(cells.get("patient", "")))
+    return ManifestRow(number, meant, fault, lost_digits(cells.get("patient", "")))
 
 
 def _meant(column: str, cell: str) -> str:

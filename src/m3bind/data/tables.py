@@ -115,26 +115,26 @@ def _encoding(head: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TableLayout:
     """How a table of text is laid out: `delimiter` between cells, `skip` lines before the header."""
 
     delimiter: str
     skip: int
 
 
-def layout(lines: Sequence[str], usual: str, wanted: Iterable[str]) -> Layout:
+def layout(lines: Sequence[str], usual: str, wanted: Iterable[str]) -> TableLayout:
     """The layout of the table that starts with `lines`; `usual` unless another delimiter gives all columns `wanted`.
 
     A line "sep=;" before the header, as Excel reads and writes, decides. Names are compared by `column`.
     """
     stated = re.fullmatch(r"[\"']?sep=(.)[\"']?\s*", lines[0], re.I | re.S) if lines else None
     if stated:
-        return Layout(stated[1], 1)
+        return TableLayout(stated[1], 1)
     head = next((line for line in lines if line.strip()), "")
     for delimiter in (usual, ",", ";", "\t", "|"):
         if set(wanted) <= set(header(head, delimiter)):
-            return Layout(delimiter, 0)
-    return Layout(usual, 0)
+            return TableLayout(delimiter, 0)
+    return TableLayout(usual, 0)
 
 
 def header(line: str, delimiter: str) -> list[str]:

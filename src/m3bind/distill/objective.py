@@ -1,7 +1,7 @@
 """The objective of stage 2, SESKD: a student text encoder follows the bound text towers (Eq. 7-9).
 
 * `kd_loss`: Eq. 7, distillation.
-* `Pairs`, `seskd_loss`: Eq. 9, distillation and the image-text loss of Eq. 8 per modality, as named losses.
+* `DistillPairs`, `seskd_loss`: Eq. 9, distillation and the image-text loss of Eq. 8 per modality, as named losses.
 
 Shapes: M teachers, n texts of the shared batch, p pairs of one modality, d shared dimension.
 """
@@ -77,7 +77,7 @@ def _mean_square(difference: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class DistillPairs:
     """Image-text pairs of one modality in one step: unit rows, the texts embedded by the student."""
 
     image: Tensor  # (p, d), from the frozen image tower and bridge
@@ -89,7 +89,7 @@ class Pairs:
 def seskd_loss(
     student: Tensor,
     teachers: Sequence[Tensor] | Tensor,
-    pairs: Mapping[str, Pairs],
+    pairs: Mapping[str, DistillPairs],
     mode: Mode = "all",
     owner: Tensor | None = None,
     count: int = 1,

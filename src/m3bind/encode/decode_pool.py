@@ -29,7 +29,7 @@ P = TypeVar("P")  # where a row belongs
 
 
 @dataclass
-class Prepared:
+class DecodedItem:
     """What came of a file: its inputs, or the reason why there are none."""
 
     modality: str
@@ -44,10 +44,10 @@ class Prepared:
         return sum(value.nbytes for value in self.inputs)
 
 
-def prepare(space: Space, row: Row, cut: Cut) -> Prepared:
+def prepare(space: Space, row: Row, cut: Cut) -> DecodedItem:
     """Decode and prepare one file. Nothing is raised: decoders of foreign formats raise anything."""
     if row["fault"]:
-        return Prepared(row["modality"], reason=row["fault"])
+        return DecodedItem(row["modality"], reason=row["fault"])
     modality = row["modality"]
     try:
         sample = _decode(Path(row["path"]), modality, space.modalities, cut)
@@ -55,9 +55,9 @@ def prepare(space: Space, row: Row, cut: Cut) -> Prepared:
         model = space.model(modality)
         parts = sample.parts()
         doubts = list(dict.fromkeys([*sample.warnings, *(doubt for part in parts for doubt in model.doubts(part))]))
-        return Prepared(modality, [model.preprocess(part) for part in parts], sample.places, doubts=doubts)
+        return DecodedItem(modality, [model.preprocess(part) for part in parts], sample.places, doubts=doubts)
     except Exception as error:
-        return Prepared(modality, reason=reason_of(error))
+        return DecodedItem(modality, reason=reason_of(error))
 
 
 def _decode(path: Path, modality: str, known: tuple[str, ...], cut: Cut) -> Sample:
@@ -89,15 +89,15 @@ def reason_of(error: Exception) -> str:
 
 def ahead(
     space: Space, rows: Iterable[tuple[P, Row]], cut: Cut, workers: int, most: int
-) -> Iterator[tuple[P, Prepared]]:
+) -> Iterator[tuple[P, DecodedItem]]:
     """(place, `prepare` of its row) for every (place, row), in order.
 
     `workers` threads work ahead, at most `most` files or `WAITING` bytes of inputs.
     """
     allow(workers)
-    waiting: deque[tuple[P, Future[Prepared]]] = deque()
+    waiting: deque[tuple[P, Future[DecodedItem]]] = deque()
 
-    def first() -> tuple[P, Prepared]:
+    def first() -> tuple[P, DecodedItem]:
         place, future = waiting.popleft()
         return place, future.result()
 
@@ -113,5 +113,5 @@ def ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _bytes(futures: Iterable[Future[Prepared]]) -> int:
+def _bytes(futures: Iterable[Future[DecodedItem]]) -> int:
     return sum(future.result().nbytes for future in futures if future.done() and not future.cancelled())

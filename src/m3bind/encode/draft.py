@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from m3bind.core.files import sha256_text
-from m3bind.encode.decode_pool import Prepared
+from m3bind.encode.decode_pool import DecodedItem
 from m3bind.encode.items import Row
 from m3bind.encode.journal import Shard
 from m3bind.models.embedding import Array, correct_gap
@@ -25,12 +25,12 @@ class Draft:
     number: int
     rows: list[Row]
     version: str
-    prepared: dict[int, Prepared] = field(default_factory=dict)  # by position, without inputs
+    prepared: dict[int, DecodedItem] = field(default_factory=dict)  # by position, without inputs
     values: dict[int, dict[int, Array | str]] = field(default_factory=dict)  # by position and number
     missing: int = 0  # inputs without an embedding yet
     full: bool = False  # all rows were taken
 
-    def take(self, position: int, prepared: Prepared) -> list[Tensor]:
+    def take(self, position: int, prepared: DecodedItem) -> list[Tensor]:
         """Note what came of an item; its inputs."""
         inputs, prepared.inputs = prepared.inputs, []
         self.prepared[position] = prepared

@@ -9,7 +9,7 @@
     OUT/encoded.json          which space, how it was computed, counts, hash of each file
 
 * `open_encoded`: opens it, memory-mapped -> `Encoded`.
-* `publish`: shards of one `Store` -> that folder. * `merge`: those of several, from several machines.
+* `publish`: shards of one `Journal` -> that folder. * `merge`: those of several, from several machines.
 
 OUT appears (or is replaced) as a whole. One shard is in memory at a time.
 Shapes: n items, p parts, d dimension of the space.
@@ -34,7 +34,7 @@ from typing_extensions import TypedDict
 from m3bind.core.columns import text_columns
 from m3bind.core.files import atomic_path, sha256_file, sha256_text, write_json
 from m3bind.core.stored import StoredFileError, checked, read_json, read_parquet
-from m3bind.encode.journal import JOB, Store, head_of, read_shard
+from m3bind.encode.journal import JOB, Journal, head_of, read_shard
 from m3bind.errors import ConfigError, SpaceError
 from m3bind.models.embedding import Array
 from m3bind.space.folder import damaged, guard_folder, read_whole
@@ -215,7 +215,7 @@ def _header(count: int, dim: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
 
 
-class _Settings(TypedDict):
+class _JobSettings(TypedDict):
     """Those of a job that putting shards together asks for; there are more."""
 
     space: str
@@ -268,7 +268,7 @@ class _Table:
         self._writer.close()
 
 
-def publish(store: Store, out: Path, others: Sequence[Store] = ()) -> None:
+def publish(store: Journal, out: Path, others: Sequence[Journal] = ()) -> None:
     """Put finished shards together and replace `out` as a whole; what `store` lacks is looked for in `others`.
 
     Raises:
@@ -277,7 +277,7 @@ def publish(store: Store, out: Path, others: Sequence[Store] = ()) -> None:
     """
     guard_folder(out, MARKER, "an encoded archive")
     _remove_leftovers(out)
-    settings = checked(_Settings, store.job["settings"], store.folder / JOB)
+    settings = checked(_JobSettings, store.job["settings"], store.folder / JOB)
     decisions = _same_decisions([store, *others])
     files = [_found(number, [store, *others]) for number in range(len(store.job["shards"]))]
     modalities: Counter[str] = Counter()
@@ -338,7 +338,7 @@ def _part(first: int, shard: Any, at: int) -> dict[str, Any]:
     return {"row": first + int(shard.part_of[at]), **place}
 
 
-def done_as(store: Store, versions: Sequence[str]) -> str:
+def done_as(store: Journal, versions: Sequence[str]) -> str:
     """What a finished archive is known by: its job, and the versions of the shards' files."""
     return sha256_text(store.identity(), *versions)
 
@@ -362,7 +362,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Encoded:
         ConfigError: the parts are of different jobs or were computed differently, or shards are missing.
         DiskError: the file system refused.
     """
-    stores = [Store(Path(os.path.abspath(folder))) for folder in folders]
+    stores = [Journal(Path(os.path.abspath(folder))) for folder in folders]
     if not stores:
         raise ConfigError("nothing to merge: name the folders of parts that encode --shard wrote")
     for store in stores:
@@ -376,7 +376,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Encoded:
     return open_encoded(out)
 
 
-def _found(number: int, stores: Sequence[Store]) -> Path:
+def _found(number: int, stores: Sequence[Journal]) -> Path:
     """The file of a shard.
 
     Raises:
@@ -391,7 +391,7 @@ def _found(number: int, stores: Sequence[Store]) -> Path:
     )
 
 
-def _same_decisions(stores: Sequence[Store]) -> dict[str, Any]:
+def _same_decisions(stores: Sequence[Journal]) -> dict[str, Any]:
     """How each tower computed.
 
     Raises:

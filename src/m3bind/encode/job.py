@@ -28,12 +28,12 @@ from torch import Tensor
 
 from m3bind.core.progress import progress
 from m3bind.core.stored import read_json
-from m3bind.encode.decode_pool import Prepared, ahead
+from m3bind.encode.decode_pool import DecodedItem, ahead
 from m3bind.encode.draft import Draft
 from m3bind.encode.encoded import MARKER, Encoded, done_as, merge, open_encoded, publish
 from m3bind.encode.items import Item, Listing, Source, rows_of, version_of
-from m3bind.encode.journal import Store, head_of, write_shard
-from m3bind.encode.towers import Batches, Precision, Tower, Towers, arithmetic, batch_size, choose
+from m3bind.encode.journal import Journal, head_of, write_shard
+from m3bind.encode.towers import Batches, Precision, TowerRunner, Towers, arithmetic, batch_size, choose
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities import Cut
 from m3bind.modalities.base import get
@@ -89,7 +89,7 @@ def encode_files(
     out = Path(os.path.abspath(out))
     rank, world = _processes(space)
     with _listed(space, sources, out, modality, options) as listing:
-        job = _Job(space, out, listing, options, world)
+        job = _EncodingJob(space, out, listing, options, world)
         if not job.is_done():
             with job.begun():
                 job.run(range(rank, len(listing.names), world), f"encode into {out.name}")
@@ -132,7 +132,7 @@ def encode_share(
     if not 1 <= index <= of:
         raise ConfigError(f"share {index}/{of}: give i/n with i from 1 to n, e.g. 2/8")
     with _listed(space, sources, out, modality, options) as listing:
-        job = _Job(space, out, listing, options, world)
+        job = _EncodingJob(space, out, listing, options, world)
         mine = range((index - 1) * world + rank, len(listing.names), of * world)
         with job.begun():
             job.run(mine, f"encode share {index} of {of}")
@@ -205,12 +205,12 @@ def _settings(space: Space, options: Options) -> dict[str, Any]:
 Place = tuple[Draft, int, int]  # shard, position of the item in it, number of the input of the item
 
 
-class _Job:
+class _EncodingJob:
     """One encoding: what is done, what is to do, and doing it."""
 
     def __init__(self, space: Space, out: Path, listing: Listing, options: Options, world: int) -> None:
         self._space, self._out, self._listing = space, out, listing
-        self._settings, self._store = _settings(space, options), Store.beside(out)
+        self._settings, self._store = _settings(space, options), Journal.beside(out)
         self._store.plan(self._settings, listing.count, listing.names)
         self._workers = options.get("workers") or max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // world))
         self._versions = [version_of(rows) for _, rows in listing.shards()]
@@ -270,7 +270,7 @@ class _Job:
                 self._keep(towers.rest())
 
     def _take(
-        self, draft: Draft, position: int, prepared: Prepared, towers: Towers[Place], batches: Batches[Place]
+        self, draft: Draft, position: int, prepared: DecodedItem, towers: Towers[Place], batches: Batches[Place]
     ) -> None:
         """Hand the inputs of one item on to the towers."""
         self._bad += bool(prepared.reason)
@@ -282,7 +282,7 @@ class _Job:
                 self._keep(towers.run(batch))
             self._write_if_done(draft)
 
-    def _prepared(self, todo: set[int]) -> Iterator[tuple[tuple[Draft, int], Prepared]]:
+    def _prepared(self, todo: set[int]) -> Iterator[tuple[tuple[Draft, int], DecodedItem]]:
         """Every item of the shards `todo`, decoded."""
         rows = (
             ((draft, position), row)
@@ -294,14 +294,14 @@ class _Job:
         most = 2 * max(self._settings["batch"].values()) + self._workers
         return ahead(self._space, rows, Cut(**self._settings["cut"]), self._workers, most)
 
-    def _tower(self, modality: str, inputs: Sequence[Tensor]) -> Tower:
+    def _tower(self, modality: str, inputs: Sequence[Tensor]) -> TowerRunner:
         """The tower of a modality, as the journal says or as is measured now."""
         decision = self._store.decided(modality)
         if decision is None:
             found, why = choose(self._space, modality, inputs, self._settings["precision"])
             print(f"precision of {why}", file=sys.stderr)
             decision = self._store.decide(modality, found)
-        return Tower(self._space, modality, decision, inputs[0])
+        return TowerRunner(self._space, modality, decision, inputs[0])
 
     def _keep(self, results: Iterable[tuple[Place, Array | str]]) -> None:
         for (draft, position, number), value in results:

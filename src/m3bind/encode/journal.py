@@ -5,7 +5,7 @@
     OUT.parts/NAME.safetensors         one finished shard
     OUT.parts/lock                     held by all who work on the job, so that nobody begins another one meanwhile
 
-* `Store`: that folder. * `Shard`: what one shard holds, with everything the final folder needs of it.
+* `Journal`: that folder. * `Shard`: what one shard holds, with everything the final folder needs of it.
 
 Files appear whole or not at all, and the first who decides is right, so any number of processes may share the folder.
 A shard is named by the hash of the job's settings and of its rows.
@@ -44,7 +44,7 @@ _OURS = re.compile(r"^[0-9a-f]{32}\.safetensors$")
 _FORM = [("float32", 2), ("float32", 2), ("float64", 2), ("int64", 1)]  # of rows, part_rows, places, part_of
 
 
-class _Job(TypedDict):
+class _JobFile(TypedDict):
     """What `job.json` says."""
 
     settings: dict[str, Any]
@@ -81,7 +81,7 @@ class Shard:
     part_rows: Array  # (p, d) unit rows, or (0, d) where they are not kept
 
 
-class Store:
+class Journal:
     """The folder of parts of one encoding."""
 
     def __init__(self, folder: Path) -> None:
@@ -89,7 +89,7 @@ class Store:
         self._job: dict[str, Any] = {}
 
     @classmethod
-    def beside(cls, out: Path) -> "Store":
+    def beside(cls, out: Path) -> "Journal":
         """That of the result `out`."""
         return cls(out.with_name(f"{out.name}.parts"))
 
@@ -147,7 +147,7 @@ class Store:
         """
         path = self.folder / JOB
         job: dict[str, Any] = read_json(path)
-        checked(_Job, job, path)
+        checked(_JobFile, job, path)
         return job
 
     def _begin(self) -> None:

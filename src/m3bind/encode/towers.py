@@ -1,7 +1,7 @@
 """Image towers at work: several batches at a time, each with one thread of arithmetic, quicker copies of the networks.
 
 * `Batches`: inputs -> batches of one modality and shape, always the same ones for the same stream.
-* `Towers`: batches -> embeddings, in threads. * `choose`: how a tower computes (`Tower`), measured on a few inputs.
+* `Towers`: batches -> embeddings, in threads. * `choose`: how a tower computes (`TowerRunner`), measured on a few inputs.
 * `batch_size`: how many inputs it takes at a time.
 * `quicker`: a copy of a model with normalisation folded into convolutions.
 
@@ -96,7 +96,7 @@ def _convolutional(space: Space, modality: str) -> bool:
     return 2 * convolved > sum(map(Tensor.numel, trunk.parameters()))
 
 
-class Tower:
+class TowerRunner:
     """The image side of one modality in the form that was chosen for it."""
 
     def __init__(self, space: Space, modality: str, decision: Decision, example: Tensor) -> None:
@@ -117,10 +117,10 @@ class Tower:
 class Towers(Generic[P]):
     """Runs batches in threads. Use as a context manager."""
 
-    def __init__(self, tower: Callable[[str, Sequence[Tensor]], Tower], threads: int) -> None:
+    def __init__(self, tower: Callable[[str, Sequence[Tensor]], TowerRunner], threads: int) -> None:
         """`tower(modality, inputs)` is asked once per modality, with inputs to measure on."""
         self._make, self._threads = tower, threads
-        self._towers: dict[str, Tower] = {}
+        self._towers: dict[str, TowerRunner] = {}
         self._at_work: dict[Future[list[tuple[P, Array | str]]], int] = {}
         self._most = psutil.virtual_memory().available // SHARE
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tower")
@@ -153,7 +153,7 @@ class Towers(Generic[P]):
             yield from future.result()
 
 
-def _embed(tower: Tower, places: Sequence[P], inputs: Sequence[Tensor]) -> list[tuple[P, Array | str]]:
+def _embed(tower: TowerRunner, places: Sequence[P], inputs: Sequence[Tensor]) -> list[tuple[P, Array | str]]:
     """(place, row) of each input; the reason in place of the row where there is none."""
     try:
         return list(zip(places, tower.encode(inputs), strict=True))
@@ -189,7 +189,7 @@ def choose(space: Space, modality: str, inputs: Sequence[Tensor], precision: Pre
     if space._device().type == "cpu" and compute_dtype() is torch.float32:
         return decision, f"{modality}: float32 (no bfloat16 arithmetic in this processor)"
     some = list(inputs[:SOME])
-    forms = [Tower(space, modality, {**decision, "dtype": name}, some[0]) for name in ("float32", "bfloat16")]
+    forms = [TowerRunner(space, modality, {**decision, "dtype": name}, some[0]) for name in ("float32", "bfloat16")]
     try:
         exact, rough = (form.encode(some) for form in forms)
     except (M3BindError, RuntimeError, ValueError):
@@ -202,7 +202,7 @@ def choose(space: Space, modality: str, inputs: Sequence[Tensor], precision: Pre
     return decision, f"{modality}: {decision['dtype']} ({why})"
 
 
-def _seconds(tower: Tower, inputs: Sequence[Tensor]) -> float:
+def _seconds(tower: TowerRunner, inputs: Sequence[Tensor]) -> float:
     start = time.perf_counter()
     tower.encode(inputs)
     return time.perf_counter() - start
@@ -215,7 +215,7 @@ def _folds(space: Space, modality: str, example: Tensor) -> bool:
     inputs = list(torch.rand(FEW, *example.shape, generator=torch.Generator().manual_seed(0)))
     try:
         before, after = (
-            Tower(space, modality, {"dtype": "float32", "folded": folded}, inputs[0]).encode(inputs)
+            TowerRunner(space, modality, {"dtype": "float32", "folded": folded}, inputs[0]).encode(inputs)
             for folded in (False, True)
         )
     except Exception as error:  # a network that cannot be copied or changed stays as it is

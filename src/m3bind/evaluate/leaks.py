@@ -22,7 +22,7 @@ _BLOCK = 1024
 
 
 @dataclass(frozen=True)
-class Twin:
+class NearDuplicate:
     """A test file and the training file most like it, by their ids, with their cosine."""
 
     test: str
@@ -39,7 +39,7 @@ class LeakReport:
     set_aside: int = 0  # rows that would have leaked, which the manifest's rules took out
     contents: int = 0  # test files whose bytes are a training file's
     repeated: int = 0  # test files that occur more than once within test
-    twins: list[Twin] = field(default_factory=list)
+    twins: list[NearDuplicate] = field(default_factory=list)
     threshold: float = 1.0  # of the cosine from which on two files are near-duplicates
     seen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # subject -> names on its card that match
 
@@ -81,7 +81,7 @@ def _content(record: Record) -> str | None:
 
 def near_duplicates(
     test: ArrayLike, train: ArrayLike, ids: tuple[Sequence[str], Sequence[str]], threshold: float | None = None
-) -> tuple[list[Twin], float]:
+) -> tuple[list[NearDuplicate], float]:
     """Test files that a training file almost equals: unit rows (n, d), (m, d).
 
     Without `threshold` it is the cosine that one in a thousand training files reaches with its own nearest other
@@ -99,7 +99,7 @@ def near_duplicates(
         threshold = max(0.999, float(np.quantile(nearest, 0.999))) if len(bank) > 1 else 0.999
     best, place = _nearest(rows, bank)
     order = np.argsort(-best, kind="stable")
-    found = [Twin(ids[0][i], ids[1][place[i]], float(best[i])) for i in order if best[i] >= threshold]
+    found = [NearDuplicate(ids[0][i], ids[1][place[i]], float(best[i])) for i in order if best[i] >= threshold]
     return found, threshold
 
 

@@ -30,7 +30,7 @@ from m3bind.evaluate.retrieval import (
     text_retrieval_rows,
 )
 from m3bind.evaluate.scoring import score_rows
-from m3bind.evaluate.tables import Block, Column, Line
+from m3bind.evaluate.tables import Block, Column, TableRow
 from m3bind.evaluate.tasks import Task, concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import class_directions, evaluate_task, known_rows, task_logits
 
@@ -40,7 +40,7 @@ MOST_TRAINING = 20_000  # training images that a modality's mean is estimated on
 
 
 class Measurable(Protocol):
-    """What a protocol asks of a subject (`m3bind.experiments.evaluated_model.Subject` has it)."""
+    """What a protocol asks of a subject (`m3bind.experiments.evaluated_model.EvaluatedModel` has it)."""
 
     name: str
     seed: int
@@ -97,7 +97,7 @@ class Job:
         return " ".join(part for part in parts if part)
 
 
-def job_of(block: Block, column: Column, line: Line) -> Job:
+def job_of(block: Block, column: Column, line: TableRow) -> Job:
     """The job that gives the cell of `column` and `line`."""
     protocol = line.protocol or column.protocol
     job = partial(Job, protocol, column.dataset, column.direction or column.modality or block.modality)
@@ -116,7 +116,7 @@ def job_of(block: Block, column: Column, line: Line) -> Job:
     return job(task=column.task, text=line.text, split=column.split)
 
 
-def is_of(row: Row, column: Column, line: Line) -> bool:
+def is_of(row: Row, column: Column, line: TableRow) -> bool:
     """Whether `row`, of the cell's job, is the figure the cell shows."""
     if row.metric != column.metric or row.protocol == "calibration":
         return False

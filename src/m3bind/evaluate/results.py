@@ -228,7 +228,7 @@ def row_of(entry: Mapping[str, Any]) -> Row:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PivotCell:
     """One figure at one stage. Over several seeds: mean, spread (standard deviation) and the widest interval."""
 
     value: float
@@ -241,7 +241,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class PivotLine:
     """One figure at all stages; `cells` has a key per column of the pivot that measured it."""
 
     protocol: str
@@ -252,7 +252,7 @@ class Line:
     metric: str
     variant: str
     text_path: str  # "" unless another tower's text was used
-    cells: Mapping[str, Cell]
+    cells: Mapping[str, PivotCell]
     gallery: int | None = None
 
     @property
@@ -267,7 +267,7 @@ class Pivot:
     """Lines (figures) by columns (stages, in the order of training)."""
 
     columns: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[PivotLine, ...]
 
 
 def column(row: Row) -> str:
@@ -291,16 +291,18 @@ def pivot(rows: Iterable[Row]) -> Pivot:
     for key, cells in groups.items():
         names: dict[str, Any] = dict(zip((*_KEY, "text_path"), key))
         size = next(iter(cells.values()))[0].gallery
-        lines.append(Line(**names, cells={c: cell_of(cells[c]) for c in columns if c in cells}, gallery=size))
+        lines.append(PivotLine(**names, cells={c: cell_of(cells[c]) for c in columns if c in cells}, gallery=size))
     return Pivot(tuple(columns), tuple(lines))
 
 
-def cell_of(rows: Sequence[Row]) -> Cell:
+def cell_of(rows: Sequence[Row]) -> PivotCell:
     """Rows that differ in seed alone as one figure."""
     values = np.array([row.value for row in rows])
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     low, high = min(row.ci_low for row in rows), max(row.ci_high for row in rows)
-    return Cell(float(values.mean()), low, high, rows[0].n, float(np.mean([r.chance for r in rows])), len(rows), spread)
+    return PivotCell(
+        float(values.mean()), low, high, rows[0].n, float(np.mean([r.chance for r in rows])), len(rows), spread
+    )
 
 
 def number(value: float, metric: str = "") -> str:
@@ -310,7 +312,7 @@ def number(value: float, metric: str = "") -> str:
     return f"{value:.1f}" if metric in _RANKS else f"{value:.3f}"
 
 
-def _primary(lines: Sequence[Line]) -> list[Line]:
+def _primary(lines: Sequence[PivotLine]) -> list[PivotLine]:
     """Per zero-shot task the metric that stands for it: AUC with two classes, AUROC with several labels, else ACA."""
     wanted: dict[tuple[str, ...], str] = {}
     for line in lines:
@@ -351,7 +353,7 @@ def console(rows: Iterable[Row], title: str = "Results", intervals: bool = True)
     return table
 
 
-def _shown(cell: Cell | None, metric: str, intervals: bool) -> str:
+def _shown(cell: PivotCell | None, metric: str, intervals: bool) -> str:
     if cell is None:
         return "–"
     text = number(cell.value, metric)
@@ -363,7 +365,7 @@ def _shown(cell: Cell | None, metric: str, intervals: bool) -> str:
 # ---------------------------------------------------------------------------------------------- page
 
 
-def _html_cell(cell: Cell | None, metric: str) -> str:
+def _html_cell(cell: PivotCell | None, metric: str) -> str:
     if cell is None:
         return '<td class="num none">–</td>'
     small = f"{number(cell.ci_low, metric)}…{number(cell.ci_high, metric)}"
@@ -372,7 +374,7 @@ def _html_cell(cell: Cell | None, metric: str) -> str:
     return f'<td class="num">{number(cell.value, metric)}<small>{small}</small></td>'
 
 
-def _change(line: Line) -> str:
+def _change(line: PivotLine) -> str:
     """Last minus first; called better or worse only when the new value lies outside the first one's interval."""
     if not math.isfinite(line.change):
         return '<td class="num none">–</td>'
@@ -385,7 +387,7 @@ def _change(line: Line) -> str:
     return f'<td class="num {kind}">{arrow} {text}<small>{word}</small></td>'
 
 
-def _what(line: Line) -> str:
+def _what(line: PivotLine) -> str:
     parts = [
         line.task.replace("_", " "),
         line.variant,
@@ -397,7 +399,7 @@ def _what(line: Line) -> str:
     return f"{name}<small>{html.escape(_place(line))}</small>"
 
 
-def _place(line: Line) -> str:
+def _place(line: PivotLine) -> str:
     names = " → ".join(modality_title(m) for m in line.modality.split("->"))
     named = "mean over ordered pairs" if line.protocol == "image_to_image" else "mean over pairs of towers"
     where = named if line.modality == "mean" else names

@@ -1,6 +1,6 @@
 """Tables as data: what is measured of whom, and what the paper printed. The paper's own are in `paper.toml`.
 
-* `Table`, `Block`, `Column`, `Line`: the parts of such a file; `Printed`: one value of the paper.
+* `Table`, `Block`, `Column`, `TableRow`: the parts of such a file; `Printed`: one value of the paper.
 * `load_tables`: a packaged file by name, or any path.
 """
 
@@ -43,7 +43,7 @@ class Column(_Strict):
     percent: bool = False  # printed as 100 times the figure
 
 
-class Line(_Strict):
+class TableRow(_Strict):
     """Whom it is measured of."""
 
     method: str  # as printed
@@ -62,7 +62,7 @@ class Block(_Strict):
     name: str
     modality: str
     columns: tuple[Column, ...]
-    rows: tuple[Line, ...]
+    rows: tuple[TableRow, ...]
     note: str = ""
     reference: str = ""  # the line that others are tested against; the last one
 
@@ -104,7 +104,7 @@ class Printed:
     conflict: str = ""
 
 
-def printed(row: Line, columns: Sequence[Column], at: int) -> Printed | None:
+def printed(row: TableRow, columns: Sequence[Column], at: int) -> Printed | None:
     """The paper's value of `row` in column number `at`; None where it has none."""
     if not row.values or row.values[at] is None:
         return None

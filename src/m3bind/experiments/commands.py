@@ -26,9 +26,9 @@ from m3bind.evaluate.results import ResultTable, console, number, plain
 from m3bind.evaluate.suite import View, measure
 from m3bind.evaluate.tasks import tasks_for
 from m3bind.experiments import paper_tables
-from m3bind.experiments.evaluated_model import Subject, of_space
-from m3bind.experiments.suite import Cell, Suite, SuiteConfig, load_suite
-from m3bind.pipeline.features import Encoder
+from m3bind.experiments.evaluated_model import EvaluatedModel, of_space
+from m3bind.experiments.suite import Suite, SuiteConfig, TableCell, load_suite
+from m3bind.pipeline.features import FeatureExtractor
 from m3bind.pipeline.outputs import WIDTH
 from m3bind.pipeline.run import differences
 from m3bind.space.bundle import Space, load
@@ -79,7 +79,7 @@ def report_suite(folder: Path | None) -> str:
     return f"{paper_tables.as_text(cells)}\n\npage: {page}"
 
 
-def _json(cell: Cell) -> dict[str, Any]:
+def _json(cell: TableCell) -> dict[str, Any]:
     mine = paper_tables.ours(cell)
     return {
         "table": cell.table.number,
@@ -106,7 +106,7 @@ def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) 
     space = load(folder / "space" if (folder / "space" / "space.json").exists() else folder)
     found = read_manifest(manifest, root=root, modalities=space.modalities)
     with TemporaryDirectory() as cache:
-        subject = of_space("space", space, Encoder(FeatureCache(cache)))
+        subject = of_space("space", space, FeatureExtractor(FeatureCache(cache)))
         bad = list(found.bad)
         files: dict[str, dict[str, list[Record]]] = {split: {}, "train": {}}
         for s, part in files.items():
@@ -205,7 +205,7 @@ def leak_report(manifest: Path, root: Path | None, space: Path | None, threshold
     found = read_manifest(manifest, root=root)
     texts, leaked = [], False
     with TemporaryDirectory() as cache:
-        subject = of_space("space", load(space), Encoder(FeatureCache(cache))) if space else None
+        subject = of_space("space", load(space), FeatureExtractor(FeatureCache(cache))) if space else None
         for m in dict.fromkeys(record.modality for record in found.records):
             records = [record for record in found.records if record.modality == m]
             report = split_leaks(records, found.bad)
@@ -217,7 +217,7 @@ def leak_report(manifest: Path, root: Path | None, space: Path | None, threshold
 
 
 def _look_with(
-    subject: Subject, modality: str, records: Sequence[Record], report: LeakReport, threshold: float | None
+    subject: EvaluatedModel, modality: str, records: Sequence[Record], report: LeakReport, threshold: float | None
 ) -> None:
     """What only a space can tell: near-duplicates, and data sets that its model has seen."""
     sides = {s: subject.readable([r for r in records if r.split == s])[0] for s in ("test", "train")}

@@ -1,6 +1,6 @@
 """Whom a protocol measures: a published model alone, or a bound space. Frozen towers run over a file or text once.
 
-* `SubjectSource`: where it is; `source_hash`. * `Subject`: images, features, texts, scores of labels. * `open_subject`.
+* `SubjectSource`: where it is; `source_hash`. * `EvaluatedModel`: images, features, texts, scores of labels. * `open_subject`.
 
 Shapes: n files, p texts, d joint dimension, f width of the image trunk's features, k labels.
 """
@@ -26,7 +26,7 @@ from m3bind.experiments.lora_finetune import LoraFinetune, finetune_of
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder
 from m3bind.models.weights.checkpoint import hash_state
-from m3bind.pipeline.features import WIDE, Encoder
+from m3bind.pipeline.features import WIDE, FeatureExtractor
 from m3bind.pipeline.outputs import open_run, see_finished, space_of
 from m3bind.pipeline.run import Run
 from m3bind.space.bundle import STUDENT, Space, load
@@ -59,13 +59,13 @@ class SubjectSource(BaseModel):
 
 
 @dataclass
-class Subject:
+class EvaluatedModel:
     """Models by modality, and for a space the way into it. `fingerprint` is the hash of all weights."""
 
     name: str
     models: dict[str, DualEncoder]
     fingerprint: str
-    encoder: Encoder
+    encoder: FeatureExtractor
     space: Space | None = None
     any_modality: bool = False  # a model that takes pictures of every modality
     seed: int = 0  # of the run it comes from
@@ -200,7 +200,7 @@ def _content_hash(path: str, size: int, modified: int) -> str:
     return sha256_file(path)
 
 
-def open_subject(name: str, source: SubjectSource, modality: str, cache: Path) -> list[Subject]:
+def open_subject(name: str, source: SubjectSource, modality: str, cache: Path) -> list[EvaluatedModel]:
     """The subject, or one per seed of an ablation; `modality` is what a lone model is asked about.
 
     Raises:
@@ -208,10 +208,10 @@ def open_subject(name: str, source: SubjectSource, modality: str, cache: Path) -
         CheckpointError: weights that cannot be read or do not fit.
     """
     _there(source)
-    encoder = Encoder(FeatureCache(cache))
+    encoder = FeatureExtractor(FeatureCache(cache))
     if source.model:
         model = registry.load(source.model, source.checkpoint, **source.settings)
-        return [Subject(name, {modality: model}, hash_state(model.state_dict()), encoder, any_modality=True)]
+        return [EvaluatedModel(name, {modality: model}, hash_state(model.state_dict()), encoder, any_modality=True)]
     if source.space:
         return [of_space(name, load(source.space), encoder)]
     if source.run:
@@ -238,13 +238,15 @@ def ablated_runs(folder: Path, variant: str) -> list[Run]:
     return runs
 
 
-def of_space(name: str, space: Space, encoder: Encoder, fingerprint: str = "", seed: int = 0) -> Subject:
+def of_space(
+    name: str, space: Space, encoder: FeatureExtractor, fingerprint: str = "", seed: int = 0
+) -> EvaluatedModel:
     """A space as a subject."""
     models = {m: space.model(m) for m in space.modalities}
-    return Subject(name, models, fingerprint or space.fingerprint, encoder, space, seed=seed)
+    return EvaluatedModel(name, models, fingerprint or space.fingerprint, encoder, space, seed=seed)
 
 
-def _of_run(name: str, run: Run, stage: Stage) -> Subject:
+def _of_run(name: str, run: Run, stage: Stage) -> EvaluatedModel:
     see_finished(run, stage)
     until = {"unbound": "pretrain", "closed_form": "closed_form", "bound": "align", "distilled": "distill"}[stage]
     run.fit(until, evaluate=False)

@@ -28,7 +28,7 @@ from m3bind.evaluate.adapters import Adapter, Problem, Samples, Scorer
 from m3bind.evaluate.adapters.descent import task_loss
 from m3bind.evaluate.estimate import Floats
 from m3bind.models.base import DualEncoder
-from m3bind.pipeline.features import WIDE, Encoder
+from m3bind.pipeline.features import WIDE, FeatureExtractor
 from m3bind.training import loop
 
 Inputs = Callable[[Sequence[str]], NDArray[np.float32]]  # ids of files -> what the model's `preprocess` makes of them
@@ -68,7 +68,7 @@ class LoraFinetune(Adapter):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(problem.seed)
             inject(twin, "image", self.lora)
-            tower = _Tower(twin, np.asarray(train.features), len(problem.classes))
+            tower = _TunedTower(twin, np.asarray(train.features), len(problem.classes))
         freeze_drifting(tower.trunk)
         size = len(train)
         steps = min(self.epochs * (size // min(self.settings.batch, size)), self.most_steps)
@@ -89,7 +89,7 @@ class LoraFinetune(Adapter):
 
 
 def finetune_of(
-    model: DualEncoder, records: Sequence[Record], encoder: Encoder, folder: Path, **options: Any
+    model: DualEncoder, records: Sequence[Record], encoder: FeatureExtractor, folder: Path, **options: Any
 ) -> LoraFinetune:
     """The method for samples whose ids are those of `records`; `options` as in `LoraFinetune`."""
     place = {record.id: i for i, record in enumerate(records)}
@@ -109,7 +109,7 @@ def _with_own_trunk(model: DualEncoder) -> DualEncoder:
     return twin
 
 
-class _Tower(nn.Module):
+class _TunedTower(nn.Module):
     """Inputs (n, ...) -> logits (n, c)."""
 
     mean: Tensor
@@ -135,7 +135,7 @@ class _Stage:
 
     name = "lora_finetune"
 
-    def __init__(self, tower: _Tower, samples: Samples, inputs: Inputs, batch: int, seed: int) -> None:
+    def __init__(self, tower: _TunedTower, samples: Samples, inputs: Inputs, batch: int, seed: int) -> None:
         self.tower, self.samples, self.inputs = tower, samples, inputs
         self.sampler = EpochSampler(len(samples), batch, seed, "finetune")
         truth = torch.from_numpy(samples.labels)

@@ -53,7 +53,7 @@ TESTED = ("zero-shot", "patient R@10", "concept AUC", "concept P@5")  # compared
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodRow:
     """One row: what it changes in `align`; None is no binding at all."""
 
     title: str
@@ -65,24 +65,24 @@ def _other(method: str, **options: Any) -> dict[str, Any]:
     return {"method": method, "options": options, **plain}
 
 
-ENTRIES: dict[str, Entry] = {
-    "unbound": Entry("towers as they are, brought to one dimension", None),
-    "procrustes": Entry("rotation, closed form", _other("procrustes")),
-    "procrustes_fit": Entry("the same, fitted on centred texts", _other("procrustes", center="fit")),
-    "procrustes_readd": Entry("the same, means replaced by a common one", _other("procrustes", center="fit+readd")),
-    "relative": Entry("relative representations, anchors = dim", _other("relative")),
-    "cmcr": Entry("C-MCR, soft pairs weighted by confidence", _other("cmcr")),
-    "cmcr_plain": Entry("C-MCR, soft pairs alike (as printed)", _other("cmcr", weighted=False)),
-    "exmcr": Entry("Ex-MCR into the Procrustes mean", _other("exmcr")),
-    "textme": Entry("TextME onto the Procrustes mean", _other("textme")),
-    "m3bind_literal": Entry("the paper's stage 1 as printed", {**_other("m3bind"), **LITERAL["align"]}),
-    "m3bind_sensible": Entry("the paper's stage 1 read sensibly", {**_other("m3bind"), **SENSIBLE["align"]}),
-    DEFAULT: Entry("the recipe of the settings"),
-    "medbind_bridges": Entry("MedBind_BD's losses: paired upper bound", _other("medbind_bridges")),
+ENTRIES: dict[str, MethodRow] = {
+    "unbound": MethodRow("towers as they are, brought to one dimension", None),
+    "procrustes": MethodRow("rotation, closed form", _other("procrustes")),
+    "procrustes_fit": MethodRow("the same, fitted on centred texts", _other("procrustes", center="fit")),
+    "procrustes_readd": MethodRow("the same, means replaced by a common one", _other("procrustes", center="fit+readd")),
+    "relative": MethodRow("relative representations, anchors = dim", _other("relative")),
+    "cmcr": MethodRow("C-MCR, soft pairs weighted by confidence", _other("cmcr")),
+    "cmcr_plain": MethodRow("C-MCR, soft pairs alike (as printed)", _other("cmcr", weighted=False)),
+    "exmcr": MethodRow("Ex-MCR into the Procrustes mean", _other("exmcr")),
+    "textme": MethodRow("TextME onto the Procrustes mean", _other("textme")),
+    "m3bind_literal": MethodRow("the paper's stage 1 as printed", {**_other("m3bind"), **LITERAL["align"]}),
+    "m3bind_sensible": MethodRow("the paper's stage 1 read sensibly", {**_other("m3bind"), **SENSIBLE["align"]}),
+    DEFAULT: MethodRow("the recipe of the settings"),
+    "medbind_bridges": MethodRow("MedBind_BD's losses: paired upper bound", _other("medbind_bridges")),
 }
 
 
-def entry_config(base: RunConfig, entry: Entry, seed: int) -> RunConfig:
+def entry_config(base: RunConfig, entry: MethodRow, seed: int) -> RunConfig:
     """The settings of one row and seed: options and post steps are the row's own, all else the base's."""
     tree = base.model_dump(mode="json")
     tree["seed"] = seed
@@ -121,7 +121,9 @@ def _compare_methods(config: RunConfig, folder: Path, seeds: Sequence[int], only
     names = [n for n in ENTRIES if not only or n in only or n == DEFAULT]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in seeds:
-        towers = _Towers(entry_config(config, Entry("", None), seed), folder / f"seed{seed}", folder.parent / "cache")
+        towers = _Towers(
+            entry_config(config, MethodRow("", None), seed), folder / f"seed{seed}", folder.parent / "cache"
+        )
         for name in names:
             log.info("%s, seed %d", name, seed)
             found[name].append(_kept(config, name, seed, towers))

@@ -1,7 +1,7 @@
 """The paper's tables beside ours: value, difference, interval, what differs in the set-up, what is missing and why.
 
 * `as_text`: for the terminal. * `write_page`: tables.html. * `coverage`: data set x protocol. * `few_shot_plots`:
-  accuracy against shots (the paper's Figure 3). * `tested`: each line against its block's reference, paired.
+  accuracy against shots (the paper's Figure 3). * `significance`: each line against its block's reference, paired.
 """
 
 import html
@@ -17,15 +17,15 @@ from m3bind.core.files import write_text
 from m3bind.evaluate.compare import Difference, holm, paired
 from m3bind.evaluate.results import Row, cell_of, html_table, pivot
 from m3bind.evaluate.tables import Block, TableFile
-from m3bind.experiments.suite import Cell
+from m3bind.experiments.suite import TableCell
 from m3bind.report.page import Section, figure, page
-from m3bind.report.plots import Picture, Theme, draw
+from m3bind.report.plots import Plot, Theme, draw
 
 SHAPES = "osD^vP*X"
 
 
 @dataclass(frozen=True)
-class Ours:
+class OurResult:
     """Our figure in the units the paper prints: mean over seeds, spread, interval of the bootstrap (patients)."""
 
     value: float
@@ -37,14 +37,14 @@ class Ours:
     gallery: int | None
 
 
-def ours(cell: Cell) -> Ours | None:
+def ours(cell: TableCell) -> OurResult | None:
     """Our figure of a cell; None where there is none."""
     if not cell.rows:
         return None
     found, scale = cell_of(cell.rows), 100.0 if cell.column.percent else 1.0
     spread = found.spread * scale if found.seeds > 1 else None
     values = (found.value * scale, found.ci_low * scale, found.ci_high * scale, found.chance * scale)
-    return Ours(values[0], spread, values[1], values[2], found.n, values[3], cell.rows[0].gallery)
+    return OurResult(values[0], spread, values[1], values[2], found.n, values[3], cell.rows[0].gallery)
 
 
 def _number(value: float | None, percent: bool) -> str:
@@ -53,7 +53,7 @@ def _number(value: float | None, percent: bool) -> str:
     return f"{value:.2f}" if percent else f"{value:.3f}"
 
 
-def _paper(cell: Cell) -> str:
+def _paper(cell: TableCell) -> str:
     if cell.paper is None:
         return "–"
     scale = 100 if cell.column.percent else 1
@@ -63,18 +63,18 @@ def _paper(cell: Cell) -> str:
     return text + (" [!]" if cell.paper.conflict else "")
 
 
-def _mine(found: Ours, percent: bool) -> str:
+def _mine(found: OurResult, percent: bool) -> str:
     return _number(found.value, percent) + (f" ± {_number(found.spread, percent)}" if found.spread is not None else "")
 
 
-def _difference(cell: Cell, found: Ours) -> str:
+def _difference(cell: TableCell, found: OurResult) -> str:
     if cell.paper is None:
         return "–"
     change = found.value - cell.paper.value * (100 if cell.column.percent else 1)
     return f"{change:+.2f}" if cell.column.percent else f"{change:+.3f}"
 
 
-def tested(cells: Sequence[Cell]) -> dict[tuple[int, str, str, str], Difference]:
+def significance(cells: Sequence[TableCell]) -> dict[tuple[int, str, str, str], Difference]:
     """Table, block, method and column -> the cell minus the block's reference line; p corrected (Holm) per table."""
     found: dict[tuple[int, str, str, str], Difference] = {}
     for number, group in groupby(cells, key=lambda cell: cell.table.number):
@@ -90,11 +90,11 @@ def tested(cells: Sequence[Cell]) -> dict[tuple[int, str, str, str], Difference]
     return found
 
 
-def _key(cell: Cell) -> tuple[int, str, str, str]:
+def _key(cell: TableCell) -> tuple[int, str, str, str]:
     return cell.table.number, cell.block.name, cell.line.method, cell.column.name
 
 
-def _against(cell: Cell, difference: Difference | None) -> str:
+def _against(cell: TableCell, difference: Difference | None) -> str:
     """The difference to the reference line in words; "" for the reference itself."""
     if difference is None:
         return ""
@@ -105,17 +105,17 @@ def _against(cell: Cell, difference: Difference | None) -> str:
     return f"{text}, p {difference.p:.2g}" + (" *" if difference.significant else "")
 
 
-def conflicts(cells: Iterable[Cell]) -> list[str]:
+def conflicts(cells: Iterable[TableCell]) -> list[str]:
     """What the paper says elsewhere about a value it prints, one sentence per cell."""
     return [f"{cell.title}: {cell.paper.conflict}" for cell in cells if cell.paper and cell.paper.conflict]
 
 
-def contaminated(cells: Iterable[Cell]) -> list[str]:
+def contaminated(cells: Iterable[TableCell]) -> list[str]:
     """Whose figures owe something to training data, by the models' cards."""
     return list(dict.fromkeys(f"{c.line.method}, {c.column.dataset}: {', '.join(c.seen)}" for c in cells if c.seen))
 
 
-def _blocks(cells: Sequence[Cell]) -> list[tuple[int, str, Block, list[Cell]]]:
+def _blocks(cells: Sequence[TableCell]) -> list[tuple[int, str, Block, list[TableCell]]]:
     groups = groupby(cells, key=lambda cell: (cell.table.number, cell.table.title, cell.block.name))
     return [(number, title, (found := list(part))[0].block, found) for (number, title, _), part in groups]
 
@@ -123,10 +123,10 @@ def _blocks(cells: Sequence[Cell]) -> list[tuple[int, str, Block, list[Cell]]]:
 # ---- for the terminal ------------------------------------------------------------------------------------------------
 
 
-def as_text(cells: Sequence[Cell]) -> str:
+def as_text(cells: Sequence[TableCell]) -> str:
     """Every cell: paper | ours | difference | interval, or why there is nothing; conflicts and set-up below."""
     lines: list[str] = []
-    differences = tested(cells)
+    differences = significance(cells)
     for number, title, block, found in _blocks(cells):
         lines += ["", f"Table {number}, {block.name} ({title})"]
         rows = [("method", "figure", "paper", "ours", "difference", "interval", "n", "chance", "against the reference")]
@@ -162,7 +162,7 @@ def as_text(cells: Sequence[Cell]) -> str:
 # ---- coverage --------------------------------------------------------------------------------------------------------
 
 
-def coverage(cells: Sequence[Cell]) -> dict[tuple[str, str], tuple[int, int]]:
+def coverage(cells: Sequence[TableCell]) -> dict[tuple[str, str], tuple[int, int]]:
     """(data set, protocol) -> cells computed, cells of the paper."""
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for cell in cells:
@@ -172,7 +172,7 @@ def coverage(cells: Sequence[Cell]) -> dict[tuple[str, str], tuple[int, int]]:
     return found
 
 
-def coverage_text(cells: Sequence[Cell]) -> str:
+def coverage_text(cells: Sequence[TableCell]) -> str:
     """The same as a table: one line per data set, one column per protocol, "computed/wanted"."""
     found = coverage(cells)
     sets, protocols = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
@@ -188,11 +188,11 @@ def coverage_text(cells: Sequence[Cell]) -> str:
 
 
 def write_page(
-    cells: Sequence[Cell], tables: TableFile, folder: Path, name: str, calibration: Sequence[Row] = ()
+    cells: Sequence[TableCell], tables: TableFile, folder: Path, name: str, calibration: Sequence[Row] = ()
 ) -> Path:
     """folder/tables.html with every table, few-shot plots, calibration, coverage and conflicts; returns its path."""
     sections: list[Section] = []
-    differences = tested(cells)
+    differences = significance(cells)
     for number, group in groupby(_blocks(cells), key=lambda part: part[0]):
         parts = list(group)
         body = "".join(_html_block(block, found, differences) for _, _, block, found in parts)
@@ -221,7 +221,7 @@ def write_page(
 
 
 def _html_block(
-    block: Block, cells: Sequence[Cell], differences: Mapping[tuple[int, str, str, str], Difference]
+    block: Block, cells: Sequence[TableCell], differences: Mapping[tuple[int, str, str, str], Difference]
 ) -> str:
     heads = "".join(f'<th scope="col" class="num">{html.escape(column.name)}</th>' for column in block.columns)
     body = []
@@ -244,7 +244,7 @@ def _html_block(
     )
 
 
-def _html_cell(cell: Cell, test: Difference | None) -> str:
+def _html_cell(cell: TableCell, test: Difference | None) -> str:
     mine, percent = ours(cell), cell.column.percent
     printed = f"<small>paper {html.escape(_paper(cell))}</small>" if cell.paper else ""
     if mine is None:
@@ -260,7 +260,7 @@ def _html_cell(cell: Cell, test: Difference | None) -> str:
     return f'<td class="num">{_mine(mine, percent)}{small}{printed}{change}</td>'
 
 
-def _html_coverage(cells: Sequence[Cell]) -> str:
+def _html_coverage(cells: Sequence[TableCell]) -> str:
     found = coverage(cells)
     sets, protocols = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     heads = "".join(f'<th scope="col" class="num">{html.escape(p.replace("_", " "))}</th>' for p in protocols)
@@ -281,12 +281,12 @@ def _html_coverage(cells: Sequence[Cell]) -> str:
 # ---- Figure 3 --------------------------------------------------------------------------------------------------------
 
 
-def few_shot_plots(cells: Sequence[Cell]) -> dict[str, Picture]:
+def few_shot_plots(cells: Sequence[TableCell]) -> dict[str, Plot]:
     """Heading -> figure against the amount of training data, a line per method, the paper's values dashed.
 
     One plot for each data set, task and metric of which at least one of our figures is there.
     """
-    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    groups: dict[tuple[str, str, str], list[TableCell]] = {}
     for cell in cells:
         if cell.column.protocol == "few_shot":
             name = f"{cell.column.dataset}, {cell.column.task.replace('_', ' ')}"
@@ -298,7 +298,7 @@ def few_shot_plots(cells: Sequence[Cell]) -> dict[str, Picture]:
     }
 
 
-def few_shot_plot(cells: Sequence[Cell], name: str, metric: str, unit: str) -> Picture:
+def few_shot_plot(cells: Sequence[TableCell], name: str, metric: str, unit: str) -> Plot:
     """The plot of one data set, task and metric."""
     methods = list(dict.fromkeys(cell.line.method for cell in cells))
     amounts = sorted({cell.column.amount for cell in cells})

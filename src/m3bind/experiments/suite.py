@@ -35,8 +35,8 @@ from m3bind.evaluate.datasets import Dataset, DatasetSource, load_dataset
 from m3bind.evaluate.leaks import seen_by
 from m3bind.evaluate.protocols import Job, Measure, carry_out, is_of, job_of, task_hash, why_not
 from m3bind.evaluate.results import ResultTable, Row
-from m3bind.evaluate.tables import Block, Column, Line, Printed, Table, load_tables, printed
-from m3bind.experiments.evaluated_model import Subject, SubjectSource, open_subject, source_hash
+from m3bind.evaluate.tables import Block, Column, Printed, Table, TableRow, load_tables, printed
+from m3bind.experiments.evaluated_model import EvaluatedModel, SubjectSource, open_subject, source_hash
 from m3bind.privacy import shown
 
 log = logging.getLogger(__name__)
@@ -83,12 +83,12 @@ def load_suite(source: str, overrides: Sequence[str] = ()) -> SuiteConfig:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell of a table: what the paper printed, our rows (one per seed), or why there are none."""
 
     table: Table
     block: Block
-    line: Line
+    line: TableRow
     column: Column
     paper: Printed | None
     rows: tuple[Row, ...] = ()
@@ -105,7 +105,7 @@ class Cell:
 class _Work:
     """What one call of `run` opens on its way, kept as long as it is of use."""
 
-    subjects: dict[str, list[Subject]] = field(default_factory=dict)
+    subjects: dict[str, list[EvaluatedModel]] = field(default_factory=dict)
     bad: dict[str, BadRow] = field(default_factory=dict)
 
 
@@ -125,7 +125,7 @@ class Suite:
 
     # ---- what there is to do
 
-    def places(self) -> Iterator[tuple[Table, Block, Line, int]]:
+    def places(self) -> Iterator[tuple[Table, Block, TableRow, int]]:
         """Every cell's table, block, line and number of the column."""
         for table in self.tables.table:
             for block in table.block:
@@ -265,7 +265,7 @@ class Suite:
 
     # ---- what there is
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[TableCell]:
         """Every cell of every table, with our rows or why there are none."""
         path = self.folder / "missing.json"
         missing: dict[str, str] = dict(read_json(path)) if path.is_file() else {}
@@ -281,7 +281,7 @@ class Suite:
             if rows and not mine:
                 reason = why_not(job, column, rows)
             paper = printed(line, block.columns, number)
-            cells.append(Cell(table, block, line, column, paper, mine, reason, seen if mine else ()))
+            cells.append(TableCell(table, block, line, column, paper, mine, reason, seen if mine else ()))
         return cells
 
     def calibration(self) -> list[Row]:
@@ -303,7 +303,7 @@ class Suite:
         return (), missing.get(f"{subject}: {job.title}", "not computed yet"), ()
 
 
-def _seen(subjects: Sequence[Subject], job: Job) -> tuple[str, ...]:
+def _seen(subjects: Sequence[EvaluatedModel], job: Job) -> tuple[str, ...]:
     """Entries of the subject's cards that name the job's data set."""
     names = known_as(job.dataset)
     found = {e for one in subjects for m in job.modality.split("->") for e in seen_by(one.training_data(m), names)}

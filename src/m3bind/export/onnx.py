@@ -74,7 +74,7 @@ class Parity:
         return f"{self.name}: {self.file}, opset {self.opset}, {figures} over {self.items} items"
 
 
-class ImageTower(nn.Module):
+class ExportedImageTower(nn.Module):
     """Image tower, head and bridge of a modality: (n, ...) -> (n, d) unit rows."""
 
     def __init__(self, model: DualEncoder, bridge: BaseBridge) -> None:
@@ -152,7 +152,7 @@ def _image(space: Space, folder: Path, name: str, inputs: Inputs) -> Parity:
     rows += [rows[0] * 0.9 + 0.01] * max(0, 2 - len(rows))  # at least two items
     batch = torch.stack(rows)
     with evaluating(model, bridge):
-        return _finish(parity, ImageTower(model, bridge), [(batch,), (batch[:1],)], folder)
+        return _finish(parity, ExportedImageTower(model, bridge), [(batch,), (batch[:1],)], folder)
 
 
 def _finish(parity: Parity, module: nn.Module, batches: Sequence[tuple[Tensor, ...]], folder: Path) -> Parity:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from m3bind.core.files import write_json
 from m3bind.errors import ConfigError
-from m3bind.models.layers.heads import Adapter, Mlp
+from m3bind.models.layers.heads import Mlp, ResidualHead
 from m3bind.models.layers.text_encoder import TextEncoder
 
 _SPECIAL = {
@@ -72,7 +72,7 @@ def plain_layers(encoder: TextEncoder) -> nn.Sequential:
     head: Any = encoder.head
     if isinstance(head, nn.Linear):
         layers.append(_linear(head.weight, head.bias))
-    elif isinstance(head, Adapter):
+    elif isinstance(head, ResidualHead):
         layers += _adapter(head)
     elif isinstance(head, Mlp):
         layers += _mlp(head)
@@ -89,7 +89,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return made
 
 
-def _adapter(head: Adapter) -> list[nn.Module]:
+def _adapter(head: ResidualHead) -> list[nn.Module]:
     """y = W (x' + V2 gelu(V1 x' + b1) + b2) without the residual: z = gelu(z) - gelu(-z) carries W x' past the GELU."""
     w, v1, v2 = (part.weight.detach().double() for part in (head.out, head.inner, head.outer))
     narrow = w if w.shape[0] <= w.shape[1] else torch.eye(w.shape[1], dtype=w.dtype)  # (d, f) or (f, f)

@@ -3,7 +3,7 @@
     unit -> looked at (spooled) -> with what made the item before -> decoded in a child process -> embedded
          -> kept files, where asked for -> index.upsert -> out of the spool
 
-* `Encoder`: a step at a time, or until it is told to stop.
+* `SpoolEncoder`: a step at a time, or until it is told to stop.
 
 A process that is killed anywhere between leaves the objects in the spool, and the next one resumes; an item that was
 written twice is the same item. Objects that made an item already are not encoded again, unless their content changed.
@@ -28,10 +28,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from m3bind.encode.decode_pool import Prepared, ahead
+from m3bind.encode.decode_pool import DecodedItem, ahead
 from m3bind.errors import DiskError, M3BindError, UnknownNameError
 from m3bind.hospital.spool import REPLACED, SUFFIX, Spool
-from m3bind.hospital.spooled import Damaged, Facts, counted, doubts, look
+from m3bind.hospital.spooled import ObjectFacts, SpoolFileError, counted, doubts, look
 from m3bind.hospital.tags import SERIES
 from m3bind.index.base import DOUBTS, INCOMPLETE, KEY, Index
 from m3bind.index.calibration import calibrate
@@ -58,7 +58,7 @@ class _Taken:
 
     path: Path  # a file, or the folder of a series
     objects: dict[str, str]  # object -> digest
-    first: Facts
+    first: ObjectFacts
     incomplete: str  # why it may be; "" where nothing speaks against it
 
     def item(self, unit: str, modality: str) -> dict[str, str]:
@@ -69,7 +69,7 @@ class _Taken:
         return found | ({INCOMPLETE: self.incomplete} if self.incomplete else {})
 
 
-class Encoder:
+class SpoolEncoder:
     """Turns complete units of a spool into items of an index. One thread calls it."""
 
     def __init__(self, space: Space, index: Index, spool: Spool, keep: Path | None = None) -> None:
@@ -199,18 +199,18 @@ class Encoder:
             _link(facts.path, folder / f"{name}{SUFFIX}")
         return _Taken(folder if together else first.path, digests, first, incomplete)
 
-    def _looked_at(self, unit: str, files: Sequence[Path]) -> tuple[dict[str, Facts], int]:
+    def _looked_at(self, unit: str, files: Sequence[Path]) -> tuple[dict[str, ObjectFacts], int]:
         """The objects of a unit; those that cannot be used are quarantined and counted."""
         found, lost = {}, 0
         for path in files:
             try:
                 found[path.stem] = look(path)
-            except Damaged as damaged:
+            except SpoolFileError as damaged:
                 self._spool.quarantine.take_file(path, unit, damaged.reason)
                 lost += 1
         return found, lost
 
-    def _earlier(self, unit: str, modality: str, known: bool) -> dict[str, Facts]:
+    def _earlier(self, unit: str, modality: str, known: bool) -> dict[str, ObjectFacts]:
         """Objects that came for a series before: kept, held, or quarantined because they were too few."""
         files = self._spool.earlier(unit, known)
         if self._keep is not None and known:
@@ -220,7 +220,7 @@ class Encoder:
         for name, path in files.items():
             try:
                 found[name] = look(path)
-            except Damaged:  # it lies where it lies; what was lost with it is missed by its number or place
+            except SpoolFileError:  # it lies where it lies; what was lost with it is missed by its number or place
                 continue
         return found
 
@@ -259,7 +259,7 @@ class Encoder:
 
     # -- into the index ------------------------------------------------------------------------------------------------
 
-    def _embedded(self, prepared: Prepared) -> Array | str:
+    def _embedded(self, prepared: DecodedItem) -> Array | str:
         """The unit row (d,) of an item, the mean of its parts; or why there is none."""
         try:
             parts = [

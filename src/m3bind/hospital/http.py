@@ -36,7 +36,7 @@ from m3bind.hospital.answers import (
     printable,
     seconds,
 )
-from m3bind.hospital.watch import Watch
+from m3bind.hospital.watch import AnswerTimer
 
 PAUSE, LONGEST = 0.5, 30.0  # seconds: the first pause, and the longest
 OPENED = 1_000_000  # brackets of a JSON answer: what it may cost in memory
@@ -211,7 +211,7 @@ class Web:
     ) -> T:
         import httpx
 
-        with Watch(2 * self.bounds.silence, self.bounds.rate, end, self._stream) as watch:
+        with AnswerTimer(2 * self.bounds.silence, self.bounds.rate, end, self._stream) as watch:
             try:
                 with self._client.stream(
                     method,

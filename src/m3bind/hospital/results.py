@@ -18,7 +18,7 @@ from m3bind.errors import ConfigError
 from m3bind.hospital.deidentify import Origin
 from m3bind.index.base import INCOMPLETE, Index
 from m3bind.index.calibration import calibration_of
-from m3bind.search.zero_shot import Judge, labels_of
+from m3bind.search.zero_shot import ZeroShotClassifier, labels_of
 from m3bind.space.bundle import Space
 
 NOTICE = "RESEARCH USE ONLY. Made by an algorithm, not reviewed by a physician; not for diagnosis or treatment."
@@ -62,7 +62,7 @@ def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[
         raise ConfigError(f"{index.uri} is gap-corrected, for image search only; results need an index without")
     table, rows = index.items(items), index.vectors(items)
     incomplete = dict(zip(items, table[INCOMPLETE] if INCOMPLETE in table else [""] * len(items)))
-    judge = Judge(space, index, calibration_of(index), labels_of(index))
+    judge = ZeroShotClassifier(space, index, calibration_of(index), labels_of(index))
     found: dict[str, Finding] = {}
     for modality in dict.fromkeys(table["modality"]):
         own = (table["modality"] == modality).to_numpy()

@@ -1,6 +1,6 @@
 """One of our own files in the spool, looked at before it is used; and whether the files of a series are all of it.
 
-* `look`: file -> `Facts`; a file that is damaged, foreign or no file at all is refused with a reason.
+* `look`: file -> `ObjectFacts`; a file that is damaged, foreign or no file at all is refused with a reason.
 * `doubts`: why an item made of some objects may be incomplete; nothing where nothing speaks against it.
 """
 
@@ -24,7 +24,7 @@ _KEYWORDS = ("SOPClassUID", "PatientID", "StudyDate", "InstanceNumber", "ImagePo
 _LAZY = 1024  # bytes of a value that is not read
 
 
-class Damaged(M3BindError):
+class SpoolFileError(M3BindError):
     """A file in the spool that cannot be used; `reason` says why, without its name."""
 
     def __init__(self, reason: str) -> None:
@@ -33,7 +33,7 @@ class Damaged(M3BindError):
 
 
 @dataclass(frozen=True)
-class Facts:
+class ObjectFacts:
     """What an object in the spool says of itself."""
 
     path: Path
@@ -51,42 +51,42 @@ class Facts:
         return STORAGE[self.sop_class]
 
 
-def look(path: Path) -> Facts:
+def look(path: Path) -> ObjectFacts:
     """Read the header of one of our own files, and see that the file is whole.
 
     Raises:
         Damaged: it cannot be opened or read, is cut short, or is not one that was de-identified here.
     """
     if path.is_symlink() or not path.is_file():
-        raise Damaged("not a regular file")
+        raise SpoolFileError("not a regular file")
     try:
         if not path.stat().st_size:
-            raise Damaged("an empty file")
+            raise SpoolFileError("an empty file")
         digest = sha256_file(path)
     except OSError as error:
-        raise Damaged(f"cannot be opened ({error.strerror})") from None
+        raise SpoolFileError(f"cannot be opened ({error.strerror})") from None
     try:
         with quiet():
             return _facts(path, digest)
-    except (Damaged, MemoryError):
+    except (SpoolFileError, MemoryError):
         raise
     except Exception:  # pydicom raises anything for damaged files
-        raise Damaged("not a readable DICOM file: damaged, or something else") from None
+        raise SpoolFileError("not a readable DICOM file: damaged, or something else") from None
 
 
-def _facts(path: Path, digest: str) -> Facts:
+def _facts(path: Path, digest: str) -> ObjectFacts:
     import pydicom
 
     dataset = pydicom.dcmread(path, defer_size=_LAZY, specific_tags=list(_KEYWORDS))
     sop_class = str(dataset.get("SOPClassUID", ""))
     if sop_class not in STORAGE or str(dataset.get("DeidentificationMethod", "")) != METHOD:
-        raise Damaged("not a file that was de-identified here")
+        raise SpoolFileError("not a file that was de-identified here")
     for keyword in PIXELS:
         element = dataset.get_item(keyword, keep_deferred=True) if keyword in dataset else None
         length, start = getattr(element, "length", 0), getattr(element, "value_tell", 0)
         if element is not None and length != UNKNOWN_LENGTH and start + length > path.stat().st_size:
-            raise Damaged("cut short")
-    return Facts(
+            raise SpoolFileError("cut short")
+    return ObjectFacts(
         path,
         digest,
         sop_class,
@@ -107,7 +107,7 @@ def _several(value: Any, count: int) -> tuple[float, ...]:
     return found if len(found) == count else ()
 
 
-def doubts(objects: Sequence[Facts], expected: int = 0) -> list[str]:
+def doubts(objects: Sequence[ObjectFacts], expected: int = 0) -> list[str]:
     """Why a series made of these objects may be incomplete. `expected`: how many the archive counts, 0: unknown."""
     found = []
     if expected > len(objects):
@@ -117,7 +117,7 @@ def doubts(objects: Sequence[Facts], expected: int = 0) -> list[str]:
     return found
 
 
-def _numbers(objects: Sequence[Facts]) -> str:
+def _numbers(objects: Sequence[ObjectFacts]) -> str:
     """What is missing among the instance numbers; a numbering with a step of its own has no gaps."""
     numbers = sorted({one.number for one in objects if one.number is not None})
     if len(numbers) < 2:
@@ -130,7 +130,7 @@ def _numbers(objects: Sequence[Facts]) -> str:
     return f"its numbers begin at {numbers[0]}" if numbers[0] > max(usual, 1) else ""
 
 
-def _positions(objects: Sequence[Facts]) -> str:
+def _positions(objects: Sequence[ObjectFacts]) -> str:
     """Gaps between the slices of the largest stack."""
     stacks: dict[tuple[float, ...], list[tuple[float, ...]]] = defaultdict(list)
     for one in objects:

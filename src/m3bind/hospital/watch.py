@@ -1,6 +1,6 @@
 """Who ends a connection that takes too long, whatever part of an answer is waited for.
 
-* `Watch`: around one request. Time limits of a client count from byte to byte, so a server that sends one byte a
+* `AnswerTimer`: around one request. Time limits of a client count from byte to byte, so a server that sends one byte a
   second, in the head, in the middle of a chunk's length or in the body, keeps it busy for ever; this one counts all.
 """
 
@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 
-class Watch:
+class AnswerTimer:
     """A thread that ends the connection when an answer is too slow; `late` then says why, else it is ""."""
 
     def __init__(self, grace: float, rate: float, end: float, stream: Any = None) -> None:

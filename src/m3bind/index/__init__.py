@@ -1,6 +1,6 @@
 """Embeddings that are kept and searched: one folder here, or Milvus elsewhere, behind one interface.
 
-* `base`: the interface `Index`, conditions `Where`, results `Found`. * `uri`: `create_index`, `open_index`.
+* `base`: the interface `Index`, conditions `Where`, results `SearchResult`. * `uri`: `create_index`, `open_index`.
 * `build`: an encoded archive into an index. * `embedded`: the index in one folder. * `milvus`: the index in Milvus.
 """
 
@@ -17,11 +17,11 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
-    from m3bind.index.base import Found, Index, Where
+    from m3bind.index.base import Index, SearchResult, Where
     from m3bind.index.build import build_index
     from m3bind.index.uri import create_index, open_index
 
-__all__ = ["Found", "Index", "Where", "build_index", "create_index", "open_index"]
+__all__ = ["Index", "SearchResult", "Where", "build_index", "create_index", "open_index"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ from m3bind.core.stored import checked, read_json
 from m3bind.index import flat, hnsw, ivf
 from m3bind.index.base import Array
 from m3bind.index.flat import Mask
-from m3bind.index.segment import VECTORS, Part, Rows
+from m3bind.index.segment import VECTORS, Rows, Segment
 
 NEAR = "near.json"
 CODES_FROM = 4096  # rows from which codes are kept
@@ -105,13 +105,13 @@ def widen(near: Near, rows: Array, widths: Sequence[int], towards: float) -> flo
     return recall
 
 
-def is_derived(part: Part) -> bool:
+def is_derived(part: Segment) -> bool:
     """Whether a part has all that `derive` would write for it."""
     wanted = ([flat.CODES] if part.rows >= CODES_FROM else []) + ([NEAR] if part.rows >= NEAR_FROM else [])
     return all(name in part.entry["files"] for name in wanted)
 
 
-def open_near(part: Part, codes: flat.Codes | None) -> Near | None:
+def open_near(part: Segment, codes: flat.Codes | None) -> Near | None:
     """The approximate search of a part, or None where it has none."""
     if codes is None or NEAR not in part.entry["files"]:
         return None

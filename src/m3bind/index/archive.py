@@ -16,7 +16,7 @@ from m3bind.data.batching import rng
 from m3bind.encode.encoded import Encoded
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.index import flat, select
-from m3bind.index.base import KEY, Array, Found, Index, Where, check_queries
+from m3bind.index.base import KEY, Array, Index, SearchResult, Where, check_queries
 from m3bind.index.segment import as_arrow
 
 
@@ -57,16 +57,18 @@ class ArchiveIndex(Index):
         values = self._items[column][self._mask(where)]
         return {str(name): int(n) for name, n in values.value_counts().sort_index().items()}
 
-    def search(self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None) -> Found:
+    def search(
+        self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None
+    ) -> SearchResult:
         """See `Index`; always exact."""
         rows = check_queries(queries, k, self.dim)
         mask = self._mask(where)
         k = min(k, int(np.count_nonzero(mask)))
         if k == 0:
-            return Found(np.empty((len(rows), 0), np.float32), [[] for _ in rows])
+            return SearchResult(np.empty((len(rows), 0), np.float32), [[] for _ in rows])
         scores, found = flat.nearest([self._rows], rows, k, mask)
         ids = self._items[KEY].to_numpy()
-        return Found(scores, [[str(name) for name in ids[line]] for line in found])
+        return SearchResult(scores, [[str(name) for name in ids[line]] for line in found])
 
     def items(self, ids: Sequence[str]) -> pd.DataFrame:
         """See `Index`."""

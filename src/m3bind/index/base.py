@@ -1,6 +1,6 @@
 """What every index of embeddings offers, wherever it lives: keep, replace, delete, find.
 
-* `Index`: the interface. * `Found`: what a search returns. * `Where`: conditions on metadata, inside the search.
+* `Index`: the interface. * `SearchResult`: what a search returns. * `Where`: conditions on metadata, inside the search.
 
 An item is a unit row of d numbers and a line of text columns: `id` (the key), `modality`, and whatever else was kept
 (`path`, `date` in ISO form, `label`, `patient`, ...). A missing value is the empty text.
@@ -33,7 +33,7 @@ AFTER = "~"  # sorts after everything an ISO date goes on with, so that until="2
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The hits of q queries, best first: cosines (q, m) float32 and the ids, line by line.
 
     m is the largest number of hits; a query with fewer has shorter `ids` and NaN where it has no score.
@@ -189,7 +189,9 @@ class Index(ABC):
         """
 
     @abstractmethod
-    def search(self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None) -> Found:
+    def search(
+        self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None
+    ) -> SearchResult:
         """The k items of highest cosine for each unit query (q, d), best first, equal ones in the order they came.
 
         Args:

@@ -25,9 +25,9 @@ from m3bind.core.columns import text_columns
 from m3bind.core.stored import StoredFileError
 from m3bind.errors import SpaceError, UnknownNameError
 from m3bind.index import ann, flat, select
-from m3bind.index.base import KEY, NEEDED, Array, Found, Index, Where, check_queries, check_rows
-from m3bind.index.segment import Damaged, Part, Rows, as_arrow, hash_ids, write_part
-from m3bind.index.store import PARTS, Store, repair_command
+from m3bind.index.base import KEY, NEEDED, Array, Index, SearchResult, Where, check_queries, check_rows
+from m3bind.index.segment import IndexDamageError, Rows, Segment, as_arrow, hash_ids, write_part
+from m3bind.index.store import PARTS, IndexStore, repair_command
 from m3bind.privacy import shown
 
 SMALL = ann.CODES_FROM  # a part with fewer rows is put together with its neighbours
@@ -40,7 +40,7 @@ Mask = NDArray[np.bool_]
 class EmbeddedIndex(Index):
     """See `Index`."""
 
-    def __init__(self, store: Store, parts: Sequence[Part]) -> None:
+    def __init__(self, store: IndexStore, parts: Sequence[Segment]) -> None:
         self.store, self.parts = store, list(parts)
         self.uri = str(store.folder)
         self.dim, self.fingerprint = store.state.dim, store.state.fingerprint
@@ -50,15 +50,15 @@ class EmbeddedIndex(Index):
     @classmethod
     def create(cls, folder: Path | str, dim: int, fingerprint: str, gap_corrected: bool) -> Self:
         """See `create_index`."""
-        return cls(Store.create(Path(folder), dim, fingerprint, gap_corrected), [])
+        return cls(IndexStore.create(Path(folder), dim, fingerprint, gap_corrected), [])
 
     @classmethod
     def open(cls, folder: Path | str, writable: bool) -> Self:
         """See `open_index`."""
-        store, parts = Store.open(Path(folder), writable)
+        store, parts = IndexStore.open(Path(folder), writable)
         try:
             return cls(store, parts)
-        except (Damaged, StoredFileError, OSError) as error:  # of what is derived: the parts are verified
+        except (IndexDamageError, StoredFileError, OSError) as error:  # of what is derived: the parts are verified
             for part in parts:
                 part.close()
             store.close()
@@ -185,12 +185,12 @@ class EmbeddedIndex(Index):
             self._adopt()
             raise
 
-    def _switch(self, kept: Sequence[Part], entry: dict[str, Any] | None) -> None:
+    def _switch(self, kept: Sequence[Segment], entry: dict[str, Any] | None) -> None:
         """Make `kept` and the new part the index, and let go of the others."""
         entries = [part.entry for part in kept] + ([entry] if entry else [])
         self.store.commit(parts=entries)
         old = self.parts[len(kept) :]
-        new = [Part(self.store.folder / PARTS / entry["name"], entry, self.dim, check=False)] if entry else []
+        new = [Segment(self.store.folder / PARTS / entry["name"], entry, self.dim, check=False)] if entry else []
         self.parts = [*kept, *new]
         self._adopt()
         for part in old:
@@ -217,16 +217,18 @@ class EmbeddedIndex(Index):
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def search(self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None) -> Found:
+    def search(
+        self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None
+    ) -> SearchResult:
         """See `Index`."""
         rows = check_queries(queries, k, self.dim)
         mask = self._mask(where)
         fits = self._count if mask is None else int(np.count_nonzero(mask))
         k = min(k, fits)
         if k == 0:
-            return Found(np.empty((len(rows), 0), np.float32), [[] for _ in rows])
+            return SearchResult(np.empty((len(rows), 0), np.float32), [[] for _ in rows])
         scores, found = self._nearest(rows, k, mask, fits, exact)
-        return Found(scores, self._ids(found))
+        return SearchResult(scores, self._ids(found))
 
     def _nearest(self, queries: Array, k: int, mask: Mask | None, fits: int, exact: bool | None) -> tuple[Array, Rows]:
         """Scores and rows (q, k) of the best; k <= fits, the number of rows that may be found."""

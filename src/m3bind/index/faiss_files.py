@@ -9,7 +9,7 @@ from typing import Any
 
 import faiss
 
-from m3bind.index.segment import Damaged
+from m3bind.index.segment import IndexDamageError
 
 _LIMIT = threading.Lock()  # faiss keeps its limits for the whole process
 
@@ -33,13 +33,13 @@ def read(path: Path, kind: Any, dim: int, n: int, flags: int = 0) -> Any:
         try:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | flags)
         except (RuntimeError, MemoryError) as error:
-            raise Damaged(path, "not an index that this version of faiss reads") from error
+            raise IndexDamageError(path, "not an index that this version of faiss reads") from error
         finally:
             faiss.set_deserialization_vector_byte_limit(before)
     if not isinstance(index, kind):
-        raise Damaged(path, f"holds {type(index).__name__} of faiss, not {kind.__name__}")
+        raise IndexDamageError(path, f"holds {type(index).__name__} of faiss, not {kind.__name__}")
     if (index.d, index.ntotal) != (dim, n):
-        raise Damaged(path, f"holds {index.ntotal} rows of {index.d} numbers, not {n} of {dim}")
+        raise IndexDamageError(path, f"holds {index.ntotal} rows of {index.d} numbers, not {n} of {dim}")
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise Damaged(path, "made for another measure than the cosine")
+        raise IndexDamageError(path, "made for another measure than the cosine")
     return index

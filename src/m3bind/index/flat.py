@@ -32,7 +32,7 @@ from m3bind.core.files import write_json
 from m3bind.core.stored import checked, read_json
 from m3bind.index import faiss_files
 from m3bind.index.base import Array
-from m3bind.index.segment import Part, Rows
+from m3bind.index.segment import Rows, Segment
 
 CODES, CODES_INFO = "codes.faiss", "codes.json"
 SPARE = 16  # candidates beyond k
@@ -208,7 +208,7 @@ def write_codes(folder: Path, index: Any, rows: Array) -> None:
     write_json(folder / CODES_INFO, {"error": error})
 
 
-def open_codes(part: Part) -> Codes | None:
+def open_codes(part: Segment) -> Codes | None:
     """The codes of a part, or None where it has none."""
     if CODES not in part.entry["files"]:
         return None

@@ -22,7 +22,7 @@ from m3bind.core.progress import progress
 from m3bind.index import faiss_files, flat
 from m3bind.index.base import Array
 from m3bind.index.flat import Mask
-from m3bind.index.segment import Damaged, Rows
+from m3bind.index.segment import IndexDamageError, Rows
 
 LISTS = "lists.faiss"
 PER_ROOT = 4  # lists per square root of the number of rows
@@ -90,5 +90,5 @@ def read(folder: Path, codes: flat.Codes, rows: Array, width: int) -> Lists:
         size = lists.list_size(number)
         ids = faiss.rev_swig_ptr(lists.get_ids(number), size) if size else np.empty(0, np.int64)
         if size and not 0 <= int(ids.min()) <= int(ids.max()) < len(rows):
-            raise Damaged(path, f"list {number} holds rows that the index does not have")
+            raise IndexDamageError(path, f"list {number} holds rows that the index does not have")
     return Lists(index, rows, width)

@@ -33,8 +33,8 @@ from m3bind.index.base import (
     NEEDED,
     SEVERAL,
     Array,
-    Found,
     Index,
+    SearchResult,
     Where,
     check_queries,
     check_rows,
@@ -211,7 +211,9 @@ class MilvusIndex(Index):
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def search(self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None) -> Found:
+    def search(
+        self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None
+    ) -> SearchResult:
         """See `Index`."""
         rows = check_queries(queries, k, self.dim)
         where = where or Where()
@@ -236,7 +238,7 @@ class MilvusIndex(Index):
                 best, names = _ranked(rows[number], answer, k)
                 scores[number, : len(best)] = best
                 ids.append(names)
-        return Found(scores[:, : max(map(len, ids), default=0)], ids)
+        return SearchResult(scores[:, : max(map(len, ids), default=0)], ids)
 
     def items(self, ids: Sequence[str]) -> pd.DataFrame:
         """See `Index`."""

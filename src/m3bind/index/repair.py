@@ -23,15 +23,15 @@ from m3bind.index.segment import (
     ITEMS,
     KEYS,
     VECTORS,
-    Damaged,
-    Entry,
-    Part,
+    IndexDamageError,
+    Segment,
+    SegmentEntry,
     Sums,
     checksums,
     read_items,
     write_keys,
 )
-from m3bind.index.store import COPY, CURRENT, PARTS, State, Store, decode_state, locked
+from m3bind.index.store import COPY, CURRENT, PARTS, IndexState, IndexStore, decode_state, locked
 
 KEPT = (VECTORS, ITEMS, KEYS, GONE)  # files of a part that cannot all be derived; others are written anew
 
@@ -68,10 +68,10 @@ def repair(folder: Path | str) -> Repaired:
     report = Repaired()
     if (folder / PARTS).is_symlink():
         raise ConfigError(f"{folder / PARTS} is a link; to keep an index elsewhere, link its whole folder")
-    store = Store(folder, locked(folder), _state(folder, report))
+    store = IndexStore(folder, locked(folder), _state(folder, report))
     try:
         _mend(store, report)
-    except (Damaged, StoredFileError, OSError) as error:
+    except (IndexDamageError, StoredFileError, OSError) as error:
         place = error.filename if isinstance(error, OSError) else error.path
         reason = error.strerror if isinstance(error, OSError) else error.reason
         raise SpaceError(f"{place}: {reason}; cannot be repaired, build the index again into a new folder") from error
@@ -80,7 +80,7 @@ def repair(folder: Path | str) -> Repaired:
     return report
 
 
-def _mend(store: Store, report: Repaired) -> None:
+def _mend(store: IndexStore, report: Repaired) -> None:
     """Write what can be read of the parts as one part, where something is damaged."""
     folder = store.folder
     salvaged = [
@@ -99,26 +99,26 @@ def _mend(store: Store, report: Repaired) -> None:
     index.close()
 
 
-def _state(folder: Path, report: Repaired) -> State:
+def _state(folder: Path, report: Repaired) -> IndexState:
     """From CURRENT, or else from its copy."""
     states = []
     for name in (CURRENT, COPY):
         try:
             states.append(decode_state(folder / name))
-        except Damaged:
+        except IndexDamageError:
             report.damaged.append(name)
     if not states:
         raise SpaceError(f"{folder}: neither {CURRENT} nor {COPY} can be read; build the index again into a new folder")
     return states[0]
 
 
-def _unusable(folder: Path, state: State) -> list[str]:
+def _unusable(folder: Path, state: IndexState) -> list[str]:
     """What was derived for the first part and is as it was written, yet cannot be used."""
     entry = state.parts[0]
-    part = Part(folder / PARTS / entry["name"], entry, state.dim, check=False)
+    part = Segment(folder / PARTS / entry["name"], entry, state.dim, check=False)
     try:
         ann.open_near(part, flat.open_codes(part))
-    except (Damaged, StoredFileError) as error:
+    except (IndexDamageError, StoredFileError) as error:
         return [str(error.path.relative_to(folder))]
     except FileNotFoundError as error:
         return [str(Path(error.filename).relative_to(folder))]
@@ -127,7 +127,7 @@ def _unusable(folder: Path, state: State) -> list[str]:
     return []
 
 
-def _salvaged(folder: Path, entry: Entry, dim: int, report: Repaired) -> tuple[Part, Mask]:
+def _salvaged(folder: Path, entry: SegmentEntry, dim: int, report: Repaired) -> tuple[Segment, Mask]:
     """A part with what can be read of it, and which of its rows cannot."""
     bad = {
         name: blocks for name, expected in entry["files"].items() if (blocks := _bad_blocks(folder / name, expected))
@@ -147,7 +147,9 @@ def _salvaged(folder: Path, entry: Entry, dim: int, report: Repaired) -> tuple[P
             write_keys(folder, read_items(folder))
         files |= {name: entry["files"][name] for name in (VECTORS, KEYS)}
     report.revived |= GONE in bad
-    return Part(folder, Entry(name=entry["name"], rows=entry["rows"], files=files), dim, check=False), unreadable
+    return Segment(
+        folder, SegmentEntry(name=entry["name"], rows=entry["rows"], files=files), dim, check=False
+    ), unreadable
 
 
 def _bad_blocks(path: Path, expected: Sums) -> list[int]:

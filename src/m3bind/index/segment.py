@@ -8,7 +8,7 @@ A part holds consecutive items of an index:
     gone.i64       rows of earlier parts that this one replaces or deletes
     codes.*, near.json, graph.faiss or lists.faiss    only in a published part: see `ann`
 
-* `write_part`: makes one, whole or not at all. * `Part`: one that is open, mapped into memory.
+* `write_part`: makes one, whole or not at all. * `Segment`: one that is open, mapped into memory.
 * `checksums`, `verify`: CRC-32 of blocks. CRC-32 finds every single flipped bit and every burst of up to 32, and runs
   two to three times as fast as SHA-256 here; the small file that lists the checksums is under SHA-256 itself.
 
@@ -55,7 +55,7 @@ class Sums(TypedDict):
 Files = dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*\.[a-z0-9]+$")], Sums]
 
 
-class Entry(TypedDict):
+class SegmentEntry(TypedDict):
     """A part in the list of parts."""
 
     name: Annotated[str, Field(pattern=r"^[0-9]{1,12}$")]
@@ -63,7 +63,7 @@ class Entry(TypedDict):
     files: Files
 
 
-class Damaged(SpaceError):
+class IndexDamageError(SpaceError):
     """Bytes of an index are not what was written. `path` names the file."""
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -121,7 +121,7 @@ def checksums(path: Path) -> Sums:
     """Size of a file and the CRC-32 of each of its blocks, read in parallel."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise Damaged(path, "is not a plain file")
+        raise IndexDamageError(path, "is not a plain file")
     size = status.st_size
     if size <= BLOCK:
         return {"bytes": size, "crc": [zlib.crc32(path.read_bytes())]}
@@ -146,9 +146,9 @@ def verify(folder: Path, files: Files) -> None:
         path = folder / name
         found = checksums(path)
         if found["bytes"] != expected["bytes"]:
-            raise Damaged(path, f"holds {found['bytes']} bytes instead of {expected['bytes']}")
+            raise IndexDamageError(path, f"holds {found['bytes']} bytes instead of {expected['bytes']}")
         if found != expected:
-            raise Damaged(path, "its content does not fit its checksum")
+            raise IndexDamageError(path, "its content does not fit its checksum")
 
 
 def as_arrow(table: pd.DataFrame) -> pa.Table:
@@ -167,19 +167,19 @@ def read_items(folder: Path) -> pa.Table:
         mapped = pa.memory_map(str(path))
         for message in _messages(mapped):
             if message.type == "record batch" and _is_compressed(message.metadata):
-                raise Damaged(path, "is compressed; m3bind writes it as it is")
+                raise IndexDamageError(path, "is compressed; m3bind writes it as it is")
         mapped.seek(_ARROW_HEAD)  # behind it a file holds a stream; what its end says about places is not looked at
         reader = pa.ipc.open_stream(mapped)
         names = reader.schema.names
         if any(not pa.types.is_large_string(kind) for kind in reader.schema.types) or len(set(names)) < len(names):
-            raise Damaged(path, "has columns that are not text, or two of one name")
+            raise IndexDamageError(path, "has columns that are not text, or two of one name")
         if absent := [name for name in NEEDED if name not in names]:
-            raise Damaged(path, f"has no column {absent[0]!r}")
+            raise IndexDamageError(path, f"has no column {absent[0]!r}")
         table = reader.read_all()
         table.validate(full=True)
         return table
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        raise Damaged(path, "is not a table of Arrow") from error
+        raise IndexDamageError(path, "is not a table of Arrow") from error
 
 
 _ARROW_HEAD = 8  # bytes before the first message of a file
@@ -219,11 +219,11 @@ def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
     """
     wanted, found = math.prod(shape) * np.dtype(dtype).itemsize, path.stat().st_size
     if found != wanted or not wanted:
-        raise Damaged(path, f"holds {found} bytes, not {wanted}")
+        raise IndexDamageError(path, f"holds {found} bytes, not {wanted}")
     return np.memmap(path, dtype, mode="r", shape=shape).view(np.ndarray)
 
 
-class Part:
+class Segment:
     """A part that is open for reading. As long as it is, no writer removes its files (a shared lock says so)."""
 
     def __init__(self, folder: Path, entry: Mapping[str, Any], dim: int, *, check: bool = True) -> None:
@@ -247,10 +247,10 @@ class Part:
                 hashes = _mapped(folder / KEYS, "<u8", (2 * self.rows,))
                 self.table = read_items(folder)
                 if self.table.num_rows != self.rows:
-                    raise Damaged(folder / ITEMS, f"holds {self.table.num_rows} items, not {self.rows}")
+                    raise IndexDamageError(folder / ITEMS, f"holds {self.table.num_rows} items, not {self.rows}")
             self._hashes, self._order = hashes[: self.rows], hashes[self.rows :]
             if (self._order >= self.rows).any():
-                raise Damaged(folder / KEYS, "names rows that the part does not have")
+                raise IndexDamageError(folder / KEYS, "names rows that the part does not have")
             self.gone: Rows = np.fromfile(folder / GONE, "<i8") if GONE in entry["files"] else np.empty(0, np.int64)
             self._columns: dict[str, _Texts] = {}
         except BaseException:

@@ -4,7 +4,7 @@
     CURRENT.copy    the same, written just before: what a repair goes by when CURRENT is damaged
     parts/000007/   see `segment`
 
-* `Store`: the list, the writer's lock, commits, and removing what nobody needs any more.
+* `IndexStore`: the list, the writer's lock, commits, and removing what nobody needs any more.
 
 Each change writes a new part, flushes it, and then replaces CURRENT; so a change is either there, on disk, or not at
 all, and there is no log whose end could be torn. The writer's lock is the kernel's (on the folder itself): it ends with
@@ -27,7 +27,7 @@ from pydantic import Field, with_config
 from m3bind.core.files import atomic_path
 from m3bind.core.stored import StoredFileError, checked, parse_json, read_bytes
 from m3bind.errors import ConfigError, DiskError, SpaceError
-from m3bind.index.segment import GONE, Damaged, Entry, Part
+from m3bind.index.segment import GONE, IndexDamageError, Segment, SegmentEntry
 
 FORMAT, VERSION = "m3bind-index", 1
 CURRENT, COPY, PARTS = "CURRENT", "CURRENT.copy", "parts"
@@ -36,7 +36,7 @@ MOST_DIM, MOST_PARTS, MOST_BYTES = 1 << 16, 10_000, 16 << 20  # numbers of a row
 
 @with_config({"extra": "forbid"})
 @dataclass(frozen=True)
-class State:
+class IndexState:
     """What CURRENT says."""
 
     dim: Annotated[int, Field(gt=0, le=MOST_DIM)]
@@ -45,13 +45,13 @@ class State:
     state: Annotated[int, Field(ge=0)] = 0  # counts changes
     next: Annotated[int, Field(ge=1)] = 1  # number of the next part
     notes: dict[str, Any] = field(default_factory=dict)
-    parts: Annotated[list[Entry], Field(max_length=MOST_PARTS)] = field(default_factory=list)
+    parts: Annotated[list[SegmentEntry], Field(max_length=MOST_PARTS)] = field(default_factory=list)
 
 
-class Store:
+class IndexStore:
     """The folder of an index. A writer's store holds the lock until `close`."""
 
-    def __init__(self, folder: Path, lock: int | None, state: State) -> None:
+    def __init__(self, folder: Path, lock: int | None, state: IndexState) -> None:
         self.folder, self._lock, self.state = folder, lock, state
 
     @classmethod
@@ -64,7 +64,7 @@ class Store:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder} exists already; open it to add to it, or choose another folder")
-        state = State(dim, fingerprint, gap_corrected)
+        state = IndexState(dim, fingerprint, gap_corrected)
         with atomic_path(folder, directory=True) as temporary:
             (temporary / PARTS).mkdir()
             for name in (COPY, CURRENT):
@@ -72,7 +72,7 @@ class Store:
         return cls(folder, locked(folder), state)
 
     @classmethod
-    def open(cls, folder: Path, writable: bool) -> tuple[Self, list[Part]]:
+    def open(cls, folder: Path, writable: bool) -> tuple[Self, list[Segment]]:
         """The index and its parts, every byte verified.
 
         Raises:
@@ -86,7 +86,7 @@ class Store:
         lock = locked(folder) if writable else None
         try:
             state, parts = opened(folder, read_state)
-        except Damaged as error:
+        except IndexDamageError as error:
             _unlock(lock)
             raise SpaceError(f"{error.path}: {error.reason}; repair with: {repair_command(folder)}") from error
         except OSError as error:
@@ -156,7 +156,7 @@ class Store:
         self._lock = None
 
 
-def opened(folder: Path, read: Callable[[Path], State]) -> tuple[State, list[Part]]:
+def opened(folder: Path, read: Callable[[Path], IndexState]) -> tuple[IndexState, list[Segment]]:
     """The state and its verified parts; starts over when a writer switched meanwhile.
 
     Raises:
@@ -165,14 +165,14 @@ def opened(folder: Path, read: Callable[[Path], State]) -> tuple[State, list[Par
     """
     while True:
         state = read(folder)
-        parts: list[Part] = []
+        parts: list[Segment] = []
         try:
             before = 0  # rows of earlier parts
             for entry in state.parts:
-                part = Part(folder / PARTS / entry["name"], entry, state.dim)
+                part = Segment(folder / PARTS / entry["name"], entry, state.dim)
                 parts.append(part)
                 if len(part.gone) and not 0 <= int(part.gone.min()) <= int(part.gone.max()) < before:
-                    raise Damaged(part.folder / GONE, "names rows that no earlier part has")
+                    raise IndexDamageError(part.folder / GONE, "names rows that no earlier part has")
                 before += part.rows
             return state, parts
         except BaseException as error:
@@ -182,10 +182,10 @@ def opened(folder: Path, read: Callable[[Path], State]) -> tuple[State, list[Par
                 raise
             if read(folder).state == state.state:  # a writer switches before it removes anything
                 path = Path(error.filename or folder / PARTS / state.parts[len(parts)]["name"])
-                raise Damaged(path, "is missing") from error
+                raise IndexDamageError(path, "is missing") from error
 
 
-def read_state(folder: Path) -> State:
+def read_state(folder: Path) -> IndexState:
     """What CURRENT and its copy say, both verified.
 
     Raises:
@@ -198,7 +198,7 @@ def read_state(folder: Path) -> State:
     return decode_state(folder / CURRENT)
 
 
-def decode_state(path: Path) -> State:
+def decode_state(path: Path) -> IndexState:
     """The state in one file.
 
     Raises:
@@ -208,25 +208,25 @@ def decode_state(path: Path) -> State:
     try:
         data = read_bytes(path, MOST_BYTES)
     except FileNotFoundError:
-        raise Damaged(path, "is missing") from None
+        raise IndexDamageError(path, "is missing") from None
     except StoredFileError as error:
-        raise Damaged(path, error.reason) from None
+        raise IndexDamageError(path, error.reason) from None
     digest, _, body = data.partition(b"\n")
     if digest != hashlib.sha256(body).hexdigest().encode():
-        raise Damaged(path, "its content does not fit its hash")
+        raise IndexDamageError(path, "its content does not fit its hash")
     try:
         content = checked(dict[str, Any], parse_json(body, path), path)
         version = content.pop("version", None)
         if content.pop("format", None) != FORMAT or not isinstance(version, int):
-            raise Damaged(path, f"not the list of an index ({FORMAT})")
+            raise IndexDamageError(path, f"not the list of an index ({FORMAT})")
         if version > VERSION:
             raise SpaceError(f"{path}: written by a newer m3bind; update m3bind")
-        return checked(State, content, path)
+        return checked(IndexState, content, path)
     except StoredFileError as error:
-        raise Damaged(path, error.reason) from None
+        raise IndexDamageError(path, error.reason) from None
 
 
-def write_state(path: Path, state: State) -> None:
+def write_state(path: Path, state: IndexState) -> None:
     """Replace one of the two files.
 
     Raises:
@@ -241,7 +241,7 @@ def repair_command(folder: Path) -> str:
     return f"m3bind index --out {folder} --repair"
 
 
-def _encoded(state: State) -> bytes:
+def _encoded(state: IndexState) -> bytes:
     content: Mapping[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(state)}
     body = json.dumps(content, ensure_ascii=False).encode() + b"\n"
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body

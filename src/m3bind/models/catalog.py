@@ -1,6 +1,6 @@
 """All models in one table, from their cards: for the terminal, as JSON, and in docs/models.md.
 
-* `rows`: one `Row` per registered name.
+* `rows`: one `CatalogRow` per registered name.
 * `print_table`, `as_markdown`, `update_document`.
 """
 
@@ -24,7 +24,7 @@ _LONGEST = 60  # letters of a cell in the terminal
 
 
 @dataclass(frozen=True)
-class Row:
+class CatalogRow:
     """One model. `weights` tells the names of the files and where they are from."""
 
     name: str
@@ -41,16 +41,16 @@ class Row:
     reference: bool  # whether `m3bind check-model` has numbers to compare with
 
 
-def rows() -> list[Row]:
+def rows() -> list[CatalogRow]:
     """Published models first, each group by name."""
     found = [_row(name) for name in registry.names()]
     return sorted(found, key=lambda row: (not row.published, row.name))
 
 
-def _row(name: str) -> Row:
+def _row(name: str) -> CatalogRow:
     cls, card = registry.get(name), registry.card(name)
     published = issubclass(cls, PublishedModel)
-    return Row(
+    return CatalogRow(
         name,
         card.use or _use(cls, published),
         card.input,
@@ -79,12 +79,12 @@ def _weights(card: ModelCard) -> str:
     return card.notes.rstrip(".") or "none"
 
 
-def as_dict(found: list[Row]) -> dict[str, Any]:
+def as_dict(found: list[CatalogRow]) -> dict[str, Any]:
     """For JSON."""
     return {"models": [asdict(row) for row in found]}
 
 
-def print_table(found: list[Row]) -> None:
+def print_table(found: list[CatalogRow]) -> None:
     """Print to the terminal, the beginnings of long cells; `as_dict` and docs/models.md hold them whole."""
     from rich.box import SIMPLE
     from rich.console import Console
@@ -106,7 +106,7 @@ def _beginning(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3].rpartition(" ")[0] + " ..."
 
 
-def as_markdown(found: list[Row]) -> str:
+def as_markdown(found: list[CatalogRow]) -> str:
     """The table of docs/models.md."""
     lines = ["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS)]
     for row in found:
@@ -117,7 +117,7 @@ def as_markdown(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: CatalogRow) -> list[str]:
     dim = str(row.joint_dim) if row.joint_dim else "any"
     return [row.name, row.use, row.input, dim, row.licence_code, row.licence_weights, row.weights, row.verified]
 

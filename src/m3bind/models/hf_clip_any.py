@@ -48,7 +48,7 @@ class _ImageTower(nn.Module):
         return _pooled(self.model(pixel_values=batch), self.pooling)
 
 
-class _TextTower(nn.Module):
+class _HfTextTower(nn.Module):
     def __init__(self, model: nn.Module, pooling: str, pad_id: int, full_length: int) -> None:
         super().__init__()
         self.model, self.pooling, self.pad_id, self.full_length = model, pooling, pad_id, full_length
@@ -101,7 +101,7 @@ class HFClipAny(LibraryModel):
         pad_id = self._padding(full)
         self.image_trunk = _ImageTower(model.vision_model, _POOLINGS[0])
         self.image_head = getattr(model, "visual_projection", None) or nn.Identity()
-        self.text_trunk = _TextTower(model.text_model, _POOLINGS[0], pad_id, self.max_tokens if full else 0)
+        self.text_trunk = _HfTextTower(model.text_model, _POOLINGS[0], pad_id, self.max_tokens if full else 0)
         self.text_head = getattr(model, "text_projection", None) or nn.Identity()
         return self._check(model)
 

@@ -37,7 +37,7 @@ _BLOCK = r"^ecg_encoder\.block(\d+)\."
 _WITHOUT_ENCODER = ("text_trunk.*", "text_head.*", "image_head.*", "image_trunk.downconv.*", "image_trunk.pool.*")
 
 
-class ResidualBlock(nn.Module):
+class MerlBlock(nn.Module):
     """Two convolutions of length 3 with BatchNorm around a shortcut: (n, w', P') -> (n, w, P)."""
 
     def __init__(self, inner: int, width: int, stride: int) -> None:
@@ -76,7 +76,7 @@ class ResNet18(nn.Module):
 
 
 def _stage(inner: int, width: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(ResidualBlock(inner, width, stride), ResidualBlock(width, width, 1))
+    return nn.Sequential(MerlBlock(inner, width, stride), MerlBlock(width, width, 1))
 
 
 class AttentionPool(nn.Module):

@@ -43,7 +43,7 @@ def custom_text_names(state: State, wanted: frozenset[str]) -> State:
     return dict(convert_to_custom_text_state_dict(state))
 
 
-class _TextTower(nn.Module):
+class _OpenClipTextTower(nn.Module):
     """open_clip's text tower, projection included; pads to `context` where the tower needs the full length."""
 
     def __init__(self, model: nn.Module, pad_id: int, context: int) -> None:
@@ -92,7 +92,7 @@ class OpenClipAny(LibraryModel):
         masked = self._text_config is not None and self._text_config.pad_token_id == self.pad_id
         full = 0 if masked else self.max_tokens
         self.image_trunk, self.image_head = model.visual, nn.Identity()
-        self.text_trunk, self.text_head = _TextTower(model.text, self.pad_id, full), nn.Identity()
+        self.text_trunk, self.text_head = _OpenClipTextTower(model.text, self.pad_id, full), nn.Identity()
         return int(self.config["model_cfg"]["embed_dim"])
 
     def _read_tokenizer(self, folder: Path, positions: int) -> None:

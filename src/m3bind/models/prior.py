@@ -36,7 +36,7 @@ LOCAL_WEIGHT = 0.5
 Bank = Literal["soft", "gumbel", "none"]
 
 
-class ImageTower(nn.Module):
+class PriorImageTower(nn.Module):
     """ResNet-50 of one channel with CLIP's attention pool: (n, 1, 224, 224) -> (n, 2048)."""
 
     def __init__(self) -> None:
@@ -189,7 +189,7 @@ class Prior(PublishedModel):
         if bank not in get_args(Bank):
             raise ConfigError(f"bank={bank!r} of prior is unknown; choose one of {', '.join(get_args(Bank))}.")
         self.max_tokens = MAX_TOKENS
-        self.image_trunk = ImageTower()
+        self.image_trunk = PriorImageTower()
         self.image_head = nn.Linear(2048, self.joint_dim)
         self.region_head = nn.Linear(2048, self.joint_dim)
         self.text_trunk = bert_trunk(28996, "mean")

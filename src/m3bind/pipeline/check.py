@@ -31,7 +31,7 @@ TONES = {"ok": (40, 120, 60), "doubt": (190, 110, 0), "refused": (180, 30, 30)}
 
 
 @dataclass(frozen=True)
-class Item:
+class CheckItem:
     """One thing to read: a file, a folder with a series, a record. `modality` "" where nobody said.
 
     `fault`: why a manifest's row cannot be used at all.
@@ -66,7 +66,7 @@ class Checked:
         return "refused" if self.status == "refused" else "doubt" if self.warnings else "ok"
 
 
-def find_items(paths: Sequence[Path | str], modality: str = "") -> list[Item]:
+def find_items(paths: Sequence[Path | str], modality: str = "") -> list[CheckItem]:
     """What there is to read below `paths`; hidden files and files no modality could read are left out of folders.
 
     Raises:
@@ -77,27 +77,27 @@ def find_items(paths: Sequence[Path | str], modality: str = "") -> list[Item]:
         modalities.get(modality)
     from m3bind.data.manifest_rows import is_manifest
 
-    items: list[Item] = []
+    items: list[CheckItem] = []
     for path in map(Path, paths):
         if not path.exists() and not path.with_name(path.name + ".hea").exists():
             raise ConfigError(f"{path}: no such file or folder")
         if path.is_dir():
-            items += [Item(found, modality) for found in files_below(path, [modality] if modality else [])]
+            items += [CheckItem(found, modality) for found in files_below(path, [modality] if modality else [])]
         elif is_manifest(path):
             items += _of_manifest(path)
         else:
-            items.append(Item(path, modality))
+            items.append(CheckItem(path, modality))
     if not items:
         raise ConfigError(f"{', '.join(map(str, paths))}: no file that any modality reads")
     return items
 
 
-def _of_manifest(path: Path) -> list[Item]:
+def _of_manifest(path: Path) -> list[CheckItem]:
     from m3bind.data.manifest import read_manifest
 
     found = read_manifest(path)
-    faults = [Item(Path(bad.path), fault=f"row {bad.row} of the manifest: {bad.reason}") for bad in found.bad]
-    return [*(Item(record.path, record.modality) for record in found.records), *faults]
+    faults = [CheckItem(Path(bad.path), fault=f"row {bad.row} of the manifest: {bad.reason}") for bad in found.bad]
+    return [*(CheckItem(record.path, record.modality) for record in found.records), *faults]
 
 
 def on_sheet(count: int) -> range:
@@ -105,7 +105,7 @@ def on_sheet(count: int) -> range:
     return range(0, count, -(-count // MOST) or 1)
 
 
-def check_items(items: Sequence[Item], pictures: bool = False) -> list[Checked]:
+def check_items(items: Sequence[CheckItem], pictures: bool = False) -> list[Checked]:
     """Read every item, in order; with `pictures` thumbnails of those that a contact sheet shows."""
     drawn = set(on_sheet(len(items))) if pictures else set()
 
@@ -114,7 +114,7 @@ def check_items(items: Sequence[Item], pictures: bool = False) -> list[Checked]:
         answer.number = place + 1
         return answer
 
-    def read_one(item: Item, draw: bool) -> Checked:
+    def read_one(item: CheckItem, draw: bool) -> Checked:
         name = shown(item.path)
         if item.fault:
             return Checked(name, "refused", item.fault, item.modality)

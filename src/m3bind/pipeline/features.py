@@ -1,7 +1,7 @@
 """From files to the pairs that training and evaluation work on: what is frozen is computed once and cached.
 
 * `Corpus`: the records, distinct texts, shared text pool and held-out texts of a run.
-* `Encoder`: cached image inputs, trunk features and text features of any dual encoder.
+* `FeatureExtractor`: cached image inputs, trunk features and text features of any dual encoder.
 * `build_model`: the dual encoder of a modality as the settings describe it, before stage 0.
 
 Shapes: N images, K texts, v views, f feature width.
@@ -166,7 +166,7 @@ class LiveInputs:
         return np.stack([row for row in rows if not isinstance(row, str)])
 
 
-class Encoder:
+class FeatureExtractor:
     """Runs the frozen parts of dual encoders over files and texts, once."""
 
     def __init__(self, cache: FeatureCache, batch: int = 32, workers: int = 2, inputs_gb: float = 20.0) -> None:

@@ -68,7 +68,7 @@ class Work:
 
 
 @dataclass
-class Tower:
+class TowerPlan:
     """One modality's dual encoder, as planned."""
 
     modality: str
@@ -108,7 +108,7 @@ class Student:
 
 
 @dataclass
-class Stage:
+class StagePlan:
     """Time and memory of one stage."""
 
     name: str
@@ -121,11 +121,11 @@ class Stage:
 
 
 @dataclass
-class Plan:
+class RunPlan:
     """Everything `m3bind plan` says."""
 
-    towers: list[Tower]
-    stages: list[Stage]
+    towers: list[TowerPlan]
+    stages: list[StagePlan]
     disk: dict[str, float]  # bytes kept in the cache, by what they are
     notes: list[str]
     gpu: str = ""
@@ -170,7 +170,7 @@ def _some(texts: Sequence[str], count: int = 60) -> list[str]:
     return [texts[i * len(texts) // count] for i in range(count)] if texts else []
 
 
-def make_plan(config: RunConfig, assets: Path, work: Work, gpu: str = "") -> Plan:
+def make_plan(config: RunConfig, assets: Path, work: Work, gpu: str = "") -> RunPlan:
     """Time a part of a step of every tower and add up.
 
     Args:
@@ -205,13 +205,13 @@ def make_plan(config: RunConfig, assets: Path, work: Work, gpu: str = "") -> Pla
         notes.append(
             f"{gpu}: an estimate from its published {GPUS[gpu].tflops:g} TFLOP/s at {config.plan.utilisation:.0%}"
         )
-    return Plan(towers, stages, _disk(config, towers, work), notes, gpu)
+    return RunPlan(towers, stages, _disk(config, towers, work), notes, gpu)
 
 
 # ---- one tower -------------------------------------------------------------------------------------------------------
 
 
-def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[str]) -> Tower:
+def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[str]) -> TowerPlan:
     settings, align = config.modalities[m], config.align
     present = settings.checkpoint is None or Path(settings.checkpoint).exists()
     if not present:
@@ -220,7 +220,7 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
     model = build_model(m, settings, assets)
     shape = input_shape(model, m)
     batch = min(align.batches.get(m, align.batch), work.pairs[m] or 1 << 62)
-    tower = Tower(
+    tower = TowerPlan(
         m,
         settings.model,
         work.pairs[m],
@@ -368,7 +368,7 @@ def _bert_base(dim: int) -> Any:
 # ---- adding up -------------------------------------------------------------------------------------------------------
 
 
-def _stages(config: RunConfig, towers: Sequence[Tower], student: Student, work: Work) -> list[Stage]:
+def _stages(config: RunConfig, towers: Sequence[TowerPlan], student: Student, work: Work) -> list[StagePlan]:
     update = _update_seconds()
     return [
         *(_pretraining(config, t, towers, work, update) for t in towers if t.stage0),
@@ -379,11 +379,11 @@ def _stages(config: RunConfig, towers: Sequence[Tower], student: Student, work: 
     ]
 
 
-def _weights(towers: Sequence[Tower]) -> float:
+def _weights(towers: Sequence[TowerPlan]) -> float:
     return 4.0 * sum(t.parameters for t in towers)
 
 
-def _pretraining(config: RunConfig, t: Tower, towers: Sequence[Tower], work: Work, update: float) -> Stage:
+def _pretraining(config: RunConfig, t: TowerPlan, towers: Sequence[TowerPlan], work: Work, update: float) -> StagePlan:
     settings = config.pretrain_for(t.modality)
     batch = settings.batches.get(t.modality, settings.batch)
     texts = _captions(min(batch, t.pairs or batch), work, t.modality)
@@ -391,18 +391,18 @@ def _pretraining(config: RunConfig, t: Tower, towers: Sequence[Tower], work: Wor
     kept = _kept(settings, t, batch, texts)
     memory = _weights(towers) + 12.0 * t.parameters + 2 * WORKSPACE * sum(kept)  # all train: twice the activations
     flops = FULL * (batch * t.image.flops + texts * t.text.flops)
-    return Stage(f"pretrain {t.modality}", settings.steps, step, settings.steps * step, memory, flops)
+    return StagePlan(f"pretrain {t.modality}", settings.steps, step, settings.steps * step, memory, flops)
 
 
-def _closed_form(config: RunConfig, towers: Sequence[Tower], work: Work) -> Stage:
+def _closed_form(config: RunConfig, towers: Sequence[TowerPlan], work: Work) -> StagePlan:
     texts = min(config.align.pool, work.kinds or config.align.pool)
     seconds, flops = (
         sum(texts * t.shared * getattr(t.text, figure) for t in towers) for figure in ("forward", "flops")
     )
-    return Stage("closed form", 1, seconds, seconds, _weights(towers), flops)
+    return StagePlan("closed form", 1, seconds, seconds, _weights(towers), flops)
 
 
-def _alignment(config: RunConfig, towers: Sequence[Tower], work: Work, update: float) -> Stage:
+def _alignment(config: RunConfig, towers: Sequence[TowerPlan], work: Work, update: float) -> StagePlan:
     align = config.align
     trained = sum(t.trained for t in towers)
     step, flops, held, peak = update * trained, 0.0, 0.0, 0.0
@@ -414,21 +414,21 @@ def _alignment(config: RunConfig, towers: Sequence[Tower], work: Work, update: f
         held += always + (t.batch * t.input_bytes if align.image == "lora" else 0.0)
         peak = max(peak, part)
     memory = _weights(towers) + 12.0 * trained + held + WORKSPACE * peak
-    return Stage("align", align.steps, step, align.steps * step, memory, flops)
+    return StagePlan("align", align.steps, step, align.steps * step, memory, flops)
 
 
-def _embedding(towers: Sequence[Tower], work: Work) -> Stage:
+def _embedding(towers: Sequence[TowerPlan], work: Work) -> StagePlan:
     seconds, flops = (
         sum(t.pairs * getattr(t.image, figure) + work.kinds * t.shared * getattr(t.text, figure) for t in towers)
         for figure in ("forward", "flops")
     )
     memory = _weights(towers) + max(t.input_bytes for t in towers)
-    return Stage("embed for distillation", 1, seconds, seconds, memory, flops)
+    return StagePlan("embed for distillation", 1, seconds, seconds, memory, flops)
 
 
 def _distillation(
-    config: RunConfig, towers: Sequence[Tower], student: Student, work: Work, update: float
-) -> list[Stage]:
+    config: RunConfig, towers: Sequence[TowerPlan], student: Student, work: Work, update: float
+) -> list[StagePlan]:
     distill = config.distill
     batches = _batches(config, work)
     memory = _weights(towers) + 4.0 * student.parameters + 12.0 * student.trained
@@ -438,7 +438,7 @@ def _distillation(
         grown = WORKSPACE * _texts(distill, texts, student.tokens) * student.text.kept
         seconds = texts * student.text.training + update * student.trained
         flops = FULL * texts * student.text.flops
-        stages.append(Stage(name, steps, seconds, steps * seconds, memory + grown, flops))
+        stages.append(StagePlan(name, steps, seconds, steps * seconds, memory + grown, flops))
     return stages
 
 
@@ -447,7 +447,7 @@ def _full(side: Side) -> float:
     return 5.0 * side.forward if side.training == 0 else side.training + side.forward
 
 
-def _kept(settings: TrainConfig, t: Tower, images: int, texts: float) -> tuple[float, float]:
+def _kept(settings: TrainConfig, t: TowerPlan, images: int, texts: float) -> tuple[float, float]:
     """Bytes of activations: kept until the backward pass, and of the largest part that is computed again."""
     micro, kept = settings.micro(t.modality), images * t.image.kept
     image = (kept, 0.0) if t.recomputes or not micro else (0.0, min(micro, images) * t.image.kept)
@@ -460,7 +460,7 @@ def _texts(settings: TrainConfig, count: float, tokens: int) -> float:
     return min(count, settings.micro_tokens / tokens) if settings.micro_tokens else float(count)
 
 
-def _disk(config: RunConfig, towers: Sequence[Tower], work: Work) -> dict[str, float]:
+def _disk(config: RunConfig, towers: Sequence[TowerPlan], work: Work) -> dict[str, float]:
     """Bytes the cache will hold."""
     found: dict[str, float] = {}
     for t in towers:
@@ -482,7 +482,7 @@ def _width(head: nn.Module, otherwise: int) -> int:
 # ---- in words --------------------------------------------------------------------------------------------------------
 
 
-def as_text(plan: Plan) -> str:
+def as_text(plan: RunPlan) -> str:
     """Tables for people."""
     head = ("modality", "model", "pairs", "parameters", "trained", "dim", "input", "batch", "image s", "text s")
     rows = [

@@ -58,7 +58,7 @@ from m3bind.evaluate.suite import Matrix, View, measure
 from m3bind.models.base import DualEncoder
 from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder, train_wordpiece
 from m3bind.models.weights.checkpoint import hash_state
-from m3bind.pipeline.features import Corpus, Encoder, build_model, levels, make_corpus
+from m3bind.pipeline.features import Corpus, FeatureExtractor, build_model, levels, make_corpus
 from m3bind.pretrain.stage import PretrainStage
 from m3bind.privacy import shown
 from m3bind.training.loop import train
@@ -83,7 +83,7 @@ class Run:
         self.cache_folder = cache or folder.parent / "cache"
         self.stage0 = stage0 or folder / "stage0"
         _pin_settings(config, folder)
-        self.encoder = Encoder(FeatureCache(self.cache_folder), inputs_gb=config.data.inputs_gb)
+        self.encoder = FeatureExtractor(FeatureCache(self.cache_folder), inputs_gb=config.data.inputs_gb)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         set_seed(config.seed)
         self.bridges: dict[str, BaseBridge] = {}

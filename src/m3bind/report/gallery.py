@@ -28,7 +28,7 @@ SIGNS = {"different": "✗", "unknown": "○"}
 
 
 @dataclass(frozen=True)
-class Hit:
+class GalleryHit:
     """One file found: row of its modality, cosine to the query, and a key of `VERDICTS`."""
 
     modality: str
@@ -38,12 +38,12 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Query:
+class GalleryQuery:
     """One query and its hits in every other modality; `chance`: share of right files among those judged."""
 
     modality: str
     index: int
-    hits: Mapping[str, list[Hit]]
+    hits: Mapping[str, list[GalleryHit]]
     chance: float
 
 
@@ -63,13 +63,13 @@ def verdicts(points: Mapping[str, Points], modality: str, index: int, other: str
     ]
 
 
-def search(points: Mapping[str, Points], per_modality: int = 2, hits: int = 3, seed: int = 0) -> list[Query]:
+def search(points: Mapping[str, Points], per_modality: int = 2, hits: int = 3, seed: int = 0) -> list[GalleryQuery]:
     """`per_modality` random queries of each modality with their `hits` nearest files in every other modality.
 
     Only files with at least one right answer somewhere can be drawn.
     """
     rng = np.random.default_rng(seed)
-    queries: list[Query] = []
+    queries: list[GalleryQuery] = []
     for modality, part in points.items():
         drawn = 0
         for index in rng.permutation(len(part.vectors)):
@@ -84,12 +84,12 @@ def search(points: Mapping[str, Points], per_modality: int = 2, hits: int = 3, s
             for other, verdict in judged.items():
                 scores = points[other].vectors @ part.vectors[index]
                 best = np.argsort(-scores, kind="stable")[:hits]
-                found[other] = [Hit(other, int(i), float(scores[i]), verdict[i]) for i in best]
-            queries.append(Query(modality, int(index), found, float(np.mean(flat))))
+                found[other] = [GalleryHit(other, int(i), float(scores[i]), verdict[i]) for i in best]
+            queries.append(GalleryQuery(modality, int(index), found, float(np.mean(flat))))
     return queries
 
 
-def share_right(queries: list[Query]) -> tuple[float, float, int]:
+def share_right(queries: list[GalleryQuery]) -> tuple[float, float, int]:
     """Share of right hits among those shown that can be judged, the share expected by chance, and how many."""
     judged = [
         (hit.verdict in RIGHT, query.chance)
@@ -112,7 +112,7 @@ def picture_uri(image: Image.Image, size: int = 168) -> str:
 
 
 def gallery_html(
-    queries: list[Query],
+    queries: list[GalleryQuery],
     points: Mapping[str, Points],
     thumbnails: Thumbnail,
     titles: Mapping[str, str],
@@ -161,11 +161,11 @@ def _heading(modality: str, titles: Mapping[str, str], role: str) -> str:
     return f"<h4>{dot}{html.escape(titles.get(modality, modality))} <small>{role}</small></h4>"
 
 
-def _kind(hit: Hit) -> str:
+def _kind(hit: GalleryHit) -> str:
     return f"right {hit.verdict}" if hit.verdict in RIGHT else {"different": "wrong"}.get(hit.verdict, "open")
 
 
-def _mark(hit: Hit) -> str:
+def _mark(hit: GalleryHit) -> str:
     return f"{SIGNS.get(hit.verdict, '✓')} {VERDICTS[hit.verdict]} <small>cos {hit.score:.2f}</small>"
 
 

@@ -9,7 +9,7 @@ import base64
 import html
 from collections.abc import Sequence
 
-from m3bind.report.plots import Picture
+from m3bind.report.plots import Plot
 
 Section = tuple[str, str, str]  # anchor, heading, HTML
 
@@ -50,7 +50,7 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def figure(picture: Picture, heading: str, caption: str = "") -> str:
+def figure(picture: Plot, heading: str, caption: str = "") -> str:
     """A picture for light and dark pages with its heading."""
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return (

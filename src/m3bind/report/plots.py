@@ -80,7 +80,7 @@ DARK = Theme("dark", "#e4e9ee", "#3b4754", "#1a2129", DARK_HUES)
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """One plot for both kinds of page, with the words a reader gets who cannot see it."""
 
     light: bytes
@@ -88,7 +88,7 @@ class Picture:
     alt: str
 
 
-def draw(paint: Callable[[Figure, Theme], None], alt: str, size: tuple[float, float] = (5.6, 4.0)) -> Picture:
+def draw(paint: Callable[[Figure, Theme], None], alt: str, size: tuple[float, float] = (5.6, 4.0)) -> Plot:
     """Run `paint` on an empty figure for the light and the dark page; `size` in inches."""
     images = []
     for theme in (LIGHT, DARK):
@@ -110,7 +110,7 @@ def draw(paint: Callable[[Figure, Theme], None], alt: str, size: tuple[float, fl
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=140, bbox_inches="tight", pad_inches=0.06)
         images.append(buffer.getvalue())
-    return Picture(images[0], images[1], alt)
+    return Plot(images[0], images[1], alt)
 
 
 def color(modality: str) -> str:
@@ -162,7 +162,7 @@ def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     return np.asarray(total / np.convolve(np.ones(len(values)), kernel, mode="same"))
 
 
-def training_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Picture]:
+def training_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
     """One picture per stage, in the order of the log: the total in bold, its parts, the learning rate below."""
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for entry in history:
@@ -171,7 +171,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Picture]:
     return {stage: _curve(stage, entries) for stage, entries in stages.items()}
 
 
-def _curve(stage: str, entries: list[Mapping[str, Any]]) -> Picture:
+def _curve(stage: str, entries: list[Mapping[str, Any]]) -> Plot:
     entries = entries[:: max(1, len(entries) // _MOST_POINTS)]
     series: dict[str, list[tuple[float, float]]] = {}
     for entry in entries:
@@ -232,7 +232,7 @@ def commonest(names: Sequence[str], most: int = len(HUES)) -> list[str]:
 
 def map_plot(
     place: NDArray[np.float64], by: Sequence[str], shapes: Sequence[str], colors: Mapping[str, str], alt: str
-) -> Picture:
+) -> Plot:
     """Scatter of `place` (n, 2), coloured by `by`, marker by `shapes`. `colors` names
     colours; without it hues in order.
     """
@@ -326,7 +326,7 @@ def similarity(points: Mapping[str, Points], match: str = "auto", resamples: int
     return Similarity(names, match, matched, other, gain)
 
 
-def similarity_plot(data: Similarity, titles: Mapping[str, str], limit: float, alt: str) -> Picture:
+def similarity_plot(data: Similarity, titles: Mapping[str, str], limit: float, alt: str) -> Plot:
     """Heat map of matched minus other, colours from -`limit` to `limit`; each cell shows matched above other."""
     difference = data.matched - data.other
     limit = max(0.05, limit)

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from m3bind.evaluate.calibration import Answers, reliability_curve
 from m3bind.evaluate.classification import BINS, expected_calibration_error
 from m3bind.evaluate.estimate import Resampling
-from m3bind.report.plots import Picture, Theme, draw
+from m3bind.report.plots import Plot, Theme, draw
 
 
-def reliability_plot(found: Sequence[tuple[str, Answers]], title: str, bins: int = BINS) -> Picture:
+def reliability_plot(found: Sequence[tuple[str, Answers]], title: str, bins: int = BINS) -> Plot:
     """Share of right answers by confidence, one line per named set of answers; the diagonal is perfect calibration."""
     curves = [(name, reliability_curve(part, bins)) for name, part in found if len(part.confidence)]
     errors = {

@@ -1,6 +1,6 @@
 """What to look for: words, a file, an item of the index, or several of them at once, some to be avoided.
 
-* `Query`: one question. * `Part`: one thing in it. * `parse_query`: a question as typed in a command line.
+* `Query`: one question. * `QueryPart`: one thing in it. * `parse_query`: a question as typed in a command line.
 
 Parts are added as vectors: with unit embeddings e_i and weights w_i the question is  sum_i w_i e_i,  made unit length.
 """
@@ -22,7 +22,7 @@ CANCELLED = 0.1  # length of the sum, as a share of sum_i |w_i|, below which not
 
 
 @dataclass(frozen=True)
-class Part:
+class QueryPart:
     """One thing in a question: a text, a path, or an id, with its weight (< 0: to be avoided)."""
 
     kind: Literal["text", "file", "item"]
@@ -47,7 +47,7 @@ class Query:
     "pneumonia" - 0.5 "pleural effusion"
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[QueryPart, ...]
 
     def __post_init__(self) -> None:
         weights = [part.weight for part in self.parts]
@@ -57,17 +57,17 @@ class Query:
     @classmethod
     def text(cls, text: str, weight: float = 1.0, tower: str | None = None) -> Self:
         """Words; `tower` as `text=` of `Space.encode_text`."""
-        return cls((Part("text", text, weight, tower=tower),))
+        return cls((QueryPart("text", text, weight, tower=tower),))
 
     @classmethod
     def file(cls, path: Path | str, modality: str, weight: float = 1.0) -> Self:
         """A file of any modality of the space."""
-        return cls((Part("file", str(path), weight, modality=modality),))
+        return cls((QueryPart("file", str(path), weight, modality=modality),))
 
     @classmethod
     def item(cls, id: str, weight: float = 1.0) -> Self:
         """An item of the index; it is not among the hits."""
-        return cls((Part("item", id, weight),))
+        return cls((QueryPart("item", id, weight),))
 
     def __add__(self, other: Self) -> Self:
         return type(self)(self.parts + other.parts)

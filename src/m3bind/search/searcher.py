@@ -21,7 +21,7 @@ from m3bind.index.base import INCOMPLETE, KEY, Index, Where
 from m3bind.index.calibration import calibration_of
 from m3bind.index.uri import open_index
 from m3bind.models.embedding import Array, correct_gap
-from m3bind.search.query import Part, Query
+from m3bind.search.query import Query, QueryPart
 from m3bind.search.thumbnails import thumbnail
 from m3bind.space.bundle import Space
 
@@ -169,10 +169,10 @@ class Searcher:
                 )
             if not corrected and any(part.kind == "file" for part in parts):
                 raise SpaceError(f"{self.index.uri} was encoded with gap correction; search with gap_correction")
-        groups: dict[tuple[str, str | None], list[Part]] = {}
+        groups: dict[tuple[str, str | None], list[QueryPart]] = {}
         for part in parts:
             groups.setdefault((part.kind, part.modality if part.kind == "file" else part.tower), []).append(part)
-        vectors: dict[Part, Array] = {}
+        vectors: dict[QueryPart, Array] = {}
         for (kind, name), members in groups.items():
             values = [part.value for part in members]
             if kind == "text":

@@ -14,7 +14,7 @@ from m3bind.core.files import write_text
 from m3bind.errors import ConfigError, ReadError
 from m3bind.index.roots import Roots
 from m3bind.privacy import shown
-from m3bind.search.query import Part, Query
+from m3bind.search.query import Query, QueryPart
 from m3bind.search.searcher import Hit, Searcher
 from m3bind.search.thumbnails import thumbnail
 
@@ -88,7 +88,7 @@ def _section(searcher: Searcher, query: Query, hits: Sequence[Hit], grouped: boo
     )
 
 
-def _asked(searcher: Searcher, part: Part, roots: Roots | None) -> str:
+def _asked(searcher: Searcher, part: QueryPart, roots: Roots | None) -> str:
     """One part of a question: words, or the picture of a file or item."""
     mark = ("avoid" if part.weight < 0 else "find") + (f" × {abs(part.weight):g}" if abs(part.weight) != 1 else "")
     if part.kind == "text":

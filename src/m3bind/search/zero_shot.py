@@ -1,6 +1,6 @@
 """Which of some labels fits an embedding of an index, how sure that is, and whether it is like anything there.
 
-* `Judge`: judges rows among labels. * `Verdicts`: what it says. * `labels_of`: the labels an index keeps.
+* `ZeroShotClassifier`: judges rows among labels. * `Predictions`: what it says. * `labels_of`: the labels an index keeps.
 
 Probabilities are the softmax of logit scale x cosine, as in `Space.classify`. Where the index has labelled items of all
 the labels asked for, a temperature fitted on them (`evaluate.calibration`) makes them mean what they say. A row is
@@ -31,7 +31,7 @@ DISTINCT = 200  # labels of a modality that are known
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class Predictions:
     """Of n rows."""
 
     probabilities: NDArray[np.float64]  # (n, c)
@@ -53,7 +53,7 @@ def labels_of(index: Index) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class Judge:
+class ZeroShotClassifier:
     """Judges rows of a space by what an index made with it holds."""
 
     space: Space
@@ -61,7 +61,7 @@ class Judge:
     reference: Calibration
     known: Mapping[str, Sequence[str]]  # `labels_of` the index
 
-    def judge(self, rows: Array, modality: str, labels: Sequence[str], template: str | None = None) -> Verdicts:
+    def judge(self, rows: Array, modality: str, labels: Sequence[str], template: str | None = None) -> Predictions:
         """Probabilities of `labels` for rows (n, d); `template`: words with {} for the label, else the modality's own.
 
         Raises:
@@ -73,7 +73,7 @@ class Judge:
         logits = scale * similarity(rows, classes).astype(np.float64)
         temperature = self._temperature(modality, labels, classes, scale)
         chances = softmax(logits / (temperature or 1.0))
-        return Verdicts(chances, temperature is not None, self._unlike(modality, rows))
+        return Predictions(chances, temperature is not None, self._unlike(modality, rows))
 
     def _temperature(self, modality: str, labels: Sequence[str], classes: Array, scale: float) -> float | None:
         """Fitted on labelled items of the index; None where there are too few of any label."""

@@ -30,8 +30,8 @@ from m3bind.serve.errors import ANSWERS, Refusal, body_of, refusal_of
 from m3bind.serve.metrics import Metrics, Observed
 from m3bind.serve.middleware import LOOPBACK, Guard
 from m3bind.serve.service import Service
-from m3bind.serve.settings import NOTICE, Settings
-from m3bind.serve.watch import Flying, Watch
+from m3bind.serve.settings import NOTICE, ServiceSettings
+from m3bind.serve.watch import Flying, RequestTimer
 from m3bind.space.bundle import Space
 
 _CODES = {404: ("not_found", "There is nothing here."), 405: ("method", "This address takes other methods.")}
@@ -57,7 +57,7 @@ def make_app(
     token: str | None = None,
     hosts: Collection[str] | None = LOOPBACK,
     texts: Sequence[str] = (),
-    settings: Settings | None = None,
+    settings: ServiceSettings | None = None,
     roots: Sequence[Path] | None = None,
 ) -> App:
     """A service of one space and one index.
@@ -75,7 +75,7 @@ def make_app(
     Raises:
         SpaceError: the index is of another space, or cannot be opened.
     """
-    settings = settings or Settings()
+    settings = settings or ServiceSettings()
     service = Service(space, source, settings, texts, Roots(roots))
     flying = Flying(settings.flying_bytes)
     access, metrics = Access(token, settings.login_seconds), Metrics(service, flying)
@@ -106,7 +106,7 @@ def make_app(
         inner.add_exception_handler(kind, _refused)
     inner.add_exception_handler(RequestValidationError, _invalid)
     inner.add_exception_handler(HTTPException, _http)
-    outer = Observed(Guard(Watch(inner, settings, flying), access, hosts), metrics)
+    outer = Observed(Guard(RequestTimer(inner, settings, flying), access, hosts), metrics)
     return App(service, inner, outer)
 
 

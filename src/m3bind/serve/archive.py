@@ -1,6 +1,6 @@
 """The index as it is now: opened anew, beside running requests, when another process changed it.
 
-* `Archive`: gives the current `State` to readers. * `State`: a `Searcher` with what is asked of it again and again.
+* `Archive`: gives the current `ArchiveState` to readers. * `ArchiveState`: a `Searcher` with what is asked of it again and again.
 
 Readers hold a lease; a state that was replaced is closed when its last reader is done. Whether something changed is
 seen by the stamp of one small file (of Milvus: by what it keeps about the index), at most once a second.
@@ -21,7 +21,7 @@ from m3bind.index.base import Index
 from m3bind.index.milvus import MilvusIndex
 from m3bind.index.store import CURRENT
 from m3bind.search.searcher import Searcher, Source
-from m3bind.search.zero_shot import Judge, labels_of
+from m3bind.search.zero_shot import ZeroShotClassifier, labels_of
 from m3bind.space.bundle import Space
 
 log = logging.getLogger("m3bind.serve")
@@ -29,7 +29,7 @@ LOOKED_AT = 64  # items that say whether an index keeps paths
 
 
 @dataclass
-class State:
+class ArchiveState:
     """The index at one moment."""
 
     searcher: Searcher
@@ -53,9 +53,9 @@ class State:
         return labels_of(self.index)
 
     @property
-    def judge(self) -> Judge:
+    def judge(self) -> ZeroShotClassifier:
         """What tells labels apart."""
-        return Judge(self.searcher.space, self.index, self.searcher.calibration, self.labels)
+        return ZeroShotClassifier(self.searcher.space, self.index, self.searcher.calibration, self.labels)
 
     @cached_property
     def pictures(self) -> bool:
@@ -81,12 +81,12 @@ class Archive:
         self._tried = ""  # the mark that could not be opened
         self._checked = time.monotonic()
         mark = self.mark(None)
-        self._now = State(Searcher(space, source), mark)
+        self._now = ArchiveState(Searcher(space, source), mark)
         self._now.mark = mark or self.mark(self._now.index)
         self._warm(self._now)
 
     @contextlib.contextmanager
-    def lease(self) -> Iterator[State]:
+    def lease(self) -> Iterator[ArchiveState]:
         """The current state, which stays open meanwhile."""
         self._look()
         with self._lock:
@@ -155,7 +155,7 @@ class Archive:
             if isinstance(self._now.index, MilvusIndex):
                 source = self._now.index
                 source.refresh()
-            state = State(Searcher(self.space, source), mark)
+            state = ArchiveState(Searcher(self.space, source), mark)
             self._warm(state)
         except Exception as error:
             log.warning("the index changed and cannot be opened (%s); the last state answers", type(error).__name__)
@@ -172,10 +172,10 @@ class Archive:
         finally:
             self._opening = False
 
-    def _warm(self, state: State) -> None:
+    def _warm(self, state: ArchiveState) -> None:
         """Compute what requests would wait for."""
         _ = state.counts, state.labels, state.pictures
 
-    def _close(self, state: State) -> None:
+    def _close(self, state: ArchiveState) -> None:
         if state.index is not self._now.index or state is self._now:
             state.index.close()

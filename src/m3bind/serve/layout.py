@@ -1,6 +1,6 @@
 """A map of the archive: a sample of its items in two dimensions, near each other where they are about the same.
 
-* `Layout`: computed in the background, once per state of the index; `place`: where a question lies.
+* `MapLayout`: computed in the background, once per state of the index; `place`: where a question lies.
 
 Embeddings of one modality lie together, whatever they show. So items are looked at along the directions in which the
 phrases of the vocabulary differ most, and each modality is standardised in each; then t-SNE. On the demo's space an
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.models.embedding import Array
-from m3bind.serve.archive import Archive, State
+from m3bind.serve.archive import Archive, ArchiveState
 from m3bind.serve.errors import Refusal
 
 log = logging.getLogger("m3bind.serve")
@@ -37,7 +37,7 @@ METHOD = "t-SNE of {n} items along what words tell apart, each modality standard
 
 
 @dataclass(frozen=True)
-class Points:
+class MapPoints:
     """The map of one state of the index."""
 
     mark: str
@@ -65,7 +65,7 @@ class Points:
         return float(x), float(y)
 
 
-class Layout:
+class MapLayout:
     """The map of the archive as it is now."""
 
     def __init__(self, archive: Archive, most: int) -> None:
@@ -73,7 +73,7 @@ class Layout:
         self._archive, self._most = archive, most
         self._phrases: Array | None = None
         self._may = threading.Event()
-        self._points: Points | None = None
+        self._points: MapPoints | None = None
         self._working = False
         self._lock = threading.Lock()
 
@@ -82,7 +82,7 @@ class Layout:
         self._phrases = phrases
         self._may.set()
 
-    def begin(self, state: State) -> Points | None:
+    def begin(self, state: ArchiveState) -> MapPoints | None:
         """The map of the last state there is one of; another one is begun where that is not this state."""
         with self._lock:
             points = self._points
@@ -103,7 +103,7 @@ class Layout:
         finally:
             self._working = False
 
-    def answer(self, state: State) -> dict[str, Any]:
+    def answer(self, state: ArchiveState) -> dict[str, Any]:
         """The values of `MapAnswer`."""
         points = self.begin(state)
         if points is None:
@@ -113,7 +113,7 @@ class Layout:
         listed = {"id": points.ids, "modality": points.modality, "x": x, "y": y}
         return {"state": "ready", "method": METHOD.format(n=len(points.ids)), "points": listed}
 
-    def place(self, state: State, row: Array, alone: str | None) -> dict[str, float]:
+    def place(self, state: ArchiveState, row: Array, alone: str | None) -> dict[str, float]:
         """The values of `PlaceAnswer`.
 
         Raises:
@@ -128,11 +128,11 @@ class Layout:
         return {"x": round(x, 4), "y": round(y, 4)}
 
 
-def draw(state: State, most: int, phrases: Array | None) -> Points:
+def draw(state: ArchiveState, most: int, phrases: Array | None) -> MapPoints:
     """The map of a state; the same sample for the same index."""
     ids, rows = state.index.sample(most, seed=0)
     names = state.index.items(ids)["modality"].tolist() if ids else []
-    return Points(state.mark, ids, names, rows, flat(rows, names, phrases))
+    return MapPoints(state.mark, ids, names, rows, flat(rows, names, phrases))
 
 
 def flat(rows: Array, modality: list[str], phrases: Array | None) -> NDArray[np.float64]:

@@ -13,9 +13,9 @@ import numpy as np
 from m3bind.errors import ConfigError
 from m3bind.models.embedding import Array, correct_gap
 from m3bind.search import query
-from m3bind.serve.archive import State
+from m3bind.serve.archive import ArchiveState
 from m3bind.serve.errors import Refusal
-from m3bind.serve.schemas import Part, Source
+from m3bind.serve.schemas import QueryPartRequest, Source
 from m3bind.serve.uploads import Uploads
 from m3bind.space.bundle import STUDENT, Space
 
@@ -39,7 +39,7 @@ class Questions:
         """Texts -> (n, d), by the shared text encoder, or the first modality's own where there is none."""
         return self.space.encode_text(texts, self._tower)
 
-    def vector(self, state: State, parts: Sequence[Part]) -> Array:
+    def vector(self, state: ArchiveState, parts: Sequence[QueryPartRequest]) -> Array:
         """The question (d,).
 
         Raises:
@@ -47,14 +47,14 @@ class Questions:
             UnknownNameError: an item that is not there.
         """
         rows = np.stack([self._row(state, part.kind, part.value) for part in parts])
-        weighted = query.Query(tuple(query.Part("item", "", part.weight) for part in parts))
+        weighted = query.Query(tuple(query.QueryPart("item", "", part.weight) for part in parts))
         try:
             return weighted.combine(rows)
         except ConfigError:
             reason = "The parts cancel each other out, or more is avoided than looked for; change their weights."
             raise Refusal(400, "cancelled", reason) from None
 
-    def source(self, state: State, source: Source) -> tuple[Array, str]:
+    def source(self, state: ArchiveState, source: Source) -> tuple[Array, str]:
         """The vector (d,) of an item or upload, and its modality."""
         if source.kind == "upload":
             modality = self._uploads.get(source.value).modality
@@ -62,7 +62,7 @@ class Questions:
             modality = str(state.index.items([source.value])["modality"].iloc[0])
         return self._row(state, source.kind, source.value), modality
 
-    def _row(self, state: State, kind: str, value: str) -> Array:
+    def _row(self, state: ArchiveState, kind: str, value: str) -> Array:
         if kind == "item":
             row: Array = state.index.vectors([value])[0]
             return row
@@ -76,7 +76,7 @@ class Questions:
         return row
 
 
-def need_texts(state: State) -> None:
+def need_texts(state: ArchiveState) -> None:
     """Refuse texts on an index without its modalities' means.
 
     Raises:

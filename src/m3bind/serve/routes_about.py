@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from m3bind import modalities
 from m3bind.core.version import __version__
 from m3bind.serve.access import COOKIE, Access
-from m3bind.serve.archive import State
+from m3bind.serve.archive import ArchiveState
 from m3bind.serve.errors import Refusal
 from m3bind.serve.metrics import Metrics
 from m3bind.serve.schemas import AboutAnswer, Login
@@ -83,7 +83,7 @@ class Static(StaticFiles):
         return response
 
 
-def describe(service: Service, state: State) -> dict[str, Any]:
+def describe(service: Service, state: ArchiveState) -> dict[str, Any]:
     """The values of `AboutAnswer`."""
     space, index = service.space, state.index
     kinds = [(name, modalities.get(name)) for name in space.modalities]

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 
 from m3bind.search.searcher import Hit
 from m3bind.serve import schemas
-from m3bind.serve.archive import State
+from m3bind.serve.archive import ArchiveState
 from m3bind.serve.schemas import Encode, Phrases, Place, Search, ZeroShot
 from m3bind.serve.service import Service
 
@@ -25,7 +25,7 @@ def add(router: APIRouter, service: Service) -> None:
         """The nearest items to a question of texts, items and uploads."""
         begun = time.perf_counter()
 
-        def work(state: State) -> dict[str, Any]:
+        def work(state: ArchiveState) -> dict[str, Any]:
             row = service.questions.vector(state, asked.parts)
             own = {part.value for part in asked.parts if part.kind == "item"}
             hits = state.searcher.nearest(
@@ -66,7 +66,7 @@ def add(router: APIRouter, service: Service) -> None:
     async def place(asked: Place) -> Any:
         """Where a question lies among the points of the map: 503 while there is no map."""
 
-        def work(state: State) -> dict[str, float]:
+        def work(state: ArchiveState) -> dict[str, float]:
             row = service.questions.vector(state, asked.parts)
             items = [part.value for part in asked.parts]
             alone = items[0] if len(items) == 1 and asked.parts[0].kind == "item" else None

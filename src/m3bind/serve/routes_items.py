@@ -13,12 +13,12 @@ from fastapi.responses import JSONResponse, Response
 from m3bind.errors import ReadError
 from m3bind.modalities.formats.archive import temporary_folder
 from m3bind.serve import pictures, schemas, uploads
-from m3bind.serve.archive import State
+from m3bind.serve.archive import ArchiveState
 from m3bind.serve.errors import Refusal
 from m3bind.serve.multipart import receive
 from m3bind.serve.pictures import Window
 from m3bind.serve.previews import Preview
-from m3bind.serve.schemas import Part
+from m3bind.serve.schemas import QueryPartRequest
 from m3bind.serve.service import Service
 
 Thumb = Annotated[int, Query(ge=16, le=512, description="pixels of the longer side")]
@@ -105,7 +105,7 @@ def _add_uploads(router: APIRouter, service: Service) -> None:
 
 
 def _add_items(router: APIRouter, service: Service) -> None:
-    def on_preview(id: str, work: Callable[..., Any], *arguments: Any) -> Callable[[State], Any]:
+    def on_preview(id: str, work: Callable[..., Any], *arguments: Any) -> Callable[[ArchiveState], Any]:
         return lambda state: work(service.preview(service.seen(state, id)), *arguments)
 
     @router.get("/api/items/{id:path}/thumbnail", responses=PNG, response_class=Response, tags=["items"])
@@ -134,7 +134,7 @@ def _add_items(router: APIRouter, service: Service) -> None:
     async def facts(id: str) -> Any:
         """What is known of an item."""
 
-        def work(state: State) -> dict[str, Any]:
+        def work(state: ArchiveState) -> dict[str, Any]:
             item = service.seen(state, id)
             try:
                 preview = service.preview(item)
@@ -145,8 +145,8 @@ def _add_items(router: APIRouter, service: Service) -> None:
         return JSONResponse(await service.see(work))
 
 
-def _near(service: Service, kind: Any, name: str, k: int) -> Callable[[State], Any]:
-    return lambda state: service.near(state, [Part(kind=kind, value=name)], k)
+def _near(service: Service, kind: Any, name: str, k: int) -> Callable[[ArchiveState], Any]:
+    return lambda state: service.near(state, [QueryPartRequest(kind=kind, value=name)], k)
 
 
 def _facts(name: str, modality: str, fields: dict[str, str], preview: Preview | None) -> dict[str, Any]:

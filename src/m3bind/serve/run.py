@@ -26,7 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from m3bind.errors import ConfigError
 from m3bind.serve.access import VARIABLE
-from m3bind.serve.settings import Settings
+from m3bind.serve.settings import ServiceSettings
 
 HEAD_BYTES = 32 << 10  # of a request's head
 BACKGROUND = ("warm-up", "map", "reopen")  # threads of the service that nobody waits for
@@ -57,19 +57,19 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(
-    app: Any, host: str, port: int, settings: Settings | None = None, started: Callable[[str], None] = print
+    app: Any, host: str, port: int, settings: ServiceSettings | None = None, started: Callable[[str], None] = print
 ) -> None:
     """Run until told to stop; `started` gets the address.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
-    server, listener = make_server(app, host, port, settings or Settings(), started)
+    server, listener = make_server(app, host, port, settings or ServiceSettings(), started)
     server.run([listener])
 
 
 def make_server(
-    app: Any, host: str, port: int, settings: Settings, started: Callable[[str], None]
+    app: Any, host: str, port: int, settings: ServiceSettings, started: Callable[[str], None]
 ) -> tuple[uvicorn.Server, socket.socket]:
     """A server that does not run yet, and the socket it will listen at.
 

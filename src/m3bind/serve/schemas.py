@@ -1,6 +1,6 @@
 """Shapes of questions and answers, checked where they come in and described in the OpenAPI.
 
-Questions: `Search`, `Encode`, `ZeroShot`, `Phrases`, `Place`, `Login`, with their `Part`, `Conditions` and `Source`.
+Questions: `Search`, `Encode`, `ZeroShot`, `Phrases`, `Place`, `Login`, with their `QueryPartRequest`, `Conditions` and `Source`.
 Answers have the same names with `Answer` behind, or are named by what they are.
 """
 
@@ -23,7 +23,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Part(Strict):
+class QueryPartRequest(Strict):
     """One thing in a question; a negative weight avoids it."""
 
     kind: Literal["text", "item", "upload"]
@@ -31,7 +31,7 @@ class Part(Strict):
     weight: Weight = 1.0
 
     @model_validator(mode="after")
-    def _says_something(self) -> "Part":
+    def _says_something(self) -> "QueryPartRequest":
         if self.kind == "text" and not self.value.strip():
             raise ValueError("the text is empty")
         if self.kind == "text" and len(self.value) > TEXT_CHARS:
@@ -39,7 +39,7 @@ class Part(Strict):
         return self
 
 
-Parts = Annotated[list[Part], Field(min_length=1, max_length=PARTS)]
+Parts = Annotated[list[QueryPartRequest], Field(min_length=1, max_length=PARTS)]
 
 
 class Conditions(Strict):
@@ -69,7 +69,7 @@ class Search(Strict):
     per_modality: bool = Field(False, description="k hits of each modality, one modality after the other")
 
 
-class Hit(BaseModel):
+class HitResponse(BaseModel):
     """One found item."""
 
     rank: int
@@ -85,7 +85,7 @@ class Hit(BaseModel):
 class SearchAnswer(BaseModel):
     """The hits, best first."""
 
-    hits: list[Hit]
+    hits: list[HitResponse]
     counts: dict[str, int] = Field(description="hits per modality")
     seconds: float
 
@@ -179,7 +179,7 @@ class PlaceAnswer(BaseModel):
     y: float
 
 
-class Points(BaseModel):
+class PointsResponse(BaseModel):
     """Places of items, column by column."""
 
     id: list[str]
@@ -193,7 +193,7 @@ class MapAnswer(BaseModel):
 
     state: Literal["ready", "computing"]
     method: str
-    points: Points
+    points: PointsResponse
 
 
 class Login(Strict):

@@ -20,17 +20,17 @@ from m3bind.index.calibration import FEW
 from m3bind.index.roots import Roots
 from m3bind.search.searcher import Source
 from m3bind.serve import pictures
-from m3bind.serve.archive import Archive, State
+from m3bind.serve.archive import Archive, ArchiveState
 from m3bind.serve.errors import Refusal
-from m3bind.serve.layout import Layout
+from m3bind.serve.layout import MapLayout
 from m3bind.serve.lru_cache import Kept
 from m3bind.serve.phrases import Vocabulary, phrases_for
 from m3bind.serve.previews import Preview
 from m3bind.serve.query import Questions
 from m3bind.serve.queues import Queue
-from m3bind.serve.schemas import Part
+from m3bind.serve.schemas import QueryPartRequest
 from m3bind.serve.schemas import Source as Asked
-from m3bind.serve.settings import Settings
+from m3bind.serve.settings import ServiceSettings
 from m3bind.serve.uploads import Uploads
 from m3bind.serve.zero_shot import ZeroShooter
 from m3bind.space.bundle import Space
@@ -59,7 +59,12 @@ class Service:
     """One space and one index, served."""
 
     def __init__(
-        self, space: Space, source: Source, settings: Settings, texts: Sequence[str] = (), roots: Roots | None = None
+        self,
+        space: Space,
+        source: Source,
+        settings: ServiceSettings,
+        texts: Sequence[str] = (),
+        roots: Roots | None = None,
     ) -> None:
         """Open the index; `texts` are further phrases, `roots` where files may be shown from (None: anywhere).
 
@@ -77,7 +82,7 @@ class Service:
         self.thumbnails: Kept[bytes] = Kept(THUMBNAIL_BYTES, len)
         self.phrases, self._texts = Vocabulary(), list(texts)
         self.zero_shot = ZeroShooter(self.questions)
-        self.layout = Layout(self.archive, made.map_points)
+        self.layout = MapLayout(self.archive, made.map_points)
         self.ready = self.stopping = False
         self._begun = False
 
@@ -108,19 +113,19 @@ class Service:
         for queue in (self.towers, self.files):
             queue.close()
 
-    async def ask(self, work: Callable[[State], T]) -> T:
+    async def ask(self, work: Callable[[ArchiveState], T]) -> T:
         """`work` on the current state, in the queue of the towers."""
         return await self.towers.run(self._leased, work)
 
-    async def see(self, work: Callable[[State], T]) -> T:
+    async def see(self, work: Callable[[ArchiveState], T]) -> T:
         """`work` on the current state, in the queue of the decoders."""
         return await self.files.run(self._leased, work)
 
-    def _leased(self, work: Callable[[State], T]) -> T:
+    def _leased(self, work: Callable[[ArchiveState], T]) -> T:
         with self.archive.lease() as state:
             return work(state)
 
-    def near(self, state: State, parts: Sequence[Part], k: int) -> list[dict[str, object]]:
+    def near(self, state: ArchiveState, parts: Sequence[QueryPartRequest], k: int) -> list[dict[str, object]]:
         """The phrases nearest to a question, judged among items of its modality where it is of one."""
         row = self.questions.vector(state, parts)
         if len(parts) > 1 or parts[0].kind == "text":
@@ -132,7 +137,7 @@ class Service:
             others = np.concatenate([np.empty((0, self.space.dim), np.float32), *rows.values()])
         return self.phrases.near(row, k, others, modality)
 
-    def seen(self, state: State, name: str) -> Seen:
+    def seen(self, state: ArchiveState, name: str) -> Seen:
         """An item of the index.
 
         Raises:

@@ -1,6 +1,6 @@
 """All limits of the service in one place.
 
-* `Settings`: they, with defaults for one machine. * `DECODING`: budgets of one file, tighter than those of the command
+* `ServiceSettings`: they, with defaults for one machine. * `DECODING`: budgets of one file, tighter than those of the command
   line (`modalities._limits`), for files that strangers send.
 """
 
@@ -22,7 +22,7 @@ def _cores() -> int:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServiceSettings:
     """What a request may cost, how many wait, and how long anything is kept."""
 
     body_bytes: int = 256 << 20  # of an upload, all files together

@@ -1,6 +1,6 @@
 """The time and size of a request, and clients that leave.
 
-* `Watch`: an ASGI application around another one. * `Flying`: bytes of all bodies that are being received.
+* `RequestTimer`: an ASGI application around another one. * `Flying`: bytes of all bodies that are being received.
 
 A body is refused as soon as it is too large, whatever was declared. One that comes too slowly is given up. When the
 client is gone, or the time is over, the request is cancelled wherever it waits.
@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from m3bind.serve.errors import Refusal
-from m3bind.serve.settings import Settings
+from m3bind.serve.settings import ServiceSettings
 
 UPLOADS = "/api/uploads"
 
@@ -37,7 +37,7 @@ class Flying:
 class _Body:
     """What a request still has to say."""
 
-    def __init__(self, scope: Any, receive: Any, settings: Settings, flying: Flying) -> None:
+    def __init__(self, scope: Any, receive: Any, settings: ServiceSettings, flying: Flying) -> None:
         self._receive, self._settings, self._flying = receive, settings, flying
         self._most = settings.body_bytes if scope["path"] == UPLOADS else settings.json_bytes
         self._begun, self.count = time.monotonic(), 0
@@ -75,7 +75,7 @@ class _Body:
         if message["type"] == "http.disconnect":
             self._left.set()
             self.complete.set()
-            await asyncio.Event().wait()  # until `Watch` cancels it
+            await asyncio.Event().wait()  # until `RequestTimer` cancels it
         piece = len(message.get("body", b""))
         if self.count + piece > self._most:
             raise self._too_large()
@@ -98,10 +98,10 @@ class _Body:
         await asyncio.sleep(seconds)
 
 
-class Watch:
+class RequestTimer:
     """Runs `app` for each request."""
 
-    def __init__(self, app: Any, settings: Settings, flying: Flying) -> None:
+    def __init__(self, app: Any, settings: ServiceSettings, flying: Flying) -> None:
         self.app, self._settings, self._flying = app, settings, flying
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -8,7 +8,7 @@ holds of its modality (`space.zero_shot`).
 
 import numpy as np
 
-from m3bind.serve.archive import State
+from m3bind.serve.archive import ArchiveState
 from m3bind.serve.query import Questions, need_texts
 from m3bind.serve.schemas import ZeroShot
 
@@ -19,7 +19,7 @@ class ZeroShooter:
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
 
-    def answer(self, state: State, asked: ZeroShot) -> dict[str, object]:
+    def answer(self, state: ArchiveState, asked: ZeroShot) -> dict[str, object]:
         """The values of `ZeroShotAnswer`."""
         need_texts(state)
         row, modality = self._questions.source(state, asked.source)

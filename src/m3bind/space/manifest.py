@@ -31,7 +31,7 @@ class _Bridge(_Form):
     settings: dict[str, Any]
 
 
-class _Tower(_Form):
+class _TowerEntry(_Form):
     """A dual encoder."""
 
     model: Name
@@ -50,13 +50,13 @@ class _Student(_Form):
     assets: bool
 
 
-class Manifest(_Form):
+class SpaceManifest(_Form):
     """space.json, without its checksum."""
 
     format: str
     version: int
     dim: int = Field(ge=1)
-    modalities: dict[Name, _Tower] = Field(min_length=1)
+    modalities: dict[Name, _TowerEntry] = Field(min_length=1)
     student: _Student | None
     arrays: str
     files: dict[str, Digest]
@@ -71,9 +71,9 @@ class Manifest(_Form):
     fingerprint: Digest
 
     @model_validator(mode="after")
-    def _files_are_listed(self) -> "Manifest":
+    def _files_are_listed(self) -> "SpaceManifest":
         used = {"arrays": self.arrays}
-        parts: list[tuple[str, _Tower | _Student]] = [*self.modalities.items()]
+        parts: list[tuple[str, _TowerEntry | _Student]] = [*self.modalities.items()]
         for name, tower in [*parts, ("student", self.student)] if self.student else parts:
             used |= {f"{name}.weights.{part}": file for part, file in tower.weights.items()}
         for key, file in used.items():
@@ -94,7 +94,7 @@ def check(content: dict[str, Any], path: Path) -> None:
             raise SpaceError(f"{path}: names a file outside the space ({name[:60]!r}); do not use it")
     try:
         plain(content)
-        Manifest.model_validate(content)
+        SpaceManifest.model_validate(content)
     except (ValidationError, ValueError) as error:
         raise SpaceError(f"{path}: {foreign.reason(error)}; m3bind does not write this, so do not use it") from error
 

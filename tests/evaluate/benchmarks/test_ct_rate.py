@@ -18,7 +18,7 @@ from m3bind.core.stored import StoredFileError
 from m3bind.data.cache import FeatureCache
 from m3bind.evaluate.benchmarks.ct_rate import LABELS, rescale_of, spacing_difference, stored_as
 from m3bind.modalities.base import get as modality
-from m3bind.pipeline.features import Encoder, rescaled
+from m3bind.pipeline.features import FeatureExtractor, rescaled
 
 SAID = {"RescaleSlope": "1", "RescaleIntercept": "-1024", "XYSpacing": "[0.7, 0.7]", "ZSpacing": "1.5"}
 
@@ -53,7 +53,7 @@ def test_inputs_of_models_are_rescaled(tmp_path):
     """Through the encoder, which keeps inputs: a rescaled volume is not the same input as the file alone."""
     _, records = made("ct_rate", tmp_path, upload=1)
     record = records["valid_1_a_1"]
-    encoder = Encoder(FeatureCache(tmp_path / "cache"))
+    encoder = FeatureExtractor(FeatureCache(tmp_path / "cache"))
     raw, hu = (
         np.asarray(encoder.inputs([item], Plain())[0]) for item in (replace(record, rescale=None), record)
     )  # fmt: skip

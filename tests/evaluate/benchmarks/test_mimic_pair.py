@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from evaluate.benchmarks.prepared import assert_incomplete, kinds, make, prepared
 from m3bind.data.records import Record
 from m3bind.evaluate.benchmarks._mimic import study_time, subject_splits
-from m3bind.evaluate.benchmarks._mimic_pairs import Recording, belong, match
+from m3bind.evaluate.benchmarks._mimic_pairs import MimicFile, belong, match
 
 DAY = datetime(2180, 5, 6)
 
@@ -83,8 +83,8 @@ recordings = st.lists(
 
 @given(recordings, recordings)
 def test_pairs_never_fit_each_other(first: list[tuple[int, str, str]], second: list[tuple[int, str, str]]) -> None:
-    xrays = [Recording(f"x{k}", "", s, DAY + timedelta(hours=h), stay) for k, (h, stay, s) in enumerate(first)]
-    ecgs = [Recording(f"e{k}", "", s, DAY + timedelta(hours=h), stay) for k, (h, stay, s) in enumerate(second)]
+    xrays = [MimicFile(f"x{k}", "", s, DAY + timedelta(hours=h), stay) for k, (h, stay, s) in enumerate(first)]
+    ecgs = [MimicFile(f"e{k}", "", s, DAY + timedelta(hours=h), stay) for k, (h, stay, s) in enumerate(second)]
     pairs = match(xrays, ecgs)
     assert all(belong(x, e) for x, e in pairs)
     for i, one in enumerate(pairs):
@@ -97,6 +97,6 @@ def test_pairs_never_fit_each_other(first: list[tuple[int, str, str]], second: l
 
 
 def test_nearest_in_time_is_taken() -> None:
-    x = Recording("x", "", "a", DAY)
-    far, near = (Recording(str(h), "", "a", DAY + timedelta(hours=h)) for h in (20, -2))
+    x = MimicFile("x", "", "a", DAY)
+    far, near = (MimicFile(str(h), "", "a", DAY + timedelta(hours=h)) for h in (20, -2))
     assert match([x], [far, near]) == [(x, near)]

@@ -4,14 +4,14 @@ No public data set has X-ray, CT, fundus, ECG and histology of the same person; 
 Modalities of a patient are linked by what is visible and by what the reports say, by nothing else.
 * `generate`: write a cohort (PNG, NIfTI, WFDB, manifest.csv). `cohort_hash`: names it. `contact_sheet`: look at it.
 * `sample_state`, `render`, `report`: one patient, one rendering, one text.
-* `chest`, `visible`, `syndromes`, `State`, `MODALITIES`, `SEVERITIES`: the parts.
+* `chest`, `visible`, `syndromes`, `PatientState`, `MODALITIES`, `SEVERITIES`: the parts.
 Everything is synthetic and labelled so.
 """
 
 from m3bind.data.phantom.cohort import cohort_hash, generate
 from m3bind.data.phantom.reports import report
 from m3bind.data.phantom.sheet import contact_sheet
-from m3bind.data.phantom.state import MODALITIES, SEVERITIES, State, sample_state, syndromes, visible
+from m3bind.data.phantom.state import MODALITIES, SEVERITIES, PatientState, sample_state, syndromes, visible
 from m3bind.data.phantom.thorax import chest
 from m3bind.data.phantom.writing import render
 

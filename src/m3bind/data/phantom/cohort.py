@@ -1,6 +1,6 @@
 """A cohort of virtual patients on disk: who has which state, split and modalities; generation by several processes.
 
-* `Settings`, `plan`: the cohort as a pure function of its settings.
+* `CohortSettings`, `plan`: the cohort as a pure function of its settings.
 * `generate`: write it; a finished cohort is reused, an interrupted one is continued, any number of workers gives the
   same bytes.
 Layout: cohort.json (settings), patients/p0000/{xray.png, ct.nii.gz, retina.png, ecg.hea, ecg.dat, pathology.png},
@@ -24,7 +24,7 @@ from m3bind.core import children
 from m3bind.core.files import sha256_text, write_json, write_text
 from m3bind.core.stored import read_json
 from m3bind.data.phantom.reports import HEADER, report
-from m3bind.data.phantom.state import MODALITIES, State, sample_state, syndromes, visible
+from m3bind.data.phantom.state import MODALITIES, PatientState, sample_state, syndromes, visible
 from m3bind.data.phantom.writing import FILES, write_patient
 from m3bind.errors import ConfigError, M3BindError, UnknownNameError
 
@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class CohortSettings:
     """What a cohort depends on. `counts`: files per modality among train and valid patients; test ones have all."""
 
     patients: int
@@ -63,7 +63,7 @@ class Patient:
     """One patient of a cohort."""
 
     number: int
-    state: State
+    state: PatientState
     split: str
     modalities: tuple[str, ...]
 
@@ -80,7 +80,7 @@ def cohort_hash(patients: int, seed: int = 0, counts: Mapping[str, int] | None =
 
 def make_settings(
     patients: int, seed: int, counts: Mapping[str, int] | None, fractions: tuple[float, float, float]
-) -> Settings:
+) -> CohortSettings:
     """Checked settings with default counts filled in.
 
     Raises:
@@ -102,7 +102,7 @@ def make_settings(
         if count < 0:
             raise ConfigError(f"phantom: counts[{modality!r}] is {count}; give 0 or more.")
         full[modality] = min(int(count), available)
-    return Settings(patients, seed, full, (float(fractions[0]), float(fractions[1]), float(fractions[2])))
+    return CohortSettings(patients, seed, full, (float(fractions[0]), float(fractions[1]), float(fractions[2])))
 
 
 def _spread_out(total: int, fractions: tuple[float, ...]) -> list[int]:
@@ -121,7 +121,7 @@ def _split_order(total: int, fractions: tuple[float, ...]) -> list[int]:
     return [counts[option] for option in range(len(fractions))]
 
 
-def plan(settings: Settings) -> list[Patient]:
+def plan(settings: CohortSettings) -> list[Patient]:
     """All patients of a cohort. Syndromes and severities are as even as possible, in each split and modality too."""
     names = syndromes()
     rank = np.random.default_rng([settings.seed, 0]).permutation(settings.patients)
@@ -144,7 +144,7 @@ def plan(settings: Settings) -> list[Patient]:
     ]
 
 
-def rows(settings: Settings) -> list[dict[str, str]]:
+def rows(settings: CohortSettings) -> list[dict[str, str]]:
     """The manifest's rows, in order of patient and modality."""
     found = []
     for patient in plan(settings):
@@ -174,12 +174,12 @@ def _row(patient: Patient, modality: str, caption: str) -> dict[str, str]:
     }
 
 
-def missing(folder: Path, settings: Settings) -> list[Patient]:
+def missing(folder: Path, settings: CohortSettings) -> list[Patient]:
     """Patients with files to write whose folder does not exist yet."""
     return [p for p in plan(settings) if p.modalities and not (folder / "patients" / p.name).is_dir()]
 
 
-def work(folder: Path, settings: Settings, share: int, of: int, done: Callable[[], None]) -> None:
+def work(folder: Path, settings: CohortSettings, share: int, of: int, done: Callable[[], None]) -> None:
     """Write every `of`-th patient of the cohort, from number `share` on, that is not there; call `done` after each."""
     for patient in missing(folder, settings):
         if patient.number % of == share:
@@ -192,11 +192,11 @@ def work(folder: Path, settings: Settings, share: int, of: int, done: Callable[[
             done()
 
 
-def load_settings(folder: Path) -> Settings:
+def load_settings(folder: Path) -> CohortSettings:
     """The settings stored in a cohort's folder."""
     stored: dict[str, Any] = read_json(folder / "cohort.json")["settings"]
     train, valid, test = stored["fractions"]
-    return Settings(stored["patients"], stored["seed"], stored["counts"], (train, valid, test))
+    return CohortSettings(stored["patients"], stored["seed"], stored["counts"], (train, valid, test))
 
 
 def generate(
@@ -248,7 +248,7 @@ def generate(
     return manifest
 
 
-def _claim(folder: Path, settings: Settings) -> None:
+def _claim(folder: Path, settings: CohortSettings) -> None:
     """Store the settings in `folder`, or check that those stored there are the same."""
     note, digest = folder / "cohort.json", settings.digest()
     if not note.is_file():

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.data.phantom.grid import F32
-from m3bind.data.phantom.state import State
+from m3bind.data.phantom.state import PatientState
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 RATE, SECONDS = 100, 10
@@ -59,7 +59,7 @@ NORMAL = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class RhythmPlan:
     """How a record goes: waves, rate (per minute), spread of RR as a share, and rhythm features."""
 
     waves: dict[str, Wave]
@@ -86,10 +86,10 @@ def _wave(angle: float, width: float) -> tuple[float, ...]:
     return tuple(float(value) for value in beat)
 
 
-def _plan(state: State, rng: np.random.Generator) -> Plan:
+def _plan(state: PatientState, rng: np.random.Generator) -> RhythmPlan:
     """The record's plan: normal variation, then what the state changes."""
     grade, waves = state.grade, {name: wave.scaled(float(rng.uniform(0.85, 1.15))) for name, wave in NORMAL.items()}
-    plan = Plan(waves, float(rng.uniform(62, 78)))
+    plan = RhythmPlan(waves, float(rng.uniform(62, 78)))
     if state.has("ecg", "left ventricular hypertrophy"):
         plan = _hypertrophy(plan, grade)
     if state.has("ecg", "atrial fibrillation"):
@@ -133,7 +133,7 @@ def _plan(state: State, rng: np.random.Generator) -> Plan:
     return plan
 
 
-def _hypertrophy(plan: Plan, grade: float) -> Plan:
+def _hypertrophy(plan: RhythmPlan, grade: float) -> RhythmPlan:
     """High lateral voltage; from moderate severity on also strain: ST depression and inverted T opposite to R."""
     waves, tall = plan.waves, 1.35 + 1.0 * grade
     x, y, z = waves["R"].vector
@@ -145,7 +145,9 @@ def _hypertrophy(plan: Plan, grade: float) -> Plan:
     return plan
 
 
-def _beat_times(plan: Plan, state: State, rng: np.random.Generator) -> tuple[NDArray[np.float64], set[int]]:
+def _beat_times(
+    plan: RhythmPlan, state: PatientState, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], set[int]]:
     """R peak times (s) from before 0 to after the end, and the numbers of premature ventricular beats."""
     mean = 60 / plan.rate
     count = int(SECONDS / mean) + 6
@@ -181,7 +183,7 @@ def _add_beat(signal: NDArray[np.float64], moment: float, waves: list[Wave], cyc
         signal[:, span] += (DIRECTIONS @ np.array(wave.vector))[:, None] * shape
 
 
-def ecg(state: State, rng: np.random.Generator) -> F32:
+def ecg(state: PatientState, rng: np.random.Generator) -> F32:
     """The ECG of `state`: float32 (12, 1000) in mV, leads as LEADS, 100 Hz."""
     plan = _plan(state, rng)
     moments, ectopic = _beat_times(plan, state, rng)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from m3bind.data.phantom.canvas import SIZE, Canvas, Colour, Pen, grid, layer
 from m3bind.data.phantom.grid import F32, smooth_noise
-from m3bind.data.phantom.state import State
+from m3bind.data.phantom.state import PatientState
 
 CENTRE, FIELD = SIZE / 2, 106.0
 BLOOD: Colour = (0.45, 0.04, 0.04)
@@ -71,7 +71,7 @@ def _branch(
     return paths
 
 
-def _eye(state: State, rng: np.random.Generator) -> Eye:
+def _eye(state: PatientState, rng: np.random.Generator) -> Eye:
     """Landmarks and vessels; the state changes the width and the winding of the vessels."""
     out = 1.0 if state.side == "right" else -1.0
     disc = (CENTRE + out * (44 + float(rng.normal(0, 3))), CENTRE + float(rng.normal(0, 4)))
@@ -121,7 +121,7 @@ def _background(eye: Eye, rng: np.random.Generator, pale: float) -> Canvas:
     return canvas
 
 
-def _disc(canvas: Canvas, eye: Eye, state: State, rng: np.random.Generator) -> None:
+def _disc(canvas: Canvas, eye: Eye, state: PatientState, rng: np.random.Generator) -> None:
     """The optic disc and its cup; the cup-to-disc ratio grows with glaucoma."""
     x, y = eye.disc
     colour: Colour = (0.98, 0.80, 0.48)
@@ -158,7 +158,7 @@ def _scatter(
     return np.array(found).reshape(-1, 2)
 
 
-def lesion_count(state: State, finding: str) -> int:
+def lesion_count(state: PatientState, finding: str) -> int:
     """How many single lesions of `finding` the picture shows; grows with the grade, 0 if the state lacks it."""
     least, most = {
         "flame haemorrhages": (2, 16), "cotton wool spots": (3, 10), "Roth spots": (3, 13),
@@ -201,7 +201,7 @@ def _dots(
     canvas.paint(draw, colour, strength, blur)
 
 
-def _vascular_lesions(canvas: Canvas, eye: Eye, state: State, rng: np.random.Generator) -> None:
+def _vascular_lesions(canvas: Canvas, eye: Eye, state: PatientState, rng: np.random.Generator) -> None:
     """Haemorrhages, exudates, cotton wool and new vessels."""
     if count := lesion_count(state, "flame haemorrhages"):
         _flames(canvas, _scatter(rng, count, eye.disc, 24, 75), eye.disc, 9.0, rng)
@@ -227,7 +227,7 @@ def _vascular_lesions(canvas: Canvas, eye: Eye, state: State, rng: np.random.Gen
             canvas.blend(_draw(fine), (0.62, 0.05, 0.05), 0.8)
 
 
-def _deep_lesions(canvas: Canvas, eye: Eye, state: State, rng: np.random.Generator) -> None:
+def _deep_lesions(canvas: Canvas, eye: Eye, state: PatientState, rng: np.random.Generator) -> None:
     """Lesions of the choroid and pigment: below the vessels."""
     grade = state.grade
     if count := lesion_count(state, "choroidal tubercles"):
@@ -253,7 +253,7 @@ def _deep_lesions(canvas: Canvas, eye: Eye, state: State, rng: np.random.Generat
             canvas.paint(lambda pen, w=wedge: pen.shape(w), (0.42, 0.16, 0.08), 0.35 + 0.3 * grade, 3.0)  # type: ignore[misc]
 
 
-def _spicules(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _spicules(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """Bone-spicule pigment in the mid-periphery: small black branching stars."""
     places = _scatter(rng, lesion_count(state, "pigmentary retinopathy"), (CENTRE, CENTRE), 56, 98)
 
@@ -267,7 +267,7 @@ def _spicules(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
         canvas.paint(draw, (0.08, 0.05, 0.05), 0.95, 0.3)
 
 
-def _vessels(canvas: Canvas, eye: Eye, state: State, rng: np.random.Generator) -> None:
+def _vessels(canvas: Canvas, eye: Eye, state: PatientState, rng: np.random.Generator) -> None:
     """Veins, arteries over them, and changes of their walls and crossings."""
     veins, arteries = _draw(eye.veins), _draw(eye.arteries)
     if state.has("retina", "periphlebitis"):
@@ -282,7 +282,7 @@ def _vessels(canvas: Canvas, eye: Eye, state: State, rng: np.random.Generator) -
     canvas.blend(arteries, (0.92, 0.52, 0.22) if copper else (0.66, 0.10, 0.08), 0.9 if copper else 0.8)
 
 
-def fundus(state: State, rng: np.random.Generator) -> NDArray[np.uint8]:
+def fundus(state: PatientState, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The fundus photograph of `state`: uint8 RGB (224, 224, 3)."""
     eye = _eye(state, rng)
     canvas = _background(eye, rng, 0.05 if state.has("retina", "pigmentary retinopathy") else 0.0)

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from m3bind.data.phantom.canvas import SIZE, Canvas, Colour, Pen, grid, layer
 from m3bind.data.phantom.grid import F32, smooth_noise
-from m3bind.data.phantom.state import State
+from m3bind.data.phantom.state import PatientState
 
 NUCLEUS: Colour = (0.33, 0.19, 0.52)
 DARK: Colour = (0.22, 0.12, 0.40)
@@ -134,11 +134,11 @@ def _ring(
     _nuclei(canvas, places, 1.6, rng, stretch=2.0, turn=angle + np.pi / 2)
 
 
-def _normal(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _normal(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     _lung(canvas, rng)
 
 
-def _hypertensive(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _hypertensive(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """Congested walls, arterioles with thick walls, brown macrophages in air spaces."""
     walls, _ = _lung(canvas, rng, thick=7.0)
     _nuclei(canvas, _on(walls, rng, int(60 + 200 * state.grade)), 2.0, rng, RED, 1.0)
@@ -151,7 +151,7 @@ def _hypertensive(canvas: Canvas, state: State, rng: np.random.Generator) -> Non
         _nuclei(canvas, np.repeat(groups, 4, 0) + rng.normal(0, 5, (4 * len(groups), 2)), 3.8, rng, BROWN, 1.1)
 
 
-def _oedema(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _oedema(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     walls, owner = _lung(canvas, rng, thick=5.5)
     filled = _fill(canvas, walls, owner, 0.30 + 0.68 * state.grade, OEDEMA, rng)
     if state.has("pathology", "congestion"):
@@ -159,7 +159,7 @@ def _oedema(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
     _nuclei(canvas, _on(filled, rng, 12), 3.2, rng, (0.86, 0.52, 0.66), 1.0)
 
 
-def _neutrophils(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _neutrophils(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """Air spaces stuffed with small dark lobed nuclei."""
     walls, owner = _lung(canvas, rng, thick=5.0)
     filled = _fill(canvas, walls, owner, 0.30 + 0.7 * state.grade, (0.93, 0.80, 0.86), rng)
@@ -180,7 +180,7 @@ def _giant_cell(canvas: Canvas, x: float, y: float, rng: np.random.Generator) ->
     _nuclei(canvas, np.stack([x + 7.5 * np.cos(angle), y + 7.5 * np.sin(angle)], 1), 1.9, rng)
 
 
-def _caseation(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _caseation(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """A field of structureless pink necrosis with a rim of lymphocytes and giant cells."""
     _lung(canvas, rng, thick=7.0)
     x, y = grid()
@@ -209,7 +209,7 @@ def _fibres(canvas: Canvas, rng: np.random.Generator, colour: Colour, period: fl
     return phase
 
 
-def _hyaline(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _hyaline(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """Dense wavy collagen with glassy, thick-walled small vessels."""
     canvas.pixels[:] = (0.95, 0.80, 0.86)
     _fibres(canvas, rng, (0.88, 0.55, 0.70), 11, 0.35 + 0.5 * state.grade)
@@ -220,7 +220,7 @@ def _hyaline(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
         _ring(canvas, x, y, outer, outer * (0.45 + 0.35 * state.grade), (0.93, 0.30, 0.55), SLIDE, rng)
 
 
-def _glands(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _glands(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """Irregular malignant glands in desmoplastic stroma; more and darker with the grade."""
     canvas.pixels[:] = STROMA
     _fibres(canvas, rng, (0.86, 0.60, 0.74), 14, 0.5)
@@ -247,7 +247,7 @@ def _glands(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
     _nuclei(canvas, np.concatenate(rings), 2.1 + 0.7 * state.grade, rng, stretch=1.5, turn=np.tile(angle, len(rings)))
 
 
-def _squamous(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _squamous(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """Solid nests of polygonal cells with whorled keratin pearls."""
     canvas.pixels[:] = STROMA
     _nuclei(canvas, rng.uniform(0, SIZE, (130, 2)), 1.6, rng, stretch=2.4)
@@ -271,7 +271,7 @@ def _squamous(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
         canvas.paint(draw, colour, 0.97, 0.5)
 
 
-def _granulomas(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _granulomas(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """Compact pale epithelioid granulomas without necrosis, cuffed by lymphocytes, in lung."""
     _lung(canvas, rng, thick=6.0)
     for x, y in np.clip(_spread(rng, 2 + round(6 * state.grade), 58), 16, SIZE - 16):
@@ -286,7 +286,7 @@ def _granulomas(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
         _giant_cell(canvas, x + float(rng.normal(0, 4)), y + float(rng.normal(0, 4)), rng)
 
 
-def _emphysema(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _emphysema(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """Few, wide air spaces; thin walls with gaps."""
     walls, _ = _air_spaces(rng, max(4, round(13 - 9 * state.grade)), 3.2)
     gaps = smooth_noise(rng, (SIZE, SIZE), 11) > 0.9 - 0.8 * state.grade
@@ -295,7 +295,7 @@ def _emphysema(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
     _nuclei(canvas, _on(walls, rng, int(4 + 0.016 * float(walls.sum()))), 2.0, rng)
 
 
-def _muscle(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _muscle(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """Bundles of heart muscle: some fibres ragged red, vacuoles inside."""
     canvas.pixels[:] = (0.90, 0.50, 0.58)
     phase = _fibres(canvas, rng, (0.97, 0.86, 0.88), 30, 0.25)
@@ -312,7 +312,7 @@ def _muscle(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
     _nuclei(canvas, _on(inside, rng, 45), 2.6, rng, stretch=2.2)
 
 
-def _cartilage(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
+def _cartilage(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
     """Lobules of bluish cartilage with lacunae, and fat."""
     canvas.pixels[:] = STROMA
     walls, _ = _air_spaces(rng, 60, 2.4)
@@ -330,7 +330,7 @@ def _cartilage(canvas: Canvas, state: State, rng: np.random.Generator) -> None:
     _nuclei(canvas, cells, 2.0, rng)
 
 
-PATTERNS: dict[str, Callable[[Canvas, State, np.random.Generator], None]] = {
+PATTERNS: dict[str, Callable[[Canvas, PatientState, np.random.Generator], None]] = {
     "normal lung tissue": _normal,
     "thick-walled arterioles": _hypertensive,
     "alveolar oedema": _oedema,
@@ -346,7 +346,7 @@ PATTERNS: dict[str, Callable[[Canvas, State, np.random.Generator], None]] = {
 }
 
 
-def tile(state: State, rng: np.random.Generator) -> NDArray[np.uint8]:
+def tile(state: PatientState, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The H&E tile of `state`: uint8 RGB (224, 224, 3)."""
     canvas = Canvas(SLIDE)
     for finding, paint in PATTERNS.items():

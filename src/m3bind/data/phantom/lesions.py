@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.data.phantom.grid import F32, Point, X, Y, Z, blobs, ellipsoid, smooth_noise, tube
-from m3bind.data.phantom.state import State
+from m3bind.data.phantom.state import PatientState
 
 Mask = NDArray[np.bool_]
 METAL, CALCIUM = 3000.0, 1300.0
@@ -15,7 +15,7 @@ METAL, CALCIUM = 3000.0, 1300.0
 
 def paint(
     volume: F32,
-    state: State,
+    state: PatientState,
     lungs: tuple[Mask, Mask],
     base: tuple[float, float],
     dome: float,
@@ -119,7 +119,7 @@ def _cavity(volume: F32, sign: float, grade: float, rng: np.random.Generator) ->
     ellipsoid(volume, lower, (hole * 0.75, hole * 0.75, hole * 0.36), 20)
 
 
-def _lymph_nodes(volume: F32, lungs: tuple[Mask, Mask], state: State, rng: np.random.Generator) -> None:
+def _lymph_nodes(volume: F32, lungs: tuple[Mask, Mask], state: PatientState, rng: np.random.Generator) -> None:
     """Potato-like nodes at both hila; with `small nodules` also upper-zone nodules, some calcified."""
     size = 13 + 12 * state.grade
     for sign in (-1.0, 1.0):

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from m3bind.data.phantom.state import State, table, visible
+from m3bind.data.phantom.state import PatientState, table, visible
 
 HEADER = "Synthetic report of a virtual patient; no real person."
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
@@ -26,7 +26,7 @@ def phrasings(patterns: list[str]) -> int:
     return total
 
 
-def _say(patterns: list[str], state: State, rng: np.random.Generator, name: str = "") -> str:
+def _say(patterns: list[str], state: PatientState, rng: np.random.Generator, name: str = "") -> str:
     """One wording: a random pattern, a random alternative of each choice, blanks filled, as a sentence."""
     pattern = patterns[int(rng.integers(len(patterns)))]
 
@@ -46,7 +46,7 @@ def _say(patterns: list[str], state: State, rng: np.random.Generator, name: str 
     return text[:1].upper() + text[1:]
 
 
-def report(state: State, modality: str, rng: np.random.Generator) -> str:
+def report(state: PatientState, modality: str, rng: np.random.Generator) -> str:
     """The report of `modality`: opening (often), findings in random order, things absent (sometimes), impression.
 
     The main finding is always stated, each other one nine times in ten. The impression names the likely underlying

@@ -1,7 +1,7 @@
 """The clinical state of a virtual patient: one syndrome, one severity, and unrelated incidental findings.
 
 * `syndromes()`: the table of syndromes and of what each shows in each modality (data: `reports.yaml`).
-* `State`, `sample_state`: what one patient has; every modality is rendered from it.
+* `PatientState`, `sample_state`: what one patient has; every modality is rendered from it.
 * `visible`: the findings a modality shows for a state.
 All of it is synthetic: no real person is described.
 """
@@ -23,7 +23,7 @@ TABLE = Path(__file__).with_name("reports.yaml")
 
 
 @dataclass(frozen=True)
-class State:
+class PatientState:
     """One patient. `severity` indexes SEVERITIES; `grade` is the same on 0..1 with some spread.
 
     `side` ("left" or "right") is where one-sided chest lesions are and which eye is shown; `anatomy` seeds the body
@@ -59,7 +59,7 @@ def syndromes() -> tuple[str, ...]:
     return tuple(table()["syndromes"])
 
 
-def visible(state: State, modality: str) -> tuple[str, ...]:
+def visible(state: PatientState, modality: str) -> tuple[str, ...]:
     """The findings `modality` shows: those of the syndrome from their least severity on, then the incidental ones.
 
     Raises:
@@ -74,7 +74,7 @@ def visible(state: State, modality: str) -> tuple[str, ...]:
     return own + tuple(finding for where, finding in state.incidentals if where == modality)
 
 
-def sample_state(rng: np.random.Generator, syndrome: str | None = None, severity: int | None = None) -> State:
+def sample_state(rng: np.random.Generator, syndrome: str | None = None, severity: int | None = None) -> PatientState:
     """Draw a patient; `syndrome` and `severity` (1..3) may be given, the rest is random.
 
     The grade is the middle of the severity's third of 0..1 plus up to a tenth either way; healthy patients have 0.
@@ -100,4 +100,4 @@ def sample_state(rng: np.random.Generator, syndrome: str | None = None, severity
         raise UnknownNameError("syndrome", name, names)
     level = 0 if name == "healthy" else (severity or level)
     grade = 0.0 if level == 0 else (level - 0.5) / 3 + spread
-    return State(name, level, grade, side, anatomy, tuple(incidentals))
+    return PatientState(name, level, grade, side, anatomy, tuple(incidentals))

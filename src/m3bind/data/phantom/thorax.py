@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 
 from m3bind.data.phantom import lesions
 from m3bind.data.phantom.grid import F32, SHAPE, STEP, Point, X, Y, Z, blobs, ellipsoid, polyline, tube
-from m3bind.data.phantom.state import State
+from m3bind.data.phantom.state import PatientState
 
 AIR, LUNG, FAT, MUSCLE, BLOOD, LIVER, SPONGY, BONE = -1000.0, -850.0, -100.0, 45.0, 40.0, 60.0, 180.0, 650.0
 CT_SHAPE = (32, 96, 96)
@@ -41,7 +41,7 @@ class Body:
     lung_value: float
 
 
-def measure(state: State, rng: np.random.Generator) -> Body:
+def measure(state: PatientState, rng: np.random.Generator) -> Body:
     """The body of a state: normal spread of anatomy, and what the syndrome changes in shape."""
     grade, size = state.grade, float(rng.uniform(0.94, 1.05))
     ratio, tilt = float(rng.uniform(0.42, 0.46)), float(rng.uniform(28, 38))
@@ -140,7 +140,7 @@ def _skeleton(volume: F32, body: Body) -> None:
     ellipsoid(volume, (0, 86, 0), (8, 6, 400), 30)  # spinal canal
 
 
-def _great_vessels(volume: F32, body: Body, state: State) -> None:
+def _great_vessels(volume: F32, body: Body, state: PatientState) -> None:
     """Aorta, pulmonary arteries, superior vena cava, trachea and main bronchi."""
     unfold = (0.5 + state.grade) if state.has("ct", "unfolded aorta") else 0.0
     knob = 26 + 16 * unfold
@@ -181,7 +181,7 @@ def _vessels(
             length *= 0.72
 
 
-def _heart(volume: F32, body: Body, state: State) -> None:
+def _heart(volume: F32, body: Body, state: PatientState) -> None:
     """The heart, scaled so that its width over the inner chest width is the wanted cardiothoracic ratio."""
     chest = 2 * (body.lung_x + body.lung_rx)
     half = body.heart_ratio * chest / 2
@@ -196,7 +196,7 @@ def _heart(volume: F32, body: Body, state: State) -> None:
     ellipsoid(volume, middle, radius, BLOOD + 5, tilt=body.heart_tilt)
 
 
-def chest(state: State) -> F32:
+def chest(state: PatientState) -> F32:
     """The chest of `state` in Hounsfield units, float32 (Z, Y, X) = (128, 96, 144), 2.5 mm; same state, same volume."""
     rng = np.random.default_rng([state.anatomy, 1])
     body = measure(state, rng)
@@ -219,7 +219,7 @@ def chest(state: State) -> F32:
     return volume
 
 
-def ct(state: State, rng: np.random.Generator, volume: F32 | None = None) -> NDArray[np.int16]:
+def ct(state: PatientState, rng: np.random.Generator, volume: F32 | None = None) -> NDArray[np.int16]:
     """The CT of `state`: int16 HU (32, 96, 96), spacing CT_SPACING; averages of the fine volume plus scanner noise."""
     fine = chest(state) if volume is None else volume
     slices = fine.reshape(32, 4, *SHAPE[1:]).mean(1)
@@ -244,7 +244,7 @@ def line_integrals(volume: F32, depth: float = STEP) -> F32:
     return total
 
 
-def xray(state: State, rng: np.random.Generator, volume: F32 | None = None) -> NDArray[np.uint8]:
+def xray(state: PatientState, rng: np.random.Generator, volume: F32 | None = None) -> NDArray[np.uint8]:
     """The frontal radiograph of `state`, uint8 (224, 224), bright = dense, patient's right on the image's left.
 
     I = exp(-integral mu dy) with photon noise and a little scatter; shown as -log I in a display window.

@@ -20,7 +20,7 @@ from m3bind.data.phantom.ecg import LEADS, RATE, ecg
 from m3bind.data.phantom.fundus import fundus
 from m3bind.data.phantom.grid import F32
 from m3bind.data.phantom.histology import tile
-from m3bind.data.phantom.state import MODALITIES, State
+from m3bind.data.phantom.state import MODALITIES, PatientState
 from m3bind.data.phantom.thorax import CT_SPACING, chest, ct, xray
 from m3bind.errors import UnknownNameError
 
@@ -28,7 +28,7 @@ MARK = "synthetic virtual patient, no real person"
 FILES = {"xray": "xray.png", "ct": "ct.nii.gz", "retina": "retina.png", "ecg": "ecg", "pathology": "pathology.png"}
 
 
-def render(state: State, modality: str, rng: np.random.Generator, volume: F32 | None = None) -> NDArray[Any]:
+def render(state: PatientState, modality: str, rng: np.random.Generator, volume: F32 | None = None) -> NDArray[Any]:
     """The picture, volume or signal of `state`; `rng` varies what does not depend on the state (noise, placing).
 
     xray uint8 (224, 224); ct int16 HU (32, 96, 96) Z Y X; retina, pathology uint8 (224, 224, 3); ecg float32 mV
@@ -80,7 +80,7 @@ def write_wfdb(folder: Path, name: str, signal: F32) -> None:
     )  # fmt: skip
 
 
-def write_patient(folder: Path, state: State, modalities: Sequence[str], seeds: Sequence[int]) -> None:
+def write_patient(folder: Path, state: PatientState, modalities: Sequence[str], seeds: Sequence[int]) -> None:
     """Write the files of one patient into `folder`; `seeds` and the modality's number seed each rendering.
 
     Raises:

@@ -1,5 +1,5 @@
 """Ways to learn from few samples on a frozen space: one file each, all from the same samples to one scorer."""
 
-from m3bind.evaluate.adapters.base import Adapter, Problem, Samples, Scorer, get, names
+from m3bind.evaluate.adapters.base import Adapter, FewShotProblem, Samples, Scorer, get, names
 
-__all__ = ["Adapter", "Problem", "Samples", "Scorer", "get", "names"]
+__all__ = ["Adapter", "FewShotProblem", "Samples", "Scorer", "get", "names"]

@@ -1,6 +1,6 @@
 """The interface of a few-shot method: samples with labels in, a function from samples to scores out.
 
-* `Samples`: features, embeddings, truth, patients and ids of some files. * `Problem`: what else a method is told.
+* `Samples`: features, embeddings, truth, patients and ids of some files. * `FewShotProblem`: what else a method is told.
 * `Adapter`: one method; `get`, `names`: those there are. * `quality`: what settings are chosen by.
 
 Shapes: n samples, f features before the projection, d joint dimension, c classes or labels.
@@ -49,7 +49,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Problem:
+class FewShotProblem:
     """What a method is told besides samples."""
 
     classes: Floats  # (c, d): what an image's embedding is multiplied with to score a class by its text
@@ -72,7 +72,7 @@ class Adapter(ABC):
         self.method = method or self.name
 
     @abstractmethod
-    def fit(self, train: Samples, valid: Samples | None, problem: Problem) -> Scorer:
+    def fit(self, train: Samples, valid: Samples | None, problem: FewShotProblem) -> Scorer:
         """Learn from `train`, choosing settings on `valid` where it is given.
 
         Raises:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3bind.core.files import sha256_text
-from m3bind.evaluate.adapters.base import Adapter, Problem, Samples, Scorer, quality
+from m3bind.evaluate.adapters.base import Adapter, FewShotProblem, Samples, Scorer, quality
 from m3bind.evaluate.adapters.descent import Descent, descend, tensors
 from m3bind.evaluate.estimate import Floats
 
@@ -41,7 +41,7 @@ class Residual(nn.Module):
         return F.normalize(mixed, dim=-1) @ self.classes.T + self.bias  # type: ignore[operator]
 
 
-def label_bias(train: Samples, problem: Problem) -> Floats:
+def label_bias(train: Samples, problem: FewShotProblem) -> Floats:
     """(c,) added to text logits: 0 with classes; with labels, what makes their mean over `train` the log-odds there."""
     if not train.several:
         return np.zeros(len(problem.classes))
@@ -56,7 +56,7 @@ class ClipAdapter(Adapter):
 
     name = "clip_adapter"
 
-    def fit(self, train: Samples, valid: Samples | None, problem: Problem) -> Scorer:
+    def fit(self, train: Samples, valid: Samples | None, problem: FewShotProblem) -> Scorer:
         """A scorer through the adapted embedding."""
         checked = valid if valid is not None and len(valid) else None
         fitted = [_fit(train, problem, ratio) for ratio in (RATIOS if checked else RATIOS[:1])]
@@ -65,7 +65,7 @@ class ClipAdapter(Adapter):
         return max(fitted, key=lambda scores: quality(checked.labels, scores(checked)))
 
 
-def _fit(train: Samples, problem: Problem, ratio: float) -> Scorer:
+def _fit(train: Samples, problem: FewShotProblem, ratio: float) -> Scorer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sha256_text("clip_adapter", str(problem.seed))[:15], 16))
         module = Residual(problem.classes, label_bias(train, problem), problem.scale, ratio)

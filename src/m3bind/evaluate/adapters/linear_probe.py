@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from m3bind.errors import M3BindError
-from m3bind.evaluate.adapters.base import Adapter, Problem, Samples, Scorer, quality
+from m3bind.evaluate.adapters.base import Adapter, FewShotProblem, Samples, Scorer, quality
 from m3bind.evaluate.adapters.descent import Descent, descend, tensors
 from m3bind.evaluate.estimate import Floats
 
@@ -80,7 +80,7 @@ class LinearProbe(Adapter):
     name = "linear_probe"
     names = ("linear_probe", *(f"linear_probe_{preset}" for preset in PRESETS))
 
-    def fit(self, train: Samples, valid: Samples | None, problem: Problem) -> Scorer:
+    def fit(self, train: Samples, valid: Samples | None, problem: FewShotProblem) -> Scorer:
         """A scorer with the preset of the method's name, or of the modality.
 
         Raises:
@@ -180,7 +180,7 @@ def _network(x: NDArray[Any], y: NDArray[np.int64], classes: int, probe: Probe, 
 
 
 def _decayed(
-    probe: Probe, x: NDArray[Any], y: NDArray[np.int64], classes: int, valid: Checked, problem: Problem
+    probe: Probe, x: NDArray[Any], y: NDArray[np.int64], classes: int, valid: Checked, problem: FewShotProblem
 ) -> Descent:
     """The solver with the best weight decay on `valid`: every 16th of 97, then halving steps around the best."""
     assert isinstance(probe.solver, Descent)

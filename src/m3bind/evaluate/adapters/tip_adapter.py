@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.errors import M3BindError
-from m3bind.evaluate.adapters.base import Adapter, Problem, Samples, Scorer, quality
+from m3bind.evaluate.adapters.base import Adapter, FewShotProblem, Samples, Scorer, quality
 from m3bind.evaluate.adapters.clip_adapter import label_bias
 from m3bind.evaluate.estimate import Floats
 
@@ -30,7 +30,7 @@ class Cache:
 
     keys: NDArray[np.float64]
     values: NDArray[np.float64]
-    problem: Problem
+    problem: FewShotProblem
     bias: Floats
 
     def text(self, samples: Samples) -> Floats:
@@ -62,7 +62,7 @@ class Cache:
                 yield quality(valid.labels, text + alpha * votes), float(alpha), float(beta)
 
 
-def build_cache(train: Samples, problem: Problem) -> Cache:
+def build_cache(train: Samples, problem: FewShotProblem) -> Cache:
     """The samples as keys, with one column per class.
 
     Raises:
@@ -83,6 +83,6 @@ class TipAdapter(Adapter):
 
     name = "tip_adapter"
 
-    def fit(self, train: Samples, valid: Samples | None, problem: Problem) -> Scorer:
+    def fit(self, train: Samples, valid: Samples | None, problem: FewShotProblem) -> Scorer:
         """A scorer with alpha and beta chosen on `valid`."""
         return build_cache(train, problem).searched(valid)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from m3bind.evaluate.adapters.base import Adapter, Problem, Samples, Scorer
+from m3bind.evaluate.adapters.base import Adapter, FewShotProblem, Samples, Scorer
 from m3bind.evaluate.adapters.descent import Descent, descend, tensors
 from m3bind.evaluate.adapters.tip_adapter import ALPHA, BETA, Cache, build_cache
 
@@ -42,7 +42,7 @@ class TipAdapterF(Adapter):
 
     name = "tip_adapter_f"
 
-    def fit(self, train: Samples, valid: Samples | None, problem: Problem) -> Scorer:
+    def fit(self, train: Samples, valid: Samples | None, problem: FewShotProblem) -> Scorer:
         """A scorer whose keys are trained on `train`, then alpha and beta chosen on `valid`."""
         cache = build_cache(train, problem)
         module = Keys(cache)

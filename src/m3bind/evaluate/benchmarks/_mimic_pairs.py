@@ -1,6 +1,6 @@
 """Radiographs and ECGs of one visit: MIMIC-PAIR's rule on the published tables.
 
-* `Recording`: a file with its subject, time and hospital stay. `Stays`: which stay a time falls into.
+* `MimicFile`: a file with its subject, time and hospital stay. `Stays`: which stay a time falls into.
 * `belong`: the rule. `match`: pairs of one subject, none of which fits another one.
 * `Archives`: the two data sets side by side, with the texts of both.
 """
@@ -24,7 +24,7 @@ from m3bind.evaluate.benchmarks._mimic import (
     report_place,
     study_findings,
 )
-from m3bind.evaluate.benchmarks.base import Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import BenchmarkItem, Fault, read_table
 
 DAY = timedelta(hours=24)
 CXR_TABLE, ECG_TABLE = f"mimic-cxr-jpg/*/{METADATA}*", f"mimic-iv-ecg/*/{RECORDS}*"
@@ -36,7 +36,7 @@ LAYOUT = """
 
 
 @dataclass(frozen=True)
-class Recording:
+class MimicFile:
     """A file of one subject; `stay` is the hospital admission (hadm_id) it was made in, "" where none is known."""
 
     path: str
@@ -46,21 +46,21 @@ class Recording:
     stay: str = ""
 
 
-def belong(a: Recording, b: Recording) -> bool:
+def belong(a: MimicFile, b: MimicFile) -> bool:
     """Same subject, and the same stay where both have one, else at most 24 h apart."""
     if a.subject != b.subject:
         return False
     return a.stay == b.stay if a.stay and b.stay else abs(a.time - b.time) <= DAY
 
 
-def match(xrays: Sequence[Recording], ecgs: Sequence[Recording]) -> list[tuple[Recording, Recording]]:
+def match(xrays: Sequence[MimicFile], ecgs: Sequence[MimicFile]) -> list[tuple[MimicFile, MimicFile]]:
     """Pairs of one subject, nearest in time first; a pair is taken if no file of it belongs to one taken before.
 
     So a right answer of one pair is never a wrong answer of another one.
     """
     fitting = [(x, e) for x in xrays for e in ecgs if belong(x, e)]
     fitting.sort(key=lambda pair: (abs(pair[0].time - pair[1].time), pair[0].path, pair[1].path))
-    taken: list[tuple[Recording, Recording]] = []
+    taken: list[tuple[MimicFile, MimicFile]] = []
     for x, e in fitting:
         if not any(belong(one, other) for pair in taken for one in (x, e) for other in pair):
             taken.append((x, e))
@@ -108,7 +108,7 @@ class Archives:
         self._findings = study_findings(cxr)
         self._ecg_reports = ecg_reports(ecg, merl_report)
 
-    def items(self, x: Recording, e: Recording, split: str, visit: str) -> Iterator[Item | Fault]:
+    def items(self, x: MimicFile, e: MimicFile, split: str, visit: str) -> Iterator[BenchmarkItem | Fault]:
         """The two rows of a visit, or one fault; a file that is in several visits has an id of its own in each."""
         image, record = (f"{self._prefix[folder]}/{r.path}" for folder, r in ((self.cxr, x), (self.ecg, e)))
         report = self._reports(x.subject, x.study) if self._reports else ""
@@ -120,7 +120,7 @@ class Archives:
             return
         rows = ((image, "xray", labels, report), (record, "ecg", (), ecg_report))
         for path, modality, found, text in rows:
-            yield Item(
+            yield BenchmarkItem(
                 path, split, modality, patient_of(x.subject), f"{path}@{visit}", labels=found, caption=text,
                 visit=f"mimic-{visit}",
             )  # fmt: skip

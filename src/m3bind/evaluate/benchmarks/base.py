@@ -1,7 +1,7 @@
 """A data set as its publisher distributes it -> a manifest that everything else reads.
 
 * `Benchmark`: what a data set's file states (licence, how to get it, layout, known counts) and its rows.
-* `Item`, `Fault`: a row of the manifest, or one that was set aside.
+* `BenchmarkItem`, `Fault`: a row of the manifest, or one that was set aside.
 * `prepare`: checks the folder, writes `manifest.csv` and `prepared.json`; `Prepared.report` says what was found.
 * `read_table`: rows of a CSV, TSV or Excel file with their line numbers.
 
@@ -35,7 +35,7 @@ NOTHING_FOUND = "no finding"  # label of a row of a multi-label set on which not
 
 
 @dataclass(frozen=True)
-class Item:
+class BenchmarkItem:
     """One row of the manifest to be written."""
 
     path: str  # relative to the data set's folder, or to `out` where the benchmark extracts; "/" between parts
@@ -78,7 +78,7 @@ class Benchmark(ABC):
     notes: ClassVar[str] = ""  # odd cases a reader must know
 
     @abstractmethod
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """Rows of the data set in `root`, in a fixed order. What is extracted is written below `out`.
 
         Raises:
@@ -122,7 +122,7 @@ def known_as(name: str) -> tuple[str, ...]:
 
 
 @dataclass
-class Prepared:
+class PreparedDataset:
     """What `prepare` found and wrote."""
 
     benchmark: str
@@ -145,7 +145,7 @@ class Prepared:
         return "\n".join(lines + ([format_bad_rows(self.faults)] if self.faults else []))
 
 
-def prepare(benchmark: Benchmark, root: Path, out: Path, limit: int | None = None) -> Prepared:
+def prepare(benchmark: Benchmark, root: Path, out: Path, limit: int | None = None) -> PreparedDataset:
     """Write the manifest of the data set in `root` to the folder `out`, at most `limit` rows per split.
 
     A count that differs from the published one is said, not refused: a part of a data set is of use, too.
@@ -169,13 +169,13 @@ def prepare(benchmark: Benchmark, root: Path, out: Path, limit: int | None = Non
     with progress(f"prepare {benchmark.name}") as bar:
         for item in benchmark.items(root, files):
             bar.advance()
-            if isinstance(item, Item) and limit and counts[item.split] >= limit:
+            if isinstance(item, BenchmarkItem) and limit and counts[item.split] >= limit:
                 continue
             fault = _fault(item, base)
             if fault:
                 faults.append(BadRow(fault.row, fault.reason, fault.path, fault.kind))
                 continue
-            assert isinstance(item, Item)
+            assert isinstance(item, BenchmarkItem)
             rows.append(_row(benchmark.name, item))
             patients.add(item.patient or item.id or item.path)
             counts.update([item.split, *(f"{item.split}/{name}" for name in {item.label, *item.labels} if name)])
@@ -186,7 +186,7 @@ def prepare(benchmark: Benchmark, root: Path, out: Path, limit: int | None = Non
     write_text(out / "manifest.csv", text)
     known = {} if limit else benchmark.known
     wrong = [f"{key}: {counts[key]:,}, published {count:,}" for key, count in known.items() if counts[key] != count]
-    done = Prepared(benchmark.name, out, dict(sorted(counts.items())), wrong, faults, sha256_text(text))
+    done = PreparedDataset(benchmark.name, out, dict(sorted(counts.items())), wrong, faults, sha256_text(text))
     write_json(
         out / "prepared.json",
         {
@@ -210,7 +210,7 @@ def _link(link: Path, root: Path) -> None:
         temporary.symlink_to(root, target_is_directory=True)
 
 
-def _fault(item: Item | Fault, base: Path) -> Fault | None:
+def _fault(item: BenchmarkItem | Fault, base: Path) -> Fault | None:
     if isinstance(item, Fault):
         return item
     if not is_utf8(item.path):
@@ -224,7 +224,7 @@ def _fault(item: Item | Fault, base: Path) -> Fault | None:
     return None if there else Fault(0, "no such file", item.path, "with a missing file")
 
 
-def _row(name: str, item: Item) -> dict[str, str]:
+def _row(name: str, item: BenchmarkItem) -> dict[str, str]:
     said = item.label or item.labels or item.caption
     return {
         "id": item.id or item.path,

@@ -17,7 +17,7 @@ from m3bind.evaluate.benchmarks._chexpert import (
     home,
     positives,
 )
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault
 from m3bind.evaluate.benchmarks.chexpert5x200 import excluded_patients
 
 VALID_ROWS = 5000
@@ -52,7 +52,7 @@ class Chexpert(Benchmark):
         """See that the folder, or the one of CheXpert's folders in it, is complete."""
         super().check(home(root))
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """Frontal rows of train.csv, then of valid.csv."""
         held_out = excluded_patients(root)
         rows = list(frontal(root, "train.csv"))
@@ -66,11 +66,11 @@ class Chexpert(Benchmark):
         for row in frontal(root, "valid.csv"):
             yield self._item(row, "test")
 
-    def _item(self, row: Frontal | Fault, split: str) -> Item | Fault:
+    def _item(self, row: Frontal | Fault, split: str) -> BenchmarkItem | Fault:
         if isinstance(row, Fault):
             return row
         found = positives(row.values, self.uncertain)
-        return Item(row.path, split, "xray", row.patient, label="" if found else NOTHING_CERTAIN, labels=found)
+        return BenchmarkItem(row.path, split, "xray", row.patient, label="" if found else NOTHING_CERTAIN, labels=found)
 
 
 def valid_patients(patients: Sequence[str], seed: int = 0) -> frozenset[str]:

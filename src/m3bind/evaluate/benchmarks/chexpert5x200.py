@@ -19,7 +19,7 @@ from m3bind.evaluate.benchmarks._chexpert import (
     frontal,
     home,
 )
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault
 
 OWN_LIST = "chexpert_5x200.csv"
 PER_CLASS = 200
@@ -49,7 +49,7 @@ class Chexpert5x200(Benchmark):
         """See that the folder, or the one of CheXpert's folders in it, is complete."""
         super().check(home(root))
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """The rows of the list beside the data, else of the rule."""
         for row in drawn(root):
             if isinstance(row, Fault):
@@ -57,7 +57,7 @@ class Chexpert5x200(Benchmark):
                 continue
             label = only_finding(row)
             if label:
-                yield Item(row.path, "test", "xray", row.patient, label=label, labels=(label,))
+                yield BenchmarkItem(row.path, "test", "xray", row.patient, label=label, labels=(label,))
             else:
                 yield Fault(row.row, "not exactly one of the five findings is there", row.path, "of no class")
 

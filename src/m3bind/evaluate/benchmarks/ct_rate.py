@@ -19,7 +19,7 @@ from m3bind.core.stored import MOST_LIST, read_text
 from m3bind.data.splits import patient_position
 from m3bind.errors import in_words
 from m3bind.evaluate.benchmarks._cells import is_one, literal
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 LABELS = (
     "Medical material", "Arterial wall calcification", "Cardiomegaly", "Pericardial effusion",
@@ -68,7 +68,7 @@ metadata/{train,validation}_metadata.csv                    needed for the first
     )
     scans_once: ClassVar[bool] = False  # the first reconstruction of each scan only
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per volume, training first, in the order of the label tables."""
         for split in ("train", "valid"):
             folder = next((name for name in (f"{split}_fixed", split) if (root / name).is_dir()), "")
@@ -99,7 +99,7 @@ metadata/{train,validation}_metadata.csv                    needed for the first
                 if reason:
                     yield Fault(line, reason, path, "of unclear values")
                     continue
-                yield Item(
+                yield BenchmarkItem(
                     path=path,
                     id=name.removesuffix(".nii.gz"),
                     split=_split(split, patient),

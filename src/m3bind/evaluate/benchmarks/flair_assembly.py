@@ -6,7 +6,7 @@ from pathlib import Path
 
 from m3bind.errors import ManifestError
 from m3bind.evaluate.benchmarks._lists import read_list
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault
 
 SETS = (
     "01_EYEPACS", "03_IDRID", "04_RFMid", "05_1000x39", "06_EYENET", "07_LAG", "08_ODIR", "09_PAPILA", "10_PARAGUAY",
@@ -55,7 +55,7 @@ class FlairAssembly(Benchmark):
             text = f"none of FLAIR's lists (01_EYEPACS.csv ...) found.\n{self.layout}\n{self.access}"
             raise ManifestError(f"{root}: {text}")
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """All rows of the lists, set by set; every one is a training row."""
         folder = _lists(root) or root
         there = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]*_*.csv"))}
@@ -78,7 +78,7 @@ def _lists(root: Path) -> Path | None:
     return None
 
 
-def _rows(name: str, table: Path) -> Iterator[Item | Fault]:
+def _rows(name: str, table: Path) -> Iterator[BenchmarkItem | Fault]:
     """The rows of one set."""
     for listed in read_list(table):
         if isinstance(listed, Fault):
@@ -89,7 +89,9 @@ def _rows(name: str, table: Path) -> Iterator[Item | Fault]:
             yield Fault(listed.row, "no category", listed.image, "without a category")
         else:
             labels = tuple(category.replace("|", "/") for category in listed.categories)
-            yield Item(listed.image, "train", "retina", _patient(name, listed.image), label=labels[0], labels=labels)
+            yield BenchmarkItem(
+                listed.image, "train", "retina", _patient(name, listed.image), label=labels[0], labels=labels
+            )
 
 
 def _patient(name: str, image: str) -> str:

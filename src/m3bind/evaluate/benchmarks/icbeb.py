@@ -14,7 +14,7 @@ from m3bind.core.files import atomic_path
 from m3bind.errors import ManifestError, in_words
 from m3bind.evaluate.benchmarks._cells import whole
 from m3bind.evaluate.benchmarks._extract import save_ecg
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 CLASSES = ("NORM", "AFIB", "1AVB", "CLBBB", "CRBBB", "PAC", "VPC", "STD", "STE")  # codes 1 to 9 of REFERENCE.csv
 SNOMED = {
@@ -55,7 +55,7 @@ icbeb_database.csv                    or the ten folds of the PTB-XL benchmark (
         "(E...) give the record a name that ends in .mat, which the WFDB library refuses; they are read all the same."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per record, by name."""
         found = sorted(path for path in root.rglob("*.mat") if not path.is_relative_to(out))
         files = {path.stem: path for path in found}
@@ -74,7 +74,7 @@ icbeb_database.csv                    or the ten folds of the PTB-XL benchmark (
                 yield Fault(0, reason, path.name, "unreadable")
                 continue
             kept = tuple(label for label in CLASSES if label in codes)
-            yield Item(path=name, split=splits[name], modality="ecg", label=codes[0], labels=kept)
+            yield BenchmarkItem(path=name, split=splits[name], modality="ecg", label=codes[0], labels=kept)
         for name in sorted(set(labels) - set(files)):
             yield Fault(0, "listed in REFERENCE.csv, but there is no such file", f"{name}.mat", "with a missing file")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from m3bind.data.splits import patient_position
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 COLUMNS = (
     "Rhythms", "Electric axis of the heart", "Conduction abnormalities", "Extrasystolies", "Hypertrophies",
@@ -41,7 +41,7 @@ data/1.hea, 1.dat, 1.i, 1.ii, ...    up to 200; the annotations (.i, .ii, ...) a
         "of a few records (atrial flutter, pacing) are kept as they are named, outside the six classes."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per record, in the order of the table."""
         rows: list[tuple[str, list[str]]] = []
         for line, row in read_table(root / "ludb.csv", ("ID", *COLUMNS)):
@@ -52,7 +52,7 @@ data/1.hea, 1.dat, 1.i, 1.ii, ...    up to 200; the annotations (.i, .ii, ...) a
                 rows.append((row["ID"], [finding for finding in found if finding]))
         splits = _deal({number: found[0] for number, found in rows})
         for number, found in rows:
-            yield Item(
+            yield BenchmarkItem(
                 path=f"data/{number}",
                 split=splits[number],
                 modality="ecg",

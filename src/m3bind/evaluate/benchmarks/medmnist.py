@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from m3bind.errors import ManifestError
 from m3bind.evaluate.benchmarks._extract import npz_rows, save_png, save_volume
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
@@ -37,7 +37,7 @@ class MedMnist(Benchmark):
     several: ClassVar[bool] = False  # findings of a picture, not one class
     ending: ClassVar[str] = ".png"
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per picture: train, valid, test, in the order of the arrays."""
         path, size = self._file(root)
         for word, split in SPLITS.items():
@@ -55,7 +55,7 @@ class MedMnist(Benchmark):
                     continue
                 self.save(out / place, pixels, size)
                 found = tuple(self.classes[number] for number in numbers)
-                yield Item(
+                yield BenchmarkItem(
                     path=place,
                     split=split,
                     modality=self.modalities[0],

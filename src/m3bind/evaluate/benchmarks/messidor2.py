@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m3bind.evaluate.benchmarks._cells import whole
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 GRADES = tuple(f"{grade} diabetic retinopathy" for grade in ("no", "mild", "moderate", "severe", "proliferative"))
 EDEMA = "diabetic macular edema"
@@ -38,7 +38,7 @@ class Messidor2(Benchmark):
         "Without messidor-2.csv the two eyes of a person count as two patients."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One row per graded image."""
         folder = next(path.parent for path in sorted(root.glob(self.needs[1])))
         files = {path.name.casefold(): path.name for path in folder.iterdir()}
@@ -56,7 +56,7 @@ class Messidor2(Benchmark):
                 stem = image.rpartition(".")[0].casefold()
                 patient = f"messidor2-{exams.get(stem, stem)}"
                 found = (GRADES[grade], EDEMA) if edema == 1 else (GRADES[grade],)
-                yield Item(path, "test", "retina", patient, label=GRADES[grade], labels=found)
+                yield BenchmarkItem(path, "test", "retina", patient, label=GRADES[grade], labels=found)
 
 
 def _exams(root: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from m3bind.evaluate.benchmarks._mimic import (
     study_findings,
     table_of,
 )
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 SPLIT_TABLE = "mimic-cxr-2.0.0-split.csv"
 _SPLITS = {"train": "train", "validate": "valid", "test": "test"}
@@ -61,7 +61,7 @@ class MimicCxr(Benchmark):
         if report_place(root) is None:
             raise ManifestError(f"{root}: no reports of MIMIC-CXR found.\n{self.layout}\n{self.access}")
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One row per frontal image with a report."""
         table = table_of(root, SPLIT_TABLE)
         splits = {cells["dicom_id"]: cells["split"] for _, cells in read_table(table, ("dicom_id", "split"))}
@@ -77,4 +77,6 @@ class MimicCxr(Benchmark):
                 yield Fault(image.row, "its report has no impression or findings", image.path, "without a report")
             else:
                 labels = findings.get(image.study, ())
-                yield Item(image.path, split, "xray", patient_of(image.subject), labels=labels, caption=caption)
+                yield BenchmarkItem(
+                    image.path, split, "xray", patient_of(image.subject), labels=labels, caption=caption
+                )

@@ -12,7 +12,7 @@ from m3bind.evaluate.benchmarks._mimic import (
     subject_splits,
     table_of,
 )
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 
 class MimicIvEcg(Benchmark):
@@ -42,7 +42,7 @@ class MimicIvEcg(Benchmark):
         """The text made of the cart's lines."""
         return merl_report(lines)
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One row per record with a report."""
         table = read_table(table_of(root, RECORDS), ("subject_id", "study_id", "path"))
         records = [(row, cells["subject_id"], cells["study_id"], cells["path"]) for row, cells in table]
@@ -51,7 +51,7 @@ class MimicIvEcg(Benchmark):
         for row, subject, study, path in records:
             caption = captions.get(study, "")
             if caption:
-                yield Item(path, splits[subject], "ecg", patient_of(subject), caption=caption)
+                yield BenchmarkItem(path, splits[subject], "ecg", patient_of(subject), caption=caption)
             else:
                 yield Fault(row, "its report is missing or too short", path, "without a report")
 

@@ -15,8 +15,8 @@ from m3bind.evaluate.benchmarks._mimic import (
     subject_splits,
     table_of,
 )
-from m3bind.evaluate.benchmarks._mimic_pairs import LAYOUT, NEEDS, Archives, Recording, Stays, match
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks._mimic_pairs import LAYOUT, NEEDS, Archives, MimicFile, Stays, match
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 
 class MimicPair(Benchmark):
@@ -45,10 +45,10 @@ class MimicPair(Benchmark):
         "patients have the same names in all of them, and a manifest of several sets sets the training rows aside."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """Radiograph and ECG of every visit, subject by subject."""
         archives, stays = Archives(root), Stays(root)
-        xrays: dict[str, dict[str, Recording]] = defaultdict(dict)
+        xrays: dict[str, dict[str, MimicFile]] = defaultdict(dict)
         for image in radiographs(archives.cxr):
             time = study_time(image.date, image.clock)
             if time is None:
@@ -56,9 +56,9 @@ class MimicPair(Benchmark):
             else:
                 stay = stays.at(image.subject, time)
                 xrays[image.subject].setdefault(
-                    image.study, Recording(image.path, image.study, image.subject, time, stay)
+                    image.study, MimicFile(image.path, image.study, image.subject, time, stay)
                 )
-        ecgs: dict[str, list[Recording]] = defaultdict(list)
+        ecgs: dict[str, list[MimicFile]] = defaultdict(list)
         columns = ("subject_id", "study_id", "ecg_time", "path")
         for row, cells in read_table(table_of(archives.ecg, RECORDS), columns):
             subject, study, clock, path = (cells[column] for column in columns)
@@ -68,7 +68,7 @@ class MimicPair(Benchmark):
             if time is None:
                 yield Fault(row, "ecg_time is none", path, "without a time")
             else:
-                ecgs[subject].append(Recording(path, study, subject, time, stays.at(subject, time)))
+                ecgs[subject].append(MimicFile(path, study, subject, time, stays.at(subject, time)))
         splits = subject_splits(ecgs)
         for subject in sorted(ecgs):
             for number, (x, e) in enumerate(match(list(xrays[subject].values()), ecgs[subject]), 1):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from m3bind.evaluate.benchmarks._cells import is_one
 from m3bind.evaluate.benchmarks._lists import Listed, read_list
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 from m3bind.evaluate.benchmarks.odir5k import ACCESS, COLUMNS, IMAGES, KEYWORDS, LAYOUT, TABLE, patient_of
 
 LIST = "08_ODIR200x3.csv"
@@ -39,7 +39,7 @@ class Odir200x3(Benchmark):
         'The rule looks for parts of keywords, so "abnormal pigment" counts as normal. All rows are test rows.'
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """The list's rows, or those of the rule."""
         times: Counter[str] = Counter()
         for listed in read_list(root / LIST) if (root / LIST).is_file() else drawn(root):
@@ -53,7 +53,7 @@ class Odir200x3(Benchmark):
             times[image] += 1
             again = f"{image}#{times[image]}" if times[image] > 1 else ""
             patient = patient_of(listed.image.rpartition("/")[2].partition("_")[0])
-            yield Item(image, "test", "retina", patient, again, label=listed.categories[0])
+            yield BenchmarkItem(image, "test", "retina", patient, again, label=listed.categories[0])
         twice = times.total() - len(times)
         if twice:
             _log.warning("%d of %d rows name a file that is listed before; kept, as published", twice, times.total())

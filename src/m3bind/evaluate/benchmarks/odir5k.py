@@ -6,7 +6,7 @@ from pathlib import Path
 
 from m3bind.data.splits import patient_splits
 from m3bind.evaluate.benchmarks._lists import literal_list
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 TABLE, IMAGES = "full_df.csv", "preprocessed_images"
 LETTERS = {
@@ -54,7 +54,7 @@ class Odir5k(Benchmark):
         "full-width comma. Images of the anterior segment are set aside."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One row per image: its class, and the keywords of its eye as caption."""
         rows = list(read_table(root / TABLE, (*COLUMNS, "labels", "filename")))
         splits = patient_splits({patient_of(cells["ID"]) for _, cells in rows}, FRACTIONS)
@@ -72,7 +72,7 @@ class Odir5k(Benchmark):
                 continue
             names = tuple(LETTERS[letter] for letter in found)
             patient = patient_of(cells["ID"])
-            yield Item(
+            yield BenchmarkItem(
                 image, splits[patient], "retina", patient, label=names[0], labels=names, caption=plain_keywords(text)
             )
 

@@ -15,7 +15,7 @@ from m3bind.core.files import atomic_path
 from m3bind.data.tables import most_unpacked
 from m3bind.errors import ManifestError, in_words
 from m3bind.evaluate.benchmarks._extract import save_png
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 STEM = "camelyonpatch_level_2_split_"
 CLASSES = ("lymph node", "lymph node containing metastatic tumor tissue")
@@ -53,7 +53,7 @@ camelyonpatch_level_2_split_{train,valid,test}_meta.csv    coord_x, coord_y, tum
         "it is a published one, else the name of the file."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per patch: train, valid, test as the files are named, in the order of the arrays."""
         for name in ("train", "valid", "test"):
             x, y, meta = (_file(root, f"{name}_{part}") for part in ("x.h5", "y.h5", "meta.csv"))
@@ -73,7 +73,7 @@ camelyonpatch_level_2_split_{train,valid,test}_meta.csv    coord_x, coord_y, tum
             yield from _save(x, places, out)
             for k, place in enumerate(places):
                 patient = slides[k] if slides else ""
-                yield Item(
+                yield BenchmarkItem(
                     path=place, split=split, modality="pathology", patient=patient, label=CLASSES[int(labels[k] > 0)]
                 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from m3bind.evaluate.benchmarks._cells import is_one, literal, whole
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 SUPER = ("NORM", "MI", "STTC", "CD", "HYP")
 SUB = (
@@ -50,7 +50,7 @@ records100/00000/00001_lr.hea, 00001_lr.dat, ...    100 Hz
         "group (super 17,084/2,146/2,158, form 7,197/901/880, rhythm 16,832/2,100/2,098); tasks do that cut."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per record, in the order of the table."""
         meaning = statements(root / "scp_statements.csv")
         column = "filename_hr" if (root / "records500").is_dir() else "filename_lr"
@@ -65,7 +65,7 @@ records100/00000/00001_lr.hea, 00001_lr.dat, ...    100 Hz
                 continue
             found = {label for code in codes for label in meaning.get(str(code), ())}
             patient = whole(row["patient_id"])
-            yield Item(
+            yield BenchmarkItem(
                 path=row[column],
                 id=row["ecg_id"],
                 split={9: "valid", 10: "test"}.get(fold, "train"),

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from m3bind.data.splits import patient_position
 from m3bind.evaluate.benchmarks._cells import is_one, literal
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 TABLE = "quilt_1M_lookup.csv"
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -38,7 +38,7 @@ quilt_1M_lookup.csv       caption, image_path, subset, split, pathology, not_his
         "2 % of the videos are, by a hash."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per caption, in the order of the table."""
         places = _pictures(root)
         marked = any(row["split"].lower() in ("val", "valid") for _, row in self._rows(root))
@@ -55,7 +55,7 @@ quilt_1M_lookup.csv       caption, image_path, subset, split, pathology, not_his
             seen[path] += 1
             video = name.partition("_image_")[0]
             subjects = literal(row.get("pathology", ""), list) or []
-            yield Item(
+            yield BenchmarkItem(
                 path=path,
                 id=path if seen[path] == 1 else f"{path}#{seen[path]}",
                 split=_split(row["split"].lower(), video, marked),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from m3bind.evaluate.benchmarks._cells import is_one
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 MAPPING: Mapping[str, tuple[str, ...]] = {  # CT-CLIP's label -> abnormalities of RAD-ChestCT, in CT-CLIP's order
     "Medical material": (
@@ -58,7 +58,7 @@ img{train,valid,test}_Abnormality_and_Location_Labels.csv   NoteAcc_DEID, abnorm
         "are of one person; each counts as its own patient."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per scan: train, valid, test, in the order of the tables."""
         for split in ("train", "valid", "test"):
             table = root / f"img{split}_Abnormality_and_Location_Labels.csv"
@@ -75,7 +75,7 @@ img{train,valid,test}_Abnormality_and_Location_Labels.csv   NoteAcc_DEID, abnorm
                     yield Fault(line, reason, scan, "without labels")
                     continue
                 labels = tuple(label for label in MAPPING if any(is_one(row[name]) for name in columns[label]))
-                yield Item(path=f"{scan}.npz", id=scan, split=split, modality="ct", labels=labels)
+                yield BenchmarkItem(path=f"{scan}.npz", id=scan, split=split, modality="ct", labels=labels)
 
 
 def _columns(row: Mapping[str, str]) -> dict[str, list[str]]:

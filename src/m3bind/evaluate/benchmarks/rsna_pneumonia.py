@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 TABLE, IMAGES = "stage_2_train_labels.csv", "stage_2_train_images"
 
@@ -31,7 +31,7 @@ class RsnaPneumonia(Benchmark):
         "are of NIH ChestX-ray14, where a person may have several. The challenge's own test images have no labels."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One row per image, train then valid then test, as drawn."""
         found: dict[str, bool] = {}
         for row, cells in read_table(root / TABLE, ("patientId", "Target")):
@@ -42,7 +42,7 @@ class RsnaPneumonia(Benchmark):
         for split, names in split_ids(sorted(found)).items():
             for name in names:
                 label = self.classes[found[name]]
-                yield Item(f"{IMAGES}/{name}.dcm", split, "xray", f"rsna-{name}", label=label, labels=(label,))
+                yield BenchmarkItem(f"{IMAGES}/{name}.dcm", split, "xray", f"rsna-{name}", label=label, labels=(label,))
 
 
 def split_ids(ids: Sequence[str]) -> dict[str, list[str]]:

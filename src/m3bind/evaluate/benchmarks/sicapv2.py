@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from m3bind.evaluate.benchmarks._cells import is_one
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 GRADES = ("NC", "G3", "G4", "G5")
 VALID = "partition/Validation/Val1/Test.xlsx"  # the first of the four published validation folds
@@ -34,7 +34,7 @@ partition/Validation/Val1/Train.xlsx, Test.xlsx     four folds of the training p
         "(cribriform), are in `labels`. The patient is the number of the biopsy, the part before the first underscore."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """The training partition, then the test partition."""
         fold = root / VALID
         held = {row["image_name"] for _, row in read_table(fold, ("image_name",))} if fold.is_file() else set()
@@ -49,4 +49,4 @@ partition/Validation/Val1/Train.xlsx, Test.xlsx     four folds of the training p
                     continue
                 split = "test" if part == "Test" else "valid" if name in held else "train"
                 patient = name.partition("_")[0]
-                yield Item(f"images/{name}", split, "pathology", patient=patient, label=grade, labels=labels)
+                yield BenchmarkItem(f"images/{name}", split, "pathology", patient=patient, label=grade, labels=labels)

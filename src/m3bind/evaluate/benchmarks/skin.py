@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from m3bind.errors import ManifestError
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 NAMES = {  # in QuiltNet's order and words
     "nontumor_skin_necrosis_necrosis": "necrosis",
@@ -51,7 +51,7 @@ tiles/...             the pictures that its column `file` names
         "publisher's three sets are disjoint by case."
     )
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per tile, in the order of the table."""
         table = _table(root)
         for line, row in read_table(table, COLUMNS):
@@ -60,7 +60,7 @@ tiles/...             the pictures that its column `file` names
                 which = "class" if label is None else "set"
                 yield Fault(line, f"unknown {which} {row[which][:40]!r}", row["file"], f"of unknown {which}")
                 continue
-            yield Item(path=_place(root, table, row["file"]), split=split, modality="pathology", label=label)
+            yield BenchmarkItem(path=_place(root, table, row["file"]), split=split, modality="pathology", label=label)
 
 
 def _table(root: Path) -> Path:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from m3bind.errors import ManifestError
 from m3bind.evaluate.benchmarks._mimic import CREDENTIALS, LICENCE, table_of
-from m3bind.evaluate.benchmarks._mimic_pairs import LAYOUT, NEEDS, Archives, Recording
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks._mimic_pairs import LAYOUT, NEEDS, Archives, MimicFile
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 _SPLITS = {"train": "train", "val": "valid", "test": "test"}
 _FOLDERS = ("symile-mimic/*", "symile-mimic/*/data_csv")
@@ -48,7 +48,7 @@ class SymileMimic(Benchmark):
         if _tables(root) is None:
             raise ManifestError(f"{root}: no train.csv of Symile-MIMIC found.\n{self.layout}\n{self.access}")
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """Radiograph and ECG of every admission."""
         archives, folder = Archives(root), _tables(root) or root
         columns = ("subject_id", "hadm_id", "cxr_path", "ecg_path")
@@ -60,7 +60,7 @@ class SymileMimic(Benchmark):
                 if not all(paths):
                     yield Fault(row, "cxr_path or ecg_path is empty", kind="without a path")
                     continue
-                x, e = (Recording(path, _study(path), subject, datetime.min, stay) for path in paths)
+                x, e = (MimicFile(path, _study(path), subject, datetime.min, stay) for path in paths)
                 yield from archives.items(x, e, split, f"{subject}-{stay.removesuffix('.0')}")
 
 

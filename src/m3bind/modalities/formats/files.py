@@ -31,7 +31,7 @@ _COMMON = {".csv": (b"v1", b"avr"), ".xml": (b"annotatedecg",)}
 
 
 @dataclass(frozen=True)
-class _Head:
+class _DicomHead:
     """What is looked at in a DICOM file before it is read; "" where it does not say. Never shown."""
 
     code: str = ""  # Modality
@@ -44,14 +44,14 @@ def dicom_code(path: Path) -> str:
     return _head(path).code
 
 
-def _head(path: Path) -> _Head:
+def _head(path: Path) -> _DicomHead:
     """Kind, series and place of a DICOM file.
 
     This runs in the calling process, so only the first `HEAD` bytes are parsed, whatever they inflate to or nest, and
     values are taken as they are stored: converting them makes pydicom quote them.
     """
     if not path.is_file() or path.stat().st_size < 132 or not is_dicom(path):
-        return _Head()
+        return _DicomHead()
     import pydicom
 
     with open(path, "rb") as handle:
@@ -61,9 +61,9 @@ def _head(path: Path) -> _Head:
         header = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=keywords)
         code, series, place, kinds = (_stored(header.get_item(keyword)) for keyword in keywords)
     except Exception:  # the reader will say what is wrong with it
-        return _Head()
+        return _DicomHead()
     code = code if re.fullmatch("[A-Z]{2,8}", code) else ""
-    return _Head(code, series, "" if "LOCALIZER" in kinds.upper() else place)
+    return _DicomHead(code, series, "" if "LOCALIZER" in kinds.upper() else place)
 
 
 def _stored(element: Any) -> str:
@@ -112,7 +112,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
         yield Path(place), [Path(place) / name for name in sorted(found) if not name.startswith(".")]
 
 
-def _parted_series(folders: dict[Path, dict[Path, _Head]]) -> dict[str, Path]:
+def _parted_series(folders: dict[Path, dict[Path, _DicomHead]]) -> dict[str, Path]:
     """CT series whose slices lie in several folders, each place once, and the folder above all of them.
 
     Left out are copies and phases in folders of their own (the same places again), and those that share the folder

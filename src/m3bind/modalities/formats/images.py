@@ -201,7 +201,7 @@ def _finished(path: Path, picture: Picture, values: Values, opacity: Array | Non
     return picture
 
 
-def _png_doubts(path: Path, facts: png.Facts, image: Image.Image) -> list[str]:
+def _png_doubts(path: Path, facts: png.PngFacts, image: Image.Image) -> list[str]:
     """Doubts about a loaded PNG.
 
     Raises:

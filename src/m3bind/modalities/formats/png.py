@@ -1,6 +1,6 @@
 """What Pillow does not see in a PNG: checksums that are wrong, rows that are missing, the lower half of 16-bit colours.
 
-* `Facts`, `look`: what the chunks say, read once without decoding.
+* `PngFacts`, `look`: what the chunks say, read once without decoding.
 * `sixteen_bit`: colours of 16 bits as they are.
 * `rows_missing`: whether the compressed data hold fewer rows than declared.
 """
@@ -23,7 +23,7 @@ _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
 
 
 @dataclass
-class Facts:
+class PngFacts:
     """`bits` per sample, `kind` of colour (0 grey, 2 RGB, 3 palette, +4 with opacity), chunks with a wrong checksum."""
 
     bits: int = 0
@@ -55,9 +55,9 @@ def _chunks(path: Path) -> Iterator[tuple[bytes, int, Iterator[bytes]]]:
             handle.seek(end + 4)
 
 
-def look(path: Path) -> Facts:
+def look(path: Path) -> PngFacts:
     """The facts of a PNG."""
-    found = Facts()
+    found = PngFacts()
     with open(path, "rb") as again:
         for kind, end, content in _chunks(path):
             check, head = zlib.crc32(kind), b""
@@ -76,7 +76,7 @@ def look(path: Path) -> Facts:
     return found
 
 
-def rows_missing(path: Path, facts: Facts, width: int, height: int) -> bool:
+def rows_missing(path: Path, facts: PngFacts, width: int, height: int) -> bool:
     """Whether the compressed data end before the last row; not looked at where rows are interlaced."""
     if facts.interlaced:
         return False

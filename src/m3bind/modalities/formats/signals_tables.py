@@ -66,7 +66,7 @@ def read_csv(path: Path) -> Recording:
 
 
 @dataclass
-class _Head:
+class _TableHead:
     """What stands above the rows of a table."""
 
     notes: dict[str, str]  # of the comment lines: "rate", "unit"
@@ -76,7 +76,7 @@ class _Head:
     encoding: str
 
 
-def _csv_head(path: Path) -> _Head:
+def _csv_head(path: Path) -> _TableHead:
     notes: dict[str, str] = {}
     mark = ""
     encoding = _encoding(path)
@@ -88,7 +88,7 @@ def _csv_head(path: Path) -> _Head:
                 mark = said[1]
             elif line.strip() and not line.startswith("#"):
                 mark = mark or max((",", ";", "\t"), key=line.count)
-                return _Head(notes, line.strip(), count, mark, encoding)
+                return _TableHead(notes, line.strip(), count, mark, encoding)
             note = re.match(r"#\s*(rate|unit)\s*[:=]?\s*(\S+)", line, re.IGNORECASE)
             if note:
                 notes[note[1].lower()] = note[2]
@@ -108,7 +108,7 @@ def _encoding(path: Path) -> str:
     return "utf-8-sig"
 
 
-def _csv_rows(path: Path, head: _Head) -> Iterator[tuple[int, str]]:
+def _csv_rows(path: Path, head: _TableHead) -> Iterator[tuple[int, str]]:
     """Number and text of every row of cells."""
     with open(path, encoding=head.encoding, errors="replace") as handle:
         for count, line in enumerate(handle, start=1):
@@ -116,7 +116,7 @@ def _csv_rows(path: Path, head: _Head) -> Iterator[tuple[int, str]]:
                 yield count, line.rstrip("\r\n")
 
 
-def _check_rows(path: Path, head: _Head, columns: int) -> bool:
+def _check_rows(path: Path, head: _TableHead, columns: int) -> bool:
     """Whether numbers are written with decimal commas.
 
     Raises:

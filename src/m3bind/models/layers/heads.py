@@ -13,7 +13,7 @@ from m3bind.errors import ConfigError, UnknownNameError
 KINDS = ("identity", "linear", "adapter", "mlp")
 
 
-class Adapter(nn.Module):
+class ResidualHead(nn.Module):
     """Residual two-layer network, then a linear map: y = W (x' + V2 gelu(V1 x')), x' = LayerNorm(x); (n, f) -> (n, d).
 
     V2 starts at zero, so that training starts from a plain linear map of the normalised features.
@@ -111,4 +111,4 @@ def make_head(kind: str, in_dim: int, out_dim: int, **options: Any) -> nn.Module
         rates = float(options.get("dropout", 0.3)), float(options.get("dropout_in", 0.2))
         return Mlp(in_dim, out_dim, int(options.get("hidden", 256)), *rates)
     hidden = int(options.get("hidden") or min(2 * in_dim, 512))
-    return Adapter(in_dim, out_dim, hidden, float(options.get("dropout", 0.1)))
+    return ResidualHead(in_dim, out_dim, hidden, float(options.get("dropout", 0.1)))

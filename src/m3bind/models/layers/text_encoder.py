@@ -143,7 +143,7 @@ class TextEncoder(nn.Module):
             ConfigError: `max_tokens` exceeds its positions, or a head that does not exist.
         """
         with foreign.library("text settings", "those of a text tower"):
-            said = _Settings.model_validate(dict(settings))
+            said = _TextEncoderSettings.model_validate(dict(settings))
             foreign.sizes(said.head)
             options = {key: value for key, value in said.head.items() if key not in ("kind", "dim")}
             trunk = _trunk(foreign.make_config(said.config, foreign.ENCODERS, "text settings"), said.pooling)
@@ -152,7 +152,7 @@ class TextEncoder(nn.Module):
         return cls(trunk, head, read_tokenizer(assets), said.max_tokens, said.head)
 
 
-class _Settings(BaseModel):
+class _TextEncoderSettings(BaseModel):
     """What `TextEncoder.settings` gives."""
 
     model_config = ConfigDict(extra="forbid")
