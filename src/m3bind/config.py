@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from m3bind.core.files import write_text
-from m3bind.core.stored import StoredFileError, checked, parse_yaml, read_yaml
+from m3bind.core.stored import StoredFileError, Strict, checked, parse_yaml, read_yaml
 from m3bind.errors import ConfigError, UnknownNameError
 
 
@@ -35,11 +35,11 @@ def _one_folder(name: str) -> str:
 FolderName = Annotated[str, AfterValidator(_one_folder)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+class Settings(Strict, validate_assignment=True):
+    """A branch of the tree of settings; assignments are validated as well."""
 
 
-class PhantomConfig(_Strict):
+class PhantomConfig(Settings):
     """Virtual patients made for the run instead of files of one's own."""
 
     patients: int = Field(600, ge=20)  # how many
@@ -49,7 +49,7 @@ class PhantomConfig(_Strict):
     )
 
 
-class DataConfig(_Strict):
+class DataConfig(Settings):
     """Where the samples and the additional texts come from."""
 
     manifest: str | None = None  # CSV, Parquet or JSONL
@@ -67,7 +67,7 @@ class DataConfig(_Strict):
     minimum: int = 8  # a modality with fewer training pairs is set aside
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Settings):
     """The dual encoder of one modality."""
 
     model: str = "compact_2d"  # a name that `m3bind models` lists
@@ -76,7 +76,7 @@ class ModelConfig(_Strict):
     pretrain: bool = True  # stage 0 for this modality (False where the checkpoint is used as it is)
 
 
-class TrainConfig(_Strict):
+class TrainConfig(Settings):
     """What the one training loop needs to know."""
 
     steps: int = Field(300, ge=0)  # optimiser steps; 0: none
@@ -100,7 +100,7 @@ class TrainConfig(_Strict):
         return self.micro_batches.get(modality, self.micro_batch)
 
 
-class ContrastiveConfig(_Strict):
+class ContrastiveConfig(Settings):
     """Form of the image-text loss (Eq. 1 and 8)."""
 
     direction: Literal["both", "i2t", "t2i"] = "both"  # image to text, text to image, or both
@@ -127,7 +127,7 @@ class PretrainConfig(TrainConfig):
     per_modality: dict[str, dict[str, Any]] = {}  # settings of this section that differ for one modality
 
 
-class LoraConfig(_Strict):
+class LoraConfig(Settings):
     """Low-rank adapters on query and value projections."""
 
     r: int = 8  # rank
@@ -135,7 +135,7 @@ class LoraConfig(_Strict):
     dropout: float = 0.1  # of the adapters' inputs, in training
 
 
-class BalanceConfig(_Strict):
+class BalanceConfig(Settings):
     """Adaptive modality balancing (AMB)."""
 
     beta: float = 0.5  # Eq. 3; 0: uniform over modalities, 1: inverse to size
@@ -145,7 +145,7 @@ class BalanceConfig(_Strict):
     literal: bool = False  # Eq. 4 and 5 without normalisation (about 3e-8 for 377k pairs: no learning)
 
 
-class PostConfig(_Strict):
+class PostConfig(Settings):
     """Post steps on the bound space, see align/post.py."""
 
     gap: Literal["none", "centre", "rotate", "realign", "pc"] = "none"  # what is done about the modality gap
@@ -178,7 +178,7 @@ class AlignConfig(TrainConfig):
     contrastive: ContrastiveConfig = ContrastiveConfig()
 
 
-class StudentConfig(_Strict):
+class StudentConfig(Settings):
     """The shared text encoder of stage 2."""
 
     text: str = "minilm"  # kind of m3bind.models.layers.text_encoder, folder or hub id
@@ -204,7 +204,7 @@ class DistillConfig(TrainConfig):
     contrastive: ContrastiveConfig = ContrastiveConfig()
 
 
-class EvaluateConfig(_Strict):
+class EvaluateConfig(Settings):
     """What is measured."""
 
     tasks: list[str] = []  # names of prompt sets; empty: all that fit the data
@@ -215,7 +215,7 @@ class EvaluateConfig(_Strict):
     probe: bool = True  # a linear probe on each image tower
 
 
-class PlanConfig(_Strict):
+class PlanConfig(Settings):
     """What `m3bind plan` assumes where it cannot know."""
 
     sizes: dict[str, int] = {}  # training pairs per modality, used while the manifest does not exist
@@ -223,7 +223,7 @@ class PlanConfig(_Strict):
     utilisation: float = Field(0.35, gt=0, le=1)  # share of a GPU's published rate that training reaches
 
 
-class RunConfig(_Strict):
+class RunConfig(Settings):
     """Everything one run needs; saved resolved beside its results."""
 
     name: FolderName = "run"  # of the run's folder

@@ -3,6 +3,7 @@
 * `read_bytes`, `read_text`: of a plain file, bounded. * `bytes_given`, `read_given`, `lines_given`: what an option
 names, a file or a pipe. * `read_json`, `read_yaml`, `parse_yaml`: plain values, bounded.
 * `read_parquet`: a table, bounded.
+* `Strict`: a pydantic model that knows all its keys.
 * `checked`: plain values as the type they must have; names the key that does not fit.
 * `plain`: values of a size that settings have. * `inside`: a path in a folder that does not lead out of it.
 
@@ -20,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from m3bind.errors import ConfigError, M3BindError, in_words
 
@@ -32,6 +33,12 @@ _DEEP, _MANY, _LONG = 32, 2_000_000, 1 << 20  # levels, values and characters of
 _AT_ONCE, _MOST_ROWS = 1 << 28, 65536  # bytes and rows of a table unpacked at once
 _MOST_COLUMNS = 4096  # of a table
 MOST_NODES = 200_000  # of a YAML file, what stands for other nodes counted with all of these
+
+
+class Strict(BaseModel):
+    """Values of which each has a name that is known; another name is an error."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class StoredFileError(M3BindError, ValueError):

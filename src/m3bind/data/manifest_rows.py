@@ -1,6 +1,6 @@
 """The rows of a manifest file: its columns in our wording, its cells as what they mean, or why a line is no row.
 
-* `is_manifest`: whether a file is one. * `read_rows`: its rows, one `ManifestRow` each. * `quoted`: a cell in a message.
+* `is_manifest`: whether a file is one. * `read_rows`: its rows, one `ManifestRow` each. * `quoted`: a cell, shown.
 """
 
 import csv

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from m3bind.config import DistillConfig
 from m3bind.data.batching import EpochSampler, IntArray, PoolSampler
-from m3bind.distill.objective import Pairs as PairBatch
+from m3bind.distill.objective import DistillPairs as PairBatch
 from m3bind.distill.objective import seskd_loss
 from m3bind.distill.student import StudentTexts
 from m3bind.distill.terms import TERMS, distillation_terms

@@ -1,7 +1,7 @@
 """Image towers at work: several batches at a time, each with one thread of arithmetic, quicker copies of the networks.
 
 * `Batches`: inputs -> batches of one modality and shape, always the same ones for the same stream.
-* `Towers`: batches -> embeddings, in threads. * `choose`: how a tower computes (`TowerRunner`), measured on a few inputs.
+* `Towers`: batches -> embeddings, in threads. * `choose`: how a tower computes (`TowerRunner`), measured.
 * `batch_size`: how many inputs it takes at a time.
 * `quicker`: a copy of a model with normalisation folded into convolutions.
 

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from m3bind.core.files import sha256_file, sha256_text
+from m3bind.core.stored import Strict
 from m3bind.data.manifest import read_manifest
 from m3bind.data.records import BadRow, Record
 from m3bind.errors import ManifestError
 
 
-class DatasetSource(BaseModel):
+class DatasetSource(Strict, frozen=True):
     """Where a data set is: a folder that `m3bind prepare` wrote, or a manifest and the sets to take from it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     manifest: str
     sets: tuple[str, ...] = ()  # values of the column `set`; empty: all
     root: str | None = None

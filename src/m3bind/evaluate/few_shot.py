@@ -24,7 +24,7 @@ from m3bind.core.stored import read_json
 from m3bind.data.splits import patient_position
 from m3bind.errors import ConfigError, ManifestError
 from m3bind.evaluate import adapters
-from m3bind.evaluate.adapters import Adapter, Problem, Samples
+from m3bind.evaluate.adapters import Adapter, FewShotProblem, Samples
 from m3bind.evaluate.estimate import Resampling
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.scoring import score_rows
@@ -219,7 +219,7 @@ def few_shot_rows(
     for amount in amounts:
         for seed, (seen, checked, asked) in sides.items():
             shots = _stored(seen, amount, unit, seed, folder)
-            score = adapter.fit(shots.of(seen), checked, Problem(texts, scale, context.modality, seed))
+            score = adapter.fit(shots.of(seen), checked, FewShotProblem(texts, scale, context.modality, seed))
             place = replace(context, variant=shot_variant(adapter.method, amount, unit), seed=seed)
             chosen_on = (checked.labels, score(checked)) if checked is not None and checked.several else None
             draw = Resampling(asked.patients, resamples, context.seed)

@@ -15,10 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from m3bind.core.files import sha256_text
-from m3bind.core.stored import MOST_YAML, StoredFileError, parse_yaml, read_text
+from m3bind.core.stored import MOST_YAML, StoredFileError, Strict, parse_yaml, read_text
 from m3bind.data.cells import key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.classification import MULTI, SINGLE
@@ -52,11 +52,7 @@ class Labelled(Protocol):
         """Who it is."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Rule(_Strict):
+class Rule(Strict, frozen=True):
     """Which records belong: those that fit at least one of the four ways; case and spare blanks do not count."""
 
     label: tuple[str, ...] = ()  # the label is one of these
@@ -80,7 +76,7 @@ class Rule(_Strict):
         )
 
 
-class ClassFile(_Strict):
+class ClassFile(Strict, frozen=True):
     """One class. Without `match` it takes the records whose label is its key; without any text its key is its name."""
 
     match: Rule | None = None
@@ -90,7 +86,7 @@ class ClassFile(_Strict):
     positive: bool = False  # the class that counts as positive where there are two
 
 
-class TaskFile(_Strict):
+class TaskFile(Strict, frozen=True):
     """One zero-shot task."""
 
     dataset: tuple[str, ...]  # names of sets, patterns ("medmnist_*": one task per set), or "*" for sets nobody names
@@ -131,7 +127,7 @@ class TaskFile(_Strict):
         return [] if isinstance(self.classes, str) else list(self.classes.values())
 
 
-class ConceptFile(_Strict):
+class ConceptFile(Strict, frozen=True):
     """One modality's part of a concept."""
 
     dataset: tuple[str, ...]
@@ -139,7 +135,7 @@ class ConceptFile(_Strict):
     exclude: Rule | None = None
 
 
-class PromptFile(_Strict):
+class PromptFile(Strict, frozen=True):
     """A whole file."""
 
     tasks: dict[str, TaskFile] = {}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from m3bind.config import EvaluateConfig
 from m3bind.data.records import Record
 from m3bind.evaluate import adapters
-from m3bind.evaluate.adapters import Problem, Samples
+from m3bind.evaluate.adapters import FewShotProblem, Samples
 from m3bind.evaluate.agreement import agreement_rows
 from m3bind.evaluate.estimate import Resampling
 from m3bind.evaluate.results import Context, Row
@@ -175,7 +175,7 @@ def _probe(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
             if len(set(asked.labels)) < 2:
                 continue
         place = replace(context, dataset=task.dataset, modality=m, task=task.name)
-        problem = Problem(np.zeros((len(task.classes), asked.embeddings.shape[1])), modality=m)
+        problem = FewShotProblem(np.zeros((len(task.classes), asked.embeddings.shape[1])), modality=m)
         scores = adapters.get("linear_probe_standard").fit(seen, None, problem)(asked)
         draw = Resampling(asked.patients, settings.bootstrap, context.seed)
         rows += score_rows("linear_probe", asked.labels, scores, place, draw)

@@ -10,20 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from m3bind.core.stored import MOST_YAML, StoredFileError, read_text
+from m3bind.core.stored import MOST_YAML, StoredFileError, Strict, read_text
 from m3bind.errors import ConfigError, UnknownNameError
 
 FOLDER = Path(__file__).parent
 Protocol = Literal["zero_shot", "few_shot", "text_retrieval", "cross_modal", "classifier"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Column(_Strict):
+class Column(Strict, frozen=True):
     """What is measured."""
 
     name: str
@@ -43,7 +39,7 @@ class Column(_Strict):
     percent: bool = False  # printed as 100 times the figure
 
 
-class TableRow(_Strict):
+class TableRow(Strict, frozen=True):
     """Whom it is measured of."""
 
     method: str  # as printed
@@ -56,7 +52,7 @@ class TableRow(_Strict):
     note: str = ""
 
 
-class Block(_Strict):
+class Block(Strict, frozen=True):
     """Columns and lines of one modality."""
 
     name: str
@@ -79,7 +75,7 @@ class Block(_Strict):
         return self
 
 
-class Table(_Strict):
+class Table(Strict, frozen=True):
     """One table of the paper, or of one's own."""
 
     number: int
@@ -87,7 +83,7 @@ class Table(_Strict):
     block: tuple[Block, ...]
 
 
-class TableFile(_Strict):
+class TableFile(Strict, frozen=True):
     """A whole file."""
 
     title: str

@@ -1,6 +1,7 @@
 """Whom a protocol measures: a published model alone, or a bound space. Frozen towers run over a file or text once.
 
-* `SubjectSource`: where it is; `source_hash`. * `EvaluatedModel`: images, features, texts, scores of labels. * `open_subject`.
+* `SubjectSource`: where it is; `source_hash`.
+* `EvaluatedModel`: images, features, texts, scores of labels. * `open_subject`.
 
 Shapes: n files, p texts, d joint dimension, f width of the image trunk's features, k labels.
 """
@@ -14,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from m3bind.config import validate
 from m3bind.core.files import sha256_file, sha256_text
-from m3bind.core.stored import read_yaml
+from m3bind.core.stored import Strict, read_yaml
 from m3bind.data.cache import FeatureCache
 from m3bind.data.records import BadRow, Record
 from m3bind.errors import ConfigError
@@ -35,10 +36,9 @@ Array = NDArray[np.float32]
 Stage = Literal["unbound", "closed_form", "bound", "distilled"]
 
 
-class SubjectSource(BaseModel):
+class SubjectSource(Strict, frozen=True):
     """Where a subject is: a model and its weights, a space, a run at one of its stages, or a variant of an ablation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     model: str = ""
     checkpoint: str | None = None
     untrained: bool = False  # take the model as it is built, without weights

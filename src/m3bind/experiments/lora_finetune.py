@@ -24,7 +24,7 @@ from m3bind.config import LoraConfig, TrainConfig
 from m3bind.core.files import sha256_text
 from m3bind.data.batching import EpochSampler
 from m3bind.data.records import Record
-from m3bind.evaluate.adapters import Adapter, Problem, Samples, Scorer
+from m3bind.evaluate.adapters import Adapter, FewShotProblem, Samples, Scorer
 from m3bind.evaluate.adapters.descent import task_loss
 from m3bind.evaluate.estimate import Floats
 from m3bind.models.base import DualEncoder
@@ -57,7 +57,7 @@ class LoraFinetune(Adapter):
         self.model, self.inputs, self.folder, self.settings = model, inputs, folder, settings
         self.lora, self.epochs, self.most_steps = lora, epochs, most_steps
 
-    def fit(self, train: Samples, valid: Samples | None, problem: Problem) -> Scorer:
+    def fit(self, train: Samples, valid: Samples | None, problem: FewShotProblem) -> Scorer:
         """A scorer through the adapted tower; `valid` is not used, the model is left as it was.
 
         Raises:

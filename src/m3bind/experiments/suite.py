@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from m3bind.config import FolderName, mapping_in, override
 from m3bind.core.files import only_one, sha256_text, write_json, write_text
 from m3bind.core.progress import progress
 from m3bind.core.provenance import versions
-from m3bind.core.stored import read_json
+from m3bind.core.stored import Strict, read_json
 from m3bind.data.records import BadRow
 from m3bind.errors import ConfigError, M3BindError, UnknownNameError
 from m3bind.evaluate.benchmarks import known_as
@@ -44,10 +44,9 @@ FOLDER = Path(__file__).parents[1] / "configs" / "suites"
 PROTOCOLS_VERSION = 1  # raised when the same job on the same data gives other figures
 
 
-class SuiteConfig(BaseModel):
+class SuiteConfig(Strict):
     """Everything a suite needs."""
 
-    model_config = ConfigDict(extra="forbid")
     name: FolderName = "suite"
     tables: str = "paper"
     data: str = "runs/data"  # folder of the prepared data sets, each in a folder of its name

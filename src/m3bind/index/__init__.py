@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _LAZY = {
-    "Found": "base",
+    "SearchResult": "base",
     "Index": "base",
     "Where": "base",
     "build_index": "build",

@@ -89,7 +89,7 @@ class Mgca(PublishedModel):
         "word_local_atten_layer.*",
         "prototype_layer.*",
     )
-    cards = {  # noqa: RUF012
+    cards = {
         VIT: replace(_CARD, lora_image=("qkv",), notes="Lightning checkpoint vit_base.ckpt."),
         RESNET: replace(
             _CARD,

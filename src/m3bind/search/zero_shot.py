@@ -1,6 +1,6 @@
 """Which of some labels fits an embedding of an index, how sure that is, and whether it is like anything there.
 
-* `ZeroShotClassifier`: judges rows among labels. * `Predictions`: what it says. * `labels_of`: the labels an index keeps.
+* `ZeroShotClassifier`: judges rows among labels. * `Predictions`: what it says. * `labels_of`: an index's labels.
 
 Probabilities are the softmax of logit scale x cosine, as in `Space.classify`. Where the index has labelled items of all
 the labels asked for, a temperature fitted on them (`evaluate.calibration`) makes them mean what they say. A row is

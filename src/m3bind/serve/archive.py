@@ -1,6 +1,7 @@
 """The index as it is now: opened anew, beside running requests, when another process changed it.
 
-* `Archive`: gives the current `ArchiveState` to readers. * `ArchiveState`: a `Searcher` with what is asked of it again and again.
+* `Archive`: gives the current `ArchiveState` to readers.
+* `ArchiveState`: a `Searcher` with what is asked of it again and again.
 
 Readers hold a lease; a state that was replaced is closed when its last reader is done. Whether something changed is
 seen by the stamp of one small file (of Milvus: by what it keeps about the index), at most once a second.

@@ -15,7 +15,7 @@ from m3bind.models.embedding import Array, correct_gap
 from m3bind.search import query
 from m3bind.serve.archive import ArchiveState
 from m3bind.serve.errors import Refusal
-from m3bind.serve.schemas import QueryPartRequest, Source
+from m3bind.serve.schemas import QuestionPart, Source
 from m3bind.serve.uploads import Uploads
 from m3bind.space.bundle import STUDENT, Space
 
@@ -39,7 +39,7 @@ class Questions:
         """Texts -> (n, d), by the shared text encoder, or the first modality's own where there is none."""
         return self.space.encode_text(texts, self._tower)
 
-    def vector(self, state: ArchiveState, parts: Sequence[QueryPartRequest]) -> Array:
+    def vector(self, state: ArchiveState, parts: Sequence[QuestionPart]) -> Array:
         """The question (d,).
 
         Raises:

@@ -18,7 +18,7 @@ from m3bind.serve.errors import Refusal
 from m3bind.serve.multipart import receive
 from m3bind.serve.pictures import Window
 from m3bind.serve.previews import Preview
-from m3bind.serve.schemas import QueryPartRequest
+from m3bind.serve.schemas import QuestionPart
 from m3bind.serve.service import Service
 
 Thumb = Annotated[int, Query(ge=16, le=512, description="pixels of the longer side")]
@@ -146,7 +146,7 @@ def _add_items(router: APIRouter, service: Service) -> None:
 
 
 def _near(service: Service, kind: Any, name: str, k: int) -> Callable[[ArchiveState], Any]:
-    return lambda state: service.near(state, [QueryPartRequest(kind=kind, value=name)], k)
+    return lambda state: service.near(state, [QuestionPart(kind=kind, value=name)], k)
 
 
 def _facts(name: str, modality: str, fields: dict[str, str], preview: Preview | None) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Shapes of questions and answers, checked where they come in and described in the OpenAPI.
 
-Questions: `Search`, `Encode`, `ZeroShot`, `Phrases`, `Place`, `Login`, with their `QueryPartRequest`, `Conditions` and `Source`.
+Questions: `Search`, `Encode`, `ZeroShot`, `Phrases`, `Place`, `Login`, with their parts:
+`QuestionPart`, `Conditions` and `Source`.
 Answers have the same names with `Answer` behind, or are named by what they are.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 
+from m3bind.core.stored import Strict
 from m3bind.index.base import Where
 from m3bind.serve.settings import HITS, ID_CHARS, LABELS, PARTS, TEXT_CHARS, TEXTS
 
@@ -17,13 +19,7 @@ Day = Annotated[str, StringConstraints(pattern=r"^\d{4}(-\d{2}(-\d{2})?)?$")]
 Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
-class Strict(BaseModel):
-    """Nothing beside what is named."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class QueryPartRequest(Strict):
+class QuestionPart(Strict):
     """One thing in a question; a negative weight avoids it."""
 
     kind: Literal["text", "item", "upload"]
@@ -31,7 +27,7 @@ class QueryPartRequest(Strict):
     weight: Weight = 1.0
 
     @model_validator(mode="after")
-    def _says_something(self) -> "QueryPartRequest":
+    def _says_something(self) -> "QuestionPart":
         if self.kind == "text" and not self.value.strip():
             raise ValueError("the text is empty")
         if self.kind == "text" and len(self.value) > TEXT_CHARS:
@@ -39,7 +35,7 @@ class QueryPartRequest(Strict):
         return self
 
 
-Parts = Annotated[list[QueryPartRequest], Field(min_length=1, max_length=PARTS)]
+Parts = Annotated[list[QuestionPart], Field(min_length=1, max_length=PARTS)]
 
 
 class Conditions(Strict):
@@ -69,7 +65,7 @@ class Search(Strict):
     per_modality: bool = Field(False, description="k hits of each modality, one modality after the other")
 
 
-class HitResponse(BaseModel):
+class AnswerHit(BaseModel):
     """One found item."""
 
     rank: int
@@ -85,7 +81,7 @@ class HitResponse(BaseModel):
 class SearchAnswer(BaseModel):
     """The hits, best first."""
 
-    hits: list[HitResponse]
+    hits: list[AnswerHit]
     counts: dict[str, int] = Field(description="hits per modality")
     seconds: float
 
@@ -179,7 +175,7 @@ class PlaceAnswer(BaseModel):
     y: float
 
 
-class PointsResponse(BaseModel):
+class AnswerPoints(BaseModel):
     """Places of items, column by column."""
 
     id: list[str]
@@ -193,7 +189,7 @@ class MapAnswer(BaseModel):
 
     state: Literal["ready", "computing"]
     method: str
-    points: PointsResponse
+    points: AnswerPoints
 
 
 class Login(Strict):

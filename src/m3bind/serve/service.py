@@ -28,7 +28,7 @@ from m3bind.serve.phrases import Vocabulary, phrases_for
 from m3bind.serve.previews import Preview
 from m3bind.serve.query import Questions
 from m3bind.serve.queues import Queue
-from m3bind.serve.schemas import QueryPartRequest
+from m3bind.serve.schemas import QuestionPart
 from m3bind.serve.schemas import Source as Asked
 from m3bind.serve.settings import ServiceSettings
 from m3bind.serve.uploads import Uploads
@@ -125,7 +125,7 @@ class Service:
         with self.archive.lease() as state:
             return work(state)
 
-    def near(self, state: ArchiveState, parts: Sequence[QueryPartRequest], k: int) -> list[dict[str, object]]:
+    def near(self, state: ArchiveState, parts: Sequence[QuestionPart], k: int) -> list[dict[str, object]]:
         """The phrases nearest to a question, judged among items of its modality where it is of one."""
         row = self.questions.vector(state, parts)
         if len(parts) > 1 or parts[0].kind == "text":

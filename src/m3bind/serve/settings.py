@@ -1,6 +1,7 @@
 """All limits of the service in one place.
 
-* `ServiceSettings`: they, with defaults for one machine. * `DECODING`: budgets of one file, tighter than those of the command
+* `ServiceSettings`: they, with defaults for one machine.
+* `DECODING`: budgets of one file, tighter than those of the command
   line (`modalities._limits`), for files that strangers send.
 """
 

@@ -7,9 +7,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from m3bind.core.stored import plain
+from m3bind.core.stored import Strict, plain
 from m3bind.errors import ConfigError, SpaceError
 from m3bind.models.weights import foreign
 
@@ -22,8 +22,8 @@ StudentPart = Literal["trunk", "head", "rest"]
 Template = Annotated[str, StringConstraints(max_length=_MOST)]
 
 
-class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Form(Strict, strict=True):
+    """No conversions."""
 
 
 class _Bridge(_Form):

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from m3bind.errors import M3BindError, UnknownNameError
 from m3bind.evaluate import adapters
-from m3bind.evaluate.adapters import Problem, Samples, descent, linear_probe
+from m3bind.evaluate.adapters import FewShotProblem, Samples, descent, linear_probe
 from m3bind.evaluate.adapters.clip_adapter import label_bias
 from m3bind.evaluate.adapters.tip_adapter import MOST_KEYS, build_cache
 from m3bind.evaluate.classification import auroc, balanced_accuracy
@@ -56,7 +56,7 @@ def test_a_method_is_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(adapters, "__path__", [*adapters.__path__, str(tmp_path)])
     adapters.base._registry.refresh()
     try:
-        scores = adapters.get("nearest_mean").fit(make(30, 0), None, Problem(TEXTS))(make(90, 2))
+        scores = adapters.get("nearest_mean").fit(make(30, 0), None, FewShotProblem(TEXTS))(make(90, 2))
         assert value(make(90, 2), scores) > 0.8
     finally:
         adapters.base._registry.refresh()
@@ -66,7 +66,7 @@ def test_a_method_is_one_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [n for n in adapters.names() if n != "linear_probe_lipro"])
 def test_every_method_learns_and_can_be_repeated(name, several):
     train, valid, test = (make(n, seed, several) for n, seed in ((30, 0), (30, 1), (90, 2)))
-    problem = Problem(TEXTS, 10.0, seed=3)
+    problem = FewShotProblem(TEXTS, 10.0, seed=3)
     state = torch.random.get_rng_state()
     scores = adapters.get(name).fit(train, valid, problem)(test)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -81,14 +81,14 @@ def test_flairs_probe_is_scikit_learns_logistic_regression():
     train, test = make(30, 0), make(20, 1)
     model = LogisticRegression(C=0.316, max_iter=1000, class_weight="balanced", random_state=0)
     expected = model.fit(train.features.astype(float), train.labels).decision_function(test.features.astype(float))
-    found = adapters.get("linear_probe").fit(train, None, Problem(TEXTS, modality="retina"))(test)
+    found = adapters.get("linear_probe").fit(train, None, FewShotProblem(TEXTS, modality="retina"))(test)
     np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
 def test_two_classes_give_log_odds_and_an_unseen_class_is_never_the_answer():
     train, test = make(30, 0), make(30, 1)
     two = train.take(train.labels < 2)
-    scores = adapters.get("linear_probe_flair").fit(two, None, Problem(TEXTS))(test)
+    scores = adapters.get("linear_probe_flair").fit(two, None, FewShotProblem(TEXTS))(test)
     model = LogisticRegression(C=0.316, max_iter=1000, class_weight="balanced").fit(
         two.features.astype(float), two.labels
     )
@@ -113,7 +113,7 @@ def test_gradient_probe_reaches_the_optimum_of_its_loss():
 def test_linear_probe_refuses_one_class():
     one = make(30, 0)
     with pytest.raises(M3BindError, match="fewer than two"):
-        adapters.get("linear_probe").fit(one.take(one.labels == 1), None, Problem(TEXTS))
+        adapters.get("linear_probe").fit(one.take(one.labels == 1), None, FewShotProblem(TEXTS))
 
 
 def test_weight_decay_is_searched_around_the_best(monkeypatch):
@@ -128,9 +128,9 @@ def test_weight_decay_is_searched_around_the_best(monkeypatch):
     monkeypatch.setattr(linear_probe, "quality", lambda y, scores: -abs(np.log(scores[0, 0] / peak)))
     probe = linear_probe.PRESETS["clip_benchmark"]
     x, y = np.zeros((2, 1)), np.array([0, 1])
-    found = linear_probe._decayed(probe, x, y, 2, (x, y), Problem(TEXTS))
+    found = linear_probe._decayed(probe, x, y, 2, (x, y), FewShotProblem(TEXTS))
     assert found.weight_decay == peak and len(asked) == len(set(asked)) <= 15
-    assert linear_probe._decayed(probe, x, y, 2, None, Problem(TEXTS)).weight_decay == 0
+    assert linear_probe._decayed(probe, x, y, 2, None, FewShotProblem(TEXTS)).weight_decay == 0
 
 
 def test_learning_rates():
@@ -158,7 +158,7 @@ def test_unknown_labels_do_not_count_in_the_loss():
 
 def test_tip_adapter_is_its_formula():
     train, test = make(12, 0), make(7, 1)
-    problem = Problem(TEXTS, 20.0)
+    problem = FewShotProblem(TEXTS, 20.0)
     found = adapters.get("tip_adapter").fit(train, None, problem)(test)
     for i, row in enumerate(test.embeddings.astype(float)):
         votes = np.zeros(CLASSES)
@@ -170,12 +170,12 @@ def test_tip_adapter_is_its_formula():
 def test_tip_adapter_refuses_a_cache_without_end():
     many = make(3, 0).take(np.zeros(MOST_KEYS + 1, dtype=int))
     with pytest.raises(M3BindError, match="linear_probe"):
-        build_cache(many, Problem(TEXTS))
+        build_cache(many, FewShotProblem(TEXTS))
 
 
 def test_label_bias_centres_the_logits_on_the_log_odds():
     train = make(40, 0, several=True)
-    problem = Problem(TEXTS, 20.0)
+    problem = FewShotProblem(TEXTS, 20.0)
     logits = 20.0 * train.embeddings @ TEXTS.T + label_bias(train, problem)
     share = (train.labels.sum(0) + 0.5) / 41
     np.testing.assert_allclose(logits.mean(0), np.log(share / (1 - share)), atol=1e-5)

@@ -18,7 +18,7 @@ from m3bind.data.phantom.writing import render
 __all__ = [
     "MODALITIES",
     "SEVERITIES",
-    "State",
+    "PatientState",
     "chest",
     "cohort_hash",
     "contact_sheet",

@@ -1,6 +1,6 @@
 """The interface of a few-shot method: samples with labels in, a function from samples to scores out.
 
-* `Samples`: features, embeddings, truth, patients and ids of some files. * `FewShotProblem`: what else a method is told.
+* `Samples`: features, embeddings, truth, patients and ids of some files. * `FewShotProblem`: the rest.
 * `Adapter`: one method; `get`, `names`: those there are. * `quality`: what settings are chosen by.
 
 Shapes: n samples, f features before the projection, d joint dimension, c classes or labels.

@@ -37,7 +37,7 @@ class Chexpert(Benchmark):
     layout = LAYOUT
     needs = ("train.csv", "valid.csv")
     classes = FINDINGS
-    known = {"test": 202}  # noqa: RUF012
+    known = {"test": 202}
     notes = (
         "Frontal views only. The official valid.csv is the test split; 5,000 training rows (at most a tenth of them) "
         "are the valid split, taken by whole patients in the order of a hash, where MGCA takes rows. Uncertain "

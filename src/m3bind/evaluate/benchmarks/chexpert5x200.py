@@ -38,7 +38,7 @@ class Chexpert5x200(Benchmark):
     layout = LAYOUT + f"    {OWN_LIST}        optional, beside train.csv: Path, 14 findings\n"
     needs = ("train.csv",)
     classes = COMPETITION
-    known = {"test": 1000, "patients": 966, **{f"test/{name}": PER_CLASS for name in COMPETITION}}  # noqa: RUF012
+    known = {"test": 1000, "patients": 966, **{f"test/{name}": PER_CLASS for name in COMPETITION}}
     notes = (
         "Exactly one of the five findings is 1 and all others are 0 or blank; No Finding is not looked at. MGCA's draw "
         "has the fixed seed used here, GLoRIA's has none: two lists may differ. All rows are test rows, and their "

@@ -31,7 +31,7 @@ class Messidor2(Benchmark):
     """
     needs = ("messidor_data.csv", "[Ii][Mm][Aa][Gg][Ee][Ss]/*")
     classes = GRADES
-    known = {"test": 1744, **{f"test/{grade}": count for grade, count in zip(GRADES, _COUNTS)}}  # noqa: RUF012
+    known = {"test": 1744, **{f"test/{grade}": count for grade, count in zip(GRADES, _COUNTS)}}
     notes = (
         "All rows are test rows: FLAIR draws few-shot examples from them (per class, 20 % for testing). "
         "4 of the 1,748 images are not gradable and have no grade. The table writes .jpg where files end in .JPG. "

@@ -32,7 +32,7 @@ class Odir200x3(Benchmark):
     layout = LAYOUT + f"{LIST}                         optional: image, atributes, categories\n"
     needs = (TABLE, f"{IMAGES}/*")
     classes = ("normal", "pathologic myopia", "cataract")
-    known = {"test": 600, **{f"test/{name}": PER_CLASS for name in classes}}  # noqa: RUF012
+    known = {"test": 600, **{f"test/{name}": PER_CLASS for name in classes}}
     notes = (
         "The published list has 600 rows but 581 files: 19 images of myopia are listed twice, because the table has a "
         "row for each eye and every row adds both eyes. They are kept, as published, with #2 behind their id. "

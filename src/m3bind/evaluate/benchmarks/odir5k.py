@@ -47,7 +47,7 @@ class Odir5k(Benchmark):
     layout = LAYOUT
     needs = (TABLE, f"{IMAGES}/*")
     classes = tuple(LETTERS.values())
-    known = {"patients": 3358}  # noqa: RUF012
+    known = {"patients": 3358}
     notes = (
         "The columns N to O are a patient's, both eyes together; the class of an image is that of its own `labels`. "
         "Public labels have no official split: 70 / 10 / 20 % by a hash of the patient. Keywords are separated by a "

@@ -24,7 +24,7 @@ class RsnaPneumonia(Benchmark):
     """
     needs = (TABLE, f"{IMAGES}/*.dcm")
     classes = ("normal", "pneumonia")
-    known = {"train": 18678, "valid": 4003, "test": 4003, "patients": 26684}  # noqa: RUF012
+    known = {"train": 18678, "valid": 4003, "test": 4003, "patients": 26684}
     notes = (
         "Rows are grouped by patientId, then split 70 / 15 / 15 with scikit-learn's train_test_split, seed 0. "
         '"normal" means no pneumonia: it includes images with other findings. A patientId is one image; the images '

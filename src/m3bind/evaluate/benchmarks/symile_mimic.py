@@ -30,7 +30,7 @@ class SymileMimic(Benchmark):
     """
     )
     needs = NEEDS
-    known = {"train": 20000, "valid": 1500, "test": 928}  # noqa: RUF012
+    known = {"train": 20000, "valid": 1500, "test": 928}
     notes = (
         "A visit is an admission: an ECG within 24 h of it and a radiograph 24 to 72 h after it, so the two are up to "
         "four days apart, unlike in MIMIC-PAIR. test.csv repeats each of 464 admissions as wrong answers of others "

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from m3bind.core.stored import Strict
 from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
 from m3bind.models.base import Tokens
 from m3bind.models.layers.bert import BertTrunk, Pooling
@@ -152,10 +153,9 @@ class TextEncoder(nn.Module):
         return cls(trunk, head, read_tokenizer(assets), said.max_tokens, said.head)
 
 
-class _TextEncoderSettings(BaseModel):
+class _TextEncoderSettings(Strict):
     """What `TextEncoder.settings` gives."""
 
-    model_config = ConfigDict(extra="forbid")
     config: dict[str, Any]
     pooling: Pooling = "mean"
     max_tokens: int = Field(ge=1)
