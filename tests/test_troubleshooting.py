@@ -84,7 +84,7 @@ def _():
 
 @leads_to("no-data")
 def _():
-    return Run(load_config("mini5", ["data.manifest=null"]), Path("runs/mine")).corpus
+    return Run(load_config("mini5", ["data.manifest=null"]), Path("runs/mine")).prepare()
 
 
 @leads_to("other-settings")
@@ -147,7 +147,7 @@ def _():
     png("a.png")
     one({"modality": ["xray"], "path": ["a.png"], "label": ["normal"], "split": ["train"]})
     changes = ["data.phantom=null", "data.manifest=mine.csv", "name=mine"]
-    return Run(load_config("quick", changes), Path("runs/mine"), cache=Path("runs/cache")).corpus
+    return Run(load_config("quick", changes), Path("runs/mine"), cache=Path("runs/cache")).prepare()
 
 
 @leads_to("no-file")

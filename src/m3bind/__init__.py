@@ -35,6 +35,7 @@ _LAZY = {
     "Searcher": "m3bind.search.searcher",
     "Space": "m3bind.space.bundle",
     "Where": "m3bind.index",
+    "bind": "m3bind.pipeline.bind",
     "build_index": "m3bind.index",
     "create_index": "m3bind.index",
     "encode_files": "m3bind.encode.job",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from m3bind.encode.job import encode_files
     from m3bind.export import export_arrays, export_space
     from m3bind.index import Where, build_index, create_index, open_index
+    from m3bind.pipeline.bind import bind
     from m3bind.search.query import Query
     from m3bind.search.searcher import Searcher
     from m3bind.space.bundle import Space, load, save_space
@@ -66,6 +68,7 @@ __all__ = [
     "Space",
     "Where",
     "__version__",
+    "bind",
     "build_index",
     "create_index",
     "encode_files",

@@ -18,6 +18,6 @@ def test_the_hash_follows_the_weights(tmp_path):
     network.load_state_dict({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)})
     seen.append(encoder._hash(network))
     network.weight.data += 1  # as merging an adapter does: no mark is left
-    encoder.weights_changed()
+    encoder.invalidate_hashes()
     seen.append(encoder._hash(network))
     assert len(set(seen)) == 4 and seen[-1] == hash_state(network.state_dict())

@@ -65,11 +65,12 @@ def prepare(
     if settings not in presets() and settings in benchmarks.names():
         raise ConfigError(f"{settings} is a data set: give its folder with --root\n{benchmarks.get(settings).layout}")
     run = run_of(settings, change, out, name, seed)
-    for modality, splits in run.corpus.records.items():
+    data = run.prepare().dataset
+    for modality, splits in data.records.items():
         print(f"{modality:12s} " + "  ".join(f"{split} {len(records)}" for split, records in splits.items()))
-    print(f"texts: {len(run.corpus.table)} distinct, {len(run.corpus.held_out)} held out for text agreement")
-    if run.corpus.bad:
-        print(f"{len(run.corpus.bad)} rows or files set aside: {run.folder / 'quarantine.csv'}")
+    print(f"texts: {len(data.table)} distinct, {len(data.held_out)} held out for text agreement")
+    if data.bad:
+        print(f"{len(data.bad)} rows or files set aside: {run.folder / 'quarantine.csv'}")
         raise typer.Exit(1)
 
 

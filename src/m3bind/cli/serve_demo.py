@@ -48,7 +48,7 @@ def _make(folder: Path, config: "RunConfig", out: Path) -> None:
     if not (folder / "space" / MANIFEST).is_file():
         finish(run, "distill")
     space = load(folder / "space")
-    found = read_manifest(run.manifest_path, modalities=space.modalities)
+    found = read_manifest(run.find_manifest(), modalities=space.modalities)
     encoded = encode_files(space, found.records, folder / "encoded", keep=KEEP)
     shutil.rmtree(folder / "index", ignore_errors=True)  # of an older space, or not finished
     build_index(encoded, folder / "index").close()

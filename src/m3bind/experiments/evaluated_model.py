@@ -250,4 +250,4 @@ def _of_run(name: str, run: Run, stage: Stage) -> EvaluatedModel:
     see_finished(run, stage)
     until = {"unbound": "pretrain", "closed_form": "closed_form", "bound": "align", "distilled": "distill"}[stage]
     run.fit(until, evaluate=False)
-    return of_space(name, space_of(run), run.encoder, sha256_text(stage, run.fingerprint()), run.config.seed)
+    return of_space(name, space_of(run), run.extractor, sha256_text(stage, run.state.fingerprint()), run.config.seed)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from m3bind.align import methods
 from m3bind.align.post import GAPS, linear_projectors
@@ -38,11 +37,12 @@ from m3bind.evaluate.suite import Matrix
 from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import class_embeddings
 from m3bind.experiments.ablation import LITERAL, SENSIBLE
+from m3bind.pipeline import stages
 from m3bind.pipeline.run import Run
+from m3bind.pipeline.stages import Setup, Sides, State
 from m3bind.training.pairs import Pairs
 
 log = logging.getLogger(__name__)
-Sides = Mapping[str, tuple[Tensor, Tensor]]
 DEFAULT = "default"
 POST: dict[str, PostConfig] = {
     "": PostConfig(),
@@ -137,21 +137,20 @@ class _Towers:
 
     def __init__(self, settings: RunConfig, folder: Path, cache: Path) -> None:
         self.settings, self.folder, self.cache = settings, folder, cache
-        self._shared: tuple[Run, dict[str, Pairs], Sides] | None = None
+        self._shared: tuple[State, Setup, dict[str, Pairs], Sides] | None = None
 
-    def open(self, settings: RunConfig, name: str) -> Run:
-        """A run after stage 0."""
+    def open(self, settings: RunConfig, name: str) -> tuple[State, Setup]:
+        """What there is after stage 0."""
         run = Run(settings, self.folder / "runs" / name, self.cache, self.folder / "stage0")
         run.pretrain()
-        run.unbound()
-        return run
+        return run.state, run.setup
 
-    def shared(self) -> tuple[Run, dict[str, Pairs], Sides]:
-        """A run whose towers nobody may change, with its finished pairs and their embeddings."""
+    def shared(self) -> tuple[State, Setup, dict[str, Pairs], Sides]:
+        """Towers that no method may change, with their finished pairs and training embeddings."""
         if self._shared is None:
-            run = self.open(self.settings, "shared")
-            self._shared = run, run.finished_pairs(), run.sides()
-        self._shared[0].unbound()
+            state, setup = self.open(self.settings, "shared")
+            pairs, sides = stages.finished_pairs(state, setup), stages.training_embeddings(state, setup)
+            self._shared = state, setup, pairs, sides
         return self._shared
 
 
@@ -176,47 +175,47 @@ def _bind_and_measure(settings: RunConfig, name: str, towers: _Towers) -> dict[s
     """Bind, timed without stage 0 and without what is computed once for all, and measure; or why that is impossible."""
     sides: Sides | None
     if ENTRIES[name].change is None:
-        run, _, sides = towers.shared()
-        return {"uses": "-", "seconds": 0.0, **measure_methods(run, sides)}
+        state, setup, _, sides = towers.shared()
+        return {"uses": "-", "seconds": 0.0, **measure_methods(state, setup, sides)}
     if methods.get(settings.align.method).towers:
-        run = towers.open(settings, name)
-        pairs, sides = run.pairs("align"), None
+        state, setup = towers.open(settings, name)
+        pairs, sides = stages.training_pairs(state, setup, "align"), None
     else:
-        run, pairs, sides = towers.shared()
+        state, setup, pairs, sides = towers.shared()
     started = time.process_time()
     try:
-        run.bind(settings.align, towers.folder / "runs" / name, pairs)
+        state = stages.align(state, setup, towers.folder / "runs" / name, settings.align, pairs)
     except ConfigError as error:
         return {"skipped": str(error)}
     seconds = time.process_time() - started
-    return {"uses": uses(settings), "seconds": seconds, **measure_methods(run, sides or run.sides())}
+    sides = sides or stages.training_embeddings(state, setup)
+    return {"uses": uses(settings), "seconds": seconds, **measure_methods(state, setup, sides)}
 
 
 # ---------------------------------------------------------------------------------------------- figures
 
 
-def measure_methods(run: Run, sides: Sides) -> dict[str, Any]:
-    """{"figures": {post step: {figure: value, chance, n, gallery, replicates}}} of the run's present state.
+def measure_methods(state: State, setup: Setup, sides: Sides) -> dict[str, Any]:
+    """{"figures": {post step: {figure: value, chance, n, gallery, replicates}}} of a state.
 
-    `sides`: training embeddings that post steps are fitted on, as `Run.sides` gives them.
+    `sides`: training embeddings that post steps are fitted on, see `stages.training_embeddings`.
     """
-    resamples = min(run.config.evaluate.bootstrap, 200)
+    resamples = min(setup.config.evaluate.bootstrap, 200)
     found: dict[str, dict[str, Any]] = {}
-    for name, post in {**POST, **_iso(run)}.items():
-        bridges, run.bridges = run.bridges, run.with_post(post, sides)
-        images = {m: run.embed_images(m, "test") for m in run.corpus.modalities}
-        figures: Figures = {"zero-shot": (_zero_shot(run, images, resamples), None)}
-        figures |= _patients(run, images, resamples) | _concepts(run, images, resamples)
+    for name, post in {**POST, **_iso(state)}.items():
+        after = stages.with_post(state, setup, post, sides)
+        images = {m: stages.embed_images(after, setup, m, "test") for m in setup.modalities}
+        figures: Figures = {"zero-shot": (_zero_shot(after, setup, images, resamples), None)}
+        figures |= _patients(setup, images, resamples) | _concepts(setup, images, resamples)
         if not name:
-            figures |= _agreement(run, resamples)
+            figures |= _agreement(after, setup, resamples)
         found[name] = {key: _plain(estimate, gallery) for key, (estimate, gallery) in figures.items()}
-        run.bridges = bridges
     return {"figures": found}
 
 
-def _iso(run: Run) -> dict[str, PostConfig]:
+def _iso(state: State) -> dict[str, PostConfig]:
     """IsoCLIP, where every tower's projectors are linear."""
-    models = [run.models[m] for m in run.corpus.modalities]
+    models = list(state.models.values())
     if any(linear_projectors(model) is None for model in models):
         return {}
     drop = min(model.joint_dim for model in models) // ISO_SHARE
@@ -230,25 +229,26 @@ def _plain(estimate: Estimate, gallery: float | None) -> dict[str, Any]:
     return {**known, "n": estimate.n, "gallery": gallery, "replicates": drawn if np.isfinite(drawn).all() else []}
 
 
-def _zero_shot(run: Run, images: Mapping[str, Matrix], resamples: int) -> Estimate:
+def _zero_shot(state: State, setup: Setup, images: Mapping[str, Matrix], resamples: int) -> Estimate:
     """Mean over single-label tasks of their own metric, texts by the modality's own tower."""
     parts = []
-    test, train = _records(run, "test"), _records(run, "train")
-    for task in tasks_for(_all(test), _all(train), run.config.evaluate.tasks or None):
+    test, train = _records(setup, "test"), _records(setup, "train")
+    for task in tasks_for(_all(test), _all(train), setup.config.evaluate.tasks or None):
         m = task.modality
         y = np.asarray(task.labels(test[m]))
         if y.ndim > 1:
             continue
         texts, owner = task.prompts()
         inside = y >= 0
-        scores = images[m][inside].astype(np.float64) @ class_embeddings(run.embed_text(texts, m), owner).T
+        classes = class_embeddings(stages.embed_text(state, setup, texts, m), owner)
+        scores = images[m][inside].astype(np.float64) @ classes.T
         draw = Resampling([r.patient for r in test[m]], resamples).subset(inside)
         parts.append(metrics.classification(y[inside], scores, draw)[task.metric])
     return metrics.average(parts)
 
 
-def _records(run: Run, split: str) -> dict[str, list[Any]]:
-    return {m: list(run.corpus.records[m][split]) for m in run.corpus.modalities}
+def _records(setup: Setup, split: str) -> dict[str, list[Any]]:
+    return {m: list(setup.dataset.records[m][split]) for m in setup.modalities}
 
 
 def _all(records: Mapping[str, list[Any]]) -> list[Any]:
@@ -258,9 +258,9 @@ def _all(records: Mapping[str, list[Any]]) -> list[Any]:
 Figures = dict[str, tuple[Estimate, float | None]]
 
 
-def _patients(run: Run, images: Mapping[str, Matrix], resamples: int) -> Figures:
+def _patients(setup: Setup, images: Mapping[str, Matrix], resamples: int) -> Figures:
     """Image -> image of the same patient, mean over ordered pairs of modalities; nothing where none is shared."""
-    test = _records(run, "test")
+    test = _records(setup, "test")
     found: dict[str, list[Estimate]] = {"patient R@1": [], "patient R@10": []}
     sizes = []
     for a, b in permutations(images, 2):
@@ -276,12 +276,12 @@ def _patients(run: Run, images: Mapping[str, Matrix], resamples: int) -> Figures
     return {name: (metrics.average(parts), float(np.mean(sizes))) for name, parts in found.items() if parts}
 
 
-def _concepts(run: Run, images: Mapping[str, Matrix], resamples: int) -> Figures:
+def _concepts(setup: Setup, images: Mapping[str, Matrix], resamples: int) -> Figures:
     """Image -> image of the same concept, mean over concepts and ordered pairs of the modalities that know it."""
-    test, train = _records(run, "test"), _records(run, "train")
+    test, train = _records(setup, "test"), _records(setup, "train")
     found: dict[str, list[Estimate]] = {"concept AUC": [], "concept P@5": []}
     sizes = []
-    for concept in concepts_for(_all(test), _all(train), run.config.evaluate.tasks or None):
+    for concept in concepts_for(_all(test), _all(train), setup.config.evaluate.tasks or None):
         classes = {m: concept.labels(test[m], m) for m in concept.modalities}
         for a, b in permutations(concept.modalities, 2):
             ask, given = classes[a] >= 0, classes[b] >= 0
@@ -293,11 +293,11 @@ def _concepts(run: Run, images: Mapping[str, Matrix], resamples: int) -> Figures
     return {name: (metrics.average(parts), float(np.mean(sizes))) for name, parts in found.items() if parts}
 
 
-def _agreement(run: Run, resamples: int) -> Figures:
+def _agreement(state: State, setup: Setup, resamples: int) -> Figures:
     """Do the towers agree on held-out texts: cos, cos' (other texts, same tower), ccos and R@1."""
-    texts = [run.corpus.table.texts[i] for i in run.corpus.held_out]
+    texts = [setup.dataset.table.texts[i] for i in setup.dataset.held_out]
     names = {"cos": "cos", "cos_within": "cos'", "ccos": "ccos", "R@1": "text R@1"}
-    found = text_agreement([run.embed_text(texts, m) for m in run.corpus.modalities], min(resamples, 50))
+    found = text_agreement([stages.embed_text(state, setup, texts, m) for m in setup.modalities], min(resamples, 50))
     return {shown: (found[name], float(len(texts)) if name == "R@1" else None) for name, shown in names.items()}
 
 

@@ -1,8 +1,7 @@
-"""From files to the pairs that training and evaluation work on: what is frozen is computed once and cached.
+"""What is frozen is computed once and cached: image inputs, trunk features, embeddings and text features.
 
-* `Corpus`: the records, distinct texts, shared text pool and held-out texts of a run.
-* `FeatureExtractor`: cached image inputs, trunk features and text features of any dual encoder.
-* `build_model`: the dual encoder of a modality as the settings describe it, before stage 0.
+* `FeatureExtractor`: all of them, of any dual encoder, and the training pairs made of them.
+* `levels`: what stays frozen in a stage.
 
 Shapes: N images, K texts, v views, f feature width.
 """
@@ -12,8 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,18 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind import modalities
-from m3bind.config import ModelConfig, RunConfig
+from m3bind.config import RunConfig
 from m3bind.core.files import sha256_text
-from m3bind.data.batching import IntArray, length_buckets, rng
+from m3bind.data.batching import length_buckets
 from m3bind.data.cache import FeatureCache, Rows
 from m3bind.data.records import BadRow, Record
 from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, ReadError
 from m3bind.modalities.base import Sample
-from m3bind.models import registry
 from m3bind.models.base import DualEncoder, Tokens
-from m3bind.models.published import PublishedModel
-from m3bind.models.weights.checkpoint import hash_state, load_strict, read_state
+from m3bind.models.weights.checkpoint import hash_state
 from m3bind.training.pairs import Images, Level, Pairs, Texts, TextTable, pad, token_lists
 
 log = logging.getLogger(__name__)
@@ -49,86 +45,6 @@ class BadFilesError(M3BindError):
         self.failures = failures
 
 
-@dataclass
-class Corpus:
-    """Records by modality and split, and every text of the run."""
-
-    records: dict[str, dict[str, list[Record]]]  # modality -> split -> records
-    table: TextTable
-    pool: dict[str, IntArray]  # modality -> ids of training texts (captions, further corpus)
-    held_out: IntArray  # ids of texts no stage trains on, for text agreement
-    bad: list[BadRow] = field(default_factory=list)
-
-    @property
-    def modalities(self) -> list[str]:
-        """Names in the order of the settings."""
-        return list(self.records)
-
-
-def make_corpus(
-    records: Sequence[Record],
-    names: Sequence[str],
-    texts: dict[str, list[str]],
-    seed: int,
-    held_out: int,
-    bad: list[BadRow],
-) -> Corpus:
-    """Group records, index texts, and set `held_out` texts aside.
-
-    Args:
-        records: of all splits.
-        names: modalities in order.
-        texts: further texts per modality for the shared pool.
-        seed: decides which texts are held out.
-        held_out: how many (fewer where there are not enough; at most a quarter of what is not a caption).
-        bad: rows set aside so far.
-    """
-    table = TextTable()
-    grouped: dict[str, dict[str, list[Record]]] = {m: {"train": [], "valid": [], "test": []} for m in names}
-    for record in records:
-        if record.modality in grouped:
-            grouped[record.modality][record.split].append(record)
-    seen: set[str] = {c for m in names for r in grouped[m]["train"] for c in (*r.captions, *_phrases(r))}
-    pool: dict[str, list[int]] = {}
-    candidates: list[list[str]] = []
-    for m in names:
-        captions = sorted({c for r in grouped[m]["train"] for c in (*r.captions, *_phrases(r))})
-        further = sorted(set(texts.get(m, ())) - seen)
-        unseen = {c for split in ("valid", "test") for r in grouped[m][split] for c in r.captions} - seen
-        random = rng(seed, "held out", m)
-        order = [further[i] for i in random.permutation(len(further))]
-        spare = order[: len(order) // 4]
-        candidates.append([*(sorted(unseen)[i] for i in random.permutation(len(unseen))), *spare])
-        kept = sorted(set(order[len(spare) :]) - unseen)
-        pool[m] = [*table.ids(captions), *table.ids(kept)]
-    chosen: list[str] = []
-    taken: set[str] = set()
-    for row in range(max(map(len, candidates), default=0)):  # evenly from all modalities
-        for queue in candidates:
-            if row < len(queue) and len(chosen) < held_out and queue[row] not in taken:
-                chosen.append(queue[row])
-                taken.add(queue[row])
-    for m in names:  # a text held out through one modality must not be in the pool of another
-        pool[m] = [i for i in pool[m] if table.texts[i] not in taken]
-    return Corpus(grouped, table, {m: np.array(ids, dtype=np.int64) for m, ids in pool.items()}, table.ids(chosen), bad)
-
-
-def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncoder:
-    """The dual encoder of `modality`: built by name, with published or own weights where a checkpoint is given.
-
-    Raises:
-        UnknownNameError: no such model.
-        CheckpointError: the weights do not fit.
-    """
-    given = dict(settings.settings)
-    if issubclass(registry.get(settings.model), PublishedModel):  # its network and tokenizer are the authors'
-        return registry.load(settings.model, settings.checkpoint, **given)
-    model = registry.build(settings.model, assets=assets, **{"modality": modality, **given})
-    if settings.checkpoint:
-        load_strict(model, read_state(settings.checkpoint))
-    return model.eval()
-
-
 def rescaled(sample: Sample, rescale: tuple[float, float] | None) -> Sample:
     """A CT whose stored values become slope * value + intercept; without `rescale` the sample as it is."""
     if rescale is None:
@@ -137,7 +53,7 @@ def rescaled(sample: Sample, rescale: tuple[float, float] | None) -> Sample:
     return replace(sample, array=sample.array * np.float32(slope) + np.float32(intercept))
 
 
-def _phrases(record: Record) -> list[str]:
+def phrases_of(record: Record) -> list[str]:
     """Every wording of the concepts of a record."""
     return [phrase for concept in record.concepts for phrase in concept_phrases(concept)]
 
@@ -312,7 +228,7 @@ class FeatureExtractor:
         return rows[back]
 
     def _hash(self, module: nn.Module) -> str:
-        """Hash of a module's weights, computed again when one was changed in place or `weights_changed` was called."""
+        """Hash of a module's weights, computed again when one was changed in place or after `invalidate_hashes`."""
         state = module.state_dict()
         marks = [(tensor.data_ptr(), tensor._version) for tensor in state.values()]
         known = self._hashes.get(id(module))
@@ -321,7 +237,7 @@ class FeatureExtractor:
             self._hashes[id(module)] = known
         return known[1]
 
-    def weights_changed(self) -> None:
+    def invalidate_hashes(self) -> None:
         """To be called after training: merging adapters changes weights in a way that leaves no mark."""
         self._hashes.clear()
 
@@ -339,7 +255,7 @@ class FeatureExtractor:
         names = sorted({r.label for r in records if r.label})
         number = {name: i for i, name in enumerate(names)}
         captions = [table.ids(r.captions) for r in records]
-        concepts = [table.ids(_phrases(r)) for r in records]
+        concepts = [table.ids(phrases_of(r)) for r in records]
         return Pairs(
             modality,
             model,

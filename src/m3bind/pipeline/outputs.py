@@ -46,8 +46,8 @@ def finish(run: Run, until: str) -> int:
     print(f"report:  {report(run, table, before)}")
     if run.config.data.phantom is not None:
         _show_patients(run)
-    if run.corpus.bad:
-        print(f"{format_bad_rows(run.corpus.bad)}\nall of them: {run.folder / 'quarantine.csv'}")
+    if run.dataset.bad:
+        print(f"{format_bad_rows(run.dataset.bad)}\nall of them: {run.folder / 'quarantine.csv'}")
         return 1
     return 0
 
@@ -60,8 +60,8 @@ def _show_patients(run: Run) -> None:
     """A contact sheet of the virtual patients, and the files of one of them to try things with."""
     from m3bind.data.phantom import contact_sheet
 
-    contact_sheet(run.manifest_path.parent, run.folder / "virtual_patients.png")
-    test = [r for m in run.corpus.modalities for r in run.corpus.records[m]["test"]]
+    contact_sheet(run.find_manifest().parent, run.folder / "virtual_patients.png")
+    test = [r for m in run.dataset.modalities for r in run.dataset.records[m]["test"]]
     chosen = next((r for r in test if r.label == "pneumonia"), test[0])
     shutil.copytree(chosen.path.parent, run.folder / "patient", dirs_exist_ok=True)
     print(f"patients (synthetic): {run.folder / 'virtual_patients.png'}; files of one: {run.folder / 'patient'}")
@@ -79,8 +79,8 @@ def table_of(shown: Any, table: ResultTable) -> list[Any]:
 
 def space_of(run: Run) -> Space:
     """The run's present state as a space."""
-    names = run.corpus.modalities
-    records = {m: {split: len(rows) for split, rows in run.corpus.records[m].items()} for m in names}
+    names = run.dataset.modalities
+    records = {m: {split: len(rows) for split, rows in run.dataset.records[m].items()} for m in names}
     info = SpaceInfo(
         config=run.config.model_dump(mode="json"),
         prompts=_templates(names),
@@ -88,10 +88,10 @@ def space_of(run: Run) -> Space:
         synthetic=run.config.data.phantom is not None,
     )
     return Space(
-        {m: run.models[m] for m in names},
-        {m: run.bridges[m] for m in names},
+        {m: run.state.models[m] for m in names},
+        {m: run.state.bridges[m] for m in names},
         {m: run.embed_images(m, "train").mean(0) for m in names},
-        run.student,
+        run.state.student,
         info,
     )
 
@@ -103,7 +103,7 @@ def _templates(names: Sequence[str]) -> dict[str, list[str]]:
 
 def points(run: Run) -> dict[str, Points]:
     """Embedded test images with what the report colours and judges them by."""
-    test = {m: run.corpus.records[m]["test"] for m in run.corpus.modalities}
+    test = {m: run.dataset.records[m]["test"] for m in run.dataset.modalities}
     known = _concepts(test)
     return {
         m: Points(
@@ -144,9 +144,9 @@ def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = N
     notes = []
     if run.config.align.contrastive.positives == "mixed" or run.config.align.contrastive.concept_probability:
         notes.append("Training used labels: same-label pairs as positives, or captions that modalities share.")
-    if run.corpus.bad:
-        notes.append(f"{len(run.corpus.bad)} rows or files were set aside; quarantine.csv says why.")
-    means = {m: run.embed_images(m, "train").mean(0) for m in run.corpus.modalities}
+    if run.dataset.bad:
+        notes.append(f"{len(run.dataset.bad)} rows or files were set aside; quarantine.csv says why.")
+    means = {m: run.embed_images(m, "train").mean(0) for m in run.dataset.modalities}
     return write_report(
         run.folder,
         table,
@@ -168,20 +168,20 @@ def reliability(run: Run) -> dict[str, list[tuple[str, Answers]]]:
 
     Texts go through the student where there is one. The temperature is fitted on the valid split, where there is one.
     """
-    records = {s: {m: run.corpus.records[m][s] for m in run.corpus.modalities} for s in ("train", "valid", "test")}
+    records = {s: {m: run.dataset.records[m][s] for m in run.dataset.modalities} for s in ("train", "valid", "test")}
     everything, train = ([r for rows in records[s].values() for r in rows] for s in ("test", "train"))
     found: dict[str, list[tuple[str, Answers]]] = {"As the models scale them": [], "With a fitted temperature": []}
     for task in tasks_for(everything, train, run.config.evaluate.tasks or None):
         m = task.modality
         if task.zscore or (task.multilabel and not task.paired):
             continue
-        encode = partial(_texts_of, run, "student" if run.student is not None else m)
+        encode = partial(_texts_of, run, "student" if run.state.student is not None else m)
         scored = {}
         for split in ("test", "valid"):
             if not records[split][m]:
                 continue
             images, y, _ = known_rows(task, (run.embed_images(m, split), records[split][m]))
-            scale = float(run.models[m].logit_scale.detach())
+            scale = float(run.state.models[m].logit_scale.detach())
             scored[split] = y, task_logits(task, images, encode, scale)
         if "test" in scored and len(scored["test"][0]):
             name = f"{modalities.get(m).title}: {task.name.replace('_', ' ')}"

@@ -27,7 +27,8 @@ from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, UnknownNameError
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.pipeline.cost import DEEP, WORKSPACE, Side, median_seconds, time_side, time_volumes
-from m3bind.pipeline.features import WIDE, build_model, levels
+from m3bind.pipeline.dataset import build_model
+from m3bind.pipeline.features import WIDE, levels
 from m3bind.training.loop import autocast
 
 GB = 1e9
@@ -151,7 +152,8 @@ def work_of(config: RunConfig, folder: Path, cache: Path) -> tuple[Work, Path]:
         sizes = {m: config.plan.sizes.get(m, 0) for m in names}
         return Work(sizes, dict(sizes), {}, [], sum(sizes.values()), False), folder
     run = Run(config, folder, cache)
-    train = [record for record in run.records[0] if record.split == "train"]
+    records, _ = run.read_records()
+    train = [record for record in records if record.split == "train"]
     texts = {m: {c for r in train if r.modality == m for c in r.captions} for m in names}
     pools = {
         m: sorted(texts[m].union(*(concept_phrases(c) for r in train if r.modality == m for c in r.concepts)))
@@ -162,7 +164,7 @@ def work_of(config: RunConfig, folder: Path, cache: Path) -> tuple[Work, Path]:
     sample = {m: _some(sorted(texts[m])) for m in names}
     shares = sampling_probabilities({m: max(pairs[m], 1) for m in names}, config.align.balance.beta)
     pool = [text for m in names for text in _some(pools[m], round(200 * shares[m]))]  # as Eq. 3 draws them
-    return Work(pairs, captions, sample, pool, len(set().union(*pools.values())), True), run.assets
+    return Work(pairs, captions, sample, pool, len(set().union(*pools.values())), True), run.make_assets(records)
 
 
 def _some(texts: Sequence[str], count: int = 60) -> list[str]:

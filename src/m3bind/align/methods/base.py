@@ -33,8 +33,8 @@ class BindingInputs:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """|D_m|: number of training pairs of each modality."""
-        return {m: len(pairs) for m, pairs in self.pairs.items()}
+        """|D_m|: number of training pairs of each modality; of its texts where there are no images."""
+        return {m: len(pairs) or len(self.pool[m]) for m, pairs in self.pairs.items()}
 
     @property
     def dims(self) -> dict[str, int]:

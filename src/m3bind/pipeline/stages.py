@@ -1,0 +1,228 @@
+"""The stages of a run as functions: a `State` and what all stages work with (`Setup`) in, a new `State` out.
+
+* `pretrain` (stage 0), `unbound`, `closed_form`, `align` (stage 1), `distill` (stage 2).
+* `with_post`: bridges followed by post steps. * `embed_images`, `embed_text`: files and texts in the space as it is.
+* `training_pairs`, `finished_pairs`, `training_embeddings`: what stages and post steps are fitted on.
+
+A stage trains in the folder that it is given, where it resumes, and loads what is finished there. Towers are changed in
+place by the stages that train them; what a `State` names never changes.
+
+Shapes: N images, K texts, d_m joint dimension of modality m, d dimension of the bound space.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from m3bind.align import methods, post
+from m3bind.align.methods.base import BindingInputs
+from m3bind.align.procrustes import BaseBridge, Bridge, identity_map
+from m3bind.config import AlignConfig, PostConfig, RunConfig
+from m3bind.core.files import sha256_text
+from m3bind.distill.stage import DistillStage, Teachers
+from m3bind.distill.student import StudentTexts
+from m3bind.evaluate.suite import Matrix
+from m3bind.models.base import DualEncoder
+from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder
+from m3bind.models.weights.checkpoint import hash_state
+from m3bind.pipeline.dataset import Dataset
+from m3bind.pipeline.features import FeatureExtractor, levels
+from m3bind.pretrain.stage import PretrainStage
+from m3bind.training.loop import train
+from m3bind.training.pairs import Pairs
+
+Sides = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all stages work with."""
+
+    config: RunConfig
+    dataset: Dataset
+    extractor: FeatureExtractor
+    accelerator: Accelerator
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names in the order of the settings."""
+        return self.dataset.modalities
+
+
+@dataclass(frozen=True)
+class State:
+    """What the stages have made so far."""
+
+    models: Mapping[str, DualEncoder]
+    bridges: Mapping[str, BaseBridge] = field(default_factory=dict)
+    student: TextEncoder | None = None
+
+    def fingerprint(self) -> str:
+        """Hash of all weights, for comparing runs."""
+        parts = [hash_state(self.models[m].state_dict()) for m in self.bridges]
+        parts += [hash_state(bridge.state_dict()) for bridge in self.bridges.values()]
+        if self.student is not None:
+            parts.append(hash_state(self.student.state_dict()))
+        return sha256_text(*parts)
+
+
+# ---- pairs
+
+
+def training_pairs(state: State, setup: Setup, stage: str) -> dict[str, Pairs]:
+    """Training pairs of every modality, each side computed as far as the stage leaves it frozen."""
+    return {m: _pairs(m, state, setup, stage) for m in setup.modalities}
+
+
+def _pairs(m: str, state: State, setup: Setup, stage: str) -> Pairs:
+    config, data, model = setup.config, setup.dataset, state.models[m]
+    image, text = levels(config, model, stage)
+    views = config.pretrain_for(m).views if stage == "pretrain" and image == "features" else 1
+    pairs = setup.extractor.pairs(m, model, data.records[m]["train"], data.table, image, text, views)
+    _ = pairs.images.array  # computed now, in eval mode
+    return pairs
+
+
+def finished_pairs(state: State, setup: Setup) -> dict[str, Pairs]:
+    """Training pairs of every modality with both sides already embedded."""
+    data, extractor = setup.dataset, setup.extractor
+    return {
+        m: extractor.pairs(m, state.models[m], data.records[m]["train"], data.table, "embedding", "embedding")
+        for m in setup.modalities
+    }
+
+
+def training_embeddings(state: State, setup: Setup) -> Sides:
+    """Per modality, embeddings (N, d_m) of the training images and of their canonical captions, not yet bound."""
+    return {
+        m: (
+            pairs.images.encode(torch.arange(len(pairs))),
+            pairs.texts.encode(torch.tensor([int(ids[0]) for ids in pairs.captions])),
+        )
+        for m, pairs in finished_pairs(state, setup).items()
+    }
+
+
+# ---- stages
+
+
+def pretrain(state: State, setup: Setup, folder: Path) -> State:
+    """Stage 0 for every modality whose settings ask for it, in `folder`/<modality>."""
+    config = setup.config
+    for m in setup.modalities:
+        if not config.modalities[m].pretrain:
+            continue
+        settings, model = config.pretrain_for(m), state.models[m]
+        pairs = _pairs(m, state, setup, "pretrain")
+        calibrate = getattr(model.image_head, "calibrate", None)
+        if calibrate is not None and pairs.images.level == "features":
+            array = pairs.images.array
+            calibrate(torch.from_numpy(array.reshape(-1, array.shape[-1])))
+        train(PretrainStage(pairs, settings, config.seed), settings, folder / m, config.seed, setup.accelerator)
+        model.requires_grad_(False)
+        model.eval()
+    setup.extractor.invalidate_hashes()
+    return state
+
+
+def unbound(state: State, setup: Setup) -> State:
+    """Bridges that only bring every space to the common dimension: no binding."""
+    dim = setup.config.align.dim
+    bridges = {m: Bridge(identity_map(state.models[m].joint_dim, dim)) for m in setup.modalities}
+    return replace(state, bridges=bridges)
+
+
+def closed_form(state: State, setup: Setup, folder: Path) -> State:
+    """Binding without training: Procrustes."""
+    inputs = _inputs(finished_pairs(state, setup), setup, folder)
+    settings = setup.config.align.model_copy(update={"options": {}})
+    return replace(state, bridges=methods.get("procrustes").bind(inputs, settings))
+
+
+def align(
+    state: State,
+    setup: Setup,
+    folder: Path,
+    settings: AlignConfig | None = None,
+    pairs: Mapping[str, Pairs] | None = None,
+) -> State:
+    """Stage 1 and post steps, by default as the settings of the run say; `pairs` where they are there already."""
+    settings = settings or setup.config.align
+    method = methods.get(settings.method)
+    method.options(settings)
+    if pairs is None:
+        pairs = training_pairs(state, setup, "align") if method.towers else finished_pairs(state, setup)
+    bound = replace(state, bridges=method.bind(_inputs(pairs, setup, folder), settings))
+    setup.extractor.invalidate_hashes()
+    return with_post(bound, setup, settings.post)
+
+
+def with_post(state: State, setup: Setup, settings: PostConfig, sides: Sides | None = None) -> State:
+    """Bridges followed by post steps, fitted on `sides` (default: computed here)."""
+    if settings == PostConfig():
+        return state
+    sides = training_embeddings(state, setup) if sides is None else sides
+    bridges = {m: post.after(state.bridges[m], settings, *sides[m], state.models[m]) for m in sides}
+    return replace(state, bridges=bridges)
+
+
+def distill(state: State, setup: Setup, folder: Path, assets: Path) -> State:
+    """Stage 2: the shared student, phases A and B in `folder`/a and `folder`/b."""
+    config, data = setup.config, setup.dataset
+    settings = config.distill
+    torch.manual_seed(int(sha256_text(str(config.seed), "student")[:15], 16))
+    student = make_text_encoder(settings.student.text, dim=config.align.dim, assets=assets, **settings.student.settings)
+    features = setup.extractor.text_features(data.table.texts, student) if settings.student.train == "head" else None
+    wrapped = StudentTexts(student, data.table, features)
+    pairs = finished_pairs(state, setup)
+    teachers = _teachers(state, setup)
+    shares = _inputs(pairs, setup, folder).pool_probabilities(settings.balance)
+    for phase, steps in (("a", settings.steps), ("b", settings.steps_b)):
+        phase_settings = settings.model_copy(update={"steps": steps})
+        stage = DistillStage(phase, wrapped, teachers, pairs, data.pool, shares, phase_settings, config.seed)
+        train(stage, phase_settings, folder / phase, config.seed, setup.accelerator)
+    setup.extractor.invalidate_hashes()
+    return replace(state, student=student.requires_grad_(False).eval())
+
+
+def _inputs(pairs: Mapping[str, Pairs], setup: Setup, folder: Path) -> BindingInputs:
+    pool = {m: setup.dataset.pool[m] for m in pairs}
+    return BindingInputs(dict(pairs), pool, folder, setup.config.seed)
+
+
+def _teachers(state: State, setup: Setup) -> Teachers:
+    """Bridged embeddings of all texts by all towers and of all training images by their own."""
+    names = setup.modalities
+    text = {m: embed_text(state, setup, setup.dataset.table.texts, m) for m in names}
+    images = {m: embed_images(state, setup, m, "train") for m in names}
+    scales = {m: float(state.models[m].logit_scale.detach()) for m in names}
+    return Teachers(text, images, scales)
+
+
+# ---- embeddings
+
+
+@torch.inference_mode()
+def embed_images(state: State, setup: Setup, modality: str, split: str) -> Matrix:
+    """(N, d) unit rows of a split's images."""
+    side = setup.extractor.image_side(state.models[modality], setup.dataset.records[modality][split], "embedding")
+    rows = torch.from_numpy(np.array(side.array))
+    return np.asarray(state.bridges[modality].image(rows).numpy(), dtype=np.float32)
+
+
+@torch.inference_mode()
+def embed_text(state: State, setup: Setup, texts: Sequence[str], encoder: str) -> Matrix:
+    """(K, d) unit rows of texts by a modality's own text tower, or by "student"."""
+    if encoder == "student":
+        assert state.student is not None
+        features = torch.from_numpy(setup.extractor.text_features(texts, state.student))
+        return torch.nn.functional.normalize(state.student.project(features), dim=-1).numpy()
+    model = state.models[encoder]
+    features = torch.from_numpy(setup.extractor.text_features(texts, model))
+    own = torch.nn.functional.normalize(model.project_text(features), dim=-1)
+    return np.asarray(state.bridges[encoder].text(own).numpy(), dtype=np.float32)
