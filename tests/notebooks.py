@@ -14,6 +14,7 @@ ORDER = (
     "1_bind_your_two_models",
     "2_search_across_modalities",
     "3_zero_shot_with_your_prompts",
+    "4_bind_from_python",
 )
 LIMIT = 280  # seconds a cell may take on a busy machine
 _PLACE = re.compile(r"(?<![\w.:<])/(?:tmp|home|root|work|usr|var|opt|Users)/|\d ?(?:s|ms|min) left|\d/s\b")
