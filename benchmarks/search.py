@@ -50,7 +50,7 @@ class Ours:
             for start in range(0, len(rows), 16384):
                 ids = [str(row) for row in range(start, min(start + 16384, len(rows)))]
                 index.upsert(rows[start : start + 16384], pd.DataFrame({"id": ids, "modality": "text"}))
-            index.publish()
+            index.commit()
 
     def open(self, place):
         from m3bind.index import open_index

@@ -60,7 +60,7 @@ def build(space, source, rows, place):
             made /= np.linalg.norm(made, axis=1, keepdims=True)
             items = table.iloc[a][["modality", "label"]].assign(id=[f"b{at:07d}" for at in range(start, start + n)])
             index.upsert(made.astype(np.float32), items)
-        index.publish()
+        index.commit()
 
 
 class Service:

@@ -24,18 +24,18 @@ def test_the_literal_preset_sets_every_literal_reading():
     assert config.align.balance.literal
     assert (config.align.contrastive.direction, config.align.contrastive.reduction) == ("i2t", "sum")
     assert (config.distill.contrastive.direction, config.distill.contrastive.reduction) == ("t2i", "sum")
-    assert config.align.lam == 10 and config.align.steps == 15000 and config.align.batches == {"ct": 8}
+    assert config.align.mse_weight == 10 and config.align.steps == 15000 and config.align.batches == {"ct": 8}
 
 
 def test_overrides_reach_nested_settings():
-    config = load_config("demo", ["align.lam=3", "data.phantom.patients=50", "pretrain.batches={ct: 4}"])
-    assert config.align.lam == 3 and config.data.phantom.patients == 50 and config.pretrain.batches == {"ct": 4}
+    config = load_config("demo", ["align.mse_weight=3", "data.phantom.patients=50", "pretrain.batches={ct: 4}"])
+    assert config.align.mse_weight == 3 and config.data.phantom.patients == 50 and config.pretrain.batches == {"ct": 4}
 
 
 def test_a_file_extends_another_key_by_key(tmp_path):
-    (tmp_path / "a.yaml").write_text("extends: demo\nalign: {lam: 7}\n")
+    (tmp_path / "a.yaml").write_text("extends: demo\nalign: {mse_weight: 7}\n")
     config = load_config(str(tmp_path / "a.yaml"))
-    assert config.align.lam == 7 and config.align.steps == load_config("demo").align.steps
+    assert config.align.mse_weight == 7 and config.align.steps == load_config("demo").align.steps
     (tmp_path / "b.yaml").write_text(f"extends: {tmp_path}/c.yaml\n")
     (tmp_path / "c.yaml").write_text(f"extends: {tmp_path}/b.yaml\n")
     with pytest.raises(ConfigError, match="circle"):
@@ -52,10 +52,10 @@ def test_settings_of_one_modality_replace_those_of_all():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("align.lamb=1", "did you mean lam"),
+        ("align.mse_weigh=1", "did you mean mse_weight"),
         ("align.steps=-1", "setting 'align.steps'"),
         ("align", "section.key=value"),
-        ("align.lam.deep=1", "is a value, not a section"),
+        ("align.mse_weight.deep=1", "is a value, not a section"),
         ("align.text=some", "setting 'align.text'"),
     ],
 )

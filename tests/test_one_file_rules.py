@@ -180,15 +180,15 @@ def test_fit_evaluate_encode_and_search_know_them(project):
     rows = json.loads((project / "runs/dropped/results.json").read_text())  # the suite, which opens the run, leaves it
     assert {r["stage"] for r in rows} == {"unbound", "closed_form", "bound", "distilled"}
     assert any(
-        r["modality"] == "thermal" and r["protocol"] == "zero_shot" and r["text_path"] == "student" for r in rows
+        r["modality"] == "thermal" and r["protocol"] == "zero_shot" and r["text_encoder"] == "student" for r in rows
     )
     again = {
-        (r["task"], r["modality"], r["text_path"], r["metric"]): r["value"]
+        (r["task"], r["modality"], r["text_encoder"], r["metric"]): r["value"]
         for r in json.loads((project / "again.json").read_text())
         if r["protocol"] == "zero_shot"
     }
     first = {
-        (r["task"], r["modality"], r["text_path"], r["metric"]): r["value"]
+        (r["task"], r["modality"], r["text_encoder"], r["metric"]): r["value"]
         for r in rows
         if r["protocol"] == "zero_shot" and r["stage"] == "distilled"
     }

@@ -69,7 +69,7 @@ def _():
 
 @leads_to("unknown-setting")
 def _():
-    load_config("demo", ["align.lamb=1"])
+    load_config("demo", ["align.mse_weigh=1"])
 
 
 @leads_to("bad-value")
@@ -79,7 +79,7 @@ def _():
 
 @leads_to("set-form")
 def _():
-    load_config("demo", ["align.lam"])
+    load_config("demo", ["align.mse_weight"])
 
 
 @leads_to("no-data")
@@ -92,7 +92,7 @@ def _():
     Run(load_config("demo", ["name=mine"]), Path("runs/mine")).config.save(Path("config.yaml"))
     Path("runs/mine").mkdir(parents=True, exist_ok=True)
     Path("config.yaml").rename("runs/mine/config.yaml")
-    Run(load_config("demo", ["name=mine", "align.lam=1"]), Path("runs/mine")).fit("pretrain")
+    Run(load_config("demo", ["name=mine", "align.mse_weight=1"]), Path("runs/mine")).fit("pretrain")
 
 
 @leads_to("busy")

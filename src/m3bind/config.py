@@ -1,7 +1,7 @@
 """One validated tree of settings for a run, read from a preset or a YAML file, changed by dotted overrides.
 
 * `RunConfig` and its parts: every setting with its default, unit and equation.
-* `load_config("demo", ["align.lam=1"])`: preset name or path, plus overrides from the command line.
+* `load_config("demo", ["align.mse_weight=1"])`: preset name or path, plus overrides from the command line.
 * `merge`, `validate`: changes on a plain tree, and the tree as settings.
 * `presets()`: names of the settings files that ship with the package.
 
@@ -164,7 +164,7 @@ class AlignConfig(TrainConfig):
     pool: int = Field(4096, ge=16)  # texts Procrustes is fitted on
     steps: int = Field(15000, ge=0)
     shared_batch: int = Field(64, ge=2)  # texts of the text-text loss
-    lam: float = 10.0  # lambda of Eq. 6
+    mse_weight: float = 10.0  # lambda of Eq. 6
     mse_reduction: Literal["sum", "mean"] = "sum"  # over the d dimensions
     text_contrastive: float = 0.0  # weight of InfoNCE between text towers (beyond the paper)
     text_contrastive_scale: float = 14.29  # its logit scale, 1 / temperature
@@ -274,7 +274,7 @@ def override(tree: dict[str, Any], changes: Sequence[str]) -> None:
     for item in changes:
         key, separator, value = item.partition("=")
         if not separator or not key:
-            raise ConfigError(f"override {item!r} is not of the form section.key=value, e.g. align.lam=1")
+            raise ConfigError(f"override {item!r} is not of the form section.key=value, e.g. align.mse_weight=1")
         node = tree
         *parents, last = key.split(".")
         for parent in parents:

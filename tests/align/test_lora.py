@@ -229,7 +229,7 @@ class Codebook(nn.Module):
 def test_drifting_modules_stay_as_they_are() -> None:
     tower = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), Codebook(), nn.LayerNorm(4))
     tower.append(nn.BatchNorm1d(4, track_running_stats=False))
-    assert lora.freeze_drifting(tower) == ["0", "2"]
+    assert lora.freeze_running_stats(tower) == ["0", "2"]
     copied = copy.deepcopy(tower)
     for module in (tower, copied):
         before = {key: value.clone() for key, value in module.state_dict().items()}

@@ -48,7 +48,7 @@ def naive_step(pairs, bridges, settings, inputs, step):
             mse = torch.stack(
                 [(texts[names[a]][i] - texts[names[b]][i]).square().sum() for i in range(len(shared))]
             ).mean()
-            total = total + settings.lam * stage_weights[names[a]] * stage_weights[names[b]] * mse
+            total = total + settings.mse_weight * stage_weights[names[a]] * stage_weights[names[b]] * mse
     return total
 
 
@@ -161,7 +161,7 @@ def test_text_contrastive_separates_texts_that_mse_alone_would_collapse(tmp_path
     for weight in (0.0, 5.0):
         pairs = toy_pairs(SIZES)
         inputs = toy_inputs(pairs, tmp_path / str(weight))
-        settings = AlignConfig(**BASE | {"steps": 60}, text="head", lam=50.0, text_contrastive=weight)
+        settings = AlignConfig(**BASE | {"steps": 60}, text="head", mse_weight=50.0, text_contrastive=weight)
         bridges = methods.get("m3bind").bind(inputs, settings)
         rows = bridges["xray"](inputs.embed_texts("xray", torch.arange(30)))
         cosines = F.normalize(rows, dim=-1) @ F.normalize(rows, dim=-1).T

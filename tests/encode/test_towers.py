@@ -17,7 +17,7 @@ from m3bind.encode.towers import (
     arithmetic,
     batch_size,
     choose,
-    quicker,
+    fuse_conv_bn,
 )
 from m3bind.space.bundle import Space
 from space import tiny
@@ -74,7 +74,7 @@ INPUTS = list(torch.rand(10, 8, 8, generator=torch.Generator().manual_seed(5)))
 def test_folding_keeps_the_embeddings_and_the_model(space):
     model = space.model("grey")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    fast = quicker(model, INPUTS[0][None])
+    fast = fuse_conv_bn(model, INPUTS[0][None])
     kinds = [type(module) for module in fast.image_trunk.modules() if isinstance(module, nn.BatchNorm2d)]
     assert kinds == [nn.BatchNorm2d]  # the third stays
     with torch.inference_mode():

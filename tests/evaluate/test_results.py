@@ -13,7 +13,7 @@ from m3bind.evaluate.metrics import Estimate
 
 
 def make(value, stage="unbound", path="teacher", seed=0, metric="auc", **more):
-    context = r.Context("nih224", "xray", text_path=path, stage=stage, seed=seed, task="pneumonia")
+    context = r.Context("nih224", "xray", text_encoder=path, stage=stage, seed=seed, task="pneumonia")
     return context.row("zero_shot", metric, Estimate(value, value - 0.05, value + 0.05, 155, 0.5), **more)
 
 
@@ -27,7 +27,7 @@ def test_rows_survive_json(tmp_path):
         "dataset",
         "modality",
         "split",
-        "text_path",
+        "text_encoder",
         "metric",
         "value",
         "ci_low",
@@ -81,7 +81,7 @@ def test_pivot_orders_stages_and_gives_the_student_a_column():
 
 def test_another_towers_text_is_another_line():
     data = r.pivot([make(0.8, "bound"), make(0.7, "bound", "teacher:ct")])
-    assert [(line.text_path, line.cells["bound"].value) for line in data.lines] == [("", 0.8), ("teacher:ct", 0.7)]
+    assert [(line.text_encoder, line.cells["bound"].value) for line in data.lines] == [("", 0.8), ("teacher:ct", 0.7)]
     assert len(r.headline([make(0.8, "bound"), make(0.7, "bound", "teacher:ct")]).lines) == 1
 
 

@@ -167,9 +167,9 @@ def test_student_is_held_against_the_mean_teacher():
     towers = {m: unit(RNG.normal(size=(30, 16))) for m in "abc"}
     student = unit(sum(towers.values()))
     rows = agreement.agreement_rows(towers, Context(stage="distilled"), student, FEW)
-    assert value(rows, metric="R@1", text_path="student").value == 1
-    assert value(rows, metric="cos", text_path="student").value == pytest.approx(1)
-    assert value(rows, metric="R@1", text_path="teacher").gallery == 30
+    assert value(rows, metric="R@1", text_encoder="student").value == 1
+    assert value(rows, metric="cos", text_encoder="student").value == pytest.approx(1)
+    assert value(rows, metric="R@1", text_encoder="teacher").gallery == 30
     assert agreement.agreement_rows({"a": towers["a"]}, Context()) == []
 
 

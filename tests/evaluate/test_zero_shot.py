@@ -124,7 +124,7 @@ def test_rows_of_two_classes(tmp_path):
     task = read(tmp_path, SINGLE, metric="auc", classes={"A": {"positive": True}, "B": None})
     x = images(40)
     others = [*SINGLE[:39], Rec("ct", "s", "unsure", patient="p0")]
-    context = Context(stage="unbound", text_path="teacher", seed=3)
+    context = Context(stage="unbound", text_encoder="teacher", seed=3)
     rows = zero_shot.evaluate_task(task, x, others, encode, context, resamples=50)
     assert [row.metric for row in rows] == ["auc", "balanced_accuracy"]
     y = np.array([r.label == "A" for r in others[:39]])

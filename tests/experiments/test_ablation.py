@@ -12,7 +12,7 @@ from m3bind.experiments import ablation
 
 
 def row(**values) -> Row:
-    base = {"protocol": "zero_shot", "dataset": "d", "modality": "xray", "split": "test", "text_path": "teacher"}
+    base = {"protocol": "zero_shot", "dataset": "d", "modality": "xray", "split": "test", "text_encoder": "teacher"}
     numbers = {"metric": "auc", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 10, "chance": 0.5, "stage": "bound"}
     return Row(**{**base, **numbers, **values})
 
@@ -51,13 +51,13 @@ def test_unlike_text_towers_change_the_models_and_train_them_anew():
 
 
 def test_headline_takes_one_figure_per_task_and_the_means_over_pairs():
-    across = {"protocol": "image_to_image", "modality": "mean", "text_path": "", "task": "patient", "metric": "R@10"}
+    across = {"protocol": "image_to_image", "modality": "mean", "text_encoder": "", "task": "patient", "metric": "R@10"}
     table = ResultTable(
         [
             row(task="a", value=0.8),
             row(task="a", metric="macro_f1", value=0.1),
             row(task="b", modality="ct", value=0.6),
-            row(task="a", text_path="student", value=0.2),
+            row(task="a", text_encoder="student", value=0.2),
             row(**across, value=0.5, chance=0.1),
             row(**across, value=0.9, chance=0.1, variant="gap-corrected"),
             row(**{**across, "modality": "ct->ecg"}, value=0.0, chance=0.1),

@@ -24,10 +24,10 @@ DOCS = Path(__file__).parents[2] / "docs" / "experiments.md"
 
 def a_run(folder: Path, right: np.ndarray, lam: float, version: str) -> Path:
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump({"align": {"lam": lam}, "name": "x"}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"align": {"mse_weight": lam}, "name": "x"}))
     write_json(folder / "provenance.json", {"versions": {"torch": version}})
     rows = [
-        Context(dataset="d", modality=m, stage="bound", text_path="teacher").row(
+        Context(dataset="d", modality=m, stage="bound", text_encoder="teacher").row(
             "zero_shot", "accuracy", accuracy(np.ones(len(hits)), hits, Resampling(None, 300, 0))
         )
         for m, hits in (("xray", right), ("ct", np.arange(100) % 2))
@@ -40,7 +40,7 @@ def test_compare_says_what_changed_and_what_is_significant(tmp_path: Path) -> No
     first = a_run(tmp_path / "a", np.arange(100) % 2, 1.0, "2.1")
     second = a_run(tmp_path / "b", np.arange(100) % 10 > 0, 10.0, "2.2")
     text, rows = compare_runs(first, second)
-    assert "align.lam: 1.0 then, 10.0 now" in text
+    assert "align.mse_weight: 1.0 then, 10.0 now" in text
     assert "versions.torch: '2.1' then, '2.2' now" in text
     (line,) = [line for line in text.splitlines() if "zero_shot xray" in line]
     assert re.search(r"0\.500 +0\.900 +\+0\.400 .*better$", line)

@@ -84,7 +84,7 @@ def prepare(phase: mmap.mmap) -> None:
     Spool.put = marked(phase, b"s", Spool.put, b"f")
     encoder.SpoolEncoder._take = marked(phase, b"e", encoder.SpoolEncoder._take)
     EmbeddedIndex.upsert = marked(phase, b"i", EmbeddedIndex.upsert)
-    EmbeddedIndex.publish = marked(phase, b"i", EmbeddedIndex.publish)
+    EmbeddedIndex.commit = marked(phase, b"i", EmbeddedIndex.commit)
 
 
 def child(asked: dict[str, Any]) -> int:

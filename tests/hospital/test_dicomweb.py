@@ -18,7 +18,7 @@ pytest.importorskip("httpx", reason="needs the extra `hospital`")
 from hospital.planted import radiograph, save
 from m3bind.errors import ConfigError
 from m3bind.hospital import http
-from m3bind.hospital.answers import Gone, Passing, WebError
+from m3bind.hospital.answers import Gone, TransientError, WebError
 from m3bind.hospital.deidentify import Deidentifier, Refused
 from m3bind.hospital.dicomweb import Pull
 from m3bind.hospital.http import Bounds, Web, authorization
@@ -204,7 +204,7 @@ def test_parts_are_what_was_sent(
     (folder / "cut").mkdir()
     found = [path and path.read_bytes() for path in parts_to_files(blocks, b"Q", folder, most)]
     assert found == [part if len(part) <= most else None for part in parts]
-    with pytest.raises((Passing, WebError)):
+    with pytest.raises((TransientError, WebError)):
         list(parts_to_files([body[: len(body) - 5]], b"Q", folder / "cut", most))
     assert len(list((folder / "cut").iterdir())) <= max(0, len(parts) - 1)  # not the one that was cut short
 

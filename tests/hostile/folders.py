@@ -101,9 +101,9 @@ def make(folder: Path) -> None:
             patch.setattr(ann, "FORMS", forms or ann.FORMS)
             with create_index(folder / name, 8, space.fingerprint) as index:
                 index.upsert(rows, table)
-                index.publish()
+                index.commit()
                 index.delete(["i3"])
-                index.set_note("calibration", {"ids": {"xray": ["i0"]}, "counts": {"xray": 150}, "hash": "x"})
+                index.set_metadata("calibration", {"ids": {"xray": ["i0"]}, "counts": {"xray": 150}, "hash": "x"})
     _run(folder / "run")
 
 

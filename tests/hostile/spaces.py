@@ -28,7 +28,7 @@ def use(path: str) -> None:
     from m3bind.space.bundle import load
 
     space = load(path)
-    for name in space.text_paths:
+    for name in space.text_encoders:
         space.encode_text(["no finding", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!"], name)
     for name in space.modalities:
         space.class_embeddings(["normal", "pneumonia {0.__class__}"], name)

@@ -21,13 +21,13 @@ def change(index, seed, number):
     """Apply change `number`; publishing changes nothing that an index holds."""
     rng = np.random.default_rng([seed, number])
     start, n = int(rng.integers(0, 600)), int(rng.integers(1, 120))
-    kind = rng.choice(["upsert", "upsert", "delete", "publish"])
+    kind = rng.choice(["upsert", "upsert", "delete", "commit"])
     if kind == "upsert":
         index.upsert(vectors(n, [seed, number]), items(names(start, n), [seed, number]))
     elif kind == "delete":
         index.delete(names(start, n // 3 + 1))
-    elif hasattr(index, "publish"):
-        index.publish()
+    elif hasattr(index, "commit"):
+        index.commit()
 
 
 def write(folder, seed, first):

@@ -17,7 +17,7 @@ def publish(tmp_path, monkeypatch):
     def run():
         with create_index(tmp_path / "index", DIM, "space") as index:
             index.upsert(vectors(900, 1), items(names(0, 900), 1))
-            index.publish()
+            index.commit()
         return open_index(tmp_path / "index"), read_json(next((tmp_path / "index").rglob(ann.NEAR)))
 
     return run

@@ -76,7 +76,7 @@ def test_conditions_hold_inside_the_search(where, expected):
 
 def test_items_come_in_the_order_asked_and_nothing_can_be_changed():
     index = index_of()
-    assert len(index) == 5 and index.counts() == {"ct": 3, "ecg": 1, "xray": 1} and index.notes == {}
+    assert len(index) == 5 and index.counts() == {"ct": 3, "ecg": 1, "xray": 1} and index.metadata == {}
     assert index.columns == ["id", "modality", "date", "label", "patient", "path"]
     assert index.items(["d", "a", "d"])["path"].tolist() == ["d.png", "a.png", "d.png"]
     np.testing.assert_array_equal(index.vectors(["d", "a"]), index.archive.embeddings[[3, 0]])
@@ -87,7 +87,7 @@ def test_items_come_in_the_order_asked_and_nothing_can_be_changed():
         index_of(ITEMS.drop(columns="date")).search(np.eye(4), 1, Where(since="2020"))
     with pytest.raises(ConfigError, match="at least one"):
         index.search(np.eye(4), 0)
-    for call in (index.publish, lambda: index.delete(["a"]), lambda: index.set_note("a", 1)):
+    for call in (index.commit, lambda: index.delete(["a"]), lambda: index.set_metadata("a", 1)):
         with pytest.raises(ConfigError, match="build an index"):
             call()
     with pytest.raises(ConfigError, match="build an index"):

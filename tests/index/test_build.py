@@ -33,7 +33,9 @@ def archive(folder, n=100, start=0, seed=1, **settings):
 def test_an_archive_becomes_an_index_and_another_joins_it(tmp_path):
     first, second = archive(tmp_path / "a"), archive(tmp_path / "b", 50, 90, 2)
     with build_index(first, tmp_path / "index", rows=30) as index:
-        assert len(index) == 100 and index.pending == 0 and BUILDING not in index.notes and "row" not in index.columns
+        assert (
+            len(index) == 100 and index.pending == 0 and BUILDING not in index.metadata and "row" not in index.columns
+        )
         np.testing.assert_array_equal(index.vectors(names(0, 100)), first.embeddings)
         assert index.items(names(0, 100)).equals(first.items.drop(columns="row"))
     with pytest.raises(ConfigError, match="add to it"):
@@ -55,7 +57,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_index(tmp_path, monkeypatch, at
     whole, calls = archive(tmp_path / "a"), []
     with build_index(whole, tmp_path / "once", rows=40) as index:
         once = index.search(vectors(3, 9), 100)
-    for name in ("upsert", "publish"):
+    for name in ("upsert", "commit"):
         original = getattr(EmbeddedIndex, name)
 
         def stopping(self, *arguments, original=original):
@@ -72,7 +74,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_index(tmp_path, monkeypatch, at
             build_index(archive(tmp_path / "b", 9, 500), tmp_path / "index")
     with build_index(whole, tmp_path / "index", rows=40) as index:
         again = index.search(vectors(3, 9), 100)
-        assert again.ids == once.ids and len(index) == 100 and BUILDING not in index.notes
+        assert again.ids == once.ids and len(index) == 100 and BUILDING not in index.metadata
     assert len(calls) == 5  # three blocks and a publish; what was stopped was done again, nothing else
 
 

@@ -22,10 +22,10 @@ def whole(tmp_path, small):
     """An index with every kind of file: published part, later rows, deletions, a note."""
     with create_index(tmp_path / "index", DIM, "space") as index:
         index.upsert(vectors(600, 1), items(names(0, 600), 1))
-        index.publish()
+        index.commit()
         index.upsert(vectors(250, 2), items(names(500, 250), 2))
         index.delete(names(0, 30))
-        index.set_note("calibration", {"ct": 1.5})
+        index.set_metadata("calibration", {"ct": 1.5})
     return tmp_path / "index"
 
 
@@ -36,7 +36,7 @@ def files(folder):
 def content(folder):
     with open_index(folder) as index:
         ids, rows = index.sample(10**9)
-        return {name: row.tobytes() for name, row in zip(ids, rows)}, index.items(sorted(ids)), dict(index.notes)
+        return {name: row.tobytes() for name, row in zip(ids, rows)}, index.items(sorted(ids)), dict(index.metadata)
 
 
 def test_every_kind_of_file_is_there(whole, small):

@@ -68,7 +68,7 @@ def test_any_order_of_changes_equals_the_naive_index(tmp_path_factory, steps):
         elif what == "delete":
             assert index.delete(names(start, n)) == oracle.delete(names(start, n))
         elif what == "publish":
-            index.publish()
+            index.commit()
             assert index.pending == 0 or not len(index)
         else:
             index.close()
@@ -92,7 +92,7 @@ def test_any_order_of_changes_equals_the_naive_index(tmp_path_factory, steps):
 def test_codes_and_graph_find_what_a_scan_finds(pair):
     index, oracle = pair
     both(pair, 0, 900, 1)
-    index.publish()
+    index.commit()
     assert index._near is not None and index._codes is not None
     both(pair, 850, 100, 2)  # beside the graph
     index.delete(names(0, 20)), oracle.delete(names(0, 20))
@@ -117,7 +117,7 @@ def test_a_condition_met_far_from_the_query_alone_costs_no_recall(tmp_path):
     oracle.upsert(rows, table)
     with create_index(tmp_path / "index", DIM, "space") as index:
         index.upsert(rows, table)
-        index.publish()
+        index.commit()
         assert index._near is not None
         same(index, oracle, rows[:20], [Where(modality="xray"), Where(modality=("xray",), label="normal")], exact=False)
 
@@ -138,15 +138,15 @@ def test_a_reader_keeps_the_state_it_opened(pair):
     with open_index(index.uri) as reader:
         before = reader.search(vectors(2, 7), 50)
         index.delete(names(0, 25))
-        index.publish()
+        index.commit()
         both(pair, 100, 50, 2)
-        index.publish()
+        index.commit()
         after = reader.search(vectors(2, 7), 50)
         assert before.ids == after.ids and len(reader) == 50
         assert reader.items(names(3, 1))["path"].tolist() == ["/archive/é00003.dcm"]
         np.testing.assert_array_equal(before.scores, after.scores)
     index.delete(names(100, 1))
-    index.publish()
+    index.commit()
     assert len(os.listdir(index.store.folder / "parts")) == 1  # nobody reads the older ones any more
 
 
@@ -177,10 +177,10 @@ def test_notes_counts_sample_and_columns(pair):
     assert len(index) == 0 and index.columns == ["id", "modality"] and index.counts() == {}
     assert index.search(vectors(2), 5).ids == [[], []]
     both(pair, 0, 50, 1)
-    index.set_note("calibration", {"ct": [0.1, 0.2]})
+    index.set_metadata("calibration", {"ct": [0.1, 0.2]})
     index.upsert(vectors(2, 3), pd.DataFrame({"id": ["x", "y"], "modality": "slide", "slide": ["a", ""]}))
     with open_index(index.uri) as reader:
-        assert reader.notes == {"calibration": {"ct": [0.1, 0.2]}}
+        assert reader.metadata == {"calibration": {"ct": [0.1, 0.2]}}
         assert sum(reader.counts().values()) == 52 and reader.counts()["slide"] == 2
         assert reader.counts("slide") == {"": 51, "a": 1}
         ids, rows = reader.sample(7, Where(modality="ct"), seed=3)
@@ -188,8 +188,8 @@ def test_notes_counts_sample_and_columns(pair):
         np.testing.assert_array_equal(rows, reader.vectors(ids))
         assert ids == reader.sample(7, Where(modality="ct"), seed=3)[0] != reader.sample(7, Where(modality="ct"))[0]
         assert len(reader.sample(10**6)[0]) == 52
-    index.set_note("calibration", None)
-    assert index.notes == {}
+    index.set_metadata("calibration", None)
+    assert index.metadata == {}
 
 
 @pytest.mark.usefixtures("small")

@@ -79,7 +79,7 @@ def test_the_reference_is_kept_with_the_index(index, tmp_path):
 
 
 def test_without_a_kept_reference_one_is_drawn(index):
-    assert calibration_of(index).hash == Calibration.draw(index).hash and not index.notes
+    assert calibration_of(index).hash == Calibration.draw(index).hash and not index.metadata
 
 
 def warned(index, caplog):
@@ -128,6 +128,6 @@ def test_missing_ids_are_found_in_halves(index):
      {"ids": {"xray": ["a"]}, "counts": {"ct": 1}, "hash": ""}, {"ids": {}, "counts": {"xray": "many"}, "hash": ""}],
 )  # fmt: skip
 def test_a_note_that_is_none_of_ours_is_not_used(index, note, caplog):
-    index.set_note("calibration", note)
+    index.set_metadata("calibration", note)
     assert calibration_of(index).hash == Calibration.draw(index).hash
     assert "cannot be used" in caplog.text

@@ -21,8 +21,8 @@ def test_milvus_and_a_folder_give_the_same_hits(tmp_path):
             index.upsert(vectors(120, 2), items(names(250, 120), 2))
             assert index.delete([*names(10, 20), "nobody"]) == 20
             index.upsert(np.repeat(vectors(1, 3), 9, axis=0), items([f'odd "{i}\\' for i in range(9)], 3))  # equal rows
-            index.set_note("calibration", {"ct": 1.5})
-            index.publish()
+            index.set_metadata("calibration", {"ct": 1.5})
+            index.commit()
         compare(ours, plain)
         with pytest.raises(ConfigError, match="exists already"):
             create_index(uri, DIM, "space")
@@ -42,7 +42,7 @@ def compare(ours, plain):
     queries = np.concatenate([vectors(6, 9), vectors(1, 3)])
     assert len(ours) == len(plain) == 359
     assert (ours.counts(), ours.counts("label")) == (plain.counts(), plain.counts("label"))
-    assert (ours.dim, ours.fingerprint, ours.gap_corrected, ours.notes) == (DIM, "space", False, plain.notes)
+    assert (ours.dim, ours.fingerprint, ours.gap_corrected, ours.metadata) == (DIM, "space", False, plain.notes)
     for where in (*CONDITIONS, Where(not_ids=('odd "3\\',))):
         for k in (1, 4, 400):
             a, b = ours.search(queries, k, where), plain.search(queries, k, where)
@@ -82,12 +82,12 @@ def test_long_notes_are_kept_whole(tmp_path):
     uri = f"milvus:{tmp_path / 'index.db'}#items"
     long, short = {"ids": [f"{i:032x}" for i in range(5000)]}, {"ids": ["ä"]}
     with create_index(uri, DIM, "space") as index:
-        index.set_note("calibration", long)
+        index.set_metadata("calibration", long)
     with open_index(uri, writable=True) as index:
-        assert index.notes == {"calibration": long}
-        index.set_note("calibration", short)
+        assert index.metadata == {"calibration": long}
+        index.set_metadata("calibration", short)
     with open_index(uri) as index:
-        assert index.notes == {"calibration": short}
+        assert index.metadata == {"calibration": short}
 
 
 def test_what_milvus_refuses_is_an_error_of_ours_without_the_texts(tmp_path, caplog):

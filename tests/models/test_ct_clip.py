@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import m3bind.models as models
-from m3bind.align.lora import freeze_drifting, inject, lora_parameters
+from m3bind.align.lora import freeze_running_stats, inject, lora_parameters
 from m3bind.config import LoraConfig
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
@@ -264,7 +264,7 @@ def test_lora_of_the_image_tower_trains(golden: Golden, model: CtClip, slabs: to
         assert assert_lora(model, "image", lambda: model.image_trunk.tokens(slabs[:1])) == 16
         model.image_trunk = copy.deepcopy(plain)
         inject(model, "image", LoraConfig())
-        freeze_drifting(model.image_trunk)
+        freeze_running_stats(model.image_trunk)
         model.train()
         table = model.image_trunk.quantiser.table.clone()
         adapters = lora_parameters(model.image_trunk)

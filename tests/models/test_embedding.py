@@ -132,7 +132,7 @@ def test_a_tower_that_half_precision_ruins_is_left_in_float32():
 
 def test_a_space_tries_half_precision_once_per_tower(monkeypatch, caplog):
     space, tried = tiny.make_space(), []
-    exact = {path: space.encode_text(list(PROBES), path) for path in space.text_paths}
+    exact = {path: space.encode_text(list(PROBES), path) for path in space.text_encoders}
     space = tiny.make_space()
     monkeypatch.setattr(bundle, "fast_dtype", lambda device: torch.bfloat16)
 
@@ -145,7 +145,7 @@ def test_a_space_tries_half_precision_once_per_tower(monkeypatch, caplog):
         for path, rows in exact.items():
             half = space.encode_text(list(PROBES), path)
             assert (rows.astype(np.float64) * half).sum(1).min() >= 0.999
-    assert len(tried) == len(space.text_paths)
+    assert len(tried) == len(space.text_encoders)
     monkeypatch.setattr(bundle, "text_dtype", lambda *_: (torch.float32, 0.9, 0.8))
     fresh = tiny.make_space()
     with caplog.at_level(logging.WARNING):

@@ -191,8 +191,8 @@ def test_interrupt_is_one_clear_line(project):
 
 def test_other_settings_in_the_same_folder_are_refused(call):
     assert call("prepare", "settings.yaml", "--name", "pinned")[0] == 0
-    code, shown = call("prepare", "settings.yaml", "--name", "pinned", "--set", "align.lam=3")
-    assert code == 2 and "align.lam: 10.0 then, 3.0 now" in shown and "Traceback" not in shown
+    code, shown = call("prepare", "settings.yaml", "--name", "pinned", "--set", "align.mse_weight=3")
+    assert code == 2 and "align.mse_weight: 10.0 then, 3.0 now" in shown and "Traceback" not in shown
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_other_settings_in_the_same_folder_are_refused(call):
     [
         (["fit", "nothing.yaml"], "unknown preset or settings file 'nothing.yaml'"),
         (["fit", "dem"], "did you mean 'demo'"),
-        (["fit", "settings.yaml", "--set", "align.lamb=1"], "did you mean lam"),
+        (["fit", "settings.yaml", "--set", "align.mse_weigh=1"], "did you mean mse_weight"),
         (["fit", "settings.yaml", "--set", "align.steps=many"], "setting 'align.steps'"),
         (["fit", "settings.yaml", "--set", "data.manifest=absent.csv", "--name", "x1"], "absent.csv"),
         (
@@ -283,12 +283,12 @@ def test_a_run_begun_before_a_setting_existed_goes_on(project: Path, tmp_path: P
     Run(config, tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
     tree = yaml.safe_load(path.read_text())
-    del tree["align"]["lam"], tree["evaluate"]["gap_correction"]  # as if an older version had written it
+    del tree["align"]["mse_weight"], tree["evaluate"]["gap_correction"]  # as if an older version had written it
     path.write_text(yaml.safe_dump(tree))
     sums.record(tmp_path / "run", "config.yaml")
     Run(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"align.lam: 10.0 then, 1.0 now"):
-        Run(load_config(str(project / "settings.yaml"), ["align.lam=1"]), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"align.mse_weight: 10.0 then, 1.0 now"):
+        Run(load_config(str(project / "settings.yaml"), ["align.mse_weight=1"]), tmp_path / "run")
 
 
 SPOILED = {

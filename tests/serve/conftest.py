@@ -47,7 +47,7 @@ def make_world(folder, items=60):
                       "patient": f"P{number // 5}", "date": f"20{number % 20:02d}-01-01"})  # fmt: skip
     with create_index(folder / "index", 8, space.fingerprint) as index:
         index.upsert(rows, pd.DataFrame(lines))
-        index.publish()
+        index.commit()
     return World(folder, space, files, rows, lines)
 
 

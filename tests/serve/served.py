@@ -21,10 +21,10 @@ def main(folder):
     space = load(folder / "space")
     encode = space.encode_text
 
-    def encode_slowly(texts, text=None):
+    def encode_slowly(texts, encoder=None):
         if texts[0].startswith("slow"):
             time.sleep(float(texts[0].split()[1]))
-        return encode(texts, text)
+        return encode(texts, encoder)
 
     space.encode_text = encode_slowly
     settings = ServiceSettings(waiting=64, workers=1, stop_seconds=20, upload_memory=8 << 20, picture_memory=8 << 20)

@@ -25,7 +25,7 @@ def add(place, space, name="new", publish=True):
     with open_index(place, writable=True) as index:
         index.upsert(row, pd.DataFrame({"id": [name], "modality": ["ecg"], "label": ["brand new"]}))
         if publish:
-            index.publish()
+            index.commit()
 
 
 def test_new_items_are_found_without_a_restart(world, copied):
@@ -111,7 +111,7 @@ def test_items_replaced_in_milvus_are_noticed_though_their_number_stays(world, t
     table = pd.DataFrame(world.lines)[["id", "modality", "label"]]
     with create_index(uri, 8, world.space.fingerprint) as index:
         index.upsert(world.rows, table)
-        index.publish()
+        index.commit()
         archive = Archive(world.space, uri, check_seconds=0)
         with archive.lease() as state:
             assert "rare" not in state.labels["ct"] and "site" not in state.index.columns

@@ -18,7 +18,7 @@ TEXTS = ["normal heart", "abnormal lung, dark", "x", "normal heart", "a bright p
 def everything(space, paths):
     """All embeddings a space can give."""
     arrays = [space.encode_image(paths, modality) for modality in space.modalities]
-    arrays += [space.encode_text(TEXTS, text) for text in space.text_paths]
+    arrays += [space.encode_text(TEXTS, text) for text in space.text_encoders]
     return arrays + [space.image_mean(modality) for modality in space.modalities]
 
 
@@ -33,7 +33,7 @@ def test_saved_and_loaded_gives_bitwise_the_same(tmp_path):
     before = everything(space, paths)
     loaded = m3bind.load(save_space(space, tmp_path / "space"))
     assert_same(before, everything(loaded, paths))
-    assert loaded.modalities == ("grey", "other") and loaded.text_paths == ("grey", "other", "student")
+    assert loaded.modalities == ("grey", "other") and loaded.text_encoders == ("grey", "other", "student")
     assert loaded.dim == 8 and loaded.fingerprint == space.fingerprint
     assert loaded.logit_scale("other") == pytest.approx(np.exp(3.0))
     assert loaded.licences == {"grey": "CC0-1.0", "other": "CC0-1.0"}
@@ -237,7 +237,7 @@ def test_questions_that_cannot_be_answered(tmp_path):
     with pytest.raises(SpaceError, match=r"no student.*grey"):
         space.encode_text(["a"])
     with pytest.raises(UnknownNameError, match="did you mean 'grey'"):
-        space.encode_text(["a"], text="gray")
+        space.encode_text(["a"], encoder="gray")
     with pytest.raises(UnknownNameError, match="did you mean 'other'"):
         space.encode_image([], "others")
     with pytest.raises(ConfigError, match="text 1 is empty"):
@@ -280,7 +280,7 @@ def test_classify_is_the_softmax_of_scaled_cosines(tmp_path):
     space, paths = tiny.make_space(prompts={"grey": ["a {} picture", "{}"]}), tiny.pictures(tmp_path, 6)
     labels = ["normal", "abnormal", "bright"]
     for text in (None, "grey", "other"):
-        got = space.classify(paths, "grey", labels, text=text)
+        got = space.classify(paths, "grey", labels, encoder=text)
         path = text or "student"
         means = np.stack([space.encode_text([f"a {label} picture", label], path).mean(0) for label in labels])
         means /= np.linalg.norm(means, axis=1, keepdims=True)

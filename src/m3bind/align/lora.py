@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA) in the towers of a dual encoder: inject, freeze what drifts, save, merge.
 
 * `inject`: adapters on the modules a model's card names, everything else frozen.
-* `freeze_drifting`: BatchNorm statistics and codebooks stay as they are, whatever `.train()` says.
+* `freeze_running_stats`: BatchNorm statistics and codebooks stay as they are, whatever `.train()` says.
 * `lora_parameters`, `lora_state`, `load_lora_state`: what trains, and only that, to and from a flat dict of tensors.
 * `merge`: adapters folded into the weights; module classes and state-dict keys are again the model's own.
 
@@ -99,7 +99,7 @@ def _fast_path(module: nn.Module, on: bool) -> None:
                 setattr(child, _FAST_PATH, 0)
 
 
-def freeze_drifting(module: nn.Module) -> list[str]:
+def freeze_running_stats(module: nn.Module) -> list[str]:
     """Keep every submodule with state that drifts in train mode in eval mode from now on, also after `.train()`.
 
     These are normalisation layers with running statistics, codebooks kept as moving averages (only the codebook itself:

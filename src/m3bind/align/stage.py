@@ -46,7 +46,7 @@ class AlignStage:
         }
         for modality, pairs in self.pairs.items():
             torch.manual_seed(int(sha256_text(str(self.seed), "lora", modality)[:15], 16))  # whatever ran before
-            choose_trained(pairs.model, settings)
+            set_trainable(pairs.model, settings)
             bridges[modality].requires_grad_(settings.train_bridge and settings.image != "frozen")
 
     def groups(self) -> Sequence[ParameterGroup]:
@@ -79,7 +79,7 @@ class AlignStage:
             if settings.text_contrastive:
                 ids = torch.from_numpy(shared)
                 contrastive = text_contrastive(shared_texts, settings.text_contrastive_scale, weights, ids)
-        return total(clip, self.weights, mse, settings.lam, contrastive, settings.text_contrastive)
+        return total(clip, self.weights, mse, settings.mse_weight, contrastive, settings.text_contrastive)
 
     def _modality(self, m: str, pairs: Pairs, shared: IntArray, step: int) -> tuple[Tensor, Tensor]:
         """Eq. 1 of one modality, and its embeddings (s, d) of the shared texts."""
@@ -98,7 +98,7 @@ class AlignStage:
         ]
 
 
-def choose_trained(model: DualEncoder, settings: AlignConfig) -> None:
+def set_trainable(model: DualEncoder, settings: AlignConfig) -> None:
     """Freeze everything, then open what the settings train; modules whose state drifts stay in eval mode."""
     model.requires_grad_(False)
     model.train()
@@ -110,4 +110,4 @@ def choose_trained(model: DualEncoder, settings: AlignConfig) -> None:
         lora.inject(model, "image", settings.lora)
     elif settings.image == "head":
         model.image_head.requires_grad_(True)
-    lora.freeze_drifting(model)
+    lora.freeze_running_stats(model)

@@ -32,7 +32,7 @@ Settings = Annotated[
 ]
 Change = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="change a setting, e.g. --set align.lam=1; repeatable"),
+    typer.Option("--set", metavar="KEY=VALUE", help="change a setting, e.g. --set align.mse_weight=1; repeatable"),
 ]
 Out = Annotated[Path, typer.Option("--out", help="folder of all runs")]
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder; default: the preset's name")]

@@ -115,7 +115,7 @@ def index(
                 ids = lines_given(delete_ids, "--delete-ids")
                 print(f"{opened.delete(ids)} of {len(ids)} items deleted")
             if publish:
-                opened.publish()
+                opened.commit()
                 calibrate(opened)
     with open_index(out) as opened:
         summary = about(opened)

@@ -59,6 +59,6 @@ def _is_whole(folder: Path) -> bool:
     try:
         wanted = read_json(folder / "space" / MANIFEST)["fingerprint"]
         with open_index(folder / "index") as index:
-            return index.fingerprint == wanted and index.notes.get("building") is None and len(index) > 0
+            return index.fingerprint == wanted and index.metadata.get("building") is None and len(index) > 0
     except (OSError, ValueError, KeyError, SpaceError):
         return False

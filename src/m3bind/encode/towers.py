@@ -3,7 +3,7 @@
 * `Batches`: inputs -> batches of one modality and shape, always the same ones for the same stream.
 * `Towers`: batches -> embeddings, in threads. * `choose`: how a tower computes (`TowerRunner`), measured.
 * `batch_size`: how many inputs it takes at a time.
-* `quicker`: a copy of a model with normalisation folded into convolutions.
+* `fuse_conv_bn`: a copy of a model with normalisation folded into convolutions.
 
 One thread per batch rather than one batch on all threads: no thread waits for another, decoding children can take a
 core without holding the others up, and no bit depends on how many threads there are.
@@ -45,7 +45,7 @@ FEW = 1  # random inputs to look at folding with
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Precision = Literal["auto", "float32", "bfloat16"]
-Decision = dict[str, Any]  # {"dtype": "float32" or "bfloat16", "folded": whether `quicker` is taken}
+Decision = dict[str, Any]  # {"dtype": "float32" or "bfloat16", "folded": whether `fuse_conv_bn` is taken}
 P = TypeVar("P")  # where an input belongs
 Batch = tuple[str, list[P], list[Tensor]]  # modality, places, inputs
 
@@ -104,7 +104,7 @@ class TowerRunner:
         model = space.model(modality)
         device = model.logit_scale.device
         if decision["folded"]:
-            model = quicker(model, example[None].to(device))
+            model = fuse_conv_bn(model, example[None].to(device))
         self.modality, self.device, self._dtype = modality, device.type, getattr(torch, decision["dtype"])
         self._space = Space({modality: model}, {modality: space._contents.bridges[modality]})
 
@@ -227,7 +227,7 @@ def _folds(space: Space, modality: str, example: Tensor) -> bool:
 # --- quicker copies ---------------------------------------------------------------------------------------------------
 
 
-def quicker(model: DualEncoder, example: Tensor) -> DualEncoder:
+def fuse_conv_bn(model: DualEncoder, example: Tensor) -> DualEncoder:
     """A copy of a model whose image trunk computes the same faster; the text tower is shared.
 
     Batch normalisation right behind a convolution is folded into it, and 2-D convolutions take channels last. What

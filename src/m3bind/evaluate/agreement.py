@@ -74,12 +74,12 @@ def agreement_rows(
     The mean teacher of a text is the normalised mean of the towers' embeddings of it.
     """
     n = len(np.asarray(next(iter(towers.values())))) if towers else 0
-    together = replace(context, modality="mean", text_path="teacher", task="towers")
+    together = replace(context, modality="mean", text_encoder="teacher", task="towers")
     found = text_agreement(list(towers.values()), resamples, context.seed) if len(towers) > 1 else {}
     rows = [together.row("text_agreement", name, value, gallery=n) for name, value in found.items()]
     if student is not None:
         teacher = unit(np.mean([np.asarray(t, dtype=np.float64) for t in towers.values()], axis=0))
-        place = replace(context, modality="mean", text_path="student", task="student to mean teacher")
+        place = replace(context, modality="mean", text_encoder="student", task="student to mean teacher")
         pair = text_agreement([student, teacher], resamples, context.seed)
         rows += [place.row("text_agreement", name, value, gallery=n) for name, value in pair.items()]
     return rows

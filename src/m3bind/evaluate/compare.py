@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from m3bind.evaluate.results import LOW_IS_GOOD, Row
 
 _SEED_DRAWS = 20
-_SAME = ("protocol", "dataset", "modality", "split", "metric", "task", "variant", "text_path", "stage")
+_SAME = ("protocol", "dataset", "modality", "split", "metric", "task", "variant", "text_encoder", "stage")
 
 
 @dataclass(frozen=True)

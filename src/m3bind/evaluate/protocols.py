@@ -1,7 +1,7 @@
 """One job of a table: a protocol, carried out on one data set for one subject.
 
 * `Job`: what is computed together; columns that differ in metric, variant or amount alone share one.
-* `Measurable`: what a subject offers. * `carry_out`: the rows of a job.
+* `Measurable`: what a subject offers. * `run_job`: the rows of a job.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ class Measurable(Protocol):
     def features(self, records: Sequence[Record]) -> Array:
         """(n, f) before the projection."""
 
-    def text_path(self, modality: str, asked: str = "") -> str:
+    def text_encoder(self, modality: str, asked: str = "") -> str:
         """The text tower that is meant."""
 
     def texts(self, texts: Sequence[str], path: str) -> Array:
@@ -116,7 +116,7 @@ def job_of(block: Block, column: Column, line: TableRow) -> Job:
     return job(task=column.task, text=line.text, split=column.split)
 
 
-def is_of(row: Row, column: Column, line: TableRow) -> bool:
+def matches(row: Row, column: Column, line: TableRow) -> bool:
     """Whether `row`, of the cell's job, is the figure the cell shows."""
     if row.metric != column.metric or row.protocol == "calibration":
         return False
@@ -133,7 +133,7 @@ def is_of(row: Row, column: Column, line: TableRow) -> bool:
     return row.variant == column.variant
 
 
-def why_not(job: Job, column: Column, rows: Sequence[Row]) -> str:
+def skip_reason(job: Job, column: Column, rows: Sequence[Row]) -> str:
     """Why the rows of a job lack the figure of `column`."""
     if job.protocol == "cross_modal" and column.gallery and rows:
         pairs = max(row.gallery or 0 for row in rows)
@@ -150,7 +150,7 @@ class Measure:
     shots: Path | None = None  # folder where few-shot lists are kept
 
 
-def carry_out(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+def run_job(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
     """The rows of a job, and the files that were set aside.
 
     Raises:
@@ -203,7 +203,7 @@ def _context(job: Job, subject: Measurable, path: str = "") -> Context:
         dataset=job.dataset,
         modality=job.modality,
         split=job.split,
-        text_path="" if not path else "student" if path == "student" else "teacher",
+        text_encoder="" if not path else "student" if path == "student" else "teacher",
         stage=subject.name,
         seed=subject.seed,
         task=job.task,
@@ -214,7 +214,7 @@ def _zero_shot(job: Job, subject: Measurable, data: Dataset, measure: Measure) -
     task = find_task(job.task, data)
     test, bad = _files(subject, data, job.split, job.modality)
     valid, more = _files(subject, data, "valid", job.modality, needed=False) if job.split == "test" else ([], [])
-    path = subject.text_path(job.modality, job.text)
+    path = subject.text_encoder(job.modality, job.text)
     known = (subject.images(valid), valid) if valid else None
     images, scale, context = subject.images(test), subject.scale(job.modality), _context(job, subject, path)
 
@@ -315,7 +315,7 @@ def _samples(subject: Measurable, task: Task, records: Sequence[Record]) -> Samp
 
 def _class_texts(task: Task, subject: Measurable, modality: str, dim: int) -> NDArray[np.float64]:
     """(c, d) class texts for methods that start from them; zeros for a subject without text tower."""
-    path = subject.text_path(modality)
+    path = subject.text_encoder(modality)
     try:
         return class_directions(task, lambda texts: subject.texts(texts, path))
     except ConfigError:
@@ -324,7 +324,7 @@ def _class_texts(task: Task, subject: Measurable, modality: str, dim: int) -> ND
 
 def _text_retrieval(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
     records, bad = _files(subject, data, "test", job.modality)
-    path = subject.text_path(job.modality, job.text)
+    path = subject.text_encoder(job.modality, job.text)
     texts, owner = distinct_texts([record.captions[0] for record in records])
     patients = [record.patient for record in records]
     rows = text_retrieval_rows(
@@ -405,7 +405,7 @@ def _said(subject: Measurable, data: Dataset, modality: str, images: Array) -> d
         return {}
     try:
         texts, _ = distinct_texts(captions)
-        return {"through text": through_text(images, subject.texts(texts, subject.text_path(modality)))}
+        return {"through text": through_text(images, subject.texts(texts, subject.text_encoder(modality)))}
     except ConfigError:  # no text tower
         return {}
 

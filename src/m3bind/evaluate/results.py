@@ -56,7 +56,7 @@ class Row:
     dataset: str  # set name(s), joined by "+"
     modality: str  # one name, "a->b" for search across modalities, or "mean"
     split: str
-    text_path: (
+    text_encoder: (
         str  # "teacher" (the modality's own), "teacher:ct" (another's), "student", or "" where no text takes part
     )
     metric: str  # auc | auroc | balanced_accuracy | accuracy | macro_f1 | kappa | R@10 | mrr | median_rank | cos | ...
@@ -82,7 +82,7 @@ class Context:
     dataset: str = ""
     modality: str = ""
     split: str = "test"
-    text_path: str = ""
+    text_encoder: str = ""
     stage: str = ""
     seed: int = 0
     prompts: str = ""
@@ -190,7 +190,7 @@ class _Entry(TypedDict):
     dataset: str
     modality: str
     split: str
-    text_path: str
+    text_encoder: str
     metric: str
     value: float | None
     ci_low: float | None
@@ -251,7 +251,7 @@ class PivotLine:
     split: str
     metric: str
     variant: str
-    text_path: str  # "" unless another tower's text was used
+    text_encoder: str  # "" unless another tower's text was used
     cells: Mapping[str, PivotCell]
     gallery: int | None = None
 
@@ -273,23 +273,23 @@ class Pivot:
 def column(row: Row) -> str:
     """Column a row belongs to: its stage; the student's text has its own ("distilled, student text")."""
     name = row.stage.replace("_", " ") or "measured"
-    return f"{name}, student text" if row.text_path == "student" else name
+    return f"{name}, student text" if row.text_encoder == "student" else name
 
 
 def pivot(rows: Iterable[Row]) -> Pivot:
     """Bring rows into lines and stage columns; rows that differ in seed only are averaged."""
     rows = list(rows)
     order = {stage: i for i, stage in enumerate(STAGES)}
-    found = {column(row): (order.get(row.stage, len(order)), row.text_path == "student") for row in rows}
+    found = {column(row): (order.get(row.stage, len(order)), row.text_encoder == "student") for row in rows}
     columns = sorted(found, key=lambda name: found[name])
     groups: dict[tuple[Any, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        other = row.text_path if row.text_path.startswith("teacher:") else ""
+        other = row.text_encoder if row.text_encoder.startswith("teacher:") else ""
         key = (*(getattr(row, name) for name in _KEY), other)
         groups[key][column(row)].append(row)
     lines = []
     for key, cells in groups.items():
-        names: dict[str, Any] = dict(zip((*_KEY, "text_path"), key))
+        names: dict[str, Any] = dict(zip((*_KEY, "text_encoder"), key))
         size = next(iter(cells.values()))[0].gallery
         lines.append(PivotLine(**names, cells={c: cell_of(cells[c]) for c in columns if c in cells}, gallery=size))
     return Pivot(tuple(columns), tuple(lines))
@@ -325,7 +325,7 @@ def _primary(lines: Sequence[PivotLine]) -> list[PivotLine]:
 def headline(rows: Iterable[Row]) -> Pivot:
     """The lines that tell the story: zero-shot by task, search across modalities (mean over pairs), text agreement."""
     data = pivot(rows)
-    own = [line for line in data.lines if not line.text_path]
+    own = [line for line in data.lines if not line.text_encoder]
     kept = _primary([line for line in own if line.protocol == "zero_shot"])
     across = [line for line in own if line.protocol == "image_to_image" and line.modality == "mean"]
     kept += [line for line in across if line.metric in ("auc", "R@10")]
@@ -345,7 +345,7 @@ def console(rows: Iterable[Row], title: str = "Results", intervals: bool = True)
     for line in data.lines:
         cells = list(line.cells.values())
         change = f"{line.change:+.3f}" if math.isfinite(line.change) else "–"
-        name = " ".join(filter(None, (line.protocol.replace("_", " "), line.task, line.variant, line.text_path)))
+        name = " ".join(filter(None, (line.protocol.replace("_", " "), line.task, line.variant, line.text_encoder)))
         shown = [_shown(line.cells.get(c), line.metric, intervals) for c in data.columns]
         table.add_row(
             name, line.modality, line.metric, str(cells[0].n), number(cells[0].chance, line.metric), *shown, change
@@ -391,7 +391,7 @@ def _what(line: PivotLine) -> str:
     parts = [
         line.task.replace("_", " "),
         line.variant,
-        f"text of {line.text_path.removeprefix('teacher:')}" if line.text_path else "",
+        f"text of {line.text_encoder.removeprefix('teacher:')}" if line.text_encoder else "",
     ]
     name = " · ".join(html.escape(part) for part in parts if part) or html.escape(
         PROTOCOLS.get(line.protocol, line.protocol)

@@ -109,7 +109,7 @@ def patient_retrieval_rows(
     other modality lacks are left out; the gallery is all of the other modality. `means` (modality -> (d,)) turns the
     gap correction on. Pairs without any common patient give no row.
     """
-    embeddings, context = _corrected(embeddings, means, replace(context, text_path="", task="patient"))
+    embeddings, context = _corrected(embeddings, means, replace(context, text_encoder="", task="patient"))
     rows: list[Row] = []
     all_found: list[dict[str, Estimate]] = []
     sizes: list[int] = []
@@ -237,7 +237,7 @@ def concept_retrieval_rows(
     `classes`: modality -> concept class of each row of `embeddings` (-1: left out), from `Concept.labels`; `means`
     turns the gap correction on. Give the concept's name, data sets and prompts hash in `context`.
     """
-    embeddings, context = _corrected(embeddings, means, replace(context, text_path=""))
+    embeddings, context = _corrected(embeddings, means, replace(context, text_encoder=""))
     kept = {m: np.asarray(classes[m]) >= 0 for m in embeddings if m in classes and (np.asarray(classes[m]) >= 0).any()}
     rows: list[Row] = []
     all_found: list[dict[str, Estimate]] = []

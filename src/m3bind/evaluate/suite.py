@@ -92,7 +92,7 @@ def _zero_shot(view: View, settings: EvaluateConfig, context: Context) -> list[R
         if view.student:
             paths["student"] = "student"
         for path, source in paths.items():
-            place = replace(context, text_path=path)
+            place = replace(context, text_encoder=path)
             resamples = settings.bootstrap if ":" not in path else min(settings.bootstrap, 200)
             rows += evaluate_task(
                 task,
@@ -119,7 +119,7 @@ def _texts(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
         texts, owner = distinct_texts([r.captions[0] for r in records])
         sets = "+".join(sorted({r.set for r in records}))
         for path, source in {"teacher": m, **({"student": "student"} if view.student else {})}.items():
-            place = replace(context, dataset=sets, modality=m, text_path=path)
+            place = replace(context, dataset=sets, modality=m, text_encoder=path)
             embedded = view.encode_text(texts, source)
             rows += text_retrieval_rows(
                 view.images[m], embedded, owner, place, view.patients[m], resamples=settings.bootstrap

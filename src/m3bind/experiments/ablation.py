@@ -47,7 +47,7 @@ LITERAL: dict[str, dict[str, Any]] = {  # stages 1 and 2 exactly as printed, on 
         **_PLAIN,
         "train_bridge": False,
         "lr": 2e-5,
-        "lam": 10.0,
+        "mse_weight": 10.0,
         "text_contrastive": 0.0,
         "balance": {"literal": True},
         "contrastive": {**_PRINTED, "direction": "i2t"},
@@ -57,7 +57,7 @@ LITERAL: dict[str, dict[str, Any]] = {  # stages 1 and 2 exactly as printed, on 
 _READ = {"direction": "both", "reduction": "mean", "positives": "identical", "concept_probability": 0.0}
 # The same equations with rates and weights normalised, both directions, identical captions as positives:
 SENSIBLE: dict[str, dict[str, Any]] = {
-    "align": {**_PLAIN, "lam": 10.0, "text_contrastive": 0.0, "contrastive": _READ},
+    "align": {**_PLAIN, "mse_weight": 10.0, "text_contrastive": 0.0, "contrastive": _READ},
     "distill": {"contrastive": _READ},
 }
 _LORA = {"text": "lora", "steps": 60, "batch": 16, "shared_batch": 48, "lr": 1e-3, "bridge_lr": 0.3}
@@ -114,7 +114,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def headline(table: ResultTable, stage: str, text_path: str) -> dict[str, float]:
+def headline(table: ResultTable, stage: str, text_encoder: str) -> dict[str, float]:
     """Mean zero-shot, cross-modal search and text agreement of one stage by one text path; NaN where not measured."""
 
     def mean(**where: Any) -> float:
@@ -122,7 +122,7 @@ def headline(table: ResultTable, stage: str, text_path: str) -> dict[str, float]
         return float(np.mean(values)) if values else float("nan")
 
     main: dict[tuple[str, str], float] = {}
-    for row in table.where(stage=stage, protocol="zero_shot", text_path=text_path):
+    for row in table.where(stage=stage, protocol="zero_shot", text_encoder=text_encoder):
         main.setdefault((row.modality, row.task), row.value)  # a task's own metric is its first row
     across = table.where(
         stage=stage, protocol="image_to_image", modality="mean", task="patient", metric="R@10", variant=""
@@ -151,10 +151,10 @@ def _other_towers(table: ResultTable, stage: str) -> float:
     others: dict[tuple[str, str], dict[str, float]] = {}
     for row in table.where(stage=stage, protocol="zero_shot"):
         key = (row.modality, row.task)
-        if row.text_path == "teacher":
+        if row.text_encoder == "teacher":
             own.setdefault(key, row.value)
-        elif row.text_path.startswith("teacher:"):
-            others.setdefault(key, {}).setdefault(row.text_path, row.value)
+        elif row.text_encoder.startswith("teacher:"):
+            others.setdefault(key, {}).setdefault(row.text_encoder, row.value)
     ratios = [float(np.mean(list(found.values()))) / own[key] for key, found in others.items() if own.get(key)]
     return float(np.mean(ratios)) if ratios else float("nan")
 
@@ -230,7 +230,7 @@ def _row(variant: Variant, name: str, stage: str, path: str, values: list[dict[s
         "title": variant.title,
         "table": variant.table,
         "stage": stage,
-        "text_path": path,
+        "text_encoder": path,
         "seeds": len(values),
     }
     for key in values[0]:
@@ -245,11 +245,11 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     keys = [
         k
         for k in rows[0]
-        if k not in ("variant", "title", "table", "stage", "text_path", "seeds") and not k.endswith(" sd")
+        if k not in ("variant", "title", "table", "stage", "text_encoder", "seeds") and not k.endswith(" sd")
     ]
     lines = [["variant", "stage", "text", *keys]]
     for row in rows:
-        cells = [row["variant"], row["stage"], row["text_path"]]
+        cells = [row["variant"], row["stage"], row["text_encoder"]]
         for key in keys:
             value, spread = row[key], row[f"{key} sd"]
             cells.append("-" if value is None else f"{value:.3f}" + (f"±{spread:.3f}" if spread is not None else ""))

@@ -122,7 +122,7 @@ def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) 
             s: {m: subject.images(part[m]) if part[m] else np.zeros((0, space.dim), np.float32) for m in names}
             for s, part in files.items()
         }
-    student = "student" in space.text_paths
+    student = "student" in space.text_encoders
     means = _means(space, names)
     view = View(
         "distilled" if student else "bound",
@@ -130,7 +130,7 @@ def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) 
         {m: files[split][m] for m in names},
         images["train"],
         {m: files["train"][m] for m in names},
-        lambda texts, path: space.encode_text(texts, text=path),
+        lambda texts, path: space.encode_text(texts, encoder=path),
         student,
         means,
         {m: space.logit_scale(m) for m in names},
@@ -181,7 +181,7 @@ def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[s
     for d in sorted(shown, key=lambda d: (not d.significant, -abs(d.change))):
         row = d.row
         name = " ".join(
-            filter(None, (row.stage, row.protocol, row.modality, row.task, row.metric, row.variant, row.text_path))
+            filter(None, (row.stage, row.protocol, row.modality, row.task, row.metric, row.variant, row.text_encoder))
         )
         verdict = ("better" if d.better else "worse") if d.significant else d.why or "not significant"
         interval = "" if d.why else f"{number(d.low, row.metric)} to {number(d.high, row.metric)}"

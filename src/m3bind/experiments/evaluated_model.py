@@ -91,7 +91,7 @@ class EvaluatedModel:
         """(n, d) unit rows of files of one modality."""
         modality = records[0].modality
         own = self.encoder.image_embeddings(records, self.model(modality))
-        return own if self.space is None else self.space.into(own, modality)
+        return own if self.space is None else self.space.project(own, modality)
 
     def features(self, records: Sequence[Record]) -> Array:
         """(n, f): what the image trunk gives before the projection, or the embedding where that is too wide to keep."""
@@ -103,9 +103,9 @@ class EvaluatedModel:
     @property
     def has_student(self) -> bool:
         """Whether there is a shared text encoder."""
-        return self.space is not None and STUDENT in self.space.text_paths
+        return self.space is not None and STUDENT in self.space.text_encoders
 
-    def text_path(self, modality: str, asked: str = "") -> str:
+    def text_encoder(self, modality: str, asked: str = "") -> str:
         """The text tower that is meant: "student" where there is one and "teacher" was not asked for."""
         if asked == "student" and not self.has_student:
             raise ConfigError(f"{self.name} has no student")
@@ -115,12 +115,12 @@ class EvaluatedModel:
         """(p, d) unit rows of texts by "student" or the text tower of a modality."""
         if path == STUDENT:
             assert self.space is not None
-            return self.space.encode_text(texts, text=STUDENT)
+            return self.space.encode_text(texts, encoder=STUDENT)
         model = self.model(path)
         features = torch.from_numpy(self.encoder.text_features(texts, model))
         with torch.inference_mode():
             own = torch.nn.functional.normalize(model.project_text(features), dim=-1).float().numpy()
-        return own if self.space is None else self.space.into(own, path, side="text")
+        return own if self.space is None else self.space.project(own, path, side="text")
 
     def scale(self, modality: str) -> float:
         """Factor on cosines before a softmax."""

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from m3bind.align.lora import freeze_drifting, inject, lora_parameters
+from m3bind.align.lora import freeze_running_stats, inject, lora_parameters
 from m3bind.config import LoraConfig, TrainConfig
 from m3bind.core.files import sha256_text
 from m3bind.data.batching import EpochSampler
@@ -69,7 +69,7 @@ class LoraFinetune(Adapter):
             torch.manual_seed(problem.seed)
             inject(twin, "image", self.lora)
             tower = _TunedTower(twin, np.asarray(train.features), len(problem.classes))
-        freeze_drifting(tower.trunk)
+        freeze_running_stats(tower.trunk)
         size = len(train)
         steps = min(self.epochs * (size // min(self.settings.batch, size)), self.most_steps)
         settings = self.settings.model_copy(update={"steps": steps})

@@ -33,7 +33,7 @@ from m3bind.errors import ConfigError, M3BindError, UnknownNameError
 from m3bind.evaluate.benchmarks import known_as
 from m3bind.evaluate.datasets import Dataset, DatasetSource, load_dataset
 from m3bind.evaluate.leaks import seen_by
-from m3bind.evaluate.protocols import Job, Measure, carry_out, is_of, job_of, task_hash, why_not
+from m3bind.evaluate.protocols import Job, Measure, job_of, matches, run_job, skip_reason, task_hash
 from m3bind.evaluate.results import ResultTable, Row
 from m3bind.evaluate.tables import Block, Column, Printed, Table, TableRow, load_tables, printed
 from m3bind.experiments.evaluated_model import EvaluatedModel, SubjectSource, open_subject, source_hash
@@ -232,7 +232,7 @@ class Suite:
         start, rows, data = time.monotonic(), [], self.dataset(job.dataset)
         measure = Measure(tuple(self.config.seeds), self.config.bootstrap, self.folder / "shots")
         for one in work.subjects[place]:
-            found, bad = carry_out(job, one, data, measure)
+            found, bad = run_job(job, one, data, measure)
             rows += found
             work.bad |= {str(fault.path): fault for fault in bad}
         ResultTable(rows).save(path.with_suffix(".rows.json"))
@@ -276,9 +276,9 @@ class Suite:
             if (line.subject, job) not in found:
                 found[line.subject, job] = self._rows(line.subject, job, missing)
             rows, reason, seen = found[line.subject, job]
-            mine = tuple(row for row in rows if is_of(row, column, line))
+            mine = tuple(row for row in rows if matches(row, column, line))
             if rows and not mine:
-                reason = why_not(job, column, rows)
+                reason = skip_reason(job, column, rows)
             paper = printed(line, block.columns, number)
             cells.append(TableCell(table, block, line, column, paper, mine, reason, seen if mine else ()))
         return cells

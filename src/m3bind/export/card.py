@@ -32,7 +32,7 @@ images = space.encode_image(["file"], modality="{first}")
 probabilities = space.classify(["file"], modality="{first}", labels=["normal", "abnormal"]{text})
 ```
 
-Text towers (`text=`): {text_paths}. Nothing is downloaded for a folder, no code of the repository is executed.
+Text towers (`encoder=`): {text_encoders}. Nothing is downloaded for a folder, no code of the repository is executed.
 
 ## Parts and licences
 
@@ -83,7 +83,7 @@ class Figure:
 
 def model_card(space: Space, figures: Sequence[Figure]) -> str:
     """The README of a repository. Names no file, person or machine."""
-    cards, has_student = space.cards, STUDENT in space.text_paths
+    cards, has_student = space.cards, STUDENT in space.text_encoders
     seen = sorted({name for card in cards.values() for name in card.get("training_data", ())})
     return _PAGE.format(
         front=yaml.safe_dump(_front(space), sort_keys=False, allow_unicode=True),
@@ -94,8 +94,8 @@ def model_card(space: Space, figures: Sequence[Figure]) -> str:
         if space.synthetic
         else "",
         first=space.modalities[0],
-        text="" if has_student else f', text="{space.modalities[0]}"',
-        text_paths=", ".join(f'"{name}"' for name in space.text_paths),
+        text="" if has_student else f', encoder="{space.modalities[0]}"',
+        text_encoders=", ".join(f'"{name}"' for name in space.text_encoders),
         parts=_parts(space),
         records=_records(space),
         seen=", ".join(seen) or "none stated by their cards",

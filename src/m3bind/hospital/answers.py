@@ -1,6 +1,6 @@
 """What a DICOMweb server answers: its bytes, unpacked and bounded, and its faults in words that name nobody.
 
-* `WebError`, `Failing`, `Gone`: a server that says no, falters, or is not there. `Passing`: worth another try.
+* `WebError`, `Failing`, `Gone`: a server that says no, falters, or is not there. `TransientError`: worth another try.
 * `content`: the bytes of an answer. * `meaning`, `reason_of`, `called`, `seconds`: what a refusal says.
 """
 
@@ -35,7 +35,7 @@ class Gone(WebError):
     """A server that cannot be reached, however often it was tried."""
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """A fault that may pass; `after` is how many seconds the server asks for."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
@@ -47,7 +47,7 @@ def content(answer: Any, most: int) -> Iterator[bytes]:
     """The bytes of an answer, unpacked in small pieces.
 
     Raises:
-        Passing: packed, and damaged or cut short.
+        TransientError: packed, and damaged or cut short.
         WebError: more than `most`, or packed in a way that was not asked for.
     """
     coding = answer.headers.get("Content-Encoding", "").strip().lower()
@@ -69,9 +69,9 @@ def _unpacked(blocks: Iterable[bytes]) -> Iterator[bytes]:
                 yield piece
                 block = unpack.unconsumed_tail
     except zlib.error:
-        raise Passing("a packed answer that is damaged") from None
+        raise TransientError("a packed answer that is damaged") from None
     if not unpack.eof:
-        raise Passing("an answer that ends early")
+        raise TransientError("an answer that ends early")
 
 
 def meaning(answer: Any) -> str:
@@ -85,7 +85,7 @@ def meaning(answer: Any) -> str:
         return ", a redirection, which is not followed; give the address of the DICOMweb root itself"
     try:
         said = reason_of(b"".join(content(answer, 1 << 14)), answer.headers.get("Content-Type", ""))
-    except (Passing, WebError, httpx.HTTPError):
+    except (TransientError, WebError, httpx.HTTPError):
         said = ""
     told = f' ("{said}")' if said else ""
     return told + ("; check the address of the DICOMweb root" if status == 404 else "")

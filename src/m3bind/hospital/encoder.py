@@ -307,7 +307,7 @@ class SpoolEncoder:
                 self.counts["incomplete"] += 1
         self._changed += len(items)
         if self._changed * EAGER > len(self._index):
-            self._index.publish()
+            self._index.commit()
             calibrate(self._index)
             self._changed = 0
 

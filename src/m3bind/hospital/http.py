@@ -28,7 +28,7 @@ from m3bind.hospital.answers import (
     VARIABLE,
     Failing,
     Gone,
-    Passing,
+    TransientError,
     WebError,
     called,
     content,
@@ -184,7 +184,7 @@ class Web:
         for attempt in range(1, (tries or self.bounds.tries) + 1):
             try:
                 return self._once(method, path, read, headers, query, body, (200, 204, 206, *also), end)
-            except (httpx.HTTPError, httpx.InvalidURL, Passing) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, TransientError) as error:
                 self._refuse_at_once(error)
                 reason, kind = _said(error, self.bounds)
                 silent += isinstance(error, httpx.TimeoutException)
@@ -226,9 +226,11 @@ class Web:
                     if status in good:
                         return read(answer)
                     if status in _PASSING:
-                        raise Passing(f"status {status}{meaning(answer)}", seconds(answer.headers.get("Retry-After")))
+                        raise TransientError(
+                            f"status {status}{meaning(answer)}", seconds(answer.headers.get("Retry-After"))
+                        )
                     raise WebError(f"{self.host}: answers {status}{meaning(answer)}", status)
-            except (httpx.HTTPError, Passing, WebError):
+            except (httpx.HTTPError, TransientError, WebError):
                 if watch.late:
                     raise Failing(f"{self.host}: {watch.late}") from None
                 raise
@@ -300,7 +302,7 @@ def _said(error: BaseException, bounds: Bounds) -> tuple[str, type[WebError]]:
     """A fault of a connection in words, and what it is."""
     import httpx
 
-    if isinstance(error, Passing):
+    if isinstance(error, TransientError):
         return str(error), Failing
     if isinstance(error, httpx.ConnectTimeout):
         return f"no connection within {bounds.silence:g} s", Gone

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from email.message import Message
 from pathlib import Path
 
-from m3bind.hospital.answers import Passing, WebError
+from m3bind.hospital.answers import TransientError, WebError
 
 HEAD = 1 << 16  # bytes of a part's headers
 PARTS = 100_000  # of an answer
@@ -30,7 +30,7 @@ def objects_to_files(
     The caller removes a file when it has done with it.
 
     Raises:
-        Passing: the answer ends before its last boundary.
+        TransientError: the answer ends before its last boundary.
         WebError: no objects, or more than `parts`.
     """
     if content_type.partition(";")[0].strip().lower() in _ONE:
@@ -109,13 +109,13 @@ class _Source:
         """The next block.
 
         Raises:
-            Passing: there is none.
+            TransientError: there is none.
         """
         for block in self._blocks:
             if block:
                 self.data += block
                 return
-        raise Passing(otherwise)
+        raise TransientError(otherwise)
 
     def until(self, mark: re.Pattern[bytes], otherwise: str = "an answer that ends early") -> re.Match[bytes]:
         """Drop all up to the end of `mark`.

@@ -21,7 +21,7 @@ def about(index: Index) -> dict[str, Any]:
         "space": index.fingerprint,
         "gap_corrected": index.gap_corrected,
         "pending": index.pending,
-        "notes": sorted(index.notes),
+        "notes": sorted(index.metadata),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else None,
     }
 

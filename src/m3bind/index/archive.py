@@ -41,7 +41,7 @@ class ArchiveIndex(Index):
         return list(self._items.columns)
 
     @property
-    def notes(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """See `Index`: an archive keeps none."""
         return {}
 
@@ -95,11 +95,11 @@ class ArchiveIndex(Index):
         self._refuse()
         return 0
 
-    def publish(self) -> None:
+    def commit(self) -> None:
         """Refused."""
         self._refuse()
 
-    def set_note(self, key: str, value: Any) -> None:
+    def set_metadata(self, key: str, value: Any) -> None:
         """Refused."""
         self._refuse()
 

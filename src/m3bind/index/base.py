@@ -118,7 +118,7 @@ class Where:
 class Index(ABC):
     """Unit embeddings of items by id, searched by cosine. A context manager; `close` gives up the writer's lock.
 
-    What `upsert`, `delete`, `set_note` and `publish` did is durable when they return. Readers open the state of that
+    What `upsert`, `delete`, `set_metadata` and `commit` did is durable when they return. Readers open the state of that
     moment and keep it, whatever a writer does meanwhile.
     """
 
@@ -138,12 +138,12 @@ class Index(ABC):
 
     @property
     @abstractmethod
-    def notes(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """Small JSON values kept with the index."""
 
     @property
     def pending(self) -> int:
-        """Changes a `publish` would put into the form that searches fastest."""
+        """Changes a `commit` would put into the form that searches fastest."""
         return 0
 
     @abstractmethod
@@ -173,7 +173,7 @@ class Index(ABC):
         """
 
     @abstractmethod
-    def publish(self) -> None:
+    def commit(self) -> None:
         """Put everything that was added and deleted into the form that searches fastest; readers switch at once.
 
         Raises:
@@ -181,7 +181,7 @@ class Index(ABC):
         """
 
     @abstractmethod
-    def set_note(self, key: str, value: Any) -> None:
+    def set_metadata(self, key: str, value: Any) -> None:
         """Keep a JSON value with the index; None removes it.
 
         Raises:

@@ -56,9 +56,9 @@ def build_index(encoded: "Encoded", uri: Path | str, *, add: bool = False, rows:
     try:
         _fill(index, encoded, add, rows)
         if not add or index.pending * EAGER > len(index):
-            index.publish()
+            index.commit()
         calibrate(index)
-        index.set_note(BUILDING, None)
+        index.set_metadata(BUILDING, None)
     except BaseException:
         index.close()
         raise
@@ -73,7 +73,9 @@ def _fill(index: Index, encoded: "Encoded", add: bool, rows: int) -> None:
     if KEY not in table.columns:
         raise SpaceError(f"{encoded.folder} keeps no column {KEY!r}; encode it again")
     source = sha256_file(encoded.folder / "encoded.json")
-    begun = checked(_Begun, index.notes.get(BUILDING) or {"source": "", "done": 0}, f"{index.uri}, note {BUILDING!r}")
+    begun = checked(
+        _Begun, index.metadata.get(BUILDING) or {"source": "", "done": 0}, f"{index.uri}, note {BUILDING!r}"
+    )
     again = begun["source"] == source
     if len(index) and not add and not again:
         raise ConfigError(f"{index.uri} holds {len(index)} items already; add to it, or choose another place")
@@ -81,7 +83,7 @@ def _fill(index: Index, encoded: "Encoded", add: bool, rows: int) -> None:
     with progress(f"index into {index.uri}", len(encoded), done=done) as bar:
         for start in range(done, len(encoded), rows):
             stop = min(start + rows, len(encoded))
-            index.set_note(BUILDING, {"source": source, "done": start})
+            index.set_metadata(BUILDING, {"source": source, "done": start})
             index.upsert(np.asarray(encoded.embeddings[start:stop]), table.iloc[start:stop])
             bar.advance(stop - start)
-    index.set_note(BUILDING, {"source": source, "done": len(encoded)})
+    index.set_metadata(BUILDING, {"source": source, "done": len(encoded)})

@@ -85,7 +85,7 @@ def calibrate(index: Index, size: int = REFERENCE, seed: int = 0) -> Calibration
         ConfigError: the index is open for reading only.
     """
     made = Calibration.draw(index, size, seed)
-    index.set_note(NOTE, {"ids": made.ids, "counts": made.counts, "hash": made.hash})
+    index.set_metadata(NOTE, {"ids": made.ids, "counts": made.counts, "hash": made.hash})
     return made
 
 
@@ -94,7 +94,7 @@ def calibration_of(index: Index) -> Calibration:
 
     Out of date: more than a fifth of a modality came or went since, or of its reference is gone.
     """
-    stored = index.notes.get(NOTE)
+    stored = index.metadata.get(NOTE)
     if stored is None:
         return Calibration.draw(index)
     try:

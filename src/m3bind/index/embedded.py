@@ -3,7 +3,7 @@
 * `EmbeddedIndex`: items in parts (`segment`), switched in one step (`store`), searched exactly (`flat`) or through a
   graph or lists of the published part (`ann`), conditions applied inside (`select`).
 
-Rows are numbered through all parts in the order they came. A replaced or deleted row stays, marked, until `publish`.
+Rows are numbered through all parts in the order they came. A replaced or deleted row stays, marked, until `commit`.
 Small changes are put together as they come, so that a thousand single upserts do not leave a thousand parts.
 
 Shapes: n rows, q queries, d dimension, k hits.
@@ -88,7 +88,7 @@ class EmbeddedIndex(Index):
         return list(names)
 
     @property
-    def notes(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """See `Index`."""
         return self.store.state.notes
 
@@ -129,13 +129,13 @@ class EmbeddedIndex(Index):
             self._append(np.empty((0, self.dim), np.float32), _NOTHING, gone)
         return len(gone)
 
-    def set_note(self, key: str, value: Any) -> None:
+    def set_metadata(self, key: str, value: Any) -> None:
         """See `Index`."""
         self.store.need_lock()
         notes = {**self.store.state.notes, key: value}
         self.store.commit(notes={name: entry for name, entry in notes.items() if entry is not None})
 
-    def publish(self) -> None:
+    def commit(self) -> None:
         """See `Index`."""
         self.store.need_lock()
         if self.pending:

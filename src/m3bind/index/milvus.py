@@ -151,7 +151,7 @@ class MilvusIndex(Index):
         return list(self._columns)
 
     @property
-    def notes(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """See `Index`."""
         return self._notes
 
@@ -193,14 +193,14 @@ class MilvusIndex(Index):
             self._client.delete(self._name, filter=_among(KEY, there[start : start + WIDEST]))
         return len(there)
 
-    def set_note(self, key: str, value: Any) -> None:
+    def set_metadata(self, key: str, value: Any) -> None:
         """See `Index`."""
         self._need_lock()
         notes = {name: entry for name, entry in {**self._notes, key: value}.items() if entry is not None}
         _tell(self._client, self._name, {"notes": notes})
         self._notes = notes
 
-    def publish(self) -> None:
+    def commit(self) -> None:
         """See `Index`: seals what was written and lets Milvus put its files together."""
         self._need_lock()
         self._client.flush(self._name)

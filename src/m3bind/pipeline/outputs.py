@@ -73,7 +73,7 @@ def table_of(shown: Any, table: ResultTable) -> list[Any]:
     return [
         row
         for row in table
-        if (row.protocol, row.task, row.modality, row.metric, row.variant) in keys and ":" not in row.text_path
+        if (row.protocol, row.task, row.modality, row.metric, row.variant) in keys and ":" not in row.text_encoder
     ]
 
 

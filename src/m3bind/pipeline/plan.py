@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from m3bind.align.balance import sampling_probabilities
-from m3bind.align.stage import choose_trained
+from m3bind.align.stage import set_trainable
 from m3bind.config import RunConfig, TrainConfig
 from m3bind.core.progress import progress
 from m3bind.data.texts import concept_phrases
@@ -241,7 +241,7 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
     )
     tower.tokens, tower.shared = _lengths(model, work.sample.get(m, []), work.pool, config)
     image_level, text_level = levels(config, model, "align")
-    choose_trained(model, align)
+    set_trainable(model, align)
     tower.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tower.widths = _width(model.image_head, model.joint_dim), _width(model.text_head, model.joint_dim)
     rows = min(tower.micro, 8)

@@ -294,7 +294,7 @@ def _with_defaults(tree: Any) -> Any:
 
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """What differs between two trees of values: "align.lam: 1.0 then, 10.0 now"."""
+    """What differs between two trees of values: "align.mse_weight: 1.0 then, 10.0 now"."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
         return [

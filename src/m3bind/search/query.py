@@ -56,7 +56,7 @@ class Query:
 
     @classmethod
     def text(cls, text: str, weight: float = 1.0, tower: str | None = None) -> Self:
-        """Words; `tower` as `text=` of `Space.encode_text`."""
+        """Words; `tower` as `encoder=` of `Space.encode_text`."""
         return cls((QueryPart("text", text, weight, tower=tower),))
 
     @classmethod

@@ -31,7 +31,7 @@ from m3bind.serve.metrics import Metrics, Observed
 from m3bind.serve.middleware import LOOPBACK, Guard
 from m3bind.serve.service import Service
 from m3bind.serve.settings import NOTICE, ServiceSettings
-from m3bind.serve.watch import Flying, RequestTimer
+from m3bind.serve.watch import InFlightBytes, RequestTimer
 from m3bind.space.bundle import Space
 
 _CODES = {404: ("not_found", "There is nothing here."), 405: ("method", "This address takes other methods.")}
@@ -77,7 +77,7 @@ def make_app(
     """
     settings = settings or ServiceSettings()
     service = Service(space, source, settings, texts, Roots(roots))
-    flying = Flying(settings.flying_bytes)
+    flying = InFlightBytes(settings.flying_bytes)
     access, metrics = Access(token, settings.login_seconds), Metrics(service, flying)
 
     @contextlib.asynccontextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from m3bind.serve.errors import Refusal, body_of, refusal_of
 from m3bind.serve.service import Service
-from m3bind.serve.watch import Flying
+from m3bind.serve.watch import InFlightBytes
 
 log = logging.getLogger("m3bind.serve.access")
 METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH")
@@ -30,7 +30,7 @@ async def answer(refusal: Refusal, scope: Any, receive: Any, send: Any) -> None:
 class Metrics:
     """Of one service, in a registry of its own."""
 
-    def __init__(self, service: Service, flying: Flying) -> None:
+    def __init__(self, service: Service, flying: InFlightBytes) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self.registry = CollectorRegistry()

@@ -27,7 +27,7 @@ class Questions:
 
     def __init__(self, space: Space, uploads: Uploads) -> None:
         self.space, self._uploads = space, uploads
-        self._tower = STUDENT if STUDENT in space.text_paths else space.modalities[0]
+        self._tower = STUDENT if STUDENT in space.text_encoders else space.modalities[0]
         self.text = lru_cache(REMEMBERED)(self._text)
 
     def _text(self, text: str) -> Array:

@@ -1,6 +1,6 @@
 """The time and size of a request, and clients that leave.
 
-* `RequestTimer`: an ASGI application around another one. * `Flying`: bytes of all bodies that are being received.
+* `RequestTimer`: an ASGI application around another one. * `InFlightBytes`: of bodies that are being received.
 
 A body is refused as soon as it is too large, whatever was declared. One that comes too slowly is given up. When the
 client is gone, or the time is over, the request is cancelled wherever it waits.
@@ -17,7 +17,7 @@ from m3bind.serve.settings import ServiceSettings
 UPLOADS = "/api/uploads"
 
 
-class Flying:
+class InFlightBytes:
     """A budget of bytes for all requests together."""
 
     def __init__(self, most: int) -> None:
@@ -37,7 +37,7 @@ class Flying:
 class _Body:
     """What a request still has to say."""
 
-    def __init__(self, scope: Any, receive: Any, settings: ServiceSettings, flying: Flying) -> None:
+    def __init__(self, scope: Any, receive: Any, settings: ServiceSettings, flying: InFlightBytes) -> None:
         self._receive, self._settings, self._flying = receive, settings, flying
         self._most = settings.body_bytes if scope["path"] == UPLOADS else settings.json_bytes
         self._begun, self.count = time.monotonic(), 0
@@ -101,7 +101,7 @@ class _Body:
 class RequestTimer:
     """Runs `app` for each request."""
 
-    def __init__(self, app: Any, settings: ServiceSettings, flying: Flying) -> None:
+    def __init__(self, app: Any, settings: ServiceSettings, flying: InFlightBytes) -> None:
         self.app, self._settings, self._flying = app, settings, flying
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -3,8 +3,8 @@
 * `load`: open a saved space (a folder, or the id of a repository on the hub). `save_space`: write one.
 * `Space`: encode texts and images, classify, compare.
 
-    image of modality m  ->  B_m.image(f_m(image))            text, text="m"        ->  B_m.text(g_m(text))
-                                                               text, text="student"  ->  S(text)
+    image of modality m  ->  B_m.image(f_m(image))            text, encoder="m"        ->  B_m.text(g_m(text))
+                                                               text, encoder="student"  ->  S(text)
 
 Shapes: n items, d dimension of the space, d_m joint dimension of modality m's model, c classes.
 """
@@ -104,8 +104,8 @@ class Space:
         return next(iter(self._contents.bridges.values())).dim
 
     @property
-    def text_paths(self) -> tuple[str, ...]:
-        """Values that `text=` takes: each modality's own text tower, and "student" if the space was distilled."""
+    def text_encoders(self) -> tuple[str, ...]:
+        """Values that `encoder=` takes: each modality's own text tower, and "student" if the space was distilled."""
         return (*self.modalities, *([STUDENT] if self._contents.student is not None else []))
 
     @property
@@ -206,25 +206,25 @@ class Space:
             module.to(device)
         return self
 
-    def encode_text(self, texts: Sequence[str] | str, text: str | None = None) -> Array:
+    def encode_text(self, texts: Sequence[str] | str, encoder: str | None = None) -> Array:
         """Texts -> (n, d) float32 unit rows. Each distinct text is encoded once, in batches of similar length.
 
         In bfloat16 where the device is faster in it and the tower's vectors stay within cosine 0.9999 of float32.
 
         Args:
             texts: any number of texts.
-            text: which text tower: "student" (the default where there is one) or a modality, for its own.
+            encoder: which text encoder: "student" (the default where there is one) or a modality, for its own.
 
         Raises:
-            SpaceError: no student in this space and `text` not given.
-            UnknownNameError: no such text tower.
+            SpaceError: no student in this space and `encoder` not given.
+            UnknownNameError: no such text encoder.
             ConfigError: a text is empty.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         for number, value in enumerate(texts):
             if not isinstance(value, str) or not value.strip():
                 raise ConfigError(f"text {number} is empty or not a text ({value!r:.40}); leave it out")
-        path = self._text_path(text)
+        path = self._text_encoder(encoder)
         tokenize, encode, modules = self._text_tower(path)
         with evaluating(*modules):
             dtype = self._text_precision(path, tokenize, encode)
@@ -256,14 +256,14 @@ class Space:
             self._precisions[key] = chosen
         return self._precisions[key]
 
-    def _text_path(self, text: str | None) -> str:
-        if text is None:
+    def _text_encoder(self, encoder: str | None) -> str:
+        if encoder is None:
             if self._contents.student is None:
-                raise SpaceError(f"this space has no student; choose a text tower with text=, one of {self.text_paths}")
+                raise SpaceError(f"this space has no student; choose with encoder=, one of {self.text_encoders}")
             return STUDENT
-        if text not in self.text_paths:
-            raise UnknownNameError("text tower", text, self.text_paths)
-        return text
+        if encoder not in self.text_encoders:
+            raise UnknownNameError("text encoder", encoder, self.text_encoders)
+        return encoder
 
     def read(self, path: Path | str, modality: str) -> Tensor:
         """Decode and prepare one file: the float32 input of the modality's model, without the batch axis.
@@ -307,7 +307,7 @@ class Space:
             rows.append(self.encode_inputs(inputs, modality))
         return np.concatenate(rows)
 
-    def into(self, rows: NDArray[Any], modality: str, side: Literal["image", "text"] = "image") -> Array:
+    def project(self, rows: NDArray[Any], modality: str, side: Literal["image", "text"] = "image") -> Array:
         """Embeddings of the modality's own model, (n, d_m) unit rows, in this space: (n, d) float32 unit rows."""
         self.model(modality)
         bridge = self._contents.bridges[modality]
@@ -317,7 +317,7 @@ class Space:
         return out
 
     def class_embeddings(
-        self, labels: Sequence[str], modality: str, prompts: Prompts | None = None, text: str | None = None
+        self, labels: Sequence[str], modality: str, prompts: Prompts | None = None, encoder: str | None = None
     ) -> Array:
         """(c, d) unit rows: per label the mean of its prompts' embeddings, normalised.
 
@@ -325,7 +325,7 @@ class Space:
             labels: class names.
             modality: whose stored templates are taken when `prompts` is None (without any, the label itself).
             prompts: templates with {} for the label, or a mapping from label to texts.
-            text: text tower; default the student, or the modality's own where there is no student.
+            encoder: text encoder; default the student, or the modality's own where there is no student.
 
         Raises:
             ConfigError: no labels, a label without prompts, or a template that cannot be filled.
@@ -334,7 +334,9 @@ class Space:
         if not labels or isinstance(labels, str):
             raise ConfigError("classification needs a list of labels, e.g. labels=['normal', 'pneumonia']")
         filled = [_fill(label, self.info.prompts.get(modality) if prompts is None else prompts) for label in labels]
-        rows = self.encode_text([prompt for group in filled for prompt in group], text or self._default_text(modality))
+        rows = self.encode_text(
+            [prompt for group in filled for prompt in group], encoder or self._default_text(modality)
+        )
         ends = np.cumsum([len(group) for group in filled])[:-1]
         means = np.stack([group.mean(axis=0, dtype=np.float64) for group in np.split(rows, ends)])
         return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
@@ -348,10 +350,10 @@ class Space:
         modality: str,
         labels: Sequence[str],
         prompts: Prompts | None = None,
-        text: str | None = None,
+        encoder: str | None = None,
     ) -> Array:
         """Zero-shot probabilities (n, c) float32: softmax of logit scale x cosine. Arguments as `class_embeddings`."""
-        classes = self.class_embeddings(labels, modality, prompts, text)
+        classes = self.class_embeddings(labels, modality, prompts, encoder)
         logits = self.logit_scale(modality) * similarity(self.encode_image(paths, modality), classes).astype(np.float64)
         return softmax(logits).astype(np.float32)
 
@@ -370,7 +372,7 @@ class Space:
             counts = ", ".join(f"{split} {n}" for split, n in self.info.records.get(name, {}).items())
             facts = [f"{kind} ({model.joint_dim} -> {self.dim})", counts, f"weights: {self.licences[name]}"]
             lines.append(f"  {name}: " + "; ".join(fact for fact in facts if fact))
-        lines.append(f"  text: {', '.join(self.text_paths)}")
+        lines.append(f"  text: {', '.join(self.text_encoders)}")
         return "\n".join(lines)
 
 

@@ -107,7 +107,7 @@ def write_folder(contents: Contents, folder: Path | str) -> str:
             "format": FORMAT,
             "version": 1 if all(isinstance(b, Bridge) for b in contents.bridges.values()) else VERSION,
             **core,
-            "text_paths": [*modalities, *(["student"] if student else [])],
+            "text_encoders": [*modalities, *(["student"] if student else [])],
             "config": info.config,
             "prompts": info.prompts,
             "prompts_hashes": {name: sha256_text(*templates) for name, templates in info.prompts.items()},

@@ -60,7 +60,7 @@ class SpaceManifest(_Form):
     student: _Student | None
     arrays: str
     files: dict[str, Digest]
-    text_paths: list[str]
+    text_encoders: list[str]
     config: dict[str, Any]
     prompts: dict[str, list[Template]]
     prompts_hashes: dict[str, str]

@@ -142,7 +142,7 @@ def _choose_trained(models: Sequence[DualEncoder], settings: AlignConfig) -> Non
             lora.inject(model, "image", settings.lora)
         if settings.image in ("lora", "head"):
             model.image_head.requires_grad_(True)
-        lora.freeze_drifting(model)
+        lora.freeze_running_stats(model)
 
 
 def share_text_tower(pairs: Mapping[str, Pairs]) -> None:
