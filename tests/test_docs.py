@@ -44,7 +44,7 @@ def test_stored_outputs_are_whole_and_tell_nothing_of_a_machine(name):
     nbformat.validate(book)
     assert not notebooks.machine_facts(book)
     assert not any(out.output_type == "error" for cell in book.cells for out in cell.get("outputs", ()))
-    assert sum(bool(cell.get("outputs")) for cell in book.cells) >= 5
+    assert sum(bool(cell.get("outputs")) for cell in book.cells) >= 3
     assert "synthetic" in book.cells[0].source
     assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code")
 

@@ -44,7 +44,7 @@ BENCHMARK = '''
 from collections.abc import Iterator
 from pathlib import Path
 
-from m3bind.evaluate.benchmarks.base import Benchmark, Fault, Item, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
 
 
 class Pipes(Benchmark):
@@ -61,10 +61,10 @@ class Pipes(Benchmark):
     classes = ("even", "hot")
     known = {"test": 12}
 
-    def items(self, root: Path, out: Path) -> Iterator[Item | Fault]:
+    def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """Rows of the table."""
         for _, cells in read_table(root / "table.csv", ("file", "state", "set")):
-            yield Item(cells["file"], cells["set"], "thermal", label=cells["state"])
+            yield BenchmarkItem(cells["file"], cells["set"], "thermal", label=cells["state"])
 '''
 
 PROMPTS = """

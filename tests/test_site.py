@@ -165,7 +165,7 @@ def test_commands_are_found_and_judged():
 
 
 def test_every_address_of_the_service_on_a_page_exists():
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/m3bind/space/serve").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/m3bind/serve").glob("*.py"))
     known = {re.sub(r"\{.*?\}", "ID", address) for address in re.findall(r'"(/(?:api/)?[a-z][^" ]*)"', source)}
     shown = {address for text in TEXTS.values() for address in re.findall(r"(/api/[\w./-]+)", text)}
     shown |= {f"/{name}" for name in ("healthz", "readyz", "metrics")}

@@ -1,4 +1,4 @@
-"""Temperature, abstention and the reliability picture."""
+"""Temperature, abstention and the reliability curve."""
 
 import numpy as np
 import pytest
@@ -73,15 +73,6 @@ def test_rows(several):
     assert 0.1 < by["coverage", kept].value < 1
     assert by["answered_accuracy", kept].value > by["answered_accuracy", kept].chance
     assert [r.metric for r in c.calibration_rows(y, logits, Context())] == ["ece"]
-
-
-def test_reliability_plot_says_what_it_shows():
-    y, logits = honest(300, 3, 0)
-    picture = c.reliability_plot(
-        [("as given", c.answers(y, 4 * logits)), ("cooled", c.answers(y, logits))], "MESSIDOR-2"
-    )
-    assert picture.light[:4] == picture.dark[:4] == b"\x89PNG" and picture.light != picture.dark
-    assert "MESSIDOR-2" in picture.alt and "cooled: calibration error 0." in picture.alt
 
 
 def test_points_of_the_curve_hold_equally_many_answers() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from m3bind.config import LoraConfig, TrainConfig
 from m3bind.evaluate import adapters
-from m3bind.evaluate.adapters import Problem, Samples
+from m3bind.evaluate.adapters import FewShotProblem, Samples
 from m3bind.evaluate.few_shot import few_shot_rows
 from m3bind.evaluate.results import Context
 from m3bind.experiments.lora_finetune import LoraFinetune
@@ -74,6 +74,6 @@ def test_steps_follow_from_the_samples(model, tmp_path, monkeypatch):
         method = LoraFinetune(
             model, lambda ids: np.stack([table[i] for i in ids]), tmp_path, SETTINGS, None, epochs, most
         )
-        method.fit(train, None, Problem(np.zeros((2, 6))))
+        method.fit(train, None, FewShotProblem(np.zeros((2, 6))))
     assert asked == [10, 30]
     assert "lora_finetune" not in adapters.names()  # it needs a tower, so it is handed over, not named

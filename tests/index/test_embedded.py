@@ -160,7 +160,7 @@ def test_a_folder_that_is_gone_is_not_written_to(tmp_path, how):
         if how == "replaced":
             create_index(folder, DIM, "space").close()
         changes = [lambda: index.upsert(vectors(1), items(["x"])), lambda: index.delete(names(0, 1))]
-        for change in (*changes, lambda: index.set_note("a", 1)):
+        for change in (*changes, lambda: index.set_metadata("a", 1)):
             with pytest.raises(DiskError, match="removed, moved or replaced"):
                 change()
         assert folder.exists() == (how == "replaced")

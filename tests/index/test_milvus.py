@@ -42,7 +42,7 @@ def compare(ours, plain):
     queries = np.concatenate([vectors(6, 9), vectors(1, 3)])
     assert len(ours) == len(plain) == 359
     assert (ours.counts(), ours.counts("label")) == (plain.counts(), plain.counts("label"))
-    assert (ours.dim, ours.fingerprint, ours.gap_corrected, ours.metadata) == (DIM, "space", False, plain.notes)
+    assert (ours.dim, ours.fingerprint, ours.gap_corrected, ours.metadata) == (DIM, "space", False, plain.metadata)
     for where in (*CONDITIONS, Where(not_ids=('odd "3\\',))):
         for k in (1, 4, 400):
             a, b = ours.search(queries, k, where), plain.search(queries, k, where)

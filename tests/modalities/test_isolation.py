@@ -238,12 +238,12 @@ def test_a_worker_whose_program_was_killed_ends_by_itself(tmp_path: Path) -> Non
     script = """
 import evil_reader, threading, time
 from m3bind import modalities
-from m3bind.modalities import _isolation
+from m3bind.modalities.formats import isolation
 threading.Thread(target=lambda: modalities.read(evil_reader.Evil(), "file"), daemon=True).start()
-while not (_isolation._pool and _isolation._pool._all):
+while not (isolation._pool and isolation._pool._all):
     time.sleep(0.05)
 time.sleep(2)
-print(*[worker.process.pid for worker in _isolation._pool._all], flush=True)
+print(*[worker.process.pid for worker in isolation._pool._all], flush=True)
 time.sleep(60)
 """
     environment = {**os.environ, limits.VARIABLE: "seconds=4", "PYTHONPATH": str(tmp_path)}

@@ -138,7 +138,7 @@ def test_finer_than_scanned_is_refused(tmp_path: Path) -> None:
 
 def test_too_much_to_decode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_slide(write_tiff(tmp_path / "a.tif", noise(512, 512), factors=())) as slide:
-        monkeypatch.setattr(slides._limits, "LIMITS", slides._limits.from_environment("pixels=30000"))
+        monkeypatch.setattr(slides.limits, "LIMITS", slides.limits.from_environment("pixels=30000"))
         with pytest.raises(ReadError, match=r"pixels to decode.*smaller levels"):
             slide.read_region(0, 0, 32, 32, 8.0)
 

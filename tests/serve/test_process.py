@@ -27,7 +27,7 @@ class Process:
     def __init__(self, folder):
         path = os.pathsep.join(p for p in (str(TESTS), os.environ.get("PYTHONPATH", "")) if p)
         self.process = subprocess.Popen(
-            [sys.executable, str(TESTS / "space" / "serve" / "served.py"), str(folder)],
+            [sys.executable, str(TESTS / "serve" / "served.py"), str(folder)],
             env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self.port = int(self.process.stdout.readline().rstrip("/\n").rpartition(":")[2])

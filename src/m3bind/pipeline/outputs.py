@@ -216,14 +216,22 @@ def see_finished(run: Run, stage: str) -> None:
     Raises:
         ConfigError: it has not got as far as `stage` (unbound, closed_form, bound, distilled).
     """
-    wanted = [run.stage0 / m for m in run.corpus.modalities if run.config.modalities[m].pretrain]
+    names = [m for m, model in run.config.modalities.items() if model.pretrain]
+    there = [m for m in names if _has_weights(run.stage0 / m)]
+    if there and len(there) < len(names):  # those with too few pairs are left out of a run
+        names = [m for m in run.prepare().modalities if m in names]
+    wanted = [run.stage0 / m for m in names]
     if stage in ("bound", "distilled") and methods.get(run.config.align.method).towers:
         wanted.append(run.folder / "stage1")
     if stage == "distilled":
         wanted += [run.folder / "stage2" / phase for phase in ("a", "b")]
-    missing = [folder for folder in wanted if not (folder / "final.safetensors").is_file()]
+    missing = [folder for folder in wanted if not _has_weights(folder)]
     if missing:
         raise ConfigError(f"{run.folder} is not finished ({missing[0]} holds no weights); go on with m3bind fit")
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / "final.safetensors").is_file()
 
 
 def rewrite_report(folder: Path) -> Path:

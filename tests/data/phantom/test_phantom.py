@@ -25,13 +25,13 @@ from m3bind.data.phantom.thorax import line_integrals
 from m3bind.errors import ConfigError, UnknownNameError
 
 
-def patient(syndrome: str, severity: int = 3, seed: int = 5) -> phantom.State:
+def patient(syndrome: str, severity: int = 3, seed: int = 5) -> phantom.PatientState:
     """A patient without incidental findings."""
     state = phantom.sample_state(np.random.default_rng(seed), syndrome, severity)
-    return phantom.State(state.syndrome, state.severity, state.grade, state.side, state.anatomy)
+    return phantom.PatientState(state.syndrome, state.severity, state.grade, state.side, state.anatomy)
 
 
-def drawn(state: phantom.State, modality: str, seed: int = 0) -> np.ndarray:
+def drawn(state: phantom.PatientState, modality: str, seed: int = 0) -> np.ndarray:
     return phantom.render(state, modality, np.random.default_rng(seed))
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from evaluate.benchmarks.prepared import make
 from m3bind.data.manifest import read_manifest
 from m3bind.data.records import Record
-from m3bind.evaluate.benchmarks import Prepared, get, prepare
+from m3bind.evaluate.benchmarks import PreparedDataset, get, prepare
 
 
-def run(name: str, root: Path, out: Path) -> tuple[Prepared, dict[str, Record]]:
+def run(name: str, root: Path, out: Path) -> tuple[PreparedDataset, dict[str, Record]]:
     """The tree at `root` prepared in `out`, and its records by id; no row of the manifest is bad."""
     done = prepare(get(name), root, out)
     found = read_manifest(done.manifest)
@@ -18,7 +18,7 @@ def run(name: str, root: Path, out: Path) -> tuple[Prepared, dict[str, Record]]:
     return done, {record.id: record for record in found.records}
 
 
-def made(name: str, folder: Path, **options: Any) -> tuple[Prepared, dict[str, Record]]:
+def made(name: str, folder: Path, **options: Any) -> tuple[PreparedDataset, dict[str, Record]]:
     """A new tree in `folder`/data, prepared in `folder`/out."""
     return run(name, make(name, folder, **options), folder / "out")
 

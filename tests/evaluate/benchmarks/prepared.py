@@ -11,7 +11,7 @@ import pytest
 
 from m3bind.data.manifest import Manifest, read_manifest
 from m3bind.errors import ManifestError
-from m3bind.evaluate.benchmarks import Prepared, get, prepare
+from m3bind.evaluate.benchmarks import PreparedDataset, get, prepare
 
 
 def make(name: str, place: Path, /, **options: Any) -> Path:
@@ -20,7 +20,7 @@ def make(name: str, place: Path, /, **options: Any) -> Path:
     return place / "data"
 
 
-def prepared(name: str, folder: Path) -> tuple[Prepared, Manifest]:
+def prepared(name: str, folder: Path) -> tuple[PreparedDataset, Manifest]:
     """The tree in `folder`/data prepared and its manifest read; no row may be bad there."""
     done = prepare(get(name), folder / "data", folder / "out")
     manifest = read_manifest(done.manifest)
@@ -28,7 +28,7 @@ def prepared(name: str, folder: Path) -> tuple[Prepared, Manifest]:
     return done, manifest
 
 
-def kinds(done: Prepared) -> Counter[str]:
+def kinds(done: PreparedDataset) -> Counter[str]:
     """How many rows were set aside, by kind."""
     return Counter(fault.kind for fault in done.faults)
 

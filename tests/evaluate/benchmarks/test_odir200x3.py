@@ -9,7 +9,7 @@ from evaluate.benchmarks.prepared import assert_incomplete, kinds, make, prepare
 from evaluate.benchmarks.trees._small import write_table
 from evaluate.benchmarks.trees.flair_assembly import ATTACK
 from evaluate.benchmarks.trees.odir5k import HEADER
-from m3bind.evaluate.benchmarks import Item, get, odir200x3
+from m3bind.evaluate.benchmarks import BenchmarkItem, get, odir200x3
 from m3bind.evaluate.benchmarks._lists import Listed
 
 KEYWORDS = (
@@ -84,7 +84,7 @@ def test_without_the_list_the_published_rule_is_followed(
     drawn = [row for row in odir200x3.drawn(tmp_path) if isinstance(row, Listed)]
     expected = flairs_rule(tmp_path, 20)
     assert [(row.image, row.categories[0]) for row in drawn] == expected and len(set(expected)) < len(expected)
-    items = [item for item in get("odir200x3").items(tmp_path, tmp_path) if isinstance(item, Item)]
+    items = [item for item in get("odir200x3").items(tmp_path, tmp_path) if isinstance(item, BenchmarkItem)]
     assert len({item.id or item.path for item in items}) == len(items) == len(expected)
 
 

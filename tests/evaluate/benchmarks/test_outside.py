@@ -21,7 +21,7 @@ def test_a_file_outside_the_folder_is_quarantined(tmp_path: Path, name: str, mon
     (root / "messidor_data.csv").write_text(HEAD + "a.png,1,0,1\n")
     benchmark = benchmarks.get("messidor2")
     items = list(benchmark.items(root, tmp_path / "out"))
-    outside = benchmarks.Item(path=name.format(root=root), split="test", modality="retina", label="x")
+    outside = benchmarks.BenchmarkItem(path=name.format(root=root), split="test", modality="retina", label="x")
     monkeypatch.setattr(type(benchmark), "items", lambda self, *places: iter([*items, outside]))
     done = benchmarks.prepare(benchmark, root, tmp_path / "out")
     assert done.counts["test"] == 1
