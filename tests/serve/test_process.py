@@ -188,18 +188,6 @@ def test_the_command_refuses_what_is_not_safe(tmp_path):
     assert "--token-file" in shown and "--token " not in shown
 
 
-def test_phrases_of_the_operator_are_read_from_files(tmp_path):
-    from m3bind.cli.serve import _lines
-    from m3bind.errors import ConfigError
-
-    (tmp_path / "a.txt").write_text("one phrase\n\n  another \n", encoding="utf-8")
-    assert _lines([tmp_path / "a.txt"]) == ["one phrase", "another"]
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
-    for name in ("b.txt", "none.txt"):
-        with pytest.raises(ConfigError, match="one phrase a line"):
-            _lines([tmp_path / name])
-
-
 @pytest.mark.slow
 def test_the_demo_serves_itself_and_starts_in_seconds(tmp_path):
     command = [sys.executable, "-m", "m3bind", "serve-demo", "--out", str(tmp_path), "--port", "0", "--quiet"]
