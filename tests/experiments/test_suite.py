@@ -52,6 +52,7 @@ def classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
 Suite_data: dict[str, object] = {}
 
 
+@pytest.mark.whole
 def test_every_cell_of_the_paper_is_computed_once(world: Path, classifiers: None, capsys, monkeypatch) -> None:
     suite = Suite(load_suite(str(world / "suite.yaml")), world / "runs" / "suite-suite")
     Suite_data["ct_rate"] = suite.dataset("ct_rate")
@@ -82,6 +83,7 @@ def test_every_cell_of_the_paper_is_computed_once(world: Path, classifiers: None
     assert json.loads(gone.with_suffix(".rows.json").read_text()) == before
 
 
+@pytest.mark.whole
 def test_missing_data_and_weights_are_said_and_the_rest_goes_on(world: Path, tmp_path: Path) -> None:
     tree = yaml.safe_load((world / "suite.yaml").read_text())
     tree["subjects"]["clip"] = {"model": "clip"}
