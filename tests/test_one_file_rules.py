@@ -88,12 +88,12 @@ columns = [
   {name = "zero-shot", dataset = "pipes", protocol = "zero_shot", task = "pipes", metric = "balanced_accuracy"},
   {name = "1 shot", dataset = "pipes", protocol = "few_shot", task = "pipes", amount = 1, metric = "balanced_accuracy"},
 ]
-rows = [{method = "ours", subject = "ours", values = [0.5, [0.5, 0.1]]}]
+rows = [{method = "ours", model = "ours", values = [0.5, [0.5, 0.1]]}]
 """
 
 SUITE = """
 tables: tables.toml
-subjects: {ours: {run: runs/dropped}}
+models: {ours: {run: runs/dropped}}
 seeds: [0, 1]
 bootstrap: 20
 """
@@ -178,7 +178,7 @@ def test_fit_evaluate_encode_and_search_know_them(project):
     )
     assert "thermal" in fitted and (project / "runs/dropped/report.html").stat().st_size > 10_000
     rows = json.loads((project / "runs/dropped/results.json").read_text())  # the suite, which opens the run, leaves it
-    assert {r["stage"] for r in rows} == {"unbound", "closed_form", "bound", "distilled"}
+    assert {r["stage"] for r in rows} == {"unbound", "closed_form", "aligned", "distilled"}
     assert any(
         r["modality"] == "thermal" and r["protocol"] == "zero_shot" and r["text_encoder"] == "student" for r in rows
     )

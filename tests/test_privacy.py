@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from m3bind.privacy import TECHNICAL_TAGS, patient_key, printable, shown, technical
+from m3bind.privacy import TECHNICAL_TAGS, patient_key, printable, redact_path, technical
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,9 @@ def test_no_identifying_keyword_is_allowed() -> None:
 
 @pytest.mark.parametrize("path", ["scans/img_0001.png", "series/slice12.dcm", "00001_lr", "chest/xray3.nii.gz"])
 def test_generic_names_are_shown(path: str) -> None:
-    assert shown(Path("/home/jane") / path).endswith(path) and "jane" not in shown(Path("/home/jane") / path)
+    assert redact_path(Path("/home/jane") / path).endswith(path) and "jane" not in redact_path(
+        Path("/home/jane") / path
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,12 +75,12 @@ def test_generic_names_are_shown(path: str) -> None:
     ["DOE^JANE.dcm", "jane_doe_ct.nii.gz", "MRN4837261.png", "19500102.dcm", "1.2.840.113619.2.dcm", "Müller.jpg"],
 )
 def test_names_that_could_be_a_persons_are_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    masked = shown(Path("scans") / name)
+    masked = redact_path(Path("scans") / name)
     assert masked.startswith("scans/~") and not any(part in masked for part in ("DOE", "doe", "4837", "1950", "113619"))
     assert Path(masked).suffix == Path(name).suffix or "." not in masked
-    assert shown(Path("scans") / name) == masked  # the same file is the same name in every log
+    assert redact_path(Path("scans") / name) == masked  # the same file is the same name in every log
     monkeypatch.setenv("M3BIND_IDENTIFIERS", "show")
-    assert shown(Path("scans") / name) == f"scans/{name}"
+    assert redact_path(Path("scans") / name) == f"scans/{name}"
 
 
 def test_patient_keys_are_stable_salted_and_short() -> None:
@@ -97,10 +99,10 @@ def test_patient_keys_are_stable_salted_and_short() -> None:
     ],
 )
 def test_any_name_of_a_file_can_be_printed(name: bytes, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert printable(os.fsdecode(name)) == text and shown(os.fsdecode(name)).encode()
+    assert printable(os.fsdecode(name)) == text and redact_path(os.fsdecode(name)).encode()
     monkeypatch.setenv("M3BIND_IDENTIFIERS", "show")
-    assert shown(os.fsdecode(name)) == text
+    assert redact_path(os.fsdecode(name)) == text
 
 
 def test_a_generic_name_with_a_line_end_is_masked() -> None:
-    assert shown("img\n01.png").startswith("~") and shown("img01.png") == "img01.png"
+    assert redact_path("img\n01.png").startswith("~") and redact_path("img01.png") == "img01.png"

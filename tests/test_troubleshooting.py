@@ -338,7 +338,7 @@ def _():
 
 @leads_to("disk-full")
 def _():
-    raise OSError(errno.ENOSPC, "No space left on device", "runs/mine/stage1/last.safetensors")
+    raise OSError(errno.ENOSPC, "No space left on device", "runs/mine/align/last.safetensors")
 
 
 @leads_to("interrupted")

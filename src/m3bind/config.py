@@ -55,8 +55,8 @@ class DataConfig(Settings):
     manifest: str | None = None  # CSV, Parquet or JSONL
     root: str | None = None  # folder that `path` is relative to; default: the manifest's own folder
     sets: list[str] = []  # values of the column `set` to keep; empty: all
-    corpus: str | None = None  # further texts for the shared text pool (columns modality, text)
-    corpus_limit: int | None = None  # at most so many of them per modality
+    extra_texts: str | None = None  # further texts for the shared text pool (columns modality, text)
+    extra_texts_limit: int | None = None  # at most so many of them per modality
     phantom: PhantomConfig | None = None
     valid_fraction: float = Field(
         0.15, ge=0, lt=1

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 
-from m3bind.privacy import shown
+from m3bind.privacy import redact_path
 
 _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (  # the first that fits counts
     ((EOFError,), "it ends early"),
@@ -72,12 +72,12 @@ class ManifestError(M3BindError):
 class ReadError(M3BindError):
     """A file cannot be read as its modality. `path` is the file, `reason` one short clause without identifiers.
 
-    Messages end in logs, so this one masks names in the path that could be a person's (`m3bind.privacy.shown`).
+    Messages end in logs, so this one masks names in the path that could be a person's (`m3bind.privacy.redact_path`).
     """
 
     def __init__(self, path: object, reason: str, hint: str = "") -> None:
         """`hint` says what the user can do."""
-        super().__init__(f"{shown(str(path))}: {reason}" + (f"; {hint}" if hint else ""))
+        super().__init__(f"{redact_path(str(path))}: {reason}" + (f"; {hint}" if hint else ""))
         self.path, self.reason, self.hint = str(path), reason, hint
 
 

@@ -2,7 +2,7 @@
 
 * `TECHNICAL_TAGS`: DICOM keywords whose values describe how a picture was made, not whose it is.
 * `technical`: a value of such an entry as a short text, or None where it is free text after all.
-* `shown`: a path as logs, reports and error messages may print it; file names that could hold a person's name are
+* `redact_path`: a path as logs, reports and error messages may print it; file names that could hold a person's name are
   replaced by a hash.
 * `printable`: a text without what a terminal, a table or UTF-8 cannot hold. `is_utf8`: whether a table holds a path.
 * `patient_key`: a salted hash of a patient's identifier.
@@ -71,7 +71,7 @@ def technical(keyword: str, value: object) -> str | None:
     return plain if re.fullmatch(r"[-+0-9.eE\\]{1,120}", plain) else None
 
 
-def shown(path: Path | str) -> str:
+def redact_path(path: Path | str) -> str:
     """`path` for people and logs: parts that could hold a name become "~" and a hash, endings are kept.
 
     Generic words and numbers below six digits ("img_0001.png", "slice12.dcm") are shown as they are.

@@ -195,7 +195,7 @@ def test_corpus_file(tmp_path: Path) -> None:
             'modality,source,licence,text\ncxr,a,x,"Clear XXXX lungs, no effusion."\ncxr,a,x,clear lungs, none.\n'
         )
         handle.write("cxr,a,x,20/20 and 20/30.\nhisto,b,y,Clear lungs\nhisto,b,y,CLEAR  lungs\n")
-    corpus = texts.load_corpus(path)
+    corpus = texts.load_extra_texts(path)
     assert [(c.modality, c.text) for c in corpus] == [
         ("xray", "Clear lungs, no effusion."),
         ("xray", "clear lungs"),
@@ -203,14 +203,14 @@ def test_corpus_file(tmp_path: Path) -> None:
     ]
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ManifestError, match="cannot be read"):
-        texts.load_corpus(path)
+        texts.load_extra_texts(path)
     (tmp_path / "d.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ManifestError, match="no column 'modality', 'text'"):
-        texts.load_corpus(tmp_path / "d.csv")
+        texts.load_extra_texts(tmp_path / "d.csv")
 
 
 def test_real_corpus(mini5: Path) -> None:
-    corpus = texts.load_corpus(mini5 / "text" / "corpus.csv.gz")
+    corpus = texts.load_extra_texts(mini5 / "text" / "corpus.csv.gz")
     assert {c.modality for c in corpus} == {"xray", "ct", "retina", "ecg", "pathology"}
     assert 16_000 < len(corpus) < 17_545
     for c in corpus:

@@ -64,25 +64,25 @@ def test_damaged_files_are_named(tmp_path, text):
 
 
 def test_selection():
-    table = r.ResultTable([make(0.8), make(0.9, stage="bound")])
-    assert table.one(stage="bound").value == 0.9 and len(table.where(metric="auc")) == 2
+    table = r.ResultTable([make(0.8), make(0.9, stage="aligned")])
+    assert table.one(stage="aligned").value == 0.9 and len(table.where(metric="auc")) == 2
     with pytest.raises(M3BindError, match="expected one"):
         table.one(metric="auc")
 
 
 def test_pivot_orders_stages_and_gives_the_student_a_column():
-    rows = [make(0.9, "distilled", "student"), make(0.85, "bound"), make(0.8), make(0.88, "distilled")]
+    rows = [make(0.9, "distilled", "student"), make(0.85, "aligned"), make(0.8), make(0.88, "distilled")]
     data = r.pivot(rows)
-    assert data.columns == ("unbound", "bound", "distilled", "distilled, student text")
+    assert data.columns == ("unbound", "aligned", "distilled", "distilled, student text")
     (line,) = data.lines
     assert [cell.value for cell in line.cells.values()] == [0.8, 0.85, 0.88, 0.9]
     assert line.change == pytest.approx(0.1)
 
 
 def test_another_towers_text_is_another_line():
-    data = r.pivot([make(0.8, "bound"), make(0.7, "bound", "teacher:ct")])
-    assert [(line.text_encoder, line.cells["bound"].value) for line in data.lines] == [("", 0.8), ("teacher:ct", 0.7)]
-    assert len(r.headline([make(0.8, "bound"), make(0.7, "bound", "teacher:ct")]).lines) == 1
+    data = r.pivot([make(0.8, "aligned"), make(0.7, "aligned", "teacher:ct")])
+    assert [(line.text_encoder, line.cells["aligned"].value) for line in data.lines] == [("", 0.8), ("teacher:ct", 0.7)]
+    assert len(r.headline([make(0.8, "aligned"), make(0.7, "aligned", "teacher:ct")]).lines) == 1
 
 
 def test_seeds_are_averaged_with_spread_and_widest_interval():
@@ -99,7 +99,7 @@ def test_headline_takes_auc_for_two_classes_and_balanced_accuracy_for_more():
 
 def test_console_prints_value_interval_n_and_chance():
     out = io.StringIO()
-    Console(file=out, width=160).print(r.console([make(0.8), make(0.9, "bound"), make(math.nan, metric="macro_f1")]))
+    Console(file=out, width=160).print(r.console([make(0.8), make(0.9, "aligned"), make(math.nan, metric="macro_f1")]))
     text = out.getvalue()
     for part in ("0.800", "[0.750, 0.850]", "155", "0.500", "+0.100", "–"):
         assert part in text
@@ -107,7 +107,7 @@ def test_console_prints_value_interval_n_and_chance():
 
 def test_page_calls_a_change_better_only_outside_the_interval():
     def changed(last, metric="auc"):
-        return r.html_table(r.pivot([make(0.8, metric=metric), make(last, "bound", metric=metric)]), "figures")
+        return r.html_table(r.pivot([make(0.8, metric=metric), make(last, "aligned", metric=metric)]), "figures")
 
     assert "better" in changed(0.9) and "worse" in changed(0.7)
     assert "better" not in changed(0.82) and "worse" not in changed(0.78)

@@ -47,7 +47,7 @@ def test_patient_search_equals_a_loop():
         "a": unit(shared[:12] + 0.5 * RNG.normal(size=(12, 6))),
         "b": unit(shared[4:] + 0.5 * RNG.normal(size=(16, 6))),
     }
-    rows = retrieval.patient_retrieval_rows(vectors, patients, Context(stage="bound"), resamples=FEW)
+    rows = retrieval.patient_retrieval_rows(vectors, patients, Context(stage="aligned"), resamples=FEW)
     hits = []
     for i in range(4, 12):
         order = np.argsort(-(vectors["b"] @ vectors["a"][i]))

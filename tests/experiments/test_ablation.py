@@ -13,7 +13,7 @@ from m3bind.experiments import ablation
 
 def row(**values) -> Row:
     base = {"protocol": "zero_shot", "dataset": "d", "modality": "xray", "split": "test", "text_encoder": "teacher"}
-    numbers = {"metric": "auc", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 10, "chance": 0.5, "stage": "bound"}
+    numbers = {"metric": "auc", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 10, "chance": 0.5, "stage": "aligned"}
     return Row(**{**base, **numbers, **values})
 
 
@@ -64,7 +64,7 @@ def test_headline_takes_one_figure_per_task_and_the_means_over_pairs():
             row(protocol="text_agreement", modality="mean", task="towers", metric="R@1", value=0.7),
         ]
     )
-    found = ablation.headline(table, "bound", "teacher")
+    found = ablation.headline(table, "aligned", "teacher")
     assert found["zero-shot"] == pytest.approx(0.7)
     assert found["patient R@10"] == 0.5 and found["R@10 / chance"] == pytest.approx(5)
     assert found["patient R@10, gap-corrected"] == 0.9 and found["text R@1"] == 0.7
@@ -72,7 +72,7 @@ def test_headline_takes_one_figure_per_task_and_the_means_over_pairs():
 
 
 def test_rows_hold_mean_and_spread_over_seeds():
-    made = ablation._row(ablation.VARIANTS["base"], "base", "bound", "teacher", [{"x": 1.0}, {"x": 3.0}])
+    made = ablation._row(ablation.VARIANTS["base"], "base", "aligned", "teacher", [{"x": 1.0}, {"x": 3.0}])
     assert made["x"] == 2 and made["x sd"] == pytest.approx(math.sqrt(2)) and made["seeds"] == 2
     text = ablation.as_text([made])
     assert "2.000±1.414" in text and "base" in text

@@ -27,7 +27,7 @@ def a_run(folder: Path, right: np.ndarray, lam: float, version: str) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump({"align": {"mse_weight": lam}, "name": "x"}))
     write_json(folder / "provenance.json", {"versions": {"torch": version}})
     rows = [
-        Context(dataset="d", modality=m, stage="bound", text_encoder="teacher").row(
+        Context(dataset="d", modality=m, stage="aligned", text_encoder="teacher").row(
             "zero_shot", "accuracy", accuracy(np.ones(len(hits)), hits, Resampling(None, 300, 0))
         )
         for m, hits in (("xray", right), ("ct", np.arange(100) % 2))

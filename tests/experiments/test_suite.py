@@ -19,7 +19,7 @@ from m3bind.evaluate.results import Context
 from m3bind.evaluate.tables import load_tables, printed
 from m3bind.experiments import paper_tables
 from m3bind.experiments.commands import report_suite
-from m3bind.experiments.evaluated_model import EvaluatedModel, SubjectSource, open_subject, source_hash
+from m3bind.experiments.evaluated_model import EvaluatedModel, ModelSource, open_evaluated, source_hash
 from m3bind.experiments.suite import Suite, TableCell, load_suite
 
 
@@ -32,7 +32,7 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All data sets of the paper in small, prepared, small subjects, and suite.yaml."""
+    """All data sets of the paper in small, prepared, small models, and suite.yaml."""
     folder = tmp_path_factory.mktemp("paper")
     paper_suite.make_suite(folder, seeds=[0, 1])
     return folder
@@ -68,7 +68,7 @@ def test_every_cell_of_the_paper_is_computed_once(world: Path, classifiers: None
     assert "<script" not in page
     assert "data:image/png" in page  # Figure 3
     assert "Calibration of zero-shot" in page
-    assert ">change</th>" not in page  # columns are subjects, not stages
+    assert ">change</th>" not in page  # columns are models, not stages
     assert {row.metric for row in suite.calibration()} >= {"ece", "coverage", "answered_accuracy", "temperature"}
     assert paper_tables.contaminated([replace(cells[0], seen=("Some set",))]) == ["CLIP, messidor2: Some set"]
 
@@ -86,8 +86,8 @@ def test_every_cell_of_the_paper_is_computed_once(world: Path, classifiers: None
 @pytest.mark.whole
 def test_missing_data_and_weights_are_said_and_the_rest_goes_on(world: Path, tmp_path: Path) -> None:
     tree = yaml.safe_load((world / "suite.yaml").read_text())
-    tree["subjects"]["clip"] = {"model": "clip"}
-    tree["subjects"]["plip"] = {"model": "plip", "checkpoint": str(tmp_path / "none.bin")}
+    tree["models"]["clip"] = {"model": "clip"}
+    tree["models"]["plip"] = {"model": "plip", "checkpoint": str(tmp_path / "none.bin")}
     tree["data"] = str(tmp_path / "data")
     shutil.copytree(world / "data" / "sicapv2", tmp_path / "data" / "sicapv2", symlinks=True)
     (tmp_path / "some.yaml").write_text(yaml.safe_dump(tree))
@@ -95,7 +95,7 @@ def test_missing_data_and_weights_are_said_and_the_rest_goes_on(world: Path, tmp
     failed = suite.run(["table=1", "zero shot", "sicapv2"])
     assert set(failed) == {"clip: zero shot sicapv2 sicapv2", "plip: zero shot sicapv2 sicapv2"}
     assert "no weights of clip" in failed["clip: zero shot sicapv2 sicapv2"]
-    cells = {(c.line.subject, c.column.name): c for c in suite.cells() if c.table.number == 1}
+    cells = {(c.line.model, c.column.name): c for c in suite.cells() if c.table.number == 1}
     assert cells["quiltnet", "SICAPv2"].rows
     assert "m3bind prepare pcam --root" in cells["quiltnet", "Camelyon"].missing
     assert "none.bin" in cells["plip", "SICAPv2"].missing
@@ -131,7 +131,7 @@ def test_transcription_has_every_row_of_the_tables() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("seeds=[]", "seeds"), ("subjects.mine={}", "mine"), ("nonsense=1", "nonsense"), ("data", "section.key=value")],
+    [("seeds=[]", "seeds"), ("models.mine={}", "mine"), ("nonsense=1", "nonsense"), ("data", "section.key=value")],
 )
 def test_bad_suite_settings_are_named(change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -148,17 +148,17 @@ def test_a_run_that_is_not_finished_is_not_trained_by_opening_it(tmp_path: Path)
     run_folder = tmp_path / "runs" / "half"
     run_folder.mkdir(parents=True)
     (run_folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(ConfigError, match=r"half is not finished \(.*stage0/xray holds no weights\)"):
-        open_subject("mine", SubjectSource(run=str(run_folder)), "xray", tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"half is not finished \(.*pretrain/xray holds no weights\)"):
+        open_evaluated("mine", ModelSource(run=str(run_folder)), "xray", tmp_path / "cache")
     with pytest.raises(ConfigError, match="no runs of base"):
-        open_subject("mine", SubjectSource(ablation=str(tmp_path)), "xray", tmp_path / "cache")
+        open_evaluated("mine", ModelSource(ablation=str(tmp_path)), "xray", tmp_path / "cache")
 
 
 def test_a_subject_is_known_by_all_its_weights_and_by_nothing_else(tmp_path: Path) -> None:
     weights = tmp_path / "model" / "pytorch_model.bin"
     weights.parent.mkdir()
     weights.write_bytes(b"one")
-    model = SubjectSource(model="plip", checkpoint=str(weights.parent))
+    model = ModelSource(model="plip", checkpoint=str(weights.parent))
     first = source_hash(model)
     weights.write_bytes(b"other")
     assert source_hash(model) != first
@@ -166,7 +166,7 @@ def test_a_subject_is_known_by_all_its_weights_and_by_nothing_else(tmp_path: Pat
     for variant in ("base", "two"):
         (tmp_path / "ablation" / "seed0" / variant).mkdir(parents=True)
         (tmp_path / "ablation" / "seed0" / variant / "final.safetensors").write_bytes(b"weights")
-    run_of = SubjectSource(ablation=str(tmp_path / "ablation"), variant="base")
+    run_of = ModelSource(ablation=str(tmp_path / "ablation"), variant="base")
     first = source_hash(run_of)
     (tmp_path / "ablation" / "seed0" / "two" / "final.safetensors").write_bytes(b"changed")
     assert source_hash(run_of) == first

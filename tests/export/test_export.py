@@ -181,7 +181,7 @@ def test_arrays_refuse_what_is_not_there(tmp_path):
 def test_command_line(tmp_path):
     saved(tmp_path)
     row = {"protocol": "zero_shot", "dataset": "d", "modality": "grey", "split": "test", "text_encoder": "teacher"}
-    row |= {"metric": "auc", "value": 0.75, "ci_low": 0.7, "ci_high": None, "n": 9, "chance": 0.5, "stage": "bound"}
+    row |= {"metric": "auc", "value": 0.75, "ci_low": 0.7, "ci_high": None, "n": 9, "chance": 0.5, "stage": "aligned"}
     (tmp_path / "results.json").write_text(json.dumps([row]))
     arguments = ["export", str(tmp_path / "space"), "--to", "hub", "--out", str(tmp_path / "hub")]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -18,7 +18,7 @@ pytest.importorskip("httpx", reason="needs the extra `hospital`")
 from hospital.planted import radiograph, save
 from m3bind.errors import ConfigError
 from m3bind.hospital import http
-from m3bind.hospital.answers import Gone, TransientError, WebError
+from m3bind.hospital.answers import ServerUnavailableError, TransientError, WebError
 from m3bind.hospital.deidentify import Deidentifier, Refused
 from m3bind.hospital.dicomweb import Pull
 from m3bind.hospital.http import Bounds, Web, authorization
@@ -157,7 +157,10 @@ def test_faults_that_do_not_pass(archive: Archive, intake: Intake) -> None:
     archive.faults = [lambda handler: reply(handler, 302, Location="http://127.0.0.1:1/")] * 9
     archive.uids[0] = (archive.uids[0][0], "1.2.3")
     assert fetch(archive, intake)["failed"] == 1 and len(archive.faults) == 8
-    with Web("http://127.0.0.1:1/", bounds=Bounds(tries=2)) as web, pytest.raises(Gone, match="2 times"):
+    with (
+        Web("http://127.0.0.1:1/", bounds=Bounds(tries=2)) as web,
+        pytest.raises(ServerUnavailableError, match="2 times"),
+    ):
         web.search("studies")
 
 

@@ -16,7 +16,7 @@ from hospital.lying import HTML, Liar, answer, drips, multipart, raw, rows, say
 from hospital.planted import radiograph, save, series
 from m3bind.errors import ConfigError
 from m3bind.hospital import http
-from m3bind.hospital.answers import QUOTED, Gone, WebError, reason_of
+from m3bind.hospital.answers import QUOTED, ServerUnavailableError, WebError, reason_of
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.dicomweb import Pull
 from m3bind.hospital.http import Bounds, Web, authorization
@@ -103,7 +103,7 @@ def test_a_server_that_goes_away_ends_the_pull(liar: Callable[..., Liar], intake
     server.routes[""] = lambda one, connection, query: (
         away(one, connection, query) if "/series/" in one.asked[-1][0] else one.honest(connection, *one.asked[-1])
     )
-    with pytest.raises(Gone, match="no longer answers"):
+    with pytest.raises(ServerUnavailableError, match="no longer answers"):
         pulled(server, intake)
     assert len(server.asked) < 20
 

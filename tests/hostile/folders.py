@@ -59,7 +59,8 @@ def ask(index: str) -> None:
         for exact in (True, False):
             opened.search(rows, 5, exact=exact)
         if len(rows):
-            calibration_of(opened).judge(rows, next(iter(opened.counts())), np.ones((len(rows), 1), np.float32))
+            scores = np.ones((len(rows), 1), np.float32)
+            calibration_of(opened).calibrate_scores(rows, next(iter(opened.counts())), scores)
 
 
 def app_of(index: str, space: str) -> None:
@@ -145,7 +146,7 @@ def _run(folder: Path) -> None:
     from m3bind.evaluate.results import Context, ResultTable
 
     hits = np.arange(40) % 3 > 0
-    row = Context(dataset="d", modality="xray", seed=0, task="t", stage="bound").row(
+    row = Context(dataset="d", modality="xray", seed=0, task="t", stage="aligned").row(
         "zero_shot", "accuracy", mean_estimate(hits, 0.5, Resampling([str(n) for n in range(40)], 50, 0))
     )
     folder.mkdir(parents=True)

@@ -38,9 +38,9 @@ def manifest(path: str, templates: str | None = None) -> None:
 
 def corpus(path: str) -> None:
     """Texts without images."""
-    from m3bind.data.texts import load_corpus
+    from m3bind.data.texts import load_extra_texts
 
-    load_corpus(path)
+    load_extra_texts(path)
 
 
 # --- manifests --------------------------------------------------------------------------------------------------------

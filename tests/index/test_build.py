@@ -95,6 +95,6 @@ def test_command(tmp_path):
     with open_index(tmp_path / "index") as index:
         ids, _ = index.sample(3)
     (tmp_path / "gone.txt").write_text("\n".join([*ids, "nobody"]))
-    gone = run(app, ["index", *out, "--delete-ids", str(tmp_path / "gone.txt"), "--publish"], catch_exceptions=False)
+    gone = run(app, ["index", *out, "--delete-ids", str(tmp_path / "gone.txt"), "--commit"], catch_exceptions=False)
     assert "3 of 4 items deleted" in gone.output and "9 items" in gone.output and "beside" not in gone.output
     assert "nothing is damaged" in run(app, ["index", *out, "--repair"], catch_exceptions=False).output

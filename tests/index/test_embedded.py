@@ -52,7 +52,7 @@ def both(pair, start, n, seed):
         st.one_of(
             st.tuples(st.just("upsert"), st.integers(0, 300), st.integers(1, 250)),
             st.tuples(st.just("delete"), st.integers(0, 300), st.integers(1, 80)),
-            st.tuples(st.just("publish"), st.just(0), st.just(0)),
+            st.tuples(st.just("commit"), st.just(0), st.just(0)),
             st.tuples(st.just("reopen"), st.just(0), st.just(0)),
         ),
         max_size=12,
@@ -67,7 +67,7 @@ def test_any_order_of_changes_equals_the_naive_index(tmp_path_factory, steps):
             both((index, oracle), start, n, seed)
         elif what == "delete":
             assert index.delete(names(start, n)) == oracle.delete(names(start, n))
-        elif what == "publish":
+        elif what == "commit":
             index.commit()
             assert index.pending == 0 or not len(index)
         else:

@@ -37,7 +37,7 @@ def test_scores_are_judged_as_defined(count, queries, seed):
     rng = np.random.default_rng(seed)
     rows, asked = unit(rng.normal(size=(count, DIM))), unit(rng.normal(size=(queries, DIM)))
     scores = rng.uniform(-1, 1, (queries, 3)).astype(np.float32)
-    calibrated, percentile = Calibration({}, {"ct": rows}, {}, "").judge(asked, "ct", scores)
+    calibrated, percentile = Calibration({}, {"ct": rows}, {}, "").calibrate_scores(asked, "ct", scores)
     for line in range(queries):
         near = [float(np.dot(row.astype(float), asked[line].astype(float))) for row in rows]
         mean, spread = np.mean(near), np.std(near)
@@ -51,13 +51,13 @@ def test_scores_are_judged_as_defined(count, queries, seed):
 
 def test_queries_without_a_hit_keep_their_place():
     calibration = Calibration({}, {"ct": unit(np.eye(DIM))}, {}, "")
-    calibrated, percentile = calibration.judge(unit(np.eye(DIM)[:2]), "ct", np.empty((2, 0), np.float32))
+    calibrated, percentile = calibration.calibrate_scores(unit(np.eye(DIM)[:2]), "ct", np.empty((2, 0), np.float32))
     assert calibrated.shape == percentile.shape == (2, 0)
 
 
 def test_a_single_item_is_judged_among_those_of_all_modalities(index):
     row, made = index.vectors(["ecg200"]), Calibration.draw(index)
-    calibrated, percentile = made.judge(row, "ecg", np.array([[1.0]], np.float32))
+    calibrated, percentile = made.calibrate_scores(row, "ecg", np.array([[1.0]], np.float32))
     everything = (row @ np.concatenate(list(made.rows.values())).T).ravel()
     assert calibrated[0, 0] == pytest.approx((1 - everything.mean()) / everything.std(), abs=1e-4) and calibrated > 2
     assert percentile[0, 0] == pytest.approx(100 * 80 / 81)

@@ -180,13 +180,13 @@ def test_a_finished_run_is_shown_reported_and_opened_again(project, call, finish
 def test_interrupt_is_one_clear_line(project):
     process = start(project, "fit", "settings.yaml", "--name", "interrupted", "--set", "pretrain.steps=100000")
     deadline = time.monotonic() + 240
-    while not list(project.glob("runs/interrupted/stage0/*/step_*")) and time.monotonic() < deadline:
+    while not list(project.glob("runs/interrupted/pretrain/*/step_*")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "goes on from the last checkpoint" in err and "Traceback" not in err
-    assert list(project.glob("runs/interrupted/stage0/*/step_*.safetensors"))
+    assert list(project.glob("runs/interrupted/pretrain/*/step_*.safetensors"))
 
 
 def test_other_settings_in_the_same_folder_are_refused(call):
@@ -321,7 +321,7 @@ def test_a_file_of_a_finished_run_that_is_not_as_written_is_named(
         assert code == 1 and name in shown and "Traceback" not in shown, (command, shown)
 
 
-@pytest.mark.parametrize("gone", ["results.json", "stage1", "stage2/b", "stage0/xray"])
+@pytest.mark.parametrize("gone", ["results.json", "align", "distill/b", "pretrain/xray"])
 def test_a_received_run_that_is_not_finished_is_not_trained_by_its_report(
     project: Path, finished: Path, call, tmp_path: Path, gone: str
 ) -> None:
@@ -347,7 +347,7 @@ def test_two_fits_on_one_folder_and_settings_that_are_gone(project: Path, finish
     assert code == 1 and "config.yaml is missing" in shown and not (folder / "config.yaml").exists()
     code, shown = call(*again)
     assert code == 0 and (folder / "config.yaml").read_bytes() == (finished / "config.yaml").read_bytes()
-    for place in ("stage1", "stage0/xray", "stage2/a"):
+    for place in ("align", "pretrain/xray", "distill/a"):
         spoiled = folder / place / "final.safetensors"
         good = spoiled.read_bytes()
         spoiled.write_bytes(good[:-4] + b"\x00\x00\x00\x01")  # still a whole file of weights

@@ -61,7 +61,7 @@ def history():
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run <1>")
     before, now, rows = fake(0.0), fake(1.5), []
-    for stage, points in (("unbound", before), ("bound", now)):
+    for stage, points in (("unbound", before), ("aligned", now)):
         context = Context("phantom", stage=stage)
         vectors = {m: p.vectors for m, p in points.items()}
         rows += patient_retrieval_rows(vectors, {m: p.patients for m, p in points.items()}, context, resamples=20)

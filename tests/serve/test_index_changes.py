@@ -1,4 +1,4 @@
-"""The index changes underneath: another process adds, publishes, damages; running requests finish on the old one."""
+"""The index changes underneath: another process adds, commits, damages; running requests finish on the old one."""
 
 import shutil
 
@@ -20,11 +20,11 @@ def copied(world, tmp_path):
     return shutil.copytree(world.index, tmp_path / "index")
 
 
-def add(place, space, name="new", publish=True):
+def add(place, space, name="new", commit=True):
     row = space.encode_text("a lung")
     with open_index(place, writable=True) as index:
         index.upsert(row, pd.DataFrame({"id": [name], "modality": ["ecg"], "label": ["brand new"]}))
-        if publish:
+        if commit:
             index.commit()
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3bind.serve.errors import Refusal
-from m3bind.serve.lru_cache import Kept
+from m3bind.serve.lru_cache import LruCache
 from m3bind.serve.previews import Preview
 from m3bind.serve.queues import Queue
 from m3bind.serve.uploads import Upload, Uploads
@@ -100,7 +100,7 @@ def test_one_upload_larger_than_all_is_refused():
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 50)), max_size=50))
 def test_kept_values_stay_within_their_bytes(asked):
-    kept, made_for = Kept[bytes](100, len), {}
+    kept, made_for = LruCache[bytes](100, len), {}
     for key, size in asked:
         value = kept.get(key, lambda size=size: bytes(size))
         assert len(value) in (size, made_for.get(key))

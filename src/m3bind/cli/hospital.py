@@ -281,14 +281,14 @@ def _sent(send: Any, name: str, report: Any) -> bool:
     """Whether a report was taken.
 
     Raises:
-        Gone: the archive cannot be reached.
+        ServerUnavailableError: the archive cannot be reached.
     """
-    from m3bind.hospital.answers import Gone, WebError
+    from m3bind.hospital.answers import ServerUnavailableError, WebError
     from m3bind.hospital.send import SendError
 
     try:
         send(report)
-    except Gone:
+    except ServerUnavailableError:
         raise
     except (SendError, WebError) as error:
         print(f"{name}: not taken: {error}", file=sys.stderr)

@@ -82,7 +82,7 @@ def index(
     ] = "index",
     add: Annotated[bool, typer.Option("--add", help="into an index that is there; same ids are replaced")] = False,
     delete_ids: Annotated[Path | None, typer.Option(help="file with one id per line: forget these items")] = None,
-    publish: Annotated[bool, typer.Option("--publish", help="fastest form for all changes, calibrated anew")] = False,
+    commit: Annotated[bool, typer.Option("--commit", help="all changes into the fastest form, calibrate")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="mend a damaged index in a folder")] = False,
     json_file: Json = None,
 ) -> None:
@@ -109,12 +109,12 @@ def index(
         known = [*remembered(encoded), *remembered(out)] if add else remembered(encoded)
         build_index(open_encoded(encoded), out, add=add).close()
         remember(out, known)
-    if delete_ids or publish:
+    if delete_ids or commit:
         with open_index(out, writable=True) as opened:
             if delete_ids:
                 ids = lines_given(delete_ids, "--delete-ids")
                 print(f"{opened.delete(ids)} of {len(ids)} items deleted")
-            if publish:
+            if commit:
                 opened.commit()
                 calibrate(opened)
     with open_index(out) as opened:

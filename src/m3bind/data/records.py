@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m3bind.privacy import shown
+from m3bind.privacy import redact_path
 
 SPLITS = ("train", "valid", "test")  # in rising order of protection: a patient in two of them stays in the later one
 
@@ -71,7 +71,7 @@ def format_bad_rows(bad: Sequence[BadRow], limit: int = 20) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(row.kind or "other" for row in bad).most_common())
     lines = [f"{len(bad)} rows set aside ({kinds})"]
     for row in sorted(bad, key=lambda row: row.row)[:limit]:
-        lines.append(f"  row {row.row}: {row.reason}" + (f"  [{shown(row.path)}]" if row.path else ""))
+        lines.append(f"  row {row.row}: {row.reason}" + (f"  [{redact_path(row.path)}]" if row.path else ""))
     if len(bad) > limit:
         lines.append(f"  ... and {len(bad) - limit} more")
     return "\n".join(lines)

@@ -4,7 +4,7 @@
 * `describe`: captions and concepts of one manifest row, by templates kept as data in `templates/*.yaml`.
 * `concept_phrases`: other wordings of a shared concept.
 * `length_report`: word counts and their percentiles.
-* `load_corpus`: texts without images (`text/corpus.csv.gz`).
+* `load_extra_texts`: texts without images (`text/corpus.csv.gz`).
 
 A template file is named after a data set, or after a modality for sets without one; `generic.yaml` serves the rest:
     texts_from:     columns whose values are worded: label, labels
@@ -365,7 +365,7 @@ class CorpusText:
     text: str
 
 
-def load_corpus(path: Path | str) -> list[CorpusText]:
+def load_extra_texts(path: Path | str) -> list[CorpusText]:
     """Clean, informative, distinct texts of a CSV with the columns modality, source, licence, text (may be .gz).
 
     Modality names cxr and histo become xray and pathology. A text that occurs in two modalities is kept in both.

@@ -9,7 +9,7 @@
     OUT/encoded.json          which space, how it was computed, counts, hash of each file
 
 * `open_encoded`: opens it, memory-mapped -> `Encoded`.
-* `publish`: shards of one `Journal` -> that folder. * `merge`: those of several, from several machines.
+* `assemble`: shards of one `Journal` -> that folder. * `merge`: those of several, from several machines.
 
 OUT appears (or is replaced) as a whole. One shard is in memory at a time.
 Shapes: n items, p parts, d dimension of the space.
@@ -268,7 +268,7 @@ class _Table:
         self._writer.close()
 
 
-def publish(store: Journal, out: Path, others: Sequence[Journal] = ()) -> None:
+def assemble(store: Journal, out: Path, others: Sequence[Journal] = ()) -> None:
     """Put finished shards together and replace `out` as a whole; what `store` lacks is looked for in `others`.
 
     Raises:
@@ -372,7 +372,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Encoded:
                 "space and files everywhere"
             )
     out = Path(os.path.abspath(out))
-    publish(stores[0], out, stores[1:])
+    assemble(stores[0], out, stores[1:])
     return open_encoded(out)
 
 

@@ -41,7 +41,7 @@ class LeakReport:
     repeated: int = 0  # test files that occur more than once within test
     twins: list[NearDuplicate] = field(default_factory=list)
     threshold: float = 1.0  # of the cosine from which on two files are near-duplicates
-    seen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # subject -> names on its card that match
+    seen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # model -> names on its card that match
 
     def report(self) -> str:
         """Sentences for people; no patients and no paths."""

@@ -1,7 +1,7 @@
-"""One job of a table: a protocol, carried out on one data set for one subject.
+"""One job of a table: a protocol, carried out on one data set for one model.
 
 * `Job`: what is computed together; columns that differ in metric, variant or amount alone share one.
-* `Measurable`: what a subject offers. * `run_job`: the rows of a job.
+* `Measurable`: what a model offers. * `run_job`: the rows of a job.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ MOST_TRAINING = 20_000  # training images that a modality's mean is estimated on
 
 
 class Measurable(Protocol):
-    """What a protocol asks of a subject (`m3bind.experiments.evaluated_model.EvaluatedModel` has it)."""
+    """What a protocol asks of a model (`m3bind.experiments.evaluated_model.EvaluatedModel` has it)."""
 
     name: str
     seed: int
@@ -150,7 +150,7 @@ class Measure:
     shots: Path | None = None  # folder where few-shot lists are kept
 
 
-def run_job(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+def run_job(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
     """The rows of a job, and the files that were set aside.
 
     Raises:
@@ -162,7 +162,7 @@ def run_job(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> t
         "text_retrieval": _text_retrieval,
         "cross_modal": _cross_modal,
         "classifier": _classifier,
-    }[job.protocol](job, subject, data, measure)
+    }[job.protocol](job, model, data, measure)
 
 
 def find_task(name: str, data: Dataset) -> Task:
@@ -184,7 +184,7 @@ def task_hash(name: str) -> str:
 
 
 def _files(
-    subject: Measurable, data: Dataset, split: str, modality: str, needed: bool = True
+    model: Measurable, data: Dataset, split: str, modality: str, needed: bool = True
 ) -> tuple[list[Record], list[BadRow]]:
     """Readable records of a split.
 
@@ -192,34 +192,34 @@ def _files(
         ConfigError: `needed` and there are none.
     """
     wanted = data.split(split, modality) if split != "all" else [r for r in data.records if r.modality == modality]
-    records, bad = subject.readable(wanted)
+    records, bad = model.readable(wanted)
     if needed and not records:
         raise ConfigError(f"{data.name}: no readable {modality} file in the {split} split")
     return records, bad
 
 
-def _context(job: Job, subject: Measurable, path: str = "") -> Context:
+def _context(job: Job, model: Measurable, path: str = "") -> Context:
     return Context(
         dataset=job.dataset,
         modality=job.modality,
         split=job.split,
         text_encoder="" if not path else "student" if path == "student" else "teacher",
-        stage=subject.name,
-        seed=subject.seed,
+        stage=model.name,
+        seed=model.seed,
         task=job.task,
     )
 
 
-def _zero_shot(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+def _zero_shot(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
     task = find_task(job.task, data)
-    test, bad = _files(subject, data, job.split, job.modality)
-    valid, more = _files(subject, data, "valid", job.modality, needed=False) if job.split == "test" else ([], [])
-    path = subject.text_encoder(job.modality, job.text)
-    known = (subject.images(valid), valid) if valid else None
-    images, scale, context = subject.images(test), subject.scale(job.modality), _context(job, subject, path)
+    test, bad = _files(model, data, job.split, job.modality)
+    valid, more = _files(model, data, "valid", job.modality, needed=False) if job.split == "test" else ([], [])
+    path = model.text_encoder(job.modality, job.text)
+    known = (model.images(valid), valid) if valid else None
+    images, scale, context = model.images(test), model.scale(job.modality), _context(job, model, path)
 
     def encode(texts: Sequence[str]) -> Array:
-        return subject.texts(texts, path)
+        return model.texts(texts, path)
 
     rows = evaluate_task(task, images, test, encode, context, valid=known, scale=scale, resamples=measure.resamples)
     rows += _calibration(task, (images, test), known, encode, scale, context, measure.resamples)
@@ -247,107 +247,107 @@ def _calibration(
     return calibration_rows(*scored[0], place, parts[0][2], valid=chosen_on, resamples=resamples)
 
 
-def _classifier(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+def _classifier(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
     task = find_task(job.task, data)
-    test, bad = _files(subject, data, job.split, job.modality)
-    valid, more = _files(subject, data, "valid", job.modality, needed=False) if job.split == "test" else ([], [])
-    known = (task.labels(valid), _scores(task, subject, valid)) if valid else None
-    draw = Resampling([record.patient for record in test], measure.resamples, subject.seed)
-    context = replace(_context(job, subject), prompts=task.prompts_hash)
-    scores = _scores(task, subject, test)
+    test, bad = _files(model, data, job.split, job.modality)
+    valid, more = _files(model, data, "valid", job.modality, needed=False) if job.split == "test" else ([], [])
+    known = (task.labels(valid), _scores(task, model, valid)) if valid else None
+    draw = Resampling([record.patient for record in test], measure.resamples, model.seed)
+    context = replace(_context(job, model), prompts=task.prompts_hash)
+    scores = _scores(task, model, test)
     rows = score_rows("classifier", task.labels(test), scores, context, draw, names=job.metrics, valid=known)
     return rows, bad + more
 
 
-def _scores(task: Task, subject: Measurable, records: Sequence[Record]) -> NDArray[np.float64]:
+def _scores(task: Task, model: Measurable, records: Sequence[Record]) -> NDArray[np.float64]:
     """(n, c): a classifier's scores of the task's classes; a class of several labels has the highest of theirs.
 
     Raises:
         ConfigError: it does not know a class.
     """
-    names, scores = subject.label_scores(records)
+    names, scores = model.label_scores(records)
     place = {name.casefold(): i for i, name in enumerate(names)}
     columns = []
     for spec in task.classes:
         wanted = [place[name.casefold()] for name in (spec.name, *spec.match.labels) if name.casefold() in place]
         if not wanted:
-            raise ConfigError(f"{subject.name} was not trained on the label {spec.name!r} of {task.name}")
+            raise ConfigError(f"{model.name} was not trained on the label {spec.name!r} of {task.name}")
         columns.append(scores[:, sorted(set(wanted))].max(1))
     return np.stack(columns, 1)
 
 
-def _few_shot(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+def _few_shot(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
     task = find_task(job.task, data)
     bad: list[BadRow] = []
     records: dict[str, list[Record]] = {}
     for split in ("train", "valid", "test"):
-        records[split], unread = _files(subject, data, split, job.modality, needed=split == "test")
+        records[split], unread = _files(model, data, split, job.modality, needed=split == "test")
         bad += unread
-    train, valid = (_samples(subject, task, records[side]) if records[side] else None for side in ("train", "valid"))
-    test = _samples(subject, task, records["test"])
+    train, valid = (_samples(model, task, records[side]) if records[side] else None for side in ("train", "valid"))
+    test = _samples(model, task, records["test"])
     rows = few_shot_rows(
-        subject.finetune([r for side in records.values() for r in side]) if job.method == FINETUNE else job.method,
+        model.finetune([r for side in records.values() for r in side]) if job.method == FINETUNE else job.method,
         train,
         valid,
         test,
-        _class_texts(task, subject, job.modality, test.embeddings.shape[1]),
-        replace(_context(job, subject), prompts=task.prompts_hash),
+        _class_texts(task, model, job.modality, test.embeddings.shape[1]),
+        replace(_context(job, model), prompts=task.prompts_hash),
         amounts=job.amounts,
         unit="percent" if job.unit == "percent" else "shot",
         seeds=measure.seeds,
         resamples=measure.resamples,
-        scale=subject.scale(job.modality),
+        scale=model.scale(job.modality),
         names=job.metrics,
         folder=measure.shots and measure.shots / job.dataset / job.task,
     )
     return rows, bad
 
 
-def _samples(subject: Measurable, task: Task, records: Sequence[Record]) -> Samples:
+def _samples(model: Measurable, task: Task, records: Sequence[Record]) -> Samples:
     return Samples(
-        subject.features(records),
-        subject.images(records),
+        model.features(records),
+        model.images(records),
         task.labels(records),
         [record.patient for record in records],
         [record.id for record in records],
     )
 
 
-def _class_texts(task: Task, subject: Measurable, modality: str, dim: int) -> NDArray[np.float64]:
-    """(c, d) class texts for methods that start from them; zeros for a subject without text tower."""
-    path = subject.text_encoder(modality)
+def _class_texts(task: Task, model: Measurable, modality: str, dim: int) -> NDArray[np.float64]:
+    """(c, d) class texts for methods that start from them; zeros for a model without text tower."""
+    path = model.text_encoder(modality)
     try:
-        return class_directions(task, lambda texts: subject.texts(texts, path))
+        return class_directions(task, lambda texts: model.texts(texts, path))
     except ConfigError:
         return np.zeros((len(task.classes), dim))
 
 
-def _text_retrieval(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
-    records, bad = _files(subject, data, "test", job.modality)
-    path = subject.text_encoder(job.modality, job.text)
+def _text_retrieval(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+    records, bad = _files(model, data, "test", job.modality)
+    path = model.text_encoder(job.modality, job.text)
     texts, owner = distinct_texts([record.captions[0] for record in records])
     patients = [record.patient for record in records]
     rows = text_retrieval_rows(
-        subject.images(records),
-        subject.texts(texts, path),
+        model.images(records),
+        model.texts(texts, path),
         owner,
-        _context(job, subject, path),
+        _context(job, model, path),
         patients,
         resamples=measure.resamples,
     )
     return rows, bad
 
 
-def _cross_modal(job: Job, subject: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+def _cross_modal(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
     """Plain, gap-corrected, and through text."""
     source, _, target = job.direction.partition("->")
-    sides = [_files(subject, data, "test", m) for m in (source, target)]
+    sides = [_files(model, data, "test", m) for m in (source, target)]
     bad = [fault for _, faults in sides for fault in faults]
     records = {m: found for m, (found, _) in zip((source, target), sides)}
-    images = {m: subject.images(found) for m, found in records.items()}
-    context = _context(job, subject)
-    means = _means(subject, data, (source, target))
-    said = {"": images[source], **_said(subject, data, source, images[source])}
+    images = {m: model.images(found) for m, found in records.items()}
+    context = _context(job, model)
+    means = _means(model, data, (source, target))
+    said = {"": images[source], **_said(model, data, source, images[source])}
     rows: list[Row] = []
     for way, queries in said.items():
         for correction in [None, means] if means and not way else [None]:
@@ -387,25 +387,25 @@ def _matched(
     return [row for row in rows if row.modality == job.direction]
 
 
-def _means(subject: Measurable, data: Dataset, names: Sequence[str]) -> dict[str, Array] | None:
+def _means(model: Measurable, data: Dataset, names: Sequence[str]) -> dict[str, Array] | None:
     """Mean training embedding (d,) of each modality; None where there are no training images of one."""
     found = {}
     for name in names:
-        records, _ = _files(subject, data, "train", name, needed=False)
+        records, _ = _files(model, data, "train", name, needed=False)
         if not records:
             return None
-        found[name] = subject.images(records[:MOST_TRAINING]).mean(0)
+        found[name] = model.images(records[:MOST_TRAINING]).mean(0)
     return found
 
 
-def _said(subject: Measurable, data: Dataset, modality: str, images: Array) -> dict[str, Array]:
+def _said(model: Measurable, data: Dataset, modality: str, images: Array) -> dict[str, Array]:
     """The images as their nearest training reports say them."""
     captions = [r.captions[0] for r in data.split("train", modality)][:MOST_TRAINING]
     if not captions:
         return {}
     try:
         texts, _ = distinct_texts(captions)
-        return {"through text": through_text(images, subject.texts(texts, subject.text_encoder(modality)))}
+        return {"through text": through_text(images, model.texts(texts, model.text_encoder(modality)))}
     except ConfigError:  # no text tower
         return {}
 

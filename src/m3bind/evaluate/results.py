@@ -29,7 +29,7 @@ from m3bind.errors import M3BindError, ResultError
 from m3bind.evaluate.metrics import Estimate
 from m3bind.evaluate.tasks import title as modality_title
 
-STAGES = ("unbound", "closed_form", "bound", "distilled")
+STAGES = ("unbound", "closed_form", "aligned", "distilled")
 LOW_IS_GOOD = ("median_rank", "ece")
 PROTOCOLS = {
     "zero_shot": "Zero-shot classification",

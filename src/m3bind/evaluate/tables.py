@@ -43,7 +43,7 @@ class TableRow(Strict, frozen=True):
     """Whom it is measured of."""
 
     method: str  # as printed
-    subject: str  # a key of the suite's subjects
+    model: str  # a key of the suite's models
     text: Literal["", "teacher", "student"] = ""  # text tower; "": the student where there is one
     protocol: Protocol | None = None  # another one than the columns', e.g. a classifier beside zero-shot models
     tuning: str = ""  # few_shot: another method than the columns'

@@ -205,10 +205,10 @@ def _ablate(config: RunConfig, folder: Path, seeds: Sequence[int], only: Sequenc
                 variant_config(config, VARIANTS[name], seed),
                 folder / f"seed{seed}" / name,
                 cache=folder.parent / "cache",
-                stage0=folder / f"seed{seed}" / (f"stage0-{name}" if VARIANTS[name].towers else "stage0"),
+                pretrain_folder=folder / f"seed{seed}" / (f"pretrain-{name}" if VARIANTS[name].towers else "pretrain"),
             )
             table = run.fit()
-            stages = {"bound": "teacher", "distilled": "student"}
+            stages = {"aligned": "teacher", "distilled": "student"}
             if name == "base" or VARIANTS[name].towers or VARIANTS[name].modalities:
                 stages = {"unbound": "teacher", "closed_form": "teacher", **stages}
             for stage, path in stages.items():

@@ -106,12 +106,12 @@ def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) 
     space = load(folder / "space" if (folder / "space" / "space.json").exists() else folder)
     found = read_manifest(manifest, root=root, modalities=space.modalities)
     with TemporaryDirectory() as cache:
-        subject = of_space("space", space, FeatureExtractor(FeatureCache(cache)))
+        model = of_space("space", space, FeatureExtractor(FeatureCache(cache)))
         bad = list(found.bad)
         files: dict[str, dict[str, list[Record]]] = {split: {}, "train": {}}
         for s, part in files.items():
             for m in space.modalities:
-                part[m], unread = subject.readable([r for r in found.records if (r.modality, r.split) == (m, s)])
+                part[m], unread = model.readable([r for r in found.records if (r.modality, r.split) == (m, s)])
                 bad += unread
         names = [m for m, records in files[split].items() if records]
         if not names:
@@ -119,13 +119,13 @@ def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) 
                 f"{manifest}: no rows of split {split!r} for {', '.join(space.modalities)}; choose another --split"
             )
         images = {
-            s: {m: subject.images(part[m]) if part[m] else np.zeros((0, space.dim), np.float32) for m in names}
+            s: {m: model.images(part[m]) if part[m] else np.zeros((0, space.dim), np.float32) for m in names}
             for s, part in files.items()
         }
     student = "student" in space.text_encoders
     means = _means(space, names)
     view = View(
-        "distilled" if student else "bound",
+        "distilled" if student else "aligned",
         images[split],
         {m: files[split][m] for m in names},
         images["train"],
@@ -205,25 +205,25 @@ def leak_report(manifest: Path, root: Path | None, space: Path | None, threshold
     found = read_manifest(manifest, root=root)
     texts, leaked = [], False
     with TemporaryDirectory() as cache:
-        subject = of_space("space", load(space), FeatureExtractor(FeatureCache(cache))) if space else None
+        model = of_space("space", load(space), FeatureExtractor(FeatureCache(cache))) if space else None
         for m in dict.fromkeys(record.modality for record in found.records):
             records = [record for record in found.records if record.modality == m]
             report = split_leaks(records, found.bad)
-            if subject is not None and m in subject.models:
-                _look_with(subject, m, records, report, threshold)
+            if model is not None and m in model.models:
+                _look_with(model, m, records, report, threshold)
             leaked |= bool(report.patients or report.contents or report.twins or report.seen)
             texts.append(f"{m}\n{report.report()}")
     return "\n\n".join(texts), leaked
 
 
 def _look_with(
-    subject: EvaluatedModel, modality: str, records: Sequence[Record], report: LeakReport, threshold: float | None
+    model: EvaluatedModel, modality: str, records: Sequence[Record], report: LeakReport, threshold: float | None
 ) -> None:
     """What only a space can tell: near-duplicates, and data sets that its model has seen."""
-    sides = {s: subject.readable([r for r in records if r.split == s])[0] for s in ("test", "train")}
+    sides = {s: model.readable([r for r in records if r.split == s])[0] for s in ("test", "train")}
     if all(sides.values()):
-        rows = {s: subject.images(side) for s, side in sides.items()}
+        rows = {s: model.images(side) for s, side in sides.items()}
         ids = ([r.id for r in sides["test"]], [r.id for r in sides["train"]])
         report.twins, report.threshold = near_duplicates(rows["test"], rows["train"], ids, threshold)
-    seen = {s: seen_by(subject.training_data(modality), known_as(s)) for s in sorted({r.set for r in records})}
+    seen = {s: seen_by(model.training_data(modality), known_as(s)) for s in sorted({r.set for r in records})}
     report.seen = {f"{modality} model ({s})": entries for s, entries in seen.items() if entries}

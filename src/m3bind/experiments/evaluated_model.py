@@ -1,7 +1,7 @@
 """Whom a protocol measures: a published model alone, or a bound space. Frozen towers run over a file or text once.
 
-* `SubjectSource`: where it is; `source_hash`.
-* `EvaluatedModel`: images, features, texts, scores of labels. * `open_subject`.
+* `ModelSource`: where it is; `source_hash`.
+* `EvaluatedModel`: images, features, texts, scores of labels. * `open_evaluated`.
 
 Shapes: n files, p texts, d joint dimension, f width of the image trunk's features, k labels.
 """
@@ -33,11 +33,11 @@ from m3bind.pipeline.run import Run
 from m3bind.space.bundle import STUDENT, Space, load
 
 Array = NDArray[np.float32]
-Stage = Literal["unbound", "closed_form", "bound", "distilled"]
+Stage = Literal["unbound", "closed_form", "aligned", "distilled"]
 
 
-class SubjectSource(Strict, frozen=True):
-    """Where a subject is: a model and its weights, a space, a run at one of its stages, or a variant of an ablation."""
+class ModelSource(Strict, frozen=True):
+    """Where a model is: a model and its weights, a space, a run at one of its stages, or a variant of an ablation."""
 
     model: str = ""
     checkpoint: str | None = None
@@ -45,16 +45,16 @@ class SubjectSource(Strict, frozen=True):
     settings: dict[str, Any] = {}
     space: str = ""  # folder or hub id
     run: str = ""  # folder that m3bind fit wrote
-    ablation: str = ""  # folder that m3bind ablate wrote; one subject per seed
+    ablation: str = ""  # folder that m3bind ablate wrote; one model per seed
     variant: str = "base"  # of the ablation
     seeds: tuple[int, ...] = ()  # of the ablation; empty: all
     stage: Stage = "distilled"  # of the run or variant
     missing: str = ""  # why there is none, where none can be had
 
     @model_validator(mode="after")
-    def _one(self) -> "SubjectSource":
+    def _one(self) -> "ModelSource":
         if sum(map(bool, (self.model, self.space, self.run, self.ablation, self.missing))) != 1:
-            raise ValueError("a subject is one of model, space, run, ablation (or states why it is missing)")
+            raise ValueError("a model is one of model, space, run, ablation (or states why it is missing)")
         return self
 
 
@@ -74,7 +74,7 @@ class EvaluatedModel:
         """The model that embeds `modality`.
 
         Raises:
-            ConfigError: the subject does not know it.
+            ConfigError: the model does not know it.
         """
         if self.any_modality:
             return next(iter(self.models.values()))
@@ -152,7 +152,7 @@ class EvaluatedModel:
         return tuple(self.model(modality).card.training_data)
 
 
-def source_hash(source: SubjectSource) -> str:
+def source_hash(source: ModelSource) -> str:
     """Hash of the source and of the files behind it, without opening them as models.
 
     Raises:
@@ -172,7 +172,7 @@ def source_hash(source: SubjectSource) -> str:
     return sha256_text(*parts)
 
 
-def _there(source: SubjectSource) -> None:
+def _there(source: ModelSource) -> None:
     """Raise ConfigError where the source states that it is missing, or names a model without weights."""
     if source.missing:
         raise ConfigError(source.missing)
@@ -180,13 +180,13 @@ def _there(source: SubjectSource) -> None:
         raise ConfigError(f"no weights of {source.model}: set its checkpoint=FILE in the suite (see m3bind models)")
 
 
-def _files(source: SubjectSource, path: Path) -> list[Path]:
-    """The files that decide what the subject is: all of a checkpoint or space; settings and weights of runs."""
+def _files(source: ModelSource, path: Path) -> list[Path]:
+    """The files that decide what the model is: all of a checkpoint or space; settings and weights of runs."""
     if path.is_file():
         return [path]
     if source.checkpoint or source.space:
         return sorted(file for file in path.rglob("*") if file.is_file())
-    folders = [path] if source.run else [*path.glob(f"seed*/{source.variant}"), *path.glob("seed*/stage0*")]
+    folders = [path] if source.run else [*path.glob(f"seed*/{source.variant}"), *path.glob("seed*/pretrain*")]
     return sorted(f for at in folders for kind in ("config.yaml", "*final.safetensors") for f in at.rglob(kind))
 
 
@@ -200,8 +200,8 @@ def _content_hash(path: str, size: int, modified: int) -> str:
     return sha256_file(path)
 
 
-def open_subject(name: str, source: SubjectSource, modality: str, cache: Path) -> list[EvaluatedModel]:
-    """The subject, or one per seed of an ablation; `modality` is what a lone model is asked about.
+def open_evaluated(name: str, source: ModelSource, modality: str, cache: Path) -> list[EvaluatedModel]:
+    """The model, or one per seed of an ablation; `modality` is what a lone model is asked about.
 
     Raises:
         ConfigError: it states that it is missing, or there are no weights.
@@ -232,22 +232,22 @@ def ablated_runs(folder: Path, variant: str) -> list[Run]:
     runs = []
     for place in places:
         settings = validate(read_yaml(place), str(place))
-        own = place.parent.parent / f"stage0-{variant}"
-        stage0 = own if own.is_dir() else own.with_name("stage0")
-        runs.append(Run(settings, place.parent, cache=folder.parent / "cache", stage0=stage0))
+        own = place.parent.parent / f"pretrain-{variant}"
+        pretrain_folder = own if own.is_dir() else own.with_name("pretrain")
+        runs.append(Run(settings, place.parent, cache=folder.parent / "cache", pretrain_folder=pretrain_folder))
     return runs
 
 
 def of_space(
     name: str, space: Space, encoder: FeatureExtractor, fingerprint: str = "", seed: int = 0
 ) -> EvaluatedModel:
-    """A space as a subject."""
+    """A space as a model."""
     models = {m: space.model(m) for m in space.modalities}
     return EvaluatedModel(name, models, fingerprint or space.fingerprint, encoder, space, seed=seed)
 
 
 def _of_run(name: str, run: Run, stage: Stage) -> EvaluatedModel:
     see_finished(run, stage)
-    until = {"unbound": "pretrain", "closed_form": "closed_form", "bound": "align", "distilled": "distill"}[stage]
+    until = {"unbound": "pretrain", "closed_form": "closed_form", "aligned": "align", "distilled": "distill"}[stage]
     run.fit(until, evaluate=False)
     return of_space(name, space_of(run), run.extractor, sha256_text(stage, run.state.fingerprint()), run.config.seed)

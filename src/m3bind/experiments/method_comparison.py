@@ -141,7 +141,7 @@ class _Towers:
 
     def open(self, settings: RunConfig, name: str) -> tuple[State, Setup]:
         """What there is after stage 0."""
-        run = Run(settings, self.folder / "runs" / name, self.cache, self.folder / "stage0")
+        run = Run(settings, self.folder / "runs" / name, self.cache, self.folder / "pretrain")
         run.pretrain()
         return run.state, run.setup
 
@@ -312,8 +312,8 @@ def paired(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -
 
 def summary(config: RunConfig, found: Mapping[str, list[dict[str, Any]]], seeds: list[int]) -> dict[str, Any]:
     """The table as JSON: per row and post step mean and spread of each figure, and the difference to the default."""
-    stage0 = [config.pretrain_for(m).contrastive for m in config.modalities]
-    labelled = any(form.positives == "mixed" or form.concept_probability for form in stage0)
+    forms = [config.pretrain_for(m).contrastive for m in config.modalities]
+    labelled = any(form.positives == "mixed" or form.concept_probability for form in forms)
     rows = []
     for name, runs in found.items():
         row: dict[str, Any] = {"method": name, "title": ENTRIES[name].title}
@@ -328,7 +328,7 @@ def summary(config: RunConfig, found: Mapping[str, list[dict[str, Any]]], seeds:
             kept = [_value(r, "zero-shot") / _value(u, "zero-shot") for r, u in zip(runs, unbound, strict=True)]
             row["kept"] = float(np.mean(kept))
         rows.append(row)
-    return {"settings": config.name, "seeds": seeds, "stage0_uses_labels": labelled, "rows": rows}
+    return {"settings": config.name, "seeds": seeds, "pretrain_uses_labels": labelled, "rows": rows}
 
 
 def _value(run: Mapping[str, Any], figure: str, post: str = "") -> float:
@@ -378,7 +378,7 @@ def as_text(table: Mapping[str, Any]) -> str:
         )
     notes = [f"{row['method']}: left out, {row['skipped']}" for row in table["rows"] if "skipped" in row]
     notes.append("+/-: significantly above/below the default recipe (paired bootstrap over seeds x patients, 95 %)")
-    if table["stage0_uses_labels"]:
+    if table["pretrain_uses_labels"]:
         notes.append("labels took part in stage 0, which all rows share")
     return "\n\n".join([_aligned(lines), "after post steps:", _aligned(second), "\n".join(notes)])
 

@@ -152,7 +152,7 @@ def as_text(cells: Sequence[TableCell]) -> str:
         lines += [f"  note: {line.method}: {line.note}" for line in block.rows if line.note]
         lines += [f"  [!] {text}" for text in conflicts(found)]
         lines += [f"  seen in training: {text}" for text in contaminated(found)]
-        reasons = {f"{cell.line.subject}: {cell.missing}": None for cell in found if cell.missing}
+        reasons = {f"{cell.line.model}: {cell.missing}": None for cell in found if cell.missing}
         lines += [f"  missing: {reason}" for reason in reasons]
     there = sum(bool(cell.rows) for cell in cells)
     how = "reference: the line without a test; * p < .05, paired bootstrap over patients and seeds, Holm per table"
@@ -230,7 +230,7 @@ def _html_block(
         shown = "".join(_html_cell(cell, differences.get(_key(cell))) for cell in line)
         note = f"<small>{html.escape(line[0].line.note)}</small>" if line[0].line.note else ""
         body.append(f'<tr><th scope="row">{html.escape(line[0].line.method)}{note}</th>{shown}</tr>')
-    reasons = {f"{cell.line.subject}: {cell.missing}": None for cell in cells if cell.missing}
+    reasons = {f"{cell.line.model}: {cell.missing}": None for cell in cells if cell.missing}
     missing = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
     seen = "; ".join(contaminated(cells))
     label = html.escape(block.name, quote=True)

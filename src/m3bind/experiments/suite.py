@@ -1,6 +1,6 @@
 """Tables of experiments, job by job: each is computed once and kept by its hashes; one that fails stops no other.
 
-* `SuiteConfig`, `load_suite`: which tables, where the data sets are, who the subjects are.
+* `SuiteConfig`, `load_suite`: which tables, where the data sets are, who the models are.
 * `Suite`: `run` computes what is not there yet; `cells` is every cell with what is known of it.
 
 A suite's folder:
@@ -36,8 +36,8 @@ from m3bind.evaluate.leaks import seen_by
 from m3bind.evaluate.protocols import Job, Measure, job_of, matches, run_job, skip_reason, task_hash
 from m3bind.evaluate.results import ResultTable, Row
 from m3bind.evaluate.tables import Block, Column, Printed, Table, TableRow, load_tables, printed
-from m3bind.experiments.evaluated_model import EvaluatedModel, SubjectSource, open_subject, source_hash
-from m3bind.privacy import shown
+from m3bind.experiments.evaluated_model import EvaluatedModel, ModelSource, open_evaluated, source_hash
+from m3bind.privacy import redact_path
 
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parents[1] / "configs" / "suites"
@@ -52,7 +52,7 @@ class SuiteConfig(Strict):
     data: str = "runs/data"  # folder of the prepared data sets, each in a folder of its name
     cache: str = "runs/cache"
     datasets: dict[str, DatasetSource] = {}  # where they are not below `data`
-    subjects: dict[str, SubjectSource] = {}
+    models: dict[str, ModelSource] = {}
     seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1)  # of few-shot draws
     bootstrap: int = Field(1000, ge=1)
 
@@ -104,7 +104,7 @@ class TableCell:
 class _Work:
     """What one call of `run` opens on its way, kept as long as it is of use."""
 
-    subjects: dict[str, list[EvaluatedModel]] = field(default_factory=dict)
+    models: dict[str, list[EvaluatedModel]] = field(default_factory=dict)
     bad: dict[str, BadRow] = field(default_factory=dict)
 
 
@@ -133,14 +133,14 @@ class Suite:
                         yield table, block, line, number
 
     def jobs(self, only: Sequence[str] = ()) -> dict[str, list[Job]]:
-        """Subject -> its jobs; those that have each word of `only` in "table=1 retina clip zero shot messidor2 ..."."""
+        """Model -> its jobs; those that have each word of `only` in "table=1 retina clip zero shot messidor2 ..."."""
         found: dict[str, dict[Job, None]] = {}
         for table, block, line, number in self.places():
             job = job_of(block, block.columns[number], line)
-            text = f"table={table.number} {block.name} {line.subject} {job.title}".casefold()
+            text = f"table={table.number} {block.name} {line.model} {job.title}".casefold()
             if all(word.casefold() in text for word in only):
-                found.setdefault(line.subject, {})[job] = None
-        return {subject: list(jobs) for subject, jobs in found.items()}
+                found.setdefault(line.model, {})[job] = None
+        return {model: list(jobs) for model, jobs in found.items()}
 
     def dataset(self, name: str) -> Dataset:
         """A data set, read once.
@@ -161,29 +161,29 @@ class Suite:
             raise found
         return found
 
-    def key(self, subject: str, job: Job) -> str:
+    def key(self, model: str, job: Job) -> str:
         """Hash of everything the rows of a job depend on: weights, data, prompts, settings.
 
         Raises:
-            M3BindError: the subject or the data set is not there.
+            M3BindError: the model or the data set is not there.
         """
-        source = self._source(subject)
-        if subject not in self._sources:
+        source = self._source(model)
+        if model not in self._sources:
             try:
-                self._sources[subject] = source_hash(source)
+                self._sources[model] = source_hash(source)
             except M3BindError as error:
-                self._sources[subject] = error
-        weights = self._sources[subject]
+                self._sources[model] = error
+        weights = self._sources[model]
         if isinstance(weights, M3BindError):
             raise weights
         data = self.dataset(job.dataset).hash
         settings = f"{self.config.seeds} {self.config.bootstrap} {PROTOCOLS_VERSION}"
         return sha256_text(weights, data, task_hash(job.task), repr(job), settings)[:32]
 
-    def _source(self, subject: str) -> SubjectSource:
-        if subject not in self.config.subjects:
-            raise UnknownNameError("subject of the suite", subject, self.config.subjects)
-        return self.config.subjects[subject]
+    def _source(self, model: str) -> ModelSource:
+        if model not in self.config.models:
+            raise UnknownNameError("model of the suite", model, self.config.models)
+        return self.config.models[model]
 
     def _path(self, key: str) -> Path:
         return self.folder / "cells" / f"{key}.json"
@@ -191,7 +191,7 @@ class Suite:
     # ---- computing
 
     def run(self, only: Sequence[str] = ()) -> dict[str, str]:
-        """Compute every job that is not there yet; those that could not be done, with reasons, by "subject: job".
+        """Compute every job that is not there yet; those that could not be done, with reasons, by "model: job".
 
         Raises:
             BusyError: another process works on the folder.
@@ -207,13 +207,13 @@ class Suite:
         missing: dict[str, str] = dict(read_json(path)) if path.is_file() else {}
         failed: dict[str, str] = {}
         with progress("experiments", total=sum(map(len, wanted.values()))) as bar:
-            for subject, jobs in wanted.items():
-                work = _Work()  # a subject is closed before the next one is opened
+            for model, jobs in wanted.items():
+                work = _Work()  # a model is closed before the next one is opened
                 for job in jobs:
-                    name = f"{subject}: {job.title}"
+                    name = f"{model}: {job.title}"
                     missing.pop(name, None)
                     try:
-                        self._do(subject, job, work)
+                        self._do(model, job, work)
                     except M3BindError as error:
                         failed[name] = missing[name] = " ".join(str(error).split("\n")[0].split())
                     bar.advance(note=name)
@@ -221,17 +221,17 @@ class Suite:
                 self._quarantine(work)
         return failed
 
-    def _do(self, subject: str, job: Job, work: _Work) -> None:
-        path = self._path(self.key(subject, job))
+    def _do(self, model: str, job: Job, work: _Work) -> None:
+        path = self._path(self.key(model, job))
         if path.is_file():
             return
-        source = self._source(subject)
+        source = self._source(model)
         place = job.modality if source.model else ""  # a lone model is opened for one modality, a space for all
-        if place not in work.subjects:
-            work.subjects[place] = open_subject(subject, source, job.modality, Path(self.config.cache))
+        if place not in work.models:
+            work.models[place] = open_evaluated(model, source, job.modality, Path(self.config.cache))
         start, rows, data = time.monotonic(), [], self.dataset(job.dataset)
         measure = Measure(tuple(self.config.seeds), self.config.bootstrap, self.folder / "shots")
-        for one in work.subjects[place]:
+        for one in work.models[place]:
             found, bad = run_job(job, one, data, measure)
             rows += found
             work.bad |= {str(fault.path): fault for fault in bad}
@@ -239,14 +239,14 @@ class Suite:
         write_json(
             path,
             {
-                "subject": subject,
+                "model": model,
                 "source": source.model_dump(mode="json", exclude_defaults=True),
-                "weights": [one.fingerprint for one in work.subjects[place]],
+                "weights": [one.fingerprint for one in work.models[place]],
                 "job": asdict(job),
                 "data": data.hash,
                 "prompts": task_hash(job.task),
                 "seeds": self.config.seeds,
-                "seen": list(_seen(work.subjects[place], job)),
+                "seen": list(_seen(work.models[place], job)),
                 "versions": versions(),
                 "seconds": round(time.monotonic() - start, 1),
             },
@@ -258,7 +258,9 @@ class Suite:
         path = self.folder / "quarantine.csv"
         known = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
         buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([b.row, shown(b.path), b.reason] for b in work.bad.values())
+        csv.writer(buffer, lineterminator="\n").writerows(
+            [b.row, redact_path(b.path), b.reason] for b in work.bad.values()
+        )
         lines = dict.fromkeys([*known, *buffer.getvalue().splitlines()])
         write_text(path, "\n".join(["row,path,reason", *lines]) + "\n")
 
@@ -273,9 +275,9 @@ class Suite:
         for table, block, line, number in self.places():
             column = block.columns[number]
             job = job_of(block, column, line)
-            if (line.subject, job) not in found:
-                found[line.subject, job] = self._rows(line.subject, job, missing)
-            rows, reason, seen = found[line.subject, job]
+            if (line.model, job) not in found:
+                found[line.model, job] = self._rows(line.model, job, missing)
+            rows, reason, seen = found[line.model, job]
             mine = tuple(row for row in rows if matches(row, column, line))
             if rows and not mine:
                 reason = skip_reason(job, column, rows)
@@ -284,26 +286,26 @@ class Suite:
         return cells
 
     def calibration(self) -> list[Row]:
-        """Calibration rows of all zero-shot jobs that are there, each once; `stage` is the subject."""
+        """Calibration rows of all zero-shot jobs that are there, each once; `stage` is the model."""
         rows: dict[Row, None] = {}
-        for subject, jobs in self.jobs(["zero shot"]).items():
+        for model, jobs in self.jobs(["zero shot"]).items():
             for job in jobs:
-                rows |= dict.fromkeys(r for r in self._rows(subject, job, {})[0] if r.protocol == "calibration")
+                rows |= dict.fromkeys(r for r in self._rows(model, job, {})[0] if r.protocol == "calibration")
         return list(rows)
 
-    def _rows(self, subject: str, job: Job, missing: dict[str, str]) -> tuple[tuple[Row, ...], str, tuple[str, ...]]:
+    def _rows(self, model: str, job: Job, missing: dict[str, str]) -> tuple[tuple[Row, ...], str, tuple[str, ...]]:
         try:
-            path = self._path(self.key(subject, job))
+            path = self._path(self.key(model, job))
         except M3BindError as error:
             return (), " ".join(str(error).split("\n")[0].split()), ()
         if path.is_file():
             rows = tuple(ResultTable.load(path.with_suffix(".rows.json")))
             return rows, "", tuple(read_json(path).get("seen", ()))
-        return (), missing.get(f"{subject}: {job.title}", "not computed yet"), ()
+        return (), missing.get(f"{model}: {job.title}", "not computed yet"), ()
 
 
-def _seen(subjects: Sequence[EvaluatedModel], job: Job) -> tuple[str, ...]:
-    """Entries of the subject's cards that name the job's data set."""
+def _seen(models: Sequence[EvaluatedModel], job: Job) -> tuple[str, ...]:
+    """Entries of the model's cards that name the job's data set."""
     names = known_as(job.dataset)
-    found = {e for one in subjects for m in job.modality.split("->") for e in seen_by(one.training_data(m), names)}
+    found = {e for one in models for m in job.modality.split("->") for e in seen_by(one.training_data(m), names)}
     return tuple(sorted(found))

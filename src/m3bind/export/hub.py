@@ -15,7 +15,7 @@ from m3bind.export.card import Figure, model_card
 from m3bind.space.bundle import Space
 from m3bind.space.folder import write_folder
 
-_PATH_KEYS = ("manifest", "root", "path", "folder", "corpus", "sets", "file", "cache")
+_PATH_KEYS = ("manifest", "root", "path", "folder", "extra_texts", "sets", "file", "cache")
 
 
 def write(space: Space, folder: Path, figures: Sequence[Figure]) -> None:

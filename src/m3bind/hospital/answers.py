@@ -1,6 +1,6 @@
 """What a DICOMweb server answers: its bytes, unpacked and bounded, and its faults in words that name nobody.
 
-* `WebError`, `Failing`, `Gone`: a server that says no, falters, or is not there. `TransientError`: worth another try.
+* `WebError`, `Failing`, `ServerUnavailableError`: a server that refuses, fails, or is absent. `TransientError`: worth a retry.
 * `content`: the bytes of an answer. * `meaning`, `reason_of`, `called`, `seconds`: what a refusal says.
 """
 
@@ -31,7 +31,7 @@ class Failing(WebError):
     """A fault that may pass and did not: too slow, too busy, broken off; another request may go well."""
 
 
-class Gone(WebError):
+class ServerUnavailableError(WebError):
     """A server that cannot be reached, however often it was tried."""
 
 

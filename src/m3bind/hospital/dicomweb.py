@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m3bind.errors import DiskError
-from m3bind.hospital.answers import Failing, Gone, WebError, content
+from m3bind.hospital.answers import Failing, ServerUnavailableError, WebError, content
 from m3bind.hospital.deidentify import Refused
 from m3bind.hospital.http import Web
 from m3bind.hospital.intake import Intake
@@ -100,7 +100,7 @@ class Pull:
     def _series_of(self, study: str) -> Iterator[FoundSeries]:
         try:
             yield from self._catalogue.series(study)
-        except Gone:
+        except ServerUnavailableError:
             raise
         except WebError as error:
             self._failed(self._intake.key("study", study), error)
@@ -132,7 +132,7 @@ class Pull:
         try:
             try:
                 self._receive(f"studies/{series.study}/series/{series.uid}", _ANY, key, got, end)
-            except Gone:
+            except ServerUnavailableError:
                 raise
             except WebError as error:
                 if error.status in _NO_USE or 300 <= error.status < 400 or time.monotonic() >= end:
@@ -141,7 +141,7 @@ class Pull:
                 expected = max(expected, self._one_by_one(series, key, got, end, error))
             if not got.objects and not got.refused:
                 raise WebError("an answer without objects")
-        except Gone:
+        except ServerUnavailableError:
             raise
         except WebError as error:
             self._failed(key, error)
@@ -178,7 +178,7 @@ class Pull:
         path = f"studies/{series.study}/series/{series.uid}/instances"
         try:
             uids = list(islice(self._catalogue.instances(series.study, series.uid), self._web.bounds.parts))
-        except Gone:
+        except ServerUnavailableError:
             raise
         except WebError:
             raise why from None
@@ -189,7 +189,7 @@ class Pull:
             try:
                 self._receive(f"{path}/{uid}", _ONE, key, got, end)
                 in_a_row = 0
-            except Gone:
+            except ServerUnavailableError:
                 raise
             except WebError as error:
                 missing, in_a_row, why = missing + 1, in_a_row + 1, error
@@ -245,7 +245,7 @@ class Pull:
         """Count and list what could not be had; after some in a row, ask whether the server is still there.
 
         Raises:
-            Gone: it is not.
+            ServerUnavailableError: it is not.
         """
         self.counts["failed"] += 1
         self._list(key, str(error))
@@ -256,7 +256,9 @@ class Pull:
             self._web.search("studies", {"limit": 1}, tries=1)
         except WebError as gone:
             if not gone.status:
-                raise Gone(f"{self._web.host}: no longer answers ({error}); the same command goes on") from None
+                raise ServerUnavailableError(
+                    f"{self._web.host}: no longer answers ({error}); the same command goes on"
+                ) from None
         self._in_a_row = 0
 
     def _doubt(self, uid: str, reason: str) -> None:

@@ -27,7 +27,7 @@ from m3bind.errors import ConfigError
 from m3bind.hospital.answers import (
     VARIABLE,
     Failing,
-    Gone,
+    ServerUnavailableError,
     TransientError,
     WebError,
     called,
@@ -175,7 +175,7 @@ class Web:
         Raises:
             WebError: the server says no.
             Failing: a fault that could have passed.
-            Gone: it cannot be reached.
+            ServerUnavailableError: it cannot be reached.
         """
         import httpx
 
@@ -305,10 +305,10 @@ def _said(error: BaseException, bounds: Bounds) -> tuple[str, type[WebError]]:
     if isinstance(error, TransientError):
         return str(error), Failing
     if isinstance(error, httpx.ConnectTimeout):
-        return f"no connection within {bounds.silence:g} s", Gone
+        return f"no connection within {bounds.silence:g} s", ServerUnavailableError
     if isinstance(error, httpx.ConnectError):
         told = next((one.strerror for one in _causes(error) if isinstance(one, OSError) and one.strerror), "refused")
-        return f"no connection ({told})", Gone
+        return f"no connection ({told})", ServerUnavailableError
     if isinstance(error, httpx.TimeoutException):
         return f"no byte for {bounds.silence:g} s", Failing
     if isinstance(error, httpx.ProtocolError):

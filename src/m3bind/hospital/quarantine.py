@@ -13,7 +13,7 @@ from typing import TextIO
 
 from m3bind.core.files import open_lock
 from m3bind.errors import ConfigError, DiskError
-from m3bind.privacy import shown
+from m3bind.privacy import redact_path
 
 LIST = "aside.csv"
 FILES = "files"  # in the folder: single files that are damaged or not ours
@@ -84,7 +84,7 @@ class Quarantine:
         while target.exists() or target.is_symlink():
             number, target = number + 1, self.folder / FILES / f"{number}_{path.name}"
         with contextlib.suppress(DiskError):
-            self.note(unit, "", f"{shown(path.name)}: {reason}")
+            self.note(unit, "", f"{redact_path(path.name)}: {reason}")
         with contextlib.suppress(OSError):  # a folder without rights stays, and is left alone
             target.parent.mkdir(exist_ok=True, mode=0o700)
             os.replace(path, target)

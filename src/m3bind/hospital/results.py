@@ -62,19 +62,19 @@ def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[
         raise ConfigError(f"{index.uri} is gap-corrected, for image search only; results need an index without")
     table, rows = index.items(items), index.vectors(items)
     incomplete = dict(zip(items, table[INCOMPLETE] if INCOMPLETE in table else [""] * len(items)))
-    judge = ZeroShotClassifier(space, index, calibration_of(index), labels_of(index))
+    classifier = ZeroShotClassifier(space, index, calibration_of(index), labels_of(index))
     found: dict[str, Finding] = {}
     for modality in dict.fromkeys(table["modality"]):
         own = (table["modality"] == modality).to_numpy()
-        verdicts = judge.judge(rows[own], modality, labels)
+        predictions = classifier.classify(rows[own], modality, labels)
         names = [item for item, fits in zip(items, own) if fits]
-        for item, shares, unlike in zip(names, verdicts.probabilities.tolist(), verdicts.unlike.tolist()):
+        for item, shares, unlike in zip(names, predictions.probabilities.tolist(), predictions.unlike.tolist()):
             found[item] = Finding(
                 item,
                 modality,
                 tuple(labels),
                 tuple(shares),
-                verdicts.calibrated,
+                predictions.calibrated,
                 unlike,
                 space.fingerprint,
                 space.synthetic,

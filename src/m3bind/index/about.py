@@ -1,4 +1,4 @@
-"""What an index is, for people: how many items of what, how large, what is waiting to be published.
+"""What an index is, for people: how many items of what, how large, what is waiting for a commit.
 
 * `about`: as JSON values. * `as_text`: as a few lines.
 """
@@ -35,5 +35,5 @@ def as_text(summary: dict[str, Any]) -> str:
     if summary["gap_corrected"]:
         lines.append("without the modalities' means (gap-corrected)")
     if summary["pending"]:
-        lines.append(f"{summary['pending']} changes are searched beside the published part; --publish puts them in")
+        lines.append(f"{summary['pending']} changes are searched beside the committed segment; --commit puts them in")
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""Which form of approximate search a published part has, and how wide it must be: both measured on the part itself.
+"""Which form of approximate search a committed segment has, and how wide it must be: both measured on its rows.
 
     codes.*        8-bit copies of the rows (`flat`), from `CODES_FROM` rows
     graph.faiss    a graph over them (`graph`), from `NEAR_FROM` rows, where that reaches the recall aimed at
     lists.faiss    rows in lists of near ones (`ivf`), where the graph does not: many rows in dense clusters
     near.json      form, width and the recall measured with it
 
-* `derive`: what a publish writes beside the rows. * `open_near`: what a part has. * `Near`: what every form can do.
+* `derive`: what a commit writes beside the rows. * `open_near`: what a segment has. * `Near`: what every form can do.
 
 Shapes: n rows, q queries, d dimension, k hits.
 """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROWS = 16384  # items per block
 BUILDING = "building"  # note of a build that has not ended: which archive, how many rows are in
-EAGER = 8  # publish when more than one in so many items changed
+EAGER = 8  # commit when more than one in so many items changed
 
 
 class _Begun(TypedDict):
@@ -34,12 +34,12 @@ class _Begun(TypedDict):
 
 
 def build_index(encoded: "Encoded", uri: Path | str, *, add: bool = False, rows: int = ROWS) -> Index:
-    """Put an encoded archive into an index, opened for writing, publish it, and calibrate its scores (`calibrate`).
+    """Put an encoded archive into an index, opened for writing, commit, and calibrate its scores (`calibrate`).
 
     Args:
         encoded: what `open_encoded` returned.
         uri: of the index (see `uri`), a new one, or one that this call was filling when it was stopped.
-        add: into an index that holds something; items of the same id are replaced. It is published when more than an
+        add: into an index that holds something; items of the same id are replaced. It is committed when more than an
             eighth of it changed: until then searches look through what is new beside the graph, which is exact.
         rows: items per block.
 

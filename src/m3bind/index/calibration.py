@@ -64,7 +64,9 @@ class Calibration:
         digest = sha256_text(index.fingerprint, str(counts), *(name for names in ids.values() for name in names))
         return cls(ids, {name: rows for name, (_, rows) in drawn.items()}, counts, digest)
 
-    def judge(self, queries: Array, modality: str, scores: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def calibrate_scores(
+        self, queries: Array, modality: str, scores: Array
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Calibrated scores and percentiles (q, m) of cosines (q, m) of hits of one modality.
 
         A modality of which there are fewer than `FEW` items is judged among those of all modalities together.
@@ -103,7 +105,7 @@ def calibration_of(index: Index) -> Calibration:
             raise StoredFileError(index.uri, "counts and ids are of other modalities")
     except StoredFileError as error:
         log.warning(
-            "the calibration of %s cannot be used (%s); publish the index for a new one", index.uri, error.reason
+            "the calibration of %s cannot be used (%s); m3bind index --commit makes one", index.uri, error.reason
         )
         return Calibration.draw(index)
     reason = _changed(note["counts"], index.counts())
@@ -114,7 +116,7 @@ def calibration_of(index: Index) -> Calibration:
             rows = {name: index.vectors(names) for name, names in ids.items()}
             return Calibration(ids, rows, note["counts"], note["hash"])
         reason = f"of its reference, {reason}"
-    log.warning("the calibration of %s is out of date (%s); publish the index for a new one", index.uri, reason)
+    log.warning("the calibration of %s is out of date (%s); m3bind index --commit makes one", index.uri, reason)
     return Calibration.draw(index)
 
 

@@ -1,7 +1,7 @@
 """The index in one folder.
 
 * `EmbeddedIndex`: items in parts (`segment`), switched in one step (`store`), searched exactly (`flat`) or through a
-  graph or lists of the published part (`ann`), conditions applied inside (`select`).
+  graph or lists of the committed segment (`ann`), conditions applied inside (`select`).
 
 Rows are numbered through all parts in the order they came. A replaced or deleted row stays, marked, until `commit`.
 Small changes are put together as they come, so that a thousand single upserts do not leave a thousand parts.
@@ -28,7 +28,7 @@ from m3bind.index import ann, flat, select
 from m3bind.index.base import KEY, NEEDED, Array, Index, SearchResult, Where, check_queries, check_rows
 from m3bind.index.segment import IndexDamageError, Rows, Segment, as_arrow, hash_ids, write_part
 from m3bind.index.store import PARTS, IndexStore, repair_command
-from m3bind.privacy import shown
+from m3bind.privacy import redact_path
 
 SMALL = ann.CODES_FROM  # a part with fewer rows is put together with its neighbours
 RUN = 32  # as soon as so many of them stand at the end
@@ -297,7 +297,7 @@ class EmbeddedIndex(Index):
                     found[position] = int(start + row)
         if missing and len(found) < len(ids):
             absent = next(name for position, name in enumerate(ids) if position not in found)
-            raise UnknownNameError("id in this index", shown(absent), [])
+            raise UnknownNameError("id in this index", redact_path(absent), [])
         return np.array([found[position] for position in sorted(found)], np.int64)
 
     def items(self, ids: Sequence[str]) -> pd.DataFrame:

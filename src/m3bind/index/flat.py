@@ -2,7 +2,7 @@
 
 * `nearest`: rough scores of all rows, then true scores of the best, until a bound says that no other row can be among
   the k best. * `rescore`: the true scores, by one kernel, so that equal rows have equal scores everywhere.
-* `Codes`: 8-bit copies of the rows of a published part, a quarter of the bytes to read. `new_codes`, `write_codes`,
+* `Codes`: 8-bit copies of the rows of a committed segment, a quarter of the bytes to read. `new_codes`, `write_codes`,
   `open_codes`.
 
 Rough scores come from the float32 rows by blocked matrix products (best for many queries), or from the codes (best for

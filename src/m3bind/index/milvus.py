@@ -40,7 +40,7 @@ from m3bind.index.base import (
     check_rows,
 )
 from m3bind.index.milvus_client import connect, parse_uri
-from m3bind.privacy import shown
+from m3bind.privacy import redact_path
 
 FIELDS = ("modality", "path", "label", "patient", "date")
 LABELS, ORDER, VECTOR = "m3bind_labels", "m3bind_order", "m3bind_vector"  # fields of ours
@@ -289,7 +289,7 @@ class MilvusIndex(Index):
         found = {str(line[KEY]): line for line in self._by_ids(list(dict.fromkeys(ids)), fields)}
         for name in ids:
             if name not in found:
-                raise UnknownNameError("id in this index", shown(name), [])
+                raise UnknownNameError("id in this index", redact_path(name), [])
         return [found[name] for name in ids]
 
 

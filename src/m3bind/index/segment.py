@@ -6,7 +6,7 @@ A part holds consecutive items of an index:
     items.arrow    the metadata, one text column each (Arrow, not compressed: it is read in place)
     keys.u64       sorted 64-bit hashes of the ids, then the row of each: how an id is found without a table in memory
     gone.i64       rows of earlier parts that this one replaces or deletes
-    codes.*, near.json, graph.faiss or lists.faiss    only in a published part: see `ann`
+    codes.*, near.json, graph.faiss or lists.faiss    only in a committed segment: see `ann`
 
 * `write_part`: makes one, whole or not at all. * `Segment`: one that is open, mapped into memory.
 * `checksums`, `verify`: CRC-32 of blocks. CRC-32 finds every single flipped bit and every burst of up to 32, and runs

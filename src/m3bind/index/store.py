@@ -142,7 +142,7 @@ class IndexStore:
         self.state = state
 
     def sweep(self) -> None:
-        """Remove what is not on the list and not open anywhere: left by a publish, or by a writer that died."""
+        """Remove what is not on the list and not open anywhere: left by a commit, or by a writer that died."""
         listed = {entry["name"] for entry in self.state.parts}
         for path in (self.folder / PARTS).iterdir():
             if path.name not in listed:

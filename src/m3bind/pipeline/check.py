@@ -22,7 +22,7 @@ from m3bind.errors import ConfigError, ReadError
 from m3bind.modalities.formats.files import files_below
 from m3bind.modalities.formats.isolation import WORKERS
 from m3bind.modalities.formats.recognise import recognise
-from m3bind.privacy import NOT_UTF8, is_utf8, shown
+from m3bind.privacy import NOT_UTF8, is_utf8, redact_path
 
 SIDE = 168  # pixels of a thumbnail
 COLUMNS = 6
@@ -115,7 +115,7 @@ def check_items(items: Sequence[CheckItem], pictures: bool = False) -> list[Chec
         return answer
 
     def read_one(item: CheckItem, draw: bool) -> Checked:
-        name = shown(item.path)
+        name = redact_path(item.path)
         if item.fault:
             return Checked(name, "refused", item.fault, item.modality)
         try:

@@ -146,9 +146,9 @@ def read_records(config: RunConfig, manifest: Path) -> tuple[list[Record], list[
 def extra_texts(data: DataConfig) -> dict[str, list[str]]:
     """Texts without images, by modality, for the shared text pool."""
     found: dict[str, list[str]] = {}
-    for entry in texts.load_corpus(data.corpus) if data.corpus else ():
+    for entry in texts.load_extra_texts(data.extra_texts) if data.extra_texts else ():
         found.setdefault(entry.modality, []).append(entry.text)
-    return {m: [rows[i] for i in _some(len(rows), data.corpus_limit, m)] for m, rows in found.items()}
+    return {m: [rows[i] for i in _some(len(rows), data.extra_texts_limit, m)] for m, rows in found.items()}
 
 
 def make_assets(folder: Path, records: Sequence[Record], extra: Mapping[str, Sequence[str]]) -> Path:

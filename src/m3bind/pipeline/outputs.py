@@ -214,17 +214,17 @@ def see_finished(run: Run, stage: str) -> None:
     """See that opening a run trains nothing.
 
     Raises:
-        ConfigError: it has not got as far as `stage` (unbound, closed_form, bound, distilled).
+        ConfigError: it has not got as far as `stage` (unbound, closed_form, aligned, distilled).
     """
     names = [m for m, model in run.config.modalities.items() if model.pretrain]
-    there = [m for m in names if _has_weights(run.stage0 / m)]
+    there = [m for m in names if _has_weights(run.pretrain_folder / m)]
     if there and len(there) < len(names):  # those with too few pairs are left out of a run
         names = [m for m in run.prepare().modalities if m in names]
-    wanted = [run.stage0 / m for m in names]
-    if stage in ("bound", "distilled") and methods.get(run.config.align.method).towers:
-        wanted.append(run.folder / "stage1")
+    wanted = [run.pretrain_folder / m for m in names]
+    if stage in ("aligned", "distilled") and methods.get(run.config.align.method).towers:
+        wanted.append(run.folder / "align")
     if stage == "distilled":
-        wanted += [run.folder / "stage2" / phase for phase in ("a", "b")]
+        wanted += [run.folder / "distill" / phase for phase in ("a", "b")]
     missing = [folder for folder in wanted if not _has_weights(folder)]
     if missing:
         raise ConfigError(f"{run.folder} is not finished ({missing[0]} holds no weights); go on with m3bind fit")
@@ -246,7 +246,7 @@ def rewrite_report(folder: Path) -> Path:
         raise ConfigError(f"{folder} is not finished (no results.json); go on with m3bind fit, then report")
     before: dict[str, Points] = {}
     run.on_stage = lambda stage: before.update(points(run)) if stage == "unbound" else None
-    stages = {"distilled": "distill", "bound": "align", "closed_form": "closed_form", "unbound": "pretrain"}
+    stages = {"distilled": "distill", "aligned": "align", "closed_form": "closed_form", "unbound": "pretrain"}
     done = next((stage for stage in stages if (folder / "results" / f"{stage}.json").is_file()), "unbound")
     see_finished(run, done)
     return report(run, run.fit(stages[done]), before)

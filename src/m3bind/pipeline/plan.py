@@ -88,7 +88,7 @@ class TowerPlan:
     micro: int
     image: Side = field(default_factory=Side)
     text: Side = field(default_factory=Side)
-    stage0: bool = False
+    pretrains: bool = False
     widths: tuple[int, int] = (0, 0)  # of the trunks' features: image, text
 
     @property
@@ -237,7 +237,7 @@ def _measure(m: str, config: RunConfig, assets: Path, work: Work, notes: list[st
         batch,
         _captions(batch, work, m),
         min(align.micro(m) or batch, batch),
-        stage0=config.modalities[m].pretrain,
+        pretrains=config.modalities[m].pretrain,
     )
     tower.tokens, tower.shared = _lengths(model, work.sample.get(m, []), work.pool, config)
     image_level, text_level = levels(config, model, "align")
@@ -373,7 +373,7 @@ def _bert_base(dim: int) -> Any:
 def _stages(config: RunConfig, towers: Sequence[TowerPlan], student: Student, work: Work) -> list[StagePlan]:
     update = _update_seconds()
     return [
-        *(_pretraining(config, t, towers, work, update) for t in towers if t.stage0),
+        *(_pretraining(config, t, towers, work, update) for t in towers if t.pretrains),
         _closed_form(config, towers, work),
         _alignment(config, towers, work, update),
         _embedding(towers, work),

@@ -6,9 +6,9 @@ every command simply asks for what it needs, and the same command after a kill r
 A run's folder:
     config.yaml            the resolved settings
     quarantine.csv         rows and files that cannot be used, with reasons
-    stage0/<modality>/     checkpoints, final weights, log of pre-training
-    stage1/                the same of text-space alignment
-    stage2/a, stage2/b     the same of distillation
+    pretrain/<modality>/   checkpoints, final weights, log of pre-training
+    align/                 the same of text-space alignment
+    distill/a, distill/b   the same of distillation
     results.json           every metric, before and after each stage
     provenance.json        versions, hashes of settings and data
     sums.json              hashes of the files above, by which a later reader knows that they are as they were written
@@ -47,7 +47,7 @@ from m3bind.pipeline import dataset, stages
 from m3bind.pipeline.dataset import Dataset
 from m3bind.pipeline.features import FeatureExtractor
 from m3bind.pipeline.stages import Setup, State
-from m3bind.privacy import shown
+from m3bind.privacy import redact_path
 from m3bind.training.parallel import world
 
 log = logging.getLogger(__name__)
@@ -58,15 +58,17 @@ STAGES = ("pretrain", "closed_form", "align", "distill")
 class Run:
     """One run: its settings, its folder, and what its stages have made so far (`state`)."""
 
-    def __init__(self, config: RunConfig, folder: Path, cache: Path | None = None, stage0: Path | None = None) -> None:
-        """`folder` is the run's own; `cache` and `stage0` may be shared with other runs (ablations).
+    def __init__(
+        self, config: RunConfig, folder: Path, cache: Path | None = None, pretrain_folder: Path | None = None
+    ) -> None:
+        """`folder` is the run's own; `cache` and `pretrain_folder` may be shared with other runs (ablations).
 
         Raises:
             ConfigError: the folder holds a run with other settings.
         """
         self.config, self.folder = config, folder
         self.cache_folder = cache or folder.parent / "cache"
-        self.stage0 = stage0 or folder / "stage0"
+        self.pretrain_folder = pretrain_folder or folder / "pretrain"
         _pin_settings(config, folder)
         self.extractor = FeatureExtractor(FeatureCache(self.cache_folder), inputs_gb=config.data.inputs_gb)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -95,7 +97,7 @@ class Run:
 
     def make_assets(self, records: Sequence[Record]) -> Path:
         """Folder with the tokenizer of models that start from nothing, trained on the texts of `records`; made once."""
-        return dataset.make_assets(self.stage0 / "assets", records, dataset.extra_texts(self.config.data))
+        return dataset.make_assets(self.pretrain_folder / "assets", records, dataset.extra_texts(self.config.data))
 
     def prepare(self) -> Setup:
         """Read the data and build the models, once; what cannot be used is listed in quarantine.csv.
@@ -139,7 +141,7 @@ class Run:
         buffer = io.StringIO()
         writer = csv.writer(buffer)
         writer.writerow(["row", "path", "reason"])
-        writer.writerows([b.row, shown(b.path) if b.path else "", b.reason] for b in bad)
+        writer.writerows([b.row, redact_path(b.path) if b.path else "", b.reason] for b in bad)
         write_text(self.folder / "quarantine.csv", buffer.getvalue())
         if bad:
             log.warning("%s", format_bad_rows(bad))
@@ -149,17 +151,17 @@ class Run:
     def pretrain(self) -> None:
         """Stage 0, and bridges that bind nothing."""
         setup = self.prepare()
-        self._state = stages.unbound(stages.pretrain(self.state, setup, self.stage0), setup)
+        self._state = stages.unbound(stages.pretrain(self.state, setup, self.pretrain_folder), setup)
 
     def _closed_form(self) -> None:
         self._state = stages.closed_form(self.state, self.setup, self.folder / "closed_form")
 
     def _align(self) -> None:
-        self._state = stages.align(self.state, self.setup, self.folder / "stage1")
+        self._state = stages.align(self.state, self.setup, self.folder / "align")
 
     def _distill(self) -> None:
-        assets = self.stage0 / "assets"
-        self._state = stages.distill(self.state, self.setup, self.folder / "stage2", assets)
+        assets = self.pretrain_folder / "assets"
+        self._state = stages.distill(self.state, self.setup, self.folder / "distill", assets)
 
     def fit(self, until: str = "distill", evaluate: bool = True) -> ResultTable:
         """All stages up to `until` (pretrain, closed_form, align, distill), measured after each.
@@ -181,7 +183,7 @@ class Run:
         self.prepare()
         steps: list[tuple[Callable[[], None], str]] = [(self.pretrain, "unbound")]
         if len(self.dataset.modalities) > 1:
-            steps += [(self._closed_form, "closed_form"), (self._align, "bound"), (self._distill, "distilled")][:last]
+            steps += [(self._closed_form, "closed_form"), (self._align, "aligned"), (self._distill, "distilled")][:last]
         for do, stage in steps:
             do()
             self.extractor.invalidate_hashes()
@@ -191,7 +193,7 @@ class Run:
                 self.evaluate(stage)
         if measuring:
             self.table.save(self.folder / "results.json")
-            files = {"manifest": self.find_manifest(), "corpus": self.config.data.corpus}
+            files = {"manifest": self.find_manifest(), "extra_texts": self.config.data.extra_texts}
             with sums.writing(self.folder, "provenance.json"):
                 write_json(self.folder / "provenance.json", provenance(self.config.model_dump(mode="json"), files))
         return self.table
@@ -238,9 +240,9 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """Log rows of all stages, in order; also written to log.jsonl."""
-        places = [*(self.stage0 / m for m in self.dataset.modalities), self.folder / "stage1"]
+        places = [*(self.pretrain_folder / m for m in self.dataset.modalities), self.folder / "align"]
         rows: list[dict[str, Any]] = []
-        for place in [*places, self.folder / "stage2" / "a", self.folder / "stage2" / "b"]:
+        for place in [*places, self.folder / "distill" / "a", self.folder / "distill" / "b"]:
             path = place / "log.jsonl"
             if path.exists():
                 rows += [parse_json(line, path) for line in read_text(path, MOST_JSON).splitlines()]

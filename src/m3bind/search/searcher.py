@@ -202,7 +202,7 @@ class Searcher:
         """At most k hits of one modality for each question, best first, without the items it names."""
         extra = max(map(len, own))
         found = self.index.search(rows, k + extra, replace(where or Where(), modality=(modality,)))
-        calibrated, percentiles = self.calibration.judge(rows, modality, found.scores)
+        calibrated, percentiles = self.calibration.calibrate_scores(rows, modality, found.scores)
         table = self.index.items(list(dict.fromkeys(name for line in found.ids for name in line)))
         kept = {line[KEY]: line for line in table.to_dict("records")}
         hits = []

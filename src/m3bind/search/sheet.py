@@ -13,7 +13,7 @@ from m3bind import modalities
 from m3bind.core.files import write_text
 from m3bind.errors import ConfigError, ReadError
 from m3bind.index.roots import Roots
-from m3bind.privacy import shown
+from m3bind.privacy import redact_path
 from m3bind.search.query import Query, QueryPart
 from m3bind.search.searcher import Hit, Searcher
 from m3bind.search.thumbnails import thumbnail
@@ -110,7 +110,7 @@ def _hit(rank: int, hit: Hit, roots: Roots | None) -> str:
         f"<strong>{hit.percentile:.1f} %</strong> · z {hit.calibrated:.2f}".replace("-", "−"),
         html.escape(label),
         f"<small>cos {hit.score:.2f}</small>".replace("-", "−"),
-        f"<small>{html.escape(shown(hit.path))}</small>" if hit.path else "",
+        f"<small>{html.escape(redact_path(hit.path))}</small>" if hit.path else "",
         f"<small>may be incomplete: {html.escape(hit.incomplete)}</small>" if hit.incomplete else "",
     ]
     return _figure(hit.modality, hit.path, lines, "", roots)

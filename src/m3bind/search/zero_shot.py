@@ -61,7 +61,7 @@ class ZeroShotClassifier:
     reference: Calibration
     known: Mapping[str, Sequence[str]]  # `labels_of` the index
 
-    def judge(self, rows: Array, modality: str, labels: Sequence[str], template: str | None = None) -> Predictions:
+    def classify(self, rows: Array, modality: str, labels: Sequence[str], template: str | None = None) -> Predictions:
         """Probabilities of `labels` for rows (n, d); `template`: words with {} for the label, else the modality's own.
 
         Raises:

@@ -54,7 +54,7 @@ class ArchiveState:
         return labels_of(self.index)
 
     @property
-    def judge(self) -> ZeroShotClassifier:
+    def classifier(self) -> ZeroShotClassifier:
         """What tells labels apart."""
         return ZeroShotClassifier(self.searcher.space, self.index, self.searcher.calibration, self.labels)
 

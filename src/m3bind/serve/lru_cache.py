@@ -1,6 +1,6 @@
 """Values that cost something to make, kept within a number of bytes.
 
-* `Kept`: by key; the least recently used go first.
+* `LruCache`: by key; the least recently used go first.
 """
 
 import threading
@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Kept(Generic[T]):
+class LruCache(Generic[T]):
     """Thread-safe. Two that ask for the same at the same time may both make it."""
 
     def __init__(self, most: int, size: Callable[[T], int]) -> None:

@@ -23,7 +23,7 @@ from m3bind.serve import pictures
 from m3bind.serve.archive import Archive, ArchiveState
 from m3bind.serve.errors import Refusal
 from m3bind.serve.layout import MapLayout
-from m3bind.serve.lru_cache import Kept
+from m3bind.serve.lru_cache import LruCache
 from m3bind.serve.phrases import Vocabulary, phrases_for
 from m3bind.serve.previews import Preview
 from m3bind.serve.query import Questions
@@ -78,8 +78,8 @@ class Service:
         self.files = Queue("files", made.decoders, made.waiting)
         self.uploads = Uploads(made.uploads, made.upload_memory, made.upload_seconds)
         self.questions = Questions(space, self.uploads)
-        self.previews: Kept[Preview] = Kept(made.picture_memory, lambda preview: preview.nbytes)
-        self.thumbnails: Kept[bytes] = Kept(THUMBNAIL_BYTES, len)
+        self.previews: LruCache[Preview] = LruCache(made.picture_memory, lambda preview: preview.nbytes)
+        self.thumbnails: LruCache[bytes] = LruCache(THUMBNAIL_BYTES, len)
         self.phrases, self._texts = Vocabulary(), list(texts)
         self.zero_shot = ZeroShooter(self.questions)
         self.layout = MapLayout(self.archive, made.map_points)

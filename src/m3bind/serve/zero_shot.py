@@ -23,10 +23,10 @@ class ZeroShooter:
         """The values of `ZeroShotAnswer`."""
         need_texts(state)
         row, modality = self._questions.source(state, asked.source)
-        verdicts = state.judge.judge(row[None], modality, asked.labels, asked.template)
-        chances = verdicts.probabilities[0]
+        predictions = state.classifier.classify(row[None], modality, asked.labels, asked.template)
+        chances = predictions.probabilities[0]
         best = float(chances.max())
-        if verdicts.unlike[0]:
+        if predictions.unlike[0]:
             why = "The file is unlike what this archive holds of its kind; a label would mean nothing."
         elif best < asked.threshold:
             why = f"The likeliest label reaches {100 * best:.0f} %, less than {100 * asked.threshold:.0f} %."
@@ -35,7 +35,7 @@ class ZeroShooter:
         return {
             "modality": modality,
             "probabilities": np.round(chances, 6).tolist(),
-            "calibrated": verdicts.calibrated,
+            "calibrated": predictions.calibrated,
             "abstain": bool(why),
             "why": why or "The likeliest label reaches the threshold, and the file is like others of its kind.",
         }

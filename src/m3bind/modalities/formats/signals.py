@@ -13,7 +13,7 @@ from m3bind.modalities.formats.signals_dicom import read_dicom
 from m3bind.modalities.formats.signals_edf import read_edf
 from m3bind.modalities.formats.signals_tables import read_csv, read_npy
 from m3bind.modalities.formats.signals_wfdb import WFDB_SUFFIXES, header_of, read_wfdb
-from m3bind.privacy import shown
+from m3bind.privacy import redact_path
 
 PACKED = (*archive.SUFFIXES, ".edf.gz", ".bdf.gz", ".dcm.gz", ".xml.gz")
 SUFFIXES = (*WFDB_SUFFIXES, ".edf", ".bdf", *dicom.SUFFIXES, ".csv", ".npy", ".xml", *PACKED)
@@ -65,7 +65,7 @@ def _unpacked(path: Path) -> Recording:
         files = list(files_below(folder, ["ecg"]))
         records = [file for file in files if images.ending(file, PACKED) == ""]
         if len(records) != 1:
-            some = ", ".join(shown(file.name) for file in records[:6]) + (", ..." if len(records) > 6 else "")
+            some = ", ".join(redact_path(file.name) for file in records[:6]) + (", ..." if len(records) > 6 else "")
             inside = f"; {nested} archives inside it were not opened" if nested else ""
             reason = f"{len(records)} ECG records in it ({some})" if records else f"no ECG record in it{inside}"
             raise ReadError(path, reason, "pack one record, with all of its files, per archive")

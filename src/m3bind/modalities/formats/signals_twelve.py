@@ -22,7 +22,7 @@ from m3bind.errors import ReadError
 from m3bind.modalities.formats import limits
 from m3bind.modalities.formats.recording import Recording, Signal, Values
 from m3bind.modalities.formats.signals_leads import LEADS, parse_lead
-from m3bind.modalities.formats.signals_units import AMBIGUOUS, shown, to_millivolt
+from m3bind.modalities.formats.signals_units import AMBIGUOUS, to_millivolt, unit_text
 
 MAX_MISSING = 4  # leads filled with zeros before the record is refused
 MAX_VALUE = 1e9  # mV; beyond is no value at all
@@ -129,7 +129,7 @@ def _calibrated(path: Path, recording: Recording) -> tuple[dict[str, _Lead], dic
 def _fault(signal: Signal) -> str:
     """Why the signal cannot be had in millivolt; "" where it can."""
     unknown = signal.unit.strip() and to_millivolt(signal.unit) is None
-    return signal.fault or (f"the unit {shown(signal.unit)} is no voltage" if unknown else "")
+    return signal.fault or (f"the unit {unit_text(signal.unit)} is no voltage" if unknown else "")
 
 
 def _fault_texts(faults: dict[str, str]) -> list[str]:

@@ -75,7 +75,7 @@ def unit_of_code(value: str, meaning: str) -> tuple[str, str]:
     if by_value is None or value.strip() in AMBIGUOUS:
         return meaning, ""
     if by_value != by_meaning:
-        return value, f"its unit has the code {shown(value)} and the meaning {shown(meaning)}; the code counts"
+        return value, f"its unit has the code {unit_text(value)} and the meaning {unit_text(meaning)}; the code counts"
     return value, ""
 
 
@@ -87,7 +87,7 @@ def split_unit(cell: str) -> tuple[str, str]:
     return (parts[1], parts[2]) if parts and to_millivolt(parts[2]) is not None else (cell, "")
 
 
-def shown(unit: str) -> str:
+def unit_text(unit: str) -> str:
     """`unit` as a message may quote it: a header field could hold anything, a name too."""
     text = unit.strip(" \0")
     if to_millivolt(text) is not None or re.fullmatch(r"[^\W\d_][^\W\d_/%²^*. ]{0,7}|[-/%²^*.\w]{1,5}", text):
