@@ -29,6 +29,7 @@ import m3bind
 from m3bind import config
 from m3bind import errors as families
 from m3bind.cli import app
+from m3bind.cli.app import GROUPS
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 MADE = "<!-- Written by tools/make_reference.py (make docs): change the code, not this page. -->\n\n"
@@ -64,12 +65,16 @@ def commands() -> str:
     """The command line: every command with its arguments, options and examples, in the order of `m3bind --help`."""
     group = typer.main.get_command(app)
     found = dict(group.commands.items())
-    rows = "".join(f"| [`m3bind {name}`](#{name}) | {_first(command.help)} |\n" for name, command in found.items())
     text = (
         "# Command line\n\nEvery command explains itself: `m3bind COMMAND --help`. Exit code 0 means that everything "
-        "asked for was done, 1 that work failed or parts were set aside, 2 wrong use, 130 interrupted.\n\n"
-        f"| command | what it does |\n|---|---|\n{rows}"
+        "requested was done, 1 that work failed or parts were quarantined, 2 wrong use, 130 interrupted.\n\n"
+        "| command | what it does |\n|---|---|\n"
     )
+    for heading in GROUPS:
+        text += f"| **{heading}** | |\n"
+        for name, command in found.items():
+            if command.rich_help_panel == heading:
+                text += f"| [`m3bind {name}`](#{name}) | {_first(command.help)} |\n"
     for name, command in found.items():
         text += f"\n## {name}\n\n{_command(name, command)}"
     return MADE + text
@@ -77,9 +82,7 @@ def commands() -> str:
 
 def _command(name: str, command: Any) -> str:
     words = command.help or ""
-    about, _, examples = (
-        re.split(r"(Examples?:)", words, maxsplit=1) if re.search(r"Examples?:", words) else (words, "", "")
-    )
+    about, _, examples = words.partition("\b")  # the mark of click for lines that stay as they are
     signature = inspect.signature(command.callback).parameters
     hints = typing.get_type_hints(command.callback)
     arguments, options = [], []
@@ -106,7 +109,7 @@ def _command(name: str, command: Any) -> str:
         text += "| argument | meaning |\n|---|---|\n" + "".join(arguments) + "\n"
     if options:
         text += "| option | meaning | default |\n|---|---|---|\n" + "".join(options) + "\n"
-    lines = [line.strip(" |") for line in re.split(r"\n|   \|   ", examples) if line.strip(" |")]
+    lines = [line.removeprefix("  ") for line in examples.strip().splitlines()[1:]]  # after "Examples:"
     return text + ("```bash\n" + "\n".join(lines) + "\n```\n" if lines else "")
 
 

@@ -185,7 +185,7 @@ def test_interrupt_is_one_clear_line(project):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "goes on from the last checkpoint" in err and "Traceback" not in err
+    assert "resumes from the last checkpoint" in err and "Traceback" not in err
     assert list(project.glob("runs/interrupted/pretrain/*/step_*.safetensors"))
 
 
@@ -243,7 +243,7 @@ def test_bad_rows_and_files_are_set_aside_and_the_rest_goes_on(project, call, ma
     for part in ("50,", "no such file", "51,", "'xary'", "52,", "a colour picture", "53,", "'weekend'", "58,", "59,"):
         assert part in aside, part
     assert len(aside.splitlines()) - 1 >= 10
-    assert "set aside" in shown and "Traceback" not in shown
+    assert "quarantined" in shown and "Traceback" not in shown
     results = json.loads((folder / "runs/bad/results.json").read_text())
     assert {"xray", "retina"} <= {row["modality"] for row in results}
 

@@ -129,7 +129,7 @@ def test_a_missing_picture_costs_the_exit_code(archive, tmp_path):
     finally:
         moved.rename(paths[4])
     assert result.exit_code == 1 and len(list(Path(tmp_path / "t").iterdir())) == 11
-    assert re.search(r"no picture \d\d\d_grey.png: no such file", result.output)
+    assert re.search(r"no image of \d\d\d_grey.png: no such file", result.output)
 
 
 def test_what_may_be_incomplete_is_said_of_a_hit(archive, tmp_path):

@@ -3,7 +3,7 @@
 * `app`: what all commands share.
 * `runs`, `measure`, `encode`, `search`, `serve`, `hospital`, `export`, `tools`: the commands, as in `m3bind --help`.
 
-Exit code 0 only when everything asked for was done; 1 when work failed or parts were set aside; 2 for wrong use.
+Exit code 0 only when everything asked for was done; 1 when work failed or parts were quarantined; 2 for wrong use.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""What the commands share: the application, options that mean the same everywhere, errors as one line and an exit code.
+"""What the commands share: the application, shared options, errors as one line and an exit code.
 
 * `main`: the entry point. * `run_of`, `finish`: the run a command works on, trained up to a stage.
-* `prepare_torch`: before the first computation. * `hush`: libraries whose log lines quote what they read.
+* `prepare_torch`: before the first computation. * `hush`: silences libraries whose log lines quote file contents.
 """
 
 import errno
@@ -13,12 +13,40 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from m3bind.core.version import __version__
 from m3bind.errors import M3BindError
+
+BIND, EVALUATE, SEARCH, SERVE, MODELS, TOOLS = GROUPS = (
+    "Bind",
+    "Evaluate",
+    "Search",
+    "Serve and hospital",
+    "Models and data",
+    "Tools",
+)  # of commands, in the order of m3bind --help
+
+
+class _CommandGroups(TyperGroup):
+    """Lists the commands under the headings of `GROUPS`; click has one list."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.commands))
+        for group in GROUPS:
+            rows = [
+                (name.ljust(width), command.get_short_help_str(formatter.width - width - 6))
+                for name, command in self.commands.items()
+                if getattr(command, "rich_help_panel", None) == group
+            ]
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
 
 app = typer.Typer(
     name="m3bind",
-    help="Bind CLIP-like medical models of any modality into one text-anchored embedding space.\n\n"
+    cls=_CommandGroups,
+    help="Bind CLIP-like medical models of any modality into one embedding space.\n\n"
     "Start with:  m3bind demo   (virtual patients, about 5 minutes on two cores)",
     no_args_is_help=True,
     add_completion=False,
@@ -36,17 +64,32 @@ Change = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="folder of all runs")]
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder; default: the preset's name")]
-Seed = Annotated[int | None, typer.Option("--seed", help="seed of everything random")]
+Seed = Annotated[int | None, typer.Option("--seed", help="random seed")]
 Files = Annotated[
     list[Path] | None,
     typer.Option(
-        help="folder whose files may be shown; repeatable; default: what encode, listen or pull of this user were given"
+        help="folder whose files may be shown; repeatable; default: the folders given to encode, listen or pull"
     ),
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="also write what is printed as JSON")]
+Json = Annotated[Path | None, typer.Option("--json", help="also write the output as JSON")]
 
 
 INTERRUPTED = 130
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"m3bind {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -62,7 +105,7 @@ def main() -> None:
         print(f"m3bind: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("m3bind: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("m3bind: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -81,8 +124,8 @@ def main() -> None:
 
 
 def hush() -> None:
-    """Keep what DICOM libraries warn of, which quotes UIDs and values of the header, out of the log, in all threads."""
-    logging.getLogger("pydicom").disabled = True  # its level is set anew where it is imported
+    """Silence warnings of DICOM libraries in all threads: they quote UIDs and header values."""
+    logging.getLogger("pydicom").disabled = True  # its level is set again when it is imported
     for name in ("pynetdicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|pynetdicom|highdicom|openpyxl|m3bind)\b")

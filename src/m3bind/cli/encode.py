@@ -6,36 +6,41 @@ from typing import Annotated, Any
 
 import typer
 
-from m3bind.cli.app import app, prepare_torch
+from m3bind.cli.app import SEARCH, app, prepare_torch
 from m3bind.errors import ConfigError
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH)
 def encode(
     paths: Annotated[list[Path], typer.Argument(help="files, folders and manifests")],
     space: Annotated[Path, typer.Option(help="space folder, e.g. runs/demo/space")],
     out: Annotated[Path, typer.Option(help="folder to write")],
-    modality: Annotated[str | None, typer.Option(help="what the files are; default: recognised")] = None,
-    keep: Annotated[str, typer.Option(help="fields of a manifest to store, e.g. id,label; they may identify")] = "",
+    modality: Annotated[str | None, typer.Option(help="modality of the files; default: detected")] = None,
+    keep: Annotated[
+        str, typer.Option(help="manifest columns to store, e.g. id,label; they may identify patients")
+    ] = "",
     device: Annotated[str, typer.Option(help="where the towers compute, e.g. cuda")] = "cpu",
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where faster at cosine >= 0.999")
     ] = "auto",
     batch: Annotated[int | None, typer.Option(help="inputs per forward pass; default 8 or 16 on CPUs, else 64")] = None,
     workers: Annotated[int | None, typer.Option(help="decoding processes; default one per core, at most 16")] = None,
-    parts: Annotated[int, typer.Option(help="most tiles of a slide or windows of a recording to average")] = 64,
-    seconds: Annotated[float, typer.Option(help="length of a recording's windows")] = 10.0,
-    part_embeddings: Annotated[bool, typer.Option(help="also keep the embeddings of tiles and windows")] = False,
-    gap_correct: Annotated[bool, typer.Option(help="without each modality's mean; for image-to-image search")] = False,
-    shard: Annotated[str, typer.Option(help="only this share of the work, e.g. 2/8; then m3bind merge")] = "",
+    parts: Annotated[int, typer.Option(help="maximum of tiles of a slide, or windows of a recording, to average")] = 64,
+    seconds: Annotated[float, typer.Option(help="length of a recording's windows in seconds")] = 10.0,
+    part_embeddings: Annotated[bool, typer.Option(help="also store the embeddings of tiles and windows")] = False,
+    gap_correct: Annotated[bool, typer.Option(help="subtract each modality's mean; for image-to-image search")] = False,
+    shard: Annotated[str, typer.Option(help="only this share of the files, e.g. 2/8; then m3bind merge")] = "",
 ) -> None:
-    """Files -> embeddings; bad files go to quarantine.csv, the rest goes on. Stopped, the same command continues.
+    """Encode files into embeddings; bad files are quarantined.
 
-    What looks wrong in files that were read (a CT that is not in Hounsfield units, for instance) is in doubts.csv.
+    Stopped, the same command continues. quarantine.csv lists files that cannot be read, doubts.csv readable files that
+    look wrong (a CT that is not in Hounsfield units, for instance).
 
-    Examples:  m3bind encode archive/ --space runs/demo/space --out encoded
-    m3bind encode scans/*.png --modality xray --space runs/demo/space --out encoded
-    accelerate launch -m m3bind encode archive/ --space runs/demo/space --out encoded
+    \b
+    Examples:
+      m3bind encode archive/ --space runs/demo/space --out encoded
+      m3bind encode scans/*.png --modality xray --space runs/demo/space --out encoded
+      accelerate launch -m m3bind encode archive/ --space runs/demo/space --out encoded
     """
     prepare_torch()
     from m3bind.data.records import BadRow
@@ -73,19 +78,23 @@ def encode(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH)
 def merge(
-    parts: Annotated[list[Path], typer.Argument(help="folders of parts, one for each machine")],
+    parts: Annotated[list[Path], typer.Argument(help="folders of shards, one for each machine")],
     out: Annotated[Path, typer.Option(help="folder to write")],
 ) -> None:
-    """Put together what encode --shard wrote on several machines; the same bytes as one run.
+    """Merge the shards of encode --shard into one folder.
 
-    Example:  m3bind merge a/encoded.parts b/encoded.parts --out encoded
+    The result has the same bytes as one run.
+
+    \b
+    Example:
+      m3bind merge a/encoded.parts b/encoded.parts --out encoded
     """
-    from m3bind.encode.job import merge as put_together
+    from m3bind.encode.job import merge as merge_parts
     from m3bind.index.roots import remember, remembered
 
-    encoded = put_together(parts, out)
+    encoded = merge_parts(parts, out)
     remember(out, [root for part in parts for root in remembered(part)])
     print(encoded)
     if encoded.doubted:

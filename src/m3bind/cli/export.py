@@ -1,36 +1,39 @@
-"""The command that takes a space, or what it encoded, elsewhere."""
+"""The command that exports a space or its embeddings."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m3bind.cli.app import app, prepare_torch
+from m3bind.cli.app import MODELS, app, prepare_torch
 
 if TYPE_CHECKING:
     from m3bind.export import Figure
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def export(
     source: Annotated[Path, typer.Argument(metavar="SPACE", help="space folder; for parquet, npz: folder of encode")],
     to: Annotated[str, typer.Option(help="sentence-transformers, hf, onnx, hub, parquet or npz")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     results: Annotated[
-        Path | None, typer.Option(help="hub: results.json for the model card; default: the run's, beside the space")
+        Path | None, typer.Option(help="hub: results.json for the model card; default: that of the space's run")
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="onnx: files to compare the image towers on; default: generated ones")
+        Path | None, typer.Option(help="onnx: files to verify the image towers on; default: generated ones")
     ] = None,
     column: Annotated[
-        list[str] | None, typer.Option(help="parquet, npz: column beside id and modality, e.g. path; may name people")
+        list[str] | None,
+        typer.Option(help="parquet, npz: column beside id and modality, e.g. path; may identify patients"),
     ] = None,
 ) -> None:
-    """A space in a form that other programs read: its student, its towers as ONNX, all of it with a model card.
+    """Export a space: sentence-transformers, ONNX, hub, Parquet.
 
-    Examples:  m3bind export runs/demo/space --to sentence-transformers --out student
-               m3bind export runs/demo/space --to hub --out repository
-               m3bind export encoded --to parquet --out table --column path
+    \b
+    Examples:
+      m3bind export runs/demo/space --to sentence-transformers --out student
+      m3bind export runs/demo/space --to hub --out repository
+      m3bind export encoded --to parquet --out table --column path
     """
     from m3bind.export import ARRAYS, export_arrays, export_space
     from m3bind.export.samples import read_inputs
@@ -52,7 +55,7 @@ def export(
 
 
 def _figures(source: Path, results: Path | None) -> list["Figure"]:
-    """The main lines of a run's results as they were at its last stage."""
+    """The headline results of a run at its last stage."""
     from m3bind.evaluate.results import PROTOCOLS, ResultTable, headline
     from m3bind.export import Figure
 

@@ -1,4 +1,4 @@
-"""Commands of a hospital's archive: objects in, without names, and results back."""
+"""Commands for a PACS: receive or fetch objects, de-identify and index them, return results."""
 
 import contextlib
 import signal
@@ -12,32 +12,34 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from m3bind.cli.app import app, prepare_torch
+from m3bind.cli.app import SERVE, app, prepare_torch
 from m3bind.errors import ConfigError
 
 Space = Annotated[Path, typer.Option("--space", help="space folder, e.g. runs/demo/space")]
-IndexAt = Annotated[str, typer.Option("--index", help="index to write, made if missing (folder or Milvus URI)")]
-Keep = Annotated[Path | None, typer.Option("--keep-files", help="keep de-identified files here: items have pictures")]
+IndexAt = Annotated[str, typer.Option("--index", help="index to write, created if missing (folder or Milvus URI)")]
+Keep = Annotated[
+    Path | None, typer.Option("--keep-files", help="store de-identified files here, so that items have images")
+]
 Salt = Annotated[
     Path | None,
-    typer.Option("--salt-file", help="secret of the pseudonyms; default M3BIND_SALT, or ~/.config/m3bind/salt"),
+    typer.Option("--salt-file", help="secret key of the pseudonyms; default M3BIND_SALT, or ~/.config/m3bind/salt"),
 ]
-SpoolAt = Annotated[Path | None, typer.Option("--spool", help="folder of what waits; default: beside the index")]
-Dates = Annotated[str, typer.Option("--dates", help="none, or shift: by a number of days of each patient")]
-BurnedIn = Annotated[bool, typer.Option("--burned-in", help="also take pictures that say they have burned-in text")]
+SpoolAt = Annotated[Path | None, typer.Option("--spool", help="folder of waiting objects; default: beside the index")]
+Dates = Annotated[str, typer.Option("--dates", help="none, or shift: by a random number of days per patient")]
+BurnedIn = Annotated[bool, typer.Option("--burned-in", help="also accept images declared to have burned-in text")]
 MappingAt = Annotated[
-    Path | None, typer.Option("--mapping", help="also keep which object an item was; it names patients")
+    Path | None, typer.Option("--mapping", help="also store the original object of every item; it identifies patients")
 ]
-MostMb = Annotated[int, typer.Option("--max-mb", help="largest object, in MB")]
-SpoolGb = Annotated[int, typer.Option("--spool-gb", help="most that may wait, in GB")]
+MostMb = Annotated[int, typer.Option("--max-mb", help="maximum size of an object in MB")]
+SpoolGb = Annotated[int, typer.Option("--spool-gb", help="maximum size of the spool in GB")]
 Auth = Annotated[
     Path | None,
-    typer.Option("--auth-file", help="file with the header Authorization; default: M3BIND_DICOMWEB_AUTH"),
+    typer.Option("--auth-file", help="file with the Authorization header; default: M3BIND_DICOMWEB_AUTH"),
 ]
 TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="our certificate (PEM), for TLS")]
 TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="its key (PEM, without password)")]
 TlsCa = Annotated[
-    Path | None, typer.Option("--tls-ca", help="certificates (PEM) that sign the other side's: it must prove itself")
+    Path | None, typer.Option("--tls-ca", help="CA certificates (PEM) that the peer's certificate is verified with")
 ]
 
 
@@ -57,14 +59,14 @@ class _Options:
     spool_gb: int
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def listen(
     space: Space,
     index: IndexAt,
     port: Annotated[int, typer.Option(help="port; 0 takes a free one")] = 11112,
-    aet: Annotated[str, typer.Option(help="our application entity title; others must call us by it")] = "M3BIND",
-    host: Annotated[str, typer.Option(help="address to listen on; others than loopback need --allow")] = "127.0.0.1",
-    allow: Annotated[list[str] | None, typer.Option(help="title that may send; repeatable; default: all")] = None,
+    aet: Annotated[str, typer.Option(help="own application entity title, which senders must use")] = "M3BIND",
+    host: Annotated[str, typer.Option(help="address to bind; any other than loopback needs --allow")] = "127.0.0.1",
+    allow: Annotated[list[str] | None, typer.Option(help="AE title that may send; repeatable; default: all")] = None,
     keep_files: Keep = None,
     salt_file: Salt = None,
     spool: SpoolAt = None,
@@ -73,17 +75,23 @@ def listen(
     mapping: MappingAt = None,
     max_mb: MostMb = 1024,
     spool_gb: SpoolGb = 50,
-    associations: Annotated[int, typer.Option(help="most senders at a time")] = 8,
-    complete: Annotated[str, typer.Option(help="when a series is: quiet, or release of its association")] = "quiet",
+    associations: Annotated[int, typer.Option(help="maximum of simultaneous senders")] = 8,
+    complete: Annotated[
+        str, typer.Option(help="a series is complete after: quiet (see --quiet) or release (of its association)")
+    ] = "quiet",
     quiet: Annotated[float, typer.Option(help="seconds without a new object after which a series is complete")] = 10.0,
-    grace: Annotated[float, typer.Option(help="seconds for running associations when stopped")] = 30.0,
+    grace: Annotated[float, typer.Option(help="seconds for running associations at shutdown")] = 30.0,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
 ) -> None:
-    """DICOM objects sent by C-STORE -> index, without names. Ctrl-C or SIGTERM finishes what was accepted.
+    """Receive DICOM by C-STORE, de-identify and index.
 
-    Example:  m3bind listen --space runs/demo/space --index index --keep-files kept --allow PACS
+    Ctrl-C or SIGTERM finishes what was accepted.
+
+    \b
+    Example:
+      m3bind listen --space runs/demo/space --index index --keep-files files --allow PACS
     """
     options = _Options(space, index, keep_files, salt_file, spool, dates, burned_in, mapping, max_mb, spool_gb)
     if complete not in ("quiet", "release"):
@@ -113,18 +121,18 @@ def listen(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def pull(
     url: Annotated[str, typer.Argument(help="DICOMweb root, e.g. http://127.0.0.1:8042/dicom-web")],
     space: Space,
     index: IndexAt,
-    modality: Annotated[str, typer.Option(help="DICOM code, e.g. CT; default: all that the space holds")] = "",
-    since: Annotated[str, typer.Option("--from", help="first day of studies, e.g. 2020-01-31")] = "",
-    until: Annotated[str, typer.Option("--until", help="last day of studies")] = "",
-    limit: Annotated[int, typer.Option(help="most series to fetch; 0: all")] = 0,
-    page: Annotated[int, typer.Option(help="studies per question")] = 100,
-    timeout: Annotated[float, typer.Option(help="seconds without a byte after which an answer is given up")] = 60.0,
-    series_minutes: Annotated[float, typer.Option(help="most minutes for one series")] = 60.0,
+    modality: Annotated[str, typer.Option(help="DICOM code, e.g. CT; default: all modalities of the space")] = "",
+    since: Annotated[str, typer.Option("--from", help="first study date, e.g. 2020-01-31")] = "",
+    until: Annotated[str, typer.Option("--until", help="last study date")] = "",
+    limit: Annotated[int, typer.Option(help="maximum of series to fetch; 0: all")] = 0,
+    page: Annotated[int, typer.Option(help="studies per query")] = 100,
+    timeout: Annotated[float, typer.Option(help="seconds without data after which a response is abandoned")] = 60.0,
+    series_minutes: Annotated[float, typer.Option(help="maximum of minutes for one series")] = 60.0,
     auth_file: Auth = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
@@ -138,11 +146,13 @@ def pull(
     max_mb: MostMb = 1024,
     spool_gb: SpoolGb = 50,
 ) -> None:
-    """Series of a DICOMweb server -> index, without names. Stopped, the same command continues.
+    """Fetch series from a DICOMweb server, de-identify and index.
 
-    Exit code 0 only when all that was asked for is in the index.
+    Stopped, the same command continues. Exit code 0 only when everything requested is in the index.
 
-    Example:  m3bind pull http://127.0.0.1:8042/dicom-web --space runs/demo/space --index index --modality CT
+    \b
+    Example:
+      m3bind pull http://127.0.0.1:8042/dicom-web --space runs/demo/space --index index --modality CT
     """
     options = _Options(space, index, keep_files, salt_file, spool, dates, burned_in, mapping, max_mb, spool_gb)
     _need("httpx")
@@ -194,19 +204,19 @@ def _tell_missing(run: Any, intake: Any, waiting: int) -> None:
         print(f"  {count} x {reason}", file=sys.stderr)
     if waiting:
         print(
-            f"  {waiting} items wait in the spool, of series that did not come to their end; where the server no "
-            "longer has these, m3bind listen with this spool takes what came, and marks it",
+            f"  {waiting} items of incomplete series wait in the spool; if the server no longer has these "
+            "series, m3bind listen with this spool indexes them, marked as incomplete",
             file=sys.stderr,
         )
     listed = intake.spool.folder / "aside.csv"
-    print(f"not all that was asked for is in the index: see {listed}; the same command goes on", file=sys.stderr)
+    print(f"not everything requested is in the index: see {listed}; the same command resumes", file=sys.stderr)
 
 
-@app.command("send-results")
+@app.command("send-results", rich_help_panel=SERVE)
 def send_results(
     index: Annotated[str, typer.Argument(help="index that listen or pull wrote")],
     space: Space,
-    labels: Annotated[str, typer.Option(help="labels to choose from, parted by commas")],
+    labels: Annotated[str, typer.Option(help="candidate labels, separated by commas")],
     item: Annotated[list[str] | None, typer.Option(help="id of an item; repeatable")] = None,
     modality: Annotated[str, typer.Option(help="all items of this modality")] = "",
     mapping: MappingAt = None,
@@ -218,10 +228,14 @@ def send_results(
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
 ) -> None:
-    """Zero-shot results of items as DICOM SR (research use) in the original study; needs the mapping. Or as JSON.
+    """Return zero-shot results as DICOM SR (research use).
 
-    Example:  m3bind send-results index --space runs/demo/space --modality xray --labels normal,pneumonia
-              --mapping mapping.db --to PACS@127.0.0.1:4242
+    The reports refer to the original studies, which needs the mapping; --json writes JSON without them.
+
+    \b
+    Example:
+      m3bind send-results index --space runs/demo/space --modality xray --labels normal,pneumonia \\
+          --mapping mapping.db --to PACS@127.0.0.1:4242
     """
     if not (out or to) or (sidecar and not out):
         raise ConfigError("say where results go: --out DIR, --to AET@HOST:PORT, or --to a DICOMweb root")

@@ -1,37 +1,43 @@
-"""Commands that measure: figures of a run, whole tables, differences, leaks, ablations."""
+"""Commands that evaluate: metrics of a run, whole tables, differences, leaks, ablations."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from m3bind.cli.app import Change, Json, Name, Out, Settings, app, prepare_torch
+from m3bind.cli.app import EVALUATE, Change, Json, Name, Out, Settings, app, prepare_torch
 from m3bind.errors import ConfigError
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def evaluate(
     space: Annotated[Path | None, typer.Argument(help="run folder or space folder")] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="measure the space on this manifest instead of showing the run's figures")
+        Path | None, typer.Option(help="evaluate the space on this manifest instead of showing the run's results")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="folder the manifest's paths are relative to")] = None,
-    split: Annotated[str, typer.Option(help="split to measure")] = "test",
-    suite: Annotated[
-        str | None, typer.Option(help="compute whole tables instead: paper, mini5, or a settings file")
-    ] = None,
+    root: Annotated[Path | None, typer.Option(help="folder that the manifest's paths are relative to")] = None,
+    split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
+    suite: Annotated[str | None, typer.Option(help="compute whole tables: paper, mini5, or a settings file")] = None,
     change: Change = None,
     out: Out = Path("runs"),
     only: Annotated[
-        list[str] | None, typer.Option(help="of a suite: cells with this word (table=1, retina, clip ...); repeatable")
+        list[str] | None,
+        typer.Option(help="with --suite: cells that match this term (table=1, retina, clip ...); repeatable"),
     ] = None,
-    missing: Annotated[bool, typer.Option("--missing", help="of a suite: only list what is missing, and why")] = False,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="with --suite: list missing cells and the reasons, compute nothing")
+    ] = False,
     json_file: Json = None,
 ) -> None:
-    """Zero-shot, retrieval and text agreement, each with n, chance and interval; or whole tables with --suite.
+    """Zero-shot, retrieval and text agreement, with intervals.
 
-    Examples:  m3bind evaluate runs/demo   |   m3bind evaluate runs/demo/space --manifest mine.csv --json out.json
-    |   m3bind evaluate --suite paper --set data=runs/data --only table=1
+    Every value comes with its number of items and chance level. With --suite: whole tables of the paper.
+
+    \b
+    Examples:
+      m3bind evaluate runs/demo
+      m3bind evaluate runs/demo/space --manifest mine.csv --json out.json
+      m3bind evaluate --suite paper --set data=runs/data --only table=1
     """
     prepare_torch()
     if suite is not None:
@@ -54,16 +60,20 @@ def evaluate(
     raise typer.Exit(1 if bad else 0)
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def compare(
     first: Annotated[Path, typer.Argument(help="run folder")],
     second: Annotated[Path, typer.Argument(help="run folder")],
-    everything: Annotated[bool, typer.Option("--all", help="every figure, not only those that changed")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="all metrics, not only those that changed")] = False,
     json_file: Json = None,
 ) -> None:
-    """What differs between two runs: settings, data, versions, and figures with a paired test over patients.
+    """Compare two runs: settings, data, versions, paired tests.
 
-    Example:  m3bind compare runs/demo runs/demo-literal
+    The paired test of each metric resamples patients.
+
+    \b
+    Example:
+      m3bind compare runs/demo runs/demo-literal
     """
     from m3bind.experiments.commands import compare_runs
 
@@ -75,16 +85,20 @@ def compare(
         write_json(json_file, rows)
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def leaks(
     manifest: Annotated[Path, typer.Argument(help="manifest")],
-    root: Annotated[Path | None, typer.Option(help="folder the manifest's paths are relative to")] = None,
-    space: Annotated[Path | None, typer.Option(help="space: look for near-duplicates by embedding, too")] = None,
+    root: Annotated[Path | None, typer.Option(help="folder that the manifest's paths are relative to")] = None,
+    space: Annotated[Path | None, typer.Option(help="space: also search near-duplicates by embedding")] = None,
     threshold: Annotated[float | None, typer.Option(help="cosine of a near-duplicate")] = None,
 ) -> None:
-    """What the test split shares with the training split: patients, contents, near-duplicates, and models' own data.
+    """Find what the test split shares with the training split.
 
-    Example:  m3bind leaks runs/data/odir200x3/manifest.csv --space runs/paper/space
+    Patients, file contents, near-duplicates by embedding, and data sets that the models were trained on.
+
+    \b
+    Example:
+      m3bind leaks runs/data/odir200x3/manifest.csv --space runs/paper/space
     """
     from m3bind.experiments.commands import leak_report
 
@@ -94,7 +108,7 @@ def leaks(
     raise typer.Exit(1 if found else 0)
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def ablate(
     settings: Settings,
     change: Change = None,
@@ -103,13 +117,18 @@ def ablate(
     seeds: Annotated[int, typer.Option(help="number of seeds: 0, 1, ...")] = 3,
     only: Annotated[list[str] | None, typer.Option(help="run only these variants; repeatable")] = None,
     methods: Annotated[
-        bool, typer.Option("--methods", help="compare ways to bind instead: Procrustes, C-MCR, TextME, ...")
+        bool, typer.Option("--methods", help="compare binding methods: Procrustes, C-MCR, TextME, ...")
     ] = False,
     json_file: Json = None,
 ) -> None:
-    """The paper's Tables 4 and 5 and our own ablations, mean and spread over seeds; or all ways to bind side by side.
+    """Ablations or binding methods, mean and spread over seeds.
 
-    Examples:  m3bind ablate demo --seeds 3   |   m3bind ablate demo --methods --seeds 5
+    The paper's Tables 4 and 5 and our own ablations; with --methods every binding method.
+
+    \b
+    Examples:
+      m3bind ablate demo --seeds 3
+      m3bind ablate demo --methods --seeds 5
     """
     from m3bind.config import load_config
     from m3bind.core.files import write_json
@@ -133,17 +152,20 @@ def ablate(
         write_json(json_file, rows)
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def report(
     run: Annotated[Path | None, typer.Argument(help="run folder, or with --paper a suite's folder")] = None,
     paper: Annotated[
         bool,
-        typer.Option("--paper", help="the paper's tables beside ours: value, difference, interval, what is missing"),
+        typer.Option("--paper", help="the paper's tables beside ours: value, difference, interval, missing cells"),
     ] = False,
 ) -> None:
-    """Write report.html of a finished run again; with --paper the tables of a suite, printed and as tables.html.
+    """Rewrite report.html, or the paper's tables with --paper.
 
-    Examples:  m3bind report runs/demo   |   m3bind report runs/suite-paper --paper
+    \b
+    Examples:
+      m3bind report runs/demo
+      m3bind report runs/suite-paper --paper
     """
     prepare_torch()
     if paper:

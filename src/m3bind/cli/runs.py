@@ -5,24 +5,28 @@ from typing import Annotated
 
 import typer
 
-from m3bind.cli.app import Change, Name, Out, Seed, Settings, app, finish, run_of
+from m3bind.cli.app import BIND, MODELS, Change, Name, Out, Seed, Settings, app, finish, run_of
 from m3bind.errors import ConfigError
 
 
-@app.command()
+@app.command(rich_help_panel=BIND)
 def demo(
     out: Out = Path("runs"),
-    quick: Annotated[bool, typer.Option(help="a smaller cohort, for CI")] = False,
+    quick: Annotated[bool, typer.Option(help="a smaller cohort, about 2 minutes")] = False,
     change: Change = None,
 ) -> None:
-    """Make virtual patients, train five dual encoders, bind and distil them, measure, write a report.
+    """Bind five modalities of virtual patients, end to end.
 
-    Example:  m3bind demo
+    Makes the patients, trains five dual encoders, binds and distils them, evaluates, and writes a report.
+
+    \b
+    Example:
+      m3bind demo
     """
     finish(run_of("quick" if quick else "demo", change, out, None, None), "distill")
 
 
-@app.command()
+@app.command(rich_help_panel=BIND)
 def fit(
     settings: Settings,
     change: Change = None,
@@ -31,29 +35,37 @@ def fit(
     seed: Seed = None,
     until: Annotated[str, typer.Option(help="last stage: pretrain, closed_form, align or distill")] = "distill",
 ) -> None:
-    """All stages, resumable: the same command after a kill goes on where it stopped.
+    """Run all stages: pretrain, align, distill, evaluate, report.
 
-    Examples:  m3bind fit mini5 --set data.manifest=mini5/manifest.csv   |   m3bind fit mine.yaml --seed 1
+    Resumable: the same command continues after a kill.
+
+    \b
+    Examples:
+      m3bind fit mini5 --set data.manifest=mini5/manifest.csv
+      m3bind fit mine.yaml --seed 1
     """
     finish(run_of(settings, change, out, name, seed), until)
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def prepare(
     settings: Annotated[str, typer.Argument(help="settings of a run, or a data set's name with --root")],
     change: Change = None,
     out: Out = Path("runs"),
     name: Name = None,
     seed: Seed = None,
-    root: Annotated[Path | None, typer.Option(help="folder of the data set, as its publisher lays it out")] = None,
-    limit: Annotated[int | None, typer.Option(help="rows per split, for a quick look", min=1)] = None,
+    root: Annotated[Path | None, typer.Option(help="folder of the data set in its official layout")] = None,
+    limit: Annotated[int | None, typer.Option(help="rows per split, for a quick trial", min=1)] = None,
 ) -> None:
-    """Make a data set's manifest from its official layout; or read all files of a run. Trains nothing.
+    """Write a data set's manifest, or read all files of a run.
 
     With --root: checks the folder, writes OUT/data/NAME/manifest.csv and compares the counts with the published ones.
-    With settings: reads the manifest and every file, sets bad ones aside with reasons, and fills the cache.
+    With settings: reads the manifest and every file, quarantines bad ones with reasons, and fills the cache.
 
-    Examples:  m3bind prepare ptbxl --root ptb-xl-1.0.3   |   m3bind prepare mini5 --set data.manifest=m/manifest.csv
+    \b
+    Examples:
+      m3bind prepare ptbxl --root ptb-xl-1.0.3
+      m3bind prepare mini5 --set data.manifest=m/manifest.csv
     """
     from m3bind.config import presets
     from m3bind.evaluate import benchmarks
@@ -70,18 +82,23 @@ def prepare(
         print(f"{modality:12s} " + "  ".join(f"{split} {len(records)}" for split, records in splits.items()))
     print(f"texts: {len(data.table)} distinct, {len(data.held_out)} held out for text agreement")
     if data.bad:
-        print(f"{len(data.bad)} rows or files set aside: {run.folder / 'quarantine.csv'}")
+        print(f"{len(data.bad)} rows or files quarantined: {run.folder / 'quarantine.csv'}")
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def datasets(
-    name: Annotated[str | None, typer.Argument(help="show everything about this one")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="write the table into this file, between its marks")] = None,
+    name: Annotated[str | None, typer.Argument(help="show all details of this data set")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="write the table into this Markdown file, between its markers")
+    ] = None,
 ) -> None:
-    """The data sets that prepare knows: what for, size, licence, how to get them, layout.
+    """List known data sets: size, licence, access, layout.
 
-    Examples:  m3bind datasets   |   m3bind datasets odir200x3
+    \b
+    Examples:
+      m3bind datasets
+      m3bind datasets odir200x3
     """
     from m3bind.evaluate.benchmarks import _listing
 
@@ -91,18 +108,20 @@ def datasets(
     print(_listing.describe(name) if name else _listing.as_text())
 
 
-@app.command()
+@app.command(rich_help_panel=BIND)
 def pretrain(
     settings: Settings, change: Change = None, out: Out = Path("runs"), name: Name = None, seed: Seed = None
 ) -> None:
-    """Stage 0: train the dual encoders that have no published weights.
+    """Stage 0: train the dual encoders without published weights.
 
-    Example:  m3bind pretrain demo
+    \b
+    Example:
+      m3bind pretrain demo
     """
     finish(run_of(settings, change, out, name, seed), "pretrain")
 
 
-@app.command()
+@app.command(rich_help_panel=BIND)
 def align(
     settings: Settings,
     change: Change = None,
@@ -113,19 +132,24 @@ def align(
         bool, typer.Option("--closed-form", help="bind without training (Procrustes, seconds)")
     ] = False,
 ) -> None:
-    """Stage 1: bind the text spaces; with --closed-form by rotation alone, without training.
+    """Stage 1: bind the text spaces, trained or in closed form.
 
-    Examples:  m3bind align demo   |   m3bind align demo --closed-form
+    \b
+    Examples:
+      m3bind align demo
+      m3bind align demo --closed-form
     """
     finish(run_of(settings, change, out, name, seed), "closed_form" if closed_form else "align")
 
 
-@app.command()
+@app.command(rich_help_panel=BIND)
 def distill(
     settings: Settings, change: Change = None, out: Out = Path("runs"), name: Name = None, seed: Seed = None
 ) -> None:
-    """Stage 2: distil the bound text towers into one shared text encoder (SESKD).
+    """Stage 2: distil the text encoders into one student (SESKD).
 
-    Example:  m3bind distill demo
+    \b
+    Example:
+      m3bind distill demo
     """
     finish(run_of(settings, change, out, name, seed), "distill")

@@ -1,47 +1,49 @@
-"""Commands that find things in what was encoded."""
+"""Commands that search encoded files."""
 
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from m3bind.cli.app import Files, Json, app, prepare_torch
+from m3bind.cli.app import SEARCH, Files, Json, app, prepare_torch
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH)
 def search(
     source: Annotated[str, typer.Argument(metavar="INDEX", help="index (folder or Milvus URI), or folder of encode")],
     space: Annotated[Path, typer.Option(help="space folder, e.g. runs/demo/space")],
-    text: Annotated[list[str] | None, typer.Option(help='words; repeatable, weight: "words*0.5"')] = None,
+    text: Annotated[list[str] | None, typer.Option(help='text query; repeatable, weight: "text*0.5"')] = None,
     file: Annotated[
         list[str] | None, typer.Option(help="file of any modality: PATH, or PATH:MODALITY; repeatable, weight: *0.5")
     ] = None,
     item: Annotated[list[str] | None, typer.Option(help="item of the index by its id; repeatable")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="words to avoid, weight 0.5; repeatable")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="text to avoid, weight 0.5; repeatable")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(help="modality=ct,xray, label=normal, patient=..., date>=2020-01-01, id!=...; repeatable"),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="number of hits")] = 10,
-    per_modality: Annotated[bool, typer.Option("--per-modality", help="as many hits of each modality")] = False,
+    per_modality: Annotated[bool, typer.Option("--per-modality", help="this number of hits of each modality")] = False,
     rank: Annotated[
         str, typer.Option(help="order of hits of several modalities: calibrated, or cosine")
     ] = "calibrated",
     gap_correction: Annotated[
         bool | None,
-        typer.Option(help="take the modality's mean out of files; default: as the index was made"),
+        typer.Option(help="subtract the modality's mean from files; default: as in the index"),
     ] = None,
     json_file: Json = None,
     files: Files = None,
-    html: Annotated[Path | None, typer.Option(help="also write a page with pictures of query and hits")] = None,
-    thumbnails: Annotated[Path | None, typer.Option(help="also write the hits' pictures into this folder")] = None,
+    html: Annotated[Path | None, typer.Option(help="also write an HTML page with images of query and hits")] = None,
+    thumbnails: Annotated[Path | None, typer.Option(help="also write the hits' images into this folder")] = None,
 ) -> None:
-    """From words, files or items, alone or together, to the nearest items of any modality.
+    """Search by text, file, item, or a weighted mix.
 
     Hits of several modalities are ranked by their calibrated score z: standard deviations above the usual cosine.
 
-    Examples:  m3bind search index --space runs/demo/space --text "atrial fibrillation" --where modality=ecg
-               m3bind search index --space runs/demo/space --file a.png:xray --without "effusion" --html hits.html
+    \b
+    Examples:
+      m3bind search index --space runs/demo/space --text "atrial fibrillation" --where modality=ecg
+      m3bind search index --space runs/demo/space --file a.png:xray --without "effusion" --html hits.html
     """
     from m3bind.core.files import write_json
     from m3bind.index.base import Where
@@ -67,30 +69,34 @@ def search(
         search_page(searcher, [(query, hits)], html, per_modality, roots)
     bad = write_thumbnails(hits, thumbnails, roots=roots) if thumbnails else {}
     for name, reason in bad.items():
-        print(f"no picture {name}: {reason}")
+        print(f"no image of {name}: {reason}")
     if bad:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=SEARCH)
 def index(
     encoded: Annotated[
-        Path | None, typer.Argument(help="folder of m3bind encode; without it the index is shown")
+        Path | None, typer.Argument(help="folder of m3bind encode; without it the index is described")
     ] = None,
     out: Annotated[
         str, typer.Option(help="folder, milvus:FILE.db#COLLECTION or milvus+http://HOST:PORT#COLLECTION")
     ] = "index",
-    add: Annotated[bool, typer.Option("--add", help="into an index that is there; same ids are replaced")] = False,
-    delete_ids: Annotated[Path | None, typer.Option(help="file with one id per line: forget these items")] = None,
-    commit: Annotated[bool, typer.Option("--commit", help="all changes into the fastest form, calibrate")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="mend a damaged index in a folder")] = False,
+    add: Annotated[bool, typer.Option("--add", help="add to an existing index; equal ids are replaced")] = False,
+    delete_ids: Annotated[Path | None, typer.Option(help="file with one id per line: delete these items")] = None,
+    commit: Annotated[bool, typer.Option("--commit", help="rebuild the fastest form and calibrate again")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="repair a damaged index in a folder")] = False,
     json_file: Json = None,
 ) -> None:
-    """Encoded items -> an index to search, to add to and to delete from. Stopped, the same command continues.
+    """Build, extend, commit or repair a search index.
 
-    Examples:  m3bind index encoded --out index
-               m3bind index more --out index --add
-               m3bind index --out index --delete-ids gone.txt
+    Stopped, the same command continues.
+
+    \b
+    Examples:
+      m3bind index encoded --out index
+      m3bind index more --out index --add
+      m3bind index --out index --delete-ids gone.txt
     """
     from m3bind.core.files import write_json
     from m3bind.core.stored import lines_given
@@ -100,9 +106,9 @@ def index(
     from m3bind.index.roots import remember, remembered
 
     if repair:
-        from m3bind.index.repair import repair as mend
+        from m3bind.index.repair import repair as repair_index
 
-        print(mend(out))
+        print(repair_index(out))
     if encoded:
         from m3bind.encode.encoded import open_encoded
 

@@ -1,4 +1,4 @@
-"""Commands that serve a space and an index: an API and a page."""
+"""Commands that serve a space and an index: a web page and an API."""
 
 import logging
 import os
@@ -8,24 +8,24 @@ from typing import Annotated
 
 import typer
 
-from m3bind.cli.app import Files, app, prepare_torch
+from m3bind.cli.app import SERVE, Files, app, prepare_torch
 from m3bind.errors import ConfigError
 
-Host = Annotated[str, typer.Option(help="address to listen at; others than this machine's own need a token")]
-Port = Annotated[int, typer.Option(help="0: any free one", min=0, max=65535)]
+Host = Annotated[str, typer.Option(help="address to bind; any other than loopback needs a token")]
+Port = Annotated[int, typer.Option(help="port; 0: any free one", min=0, max=65535)]
 TokenFile = Annotated[
-    Path | None, typer.Option(help="file with the token clients must know; default: environment M3BIND_TOKEN")
+    Path | None, typer.Option(help="file with the access token of clients; default: environment M3BIND_TOKEN")
 ]
 AllowHost = Annotated[
-    list[str] | None, typer.Option(help="a further name the service is called by, as behind a proxy; repeatable")
+    list[str] | None, typer.Option(help="further host name of the service, as behind a proxy; repeatable")
 ]
 Texts = Annotated[
-    list[Path] | None, typer.Option(help="file of phrases, one a line, for 'nearest phrases'; repeatable")
+    list[Path] | None, typer.Option(help="file of phrases, one per line, for 'nearest phrases'; repeatable")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no line per request")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no log line per request")]
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def serve(
     space: Annotated[Path, typer.Option(help="space folder, e.g. runs/demo/space")],
     index: Annotated[str, typer.Option(help="index (folder or Milvus URI), or folder of encode")],
@@ -37,11 +37,13 @@ def serve(
     files: Files = None,
     quiet: Quiet = False,
 ) -> None:
-    """A web page and an API to search an index: words, files and items, alone or together.
+    """Serve an index as a web page and an API.
 
-    Reached from this machine alone, unless --host says otherwise. Stopped by Ctrl-C or SIGTERM, after what is running.
+    Binds to this machine alone unless --host is given. Ctrl-C or SIGTERM stops it after the running requests.
 
-    Example:  m3bind serve --space runs/demo/space --index index
+    \b
+    Example:
+      m3bind serve --space runs/demo/space --index index
     """
     from m3bind.index.roots import remembered
 
@@ -49,7 +51,7 @@ def serve(
     _run(space, index, host, port, token_file, allow_host, texts, quiet, roots)
 
 
-@app.command("serve-demo")
+@app.command("serve-demo", rich_help_panel=SERVE)
 def serve_demo(
     out: Annotated[Path, typer.Option("--out", help="folder of all runs")] = Path("runs"),
     host: Host = "127.0.0.1",
@@ -57,9 +59,11 @@ def serve_demo(
     token_file: TokenFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """The page on virtual patients: makes them, a space and an index on first use (about 2 minutes), then serves.
+    """Serve virtual patients, made on first use (2 min).
 
-    Example:  m3bind serve-demo
+    \b
+    Example:
+      m3bind serve-demo
     """
     _begin()
     from m3bind.cli.serve_demo import prepare

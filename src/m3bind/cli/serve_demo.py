@@ -1,6 +1,6 @@
-"""Something to serve without data: virtual patients, a small space, and an index of their files.
+"""Data for serve-demo: virtual patients, a small space, and an index of their files.
 
-* `prepare`: makes what is not there yet.
+* `prepare`: makes what is missing.
 """
 
 import shutil
@@ -20,7 +20,7 @@ KEEP = ("label", "patient", "split")  # of virtual patients, who have no privacy
 
 
 def prepare(out: Path) -> Path:
-    """The folder of the run, with `space` and `index` in it; what is finished already is used again.
+    """The folder of the run, with `space` and `index` in it; finished parts are reused.
 
     Raises:
         M3BindError: what training, encoding and building an index raise.
@@ -36,7 +36,7 @@ def prepare(out: Path) -> Path:
 
 
 def _make(folder: Path, config: "RunConfig", out: Path) -> None:
-    """Train where there is no space, then encode and build the index."""
+    """Train unless the space exists, then encode and build the index."""
     from m3bind.data.manifest import read_manifest
     from m3bind.encode.job import encode_files
     from m3bind.index import build_index
@@ -50,7 +50,7 @@ def _make(folder: Path, config: "RunConfig", out: Path) -> None:
     space = load(folder / "space")
     found = read_manifest(run.find_manifest(), modalities=space.modalities)
     encoded = encode_files(space, found.records, folder / "encoded", keep=KEEP)
-    shutil.rmtree(folder / "index", ignore_errors=True)  # of an older space, or not finished
+    shutil.rmtree(folder / "index", ignore_errors=True)  # of an older space, or unfinished
     build_index(encoded, folder / "index").close()
 
 

@@ -6,27 +6,32 @@ from typing import Annotated
 
 import typer
 
-from m3bind.cli.app import Change, Json, Out, Settings, app, prepare_torch
+from m3bind.cli.app import MODELS, TOOLS, Change, Json, Out, Settings, app, prepare_torch
 from m3bind.errors import ConfigError
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def check(
     paths: Annotated[list[Path], typer.Argument(help="files, folders or manifests")],
-    modality: Annotated[str, typer.Option(help="what the files are; default: recognised")] = "",
+    modality: Annotated[str, typer.Option(help="modality of the files; default: detected")] = "",
     sheet: Annotated[Path | None, typer.Option(help="contact sheet to write, .png or .html")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="warnings and refusals only, no steps")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print warnings and refusals only")] = False,
     json_file: Json = None,
 ) -> None:
-    """What every file is, what was done to read it, what looks wrong. Names that could be a person's are masked.
+    """Show how each file is read and what looks wrong.
 
-    Examples:  m3bind check scans/ --sheet scans.html   |   m3bind check manifest.csv --json check.json
+    Names that could be a person's are masked.
+
+    \b
+    Examples:
+      m3bind check scans/ --sheet scans.html
+      m3bind check manifest.csv --json check.json
     """
     from m3bind.core.files import write_json
     from m3bind.pipeline import check as checks
 
     if sheet and sheet.suffix.lower() not in (".png", ".html"):
-        raise ConfigError(f"--sheet {sheet}: a contact sheet is a .png or a .html")
+        raise ConfigError(f"--sheet {sheet}: a contact sheet is a .png or .html file")
     answers = checks.check_items(checks.find_items(paths, modality), pictures=sheet is not None)
     print(checks.as_text(answers, verbose=not quiet))
     if sheet:
@@ -39,16 +44,19 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def phantom(
     out: Annotated[Path, typer.Argument(help="folder for the cohort")],
     patients: Annotated[int, typer.Option(help="number of virtual patients")] = 600,
-    seed: Annotated[int, typer.Option(help="seed")] = 0,
-    dicom: Annotated[bool, typer.Option("--dicom", help="also write them as DICOM, into its folder dicom")] = False,
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
+    dicom: Annotated[bool, typer.Option("--dicom", help="also write them as DICOM, into OUT/dicom")] = False,
 ) -> None:
-    """Write virtual patients (SYNTHETIC: five modalities from one clinical state) with a manifest.
+    """Write virtual patients: five modalities, synthetic.
 
-    Examples:  m3bind phantom cohort --patients 200   |   m3bind phantom cohort --patients 20 --dicom
+    \b
+    Examples:
+      m3bind phantom cohort --patients 200
+      m3bind phantom cohort --patients 20 --dicom
     """
     from m3bind.data.phantom import generate
 
@@ -59,7 +67,7 @@ def phantom(
         print(write_dicom(out, out / "dicom"))
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def plan(
     settings: Settings,
     change: Change = None,
@@ -67,9 +75,14 @@ def plan(
     gpu: Annotated[str, typer.Option(help="also estimate for a GPU by its published rates, e.g. a100-80gb")] = "",
     json_file: Json = None,
 ) -> None:
-    """What a run will take: parameters, memory, disk and time per stage, from a short measurement.
+    """Estimate parameters, memory, disk and time of a run.
 
-    Examples:  m3bind plan paper   |   m3bind plan paper --gpu a100-80gb --json plan.json
+    Times come from a short measurement on this machine.
+
+    \b
+    Examples:
+      m3bind plan paper
+      m3bind plan paper --gpu a100-80gb --json plan.json
     """
     import tempfile
 
@@ -87,14 +100,16 @@ def plan(
         write_json(json_file, found.to_json())
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def models(
     json_file: Json = None,
-    markdown: Annotated[Path | None, typer.Option(help="write the table into this Markdown file, as in docs/")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write the table into this Markdown file")] = None,
 ) -> None:
-    """All models: what for, input, dimension, licences of code and weights, where the weights are, how verified.
+    """List all models: input, dimension, licences, weights.
 
-    Example:  m3bind models --json models.json
+    \b
+    Example:
+      m3bind models --json models.json
     """
     from m3bind.core.files import write_json
     from m3bind.models import catalog
@@ -107,7 +122,7 @@ def models(
         write_json(json_file, catalog.as_dict(found))
 
 
-@app.command(name="check-model")
+@app.command("check-model", rich_help_panel=MODELS)
 def check_model(
     model: Annotated[str, typer.Argument(help="a published model, see m3bind models")],
     checkpoint: Annotated[
@@ -115,13 +130,18 @@ def check_model(
     ] = None,
     revision: Annotated[str, typer.Option(help="commit, for a hub id")] = "",
     save_reference: Annotated[
-        bool, typer.Option("--save-reference", help="keep today's embeddings, to compare with at the next call")
+        bool, typer.Option("--save-reference", help="store the embeddings, compared at the next call")
     ] = False,
     json_file: Json = None,
 ) -> None:
-    """Does a model compute here what it should: stored embeddings without any file, then a checkpoint of yours.
+    """Verify a model against reference embeddings.
 
-    Examples:  m3bind check-model flair   |   m3bind check-model flair flair_resnet.zip --save-reference
+    Without a checkpoint: stored embeddings of fixed weights. With one: your checkpoint as well.
+
+    \b
+    Examples:
+      m3bind check-model flair
+      m3bind check-model flair flair_resnet.zip --save-reference
     """
     from m3bind.core.files import write_json
     from m3bind.models.weights import reference
@@ -133,21 +153,23 @@ def check_model(
     if json_file:
         write_json(json_file, found.as_dict())
     if not found.passed:
-        print(f"m3bind: {model} does not compute what it should; see FAIL above", file=sys.stderr)
+        print(f"m3bind: {model} does not reproduce its reference; see FAIL above", file=sys.stderr)
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def convert(
-    file: Annotated[
-        Path, typer.Argument(help="checkpoint that is refused: .ckpt, .pt, .pth, TorchScript, a zip with one")
-    ],
+    file: Annotated[Path, typer.Argument(help="refused checkpoint: .ckpt, .pt, .pth, TorchScript, or a zip of one")],
     out: Annotated[Path, typer.Argument(help="the .safetensors file to write")],
     trusted: Annotated[bool, typer.Option("--i-trust-this-file", help="you trust the file's authors")] = False,
 ) -> None:
-    """A checkpoint that holds other things beside weights, as safetensors. Nothing of the file is executed.
+    """Convert a checkpoint to safetensors, executing nothing.
 
-    Example:  m3bind convert vit_base.ckpt vit_base.safetensors --i-trust-this-file
+    For checkpoints that hold other objects beside weights.
+
+    \b
+    Example:
+      m3bind convert vit_base.ckpt vit_base.safetensors --i-trust-this-file
     """
     from m3bind.models.weights.convert import convert as converted
 
@@ -155,11 +177,13 @@ def convert(
     print(out)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def doctor(json_file: Json = None) -> None:
-    """What this machine has: versions, threads, memory, precision, optional weights; says what is missing.
+    """Report versions, hardware and extras, and what is missing.
 
-    Example:  m3bind doctor
+    \b
+    Example:
+      m3bind doctor
     """
     from m3bind.pipeline.doctor import examine
 

@@ -30,7 +30,7 @@ from m3bind.core.progress import progress
 from m3bind.core.stored import read_json
 from m3bind.encode.decode_pool import DecodedItem, ahead
 from m3bind.encode.draft import Draft
-from m3bind.encode.encoded import MARKER, Encoded, done_as, merge, open_encoded, assemble
+from m3bind.encode.encoded import MARKER, Encoded, assemble, done_as, merge, open_encoded
 from m3bind.encode.items import Item, Listing, Source, rows_of, version_of
 from m3bind.encode.journal import Journal, head_of, write_shard
 from m3bind.encode.towers import Batches, Precision, TowerRunner, Towers, arithmetic, batch_size, choose

@@ -1,6 +1,6 @@
 """What a DICOMweb server answers: its bytes, unpacked and bounded, and its faults in words that name nobody.
 
-* `WebError`, `Failing`, `ServerUnavailableError`: a server that refuses, fails, or is absent. `TransientError`: worth a retry.
+* `WebError`, `Failing`, `ServerUnavailableError`, `TransientError` (worth a retry): what can fail.
 * `content`: the bytes of an answer. * `meaning`, `reason_of`, `called`, `seconds`: what a refusal says.
 """
 
