@@ -41,7 +41,7 @@ def test_rate_and_time_left_leave_out_what_an_earlier_run_did(monkeypatch):
         for _ in range(20):
             clock[0] += 1.0
             bar.advance(2)
-    assert bar.rate() == pytest.approx(2.0) and bar.left() == pytest.approx(30.0)
+    assert bar.line() == "fit: 940/1000 (94 %), 2.0/s, 30 s left"
 
 
 def test_rate_follows_the_last_half_minute(monkeypatch):
@@ -51,7 +51,7 @@ def test_rate_follows_the_last_half_minute(monkeypatch):
         for step in range(100):
             clock[0] += 1.0
             bar.advance(1 if step < 50 else 5)
-    assert bar.rate() == pytest.approx(5.0, rel=0.05)
+    assert ", 5.0/s, " in bar.line()
 
 
 def test_bars_on_a_terminal_may_be_nested_and_show_notes_literally():

@@ -1,19 +1,22 @@
-"""How far a long job is, for people: a bar on a terminal, plain lines every few seconds anywhere else.
+"""Progress of a long job: a bar on a terminal, plain lines every few seconds elsewhere; `rich` counts and draws.
 
 * `progress("pretrain xray", total=300)`: context manager; `bar.advance(1, note="loss 0.31")` counts.
 * `track(items, label="read")`: the same around an iterable.
 
-Both show the rate and the time left, measured over the last half minute and never over work that an earlier run had
-done (`done=`). Everything goes to standard error. `M3BIND_PROGRESS=off` silences it, `plain` forces plain lines.
+Both show the rate and the time left, measured over the last half minute (at most 1,000 counts), without the work of an
+earlier run (`done=`). Everything goes to standard error. `M3BIND_PROGRESS=off` silences it, `plain` forces plain lines.
 """
 
-import collections
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Any, ClassVar, TextIO, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import Task
 
 T = TypeVar("T")
 WINDOW = 30.0  # seconds over which the rate is measured
@@ -41,7 +44,7 @@ def rate_text(rate: float) -> str:
 class Progress:
     """Counts the items of one job and shows them. Use as a context manager; made by `progress`."""
 
-    _live: ClassVar[Any] = None  # one rich display shared by nested jobs
+    _live: ClassVar["Bars | None"] = None  # one display shared by nested jobs
     _users: ClassVar[int] = 0
 
     def __init__(
@@ -54,106 +57,100 @@ class Progress:
         stream: TextIO | None = None,
     ) -> None:
         """`done` of `total` items were finished earlier; without a terminal a line is printed each `every` seconds."""
-        self.label, self.total, self.done, self.note = label, total, done, ""
+        self.label, self.total, self.done = label, total, done
         self._first, self._every, self._stream = done, every, stream
-        self._start = self._printed = time.monotonic()
-        self._marks: collections.deque[tuple[float, int]] = collections.deque([(self._start, done)])
-        self._task: Any = None
         self._mode = "off"
 
     def __enter__(self) -> "Progress":
         out = self._stream or sys.stderr
         wish = os.environ.get("M3BIND_PROGRESS", "")
         self._mode = wish if wish in ("off", "plain") else "bar" if out.isatty() else "plain"
+        if self._mode == "off":
+            return self
         self._start = self._printed = time.monotonic()
-        self._marks = collections.deque([(self._start, self.done)])
+        self._bars = _bars(out) if self._mode == "plain" else Progress._live or _bars(out, live=True)
         if self._mode == "bar":
-            self._open_bar(out)
+            Progress._live = self._bars
+            Progress._users += 1
+        self._id = self._bars.add_task(self.label, total=self.total, completed=self.done, note="")
+        self._bars.advance(self._id, 0)  # the rate is measured from now
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._mode == "bar":
-            self._draw()
             Progress._users -= 1
             if Progress._users == 0:
-                Progress._live.stop()
+                self._bars.stop()
                 Progress._live = None
             else:
-                Progress._live.remove_task(self._task)  # a nested job leaves no line behind
+                self._bars.refresh()
+                self._bars.remove_task(self._id)  # a nested job leaves no line behind
         elif self._mode == "plain":
             took = time.monotonic() - self._start
             average = (self.done - self._first) / took if took > 0 else 0.0
-            ending = "stopped" if kind else "done"
-            pieces = [f"{self.label}: {ending} {self._count()} in {duration(took)}", rate_text(average), self.note]
-            self._print(", ".join(piece for piece in pieces if piece))
+            ending, task = "stopped" if kind else "done", self._task()
+            pieces = [f"{self.label}: {ending} {_count(task)} in {duration(took)}", rate_text(average)]
+            self._print([*pieces, task.fields["note"]])
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
         """Count `n` more items; `note` (e.g. "loss 0.31") replaces the one shown at the end of the line."""
         self.done += n
-        if note is not None:
-            self.note = note
         if self._mode == "off":
             return
-        now = time.monotonic()
-        if now - self._marks[-1][0] >= 0.2:
-            self._marks.append((now, self.done))
-            while len(self._marks) > 2 and now - self._marks[1][0] > WINDOW:
-                self._marks.popleft()
-        if self._mode == "bar":
-            self._draw()
-        elif now - self._printed >= self._every:
-            self._printed = now
-            self._print(self.line())
-
-    def rate(self) -> float:
-        """Items per second over the last half minute; 0.0 as long as it is unknown."""
-        when, count = self._marks[0]
-        passed = time.monotonic() - when
-        return (self.done - count) / passed if passed > 0 else 0.0
-
-    def left(self) -> float | None:
-        """Seconds until the end at the present rate, or None when the total or the rate is unknown."""
-        rate = self.rate()
-        return None if self.total is None or rate <= 0 else max(0, self.total - self.done) / rate
+        if note is not None:
+            self._bars.update(self._id, note=note)
+        self._bars.advance(self._id, n)
+        if self._mode == "plain" and time.monotonic() - self._printed >= self._every:
+            self._printed = time.monotonic()
+            self._print([self.line()])
 
     def line(self) -> str:
         """The present state as one plain line."""
-        left = self.left()
-        pieces = [
-            f"{self.label}: {self._count()}",
-            rate_text(self.rate()),
-            f"{duration(left)} left" if left is not None else "",
-            self.note,
-        ]
-        return ", ".join(piece for piece in pieces if piece)
+        return f"{self.label}: {_state(self._task())}"
 
-    def _count(self) -> str:
-        if not self.total:
-            return f"{self.done}"
-        return f"{self.done}/{self.total} ({100 * self.done // self.total} %)"
+    def _task(self) -> "Task":
+        return next(task for task in self._bars.tasks if task.id == self._id)
 
-    def _print(self, text: str) -> None:
-        print(text, file=self._stream or sys.stderr, flush=True)
+    def _print(self, pieces: list[str]) -> None:
+        print(", ".join(filter(None, pieces)), file=self._stream or sys.stderr, flush=True)
 
-    def _open_bar(self, out: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bars
 
-        if Progress._live is None:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.fields[state]}", markup=False),
-            )
-            Progress._live = Bars(*columns, console=Console(file=out), refresh_per_second=5)
-            Progress._live.start()
-        Progress._users += 1
-        self._task = Progress._live.add_task(self.label, total=self.total, completed=self.done, state="")
+def _bars(out: TextIO, live: bool = False) -> "Bars":
+    """The counters of `rich`; `live` draws them on the terminal `out`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, ProgressColumn, TextColumn
+    from rich.progress import Progress as Bars
+    from rich.table import Column
+    from rich.text import Text
 
-    def _draw(self) -> None:
-        state = self.line().removeprefix(f"{self.label}: ")
-        Progress._live.update(self._task, completed=self.done, state=state)
+    class StateColumn(ProgressColumn):
+        def render(self, task: "Task") -> Text:
+            return Text(_state(task))
+
+    made = Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        StateColumn(table_column=Column(no_wrap=True)),
+        console=Console(file=out),
+        refresh_per_second=5,
+        speed_estimate_period=WINDOW,
+        get_time=time.monotonic,
+        disable=not live,
+    )
+    made.start()
+    return made
+
+
+def _state(task: "Task") -> str:
+    """ "812/4000 (20 %), 240/s, 13 s left, loss 0.31": what is known of count, rate, time left and note."""
+    rate = task.speed or 0.0
+    left = f"{duration(max(0, task.remaining or 0) / rate)} left" if rate > 0 and task.total is not None else ""
+    return ", ".join(filter(None, [_count(task), rate_text(rate), left, task.fields["note"]]))
+
+
+def _count(task: "Task") -> str:
+    done = int(task.completed)
+    return f"{done}/{task.total:.0f} ({100 * done // int(task.total)} %)" if task.total else f"{done}"
 
 
 def progress(label: str, total: int | None = None, *, done: int = 0, every: float = 5.0) -> Progress:
