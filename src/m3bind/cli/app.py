@@ -10,13 +10,16 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from m3bind.core.version import __version__
 from m3bind.errors import M3BindError
+
+if TYPE_CHECKING:
+    from m3bind.pipeline.run import Run
 
 BIND, EVALUATE, SEARCH, SERVE, MODELS, TOOLS = GROUPS = (
     "Bind",
@@ -131,8 +134,8 @@ def hush() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|pynetdicom|highdicom|openpyxl|m3bind)\b")
 
 
-def run_of(settings: str, change: list[str] | None, out: Path, name: str | None, seed: int | None) -> Any:
-    """The run a command works on."""
+def run_of(settings: str, change: list[str] | None, out: Path, name: str | None, seed: int | None) -> "Run":
+    """The run that a command works on."""
     from m3bind.config import load_config
 
     overrides = list(change or [])
@@ -157,7 +160,7 @@ def prepare_torch() -> None:
         torch.set_float32_matmul_precision("medium")
 
 
-def finish(run: Any, until: str) -> None:
+def finish(run: "Run", until: str) -> None:
     """Train up to a stage, print before/after, write bundle and report."""
     from m3bind.pipeline.outputs import finish as finished
 

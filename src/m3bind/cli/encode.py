@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from m3bind.cli.app import SEARCH, app, prepare_torch
 from m3bind.errors import ConfigError
+
+if TYPE_CHECKING:
+    from m3bind.data.records import BadRow, Record
 
 
 @app.command(rich_help_panel=SEARCH)
@@ -60,7 +63,8 @@ def encode(
         "gap_correct": gap_correct,
     }
     sources = _sources(paths, opened.modalities)
-    roots = {folder_of(getattr(source, "path", source)) for source in sources if not isinstance(source, BadRow)}
+    files = [source for source in sources if not isinstance(source, BadRow)]
+    roots = {folder_of(file if isinstance(file, Path) else file.path) for file in files}
     if shard:
         done, bad = encode_share(opened, sources, out, _share(shard), modality, **options)
         remember(f"{out}.parts", roots)
@@ -103,12 +107,12 @@ def merge(
         raise typer.Exit(1)
 
 
-def _sources(paths: list[Path], known: tuple[str, ...]) -> list[Any]:
+def _sources(paths: list[Path], known: tuple[str, ...]) -> "list[Path | Record | BadRow]":
     """Paths as they are; manifests as their records and bad rows."""
     from m3bind.data.manifest import read_manifest
     from m3bind.data.manifest_rows import is_manifest
 
-    sources: list[Any] = []
+    sources: list[Path | Record | BadRow] = []
     for path in paths:
         if is_manifest(path):
             found = read_manifest(path, modalities=known)
