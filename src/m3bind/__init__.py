@@ -8,44 +8,44 @@ import sys
 
 
 def _leave_current_folder() -> None:
-    """Keep `python -m m3bind` from taking modules of the current folder, which may be an archive somebody sent.
+    """Keep `python -m m3bind` from importing modules of the current folder, which may be an untrusted archive.
 
-    Until Python has found the module that it was asked to run, it says so in its arguments; nothing was imported from
-    there so far, but m3bind itself where it lies there.
+    Until Python has found the module of `-m`, `sys.argv[0]` is "-m"; nothing has been imported from the current folder
+    yet, except m3bind itself if it lies there.
     """
-    asked = sys.orig_argv[-len(sys.argv)].removeprefix("-m") if sys.argv[:1] == ["-m"] else ""
+    module = sys.orig_argv[-len(sys.argv)].removeprefix("-m") if sys.argv[:1] == ["-m"] else ""
     home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     first = "" if sys.flags.safe_path else sys.path[0]
-    if asked.partition(".")[0] == "m3bind" and first and os.path.realpath(first) != home:
+    if module.partition(".")[0] == "m3bind" and first and os.path.realpath(first) != home:
         del sys.path[0]
 
 
 _leave_current_folder()
 
-import importlib  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
+from m3bind.core.lazy import lazy_names  # noqa: E402
 from m3bind.core.version import __version__  # noqa: E402
 
 # Spinning OpenMP workers slow a busy machine down severely; torch reads this variable once, when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _LAZY = {
-    "Query": "m3bind.search.query",
-    "Searcher": "m3bind.search.searcher",
-    "Space": "m3bind.space.bundle",
-    "Where": "m3bind.index",
-    "bind": "m3bind.pipeline.bind",
-    "build_index": "m3bind.index",
-    "create_index": "m3bind.index",
-    "encode_files": "m3bind.encode.job",
-    "export_arrays": "m3bind.export",
-    "export_space": "m3bind.export",
-    "load": "m3bind.space.bundle",
-    "open_encoded": "m3bind.encode.encoded",
-    "open_index": "m3bind.index",
-    "read_manifest": "m3bind.data.manifest",
-    "save_space": "m3bind.space.bundle",
+    "Query": "search.query",
+    "Searcher": "search.searcher",
+    "Space": "space.bundle",
+    "Where": "index",
+    "bind": "pipeline.bind",
+    "build_index": "index",
+    "create_index": "index",
+    "encode_files": "encode.job",
+    "export_arrays": "export",
+    "export_space": "export",
+    "load": "space.bundle",
+    "open_encoded": "encode.encoded",
+    "open_index": "index",
+    "read_manifest": "data.manifest",
+    "save_space": "space.bundle",
 }
 _MODULES = ("align", "data", "distill", "encode", "errors", "evaluate", "experiments", "export", "hospital", "index",
             "modalities", "models", "pipeline", "pretrain", "report", "search", "serve", "space",
@@ -81,10 +81,4 @@ __all__ = [
     "save_space",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"m3bind.{name}")
-    raise AttributeError(f"module 'm3bind' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _LAZY, _MODULES)

@@ -125,11 +125,11 @@ def changed_space(source: Path, target: Path, change: Callable[[Json, Path], Non
 def sum_again(content: Json, folder: Path) -> None:
     """Sums of the files that are there, and of space.json itself."""
     from m3bind.core.files import sha256_file
-    from m3bind.space.folder import _checksum
+    from m3bind.space.folder import manifest_checksum
 
     content.pop("checksum", None)
     if isinstance(content.get("files"), dict):
         for name in content["files"]:
             if (folder / name).is_file():
                 content["files"][name] = sha256_file(folder / name)
-    write(folder / "space.json", {**content, "checksum": _checksum(content)})
+    write(folder / "space.json", {**content, "checksum": manifest_checksum(content)})

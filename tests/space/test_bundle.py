@@ -188,12 +188,12 @@ def test_every_damaged_or_missing_file_is_named(tmp_path):
 
 def change(folder, **values):
     """Rewrite space.json with a fitting checksum, as an attacker would."""
-    from m3bind.space.folder import _checksum
+    from m3bind.space.folder import manifest_checksum
 
     content = json.loads((folder / "space.json").read_text())
     del content["checksum"]
     content.update(values)
-    (folder / "space.json").write_text(json.dumps({**content, "checksum": _checksum(content)}))
+    (folder / "space.json").write_text(json.dumps({**content, "checksum": manifest_checksum(content)}))
 
 
 def test_other_folders_newer_versions_and_files_outside_are_refused(tmp_path):
@@ -211,7 +211,7 @@ def test_other_folders_newer_versions_and_files_outside_are_refused(tmp_path):
 
 
 def test_a_process_that_died_while_replacing_is_explained(tmp_path, monkeypatch):
-    monkeypatch.setattr("m3bind.space.folder.PATIENCE", 0.1)
+    monkeypatch.setattr("m3bind.space.reader.PATIENCE", 0.1)
     save_space(tiny.make_space(), tmp_path / "space").rename(tmp_path / ".space.77.old")
     with pytest.raises(SpaceError, match=r"rename .*\.space\.77\.old to"):
         load(tmp_path / "space")
@@ -396,7 +396,7 @@ def test_bridges_that_are_no_matrix_are_saved_and_opened(tmp_path):
     for m in ("grey", "other"):
         np.testing.assert_allclose(loaded.encode_image(paths, m), space.encode_image(paths, m), atol=1e-6)
         np.testing.assert_allclose(loaded.encode_text(["a heart"], m), space.encode_text(["a heart"], m), atol=1e-6)
-    with pytest.raises(SpaceError, match="sided bridge, which is no matrix"):
+    with pytest.raises(SpaceError, match="sided bridge, which is not a matrix"):
         loaded.bridge("grey")
     assert json.loads((tmp_path / "space" / "space.json").read_text())["version"] == 2
     save_space(plain, tmp_path / "plain")  # readable by what knows linear bridges only

@@ -4,10 +4,9 @@
 * `journal`, `draft`: finished shards and those under way. * `encoded`: the finished archive.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_LAZY = {"Encoded": "encoded", "encode_files": "job", "open_encoded": "encoded"}
+from m3bind.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from m3bind.encode.encoded import Encoded, open_encoded
@@ -15,8 +14,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "encode_files", "open_encoded"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"m3bind.encode.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'm3bind.encode' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {"Encoded": "encoded", "encode_files": "job", "open_encoded": "encoded"})

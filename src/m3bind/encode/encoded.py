@@ -37,7 +37,8 @@ from m3bind.core.stored import StoredFileError, checked, read_json, read_parquet
 from m3bind.encode.journal import JOB, Journal, head_of, read_shard
 from m3bind.errors import ConfigError, SpaceError
 from m3bind.models.embedding import Array
-from m3bind.space.folder import damaged, guard_folder, read_whole
+from m3bind.space.folder import guard_folder
+from m3bind.space.reader import damaged, read_whole
 
 MARKER = "encoded.json"
 _REMEDY = "encode again into a new folder"

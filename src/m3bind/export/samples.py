@@ -5,6 +5,7 @@
 * `sample_inputs`: generated pictures, volumes and ECGs as the model's own preprocessing makes them.
 """
 
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,15 +17,16 @@ from m3bind.models.base import DualEncoder
 from m3bind.models.embedding import PROBES
 from m3bind.models.weights.reference import fixed_images, fixed_samples
 from m3bind.space.bundle import Space
-from m3bind.space.manifest import filled
+from m3bind.space.prompts import fill_template
 
 ITEMS = 3  # generated inputs per tower
 REAL = 8  # files per modality
 
 
 def sample_texts(space: Space) -> list[str]:
-    """Short and long ones."""
-    prompts = [filled(template, "pneumonia") for templates in space.info.prompts.values() for template in templates]
+    """Short and long texts."""
+    templates = chain.from_iterable(space.info.prompts.values())
+    prompts = [fill_template(template, "pneumonia") for template in templates]
     return list(dict.fromkeys([*PROBES, *prompts]))
 
 

@@ -4,17 +4,9 @@
 * `build`: an encoded archive into an index. * `embedded`: the index in one folder. * `milvus`: the index in Milvus.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_LAZY = {
-    "SearchResult": "base",
-    "Index": "base",
-    "Where": "base",
-    "build_index": "build",
-    "create_index": "uri",
-    "open_index": "uri",
-}
+from m3bind.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from m3bind.index.base import Index, SearchResult, Where
@@ -23,8 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Index", "SearchResult", "Where", "build_index", "create_index", "open_index"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"m3bind.index.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'm3bind.index' has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "SearchResult": "base",
+        "Index": "base",
+        "Where": "base",
+        "build_index": "build",
+        "create_index": "uri",
+        "open_index": "uri",
+    },
+)

@@ -3,10 +3,9 @@
 * `searcher`: `Searcher`, `search`. * `zero_shot`: which label fits an item of an index.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_LAZY = {"Hit": "searcher", "Query": "query", "Searcher": "searcher", "search": "searcher"}
+from m3bind.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from m3bind.search.query import Query
@@ -14,8 +13,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Hit", "Query", "Searcher", "search"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"m3bind.search.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'm3bind.search' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {"Hit": "searcher", "Query": "query", "Searcher": "searcher", "search": "searcher"})

@@ -1,13 +1,12 @@
-"""What was bound, as one object and one folder.
+"""The bound models as one object and one folder.
 
-* `bundle`: `Space`, `load`, `save_space`. * `folder`: the space on disk. * `manifest`: what its space.json may say.
-* `foreign_folder`: folders that `export` wrote, which are no spaces.
+* `bundle`: `Space`, `load`, `save_space`. * `folder`, `reader`: the space on disk. * `manifest`: schema of space.json.
+* `prompts`: prompt templates. * `foreign_folder`: folders that `export` wrote, which are not spaces.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_LAZY = {"Space": "bundle", "SpaceInfo": "folder", "load": "bundle", "save_space": "bundle"}
+from m3bind.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from m3bind.space.bundle import Space, load, save_space
@@ -15,8 +14,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Space", "SpaceInfo", "load", "save_space"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"m3bind.space.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'm3bind.space' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {"Space": "bundle", "SpaceInfo": "folder", "load": "bundle", "save_space": "bundle"})

@@ -1,4 +1,4 @@
-"""The bound space in use: texts and files of any modality become unit vectors that can be compared.
+"""A bound space: encodes texts and files of any modality as comparable unit vectors.
 
 * `load`: open a saved space (a folder, or the id of a repository on the hub). `save_space`: write one.
 * `Space`: encode texts and images, classify, compare.
@@ -27,18 +27,18 @@ from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.bridges import BaseBridge, Bridge
 from m3bind.models.embedding import Array, encode_distinct, evaluating, fast_dtype, similarity, softmax, text_dtype
 from m3bind.models.layers.text_encoder import TextEncoder
-from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, read_folder, write_folder
+from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, write_folder
 from m3bind.space.foreign_folder import refuse_foreign
-from m3bind.space.manifest import filled
+from m3bind.space.prompts import Prompts, prompts_of
+from m3bind.space.reader import read_folder
 
 log = logging.getLogger(__name__)
 
 STUDENT = "student"
-Prompts = Sequence[str] | Mapping[str, Sequence[str]]  # templates with {} for the label, or texts per label
 
 
 class Space:
-    """Several modalities and a text encoder in one space of unit vectors. Made by `load`, or of parts in memory."""
+    """Several modalities and a text encoder in one space of unit vectors. Created by `load` or from parts in memory."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Space:
         student: TextEncoder | None = None,
         info: SpaceInfo | None = None,
     ) -> None:
-        """Bind parts together; models are not copied, and modules' training modes are left as they are.
+        """Combine parts; models are not copied, and modules' training modes are left unchanged.
 
         Args:
             models: the dual encoder of each modality, adapters merged.
@@ -60,20 +60,14 @@ class Space:
         Raises:
             SpaceError: a bridge is missing, not finite, or its shape does not fit.
         """
-        made = {name: _as_bridge(name, bridge) for name, bridge in bridges.items()}
-        averages = {name: _matrix(mean) for name, mean in (means or {}).items()}
-        self._contents = Contents(dict(models), made, averages, student, info or SpaceInfo())
+        modules = {name: _as_bridge(name, bridge) for name, bridge in bridges.items()}
+        tensors = {name: _matrix(mean) for name, mean in (means or {}).items()}
+        self._contents = Contents(dict(models), modules, tensors, student, info or SpaceInfo())
         self._precisions: dict[tuple[str, torch.device], torch.dtype] = {}
         self._check()
 
-    @classmethod
-    def _of(cls, contents: Contents) -> "Space":
-        space = cls(contents.models, contents.bridges, contents.means, contents.student, contents.info)
-        space._contents.fingerprint = contents.fingerprint
-        return space
-
     def _check(self) -> None:
-        """Raise unless all parts fit together."""
+        """Raise unless all parts fit each other."""
         models, bridges = self._contents.models, self._contents.bridges
         if not models or set(models) != set(bridges) or not set(self._contents.means) <= set(models):
             raise SpaceError(
@@ -133,7 +127,7 @@ class Space:
         """Hash of everything that embeddings depend on.
 
         Raises:
-            SpaceError: the space was put together in memory and never saved.
+            SpaceError: the space was assembled in memory and never saved.
         """
         if not self._contents.fingerprint:
             raise SpaceError("this space exists in memory only; save it with save_space first")
@@ -160,7 +154,7 @@ class Space:
         bridge = self._contents.bridges[modality]
         if not isinstance(bridge, Bridge):
             raise SpaceError(
-                f"{modality} is bound by a {bridge.kind} bridge, which is no matrix; encode with the space"
+                f"{modality} is bound by a {bridge.kind} bridge, which is not a matrix; encode with the space"
             )
         values: Array = bridge.weight.detach().cpu().numpy().copy()
         return values
@@ -209,11 +203,11 @@ class Space:
     def encode_text(self, texts: Sequence[str] | str, encoder: str | None = None) -> Array:
         """Texts -> (n, d) float32 unit rows. Each distinct text is encoded once, in batches of similar length.
 
-        In bfloat16 where the device is faster in it and the tower's vectors stay within cosine 0.9999 of float32.
+        In bfloat16 if the device is faster in it and the tower's vectors stay within cosine 0.9999 of float32.
 
         Args:
             texts: any number of texts.
-            encoder: which text encoder: "student" (the default where there is one) or a modality, for its own.
+            encoder: which text encoder: "student" (the default if the space has one) or a modality, for its own.
 
         Raises:
             SpaceError: no student in this space and `encoder` not given.
@@ -243,15 +237,15 @@ class Space:
     def _text_precision(
         self, path: str, tokenize: Callable[[Sequence[str]], Tokens], encode: Callable[[Tokens], Tensor]
     ) -> torch.dtype:
-        """Half precision where the device is faster in it and the tower stands it, tried once per tower and device."""
+        """The device's half precision if the tower tolerates it, else float32; measured once per tower and device."""
         key = path, self._device()
         if key not in self._precisions:
-            wanted = fast_dtype(self._device())
-            chosen, mean, smallest = text_dtype(tokenize, encode, self._device(), wanted)
-            if chosen != wanted:
+            fast = fast_dtype(self._device())
+            chosen, mean, smallest = text_dtype(tokenize, encode, self._device(), fast)
+            if chosen != fast:
                 log.warning(
                     "texts of %s are encoded in float32: in %s their cosine to it is %.6f (smallest %.6f)",
-                    path, wanted, mean, smallest,
+                    path, fast, mean, smallest,
                 )  # fmt: skip
             self._precisions[key] = chosen
         return self._precisions[key]
@@ -274,7 +268,7 @@ class Space:
         return self.model(modality).preprocess(modalities.decode(modality, path))
 
     def encode_inputs(self, inputs: Sequence[Tensor], modality: str) -> Array:
-        """What `read` gave -> (n, d) float32 unit rows, in one batch per shape.
+        """Outputs of `read` -> (n, d) float32 unit rows, in one batch per shape.
 
         Raises:
             NotFiniteError: an embedding is NaN or infinite.
@@ -289,11 +283,11 @@ class Space:
                 batch = torch.stack([inputs[position] for position in positions]).to(self._device())
                 out[positions] = bridge.image(model.encode_image(batch).float()).float().cpu().numpy()
         if not np.isfinite(out).all():
-            raise NotFiniteError(f"an embedding of {modality} is not finite; look at the file and the weights")
+            raise NotFiniteError(f"an embedding of {modality} is not finite; check the file and the weights")
         return out
 
     def encode_image(self, paths: Sequence[Path | str] | Path | str, modality: str, batch: int = 32) -> Array:
-        """Files of one modality -> (n, d) float32 unit rows. For many files, with bad ones set aside: `encode_files`.
+        """Files of one modality -> (n, d) float32 unit rows. To quarantine unreadable files: `encode_files`.
 
         Raises:
             ReadError: a file is missing, damaged, or of another kind.
@@ -323,9 +317,9 @@ class Space:
 
         Args:
             labels: class names.
-            modality: whose stored templates are taken when `prompts` is None (without any, the label itself).
+            modality: whose stored templates are used if `prompts` is None (without any, the label itself).
             prompts: templates with {} for the label, or a mapping from label to texts.
-            encoder: text encoder; default the student, or the modality's own where there is no student.
+            encoder: text encoder; default the student, or the modality's own without a student.
 
         Raises:
             ConfigError: no labels, a label without prompts, or a template that cannot be filled.
@@ -333,16 +327,13 @@ class Space:
         self.model(modality)
         if not labels or isinstance(labels, str):
             raise ConfigError("classification needs a list of labels, e.g. labels=['normal', 'pneumonia']")
-        filled = [_fill(label, self.info.prompts.get(modality) if prompts is None else prompts) for label in labels]
-        rows = self.encode_text(
-            [prompt for group in filled for prompt in group], encoder or self._default_text(modality)
-        )
-        ends = np.cumsum([len(group) for group in filled])[:-1]
+        prompts = self.info.prompts.get(modality) if prompts is None else prompts
+        groups = [prompts_of(label, prompts) for label in labels]
+        default = modality if self.student is None else STUDENT
+        rows = self.encode_text([prompt for group in groups for prompt in group], encoder or default)
+        ends = np.cumsum([len(group) for group in groups])[:-1]
         means = np.stack([group.mean(axis=0, dtype=np.float64) for group in np.split(rows, ends)])
         return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
-
-    def _default_text(self, modality: str) -> str:
-        return STUDENT if self._contents.student is not None else modality
 
     def classify(
         self,
@@ -377,7 +368,7 @@ class Space:
 
 
 def _as_bridge(name: str, value: BaseBridge | Tensor | NDArray[Any]) -> BaseBridge:
-    """A matrix as a linear bridge; a bridge as it is."""
+    """A matrix becomes a linear bridge; a bridge is returned unchanged."""
     if isinstance(value, BaseBridge):
         return value
     matrix = _matrix(value)
@@ -390,25 +381,12 @@ def _matrix(value: Tensor | NDArray[Any]) -> Tensor:
     return torch.as_tensor(value).detach().float().contiguous()
 
 
-def _fill(label: str, prompts: Prompts | None) -> list[str]:
-    """The prompts of one label."""
-    if not prompts:
-        return [label]
-    if isinstance(prompts, Mapping):
-        if not prompts.get(label) or isinstance(prompts[label], str):
-            raise ConfigError(f"no list of prompts for label {label!r}; there are some for {sorted(prompts)}")
-        return list(prompts[label])
-    if isinstance(prompts, str):
-        raise ConfigError(f"prompts must be a list of templates, not one text; write [{prompts!r}]")
-    return [filled(template, label) for template in prompts]
-
-
 def save_space(space: Space, folder: Path | str) -> Path:
     """Write a space to a folder, replacing an older one as a whole; returns the folder.
 
     Raises:
-        ConfigError: the folder holds something else, or a model still has adapters.
-        DiskError: the file system refused; what stood there before is untouched.
+        ConfigError: the folder is not a space, or a model still has adapters.
+        DiskError: the file system refused; an older space there is left unchanged.
     """
     folder = Path(os.path.abspath(folder))
     space._contents.fingerprint = write_folder(space._contents, folder)
@@ -431,16 +409,19 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> Space:
         path = _download(text)
     if not (Path(path) / MANIFEST).exists():
         refuse_foreign(path)
-    return Space._of(read_folder(path)).to(device)
+    contents = read_folder(path)
+    space = Space(contents.models, contents.bridges, contents.means, contents.student, contents.info)
+    space._contents.fingerprint = contents.fingerprint
+    return space.to(device)
 
 
 def _download(name: str) -> Path:
-    """The local copy of a hub repository."""
+    """Download a hub repository; returns the local copy."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=[MANIFEST, "weights/*", "assets/**"]))
-    except Exception as error:  # the hub client raises many kinds (offline, not found, gated, HTTP): all mean the same
+    except Exception as error:  # offline, not found, gated, HTTP: the hub client raises many kinds
         raise SpaceError(
             f"{name}: no such folder, and it cannot be fetched from the Hugging Face hub; "
             "check the name and the connection, or give the path of a folder"

@@ -1,6 +1,6 @@
-"""Folders that `export` wrote: recognised by a space, which names what opens them instead.
+"""Folders that `export` wrote: recognised when they are opened as a space.
 
-* `read_export`: what a folder says of itself, or None. * `refuse_foreign`: the error where a space was expected.
+* `read_export`: the `export.json` of a folder. * `refuse_foreign`: the error that names what opens it instead.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ MARKER, FORMAT = "export.json", "m3bind-export"
 
 
 def read_export(folder: Path | str) -> dict[str, Any] | None:
-    """What is written in an export about itself; None where the folder is no export."""
+    """The content of `export.json`; None if the folder is not an export."""
     try:
         about = read_json(Path(folder) / MARKER)
         return dict(about) if about["format"] == FORMAT else None
@@ -22,10 +22,10 @@ def read_export(folder: Path | str) -> dict[str, Any] | None:
 
 
 def refuse_foreign(folder: Path | str) -> None:
-    """Say what an export is when it is opened as a space and is none.
+    """Raise if the folder is an export of another kind than a space.
 
     Raises:
-        SpaceError: `folder` is an export of another kind than a space.
+        SpaceError: names its kind and what opens it.
     """
     about = read_export(folder)
     if about is not None:

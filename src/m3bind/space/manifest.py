@@ -1,29 +1,27 @@
-"""What space.json may say, and templates of prompts: data of a stranger, checked before anything is built from it.
+"""The schema of space.json: third-party data, validated before anything is built from it.
 
-* `check`: its form. * `filled`: a template with its label.
+* `check`: validates it.
 """
 
-import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from m3bind.core.stored import Strict, plain
-from m3bind.errors import ConfigError, SpaceError
+from m3bind.errors import SpaceError
 from m3bind.models.weights import foreign
-
-_MOST = 4096  # characters of a template, and of what it becomes
+from m3bind.space.prompts import MAX_TEMPLATE
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Part = Literal["image_trunk", "image_head", "text_trunk", "text_head", "rest"]
 StudentPart = Literal["trunk", "head", "rest"]
-Template = Annotated[str, StringConstraints(max_length=_MOST)]
+Template = Annotated[str, StringConstraints(max_length=MAX_TEMPLATE)]
 
 
 class _Form(Strict, strict=True):
-    """No conversions."""
+    """Without type conversions."""
 
 
 class _Bridge(_Form):
@@ -83,10 +81,10 @@ class SpaceManifest(_Form):
 
 
 def check(content: dict[str, Any], path: Path) -> None:
-    """Refuse values that no space has.
+    """Refuse values that m3bind does not write.
 
     Raises:
-        SpaceError: the key and what is wrong with it.
+        SpaceError: names the key and the fault.
     """
     files = content.get("files")
     for name in files if isinstance(files, dict) else ():
@@ -97,26 +95,3 @@ def check(content: dict[str, Any], path: Path) -> None:
         SpaceManifest.model_validate(content)
     except (ValidationError, ValueError) as error:
         raise SpaceError(f"{path}: {foreign.reason(error)}; m3bind does not write this, so do not use it") from error
-
-
-def filled(template: str, label: str) -> str:
-    """A template with the label where {} stands; nothing else of Python's formatting is known.
-
-    Raises:
-        ConfigError: no place for the label, another field than {}, or a text without measure.
-    """
-    found = 0
-
-    def put(match: re.Match[str]) -> str:
-        nonlocal found
-        if match[0] in ("{}", "{0}"):
-            found += 1
-            return label
-        if match[0] in ("{{", "}}"):
-            return match[0][0]
-        raise ConfigError(f"cannot fill a prompt template ({template[:60]!r}); write {{}} where the label goes")
-
-    text = re.sub(r"\{\{|\}\}|\{0?\}|[{}]", put, template)
-    if not found or len(text) > _MOST * 4:
-        raise ConfigError(f"cannot fill a prompt template ({template[:60]!r}); write {{}} once, where the label goes")
-    return text

@@ -1,7 +1,7 @@
 import pytest
 
 from m3bind.errors import ConfigError
-from m3bind.space.manifest import filled
+from m3bind.space.prompts import fill_template
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from m3bind.space.manifest import filled
     ],
 )
 def test_only_the_label_is_put_in(template, text):
-    assert filled(template, "a {0.b} }{") == text
+    assert fill_template(template, "a {0.b} }{") == text
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_only_the_label_is_put_in(template, text):
 )
 def test_nothing_else_of_formatting_is_known(template):
     with pytest.raises(ConfigError, match="cannot fill a prompt template"):
-        filled(template, "pneumonia")
+        fill_template(template, "pneumonia")
