@@ -116,10 +116,10 @@ def test_a_network_that_folding_would_change_stays_as_it_is(space, kind):
 )
 def test_bfloat16_is_chosen_where_it_is_faster_and_close_enough(space, monkeypatch, cosine, speed, dtype):
     monkeypatch.setattr(_towers, "compute_dtype", lambda: torch.bfloat16)
-    monkeypatch.setattr(_towers, "LEAST_COSINE", cosine)
+    monkeypatch.setattr(_towers, "MIN_COSINE", cosine)
     monkeypatch.setattr(_towers, "_seconds", lambda tower, _: 1.0 if tower._dtype is torch.float32 else 1 / speed)
     decision, why = choose(space, "grey", INPUTS, "auto")
-    assert decision["dtype"] == dtype and f"{speed:.2f}x as fast, least cosine 0.99" in why
+    assert decision["dtype"] == dtype and f"{speed:.2f}x as fast, smallest cosine 0.99" in why
 
 
 def test_the_precision_asked_for_is_that_of_the_computation(space):

@@ -1,7 +1,7 @@
-"""Files -> inputs of the towers, some way ahead of them and in order.
+"""Files -> inputs of the towers, prefetched and in order.
 
-* `prepare`: one file, decoded in an isolated child process (`modalities._isolation`) and prepared by its model.
-* `ahead`: the same for a stream of files, by several threads with a child process each.
+* `prepare`: one file, decoded in an isolated child process (`formats.isolation`) and preprocessed by its model.
+* `ahead`: a stream of files, by several threads with a child process each.
 
 An input is what the modality's model takes, without the batch axis. A slide or a long recording has several.
 """
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,27 +26,27 @@ from m3bind.modalities.formats.recognise import candidates, recognise
 from m3bind.space.bundle import Space
 
 WAITING = 256 << 20  # bytes of inputs that may wait for the towers
-P = TypeVar("P")  # where a row belongs
+P = TypeVar("P")  # place of a row
 
 
 @dataclass
 class DecodedItem:
-    """What came of a file: its inputs, or the reason why there are none."""
+    """The inputs of a file, or the reason why there are none."""
 
     modality: str
     inputs: list[Tensor] = field(default_factory=list)
-    places: list[list[float]] | None = None  # of each input, where there are several
+    places: list[list[float]] | None = None  # of each input, if the file has parts
     reason: str = ""
     doubts: list[str] = field(default_factory=list)  # of the reader and of the model
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Bytes of the inputs."""
         return sum(value.nbytes for value in self.inputs)
 
 
 def prepare(space: Space, row: Row, cut: Cut) -> DecodedItem:
-    """Decode and prepare one file. Nothing is raised: decoders of foreign formats raise anything."""
+    """Decode and preprocess one file. Errors of any kind become `reason`: decoders raise many."""
     if row["fault"]:
         return DecodedItem(row["modality"], reason=row["fault"])
     modality = row["modality"]
@@ -54,45 +55,45 @@ def prepare(space: Space, row: Row, cut: Cut) -> DecodedItem:
         modality = sample.modality
         model = space.model(modality)
         parts = sample.parts()
-        doubts = list(dict.fromkeys([*sample.warnings, *(doubt for part in parts for doubt in model.doubts(part))]))
+        doubts = list(dict.fromkeys([*sample.warnings, *chain.from_iterable(map(model.doubts, parts))]))
         return DecodedItem(modality, [model.preprocess(part) for part in parts], sample.places, doubts=doubts)
     except Exception as error:
         return DecodedItem(modality, reason=reason_of(error))
 
 
 def _decode(path: Path, modality: str, known: tuple[str, ...], cut: Cut) -> Sample:
-    """The sample, in parts where it is larger than one input; recognised where `modality` is ""."""
+    """The sample, in parts if it is larger than one input; its modality is recognised if `modality` is ""."""
     if not modality:
         if not path.exists() and not path.with_name(f"{path.name}.hea").exists():
             raise ReadError(path, "no such file", "check the path")
-        could = [name for name in candidates(path) if name in known]
-        if len(could) != 1:
-            if not could:
-                raise ReadError(path, "of no modality that this space holds", "say --modality if it is one")
-            sample = recognise(path, could)
-            if type(get(sample.modality)).decode_parts is Modality.decode_parts:
+        names = [name for name in candidates(path) if name in known]
+        if not names:
+            raise ReadError(path, "of no modality that this space holds", "give --modality if it is one")
+        modality = names[0]
+        if len(names) > 1:
+            sample = recognise(path, names)
+            modality = sample.modality
+            if type(get(modality)).decode_parts is Modality.decode_parts:
                 return sample
-            could = [sample.modality]
-        modality = could[0]
     return modalities.decode_parts(modality, path, cut)
 
 
 def reason_of(error: Exception) -> str:
-    """One line that says why a file cannot be used, without its path."""
+    """The reason why a file is unusable, in one line, without its path."""
     if isinstance(error, ReadError):
         text = error.reason
     else:
-        spoken = isinstance(error, M3BindError | ValueError | RuntimeError) and str(error)
-        text = str(error) if spoken else f"its model cannot take it: {in_words(error)}"
+        readable = isinstance(error, M3BindError | ValueError | RuntimeError) and str(error)
+        text = str(error) if readable else f"its model cannot take it: {in_words(error)}"
     return " ".join(text.split())[:300]
 
 
 def ahead(
-    space: Space, rows: Iterable[tuple[P, Row]], cut: Cut, workers: int, most: int
+    space: Space, rows: Iterable[tuple[P, Row]], cut: Cut, workers: int, limit: int
 ) -> Iterator[tuple[P, DecodedItem]]:
     """(place, `prepare` of its row) for every (place, row), in order.
 
-    `workers` threads work ahead, at most `most` files or `WAITING` bytes of inputs.
+    `workers` threads prefetch at most `limit` files or `WAITING` bytes of inputs.
     """
     allow(workers)
     waiting: deque[tuple[P, Future[DecodedItem]]] = deque()
@@ -104,7 +105,7 @@ def ahead(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         for place, row in rows:
-            while len(waiting) >= most or (waiting and _bytes(future for _, future in waiting) > WAITING):
+            while len(waiting) >= limit or (waiting and _bytes(future for _, future in waiting) > WAITING):
                 yield first()
             waiting.append((place, pool.submit(prepare, space, row, cut)))
         while waiting:

@@ -1,4 +1,4 @@
-"""A shard that is being encoded: what came of each item, and its embedding once all parts of it have theirs.
+"""A shard that is being encoded: its decoded items and the embeddings of their parts, until all are there.
 
 Shapes: k parts of an item, d dimension of the space.
 """
@@ -25,13 +25,15 @@ class Draft:
     number: int
     rows: list[Row]
     version: str
-    prepared: dict[int, DecodedItem] = field(default_factory=dict)  # by position, without inputs
-    values: dict[int, dict[int, Array | str]] = field(default_factory=dict)  # by position and number
-    missing: int = 0  # inputs without an embedding yet
-    full: bool = False  # all rows were taken
+    prepared: dict[int, DecodedItem] = field(default_factory=dict)  # by position in `rows`, without inputs
+    values: dict[int, dict[int, Array | str]] = field(
+        default_factory=dict
+    )  # by position and number; a text: why it failed
+    missing: int = 0  # inputs without a value
+    full: bool = False  # all rows are decoded
 
     def take(self, position: int, prepared: DecodedItem) -> list[Tensor]:
-        """Note what came of an item; its inputs."""
+        """Record a decoded item; returns its inputs."""
         inputs, prepared.inputs = prepared.inputs, []
         self.prepared[position] = prepared
         self.missing += len(inputs)
@@ -39,12 +41,12 @@ class Draft:
         return inputs
 
     def put(self, position: int, number: int, value: Array | str) -> None:
-        """The embedding of one input, or why there is none."""
+        """Record the embedding of one input, or the reason why it failed."""
         self.values.setdefault(position, {})[number] = value
         self.missing -= 1
 
     def finish(self, space: Space, settings: dict[str, Any]) -> Shard:
-        """The shard, means of parts taken and gaps corrected where asked for."""
+        """The shard, with parts averaged and, if set, gaps corrected."""
         items: list[dict[str, str]] = []
         bad: list[dict[str, str]] = []
         doubts: list[dict[str, str]] = []
@@ -81,10 +83,10 @@ class Draft:
 
 
 def _described(row: Row, modality: str, keep: Sequence[str]) -> dict[str, str]:
-    """What is stored of an item; its id is the record's, where kept, else follows from modality and path."""
-    kept = {name: row[name] for name in keep}
-    name = kept.pop("id", "") or sha256_text(modality, row["path"])[:32]
-    return {"id": name, "modality": modality, "path": row["path"], **kept}
+    """The stored columns of an item; its id is the record's if in `keep`, else a hash of modality and path."""
+    fields = {name: row[name] for name in keep}
+    name = fields.pop("id", "") or sha256_text(modality, row["path"])[:32]
+    return {"id": name, "modality": modality, "path": row["path"], **fields}
 
 
 def _mean(rows: Array) -> Array:

@@ -1,19 +1,19 @@
-"""What there is to encode: paths, folders and records of a manifest as one stream of rows, each file once.
+"""The files to encode: paths, folders and records of a manifest as one stream of rows, each file once.
 
-* `rows_of`: sources -> rows. * `Listing`: the rows kept on disk and handed out shard by shard, as often as needed.
-* `version_of`: size and time of rows' files, so that a changed file is noticed.
+* `rows_of`: sources -> rows. * `Listing`: the rows in a temporary file, read shard by shard, any number of times.
+* `version_of`: hash of size and time of rows' files, to detect changed files.
 
-A row is a mapping of texts: path, modality ("" where it must be recognised), fault ("" or why it cannot be used at
-all), and the fields that were asked for. In memory is only a short hash of each, to see what was named twice.
+A row is a mapping of texts: path, modality ("" if it must be recognised), fault ("" or why the file is unusable), and
+the fields in `keep`. Only a short hash of each row is in memory, to detect duplicates.
 """
 
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from m3bind.core.files import sha256_text
 from m3bind.data.records import BadRow
@@ -26,7 +26,7 @@ _RECORD = (".hea", ".dat", ".mat")  # files of a WFDB record
 
 
 class Item(Protocol):
-    """What a row of a manifest must offer."""
+    """A row of a manifest."""
 
     @property
     def path(self) -> Path:
@@ -43,7 +43,7 @@ Source = Path | str | Item | BadRow
 def rows_of(
     sources: Iterable[Source], modality: str | None, keep: Sequence[str], modalities: Sequence[str]
 ) -> Iterator[Row]:
-    """One row per file, in the order of the sources; folders are searched for what `modalities` could read.
+    """One row per file, in the order of the sources; folders are searched for files that `modalities` could read.
 
     Raises:
         ConfigError: a field that a record does not have.
@@ -61,11 +61,11 @@ def _all_rows(
 ) -> Iterator[Row]:
     for source in sources:
         if isinstance(source, str | Path):
-            wanted = [modality] if modality else modalities
-            for path in files_below(source, wanted) if Path(source).is_dir() else [source]:
+            names = [modality] if modality else modalities
+            for path in files_below(source, names) if Path(source).is_dir() else [source]:
                 fault = "" if is_utf8(path) else NOT_UTF8
-                name = printable(str(path)) if fault else str(path)
-                yield {"path": name, "modality": modality or "", "fault": fault, **dict.fromkeys(keep, "")}
+                text = printable(str(path)) if fault else str(path)
+                yield {"path": text, "modality": modality or "", "fault": fault, **dict.fromkeys(keep, "")}
         elif isinstance(source, BadRow):
             fault = f"row {source.row} of the manifest: {source.reason}"
             yield {"path": source.path, "modality": "", "fault": fault, **dict.fromkeys(keep, "")}
@@ -73,23 +73,24 @@ def _all_rows(
             absent = [name for name in keep if not hasattr(source, name)]
             if absent:
                 raise ConfigError(f"keep: records have no field {absent[0]!r}")
-            kept = {name: _text(getattr(source, name)) for name in keep}
-            yield {"path": str(source.path), "modality": source.modality, "fault": "", **kept}
+            fields = {name: _text(getattr(source, name)) for name in keep}
+            yield {"path": str(source.path), "modality": source.modality, "fault": "", **fields}
 
 
-def _text(value: Any) -> str:
-    """A field as text; several values with "|" between them, as in a manifest."""
+def _text(value: object) -> str:
+    """A field as text; several values are joined by "|", as in a manifest."""
     if value is None:
         return ""
     return "|".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def version_of(rows: Iterable[Row]) -> str:
-    """Hash of size and time stamp of all files that belong to the rows."""
-    return sha256_text(*(mark for row in rows for mark in _marks(Path(row["path"]))))
+    """Hash of size and time of all files of the rows."""
+    return sha256_text(*chain.from_iterable(_stamps(Path(row["path"])) for row in rows))
 
 
-def _marks(path: Path) -> Iterator[str]:
+def _stamps(path: Path) -> Iterator[str]:
+    """Size and time of each file that is read with `path`."""
     if path.is_dir():
         parts = sorted(path.iterdir())
     else:
@@ -107,7 +108,7 @@ class Listing:
     """Rows in a temporary file. Use as a context manager."""
 
     def __init__(self, rows: Iterable[Row], shard: int) -> None:
-        """Take all `rows`; `shard` of them are handed out at a time."""
+        """Read all `rows`; `shards` yields `shard` of them at a time."""
         self._shard, self.modalities = shard, set[str]()
         self.names: list[str] = []  # hash of the rows of each shard
         self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  closed with the listing

@@ -1,15 +1,14 @@
-"""An archive of files -> embeddings on disk, however often the run is interrupted and whatever some files look like.
+"""Files -> embeddings on disk: interrupted runs resume, unreadable files are quarantined.
 
-* `encode_files`: makes the folder that `encoded` describes. * `encode_share`: one machine's part of that.
-* `collect`: files below folders.
-* From `encoded`: `open_encoded`, `Encoded`, `merge`.
+* `encode_files`: writes the folder that `encoded` describes. * `encode_share`: one machine's part of it.
+* `collect`: files below a folder. * From `encoded` and `assemble`: `open_encoded`, `Encoded`, `merge`.
 
-    rows (_items) -> decoded ahead in child processes (_decode_pool) -> batches by modality and shape, towers in threads
-    (_towers) -> shards (_draft, _parts) -> the final folder (encoded)
+    rows (items) -> prefetched by child processes (decode_pool) -> batches by modality and shape, towers in threads
+    (towers) -> shards (draft, journal) -> the final folder (assemble)
 
-Items are cut into shards at fixed positions and batches never reach beyond one, so a run that was killed goes on with
-the next shard and ends with the same bytes, whatever the number of workers, processes and machines.
-Memory does not grow with the number of files.
+Shards are cut at fixed positions and no batch spans two of them, so a killed run resumes with the next shard and ends
+with the same bytes, whatever the number of workers, processes and machines. Memory does not grow with the number of
+files.
 
 Shapes: n items, d dimension of the space.
 """
@@ -28,9 +27,10 @@ from torch import Tensor
 
 from m3bind.core.progress import progress
 from m3bind.core.stored import read_json
+from m3bind.encode.assemble import archive_hash, assemble, merge
 from m3bind.encode.decode_pool import DecodedItem, ahead
 from m3bind.encode.draft import Draft
-from m3bind.encode.encoded import MARKER, Encoded, assemble, done_as, merge, open_encoded
+from m3bind.encode.encoded import MARKER, Encoded, open_encoded
 from m3bind.encode.items import Item, Listing, Source, rows_of, version_of
 from m3bind.encode.journal import Journal, head_of, write_shard
 from m3bind.encode.towers import Batches, Precision, TowerRunner, Towers, arithmetic, batch_size, choose
@@ -46,8 +46,8 @@ __all__ = ["MARKER", "Cut", "Encoded", "Item", "Options", "collect", "encode_fil
            "open_encoded"]  # fmt: skip
 
 SHARD = 512  # items per shard
-MOST_WORKERS = 16  # decoding processes by default
-POLL = 0.5  # seconds between looks at what the other processes have done
+MAX_WORKERS = 16  # decoding processes by default
+POLL = 0.5  # seconds between checks for the shards of other processes
 
 
 class Options(TypedDict, total=False):
@@ -59,7 +59,7 @@ class Options(TypedDict, total=False):
     workers: int  # decoding processes; one per core, at most 16
     precision: Precision  # of the towers; "auto": bfloat16 where it is faster and keeps every cosine >= 0.999
     cut: Cut  # how many tiles of a slide and windows of a recording are averaged, and how long windows are
-    part_embeddings: bool  # also keep the embedding of every tile and window
+    part_embeddings: bool  # also store the embedding of every tile and window
 
 
 def encode_files(
@@ -69,22 +69,22 @@ def encode_files(
     modality: str | None = None,
     **options: Unpack[Options],
 ) -> Encoded:
-    """Encode files into the folder `out`, setting bad ones aside; the same call continues an interrupted run.
+    """Encode files into the folder `out`, quarantining unusable ones; the same call resumes an interrupted run.
 
     Under a launcher of several processes (accelerate, torchrun) each takes its share of the shards on its own device.
 
     Args:
         space: a saved space.
-        sources: paths (folders are searched), records of a manifest, or its bad rows, which are set aside.
-        out: folder to write; an older encoding there is replaced at the end. Until then shards are kept in `out`.parts.
-        modality: of bare paths, recognised where None; for records, encode only those of this modality.
+        sources: paths (folders are searched), records of a manifest, or its bad rows, which are quarantined.
+        out: folder to write; an older encoding there is replaced at the end. Until then shards are in `out`.parts.
+        modality: of paths, recognised if None; of records, only those of this modality are encoded.
         options: see `Options`.
 
     Raises:
-        ConfigError: nothing to encode, a field no record has, settings that make no sense, or `out` is something else.
+        ConfigError: nothing to encode, a field no record has, invalid settings, or `out` is not an encoded archive.
         UnknownNameError: the space does not hold a modality.
         SpaceError: the space was never saved, or holds no mean for the gap correction.
-        DiskError: the file system refused; finished shards stay.
+        DiskError: the file system refused; finished shards are retained.
     """
     out = Path(os.path.abspath(out))
     rank, world = _processes(space)
@@ -96,7 +96,7 @@ def encode_files(
                 if rank == 0:
                     job.finish()
         elif rank == 0:
-            job.finish()  # a run killed at its very end left its parts
+            job.finish()  # a run killed at its end leaves its parts
         while not job.is_done():
             time.sleep(POLL)
     return open_encoded(out)
@@ -110,10 +110,10 @@ def encode_share(
     modality: str | None = None,
     **options: Unpack[Options],
 ) -> tuple[int, int]:
-    """The i-th of n shares (i from 1) of `encode_files`, for one of n machines; it stays in `out`.parts, see `merge`.
+    """The i-th of n shares (i from 1) of `encode_files`, for one of n machines, written to `out`.parts; see `merge`.
 
     Args:
-        space: as for `encode_files`, like all but `share`: the same on every machine.
+        space: as for `encode_files`; all arguments but `share` are the same on every machine.
         sources: in the same order everywhere.
         out: as for `encode_files`.
         share: (i, n).
@@ -121,10 +121,10 @@ def encode_share(
         options: see `Options`.
 
     Returns:
-        How many files of the share were encoded and how many set aside.
+        How many files of the share were encoded and how many quarantined.
 
     Raises:
-        ConfigError: a share that is none, and as `encode_files`, like the other errors.
+        ConfigError: an invalid share. Other errors as `encode_files`.
     """
     out = Path(os.path.abspath(out))
     rank, world = _processes(space)
@@ -140,7 +140,7 @@ def encode_share(
 
 
 def collect(folder: Path | str, modality: str) -> list[Path]:
-    """All a modality could read below a folder, sorted (hidden files left out); see `modalities._files`.
+    """All files below a folder that a modality could read, sorted, without hidden ones; see `formats.files`.
 
     Raises:
         UnknownNameError: no such modality.
@@ -149,7 +149,7 @@ def collect(folder: Path | str, modality: str) -> list[Path]:
 
 
 def _processes(space: Space) -> tuple[int, int]:
-    """(number of this process, how many there are) under a launcher; moves the space to this process's device."""
+    """(rank, number of processes) under a launcher; moves the space to this process's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return 0, 1
     from accelerate import PartialState
@@ -160,7 +160,7 @@ def _processes(space: Space) -> tuple[int, int]:
 
 
 def _listed(space: Space, sources: Iterable[Source], out: Path, modality: str | None, options: Options) -> Listing:
-    """What there is to do.
+    """The rows to encode.
 
     Raises:
         M3BindError: as `encode_files`, before anything is computed or written.
@@ -179,10 +179,10 @@ def _listed(space: Space, sources: Iterable[Source], out: Path, modality: str | 
 
 
 def _settings(space: Space, options: Options) -> dict[str, Any]:
-    """Everything but the files that decides about the result, as JSON values."""
+    """Everything but the files that the result depends on, as JSON values."""
     cut, precision = options.get("cut") or Cut(), options.get("precision", "auto")
-    asked = options.get("batch")
-    batch = {name: batch_size(space, name) if asked is None else asked for name in space.modalities}
+    size = options.get("batch")
+    batch = {name: batch_size(space, name) if size is None else size for name in space.modalities}
     if min(batch.values()) < 1 or cut.most < 1 or not cut.seconds > 0:
         raise ConfigError("batch, number of parts and seconds of a window must be positive")
     if precision not in get_args(Precision):
@@ -206,30 +206,30 @@ Place = tuple[Draft, int, int]  # shard, position of the item in it, number of t
 
 
 class _EncodingJob:
-    """One encoding: what is done, what is to do, and doing it."""
+    """One encoding: its settings, rows and journal."""
 
     def __init__(self, space: Space, out: Path, listing: Listing, options: Options, world: int) -> None:
         self._space, self._out, self._listing = space, out, listing
         self._settings, self._store = _settings(space, options), Journal.beside(out)
         self._store.plan(self._settings, listing.count, listing.names)
-        self._workers = options.get("workers") or max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // world))
+        self._workers = options.get("workers") or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // world))
         self._versions = [version_of(rows) for _, rows in listing.shards()]
         self._bad = 0
 
     def is_done(self) -> bool:
-        """Whether the result is there already."""
+        """Whether the result exists already."""
         try:
             content = read_json(self._out / MARKER)
-            return isinstance(content, dict) and content.get("job") == done_as(self._store, self._versions)
+            return isinstance(content, dict) and content.get("job") == archive_hash(self._store, self._versions)
         except (OSError, ValueError):
             return False
 
     def begun(self) -> AbstractContextManager[None]:
-        """Hold the folder of parts for this job; see `Store.begun`."""
+        """Lock the folder of parts for this job; see `Journal.begun`."""
         return self._store.begun()
 
     def finish(self) -> None:
-        """Put all shards together as soon as every process has written its own."""
+        """Assemble all shards as soon as every process has written its own."""
         if not self.is_done():
             for number in range(len(self._versions)):
                 while not self._finished(number):
@@ -238,17 +238,17 @@ class _EncodingJob:
         self._store.remove()
 
     def counts(self, mine: Iterable[int]) -> tuple[int, int]:
-        """(encoded, set aside) of finished shards."""
+        """(encoded, quarantined) files of finished shards."""
         heads = [head_of(self._store.path(number)) for number in mine]
-        found = [head[1] for head in heads if head is not None]
-        return sum(count["items"] for count in found), sum(count["bad"] for count in found)
+        counts = [head[1] for head in heads if head is not None]
+        return sum(count["items"] for count in counts), sum(count["bad"] for count in counts)
 
     def _finished(self, number: int) -> bool:
         head = head_of(self._store.path(number))
         return head is not None and head[0] == self._versions[number]
 
     def run(self, mine: Sequence[int], label: str) -> None:
-        """Encode those of the shards `mine` that are not finished."""
+        """Encode the unfinished shards of `mine`."""
         todo = {number for number in mine if not self._finished(number)}
         total = sum(map(self._listing.size, mine))
         done = total - sum(map(self._listing.size, todo))
@@ -266,13 +266,13 @@ class _EncodingJob:
                 for (draft, position), prepared in self._prepared(todo):
                     self._take(draft, position, prepared, towers, batches)
                     bar.advance(1, note=f"{self._bad} bad")
-            finally:  # what is at work may complete a shard
+            finally:  # running batches may complete a shard
                 self._keep(towers.rest())
 
     def _take(
         self, draft: Draft, position: int, prepared: DecodedItem, towers: Towers[Place], batches: Batches[Place]
     ) -> None:
-        """Hand the inputs of one item on to the towers."""
+        """Pass the inputs of one item to the towers."""
         self._bad += bool(prepared.reason)
         for number, value in enumerate(draft.take(position, prepared)):
             for batch in batches.add(prepared.modality, (draft, position, number), value):
@@ -291,16 +291,16 @@ class _EncodingJob:
             for draft in [Draft(number, shard, self._versions[number])]
             for position, row in enumerate(shard)
         )
-        most = 2 * max(self._settings["batch"].values()) + self._workers
-        return ahead(self._space, rows, Cut(**self._settings["cut"]), self._workers, most)
+        limit = 2 * max(self._settings["batch"].values()) + self._workers
+        return ahead(self._space, rows, Cut(**self._settings["cut"]), self._workers, limit)
 
     def _tower(self, modality: str, inputs: Sequence[Tensor]) -> TowerRunner:
-        """The tower of a modality, as the journal says or as is measured now."""
+        """The tower of a modality, as stored in the journal or measured now."""
         decision = self._store.decided(modality)
         if decision is None:
-            found, why = choose(self._space, modality, inputs, self._settings["precision"])
+            measured, why = choose(self._space, modality, inputs, self._settings["precision"])
             print(f"precision of {why}", file=sys.stderr)
-            decision = self._store.decide(modality, found)
+            decision = self._store.decide(modality, measured)
         return TowerRunner(self._space, modality, decision, inputs[0])
 
     def _keep(self, results: Iterable[tuple[Place, Array | str]]) -> None:

@@ -1,16 +1,16 @@
-"""The journal of an encoding: finished shards and decisions in a folder beside the result, OUT.parts.
+"""The journal of an encoding: finished shards and decisions in OUT.parts, beside the result.
 
-    OUT.parts/job.json                 what is encoded, with which settings, into which shards
+    OUT.parts/job.json                 settings, number of items, names of the shards
     OUT.parts/tower-MODALITY.json      how that tower computes; decided once, so that a resumed run gives the same bytes
     OUT.parts/NAME.safetensors         one finished shard
-    OUT.parts/lock                     held by all who work on the job, so that nobody begins another one meanwhile
+    OUT.parts/lock                     shared by the processes of the job; another job cannot begin meanwhile
 
-* `Journal`: that folder. * `Shard`: what one shard holds, with everything the final folder needs of it.
+* `Journal`: that folder. * `Shard`: one shard, with everything the final folder needs. * `Decision`: of one tower.
 
-Files appear whole or not at all, and the first who decides is right, so any number of processes may share the folder.
+Files are written atomically and the first decision holds, so any number of processes may share the folder.
 A shard is named by the hash of the job's settings and of its rows.
 
-Shapes: g items that could be encoded, p parts of slides and long recordings, d dimension of the space.
+Shapes: g encoded items, p parts of slides and long recordings, d dimension of the space.
 """
 
 import contextlib
@@ -38,14 +38,14 @@ from m3bind.errors import ConfigError, DiskError
 from m3bind.models.embedding import Array
 
 JOB, LOCK = "job.json", "lock"
-PATIENCE, PAUSE = 5.0, 0.1  # seconds to wait for others of the same job to begin it
+PATIENCE, PAUSE = 5.0, 0.1  # seconds to wait until another process has begun the same job
 _NAME = r"^[0-9a-f]{32}$"  # of a shard
-_OURS = re.compile(r"^[0-9a-f]{32}\.safetensors$")
-_FORM = [("float32", 2), ("float32", 2), ("float64", 2), ("int64", 1)]  # of rows, part_rows, places, part_of
+_SHARD_FILE = re.compile(r"^[0-9a-f]{32}\.safetensors$")
+_DTYPES = [("float32", 2), ("float32", 2), ("float64", 2), ("int64", 1)]  # of rows, part_rows, places, part_of
 
 
 class _JobFile(TypedDict):
-    """What `job.json` says."""
+    """The schema of `job.json`."""
 
     settings: dict[str, Any]
     items: Annotated[int, Field(ge=0)]
@@ -53,18 +53,18 @@ class _JobFile(TypedDict):
 
 
 class _Counts(TypedDict):
-    """What a shard says about itself."""
+    """The counts in the metadata of a shard."""
 
     items: Annotated[int, Field(ge=0)]
     bad: Annotated[int, Field(ge=0)]
     parts: Annotated[int, Field(ge=0)]
 
 
-class _Decision(TypedDict):
-    """What `tower-MODALITY.json` says."""
+class Decision(TypedDict):
+    """How a tower computes: the schema of `tower-MODALITY.json`."""
 
     dtype: Literal["float32", "bfloat16"]
-    folded: bool
+    folded: bool  # whether `towers.fuse_conv_bn` is applied
 
 
 @dataclass
@@ -72,13 +72,13 @@ class Shard:
     """Consecutive items, encoded."""
 
     rows: Array  # (g, d) unit rows
-    items: list[dict[str, str]]  # of each: id, modality, path and kept fields
-    bad: list[dict[str, str]]  # of the others: path, modality, reason
-    doubts: list[dict[str, str]]  # about items: path, modality, doubt; none, one or several of each
-    version: str  # of the files (`items.version_of`)
-    part_of: NDArray[np.int64]  # (p,) position in `items` of the item each part belongs to
+    items: list[dict[str, str]]  # id, modality, path and the fields in `keep`
+    bad: list[dict[str, str]]  # path, modality, reason of the unusable files
+    doubts: list[dict[str, str]]  # path, modality, doubt; any number per item
+    version: str  # `items.version_of` the files
+    part_of: NDArray[np.int64]  # (p,) position in `items` of each part's item
     places: NDArray[np.float64]  # (p, 2) x, y of a tile in level-0 pixels; start in seconds and NaN of a window
-    part_rows: Array  # (p, d) unit rows, or (0, d) where they are not kept
+    part_rows: Array  # (p, d) unit rows, or (0, d) if they are not stored
 
 
 class Journal:
@@ -90,23 +90,23 @@ class Journal:
 
     @classmethod
     def beside(cls, out: Path) -> "Journal":
-        """That of the result `out`."""
+        """The journal of the result `out`."""
         return cls(out.with_name(f"{out.name}.parts"))
 
     def plan(self, settings: dict[str, Any], count: int, names: Sequence[str]) -> None:
-        """Say what the job is: its settings, number of items, and the hash of the rows of each shard."""
+        """Set the job: its settings, number of items, and the hash of the rows of each shard."""
         shards = [sha256_text(_json(settings), name)[:32] for name in names]
         self._job = {"settings": settings, "items": count, "shards": shards}
 
     @contextlib.contextmanager
     def begun(self) -> Iterator[None]:
-        """Write the planned job down, removing what earlier jobs left that is of no use to it; nobody may change it.
+        """Write the planned job, remove files of earlier jobs that it cannot use, and lock out other jobs.
 
         Raises:
-            ConfigError: another process is at another job here.
+            ConfigError: another process is working on another job here.
             DiskError: the file system refused.
         """
-        if self.folder.is_symlink():  # what is removed there would be somebody else's
+        if self.folder.is_symlink():  # files behind a link may belong to others
             raise ConfigError(f"{self.folder} is a link; remove it, or choose another --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -127,23 +127,24 @@ class Journal:
             os.close(lock)
 
     def _holds(self, lock: int) -> bool:
-        """Take `lock` together with others of this job; who comes alone begins it."""
+        """Share `lock` with the processes of this job; the first one begins the job."""
         if _locked(lock, fcntl.LOCK_EX):
             self._begin()
         return _locked(lock, fcntl.LOCK_SH) and self._written() == self._job
 
     def _written(self) -> dict[str, Any]:
+        """The stored job; empty without any."""
         try:
             return self._read()
         except FileNotFoundError:
             return {}
 
     def _read(self) -> dict[str, Any]:
-        """What stands in the folder.
+        """The stored job.
 
         Raises:
-            FileNotFoundError, NotADirectoryError: nothing.
-            StoredFileError: no job.
+            FileNotFoundError, NotADirectoryError: there is none.
+            StoredFileError: it is damaged.
         """
         path = self.folder / JOB
         job: dict[str, Any] = read_json(path)
@@ -155,9 +156,9 @@ class Journal:
         if before == self._job:
             return
         write_json(self.folder / JOB, self._job)
-        wanted = {f"{name}.safetensors" for name in self._job["shards"]}
-        stale = [file for file in self.folder.glob("*.safetensors") if _OURS.match(file.name)]
-        stale = [file for file in stale if file.name not in wanted]
+        usable = {f"{name}.safetensors" for name in self._job["shards"]}
+        shards = [file for file in self.folder.glob("*.safetensors") if _SHARD_FILE.match(file.name)]
+        stale = [file for file in shards if file.name not in usable]
         if before.get("settings") != self._job["settings"]:
             stale += self.folder.glob("tower-*.json")
         for file in stale:
@@ -165,10 +166,10 @@ class Journal:
 
     @property
     def job(self) -> dict[str, Any]:
-        """What was planned, now or by the process that made the folder.
+        """The job, planned now or by the process that wrote the folder.
 
         Raises:
-            ConfigError: there is nothing.
+            ConfigError: there is none.
         """
         try:
             self._job = self._job or self._read()
@@ -184,8 +185,8 @@ class Journal:
         """The file of a shard."""
         return self.folder / f"{self.job['shards'][number]}.safetensors"
 
-    def decide(self, modality: str, decision: dict[str, Any]) -> dict[str, Any]:
-        """Keep how a tower computes, unless another process was first; returns what holds."""
+    def decide(self, modality: str, decision: Decision) -> Decision:
+        """Store how a tower computes, unless another process was first; returns the stored decision."""
         path = self.folder / f"tower-{modality}.json"
         draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
         write_json(draft, decision)
@@ -200,32 +201,31 @@ class Journal:
             draft.unlink(missing_ok=True)
         return _decision_in(path)
 
-    def decided(self, modality: str) -> dict[str, Any] | None:
-        """How a tower computes, once that is decided."""
+    def decided(self, modality: str) -> Decision | None:
+        """How a tower computes; None if not yet decided."""
         path = self.folder / f"tower-{modality}.json"
         return _decision_in(path) if path.exists() else None
 
-    def decisions(self) -> dict[str, dict[str, Any]]:
-        """All of them, by modality."""
-        found = sorted(self.folder.glob("tower-*.json"))
-        return {path.stem.removeprefix("tower-"): _decision_in(path) for path in found}
+    def decisions(self) -> dict[str, Decision]:
+        """All stored decisions, by modality."""
+        files = sorted(self.folder.glob("tower-*.json"))
+        return {path.stem.removeprefix("tower-"): _decision_in(path) for path in files}
 
     def remove(self) -> None:
-        """Remove the folder; everything in it is in the result."""
+        """Remove the folder; the result holds everything in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _decision_in(path: Path) -> dict[str, Any]:
-    """How a tower computes, as a file says."""
-    return dict(checked(_Decision, read_json(path), path))
+def _decision_in(path: Path) -> Decision:
+    return checked(Decision, read_json(path), path)
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True)
 
 
 def _locked(lock: int, kind: int) -> bool:
-    """Whether the lock was to be had; a file system without locks gives every one."""
+    """Whether the lock was acquired; always on a file system without locks."""
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -236,7 +236,7 @@ def _locked(lock: int, kind: int) -> bool:
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Write one shard, whole or not at all."""
+    """Write one shard atomically."""
     tensors = {
         "rows": shard.rows,
         "part_of": shard.part_of,
@@ -253,7 +253,7 @@ def write_shard(path: Path, shard: Shard) -> None:
 
 
 def read_shard(path: Path, dim: int) -> Shard:
-    """What `write_shard` wrote, of rows of `dim` numbers.
+    """Read a shard of rows of `dim` numbers.
 
     Raises:
         ConfigError: damaged.
@@ -261,13 +261,13 @@ def read_shard(path: Path, dim: int) -> Shard:
     try:
         check_plain(path)
         with safe_open(path, "np") as file:
-            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
             version = file.metadata()["version"]
         items, bad, doubts = (
-            checked(list[dict[str, str]], parse_json(found.pop(key).tobytes(), path), path)
+            checked(list[dict[str, str]], parse_json(arrays.pop(key).tobytes(), path), path)
             for key in ("items", "bad", "doubts")
         )
-        shard = Shard(items=items, bad=bad, doubts=doubts, version=version, **found)
+        shard = Shard(items=items, bad=bad, doubts=doubts, version=version, **arrays)
         if not _fits(shard, dim):
             raise ValueError("arrays do not fit each other")
         return shard
@@ -276,25 +276,23 @@ def read_shard(path: Path, dim: int) -> Shard:
 
 
 def _fits(shard: Shard, dim: int) -> bool:
-    """Whether the arrays of a shard have the shapes that `Shard` gives, and the columns of its items are the same."""
+    """Whether arrays and columns of a shard are those that `Shard` documents."""
     n, p = len(shard.items), len(shard.places)
     arrays: list[NDArray[Any]] = [shard.rows, shard.part_rows, shard.places, shard.part_of]
-    if [(array.dtype.name, array.ndim) for array in arrays] != _FORM:
+    if [(array.dtype.name, array.ndim) for array in arrays] != _DTYPES:
         return False
-    shapes = (shard.rows.shape, shard.places.shape, shard.part_of.shape)
-    same = all({"id", "modality", "path"} <= set(item) for item in shard.items)
     return (
-        shapes == ((n, dim), (p, 2), (p,))
+        (shard.rows.shape, shard.places.shape, shard.part_of.shape) == ((n, dim), (p, 2), (p,))
         and shard.part_rows.shape in ((0, dim), (p, dim))
         and (not p or 0 <= int(shard.part_of.min()) <= int(shard.part_of.max()) < n)
-        and same
+        and all({"id", "modality", "path"} <= set(item) for item in shard.items)
         and all(set(line) == {"path", "modality", "reason"} for line in shard.bad)
         and all(set(line) == {"path", "modality", "doubt"} for line in shard.doubts)
     )
 
 
 def head_of(path: Path) -> tuple[str, dict[str, int]] | None:
-    """Version and counts (items, bad, parts) of a shard; None where there is none, or it is no use."""
+    """Version and counts (items, bad, parts) of a shard; None if it is missing or unusable."""
     try:
         check_plain(path)
         with safe_open(path, "np") as file:

@@ -1,12 +1,12 @@
-"""Image towers at work: several batches at a time, each with one thread of arithmetic, quicker copies of the networks.
+"""Runs image towers: several batches in parallel, each on one thread, with faster copies of the networks.
 
-* `Batches`: inputs -> batches of one modality and shape, always the same ones for the same stream.
-* `Towers`: batches -> embeddings, in threads. * `choose`: how a tower computes (`TowerRunner`), measured.
-* `batch_size`: how many inputs it takes at a time.
+* `Batches`: inputs -> batches of one modality and shape, deterministic for a stream.
+* `Towers`: batches -> embeddings, in threads. * `choose`: measures how a tower computes (`TowerRunner`).
+* `batch_size`: inputs per forward pass.
 * `fuse_conv_bn`: a copy of a model with normalisation folded into convolutions.
 
-One thread per batch rather than one batch on all threads: no thread waits for another, decoding children can take a
-core without holding the others up, and no bit depends on how many threads there are.
+One thread per batch rather than one batch on all threads: no thread waits for another, decoding processes can use a
+core without delaying the others, and no bit depends on the number of threads.
 
 Shapes: n inputs of a batch, d dimension of the space.
 """
@@ -14,7 +14,7 @@ Shapes: n inputs of a batch, d dimension of the space.
 import contextlib
 import copy
 import logging
-import time
+import timeit
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -28,6 +28,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from m3bind.core.device import compute_dtype
 from m3bind.encode.decode_pool import reason_of
+from m3bind.encode.journal import Decision
 from m3bind.errors import M3BindError
 from m3bind.models.base import DualEncoder
 from m3bind.models.embedding import Array, evaluating
@@ -36,43 +37,41 @@ from m3bind.space.bundle import Space
 log = logging.getLogger(__name__)
 
 BATCH, BATCH_CONVOLUTIONS, BATCH_ELSEWHERE = 16, 8, 64  # inputs per forward pass; the first two on a CPU
-BATCH_BYTES = 32 << 20  # of inputs in a batch; a larger input is a batch of its own
-SHARE = 32  # inputs at work take at most this part of the free memory; activations are several times as large
-LEAST_COSINE = 0.999  # of bfloat16 to float32
-SAME = 1e-4  # largest difference of unit rows that folding may make
-SOME = 8  # inputs to measure the precision on
-FEW = 1  # random inputs to look at folding with
+BATCH_BYTES = 32 << 20  # of inputs in a batch; a larger input forms its own batch
+SHARE = 32  # running inputs use at most 1/SHARE of the free memory; activations are several times as large
+MIN_COSINE = 0.999  # of bfloat16 to float32
+FOLD_TOLERANCE = 1e-4  # of unit rows
+MEASURED = 8  # inputs on which the precision is measured
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Precision = Literal["auto", "float32", "bfloat16"]
-Decision = dict[str, Any]  # {"dtype": "float32" or "bfloat16", "folded": whether `fuse_conv_bn` is taken}
-P = TypeVar("P")  # where an input belongs
+P = TypeVar("P")  # place of an input
 Batch = tuple[str, list[P], list[Tensor]]  # modality, places, inputs
 
 
 class Batches(Generic[P]):
     """Collects inputs until a batch of one modality and shape is full."""
 
-    def __init__(self, most: Mapping[str, int]) -> None:
-        """`most` inputs a batch of each modality; fewer where they are large."""
-        self._most = most
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        """`sizes`: inputs per batch of each modality; fewer if they are large."""
+        self._sizes = sizes
         self._groups: dict[tuple[str, tuple[int, ...]], tuple[list[P], list[Tensor]]] = {}
         self._bytes = 0
 
     def add(self, modality: str, place: P, value: Tensor) -> Iterator[Batch[P]]:
-        """Take one input; yields what is full now."""
+        """Add one input; yields the batch that is now full."""
         key = (modality, tuple(value.shape))
         places, inputs = self._groups.setdefault(key, ([], []))
         places.append(place)
         inputs.append(value)
         self._bytes += value.nbytes
-        if len(inputs) >= self._most[modality] or len(inputs) * value.nbytes >= BATCH_BYTES:
+        if len(inputs) >= self._sizes[modality] or len(inputs) * value.nbytes >= BATCH_BYTES:
             yield self._take(key)
         elif self._bytes > 4 * BATCH_BYTES:  # many shapes
             yield self._take(max(self._groups, key=lambda k: len(self._groups[k][1]) * self._groups[k][1][0].nbytes))
 
     def flush(self) -> Iterator[Batch[P]]:
-        """What is left."""
+        """The remaining inputs."""
         for key in list(self._groups):
             yield self._take(key)
 
@@ -83,24 +82,24 @@ class Batches(Generic[P]):
 
 
 def batch_size(space: Space, modality: str) -> int:
-    """Inputs per forward pass: on a CPU few enough that what convolutions make stays in a core's cache."""
+    """Inputs per forward pass: on a CPU few enough that activations of convolutions fit a core's cache."""
     if space._device().type != "cpu":
         return BATCH_ELSEWHERE
     return BATCH_CONVOLUTIONS if _convolutional(space, modality) else BATCH
 
 
 def _convolutional(space: Space, modality: str) -> bool:
-    """Whether most weights are those of convolutions."""
+    """Whether most weights belong to convolutions."""
     trunk = space.model(modality).image_trunk
     convolved = sum(module.weight.numel() for module in trunk.modules() if isinstance(module, _CONVOLUTIONS))
     return 2 * convolved > sum(map(Tensor.numel, trunk.parameters()))
 
 
 class TowerRunner:
-    """The image side of one modality in the form that was chosen for it."""
+    """The image side of one modality, computed as decided."""
 
     def __init__(self, space: Space, modality: str, decision: Decision, example: Tensor) -> None:
-        """`decision` as `choose` gave it; `example` is one input of the tower."""
+        """`decision` from `choose`; `example` is one input of the tower."""
         model = space.model(modality)
         device = model.logit_scale.device
         if decision["folded"]:
@@ -118,11 +117,11 @@ class Towers(Generic[P]):
     """Runs batches in threads. Use as a context manager."""
 
     def __init__(self, tower: Callable[[str, Sequence[Tensor]], TowerRunner], threads: int) -> None:
-        """`tower(modality, inputs)` is asked once per modality, with inputs to measure on."""
+        """`tower(modality, inputs)` is called once per modality, with inputs to measure on."""
         self._make, self._threads = tower, threads
         self._towers: dict[str, TowerRunner] = {}
         self._at_work: dict[Future[list[tuple[P, Array | str]]], int] = {}
-        self._most = psutil.virtual_memory().available // SHARE
+        self._bytes = psutil.virtual_memory().available // SHARE
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tower")
 
     def __enter__(self) -> "Towers[P]":
@@ -132,29 +131,31 @@ class Towers(Generic[P]):
         self._pool.shutdown(cancel_futures=True)
 
     def run(self, batch: Batch[P]) -> Iterator[tuple[P, Array | str]]:
-        """Start a batch; yields (place, row or reason) of earlier ones, waiting where too many are at work."""
+        """Start a batch; yields (place, row or reason) of earlier ones, and waits while too many are running."""
         modality, places, inputs = batch
         if modality not in self._towers:
             yield from self.rest()
             self._towers[modality] = self._make(modality, inputs)
         size = sum(value.nbytes for value in inputs)
-        while self._at_work and (len(self._at_work) > self._threads or sum(self._at_work.values()) + size > self._most):
-            yield from self._collect(FIRST_COMPLETED)
+        while self._at_work and (
+            len(self._at_work) > self._threads or sum(self._at_work.values()) + size > self._bytes
+        ):
+            yield from self._collect()
         self._at_work[self._pool.submit(_embed, self._towers[modality], places, inputs)] = size
 
     def rest(self) -> Iterator[tuple[P, Array | str]]:
-        """What is still at work."""
+        """The results of the batches that are still running."""
         while self._at_work:
-            yield from self._collect(FIRST_COMPLETED)
+            yield from self._collect()
 
-    def _collect(self, until: str) -> Iterator[tuple[P, Array | str]]:
-        for future in wait(self._at_work, return_when=until).done:
+    def _collect(self) -> Iterator[tuple[P, Array | str]]:
+        for future in wait(self._at_work, return_when=FIRST_COMPLETED).done:
             del self._at_work[future]
             yield from future.result()
 
 
 def _embed(tower: TowerRunner, places: Sequence[P], inputs: Sequence[Tensor]) -> list[tuple[P, Array | str]]:
-    """(place, row) of each input; the reason in place of the row where there is none."""
+    """(place, row) of each input, with the reason instead of the row if it failed."""
     try:
         return list(zip(places, tower.encode(inputs), strict=True))
     except (M3BindError, RuntimeError, ValueError) as error:
@@ -165,7 +166,7 @@ def _embed(tower: TowerRunner, places: Sequence[P], inputs: Sequence[Tensor]) ->
 
 @contextlib.contextmanager
 def arithmetic(threads: int) -> Iterator[None]:
-    """So many threads for one operation, and float32 that is float32; put back afterwards."""
+    """Set the threads per operation and full float32 precision; restored afterwards."""
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
@@ -177,95 +178,92 @@ def arithmetic(threads: int) -> Iterator[None]:
 
 
 def choose(space: Space, modality: str, inputs: Sequence[Tensor], precision: Precision) -> tuple[Decision, str]:
-    """How a tower is to compute, and a line for people why.
+    """How a tower computes, and the reason in one line.
 
-    Folded where that leaves the embeddings of random inputs as they are, which is the same on every machine. bfloat16
-    where the processor has it, it is faster on `inputs` and every cosine to float32 is at least `LEAST_COSINE`; or
-    where it is asked for.
+    Folded if that leaves the embeddings of random inputs unchanged, which is the same on every machine. bfloat16 if it
+    is set as `precision`; or if the processor supports it, it is faster on `inputs` and every cosine to float32 is at
+    least `MIN_COSINE`.
     """
-    decision = {"dtype": "float32", "folded": _folds(space, modality, inputs[0])}
+    decision: Decision = {"dtype": "float32", "folded": _folds(space, modality, inputs[0])}
     if precision != "auto":
-        return {**decision, "dtype": precision}, f"{modality}: {precision}, as asked for"
+        return {**decision, "dtype": precision}, f"{modality}: {precision}, as set"
     if space._device().type == "cpu" and compute_dtype() is torch.float32:
         return decision, f"{modality}: float32 (no bfloat16 arithmetic in this processor)"
-    some = list(inputs[:SOME])
-    forms = [TowerRunner(space, modality, {**decision, "dtype": name}, some[0]) for name in ("float32", "bfloat16")]
+    inputs = inputs[:MEASURED]
+    half: Decision = {**decision, "dtype": "bfloat16"}
+    runners = [TowerRunner(space, modality, form, inputs[0]) for form in (decision, half)]
     try:
-        exact, rough = (form.encode(some) for form in forms)
+        exact, rough = (runner.encode(inputs) for runner in runners)
     except (M3BindError, RuntimeError, ValueError):
         return decision, f"{modality}: float32 (bfloat16 does not work here)"
     cosine = float((exact * rough).sum(1).min())
-    slow, fast = (min(_seconds(form, some) for _ in range(3)) for form in forms)
-    if cosine >= LEAST_COSINE and fast < slow:
-        decision["dtype"] = "bfloat16"
-    why = f"bfloat16 {slow / fast:.2f}x as fast, least cosine {cosine:.5f}"
+    slow, fast = (_seconds(runner, inputs) for runner in runners)
+    if cosine >= MIN_COSINE and fast < slow:
+        decision = half
+    why = f"bfloat16 {slow / fast:.2f}x as fast, smallest cosine {cosine:.5f}"
     return decision, f"{modality}: {decision['dtype']} ({why})"
 
 
 def _seconds(tower: TowerRunner, inputs: Sequence[Tensor]) -> float:
-    start = time.perf_counter()
-    tower.encode(inputs)
-    return time.perf_counter() - start
+    """The fastest of three runs."""
+    return min(timeit.repeat(lambda: tower.encode(inputs), number=1, repeat=3))
 
 
 def _folds(space: Space, modality: str, example: Tensor) -> bool:
-    """Whether there is something to fold, and random inputs of the shape of `example` get the embeddings they had."""
+    """Whether folding applies and leaves the embeddings of a random input of the shape of `example` unchanged."""
     if not _convolutional(space, modality):
         return False
-    inputs = list(torch.rand(FEW, *example.shape, generator=torch.Generator().manual_seed(0)))
+    inputs = list(torch.rand(1, *example.shape, generator=torch.Generator().manual_seed(0)))
     try:
         before, after = (
             TowerRunner(space, modality, {"dtype": "float32", "folded": folded}, inputs[0]).encode(inputs)
             for folded in (False, True)
         )
-    except Exception as error:  # a network that cannot be copied or changed stays as it is
-        log.warning("%s: convolutions stay as they are (%s: %s)", modality, type(error).__name__, error)
+    except Exception as error:  # a network that cannot be copied or changed is left unchanged
+        log.warning("%s: convolutions are left unchanged (%s: %s)", modality, type(error).__name__, error)
         return False
-    return bool(np.abs(after - before).max() <= SAME)
-
-
-# --- quicker copies ---------------------------------------------------------------------------------------------------
+    return bool(np.abs(after - before).max() <= FOLD_TOLERANCE)
 
 
 def fuse_conv_bn(model: DualEncoder, example: Tensor) -> DualEncoder:
     """A copy of a model whose image trunk computes the same faster; the text tower is shared.
 
-    Batch normalisation right behind a convolution is folded into it, and 2-D convolutions take channels last. What
-    follows what is seen by running the trunk on `example`, one input with the batch axis.
+    Batch normalisation directly after a convolution is folded into it, and 2-D convolutions take channels last. The
+    order of modules is observed by running the trunk on `example`, one input with the batch axis.
     """
-    twin = copy.copy(model)
-    twin._modules = dict(model._modules)
-    twin.image_trunk = copy.deepcopy(model.image_trunk)
-    names = {module: name for name, module in twin.image_trunk.named_modules()}
-    for convolution, norm in _followers(twin.image_trunk, lambda: twin.image_features(example)):
+    fused = copy.copy(model)
+    fused._modules = dict(model._modules)
+    fused.image_trunk = copy.deepcopy(model.image_trunk)
+    names = {module: name for name, module in fused.image_trunk.named_modules()}
+    for convolution, norm in _conv_bn_pairs(fused.image_trunk, lambda: fused.image_features(example)):
         folded = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         convolution.weight, convolution.bias = (nn.Parameter(value.detach(), False) for value in folded)
         parent, _, own = names[norm].rpartition(".")
-        setattr(twin.image_trunk.get_submodule(parent), own, _rest_of(norm))
+        setattr(fused.image_trunk.get_submodule(parent), own, _rest_of(norm))
     if any(isinstance(module, nn.Conv2d) for module in names):
-        twin.image_trunk.to(memory_format=torch.channels_last)
-    return twin
+        fused.image_trunk.to(memory_format=torch.channels_last)
+    return fused
 
 
-def _followers(trunk: nn.Module, run: Callable[[], object]) -> list[tuple[Any, Any]]:
-    """(convolution, normalisation) for every normalisation that has the output of one convolution alone for input."""
-    came: dict[int, tuple[weakref.ref[Tensor], nn.Module]] = {}  # by identity of the output
-    before: dict[nn.Module, set[nn.Module | None]] = {}
-    after: dict[nn.Module, int] = {}
+def _conv_bn_pairs(trunk: nn.Module, run: Callable[[], object]) -> list[tuple[Any, Any]]:
+    """(convolution, normalisation) for every normalisation whose only input is the output of one convolution."""
+    outputs: dict[int, tuple[weakref.ref[Tensor], nn.Module]] = {}  # by identity of the output
+    sources: dict[nn.Module, set[nn.Module | None]] = {}  # of each normalisation
+    unused: dict[nn.Module, int] = {}  # outputs of each convolution that no normalisation took
 
     def convolved(module: nn.Module, _: object, output: Tensor) -> None:
-        after[module] = after.get(module, 0) + 1
-        came[id(output)] = weakref.ref(output), module
+        unused[module] = unused.get(module, 0) + 1
+        outputs[id(output)] = weakref.ref(output), module
 
     def normalised(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
-        known, source = came.get(id(inputs[0]), (None, None))
+        known, source = outputs.get(id(inputs[0]), (None, None))
         if known is None or known() is not inputs[0]:
             source = None
-        before.setdefault(module, set()).add(source)
+        sources.setdefault(module, set()).add(source)
         if source is not None:
-            after[source] -= 1
+            unused[source] -= 1
 
     hooks = [
         module.register_forward_hook(convolved if isinstance(module, _CONVOLUTIONS) else normalised)
@@ -278,12 +276,12 @@ def _followers(trunk: nn.Module, run: Callable[[], object]) -> list[tuple[Any, A
     finally:
         for hook in hooks:
             hook.remove()
-    found = [(next(iter(sources)), norm) for norm, sources in before.items() if len(sources) == 1]
-    return [(source, norm) for source, norm in found if source and after[source] == 0 and norm.track_running_stats]
+    pairs = [(next(iter(found)), norm) for norm, found in sources.items() if len(found) == 1]
+    return [(source, norm) for source, norm in pairs if source and unused[source] == 0 and norm.track_running_stats]
 
 
 def _rest_of(norm: nn.Module) -> nn.Module:
-    """What a normalisation does beside normalising: timm's apply an activation."""
+    """The rest of a normalisation: timm's include dropout and an activation."""
     return nn.Sequential(
         *(getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module))
     )
