@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating runs, ratios with their spread, peak memory in a child process, conditions."""
+"""Shared by the benchmarks: alternating runs, ratios with their spread, peak memory in a child process, conditions."""
 
 import gc
 import multiprocessing
@@ -17,7 +17,7 @@ Clock = Callable[[], float]  # time.perf_counter, or time.process_time: processo
 def alternate(
     forms: Mapping[str, Callable[[], object]], repeats: int, clock: Clock = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of each form, run in turn within each repeat (the order turns too), after one unmeasured run of each.
+    """Seconds of each form, run in turn within each repeat (in rotating order), after one unmeasured run of each.
 
     On a busy machine processor seconds (`clock=time.process_time`) are steadier than the wall clock.
     """
@@ -41,7 +41,7 @@ def ratio(slow: list[float], fast: list[float]) -> str:
 def gemm_rate(
     width: int, dtype: torch.dtype = torch.float32, clock: Clock = time.perf_counter, rows: int = 4096, repeats: int = 5
 ) -> float:
-    """Best rate of (rows, width) @ (width, 4 width) in this moment, in GFLOP/s."""
+    """Best current rate of (rows, width) @ (width, 4 width), in GFLOP/s."""
     x, w = torch.randn(rows, width, dtype=dtype), torch.randn(4 * width, width, dtype=dtype)
     best = float("inf")
     for _ in range(repeats + 1):

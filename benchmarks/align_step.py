@@ -12,13 +12,13 @@ Each is timed as a whole step and for its text part alone (image embeddings give
 image-text batch per tower, one shared text batch through all towers, forward, backward, AdamW (at learning rate 0, so
 that the weights stay comparable). Where the CPU has bfloat16, ours is also timed in it, as training uses it there.
 
-Settings: `main` as asked; `memory` what the text part adds; `distinct` without duplicates; `single` with one tower. The
-text is pooled by its first token (as in MGCA, CT-CLIP, BiomedCLIP: the last layer then serves only that token) or by
-the mean of all.
+Settings: `main` uses the arguments; `memory` measures what the text part adds; `distinct` has no duplicates; `single`
+one tower. Text is pooled by its first token (as in MGCA, CT-CLIP, BiomedCLIP: the last layer then computes only that
+token) or by the mean of all.
 
 Texts are synthetic ids with report-like lengths: log-normal, cut to 8..236 (mean 75, p90 155, max 236). Dropout is off,
-so that losses can be compared. Networks are random. A duplicate is a row whose text stands in an earlier row already;
-free reports have about none, captions made from labels, and ECG statements, repeat in 40-90 % of the rows of a batch.
+so that losses can be compared. Networks are random. A duplicate is a row whose text occurs in an earlier row; free
+reports have almost none, but captions made from labels and ECG statements repeat in 40-90 % of the rows of a batch.
 """
 
 import argparse
@@ -48,7 +48,7 @@ DIM, SCALE, LAMBDA = 256, 20.0, 10.0
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured. `pairs` image-text pairs per tower, `shared` texts through all towers."""
+    """One configuration: `pairs` image-text pairs per tower, `shared` texts through all towers."""
 
     towers: int = 5
     size: str = "minilm"
@@ -85,7 +85,7 @@ class Batch:
 
 
 class Towers(nn.Module):
-    """M text towers with LoRA, M frozen image towers, and what a step needs."""
+    """M text towers with LoRA, M frozen image towers, and the rest of a step."""
 
     def __init__(self, setting: Setting, images: bool = True) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Towers(nn.Module):
         return self.finish(texts, images, pair_loss)
 
     def gradient(self) -> Tensor:
-        """Of all trained parameters after a step, in one vector."""
+        """The gradients of all trained parameters after a step, as one vector."""
         return torch.cat([p.grad.flatten() for p in self.parameters() if p.grad is not None])
 
     def form(self, name: str, text_only: bool) -> functools.partial[float]:
@@ -182,7 +182,7 @@ class Towers(nn.Module):
 
 
 def text_step(setting: Setting, name: str) -> functools.partial[float]:
-    """In a child process: the networks, and the text part of one step to run on them."""
+    """Runs in a child process: builds the networks and returns the text part of one step on them."""
     return Towers(setting, images=False).form(name, True)
 
 
@@ -228,7 +228,7 @@ def compare(setting: Setting, names: list[str], repeats: int, clock: Clock) -> N
 
 
 def print_memory(setting: Setting, names: list[str]) -> None:
-    """Memory one text part adds to that of the networks, and the whole, for each form in a child process."""
+    """Memory that one text part adds to the networks', and the total, for each form in a child process."""
     taken = {name: peak_memory(text_step, setting, name) for name in names}
     ours = taken["ours"]
     for name, found in taken.items():

@@ -2,11 +2,11 @@
 
     python benchmarks/encode.py [--models RN50 ViT-B-32] [--formats jpeg png] [--files 96] [--repeats 5] [--workers 2]
 
-In turn within each repeat, from the same files (generated: RGB JPEG of 768, grey PNG of 1,024 pixels a side) with the
-same random weights, each ending with unit rows in memory or on disk:
+Run in turn within each repeat, from the same files (generated: RGB JPEG of 768, grey PNG of 1,024 pixels a side) with
+the same random weights, each ending with unit rows in memory or on disk:
     ours        encode_files: child processes decode and check, towers in threads, shards, the final folder
     limit       the same towers on the same inputs, already decoded and prepared in memory
-    open_clip   open_clip's own model and transform, Pillow in a DataLoader of as many workers, inference mode
+    open_clip   open_clip's own model and transform, Pillow in a DataLoader with as many workers, inference mode
     eager       open_clip's own model on inputs in memory
 """
 
@@ -45,7 +45,7 @@ FORMATS: dict[str, tuple[str, Callable[[Path, int], list[Path]]]] = {
 
 
 def make_model(name: str, folder: Path) -> Path:
-    """A folder of open_clip's form: configuration and random weights."""
+    """A folder in open_clip's format: configuration and random weights."""
     folder.mkdir()
     config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--batch", type=int, default=32, help="of open_clip; ours takes its default")
+    parser.add_argument("--batch", type=int, default=32, help="of open_clip; ours uses its default")
     options = parser.parse_args()
     print(f"{conditions()}; {options.files} files, {options.repeats} repeats, {options.workers} workers", flush=True)
     for name in options.models:

@@ -1,11 +1,11 @@
-"""Objects per second that a C-STORE listener takes in, against pynetdicom that only writes files.
+"""Objects per second that a C-STORE listener receives, against pynetdicom that only writes files.
 
     python benchmarks/listen.py [--objects 60] [--repeats 5]
 
 In turn within each repeat, the same CT slices of 512 x 512 (generated, 0.5 MB each) over loopback, one association,
-each receiver in a process of its own:
+each receiver in its own process:
     ours     m3bind's Listener: de-identified, flushed to disk, then acknowledged
-    flushed  pynetdicom, `event.encoded_dataset()` written to a file and flushed, names and all
+    flushed  pynetdicom, `event.encoded_dataset()` written to a file and flushed, including names
     plain    the same, not flushed: lost if the machine stops
 """
 
@@ -49,7 +49,7 @@ def slices(count: int) -> list[Dataset]:
 
 
 def ours(folder: Path, pipe: Any) -> None:
-    """m3bind's listener, without an encoder behind it."""
+    """m3bind's listener, without an encoder."""
     from m3bind.hospital.deidentify import Deidentifier
     from m3bind.hospital.intake import Intake
     from m3bind.hospital.listener import Listener
@@ -64,7 +64,7 @@ def ours(folder: Path, pipe: Any) -> None:
 
 
 def theirs(flush: bool, folder: Path, pipe: Any) -> None:
-    """pynetdicom with the smallest handler that keeps what comes."""
+    """pynetdicom with a minimal handler that stores each object."""
     from pynetdicom import AE, evt
 
     def keep(event: Any) -> int:

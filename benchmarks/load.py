@@ -2,7 +2,7 @@
 
     python benchmarks/load.py [NAME ...]
 
-The files are written for the benchmark: weights that follow from their names, under this package's own keys.
+The files are generated for the benchmark: weights derived from their names, under this package's own keys.
 """
 
 import os

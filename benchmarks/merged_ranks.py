@@ -1,15 +1,15 @@
-"""Ways to merge hits of several modalities into one list, judged by concepts that modalities share.
+"""Ways to merge hits of several modalities into one list, evaluated by concepts that modalities share.
 
     python benchmarks/merged_ranks.py SPACE MANIFEST [--split test]
 
-Gallery: all files of the split that belong to a concept. Questions: every such file, and every class of the concept in
-twelve wordings; a hit is right if its class is the question's. Per way: precision@10 and the effective number of
-modalities among the ten (exp of the entropy of their shares), each averaged over concepts and kinds of question.
+Gallery: all files of the split that belong to a concept. Queries: every such file, and every class of the concept in
+twelve wordings; a hit is correct if its class is the query's. Per way: precision@10 and the effective number of
+modalities among the ten (exp of the entropy of their shares), each averaged over concepts and kinds of query.
 
-    cosine      as it is
-    pair        (s - mean) / sd over a sample of pairs (kind of question, modality)
-    z           (s - mean) / sd over a sample of the modality, for this question; what m3bind.Searcher does
-    percentile  share of that sample with a lower cosine, equal ones by cosine
+    cosine      unchanged
+    pair        (s - mean) / sd over a sample of pairs (kind of query, modality)
+    z           (s - mean) / sd over a sample of the modality, for this query; as in m3bind.Searcher
+    percentile  share of that sample with a lower cosine, ties ordered by cosine
 """
 
 import argparse
@@ -36,7 +36,7 @@ def reference(kinds, name):
 
 
 def merged(scores, kinds, pairs, own):
-    """Way -> comparable scores (q, n); `pairs`: cosines of other questions of this kind, `own`: each question's row."""
+    """Way -> comparable scores (q, n); `pairs`: cosines of other queries of this kind, `own`: each query's row."""
     ways = {way: np.full(scores.shape, -np.inf) for way in WAYS}
     ways["cosine"] = scores.copy()
     for name in np.unique(kinds):

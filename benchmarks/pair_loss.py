@@ -3,7 +3,7 @@
     python benchmarks/pair_loss.py [--towers 5 10 20] [--texts 64] [--dim 512] [--repeats 40] [--threads N]
 
 The embeddings are random unit rows (synthetic); time does not depend on their values. Both forms run alternately in one
-process, so that what else the machine does meets both. A ratio above 1 means that the O(M) form is faster.
+process, so that other load on the machine affects both. A ratio above 1 means that the O(M) form is faster.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from m3bind.align.objective import text_mse
 
 
 def pair_loop(embeddings: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The double sum as the paper prints it."""
+    """The double sum as printed in the paper."""
     loss = embeddings[0].new_zeros(())
     for a in range(len(embeddings)):
         for b in range(a + 1, len(embeddings)):

@@ -3,9 +3,9 @@
     python benchmarks/read.py [--files 48] [--repeats 5]
 
 Formats: PNG and JPEG (Pillow), NIfTI (nibabel), DICOM plain and JPEG 2000 (pydicom), WFDB (wfdb), EDF (edfio). The
-bare call decodes to a NumPy array of the values; ours also checks, turns, rescales and says what it did. Files are
+bare call decodes to a NumPy array of the values; ours also checks, reorients, rescales and records each step. Files are
 generated, of clinical sizes. `alone`: one file after the other; `pool`: all cores, threads around the bare call, worker
-processes for ours. 1.00x: as fast; above: ours is faster.
+processes for ours. 1.00x: equally fast; above: ours is faster.
 """
 
 import argparse

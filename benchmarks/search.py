@@ -2,15 +2,14 @@
 
     python benchmarks/search.py [--rows 100000] [--repeats 5] [--texts FILE] [--work DIR] [--only ours --only flat ...]
 
-The rows: distinct texts (one a line in FILE; default the reports of virtual patients) through the real
-all-MiniLM-L6-v2 (384 numbers, unit rows), mapped to 512 by one fixed random orthonormal map, then jittered:
+The rows: distinct texts (one per line in FILE; default the reports of virtual patients) through the real
+all-MiniLM-L6-v2 (384 dimensions, unit rows), mapped to 512 by one fixed random orthonormal map, then jittered:
 row = unit(a + 0.3 (b - c) + g), where a, b, c are texts drawn at random and g is Gaussian noise of length 0.1. So rows
-spread as the texts do. Queries are made the same way from a tenth of the texts that no row uses.
+are distributed like the texts. Queries are generated the same way from a tenth of the texts that no row uses.
 
-Every graph searches as wide as it takes for recall@10 >= 0.99 of these queries (the narrowest of a fixed list); "ours
-shipped" as wide as our index chose for itself when it was published, without knowing them. Single queries and batches
-of 256 are timed in turn in one process, with the same threads; memory, in a child process each: what opening and
-searching adds.
+Every graph uses the smallest search width of a fixed list that reaches recall@10 >= 0.99 on these queries; "ours
+shipped" uses the width that our index chose at its commit, without knowing them. Single queries and batches of 256 are
+timed in turn in one process, with the same threads; memory, in a child process each: what opening and searching adds.
 """
 
 import os
@@ -71,7 +70,7 @@ class Ours:
 
 
 class OursAsShipped(Ours):
-    """With the width that the index chose when it was published."""
+    """With the width that the index chose at its commit."""
 
     def widen(self, width):
         return False
@@ -170,7 +169,7 @@ def texts(file):
 
 
 def embeddings(file, count, place):
-    """(count, 512) unit rows of real texts, kept in `place`."""
+    """(count, 512) unit rows of real texts, cached in `place`."""
     if not place.exists():
         import torch
 
@@ -210,7 +209,7 @@ def recall(found, true):
 
 
 def opened_and_searched(name, place, width, queries):
-    """For a child process: what opening and searching takes, nothing before."""
+    """A function for a child process that opens and searches, after importing what both need."""
 
     def run():
         form = FORMS[name]().open(place)
@@ -295,7 +294,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--base", type=int, default=4000, help="texts to encode")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--texts", help="file with one text a line")
-    parser.add_argument("--work", help="folder to keep embeddings and indexes in; build times are 0 for what is there")
+    parser.add_argument("--texts", help="file with one text per line")
+    parser.add_argument("--work", help="folder that caches embeddings and indexes; build times of cached ones are 0")
     parser.add_argument("--only", action="append", choices=list(FORMS))
     main(parser.parse_args())

@@ -1,13 +1,13 @@
-"""The service over HTTP: how long a person waits for the first hits of a typed question, on n items.
+"""The service over HTTP: how long a user waits for the first hits of a typed query, on n items.
 
     python benchmarks/serve.py [--space runs/quick/space] [--rows 100000] [--queries 300] [--work DIR]
 
-`m3bind serve` runs as a process of its own; this one asks it over loopback, one connection per question, each question
-a different sentence (so that no vector is remembered), k = 20. Printed: p50 and p95 of the time from connecting to the
-whole answer, by one client and by several at once; the same with a condition; and how long the service took to start.
+`m3bind serve` runs in its own process; this one queries it over loopback, one connection per query, each query a
+different sentence (so that no vector is cached), k = 20. Printed: p50 and p95 of the time from connecting to the
+complete answer, by one client and by several at once; the same with a condition; and the start time of the service.
 
 The rows: embeddings of the demo's files, jittered: row = unit(a + 0.5 (b - c) + g), a, b, c of one modality drawn at
-random, g noise of length 0.3; labels of a. Without --space the demo's space is made first (2 minutes).
+random, g noise of length 0.3; labels of a. Without --space the demo's space is created first (2 minutes).
 """
 
 import os
@@ -84,7 +84,7 @@ class Service:
         return self.process.wait(60)
 
     def ask(self, text, **where):
-        """Seconds to the whole answer of one question."""
+        """Seconds to the complete answer of one query."""
         body = json.dumps({"parts": [{"kind": "text", "value": text}], "k": 20, "where": where})
         begun = time.perf_counter()
         wire = HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -154,7 +154,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", type=Path, help="space of a run of serve-demo, with its index beside it")
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--queries", type=int, default=300, help="at most 420")
+    parser.add_argument("--queries", type=int, default=300, help="maximum 420")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--work", help="folder to keep the index in")
+    parser.add_argument("--work", help="folder that caches the index")
     main(parser.parse_args())

@@ -6,14 +6,14 @@
 * ours: m3bind.models.embedding.encode_distinct (tokens packed without padding; bfloat16 where the processor has it);
 * torch: SentenceTransformer(folder).encode, its default batch of 32, texts sorted by its own rule;
 * onnx, int8: the same pipeline with the network in onnxruntime, in float32 and with weights and activations in 8 bits
-  (onnxruntime's dynamic quantisation, per channel, reduced range for AVX2). What sentence-transformers' ONNX backend
-  runs, without the package optimum, which cannot be had for every version of transformers.
+  (onnxruntime's dynamic quantisation, per channel, reduced range for AVX2). The same as sentence-transformers' ONNX
+  backend, without the package optimum, which is not available for every version of transformers.
 
-All open what our own export wrote. Sizes: `minilm` has the real weights of the extra `compact`, `base` is a BERT-base
-of random weights; both with the real WordPiece vocabulary and a linear head to 512 dimensions, mean pooling.
+All open the output of our own export. Sizes: `minilm` has the real weights of the extra `compact`, `base` is BERT-base
+with random weights; both with the real WordPiece vocabulary and a linear head to 512 dimensions, mean pooling.
 Texts: quantiles of report-like lengths, log-normal, cut to 8..236 tokens (mean 75, p90 155), of words that are one
-token each, no two equal; or, with --corpus, the first texts of that table (column `text`), repeats left out.
-Real tokens/s counts what is no padding. Cosines are to float32 without padding, one text at a time (every 8th text).
+token each, all distinct; or, with --corpus, the first distinct texts of that table (column `text`).
+Real tokens/s excludes padding. Cosines are to float32 without padding, one text at a time (every 8th text).
 """
 
 import argparse
@@ -87,7 +87,7 @@ class HiddenStates(nn.Module):
 
 
 class Session(nn.Module):
-    """In the place of the network of sentence-transformers' first module."""
+    """Replaces the network of sentence-transformers' first module."""
 
     def __init__(self, path: Path, config: object) -> None:
         import onnxruntime
@@ -104,7 +104,7 @@ class Session(nn.Module):
 
 
 def write_forms(encoder: TextEncoder, folder: Path, forms: list[str]) -> None:
-    """Our export, and for the forms that need them the network as ONNX in float32 and in 8 bits."""
+    """Our export and, for the forms that need it, the network as ONNX in float32 and in 8 bits."""
     facts = {"dim": DIM, "modalities": [], "synthetic": True, "space": "", "licences": {}, "max_tokens": 256}
     (folder / "st").mkdir()
     st_export.write(encoder, folder / "st", facts)
@@ -153,7 +153,7 @@ class Opened:
 
 
 def in_child(folder: Path, size: str, form: str, texts: list[str]) -> functools.partial:
-    """What a child process runs to have its memory measured."""
+    """Runs in a child process whose memory is measured."""
     if form == "ours":
         return functools.partial(ours, make_encoder(size), texts)
     return functools.partial(Opened(folder, form), texts)

@@ -1,4 +1,4 @@
-"""EfficientNet-lite0 features: 8 images at once, channels last (ours), against 32 in the usual layout, in turn."""
+"""EfficientNet-lite0 features: 8 images at once, channels last (ours), against 32 in the default layout, in turn."""
 
 import os
 

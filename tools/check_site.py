@@ -1,8 +1,8 @@
-"""Looks through the built docs site for links that lead nowhere, and for anything a page asks of the network.
+"""Checks the built docs site for broken links and for anything that a page loads from the network.
 
     python tools/check_site.py site
 
-* `faults`: one line for each, "page: what is wrong".
+* `faults`: one line per fault, "page: fault".
 """
 
 import re
@@ -24,7 +24,7 @@ CSS_URL = re.compile(r"(?:url\(|@import\s+)['\"]?((?:https?:)?//[^'\")\s]+)")
 
 
 class Page(HTMLParser):
-    """The names that a page can be entered by, where it leads, and what it loads."""
+    """The anchors of a page, its links, and what it loads."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep what an element says."""
+        """Record the anchor, links and loaded files of an element."""
         given = dict(attrs)
         self.names.update(value for key in ("id", "name") if (value := given.get(key)))
         if tag == "a" and given.get("href"):
@@ -45,7 +45,7 @@ class Page(HTMLParser):
 
 
 def faults(site: Path) -> list[str]:
-    """What is wrong with the pages and style sheets of a site."""
+    """The faults in the pages and style sheets of a site."""
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
     found = []
     for path, page in pages.items():

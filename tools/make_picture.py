@@ -67,7 +67,7 @@ def picture(colours: dict[str, str]) -> str:
 
 
 def _readable(colour: str) -> str:
-    """White or near black, whichever stands out more from a colour."""
+    """White or near black, whichever has more contrast with a colour."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     light = sum(w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for w, c in zip(LUMINANCE, parts))
     return "#fff" if 1.05 / (light + 0.05) > (light + 0.05) / 0.055 else "#10161c"

@@ -1,7 +1,7 @@
-"""Writes docs/reference/: commands, settings, Python API and errors, read from the code itself.
+"""Writes docs/reference/: commands, settings, Python API and errors, read from the code.
 
     python tools/make_reference.py            # write the pages
-    python tools/make_reference.py --check    # only say which are not current (exit code 1)
+    python tools/make_reference.py --check    # only list those that are not current (exit code 1)
 
 * `commands`, `settings`, `api`, `errors`: one page each, as Markdown. * `pages`: all of them by file name.
 """
@@ -117,7 +117,7 @@ _WORDS: dict[Any, str] = {str: "TEXT", Path: "PATH", int: "N", float: "X"}
 
 
 def _value(hint: Any) -> tuple[Any, bool]:
-    """The type of one value, and whether there may be several."""
+    """The type of one value, and whether several are allowed."""
     options = [part for part in typing.get_args(hint) if part is not types.NoneType]
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return _value(options[0])
@@ -171,7 +171,7 @@ def _collect(section: type[BaseModel], place: str, found: dict[type[BaseModel], 
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The settings below a setting, where it is a section."""
+    """The settings below a setting if it is a section."""
     for part in (field.annotation, *typing.get_args(field.annotation)):
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part
@@ -184,7 +184,7 @@ def _shown(field: FieldInfo) -> str:
 
 
 def _yaml(text: str) -> str:
-    """An explanation with values as YAML writes them."""
+    """An explanation with values in YAML notation."""
     for python, yaml in (("None", "null"), ("True", "true"), ("False", "false")):
         text = re.sub(rf"\b{python}\b", yaml, text)
     return _cell(text)
@@ -221,7 +221,7 @@ def _preset(name: str) -> str:
 
 
 def explanation(section: type[BaseModel], name: str) -> str:
-    """The comment beside a setting in config.py, in the class itself or the nearest base that has one."""
+    """The comment beside a setting in config.py, from its class or the nearest base class with a comment."""
     for base in section.__mro__:
         found = _comments().get((base.__name__, name))
         if found:
@@ -256,7 +256,7 @@ def _comment(node: ast.AnnAssign, beside: dict[int, str]) -> str:
 
 
 def api() -> str:
-    """What `m3bind` offers, what its functions return, and the classes that extensions derive from."""
+    """The names of `m3bind`, the classes its functions return, and the base classes of extensions."""
     text = (
         "# Python reference\n\nSignatures and docstrings of what programs use. For a walk through all of it with "
         "examples that are executed, read [Python API](../api.md).\n"
@@ -318,7 +318,7 @@ def _fields(thing: Any) -> str:
 
 
 def _signature(function: Any, name: str = "") -> str:
-    """The definition as code, one argument a line where it is long; `name` instead of the function's own."""
+    """The definition as code, one argument per line if it is long; `name` replaces the function's own."""
     node = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body[0]
     assert isinstance(node, ast.FunctionDef)
     parts = list(_arguments(node.args))
@@ -330,7 +330,7 @@ def _signature(function: Any, name: str = "") -> str:
 
 
 def _arguments(given: ast.arguments) -> Iterator[str]:
-    """Each argument as it is written, without self and cls."""
+    """Each argument as written in the source, without self and cls."""
     plain = [*given.posonlyargs, *given.args]
     defaults = [None] * (len(plain) - len(given.defaults)) + list(given.defaults)
     for argument, default in zip(plain, defaults):
@@ -374,7 +374,7 @@ def _prose(docstring: str | None) -> str:
 
 
 def errors() -> str:
-    """The family of errors with their exit codes."""
+    """The error classes with their exit codes."""
     rows = ""
     for name, thing in vars(families).items():
         if isinstance(thing, type) and issubclass(thing, families.M3BindError):

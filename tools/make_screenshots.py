@@ -1,10 +1,11 @@
-"""Takes the pictures of the web page for the docs, docs/pictures/page/, from a running service of virtual patients.
+"""Takes the screenshots of the web page for the docs, docs/pictures/page/, from a running service of virtual patients.
 
     m3bind serve-demo --port 8123
     python tools/make_screenshots.py http://127.0.0.1:8123
 
-Every state is an address of the page; failures are made by answering in the service's place. Needs Chromium and
-playwright. * `SHOTS`: what is taken; `SHEETS`: every state of the desktop again, small, on a phone and in the dark.
+Every state is an address of the page; failures are simulated by intercepting requests. Needs Chromium and playwright.
+
+* `SHOTS`: the screenshots; `SHEETS`: contact sheets of all desktop states, on a phone and in dark mode.
 """
 
 import io
@@ -28,7 +29,7 @@ Answer = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture: its name, the device, the address behind #, and what is answered in the service's place."""
+    """One screenshot: its name, the device, the address behind #, and the intercepted answers."""
 
     name: str
     device: str
@@ -37,7 +38,7 @@ class Shot:
 
 
 def refuse(status: int, code: str, message: str) -> Answer:
-    """An answer of the service that says no."""
+    """An error answer of the service."""
     body = json.dumps({"error": {"code": code, "message": message}})
     return lambda route: route.fulfill(status=status, content_type="application/json", body=body)
 
@@ -65,11 +66,11 @@ SHOTS = (
 )
 
 
-SHEETS = {"phone": ("states-phone", 8, 170), "dark": ("states-dark", 4, 400)}  # file, pictures in a row, their width
+SHEETS = {"phone": ("states-phone", 8, 170), "dark": ("states-dark", 4, 400)}  # file, images per row, their width
 
 
 def main(service: str, only: list[str]) -> None:
-    """Take the pictures, or those named."""
+    """Take all screenshots, or those named."""
     from playwright.sync_api import sync_playwright
 
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def main(service: str, only: list[str]) -> None:
 
 
 def sheet(pictures: list[bytes], columns: int, width: int) -> Image.Image:
-    """Pictures of one shape side by side, each `width` wide."""
+    """Images of one shape side by side, each `width` wide."""
     gap, parts = 12, [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
     height = round(width * parts[0].height / parts[0].width)
     rows = -(-len(parts) // columns)
@@ -112,7 +113,7 @@ def found(browser: Any, service: str) -> dict[str, str]:
 
 
 def taken(browser: Any, service: str, shot: Shot, items: dict[str, str]) -> bytes:
-    """One picture (JPEG), when nothing is being fetched any more."""
+    """One screenshot (JPEG), taken when no request is pending."""
     width, height = SIZES[shot.device]
     scheme = "dark" if shot.device == "dark" else "light"
     touch = {"is_mobile": True, "has_touch": True} if shot.device == "phone" else {}
