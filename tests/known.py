@@ -1,4 +1,4 @@
-"""Tests with modalities and models of their own: `only` those are known, for a while."""
+"""Tests with their own modalities and models: only those named are registered, temporarily."""
 
 import contextlib
 from collections.abc import Callable, Iterator

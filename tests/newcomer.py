@@ -1,12 +1,12 @@
-"""A newcomer who follows only the docs: the code blocks of three pages, in order, in a fresh environment.
+"""A new user who follows only the docs: the code blocks of three pages, in order, in a fresh environment.
 
     python tests/newcomer.py            # new virtual environment, installed from the last commit (minutes, 7 GB)
-    python tests/newcomer.py --here     # with the Python that runs this; the block that installs is left out
+    python tests/newcomer.py --here     # with the current Python; the install block is skipped
 
-* `blocks`: the code blocks of a page. * `script`: what a newcomer types, as one bash script. * `run`: all of it.
+* `blocks`: the code blocks of a page. * `script`: all blocks as one bash script. * `run`: runs it.
 
-Shell blocks are run as they stand, Python blocks by the environment's Python, blocks with a title are written into
-the file of that name. A server is started, asked, and ended by SIGTERM.
+Shell blocks are run unchanged, Python blocks by the environment's Python, blocks with a title are written into the file
+of that name. A server is started, queried, and ended by SIGTERM.
 """
 
 import argparse

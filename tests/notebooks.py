@@ -1,6 +1,6 @@
-"""Executes the notebooks of examples/; as a program, with fresh outputs stored: python tests/notebooks.py [FOLDER].
+"""Executes the notebooks of examples/; as a program, stores fresh outputs: python tests/notebooks.py [FOLDER].
 
-The first one makes the files and the space that the others use.
+The first notebook creates the files and the space that the others use.
 """
 
 import os

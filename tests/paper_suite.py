@@ -1,10 +1,10 @@
-"""Everything the paper's suite needs, in small: every data set in its official layout, and subjects to measure.
+"""All inputs of the paper's suite, in small: every data set in its official layout, and models to evaluate.
 
 python tests/paper_suite.py FOLDER      writes FOLDER/data, FOLDER/subjects and FOLDER/suite.yaml
 m3bind evaluate --suite FOLDER/suite.yaml --out FOLDER/runs
 
-CT-Net and CT-CLIP (CF) answer with a layer for labels, which no small model has: they are built in full size, with
-random weights, and a volume takes them up to a minute; tests put small models in their place.
+CT-Net and CT-CLIP (CF) predict with a label layer, which no small model has: they are built in full size, with random
+weights, and need up to a minute per volume; tests replace them by small models.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Settings: presets, overrides, inheritance, and messages that name what is wrong."""
+"""Settings: presets, overrides, inheritance, and messages that name the fault."""
 
 import json
 

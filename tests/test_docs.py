@@ -1,4 +1,4 @@
-"""What documentation and notebooks show is executed: notebooks as they are, examples of docs/api.md as doctests."""
+"""Documentation and notebooks are executed: notebooks unchanged, examples of docs/api.md as doctests."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""Small files that options name: read to their end or refused in time, by one reader, whatever they are."""
+"""Small files that options name: read to their end or refused in time, by one reader, whatever they contain."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
-"""Planted identifiers: none of them in logs, caches, bundles, reports, JSON or error messages.
+"""Planted identifiers: none of them appears in logs, caches, bundles, reports, JSON or error messages.
 
-120 made-up names stand in DICOM entries (standard and private), file names, EXIF and PNG texts, ECG headers, EDF
+120 made-up names are in DICOM entries (standard and private), file names, EXIF and PNG texts, ECG headers, EDF
 fields, NIfTI descriptions, patient columns and reports.
 """
 

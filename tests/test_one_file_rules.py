@@ -1,6 +1,6 @@
-"""A modality, a model and a data set dropped in as a file each go through fit, tables and search, nothing else touched.
+"""A modality, a model and a data set, added as one file each, work in fit, tables and search without other changes.
 
-The package is copied into a temporary folder, the two files are added there, and the command line runs from that copy.
+The package is copied into a temporary folder, the files are added there, and the command line runs from that copy.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What pyproject.toml, the lock files, the workflows and the README say of Pythons and packages is the same."""
+"""pyproject.toml, the lock files, the workflows and the README state the same Pythons and packages."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""What may be known of a file outside its reader."""
+"""Which facts about a file may leave its reader."""
 
 import os
 from pathlib import Path

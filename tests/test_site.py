@@ -1,4 +1,4 @@
-"""The docs site: it builds, every link leads somewhere, nothing is asked of the network, and what it says is true."""
+"""The docs site: it builds, no link is broken, nothing is loaded from the network, and its statements are true."""
 
 import functools
 import http.server

@@ -1,4 +1,4 @@
-"""Files beside data that m3bind wrote itself, changed into links or pipes: refused, and nothing waits."""
+"""Files that m3bind wrote beside data, replaced by links or pipes: refused, without blocking."""
 
 import os
 from collections.abc import Callable

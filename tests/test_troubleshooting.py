@@ -1,4 +1,4 @@
-"""Every message of docs/troubleshooting.md is raised here, by what its entry says leads to it."""
+"""Every message of docs/troubleshooting.md is raised here by what its entry describes."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Every way to bind on toys: unit rows on both sides, towers untouched, options, resume; and what each promises."""
+"""Every binding method on toys: unit rows on both sides, towers unchanged, options, resume, documented properties."""
 
 import copy
 

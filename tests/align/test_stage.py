@@ -1,4 +1,4 @@
-"""Stage 1 on toys: the loss of a step is Eq. 6 written naively; what trains, what is kept, what LoRA leaves behind."""
+"""Stage 1 on toys: the loss of a step is Eq. 6 written naively; what trains, what is stored, what remains of LoRA."""
 
 import numpy as np
 import pytest

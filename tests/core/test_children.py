@@ -1,4 +1,4 @@
-"""Nothing that merely lies where the user stands is imported: not by the commands, not by child processes."""
+"""No module in the current folder is imported, neither by the commands nor by child processes."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""Paths and values that a stranger's folder names."""
+"""Paths and values named in a third-party folder."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Hashes beside finished files, and one process at a time in a folder."""
+"""Hashes beside finished files, and only one process at a time in a folder."""
 
 import os
 import subprocess

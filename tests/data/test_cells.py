@@ -1,4 +1,4 @@
-"""What cells mean: identifiers, empty words, spellings of labels, paths."""
+"""Meaning of cells: identifiers, empty values, spellings of labels, paths."""
 
 import unicodedata
 from pathlib import Path

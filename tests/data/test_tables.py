@@ -1,4 +1,4 @@
-"""Tables of text as programs save them: encodings, delimiters, sep= lines, damage."""
+"""Text tables as programs save them: encodings, delimiters, sep= lines, damage."""
 
 import gzip
 from pathlib import Path

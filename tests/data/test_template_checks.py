@@ -1,4 +1,4 @@
-"""Templates that a stranger wrote, and texts made to take time."""
+"""Third-party templates, and texts made to take long."""
 
 import re
 import time

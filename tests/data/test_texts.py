@@ -1,4 +1,4 @@
-"""Cleaning, templates, concepts, lengths, the corpus."""
+"""Cleaning, templates, concepts, lengths, the shared text pool."""
 
 import gzip
 from pathlib import Path

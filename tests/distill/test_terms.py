@@ -1,4 +1,4 @@
-"""The further terms of distillation against their definitions, and what they are to each other."""
+"""The further terms of distillation against their definitions, and their relations to each other."""
 
 import pytest
 import torch

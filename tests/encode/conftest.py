@@ -1,4 +1,4 @@
-"""The tiny space of `space.tiny`, for the tests here as well."""
+"""The tiny space of `space.tiny`, also for the tests here."""
 
 from space.conftest import _registered, start
 

@@ -1,9 +1,9 @@
-"""A mixed archive encoded once as a whole and once under random kills: is the result the same, byte for byte?
+"""Encodes a mixed archive once without interruption and once under random kills, and compares the results byte by byte.
 
-    python tests/space/kill_archive.py FOLDER [--files 20000] [--kills 30] [--seed 0]
+    python tests/encode/kill_archive.py FOLDER [--files 20000] [--kills 30] [--seed 0]
 
-Run by test_encode_archive.py in small. Prints one line of JSON; exit code 0 only when everything is as it must be: the
-same bytes, the bad files exactly those that were made bad, no file lost or twice.
+Used by test_encode_archive.py in small. Prints one line of JSON; exit code 0 only if the bytes are the same, the bad
+files are exactly those that were made bad, and no file is lost or encoded twice.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A mixed archive of seven formats with fifteen kinds of bad files: the same bytes however it is encoded.
+"""A mixed archive of seven formats with fifteen kinds of bad files gives the same bytes however it is encoded.
 
 M3BIND_ARCHIVE sets the number of files of the slow tests (default 20,000), M3BIND_KILLS that of kills (default 30).
 """

@@ -1,4 +1,4 @@
-"""The stream of rows: each file once, faults of manifests, kept fields, versions."""
+"""The stream of rows: each file once, faults of manifests, stored fields, versions."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The folder of parts: one job at a time, however many processes work on it."""
+"""The folder of parts: one job at a time, with any number of processes."""
 
 import pytest
 

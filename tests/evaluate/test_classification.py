@@ -1,4 +1,4 @@
-"""Figures of classifiers against scikit-learn and naive loops, with absent classes and unknown labels."""
+"""Classification metrics against scikit-learn and naive loops, with absent classes and unknown labels."""
 
 import warnings
 

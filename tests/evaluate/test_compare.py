@@ -1,4 +1,4 @@
-"""Paired comparison of figures: against naive resampling, and laws."""
+"""Paired comparison of metrics: against naive resampling, and laws."""
 
 import math
 from dataclasses import replace

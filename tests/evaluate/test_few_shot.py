@@ -1,4 +1,4 @@
-"""Shot lists: reproducible on every machine, no patient on two sides; rows over several lists."""
+"""Shot lists: reproducible on every machine, no patient in two splits; rows over several lists."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Zero-shot and probe rows of a state of the space, with one class and with several labels per record."""
+"""Zero-shot and probe rows of a space at one stage, with one class and with several labels per record."""
 
 import numpy as np
 import pytest

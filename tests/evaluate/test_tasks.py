@@ -1,4 +1,4 @@
-"""Tasks as data: which records, which words, which figures."""
+"""Tasks as data: records, prompts, metrics."""
 
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""LoRA fine-tuning as a few-shot method: learns what a probe cannot, leaves the model alone, is loaded when done."""
+"""LoRA fine-tuning as a few-shot method: learns what a probe cannot, leaves the model unchanged, is loaded after."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The paper's suite from end to end on generated data sets, resumed, and what is missing said."""
+"""The paper's suite from end to end on generated data sets, resumed, with missing parts reported."""
 
 import json
 import shutil

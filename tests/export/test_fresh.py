@@ -1,6 +1,6 @@
-"""A fresh environment with sentence-transformers alone opens the student: slow, some 5 GB and a package registry.
+"""A fresh environment with only sentence-transformers opens the student: slow, some 5 GB and a package registry.
 
-M3BIND_FRESH_PYTHON names the Python of an environment that is there already.
+M3BIND_FRESH_PYTHON names the Python of an existing environment.
 """
 
 import importlib.util

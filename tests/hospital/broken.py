@@ -1,4 +1,4 @@
-"""DICOM files whose elements are broken in ways that make pydicom warn, and quote what it found."""
+"""DICOM files whose broken elements make pydicom warn and quote their values."""
 
 import warnings
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""A listener with its encoder, to be killed again and again. Arguments: FOLDER, --quiet SECONDS.
+"""A listener with its encoder, killed repeatedly. Arguments: FOLDER, --quiet SECONDS.
 
-Each line of the standard input is a life: after how many calls that change the disk it kills itself (0: somebody else
-does it). It says "life" and its number, "port" and that, and "dead" when it is. The networks are stood in for, so that
-a life begins at once: an item's embedding is made of the pixels of its files, whatever their order.
+Each line of the standard input is one life: the number of disk-changing calls after which it kills itself (0: another
+process kills it). It prints "life" and its number, "port" and the port, and "dead" at its end. The networks are stubs,
+so that a life starts at once: an item's embedding is computed from the pixels of its files, in any order.
 """
 
 import hashlib

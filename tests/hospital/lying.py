@@ -1,7 +1,7 @@
-"""A DICOMweb server on a raw socket that lies in one place: `LIES` says where, how, and what has to come of it.
+"""A DICOMweb server on a raw socket with one wrong answer: `LIES` lists where, how, and the required outcome.
 
-It has four studies with a radiograph each. Three are served as they should be; the second, or the search for studies,
-is the lie's. `Lie.outcome` is "fetched" where the lie must do no harm, else what a reason has to say.
+It has four studies with one radiograph each. Three are served correctly; the second, or the search for studies, is
+wrong. `Lie.outcome` is "fetched" if the wrong answer must do no harm, else the text that the reason must contain.
 """
 
 import gzip

@@ -1,4 +1,4 @@
-"""DICOM objects full of made-up identifiers, in every kind of entry that may hold text, and around the pixels."""
+"""DICOM objects with made-up identifiers in every kind of entry that may hold text, and around the pixels."""
 
 import io
 import re

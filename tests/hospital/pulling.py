@@ -1,8 +1,8 @@
-"""`m3bind pull` in processes that are forked from one that has imported everything: what the tests of pulling kill.
+"""`m3bind pull` in processes forked from one with all imports done, for the tests that kill a pull.
 
-Each line of stdin is a JSON object {"arguments", "log", "phase"}; answered are the process id and, when it ended, how.
-In place of networks there is a stand-in: the vector of an item says how many objects it was made of (`count_of`), and
-an object of 33 rows cannot be read. `phase` is a file of one byte: what the process was doing last.
+Each line of stdin is a JSON object {"arguments", "log", "phase"}; the answers are the process id and, at its end, the
+status. A stub replaces the networks: the vector of an item encodes its number of objects (`count_of`), and an object of
+33 rows cannot be read. `phase` is a file of one byte: the last phase of the process.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Commands of m3bind in processes of their own, and what tests look for in what they leave."""
+"""Commands of m3bind in separate processes, and what tests search for in their output."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""New virtual patients, sent from a real Orthanc into the demo's archive, are found by what their reports say."""
+"""New virtual patients, sent from a real Orthanc into the demo's archive, are found by the text of their reports."""
 
 import csv
 import statistics

@@ -1,4 +1,4 @@
-"""Wrong use of the hospital's commands is refused in one line, before anything is loaded or written."""
+"""Wrong use of the hospital commands is refused in one line, before anything is loaded or written."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""De-identification: nothing outside the list stays, whatever comes in; the rest reads the same."""
+"""De-identification: no entry outside the allow-list remains, for any input; the rest reads the same."""
 
 import contextlib
 import io

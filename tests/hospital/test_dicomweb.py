@@ -1,4 +1,4 @@
-"""DICOMweb through a server that is slow, busy, broken or lies: retried, resumed, bounded."""
+"""DICOMweb with a slow, busy, broken or lying server: retried, resumed, bounded."""
 
 import json
 import re

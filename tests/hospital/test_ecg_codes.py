@@ -1,4 +1,4 @@
-"""An ECG is read alike before and after de-identification, however its units and leads are written."""
+"""An ECG reads the same before and after de-identification, however its units and leads are written."""
 
 from collections.abc import Callable
 from pathlib import Path

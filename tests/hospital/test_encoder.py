@@ -1,4 +1,4 @@
-"""From the spool into the index: each item once, nothing lost where something fails between."""
+"""From the spool into the index: each item once, nothing lost if a step fails."""
 
 import os
 from collections.abc import Iterator

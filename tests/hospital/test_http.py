@@ -1,4 +1,4 @@
-"""Connections to a DICOMweb server: whom they trust, what they tell whom, and servers that are gone or refuse all."""
+"""Connections to a DICOMweb server: trust, disclosed data, and servers that are unavailable or refuse everything."""
 
 import socket
 import ssl

@@ -1,4 +1,4 @@
-"""`listen` killed with SIGKILL again and again: what was acknowledged is in the index once, or in the list."""
+"""`listen` killed repeatedly with SIGKILL: every acknowledged object is in the index once, or in the list."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""`m3bind listen` on a spool with bad files, and on a damaged one: the rest goes on, and the exit code tells."""
+"""`m3bind listen` on a spool with bad files, and on a damaged one: the rest continues; the exit code reports it."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The C-STORE listener: right answers, nothing acknowledged is lost, and bad peers cost little."""
+"""The C-STORE listener: right answers, nothing acknowledged is lost, and bad peers have little effect."""
 
 import contextlib
 import errno

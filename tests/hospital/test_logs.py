@@ -1,4 +1,4 @@
-"""No line of any command quotes a UID or a value of a header, however broken the elements are that hold them."""
+"""No output line of any command quotes a UID or a header value, however broken their elements are."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Servers that lie in one place: the pull ends in time, says what is wrong, and the rest is fetched."""
+"""Servers with one wrong answer: the pull ends in time, names the fault, and fetches the rest."""
 
 import os
 import time

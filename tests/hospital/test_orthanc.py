@@ -1,4 +1,4 @@
-"""Against a real Orthanc: sent by C-STORE and fetched by DICOMweb, found by words, and nobody's name anywhere."""
+"""Against a real Orthanc: sent by C-STORE, fetched by DICOMweb, found by text, with no patient name anywhere."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A pull that is killed at any moment, again and again, and then left alone: every object is found once, or listed."""
+"""A pull killed at random moments, repeatedly, then left alone: every object is indexed once, or listed."""
 
 import contextlib
 import csv

@@ -1,4 +1,4 @@
-"""Results back: reports that other programs read, in the original study, and only where the mapping allows it."""
+"""Results sent back: reports that other programs read, in the original study, only if the mapping allows it."""
 
 import json
 import os

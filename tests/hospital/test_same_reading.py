@@ -1,4 +1,4 @@
-"""What the PACS sends and what the file holds are read the same: every kind of file, before and after cleaning."""
+"""Objects from the PACS and files read the same: every kind of file, before and after de-identification."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The spool with what should not be in it: each start goes on with the rest, names what is wrong, and loses nothing."""
+"""The spool with invalid contents: each start continues with the rest, names the fault, and loses nothing."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""DICOM over TLS, both ways: who proves itself gets through; who does not, or dawdles, keeps nobody waiting."""
+"""DICOM over TLS, both ways: authenticated peers get through; others, and slow ones, block no one."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""From a real archive to the page: sent by C-STORE while the service runs, found by words and by an X-ray, no names."""
+"""From a real archive to the page: sent by C-STORE while the service runs, found by text and by an X-ray, no names."""
 
 import json
 import urllib.request

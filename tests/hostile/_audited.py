@@ -1,10 +1,10 @@
-"""What `audit` starts: carries out actions under an audit hook, or goes on as a child Python that one of them started.
+"""Started by `audit`: carries out actions under an audit hook, or continues as a child Python that one of them started.
 
     python -P _audited.py LOG PLAN               the actions of PLAN (JSON)
-    python -P|-I _audited.py LOG child ARGS      what `python ARGS` would do, watched as well
+    python -P|-I _audited.py LOG child ARGS      runs `python ARGS`, also under the hook
 
-The hook stands before m3bind is imported. Each line of LOG is one JSON object; all processes append to it, so the order
-of its lines says during which action something happened.
+The hook is installed before m3bind is imported. Each line of LOG is one JSON object; all processes append to it, so the
+order of its lines shows during which action an event happened.
 """
 
 import json

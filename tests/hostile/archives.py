@@ -1,6 +1,6 @@
-"""Hostile archives: zip, tar and gzip files that lead elsewhere, grow without measure, or say what is not true.
+"""Hostile archives: zip, tar and gzip files with outside paths, unlimited growth, or false headers.
 
-* `items`: each of them under `check`, and under `encode` where `encode` is asked for.
+* `items`: each of them under `check`, and also under `encode` if `encode` is given.
 """
 
 import gzip

@@ -1,8 +1,8 @@
-"""Hostile folders and files opened under a Python audit hook: did anything run, get imported, fetched or written?
+"""Opens hostile folders and files under a Python audit hook: is anything run, imported, fetched or written?
 
 How to add items (`spaces`, `models`, `folders` do):
 
-    def items(folder: Path) -> list[Action]:      # make hostile things below `folder`, say how each is opened
+    def items(folder: Path) -> list[Action]:      # write hostile files below `folder`, define how each is opened
         return [Action("a space that names code", command=("evaluate", str(made))),
                 Action("the same from Python", call="m3bind.space.bundle:load", args=(str(made),))]
 
@@ -10,22 +10,22 @@ How to add items (`spaces`, `models`, `folders` do):
         actions = items(tmp_path / "in")
         assert faults(actions, run(actions, tmp_path)) == []
 
-* An `Action` is an m3bind command line, or a call "module:function" with arguments that JSON can say. The function is
-  one of m3bind or of a module of tests/ ("hostile.folders:open_app"); what it returns is thrown away.
-* All actions of one `run` are carried out in ONE child Python started with -P (importing torch is paid once); where
-  one of them ends that process or takes longer than 40 s, the rest goes on in a new one. Standard input says "y".
-* `run` gives a `Report` for each action, in order. `faults` says in words what is wrong, nothing if all is well:
-  - code: exec of a file outside the installation, of text, an import from elsewhere (also a folder taken for a
-    package), a library loaded by ctypes, pickle.find_class, a question on the terminal;
+* An `Action` is an m3bind command line, or a call "module:function" with JSON-serialisable arguments. The function is
+  in m3bind or a module of tests/ ("hostile.folders:open_app"); its return value is discarded.
+* All actions of one `run` are carried out in ONE child Python started with -P (torch is imported only once); if one of
+  them ends that process or takes longer than 40 s, the rest continues in a new one. Standard input answers "y".
+* `run` returns a `Report` for each action, in order. `faults` describes each fault (empty list: none):
+  - code: exec of a file outside the installation, of text, an import from elsewhere (also a folder imported as a
+    package), a library loaded by ctypes, pickle.find_class, a prompt on the terminal;
   - processes: anything but our own workers (`CHILDREN`) with -P or -I and a PYTHONPATH inside the installation; these
-    are watched by the same hook;
-  - connections: any address looked up, connected or bound (refused as well, so nothing waits for a network);
-  - files: written, renamed or removed outside `Action.writes`, the temporary folder and the home of the child; anything
+    run under the same hook;
+  - connections: any address looked up, connected or bound (also refused, so nothing waits for a network);
+  - files: written, renamed or removed outside `Action.writes`, the temporary folder and the home of the child; any file
     in `Action.private` opened at all;
-  - `HARM` executed: make hostile Python files of it, so that what runs before a hook can stand is seen too;
-  - an exception that is no M3BindError and no exit, an exit code that is not in `Action.codes`, the name of an
-    exception's class in what was printed, more than `SECONDS` (times `patience`; tried again alone first) or
-    more than `MEMORY` more than before.
+  - `HARM` executed: use it in hostile Python files, so that code that runs before a hook is installed is detected too;
+  - an exception that is neither an M3BindError nor an exit, an exit code that is not in `Action.codes`, the name of an
+    exception's class in the output, more than `SECONDS` (times `patience`; first repeated alone) or more than `MEMORY`
+    above the level before.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Model folders of which one file is no file, weights with headers that lie, and tokenizers without end.
+"""Model folders with a special file, weights with false headers, and unlimited tokenizers.
 
-* `items`: each opened as `registry.load`, `settings.source` and `evaluate` do; checkpoints as a resumed stage does.
+* `items`: each opened as by `registry.load`, `settings.source` and `evaluate`; checkpoints as by a resumed stage.
 """
 
 import json

@@ -1,8 +1,9 @@
 """Hostile index folders, encoded folders, parts of an encoding, run folders and settings; each opened by the commands.
 
-* `make`: the sound folders that the hostile ones are copies of. * `items`: the hostile ones, with what opens them.
+* `make`: the valid folders that the hostile ones are copies of. * `items`: the hostile ones, with the commands that
+open them.
 
-Sums and hashes in them fit: who makes such a folder makes those as well.
+Their sums and hashes are correct: an attacker would compute them too.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Sound spaces and model folders in small, and how an attacker changes them: JSON edited, sums made again."""
+"""Small valid spaces and model folders, and how an attacker changes them: JSON edited, sums recomputed."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What `audit` must notice, one function each: its own test does every one of them."""
+"""What `audit` must detect, one function each; its own test runs all of them."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""Model folders, text towers and checkpoints made to harm, opened as registry.load and settings.source do."""
+"""Malicious model folders, text towers and checkpoints, opened as by registry.load and settings.source."""
 
 import os
 import pickle

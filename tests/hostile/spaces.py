@@ -1,4 +1,4 @@
-"""Spaces made to harm: code, addresses, sizes without measure, and forms that no space has."""
+"""Malicious spaces: code, addresses, unlimited sizes, and forms that no valid space has."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Hostile tables, corpora, templates and roots of data sets, handed to the commands that read them.
+"""Hostile tables, corpora, templates and roots of data sets, given to the commands that read them.
 
 * `items`: manifests under `check`, roots of data sets under `prepare`, templates as `read_manifest` takes them.
 """

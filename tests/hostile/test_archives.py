@@ -1,4 +1,4 @@
-"""Hostile archives handed to the commands that read files."""
+"""Hostile archives given to the commands that read files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The harness notices what it is there for."""
+"""The harness detects what it must detect."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every command that reads files gives the same in a folder full of modules' names as anywhere else."""
+"""Every command that reads files gives the same result in a folder full of module names as elsewhere."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Folders with files that are none, weights with headers that lie, tokenizers without end."""
+"""Folders with special files, weights with false headers, unlimited tokenizers."""
 
 from pathlib import Path
 

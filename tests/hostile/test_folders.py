@@ -1,4 +1,4 @@
-"""Index, encoded and run folders made to harm: a typed error within seconds, and nothing else happens."""
+"""Malicious index, encoded and run folders: a typed error within seconds, and no other effect."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Hostile spaces, model folders and checkpoints: nothing runs, nothing is fetched, what is wrong is said."""
+"""Hostile spaces, model folders and checkpoints: no code runs, nothing is fetched, the fault is reported."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""A writer for tests to kill: changes an index for ever and says which change was acknowledged.
+"""A writer that tests kill: changes an index in an endless loop and reports each acknowledged change.
 
-Change i of a run with a given seed is always the same, so that a test can replay it.
+Change i is deterministic for a given seed, so that a test can replay it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Made-up items for tests of indexes; also imported by processes the tests start."""
+"""Generated items for tests of indexes; also imported by processes the tests start."""
 
 import numpy as np
 import pandas as pd

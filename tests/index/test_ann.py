@@ -1,4 +1,4 @@
-"""Which approximate search a publish writes, and what it says of it."""
+"""Which approximate search a commit writes, and what it reports."""
 
 import numpy as np
 import pytest

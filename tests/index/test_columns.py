@@ -1,4 +1,4 @@
-"""Text columns: the same texts and the same type of column, whatever went in and whichever pandas reads it."""
+"""Text columns: the same texts and the same column type, for any input and any pandas version."""
 
 import datetime
 

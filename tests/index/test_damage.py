@@ -1,4 +1,4 @@
-"""Every flipped bit and every cut is noticed when an index is opened; what can be mended is."""
+"""Every flipped bit and every truncation is detected when an index is opened; repairable damage is repaired."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Readers in other processes search in a loop while a writer adds, deletes and publishes."""
+"""Readers in other processes search in a loop while a writer adds, deletes and commits."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""CT series, enhanced CT and NIfTI files that tests of the CT reader write, with what is in them."""
+"""CT series, enhanced CT and NIfTI files that tests of the CT reader write, with their contents."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every file that clinical libraries ship for their own tests, and every native file: read, or refused for a reason.
+"""Every test file that clinical libraries ship, and every native file: read, or refused with a reason.
 
 Printed with `-s`: a table of format, read, refused, reasons.
 """

@@ -1,4 +1,4 @@
-"""Zip archives: unpacked within limits, never outside the folder, and nothing left behind."""
+"""Zip archives: unpacked within limits, never outside the folder, and with no leftovers."""
 
 import io
 import os

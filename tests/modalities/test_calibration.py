@@ -1,6 +1,6 @@
-"""A value in mV, or no value: units of every spelling, calibrations that failed, in every format of signals.
+"""A value in mV, or no value: units in every spelling, failed calibrations, in every format of signals.
 
-What is right is computed here by hand, or by the format's own library.
+Expected values are computed here by hand, or by the format's own library.
 """
 
 import json

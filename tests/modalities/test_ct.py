@@ -1,4 +1,4 @@
-"""CT volumes: orientation, spacing, units, doubts; NIfTI, npz and slices as pictures; resampling."""
+"""CT volumes: orientation, spacing, units, doubts; NIfTI, npz and slices as images; resampling."""
 
 import gzip
 import struct

@@ -1,4 +1,4 @@
-"""One volume out of a series that holds several: which is taken, that it is whole, and what is said of the rest."""
+"""One volume of a series with several: which is read, that it is complete, and how the rest is reported."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Volumes of one series whose slices lie in between each other, and series that lie in several folders."""
+"""Volumes of one series with interleaved slices, and series spread over several folders."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From stored values to Hounsfield units: padding, rescaling, number formats, units; headers against themselves."""
+"""From stored values to Hounsfield units: padding, rescaling, number formats, units; contradicting headers."""
 
 from collections.abc import Callable
 from pathlib import Path

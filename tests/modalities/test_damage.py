@@ -1,4 +1,4 @@
-"""Compressed data that are damaged although their decoder takes them: pictures, TIFF, DICOM and slides say so."""
+"""Damaged compressed data that the decoder accepts: images, TIFF, DICOM and slides report it."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Colours of DICOM files whose label and codestream say different things, against the picture they were made of."""
+"""Colours of DICOM files whose label and codestream disagree, against the image they were made from."""
 
 import struct
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What all DICOM readers make of padding, rescaling and units, against the pixels written by hand."""
+"""How all DICOM readers handle padding, rescaling and units, against pixels computed by hand."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Finding files in folders: one path for each thing, and nothing costs the calling process much."""
+"""Finding files in folders: one path per item, and low cost for the calling process."""
 
 import tracemalloc
 from pathlib import Path

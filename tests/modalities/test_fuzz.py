@@ -1,4 +1,4 @@
-"""Mutated files of eight formats: a sample or a ReadError, never anything else, and never a wait.
+"""Mutated files of eight formats: a sample or a ReadError, never another error, and never a hang.
 
 M3BIND_FUZZ sets the number of cases (default 600, CI 5,000); they are the same for the same number.
 """

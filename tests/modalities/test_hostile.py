@@ -1,6 +1,6 @@
-"""Files made to harm: each costs one typed error, within ten seconds and the memory budget, and the program lives.
+"""Malicious files: each causes one typed error, within ten seconds and the memory budget; the program survives.
 
-Every maker returns (modality, path). `BUDGET` is what a reader may take beyond its libraries.
+Every maker returns (modality, path). `BUDGET` is the memory a reader may use beyond its libraries.
 """
 
 import contextlib

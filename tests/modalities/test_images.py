@@ -1,4 +1,4 @@
-"""PNG, JPEG and TIFF decoding, and what the X-ray, retina and pathology readers share."""
+"""PNG, JPEG and TIFF decoding, and the code shared by the X-ray, retina and pathology readers."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Reading in child processes: same samples, and a reader that crashes, hangs or eats memory costs one error."""
+"""Reading in child processes: same samples; a reader that crashes, hangs or exhausts memory causes one error."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Every reader on the real benchmark: everything is read, within a minute, and nothing that is right is doubted."""
+"""Every reader on the real benchmark: every file is read, within a minute, and valid files have no doubts."""
 
 from collections.abc import Sequence
 from pathlib import Path

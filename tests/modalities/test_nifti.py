@@ -1,4 +1,4 @@
-"""NIfTI files: which orientation and size count, what contradicts, number formats, scaling, packing, refusals."""
+"""NIfTI files: which orientation and size apply, contradictions, number formats, scaling, packing, refusals."""
 
 import gzip
 import re

@@ -1,4 +1,4 @@
-"""ECG records in archives, with the files that belong to them; compared with wfdb or the file outside."""
+"""ECG records in archives with all their files; compared with wfdb or the unpacked file."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Histology reader: tiles of every format, the tile taken of a slide, doubts, and what stays unread."""
+"""Histology reader: tiles of every format, the tile chosen from a slide, doubts, and what is not read."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""PNG, JPEG and TIFF of every depth, sign, colour model and opacity, against the numbers they were made of."""
+"""PNG, JPEG and TIFF of every depth, sign, colour model and opacity, against the values they were made from."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""A reason is for people: no exception of Python or of a library is its text, whatever a reader's libraries raise."""
+"""Reasons are written for people: none quotes an exception of Python or a library, whatever libraries raise."""
 
 import builtins
 import gzip

@@ -1,4 +1,4 @@
-"""Fundus photographs as DICOM and as pictures: the field, the eye, and the doubts about them."""
+"""Fundus photographs as DICOM and as images: the field, the eye, and doubts about them."""
 
 import csv
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""A rule that one reader knows, all know: every rule for every reader it concerns, against numbers by hand.
+"""A rule of one reader applies to all: every rule for every reader it concerns, against values computed by hand.
 
-Rows are rules, columns are readers; a cell is a small file and what is right: values, with or without a
+Rows are rules, columns are readers; a cell is a small file and its expected result: values, with or without a
 doubt, or a refusal.
-Signals have their own: `test_calibration`, `test_signal_sets`. NIfTI files: `test_nifti`.
+Signals have their own tests: `test_calibration`, `test_signal_sets`. NIfTI files: `test_nifti`.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""DICOM slices as one volume: order, spacing, orientation, units, and what is said of slices that do not fit."""
+"""DICOM slices as one volume: order, spacing, orientation, units, and reports about slices that do not fit."""
 
 import copy
 import shutil

@@ -1,4 +1,4 @@
-"""Facts of a header that contradict each other, or the samples: doubts and reasons; sound files have none."""
+"""Header fields that contradict each other or the samples: doubts and reasons; valid files have none."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Leads in more than one place of a file (groups, sequence sets, segments, signal files), files that are cut short, and
-XML in any encoding; values against the whole signal they were made of."""
+"""Leads in several parts of a file (groups, sequence sets, segments, signal files), truncated files, and XML in any
+encoding; values against the whole signal they were made from."""
 
 import copy
 from pathlib import Path

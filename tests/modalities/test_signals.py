@@ -1,4 +1,4 @@
-"""Formats of ECGs: values against the formats' own libraries, refusals before anything is opened, and privacy."""
+"""ECG formats: values against the formats' own libraries, refusals before opening, and privacy."""
 
 import itertools
 import json

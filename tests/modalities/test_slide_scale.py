@@ -1,4 +1,4 @@
-"""Sizes of pixels wherever slides state them, contradictions among them, and compressions of their tiles."""
+"""Pixel sizes wherever slides state them, contradictions among them, and tile compressions."""
 
 from pathlib import Path
 from typing import Any

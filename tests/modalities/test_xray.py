@@ -1,4 +1,4 @@
-"""Radiographs as DICOM and as pictures, and the doubts about them."""
+"""Radiographs as DICOM and as images, and doubts about them."""
 
 import csv
 from collections.abc import Callable

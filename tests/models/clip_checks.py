@@ -1,4 +1,4 @@
-"""Checks that the models of the CLIP family share: all golden outputs, padding, odd inputs, preprocessing."""
+"""Checks shared by the models of the CLIP family: all golden outputs, padding, unusual inputs, preprocessing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,8 +1,8 @@
-"""What the authors' own code computed on fixed weights and inputs, and how an adapter is compared with it.
+"""Outputs of the authors' own code on fixed weights and inputs, and their comparison with an adapter.
 
-`fixture("flair")` opens those of FLAIR in `tests/golden` (or the folder named by M3BIND_GOLDEN, for other sets of the
-same form). `.load("flair")` builds the registered model and loads generated weights through the file path a user
-takes: written under the authors' key names, read back by `m3bind.models.load`.
+`fixture("flair")` opens those of FLAIR in `tests/golden` (or the folder named by M3BIND_GOLDEN, for other sets in the
+same format). `.load("flair")` builds the registered model and loads generated weights as a user would: from a file
+with the authors' key names, by `m3bind.models.load`.
 """
 
 import importlib.util

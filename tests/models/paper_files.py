@@ -1,10 +1,10 @@
-"""The files the preset `paper` asks for, with generated weights in place of the published ones.
+"""The files that the preset `paper` needs, with generated weights in place of the published ones.
 
     python tests/models/paper_files.py FOLDER [--golden tests/golden]
 
-writes FOLDER/checkpoints/{mgca,flair,quiltnet,ct_clip}/..., each as its authors' file is (Lightning, .pth, .bin, .pt),
-and the folders bioclinicalbert (configuration, weights, vocabulary) and cxr_bert (vocabulary): 3.2 GB. Nothing learned
-is in them; they are for trying that everything loads and runs.
+writes FOLDER/checkpoints/{mgca,flair,quiltnet,ct_clip}/..., each in its authors' format (Lightning, .pth, .bin, .pt),
+and the folders bioclinicalbert (configuration, weights, vocabulary) and cxr_bert (vocabulary): 3.2 GB. The weights are
+not trained; they serve to test that everything loads and runs.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""BertTrunk: equal to transformers' own network, independent of padding and neighbours, LoRA gradients as peft's."""
+"""BertTrunk: equal to transformers' own network, independent of padding and other rows, LoRA gradients as in peft."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Bridges of every kind: what they compute, written naively, and that settings and tensors rebuild them."""
+"""Bridges of every kind: their outputs, computed naively; settings and tensors rebuild them."""
 
 import json
 import math

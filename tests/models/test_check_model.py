@@ -1,4 +1,4 @@
-"""`check_model`: what it sees of a changed library or another file, and the references that come with the package."""
+"""`check_model`: how it reports a changed library or another file, and the references included in the package."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The median-beat ECG tower: what the beat and the rhythm figures are, and the head that goes with them."""
+"""The median-beat ECG tower: definition of the beat and rhythm features, and their head."""
 
 import numpy as np
 import pytest

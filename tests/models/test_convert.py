@@ -1,4 +1,4 @@
-"""`convert`: what is kept and dropped, and that nothing of a hostile file happens."""
+"""`convert`: which tensors are written and dropped; nothing in a hostile file runs."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Allow-lists of what a folder in another library's form may say; `tests/hostile` has the whole folders."""
+"""Allow-lists for folders in another library's format; `tests/hostile` has the complete folders."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The stored outputs of the authors' code are all there, and this numpy draws the weights they were made with."""
+"""The stored outputs of the authors' code are complete, and this numpy generates the weights they were made with."""
 
 import json
 

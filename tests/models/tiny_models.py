@@ -1,4 +1,4 @@
-"""Makers of tiny folders in the form of other libraries, from configurations: no network, no downloads."""
+"""Makers of tiny folders in other libraries' formats, from configurations: no network, no downloads."""
 
 import json
 from pathlib import Path

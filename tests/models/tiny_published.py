@@ -1,4 +1,4 @@
-"""A published model in miniature, dropped into the package as a file: convolution and BERT, 8 joint dimensions."""
+"""A published model in miniature, added to the package as a file: convolution and BERT, 8 joint dimensions."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Binding from Python: models and texts in, a space out."""
+"""Binding from Python: from models and texts to a space."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is frozen is computed once: the hash that says whether a network is still the same."""
+"""Frozen parts are computed once; a hash detects whether a network has changed."""
 
 import torch
 from torch import nn

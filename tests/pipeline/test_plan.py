@@ -1,4 +1,4 @@
-"""What `m3bind plan` says before a run."""
+"""The estimates of `m3bind plan` before a run."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole pipeline from the command line: killed and resumed, interrupted, fed with bad input."""
+"""The whole pipeline from the command line: killed and resumed, interrupted, with invalid input."""
 
 import json
 import os

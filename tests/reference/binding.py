@@ -1,4 +1,4 @@
-"""Naive oracles of what binding methods minimise: loops over items and towers, scalar by scalar, float64."""
+"""Naive oracles of the binding methods' objectives: loops over items and towers, scalar by scalar, float64."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Naive figures of classifiers: one sample at a time."""
+"""Naive classification metrics: one sample at a time."""
 
 import math
 

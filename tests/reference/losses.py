@@ -1,6 +1,6 @@
 """Naive oracles of Eq. 1, 2, 6, 7, 8 and 9: the definitions as loops over items, towers and pairs, scalar by scalar.
 
-Meant to be obviously right, not quick. All take float64 tensors, so that autograd gives oracle gradients too.
+Written to be obviously correct, not fast. All take float64 tensors, so that autograd gives oracle gradients too.
 """
 
 import torch

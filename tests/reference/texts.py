@@ -1,4 +1,4 @@
-"""Encoding texts the plain way: one at a time, every repeat again."""
+"""Encoding texts naively: one at a time, every repeat again."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The picture of calibration."""
+"""The calibration plot."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""report.html: parsed, checked for outside links and identifiers, and rendered where a browser is installed."""
+"""report.html: parsed, checked for external links and identifiers, and rendered if a browser is installed."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""A small space of the package's five modalities, an index of a few files, and the service of both."""
+"""A small space of the package's five modalities, an index of a few files, and a service with both."""
 
 import socket
 import threading

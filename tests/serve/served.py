@@ -1,6 +1,6 @@
-"""The service in a process of its own, for tests that signal and measure it: FOLDER -> prints its address.
+"""The service in its own process, for tests that signal and measure it: FOLDER -> prints its address.
 
-A text that begins with "slow" takes as many seconds as the number behind it.
+A text that begins with "slow" takes as many seconds as the number after it.
 """
 
 import sys

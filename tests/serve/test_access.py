@@ -1,4 +1,4 @@
-"""Who may ask: token, cookie, names of the host, other sites; and the lines every answer has."""
+"""Access control: token, cookie, host names, other sites; and the headers of every answer."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Bodies that are too large, too slow, packed, or not what they say; nothing of them stays."""
+"""Bodies that are too large, too slow, packed, or of another type than declared; nothing of them is stored."""
 
 import errno
 import gzip

@@ -1,4 +1,4 @@
-"""What is computed from embeddings: nearest phrases, calibrated labels and doubts, the map."""
+"""Results computed from embeddings: nearest phrases, calibrated labels and doubts, the map."""
 
 import numpy as np
 import pandas as pd

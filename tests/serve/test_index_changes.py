@@ -1,4 +1,4 @@
-"""The index changes underneath: another process adds, commits, damages; running requests finish on the old one."""
+"""The index changes while served: another process adds, commits, damages; running requests finish on the old one."""
 
 import shutil
 

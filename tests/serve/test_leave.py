@@ -1,4 +1,4 @@
-"""The end of the process while a map is still being computed: in a native library, which Python must not end around."""
+"""Process exit while a map is still being computed in a native library, which Python must not terminate midway."""
 
 import subprocess
 import sys

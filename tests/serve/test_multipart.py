@@ -1,4 +1,4 @@
-"""Multipart bodies: what was sent arrives, however it was cut on its way; anything else is refused."""
+"""Multipart bodies: the sent content arrives, however it is split on the way; anything else is refused."""
 
 import asyncio
 import tempfile

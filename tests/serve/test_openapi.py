@@ -1,4 +1,4 @@
-"""Schemathesis asks whatever the OpenAPI description allows: no answer is a server error or of another shape."""
+"""Schemathesis sends whatever the OpenAPI description allows: no answer is a server error or of another schema."""
 
 import itertools
 import os

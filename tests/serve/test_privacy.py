@@ -1,4 +1,4 @@
-"""Planted identifiers: in ids, paths, labels, questions, names of files and files; none in logs, metrics and errors."""
+"""Planted identifiers in ids, paths, labels, queries, file names and files; none in logs, metrics and errors."""
 
 import logging
 

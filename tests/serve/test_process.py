@@ -1,4 +1,4 @@
-"""The service as a process: many clients, clients that leave, killed decoders, memory, and an orderly end."""
+"""The service as a process: many clients, clients that disconnect, killed decoders, memory, and an orderly end."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The queue in front of the towers, what is kept of uploads, and what is kept of pictures."""
+"""The queue in front of the towers, and the caches of uploads and images."""
 
 import asyncio
 import threading

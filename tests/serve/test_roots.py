@@ -1,4 +1,4 @@
-"""No file is shown that lies outside the folders the service was given, whatever an index and links say."""
+"""No file outside the folders given to the service is shown, whatever an index and links name."""
 
 import json
 import os

@@ -1,9 +1,9 @@
-"""Archives of generated files of seven formats, some of them bad in one of fifteen ways, and a small space for them.
+"""Archives of generated files of seven formats, some bad in one of fifteen ways, and a small space for them.
 
-* `make_archive`: the files, and which of them must be set aside. * `make_space`: towers that see 8 x 8 numbers.
-* `register`: what both need, also in processes that tests start.
+* `make_archive`: the files, and which of them must be quarantined. * `make_space`: towers with 8 x 8 inputs.
+* `register`: registers what both need, also in processes that tests start.
 
-Files are small and follow from a seed. Bad ones are spread evenly; the list says for each why it must be refused.
+Files are small and derived from a seed. Bad ones are spread evenly; the list gives the reason why each must be refused.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The training loop: schedule, resume to the same bits, NaN policy, settings that changed."""
+"""The training loop: schedule, resume to the same bits, NaN policy, changed settings."""
 
 import itertools
 import json

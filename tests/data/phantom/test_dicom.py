@@ -1,4 +1,4 @@
-"""Virtual patients as DICOM: valid files, synthetic in every one, and the same content when they are read back."""
+"""Virtual patients as DICOM: valid, marked synthetic in every file, and with the same content when read back."""
 
 import csv
 from pathlib import Path

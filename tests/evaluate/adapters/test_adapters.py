@@ -1,4 +1,4 @@
-"""Every few-shot method: learns what is there, leaves randomness alone, and follows its formula."""
+"""Every few-shot method: learns from the samples, leaves the random state unchanged, and follows its formula."""
 
 import numpy as np
 import pytest

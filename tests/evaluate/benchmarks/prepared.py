@@ -1,4 +1,4 @@
-"""Preparing a generated tree, and the messages about one that is not there or not complete."""
+"""Preparing a generated tree, and the messages about a missing or incomplete one."""
 
 import importlib
 import shutil

@@ -1,4 +1,4 @@
-"""Cells of published tables: literals are read, never run; files are written whole."""
+"""Cells of published tables: literals are parsed, never run; files are written atomically."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""MedMNIST: pictures and volumes out of npz files, sizes, several findings."""
+"""MedMNIST: images and volumes from npz files, sizes, several findings."""
 
 import numpy as np
 import pytest

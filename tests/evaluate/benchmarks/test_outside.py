@@ -1,4 +1,4 @@
-"""Tables and containers of a data set that lead out of its folder."""
+"""Tables and containers of a data set that point outside its folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""PatchCamelyon: HDF5, packed or not; going on after a stop; the swapped copies."""
+"""PatchCamelyon: HDF5, packed or not; resuming after a stop; the swapped copies."""
 
 import gzip
 

@@ -1,4 +1,4 @@
-"""PTB-XL: label groups, folds, literals that are no code, records of several superclasses."""
+"""PTB-XL: label groups, folds, literals that are not code, records of several superclasses."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Quilt-1M: captions, list literals that are no code, videos kept together."""
+"""Quilt-1M: captions, list literals that are not code, videos within one split."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""RAD-ChestCT: abnormalities at places become sixteen labels."""
+"""RAD-ChestCT: abnormalities at locations become sixteen labels."""
 
 import numpy as np
 import pytest

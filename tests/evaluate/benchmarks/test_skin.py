@@ -1,4 +1,4 @@
-"""Kriegsmann's skin tiles: names, splits, where the tiles are."""
+"""Kriegsmann's skin tiles: names, splits, locations of the tiles."""
 
 import os
 

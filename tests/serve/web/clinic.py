@@ -1,7 +1,7 @@
-"""A small clinic for tests of the page: an index of five kinds of generated files, and the real service of it.
+"""A small clinic for tests of the page: an index of five kinds of generated files, and a real service for it.
 
 * `make_space`, `make_index`: forty items with label, patient and date.
-* `Server`: the service in a thread, on a free port.
+* `Server`: the service in a thread on a free port.
 """
 
 import contextlib

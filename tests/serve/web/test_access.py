@@ -1,4 +1,4 @@
-"""For everybody: no serious fault by axe-core, keys alone, narrow and dark screens, little motion."""
+"""Accessibility: no serious fault by axe-core, keyboard only, narrow and dark screens, reduced motion."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""One hit looked at closely: picture, volume, trace, why it was found."""
+"""One hit in detail: image, volume, trace, and why it was found."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The map: points, the question among them, mouse and keys, the table."""
+"""The map: points, the query among them, mouse and keyboard, the table."""
 
 import json
 

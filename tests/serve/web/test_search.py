@@ -1,4 +1,4 @@
-"""Asking: words, files, their combination, filters, and the address that holds a question."""
+"""Queries: texts, files, their combination, filters, and the address that stores a query."""
 
 import json
 import re

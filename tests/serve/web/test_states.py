@@ -1,4 +1,4 @@
-"""What the page says when there is nothing to show: loading, refused, gone, no hits, locked."""
+"""The page without results: loading, refused, unavailable, no hits, locked."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Weighing labels: bars, no answer with its reason, items and uploads."""
+"""Zero-shot labels: bars, abstention with its reason, items and uploads."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the generated trees are made of: tables, small pictures, DICOM files, ECG records, people of a wanted split."""
+"""Parts of the generated trees: tables, small images, DICOM files, ECG records, people of a given split."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Three sets of FLAIR's assembly and one that is kept for testing, with a banned category and a malicious cell."""
+"""Three sets of FLAIR's assembly and one reserved for testing, with a banned category and a malicious cell."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""LUDB: cells with a line per finding and line ends behind them, a record of two rhythms, one without any."""
+"""LUDB: cells with a line per finding and trailing line ends, a record of two rhythms, one without a rhythm."""
 
 from pathlib import Path
 

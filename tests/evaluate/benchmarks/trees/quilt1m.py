@@ -1,4 +1,4 @@
-"""Quilt-1M: the lookup table with list literals, a picture with two captions, rows that are no histology."""
+"""Quilt-1M: the lookup table with list literals, an image with two captions, rows that are not histology."""
 
 from pathlib import Path
 

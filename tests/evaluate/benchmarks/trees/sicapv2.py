@@ -1,4 +1,4 @@
-"""SICAPv2: Excel partitions, patches of several grades (G4 with G4C), a patch without any, one that is gone."""
+"""SICAPv2: Excel partitions, patches of several grades (G4 with G4C), a patch without a grade, a missing patch."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Kriegsmann's skin tiles: one table, tiles in folders by class, an unknown class and a tile that is gone."""
+"""Kriegsmann's skin tiles: one table, tiles in folders by class, an unknown class and a missing tile."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Symile-MIMIC's tables beside a small MIMIC-CXR-JPG and MIMIC-IV-ECG; test.csv with its rows of wrong answers."""
+"""Symile-MIMIC's tables beside a small MIMIC-CXR-JPG and MIMIC-IV-ECG; test.csv with its negative rows."""
 
 from pathlib import Path
 
