@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from m3bind.errors import ConfigError, ManifestError, UnknownNameError
 from m3bind.evaluate import few_shot
 from m3bind.evaluate.adapters import Samples
-from m3bind.evaluate.few_shot import ShotList, draw_shots, few_shot_rows, shot_variant
-from m3bind.evaluate.results import Context, pivot
+from m3bind.evaluate.few_shot import FewShotSettings, ShotList, draw_shots, few_shot_rows, shot_variant
+from m3bind.evaluate.pivot import pivot
+from m3bind.evaluate.results import Context
 
 
 def make(labels, patients=None, prefix="file", dim=8, seed=0, signal=3.0):
@@ -139,12 +140,9 @@ def parts():
 def test_rows_of_every_list_and_their_mean_and_deviation(parts, tmp_path):
     train, valid, test = parts
     context = Context("odir200x3", "retina", task="odir200x3_naive", prompts="abc", stage="flair")
-    options = {"amounts": (1, 5), "seeds": (0, 1, 2), "resamples": 20, "folder": tmp_path}
-    fits = []
-    rows = few_shot_rows(
-        "linear_probe", train, valid, test, np.eye(3, 8), context, done=lambda: fits.append(1), **options
-    )
-    assert len(rows) == 2 * 3 * 3 and len(fits) == 6
+    options = FewShotSettings(amounts=(1, 5), seeds=(0, 1, 2), resamples=20, folder=tmp_path)
+    rows = few_shot_rows("linear_probe", train, valid, test, np.eye(3, 8), context, options)
+    assert len(rows) == 2 * 3 * 3
     lines = {(line.variant, line.metric): line.cells["flair"] for line in pivot(rows).lines}
     five = lines[shot_variant("linear_probe", 5, "shot"), "balanced_accuracy"]
     own = [r.value for r in rows if r.variant == "linear_probe, 5 per class" and r.metric == "balanced_accuracy"]
@@ -157,16 +155,16 @@ def test_rows_of_every_list_and_their_mean_and_deviation(parts, tmp_path):
     hashes = {r.shots for r in rows}
     assert len(hashes) == 6 and all(draw_shots(train, r_amount, "shot", seed).hash in hashes
                                     for r_amount in (1, 5) for seed in (0, 1, 2))  # fmt: skip
-    again = few_shot_rows("linear_probe", train, valid, test, np.eye(3, 8), context, **options)
-    assert again == rows  # from the stored lists, to the same figures
+    again = few_shot_rows("linear_probe", train, valid, test, np.eye(3, 8), context, options)
+    assert again == rows  # from the stored lists, to the same values
     assert sorted(path.name for path in tmp_path.iterdir())[0] == "shot_1_seed_0.json"
 
 
 def test_labels_come_with_thresholds_of_valid_and_test(parts):
     labels = [np.array([[i % 2, i % 3 == 0, i % 4 == 0] for i in range(n)]).astype(int) for n in (80, 40, 60)]
     train, valid, test = (make(y, prefix=p, seed=s) for y, p, s in zip(labels, "abc", range(3)))
-    options = {"amounts": (8,), "seeds": (0,), "resamples": 10, "names": ("auroc", "macro_f1")}
-    rows = few_shot_rows("linear_probe", train, valid, test, np.eye(3, 8), Context(modality="ecg"), **options)
+    options = FewShotSettings(amounts=(8,), seeds=(0,), resamples=10, names=("auroc", "macro_f1"))
+    rows = few_shot_rows("linear_probe", train, valid, test, np.eye(3, 8), Context(modality="ecg"), options)
     name = "linear_probe, 8 per class"
     assert [(r.metric, r.variant) for r in rows] == [
         ("auroc", name), ("macro_f1", f"{name}, threshold=valid"), ("macro_f1", f"{name}, threshold=test"),
@@ -180,19 +178,19 @@ def test_a_data_set_of_test_files_alone_is_cut_into_folds(tmp_path):
     assert none is None and not set(learned.patients) & set(tested.patients) and len(tested) == 30
     assert sorted([*learned.ids, *tested.ids]) == sorted(data.ids)
     assert few_shot.fold(data, 1)[2].ids != tested.ids
-    options = {"amounts": (5,), "seeds": (0, 1), "resamples": 5, "folder": tmp_path}
-    rows = few_shot_rows("linear_probe", None, None, data, np.eye(3, 8), Context("messidor2", "retina"), **options)
+    options = FewShotSettings(amounts=(5,), seeds=(0, 1), resamples=5, folder=tmp_path)
+    rows = few_shot_rows("linear_probe", None, None, data, np.eye(3, 8), Context("messidor2", "retina"), options)
     assert {(r.split, r.n, r.seed) for r in rows} == {("folds", 30, 0), ("folds", 30, 1)}
     assert all(not set(ShotList.load(path).ids) & set(few_shot.fold(data, s)[2].ids)
                for s in (0, 1) for path in tmp_path.glob(f"*_seed_{s}.json"))  # fmt: skip
     assert rows == few_shot_rows(
-        "linear_probe", none, None, data, np.eye(3, 8), Context("messidor2", "retina"), **options
+        "linear_probe", none, None, data, np.eye(3, 8), Context("messidor2", "retina"), options
     )
 
 
 def test_what_cannot_be_learned_is_refused(parts):
     train, valid, test = parts
     with pytest.raises(ManifestError, match="0 files to learn from"):
-        few_shot_rows("linear_probe", test, None, test, np.eye(3, 8), Context(), amounts=(1,))
+        few_shot_rows("linear_probe", test, None, test, np.eye(3, 8), Context(), FewShotSettings((1,)))
     with pytest.raises(UnknownNameError, match="tip_adapter"):
-        few_shot_rows("tip_adaptor", train, valid, test, np.eye(3, 8), Context(), amounts=(1,))
+        few_shot_rows("tip_adaptor", train, valid, test, np.eye(3, 8), Context(), FewShotSettings((1,)))

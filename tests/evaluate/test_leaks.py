@@ -25,7 +25,7 @@ def test_shared_patients_and_contents_are_counted(tmp_path: Path) -> None:
         record(tmp_path / "gone", "t", "test"),
     ]
     found = split_leaks(records, [BadRow(3, "x", kind="that would leak"), BadRow(4, "y")])
-    assert (found.test, found.patients, found.contents, found.repeated, found.set_aside) == (4, 1, 1, 2, 1)
+    assert (found.test, found.patients, found.contents, found.repeated, found.quarantined) == (4, 1, 1, 2, 1)
     assert str(tmp_path) not in found.report()
 
 
@@ -35,16 +35,16 @@ def test_near_duplicates_are_those_above_the_usual() -> None:
     test = np.concatenate([rng.normal(size=(20, 32)), train[[7, 99]] + 1e-4 * rng.normal(size=(2, 32))])
     train, test = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (train, test))
     ids = [f"t{i}" for i in range(22)], [f"r{i}" for i in range(300)]
-    twins, threshold = near_duplicates(test, train, ids)
-    assert {(twin.test, twin.train) for twin in twins} == {("t20", "r7"), ("t21", "r99")}
+    pairs, threshold = near_duplicates(test, train, ids)
+    assert {(pair.test, pair.train) for pair in pairs} == {("t20", "r7"), ("t21", "r99")}
     assert threshold >= 0.999
-    assert [t.cosine for t in twins] == sorted((t.cosine for t in twins), reverse=True)
+    assert [p.cosine for p in pairs] == sorted((p.cosine for p in pairs), reverse=True)
     everything, _ = near_duplicates(test, train, ids, threshold=-1.0)
     best = (test @ train.T).argmax(1)
     assert {(t.test, t.train) for t in everything} == {(f"t{i}", f"r{best[i]}") for i in range(22)}
 
 
-def test_no_files_no_twins() -> None:
+def test_no_files_no_pairs() -> None:
     assert near_duplicates(np.zeros((0, 4)), np.eye(4), ([], list("abcd")))[0] == []
 
 

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from m3bind.errors import M3BindError
+from m3bind.evaluate import pivot as p
 from m3bind.evaluate import results as r
 from m3bind.evaluate.metrics import Estimate
 
@@ -72,7 +73,7 @@ def test_selection():
 
 def test_pivot_orders_stages_and_gives_the_student_a_column():
     rows = [make(0.9, "distilled", "student"), make(0.85, "aligned"), make(0.8), make(0.88, "distilled")]
-    data = r.pivot(rows)
+    data = p.pivot(rows)
     assert data.columns == ("unbound", "aligned", "distilled", "distilled, student text")
     (line,) = data.lines
     assert [cell.value for cell in line.cells.values()] == [0.8, 0.85, 0.88, 0.9]
@@ -80,26 +81,26 @@ def test_pivot_orders_stages_and_gives_the_student_a_column():
 
 
 def test_another_towers_text_is_another_line():
-    data = r.pivot([make(0.8, "aligned"), make(0.7, "aligned", "teacher:ct")])
+    data = p.pivot([make(0.8, "aligned"), make(0.7, "aligned", "teacher:ct")])
     assert [(line.text_encoder, line.cells["aligned"].value) for line in data.lines] == [("", 0.8), ("teacher:ct", 0.7)]
-    assert len(r.headline([make(0.8, "aligned"), make(0.7, "aligned", "teacher:ct")]).lines) == 1
+    assert len(p.headline([make(0.8, "aligned"), make(0.7, "aligned", "teacher:ct")]).lines) == 1
 
 
 def test_seeds_are_averaged_with_spread_and_widest_interval():
-    cell = r.pivot([make(0.8, seed=0), make(0.9, seed=1), make(0.7, seed=2)]).lines[0].cells["unbound"]
+    cell = p.pivot([make(0.8, seed=0), make(0.9, seed=1), make(0.7, seed=2)]).lines[0].cells["unbound"]
     assert (cell.value, cell.seeds) == (pytest.approx(0.8), 3)
     assert cell.spread == pytest.approx(0.1) and (cell.ci_low, cell.ci_high) == pytest.approx((0.65, 0.95))
 
 
 def test_headline_takes_auc_for_two_classes_and_balanced_accuracy_for_more():
     rows = [make(0.8), make(0.7, metric="balanced_accuracy")]
-    assert [line.metric for line in r.headline(rows).lines] == ["auc"]
-    assert [line.metric for line in r.headline([rows[1]]).lines] == ["balanced_accuracy"]
+    assert [line.metric for line in p.headline(rows).lines] == ["auc"]
+    assert [line.metric for line in p.headline([rows[1]]).lines] == ["balanced_accuracy"]
 
 
 def test_console_prints_value_interval_n_and_chance():
     out = io.StringIO()
-    Console(file=out, width=160).print(r.console([make(0.8), make(0.9, "aligned"), make(math.nan, metric="macro_f1")]))
+    Console(file=out, width=160).print(p.console([make(0.8), make(0.9, "aligned"), make(math.nan, metric="macro_f1")]))
     text = out.getvalue()
     for part in ("0.800", "[0.750, 0.850]", "155", "0.500", "+0.100", "–"):
         assert part in text
@@ -107,7 +108,7 @@ def test_console_prints_value_interval_n_and_chance():
 
 def test_page_calls_a_change_better_only_outside_the_interval():
     def changed(last, metric="auc"):
-        return r.html_table(r.pivot([make(0.8, metric=metric), make(last, "aligned", metric=metric)]), "figures")
+        return p.html_table(p.pivot([make(0.8, metric=metric), make(last, "aligned", metric=metric)]), "figures")
 
     assert "better" in changed(0.9) and "worse" in changed(0.7)
     assert "better" not in changed(0.82) and "worse" not in changed(0.78)

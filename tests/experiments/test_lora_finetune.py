@@ -7,7 +7,7 @@ import torch
 from m3bind.config import LoraConfig, TrainConfig
 from m3bind.evaluate import adapters
 from m3bind.evaluate.adapters import FewShotProblem, Samples
-from m3bind.evaluate.few_shot import few_shot_rows
+from m3bind.evaluate.few_shot import FewShotSettings, few_shot_rows
 from m3bind.evaluate.results import Context
 from m3bind.experiments.lora_finetune import LoraFinetune
 from m3bind.models.weights.checkpoint import hash_state
@@ -49,16 +49,16 @@ def test_it_learns_what_the_frozen_tower_hides(model, tmp_path, several):
         return np.stack([table[i] for i in ids])
 
     method = LoraFinetune(model, inputs, tmp_path, SETTINGS, LoraConfig(r=4, alpha=8, dropout=0.0), epochs=60)
-    options = {"amounts": (100,), "unit": "percent", "seeds": (0,), "resamples": 5, "names": ("auroc",)}
+    options = FewShotSettings(amounts=(100,), unit="percent", seeds=(0,), resamples=5, names=("auroc",))
     classes = np.zeros((2, model.joint_dim))
-    tuned = few_shot_rows(method, train, None, test, classes, Context(modality="ecg"), **options)
-    frozen = few_shot_rows("linear_probe", train, None, test, classes, Context(modality="ecg"), **options)
+    tuned = few_shot_rows(method, train, None, test, classes, Context(modality="ecg"), options)
+    frozen = few_shot_rows("linear_probe", train, None, test, classes, Context(modality="ecg"), options)
     assert tuned[0].variant == "lora_finetune, 100 %"
     assert tuned[0].value > 0.8 > 0.65 > frozen[0].value
     assert hash_state(model.state_dict()) == before and not model.image_trunk.training
     assert not any("lora" in name for name, _ in model.named_parameters())
     trained = len(calls)
-    again = few_shot_rows(method, train, None, test, classes, Context(modality="ecg"), **options)
+    again = few_shot_rows(method, train, None, test, classes, Context(modality="ecg"), options)
     assert again[0].value == pytest.approx(tuned[0].value, abs=1e-6)
     assert len(calls) - trained < trained / 4  # loaded, only the test files pass the tower
 

@@ -56,7 +56,8 @@ def export(
 
 def _figures(source: Path, results: Path | None) -> list["Figure"]:
     """The headline results of a run at its last stage."""
-    from m3bind.evaluate.results import PROTOCOLS, ResultTable, headline
+    from m3bind.evaluate.pivot import headline
+    from m3bind.evaluate.results import PROTOCOLS, ResultTable
     from m3bind.export import Figure
 
     path = results or source.parent / "results.json"

@@ -1,13 +1,14 @@
-"""What the space is worth: zero-shot, few-shot, search, agreement of texts, calibration, and the report about them.
+"""Evaluation of a space: zero-shot, few-shot, retrieval, text agreement and calibration.
 
 Everything works on plain arrays, so the same code measures the unbound models, the closed form, and each trained stage.
 
-    metrics.py    figures with n, chance and bootstrap interval (estimate.py, classification.py, ranking.py)
-    results.py    one row per figure; results.json; before and after
+    metrics.py    metrics with n, chance and bootstrap interval (estimate.py, classification.py, ranking.py)
+    results.py  pivot.py  compare.py    one row per metric in results.json; tables of stages; paired differences
     prompt_files.py  tasks.py    zero-shot tasks and shared concepts, data in prompts/*.yaml
     zero_shot.py  retrieval.py  cross_modal.py  agreement.py  calibration.py    arrays -> rows (scoring.py)
-    few_shot.py  adapters/    drawn lists of files, and one file per way to learn from them
-    benchmarks/   one file per published data set
-    suite.py      all of it for one state of the space
-    report.py  plots.py  gallery.py    rows, log and embeddings -> report.html
+    few_shot.py  adapters/    sampled lists of training files, and one file per few-shot method
+    leaks.py      leaks between splits, near-duplicates, data that a model was trained on
+    benchmarks/   one file per published data set; datasets.py: a prepared one
+    suite.py      all metrics of one state of the space
+    tables.py  jobs.py  protocols.py    the paper's tables as data, and how a cell of them is computed
 """

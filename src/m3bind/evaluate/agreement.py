@@ -1,12 +1,12 @@
-"""Do the text towers agree? Figures on held-out texts that every tower has encoded.
+"""Agreement of the text towers: metrics on held-out texts that every tower has encoded.
 
 Shapes: M towers, n texts, d dimensions; row i of every tower is the same text.
 
-* `text_agreement`: the figures; `agreement_rows`: result rows, for the towers together and for a student.
+* `text_agreement`: the metrics; `agreement_rows`: result rows, for the towers together and for a student.
 
-Mean cosine alone is a false measure: towers that give every text the same vector reach 1. So always together:
+Mean cosine alone is misleading: towers that map every text to the same vector reach 1. It is reported with
     cos         same text, two towers
-    cos_other   different texts, two towers; cos minus cos_other is what a search can use
+    cos_other   different texts, two towers; retrieval depends on cos minus cos_other
     cos_within  different texts, one tower; near 1 means the tower has collapsed; no rotation changes it
     ccos        same text, two towers, each tower's mean over these texts subtracted
     R@1         share of texts whose nearest text in the other tower is the same text, over ordered pairs; chance 1/n
@@ -75,11 +75,11 @@ def agreement_rows(
     """
     n = len(np.asarray(next(iter(towers.values())))) if towers else 0
     together = replace(context, modality="mean", text_encoder="teacher", task="towers")
-    found = text_agreement(list(towers.values()), resamples, context.seed) if len(towers) > 1 else {}
-    rows = [together.row("text_agreement", name, value, gallery=n) for name, value in found.items()]
+    metrics = text_agreement(list(towers.values()), resamples, context.seed) if len(towers) > 1 else {}
+    rows = [together.row("text_agreement", name, value, gallery=n) for name, value in metrics.items()]
     if student is not None:
         teacher = unit(np.mean([np.asarray(t, dtype=np.float64) for t in towers.values()], axis=0))
-        place = replace(context, modality="mean", text_encoder="student", task="student to mean teacher")
+        place = replace(together, text_encoder="student", task="student to mean teacher")
         pair = text_agreement([student, teacher], resamples, context.seed)
         rows += [place.row("text_agreement", name, value, gallery=n) for name, value in pair.items()]
     return rows

@@ -1,9 +1,9 @@
-"""Whether a score means what it says: reliability, temperature, and when to give no answer.
+"""Calibration of scores: reliability, temperature scaling, and abstention.
 
-* `Answers`: confidences with whether they were right, of one class or of several labels.
-* `reliability_curve`: what is right by confidence.
+* `Answers`: confidence of each answer and whether it is correct, for one class or several labels.
+* `reliability_curve`: accuracy by confidence.
 * `fit_temperature`: one factor fitted on validation (Guo et al. 2017).
-* `abstention`: the confidence below which no answer is given, so that the answers given reach an accuracy.
+* `abstention`: the confidence threshold at which the answers above it reach an accuracy.
 * `calibration_rows`: calibration error before and after the temperature; accuracy and coverage with abstention.
 
 Shapes: n samples, c classes or labels.
@@ -22,7 +22,7 @@ from m3bind.evaluate.estimate import Floats, Groups, Resampling, mean_estimate, 
 from m3bind.evaluate.results import Context, Row
 
 TARGET = 0.9
-_FEWEST = 20  # answers behind a point of the plot
+_FEWEST = 20  # answers per point of the reliability curve
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Answers:
 
     confidence: Floats  # of the answer, 0..1
     right: NDArray[np.bool_]
-    sample: NDArray[np.int64]  # which sample it is about
+    sample: NDArray[np.int64]  # number of its sample
 
     def groups(self, patients: Groups) -> Groups:
         """The unit of resampling of each answer: the sample's patient, or the sample."""
@@ -41,8 +41,8 @@ class Answers:
 def answers(y: ArrayLike, logits: ArrayLike, temperature: float = 1.0) -> Answers:
     """Answers of `logits` (n, c) divided by `temperature`.
 
-    One class (`y` (n,)): the likeliest class and its probability. Labels (`y` (n, c) of 0, 1 and -1 for unknown): for
-    each known label, whichever of present and absent is likelier, and its probability.
+    One class (`y` (n,)): the most likely class and its probability. Labels (`y` (n, c) of 0, 1 and -1 for unknown):
+    for each known label the more likely of present and absent, and its probability.
     """
     y, logits = np.asarray(y), np.asarray(logits, dtype=np.float64) / temperature
     if y.ndim == 1:
@@ -53,7 +53,7 @@ def answers(y: ArrayLike, logits: ArrayLike, temperature: float = 1.0) -> Answer
 
 
 def fit_temperature(y: ArrayLike, logits: ArrayLike) -> float:
-    """The T > 0 for which logits / T give `y` the greatest likelihood; between 1/100 and 100.
+    """The T between 1/100 and 100 that maximises the likelihood of `y` under logits / T.
 
     `y` class numbers (n,), or labels (n, c) of 0, 1 and -1 (unknown); `logits` (n, c).
 
@@ -71,26 +71,26 @@ def fit_temperature(y: ArrayLike, logits: ArrayLike) -> float:
             return -float(log_softmax(scaled, axis=1)[np.arange(len(y)), y].mean())
         return -float(log_expit(np.where(y == 1, scaled, -scaled))[known].mean())
 
-    found = minimize_scalar(cost, bounds=(np.log(0.01), np.log(100)), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    best = minimize_scalar(cost, bounds=(np.log(0.01), np.log(100)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(best.x))
 
 
 @dataclass(frozen=True)
 class Abstention:
-    """Answers are given from `threshold` on; `coverage` and `accuracy` are those of the answers it was chosen on."""
+    """Answers with confidence of at least `threshold`; `coverage` and `accuracy` on the answers it was chosen on."""
 
     threshold: float
     coverage: float
     accuracy: float
 
 
-def abstention(found: Answers, target: float = TARGET) -> Abstention:
+def abstention(given: Answers, target: float = TARGET) -> Abstention:
     """The lowest confidence threshold above which at least `target` of the answers are right.
 
-    When even the surest answers are not right often enough, the threshold is infinite and the coverage 0.
+    If the most confident answers do not reach `target`, the threshold is infinite and the coverage 0.
     """
-    order = np.argsort(-found.confidence, kind="stable")
-    confidence, right = found.confidence[order], found.right[order]
+    order = np.argsort(-given.confidence, kind="stable")
+    confidence, right = given.confidence[order], given.right[order]
     count = np.arange(1, len(right) + 1)
     share = np.cumsum(right) / count
     last_of_ties = np.append(confidence[1:] != confidence[:-1], True)[: len(confidence)]
@@ -111,52 +111,45 @@ def calibration_rows(
     target: float = TARGET,
     resamples: int = 1000,
 ) -> list[Row]:
-    """Rows of protocol "calibration": `ece` as given and, with `valid`, after a temperature fitted there.
+    """Rows of protocol "calibration": `ece` of the given logits and, with `valid`, after a temperature fitted there.
 
-    With `valid` (truth and logits) also `answered_accuracy` and `coverage` when answers below the confidence chosen
-    there for an accuracy of `target` are withheld, and the `temperature` itself (no interval). Without a temperature,
-    `logits` have to be on the scale of the model (scaled cosines, log-odds of pairs).
+    With `valid` (truth and logits) also the `temperature` itself (no interval), and `answered_accuracy` and `coverage`
+    when answers below the confidence threshold chosen there for an accuracy of `target` are withheld. Without a
+    temperature, `logits` must be on the scale of the model (scaled cosines, log-odds of pairs).
     """
-    found = answers(y, logits)
-    draw_by = Resampling(found.groups(patients), resamples, context.seed)
-    rows = [context.row("calibration", "ece", expected_calibration_error(found.confidence, found.right, draw_by))]
+    given = answers(y, logits)
+    draw = Resampling(given.groups(patients), resamples, context.seed)
+    rows = [context.row("calibration", "ece", expected_calibration_error(given.confidence, given.right, draw))]
     if valid is None or not len(np.asarray(valid[0])):
         return rows
     temperature = fit_temperature(*valid)
     warm = answers(y, logits, temperature)
-    limit = abstention(answers(*valid, temperature), target)
-    given = warm.confidence >= limit.threshold
-    right = (given & warm.right).astype(np.float64)
+    answered = warm.confidence >= abstention(answers(*valid, temperature), target).threshold
+    right = (answered & warm.right).astype(np.float64)
 
     def accuracy(weights: Floats) -> Floats:
-        return ratio(weights @ right, weights @ given.astype(np.float64))
+        return ratio(weights @ right, weights @ answered.astype(np.float64))
 
-    scaled = _varied(context, "temperature=valid")
-    kept = _varied(context, f"answers for accuracy {target:g} on valid")
+    scaled = context.varied("temperature=valid")
+    withheld = context.varied(f"answers for accuracy {target:g} on valid")
     fixed = replace(mean_estimate([temperature], np.nan, Resampling(resamples=0)), n=len(np.asarray(valid[0])))
+    answered_accuracy = resampled(accuracy, len(right), float(warm.right.mean()), draw)
     return [
         *rows,
-        scaled.row("calibration", "ece", expected_calibration_error(warm.confidence, warm.right, draw_by)),
+        scaled.row("calibration", "ece", expected_calibration_error(warm.confidence, warm.right, draw)),
         scaled.row("calibration", "temperature", fixed),
-        kept.row(
-            "calibration", "answered_accuracy", resampled(accuracy, len(right), float(warm.right.mean()), draw_by)
-        ),
-        kept.row("calibration", "coverage", mean_estimate(given, np.nan, draw_by)),
+        withheld.row("calibration", "answered_accuracy", answered_accuracy),
+        withheld.row("calibration", "coverage", mean_estimate(answered, np.nan, draw)),
     ]
 
 
-def _varied(context: Context, what: str) -> Context:
-    return replace(context, variant=", ".join(filter(None, (context.variant, what))))
+def reliability_curve(given: Answers, bins: int = BINS) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Mean confidence, share right and count of groups of answers, ordered by confidence and of equal size.
 
-
-def reliability_curve(found: Answers, bins: int = BINS) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Mean confidence, share right and count of groups of answers of like confidence, equally many in each.
-
-    At most `bins` groups, of at least `_FEWEST` answers where there are as many.
+    At most `bins` groups; each has at least `_FEWEST` answers if there are that many.
     """
-    order = np.argsort(found.confidence, kind="stable")
+    order = np.argsort(given.confidence, kind="stable")
     groups = np.array_split(order, max(1, min(bins, len(order) // _FEWEST)))
-    confidence, right = (
-        np.array([values[group].mean() for group in groups]) for values in (found.confidence, found.right)
-    )
+    confidence = np.array([given.confidence[group].mean() for group in groups])
+    right = np.array([given.right[group].mean() for group in groups])
     return confidence, right, np.array([len(group) for group in groups], dtype=np.int64)

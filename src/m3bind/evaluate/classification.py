@@ -1,14 +1,14 @@
-"""Figures of classifiers: one class per sample, or several labels per sample.
+"""Classification metrics: one class per sample, or several labels per sample.
 
 * `auc`, `auroc`: area under the ROC curve of one label, and its mean over classes or labels.
 * `accuracy`, `balanced_accuracy`, `macro_f1`, `weighted_f1`, `macro_precision`, `weighted_precision`, `kappa`: of
   predicted class numbers.
-* `expected_calibration_error` with its bins (`Bins`, `confidence_bins`).
-* `classification`, `multilabel`: the figures asked for by name, of scores (one class) or of scores and thresholds
-  (several labels). `SINGLE`, `MULTI`: the names.
+* `expected_calibration_error`.
+* `classification`, `multilabel`: metrics by name, of scores (one class) or of predictions (several labels). `SINGLE`,
+  `MULTI`: the names.
 
-Chance is the expected figure when the same predictions are dealt to the samples at random, except for accuracy, where
-it is the best that guessing can reach, and for balanced accuracy, where any guessing reaches 1 / c.
+Chance is the expected value when the same predictions are assigned to the samples at random, except for accuracy,
+where it is the best that guessing can reach, and for balanced accuracy, where any guessing reaches 1 / c.
 
 Shapes: n samples, c classes or labels, b resamples.
 """
@@ -39,7 +39,7 @@ BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
 def _area(truth: NDArray[np.bool_], values: Floats) -> Callable[[Floats], Floats]:
-    """The function from weights (b, n) to areas (b,)."""
+    """A function from weights (b, n) to areas (b,)."""
     order = np.argsort(values, kind="stable")
     truth, ordered = truth[order], values[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, np.int64)
@@ -93,17 +93,17 @@ class Counts:
 
     hit: Floats  # true and predicted
     true: Floats
-    said: Floats  # predicted
+    predicted: Floats
     known: Floats  # with a known answer
 
     def opposite(self) -> "Counts":
         """The counts of "not this label"."""
-        true, said = self.known - self.true, self.known - self.said
-        return Counts(self.known - self.true - self.said + self.hit, true, said, self.known)
+        true, predicted = self.known - self.true, self.known - self.predicted
+        return Counts(self.known - self.true - self.predicted + self.hit, true, predicted, self.known)
 
     def expected(self) -> "Counts":
-        """The counts when the predictions are dealt to the samples at random."""
-        return replace(self, hit=np.nan_to_num(ratio(self.true * self.said, self.known)))
+        """The counts when the predictions are assigned to the samples at random."""
+        return replace(self, hit=np.nan_to_num(ratio(self.true * self.predicted, self.known)))
 
 
 def _recall(counts: Counts) -> Floats:
@@ -113,11 +113,11 @@ def _recall(counts: Counts) -> Floats:
 def _precision(counts: Counts) -> Floats:
     """0 where a class that occurs is never predicted; NaN where it neither occurs nor is predicted."""
     absent = np.where(counts.true > 0, 0.0, np.nan)
-    return np.where(counts.said > 0, ratio(counts.hit, counts.said), absent)
+    return np.where(counts.predicted > 0, ratio(counts.hit, counts.predicted), absent)
 
 
 def _f1(counts: Counts) -> Floats:
-    return ratio(2 * counts.hit, counts.true + counts.said)
+    return ratio(2 * counts.hit, counts.true + counts.predicted)
 
 
 def _weighted(values: Floats, counts: Counts) -> Floats:
@@ -128,14 +128,15 @@ def _weighted(values: Floats, counts: Counts) -> Floats:
 def _counted(
     rule: Callable[[Counts], Floats],
     true: NDArray[np.bool_],
-    said: NDArray[np.bool_],
+    predicted: NDArray[np.bool_],
     draw: Resampling,
     known: NDArray[np.bool_] | None = None,
     chance: float | None = None,
 ) -> Estimate:
     """Estimate of `rule`, a function of counts, from truth and prediction (n, c)."""
     known = np.ones_like(true) if known is None else known
-    columns = np.concatenate([true & said & known, true & known, said & known, known], axis=1).astype(np.float64)
+    columns = np.concatenate([true & predicted & known, true & known, predicted & known, known], axis=1)
+    columns = columns.astype(np.float64)
 
     def counts(weights: Floats) -> Counts:
         return Counts(*np.split(weights @ columns, 4, axis=1))
@@ -156,7 +157,7 @@ def _one_hot(y: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.bool_], NDA
 
 
 def accuracy(y: ArrayLike, predicted: ArrayLike, draw: Resampling = DEFAULT) -> Estimate:
-    """Share of samples predicted right. Chance: share of the most frequent class, the best that guessing can reach."""
+    """Share of correct predictions. Chance: share of the most frequent class, the best that guessing can reach."""
     y, predicted = np.asarray(y), np.asarray(predicted)
     chance = float(np.unique(y, return_counts=True)[1].max() / len(y)) if len(y) else np.nan
     return mean_estimate(y == predicted, chance, draw)
@@ -165,7 +166,7 @@ def accuracy(y: ArrayLike, predicted: ArrayLike, draw: Resampling = DEFAULT) -> 
 def balanced_accuracy(
     y: ArrayLike, predicted: ArrayLike, classes: int | None = None, draw: Resampling = DEFAULT
 ) -> Estimate:
-    """Mean over the classes present of the share predicted right (ACA). Chance 1 / `classes`, exactly.
+    """Mean recall over the classes present (ACA). Chance 1 / `classes`, exactly.
 
     `classes`: how many classes the predictor chooses among (default: those present in `y`).
     """
@@ -197,8 +198,8 @@ def weighted_precision(y: ArrayLike, predicted: ArrayLike, draw: Resampling = DE
 def kappa(y: ArrayLike, predicted: ArrayLike, draw: Resampling = DEFAULT) -> Estimate:
     """Cohen's kappa with quadratic weights over class numbers: 1 - observed / expected squared distance. Chance 0.
 
-    For ordered classes (grades); a class that does not occur keeps its place in the order. NaN when truth and
-    prediction are one and the same class throughout.
+    For ordered classes (grades); a class that does not occur still counts in the distances. NaN when all truth and
+    predictions are the same class.
     """
     a, b = (np.asarray(values, dtype=np.float64) for values in (y, predicted))
     columns = np.stack([(a - b) ** 2, a**2 + b**2, a, b, np.ones_like(a)], axis=1)
@@ -214,46 +215,26 @@ def kappa(y: ArrayLike, predicted: ArrayLike, draw: Resampling = DEFAULT) -> Est
 # ---------------------------------------------------------------------------------------------- calibration
 
 
-@dataclass(frozen=True)
-class Bins:
-    """Answers grouped by confidence, all (k,): mean confidence, share that is right, and number of answers."""
-
-    confidence: Floats
-    right: Floats
-    count: Floats
-
-
-def _bin_sums(confidence: Floats, right: Floats, weights: Floats, bins: int) -> tuple[Floats, Floats, Floats]:
-    """Sums per bin of confidence, right answers, weights: three (b, bins). Bin i holds (i / bins, (i + 1) / bins]."""
-    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    members = (place[:, None] == np.arange(bins)).astype(np.float64)
-    return weights @ (members * confidence[:, None]), weights @ (members * right[:, None]), weights @ members
-
-
-def confidence_bins(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> Bins:
-    """Mean confidence and share of right answers in `bins` bins of equal width; NaN in empty ones. Inputs (n,)."""
-    confidence, right = (np.asarray(values, dtype=np.float64) for values in (confidence, right))
-    sure, hits, count = _bin_sums(confidence, right, np.ones((1, len(right))), bins)
-    return Bins(ratio(sure, count)[0], ratio(hits, count)[0], count[0])
-
-
 def expected_calibration_error(
     confidence: ArrayLike, right: ArrayLike, draw: Resampling = DEFAULT, bins: int = BINS
 ) -> Estimate:
     """ECE: mean over answers of |confidence - share right| of their bin (Guo et al. 2017, arXiv:1706.04599).
 
-    `confidence` (n,) in 0..1, `right` (n,) true or false. No chance level: always giving the class frequencies has 0.
+    `confidence` (n,) in 0..1, `right` (n,) true or false; bin i is (i / bins, (i + 1) / bins]. No chance level:
+    always predicting the class frequencies has 0.
     """
     confidence, right = (np.asarray(values, dtype=np.float64) for values in (confidence, right))
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    members = (place[:, None] == np.arange(bins)).astype(np.float64)
 
     def metric(weights: Floats) -> Floats:
-        sure, hits, count = _bin_sums(confidence, right, weights, bins)
-        return ratio(np.abs(sure - hits).sum(1), count.sum(1))
+        sure, hits = weights @ (members * confidence[:, None]), weights @ (members * right[:, None])
+        return ratio(np.abs(sure - hits).sum(1), (weights @ members).sum(1))
 
     return resampled(metric, len(right), np.nan, draw)
 
 
-# ---------------------------------------------------------------------------------------------- figures by name
+# ---------------------------------------------------------------------------------------------- metrics by name
 
 
 def softmax(logits: ArrayLike) -> Floats:
@@ -263,11 +244,14 @@ def softmax(logits: ArrayLike) -> Floats:
     return np.asarray(powers / powers.sum(-1, keepdims=True))
 
 
-def _of_prediction(figure: Callable[..., Estimate]) -> Callable[[NDArray[np.int64], Floats, Resampling], Estimate]:
-    return lambda y, scores, draw: figure(y, scores.argmax(1), draw=draw)
+_Metric = Callable[[NDArray[np.int64], Floats, Resampling], Estimate]
 
 
-SINGLE: Mapping[str, Callable[[NDArray[np.int64], Floats, Resampling], Estimate]] = {
+def _of_prediction(metric: Callable[..., Estimate]) -> _Metric:
+    return lambda y, scores, draw: metric(y, scores.argmax(1), draw=draw)
+
+
+SINGLE: Mapping[str, _Metric] = {
     "auc": lambda y, scores, draw: auc(y == 1, scores[:, 1] - scores[:, 0], draw),
     "auroc": lambda y, scores, draw: auroc(y, softmax(scores), draw),
     "balanced_accuracy": lambda y, scores, draw: balanced_accuracy(y, scores.argmax(1), scores.shape[1], draw),
@@ -281,10 +265,6 @@ SINGLE: Mapping[str, Callable[[NDArray[np.int64], Floats, Resampling], Estimate]
 }
 
 
-def _label_accuracy(c: Counts) -> Floats:
-    return ratio(c.hit + c.opposite().hit, c.known)
-
-
 def _label_weighted(value: Callable[[Counts], Floats], c: Counts) -> Floats:
     """Mean of `value` of a label and of its opposite, weighted by how often they occur: (b, c)."""
     sides = (c, c.opposite())
@@ -292,7 +272,7 @@ def _label_weighted(value: Callable[[Counts], Floats], c: Counts) -> Floats:
 
 
 MULTI: Mapping[str, Callable[[Counts], Floats]] = {
-    "accuracy": _label_accuracy,
+    "accuracy": lambda c: ratio(c.hit + c.opposite().hit, c.known),
     "balanced_accuracy": lambda c: (_recall(c) + _recall(c.opposite())) / 2,
     "macro_f1": _f1,
     "weighted_f1": partial(_label_weighted, _f1),
@@ -304,42 +284,40 @@ MULTI: Mapping[str, Callable[[Counts], Floats]] = {
 def classification(
     y: ArrayLike, scores: ArrayLike, draw: Resampling = DEFAULT, names: Sequence[str] = ()
 ) -> dict[str, Estimate]:
-    """Figures of a classifier from class numbers (n,) and scores (n, c); the largest score is the prediction.
+    """Metrics of a classifier from class numbers (n,) and scores (n, c); the largest score is the prediction.
 
-    `names` of `SINGLE`, in the order wanted. Without: with two classes AUC (second class against first, by the
+    `names` of `SINGLE` determine the order. Default: with two classes AUC (second class against first, by the
     difference of the two scores) and balanced accuracy, with more balanced accuracy, accuracy and macro F1. Areas of
     more than two classes and the calibration error take the scores as logits.
 
     Raises:
-        UnknownNameError: a figure nobody knows.
+        UnknownNameError: an unknown metric.
     """
     y, scores = np.asarray(y), np.asarray(scores, dtype=np.float64)
     usual = ("auc", "balanced_accuracy") if scores.shape[1] == 2 else ("balanced_accuracy", "accuracy", "macro_f1")
-    found = {}
-    for name in names or usual:
+    for name in names:
         if name not in SINGLE:
-            raise UnknownNameError("figure", name, SINGLE)
-        found[name] = SINGLE[name](y, scores, draw)
-    return found
+            raise UnknownNameError("metric", name, SINGLE)
+    return {name: SINGLE[name](y, scores, draw) for name in names or usual}
 
 
 def multilabel(
-    y: ArrayLike, said: ArrayLike, draw: Resampling = DEFAULT, names: Sequence[str] = tuple(MULTI)
+    y: ArrayLike, predicted: ArrayLike, draw: Resampling = DEFAULT, names: Sequence[str] = tuple(MULTI)
 ) -> dict[str, Estimate]:
-    """Figures of predicted labels, each the mean over labels: `y` (n, c) of 0, 1 and -1 (unknown), `said` (n, c) bool.
+    """Metrics of predicted labels, means over labels: `y` (n, c) of 0, 1 and -1 (unknown), `predicted` (n, c) bool.
 
     macro_f1 and macro_precision are of the positives, over the labels that occur in truth or prediction; the weighted
     ones average a label and its opposite by how often each occurs, as scikit-learn's "weighted" does for one label.
 
     Raises:
-        UnknownNameError: a figure nobody knows.
+        UnknownNameError: an unknown metric.
     """
-    y, said = np.asarray(y), np.asarray(said, dtype=bool)
+    y, predicted = np.asarray(y), np.asarray(predicted, dtype=bool)
     true, known = y == 1, y >= 0
     found = {}
     for name in names:
         if name not in MULTI:
-            raise UnknownNameError("figure of several labels", name, MULTI)
+            raise UnknownNameError("metric of several labels", name, MULTI)
         rule = MULTI[name]
         chance = None
         if name == "accuracy":
@@ -347,5 +325,5 @@ def multilabel(
             chance = float(row_means(np.maximum(share, 1 - share)[None])[0])
         elif name == "balanced_accuracy":
             chance = 0.5
-        found[name] = _counted(lambda c, rule=rule: row_means(rule(c)), true, said, draw, known, chance)  # type: ignore[misc]
+        found[name] = _counted(lambda c, rule=rule: row_means(rule(c)), true, predicted, draw, known, chance)  # type: ignore[misc]
     return found

@@ -1,7 +1,7 @@
-"""Search across modalities where right answers are known by visit: an X-ray and the ECG of the same stay.
+"""Retrieval across modalities where the right answer is the file of the same visit: an X-ray and the ECG of a stay.
 
-* `visit_retrieval_rows`: image -> image over galleries of several sizes, each with its chance.
-* `through_text_rows`: image -> nearest reports of its own modality -> images of the other one.
+* `visit_retrieval_rows`: image -> image over galleries of several sizes, each with its chance; `pairs_of`: its pairs.
+* `through_text`: images replaced by their nearest reports, as queries for images of another modality.
 
 Shapes: n files of one modality, m of another, t texts, d dimension of the space.
 """
@@ -22,11 +22,12 @@ from m3bind.evaluate.zero_shot import unit
 from m3bind.models.embedding import correct_gap
 
 Matrix = NDArray[np.float32]
-GALLERIES = (0, 128, 72)  # 0: everything; a batch of MedBind; a batch of the paper
+GALLERIES = (0, 128, 72)  # 0: all pairs; the batch size of MedBind; the batch size of the paper
+RANKS = (1, 5, 10)
 
 
 def pairs_of(a: Sequence[str], b: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """(k, 2) positions of one file each per visit that both sides have; which one of several is drawn by `seed`."""
+    """(k, 2) positions of one file per side and common visit; one of several files is drawn by `seed`."""
     sides: list[dict[str, int]] = []
     for visits in (a, b):
         order = rng(seed, "visit", str(len(sides))).permutation(len(visits))
@@ -43,30 +44,29 @@ def visit_retrieval_rows(
     context: Context,
     galleries: Sequence[int] = GALLERIES,
     means: tuple[ArrayLike, ArrayLike] | None = None,
-    ks: Sequence[int] = (1, 5, 10),
     resamples: int = 1000,
 ) -> list[Row]:
-    """R@K, MRR and median rank of finding the file of the same visit.
+    """R@K, MRR and median rank of the file of the same visit.
 
-    One file per side and visit enters. With a gallery of g the pairs are shuffled into groups of g (the rest, smaller
-    than g, is left out), and each query is ranked within its group, so n is a multiple of g.
+    One file per side and visit is used. With a gallery of g the pairs are shuffled into groups of g (the remainder is
+    left out), and each query is ranked within its group, so n is a multiple of g.
 
     Args:
         queries: (n, d) unit rows. items: (m, d) unit rows.
         visits: of the queries and of the items.
         patients: of the queries, the unit of resampling.
-        context: what the rows share; `variant` becomes "gallery=g", and "gap-corrected" with `means`.
+        context: common fields of the rows; `variant` becomes "gallery=g", and "gap-corrected" with `means`.
         galleries: sizes; 0 stands for all pairs. Sizes above the number of pairs give no rows.
-        means: (d,) mean training embedding of either side, subtracted before search.
-        ks: ranks. resamples: bootstrap draws.
+        means: (d,) mean training embedding of each side, subtracted before the search.
+        resamples: bootstrap draws.
 
     Raises:
-        ConfigError: fewer than two visits have both files.
+        ConfigError: fewer than two visits have files on both sides.
     """
     pairs = pairs_of(*visits, seed=context.seed)
     if len(pairs) < 2:
         raise ConfigError(f"{context.dataset}: {len(pairs)} visits have both files; at least two are needed")
-    left, right = (np.asarray(side)[pairs[:, i]] for i, side in enumerate((queries, items)))
+    left, right = np.asarray(queries)[pairs[:, 0]], np.asarray(items)[pairs[:, 1]]
     if means is not None:
         left, right = correct_gap(left, np.asarray(means[0])), correct_gap(right, np.asarray(means[1]))
     owners = np.asarray(patients)[pairs[:, 0]]
@@ -75,23 +75,22 @@ def visit_retrieval_rows(
     for size in galleries:
         if size > len(pairs):
             continue
-        groups = (
-            np.array_split(order, 1) if not size else np.split(order[: len(order) // size * size], len(order) // size)
-        )
+        count = len(order) // size if size else 1
+        groups = np.split(order[: count * (size or len(order))], count)
         stats = metrics.RankStats.concatenate([search_stats(left[g], right[g], g, g) for g in groups])
         draw = Resampling(owners[np.concatenate(groups)], resamples, context.seed)
-        name = ", ".join(filter(None, (f"gallery={size or 'all'}", "gap-corrected" if means is not None else "")))
-        place = replace(context, variant=name)
-        found = {f"R@{k}": metrics.recall_at_k(stats, k, draw) for k in ks if k <= len(groups[0])}
-        found |= {"mrr": metrics.mrr(stats, draw), "median_rank": metrics.median_rank(stats, draw)}
-        rows += [place.row("cross_modal", metric, value, gallery=len(groups[0])) for metric, value in found.items()]
+        place = replace(context, variant=f"gallery={size or 'all'}")
+        place = place if means is None else place.varied("gap-corrected")
+        values = {f"R@{k}": metrics.recall_at_k(stats, k, draw) for k in RANKS if k <= len(groups[0])}
+        values |= {"mrr": metrics.mrr(stats, draw), "median_rank": metrics.median_rank(stats, draw)}
+        rows += [place.row("cross_modal", metric, value, gallery=len(groups[0])) for metric, value in values.items()]
     return rows
 
 
 def through_text(queries: ArrayLike, texts: ArrayLike, k: int = 5, sharpness: float = 20.0) -> Matrix:
-    """(n, d) unit rows: of each image the mean of its k nearest texts, weighted by softmax of the cosines.
+    """(n, d) unit rows: for each image the mean of its k nearest texts, weighted by softmax of the cosines.
 
-    What an image is said to show, in place of the image: no gap between modalities is left, since texts share a space.
+    Texts of all modalities share a space, so these queries have no modality gap.
     """
     rows, bank = np.asarray(queries, dtype=np.float64), np.asarray(texts, dtype=np.float64)
     k = min(k, len(bank))

@@ -1,6 +1,6 @@
-"""A data set ready to be measured on: the records of a prepared folder, or of some sets of any manifest.
+"""A data set for evaluation: the records of a prepared folder, or of some sets of any manifest.
 
-* `DatasetSource`: where it is. * `Dataset`: its records by split. * `load_dataset`.
+* `DatasetSource`: its location. `Dataset`: its records by split. `load_dataset`: from one to the other.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from m3bind.errors import ManifestError
 
 
 class DatasetSource(Strict, frozen=True):
-    """Where a data set is: a folder that `m3bind prepare` wrote, or a manifest and the sets to take from it."""
+    """Location of a data set: the manifest that `m3bind prepare` wrote, or any manifest and the sets to use from it."""
 
     manifest: str
     sets: tuple[str, ...] = ()  # values of the column `set`; empty: all
@@ -34,11 +34,11 @@ class Dataset:
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:
-        """Names of the modalities that occur."""
+        """Names of the modalities present."""
         return tuple(dict.fromkeys(record.modality for record in self.records))
 
     def split(self, name: str, modality: str = "") -> list[Record]:
-        """The records of a split, of one modality where it is given."""
+        """The records of a split; with `modality` only those of that modality."""
         return [r for r in self.records if r.split == name and modality in ("", r.modality)]
 
 
@@ -46,10 +46,10 @@ def load_dataset(name: str, source: DatasetSource) -> Dataset:
     """The data set of `source`.
 
     Raises:
-        ManifestError: there is no manifest; says how to prepare one.
+        ManifestError: the manifest is missing; the message states how to prepare it.
     """
     path = Path(source.manifest)
     if not path.is_file():
-        raise ManifestError(f"{path}: not there; make it with: m3bind prepare {name} --root FOLDER")
-    found = read_manifest(path, root=source.root, sets=source.sets or None)
-    return Dataset(name, found.records, found.bad, sha256_text(sha256_file(path), *source.sets))
+        raise ManifestError(f"{path}: file not found; create it with: m3bind prepare {name} --root FOLDER")
+    manifest = read_manifest(path, root=source.root, sets=source.sets or None)
+    return Dataset(name, manifest.records, manifest.bad, sha256_text(sha256_file(path), *source.sets))

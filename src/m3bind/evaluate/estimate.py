@@ -1,8 +1,8 @@
-"""A figure with its n, chance level and bootstrap interval.
+"""A metric's value with its n, chance level and bootstrap interval.
 
-* `Estimate`: a value with interval, n and chance; `mean_estimate`, `average` make one from values or from estimates.
-* `Resampling`: how intervals are drawn (unit: the patient where patients are given); `resampled` applies it.
-* `ratio`, `row_means`: division and means in which what is undefined is NaN and left out.
+* `Estimate`: a value with interval, n and chance; `mean_estimate`, `average` compute one from values or estimates.
+* `Resampling`: how intervals are drawn (by patient if patients are given); `resampled` applies it.
+* `ratio`, `row_means`: division and means in which undefined values are NaN and ignored.
 
 Intervals are percentile intervals (2.5 %, 97.5 %) of 1,000 resamples.
 
@@ -11,7 +11,6 @@ Shapes: n samples or queries, b resamples.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,14 +18,14 @@ from numpy.typing import ArrayLike, NDArray
 from m3bind.errors import ConfigError
 
 Floats = NDArray[np.float64]
-Groups = Sequence[Any] | NDArray[Any] | None
+Groups = ArrayLike | None
 _LEVEL = 0.95
-_BLOCK = 4_000_000  # elements of weights held at once
+_BLOCK = 4_000_000  # elements of weights in memory at once
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure. `chance` is what a scorer without knowledge reaches; NaN where undefined (one class only)."""
+    """Value of a metric. `chance` is what an uninformed scorer reaches; NaN where undefined (one class only)."""
 
     value: float
     ci_low: float
@@ -41,7 +40,7 @@ class Resampling:
     """How intervals are drawn: units with replacement, `resamples` times, seeded.
 
     Units are the distinct values of `groups` (one per sample, e.g. patients), sorted, or the samples themselves.
-    Equal units and seed give equal draws, so replicates of two figures about the same patients can be subtracted or
+    Equal units and seed give equal draws, so replicates of two metrics about the same patients can be subtracted or
     averaged one by one.
     """
 
@@ -68,7 +67,7 @@ class Resampling:
             yield table[:, units].astype(np.float64)
 
     def subset(self, keep: ArrayLike) -> "Resampling":
-        """The same for the samples that `keep` (a mask or indices) chooses."""
+        """The resampling of the samples that `keep` (a mask or indices) selects."""
         return self if self.groups is None else replace(self, groups=np.asarray(self.groups)[np.asarray(keep)])
 
 
@@ -78,7 +77,7 @@ DEFAULT = Resampling()
 def resampled(metric: Callable[[Floats], Floats], n: int, chance: float, draw: Resampling = DEFAULT) -> Estimate:
     """An `Estimate` of `metric`, a function from weights (b, n) to values (b,); weights of one give the value itself.
 
-    Resamples in which the figure is undefined (no sample of one class) are left out of the interval.
+    Resamples in which the metric is undefined (no sample of one class) are excluded from the interval.
     """
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0, chance)
@@ -102,27 +101,27 @@ def mean_estimate(values: ArrayLike, chance: float, draw: Resampling = DEFAULT) 
 
 
 def average(parts: Sequence[Estimate]) -> Estimate:
-    """Unweighted mean of several figures (e.g. over ordered modality pairs), n summed.
+    """Unweighted mean of several estimates (e.g. over ordered modality pairs), n summed.
 
     The interval comes from replicates averaged one by one: patients are resampled jointly when all parts are
-    about the same patients; parts about other patients enter as if drawn independently.
+    about the same patients; parts about other patients count as drawn independently.
     """
     if not parts:
         return Estimate(np.nan, np.nan, np.nan, 0, np.nan)
     drawn = [part.replicates for part in parts if part.replicates is not None]
     same = len(drawn) == len(parts) and len({len(d) for d in drawn}) == 1
     replicates = np.mean(drawn, axis=0) if same else np.empty(0)
-    value, chance = (float(np.mean([getattr(part, name) for part in parts])) for name in ("value", "chance"))
+    value, chance = float(np.mean([part.value for part in parts])), float(np.mean([part.chance for part in parts]))
     return _estimate(value, replicates, sum(part.n for part in parts), chance)
 
 
 def ratio(top: Floats, bottom: Floats) -> Floats:
-    """Quotient, NaN where `bottom` is not above 0."""
+    """Quotient, NaN where `bottom` is not positive."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(bottom > 0, top / bottom, np.nan)
 
 
 def row_means(values: Floats) -> Floats:
-    """Row means over finite entries; NaN for rows without any."""
+    """Row means over finite entries; NaN for rows without finite entries."""
     finite = np.isfinite(values)
     return ratio(np.where(finite, values, 0).sum(1), finite.sum(1).astype(np.float64))

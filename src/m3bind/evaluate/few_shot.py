@@ -1,17 +1,17 @@
-"""Few-shot classification: drawn lists of training files, a method fitted on them, rows on the test files.
+"""Few-shot classification: sampled lists of training files, a method fitted on them, rows on the test files.
 
-* `ShotList`, `draw_shots`: which files; the same on every machine, saved with a hash.
-* `fold`: a part to learn from for data sets that were published as one test set.
-* `few_shot_rows`: rows of one method, one per figure, amount and list. `shot_variant`: how such rows are named.
+* `ShotList`, `draw_shots`: the training files; the same on every machine, saved with a hash.
+* `fold`: a training and a test part of data sets that were published as one test set.
+* `few_shot_rows`, `FewShotSettings`: rows of a method per metric, amount and list; `shot_variant`: their variant.
 
 A list depends on the files' ids, labels and patients and on the seed only, never on the order of the manifest or on a
-library's random numbers. Rows differ in `seed` from list to list, so tables (`results.pivot`) show mean and deviation
+library's random numbers. Rows differ in `seed` from list to list, so tables (`pivot.pivot`) show mean and deviation
 over the lists; `shots` is the list's hash.
 
 Shapes: n samples, c classes or labels, d joint dimension.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -31,12 +31,12 @@ from m3bind.evaluate.scoring import score_rows
 
 Unit = Literal["shot", "percent"]
 SEEDS = tuple(range(5))
-HELD_OUT = 20  # per cent of a data set without training files that are tested on, as FLAIR does
+HELD_OUT = 20  # per cent of a data set without training files that are used for testing, as FLAIR does
 
 
 @dataclass(frozen=True)
 class ShotList:
-    """Files to learn from: `amount` per class, or `amount` per cent of all."""
+    """Training files: `amount` per class, or `amount` per cent of all."""
 
     unit: Unit
     amount: int
@@ -45,30 +45,30 @@ class ShotList:
 
     @property
     def hash(self) -> str:
-        """16 hex digits of everything above."""
+        """16 hex digits of all fields."""
         return sha256_text(self.unit, str(self.amount), str(self.seed), *self.ids)[:16]
 
     def save(self, path: Path) -> None:
-        """Write as JSON with the hash; it holds the files' ids as the manifest has them."""
+        """Write as JSON with the hash; the ids are those of the manifest."""
         write_json(path, {"unit": self.unit, "amount": self.amount, "seed": self.seed, "hash": self.hash,
                           "ids": list(self.ids)})  # fmt: skip
 
     @classmethod
     def load(cls, path: Path) -> "ShotList":
-        """What `save` wrote.
+        """Read the file that `save` wrote.
 
         Raises:
-            ManifestError: the file is unreadable, or was changed since.
+            ManifestError: the file is unreadable or was changed.
         """
         try:
             data = read_json(path)
-            found = cls(data["unit"], int(data["amount"]), int(data["seed"]), tuple(data["ids"]))
+            shots = cls(data["unit"], int(data["amount"]), int(data["seed"]), tuple(data["ids"]))
             stated = data["hash"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ManifestError(f"{path} is not a shot list ({error}); delete it to draw a new one.") from error
-        if found.hash != stated:
+        if shots.hash != stated:
             raise ManifestError(f"{path} was changed since it was drawn; restore it, or delete it to draw a new one.")
-        return found
+        return shots
 
     def of(self, train: Samples) -> Samples:
         """The listed samples.
@@ -87,11 +87,11 @@ class ShotList:
 
 
 def draw_shots(train: Samples, amount: int, unit: Unit, seed: int) -> ShotList:
-    """A list of files drawn by hash.
+    """A list of files selected by hash.
 
-    "shot": `amount` files per class, from as many patients as possible; all there are where a class has fewer. With
+    "shot": `amount` files per class, from as many patients as possible; all files of a class that has fewer. With
     several labels, `amount` positives per label, rarest label first, counting files drawn for other labels, then as
-    many files without any label. Lists of a seed grow: those of 1 shot are in those of 5 (one class per file).
+    many files without any label. Lists of a seed are nested: those of 1 shot are in those of 5 (one class per file).
 
     "percent": whole patients until `amount` per cent of the files are reached, then a patient of each class that is
     still missing.
@@ -109,7 +109,7 @@ def draw_shots(train: Samples, amount: int, unit: Unit, seed: int) -> ShotList:
 
 
 def _ordered(train: Samples, place: Sequence[float], candidates: Iterable[int]) -> list[int]:
-    """Candidates in hash order, each patient's first one before anybody's second one."""
+    """Candidates in hash order, the first file of every patient before the second file of any."""
     seen: dict[str, int] = {}
     keys = []
     for i in sorted(candidates, key=lambda i: (place[i], train.ids[i])):
@@ -119,8 +119,10 @@ def _ordered(train: Samples, place: Sequence[float], candidates: Iterable[int]) 
 
 
 def _per_class(train: Samples, place: Sequence[float], amount: int) -> list[int]:
-    classes = np.unique(train.labels)
-    return [i for c in classes for i in _ordered(train, place, np.flatnonzero(train.labels == c).tolist())[:amount]]
+    chosen: list[int] = []
+    for member in _members(train):
+        chosen += _ordered(train, place, np.flatnonzero(member).tolist())[:amount]
+    return chosen
 
 
 def _per_label(train: Samples, place: Sequence[float], amount: int) -> list[int]:
@@ -128,9 +130,9 @@ def _per_label(train: Samples, place: Sequence[float], amount: int) -> list[int]
     groups = [positive[:, label] for label in sorted(range(positive.shape[1]), key=lambda j: (positive[:, j].sum(), j))]
     chosen: list[int] = []
     for group in [*groups, ~positive.any(1)]:
-        wanted = amount - int(group[chosen].sum())
+        missing = max(0, amount - int(group[chosen].sum()))
         rest = set(np.flatnonzero(group).tolist()) - set(chosen)
-        chosen += _ordered(train, place, rest)[: max(0, wanted)]
+        chosen += _ordered(train, place, rest)[:missing]
     return chosen
 
 
@@ -138,10 +140,10 @@ def _percent(train: Samples, place: Sequence[float], amount: int) -> list[int]:
     files: dict[str, list[int]] = {}
     for i in sorted(range(len(train)), key=lambda i: (place[i], train.ids[i])):
         files.setdefault(train.patients[i], []).append(i)
-    wanted = -(-len(train) * amount // 100)
+    target = -(-len(train) * amount // 100)
     chosen: list[int] = []
     for patient_files in files.values():
-        if len(chosen) < wanted:
+        if len(chosen) < target:
             chosen += patient_files
     for member in _members(train):
         if member.any() and not member[chosen].any():
@@ -160,6 +162,19 @@ def shot_variant(method: str, amount: int, unit: Unit) -> str:
     return f"{method}, {amount} %" if unit == "percent" else f"{method}, {amount} per class"
 
 
+@dataclass(frozen=True)
+class FewShotSettings:
+    """Lists of training files, and how their rows are computed."""
+
+    amounts: Sequence[int]  # files per class, or per cent of all
+    unit: Unit = "shot"
+    seeds: Sequence[int] = SEEDS  # of the lists, and of the training's random numbers
+    resamples: int = 1000  # of the bootstrap over the test patients
+    scale: float = 100.0  # factor on products with the class texts
+    names: Sequence[str] = ()  # metrics; empty: the default ones
+    folder: Path | None = None  # stored lists; an existing list is used again
+
+
 def few_shot_rows(
     method: str | Adapter,
     train: Samples | None,
@@ -167,70 +182,57 @@ def few_shot_rows(
     test: Samples,
     classes: ArrayLike,
     context: Context,
-    *,
-    amounts: Sequence[int],
-    unit: Unit = "shot",
-    seeds: Sequence[int] = SEEDS,
-    resamples: int = 1000,
-    scale: float = 100.0,
-    names: Sequence[str] = (),
-    folder: Path | None = None,
-    done: Callable[[], None] = lambda: None,
+    settings: FewShotSettings,
 ) -> list[Row]:
     """Rows of `method` for every amount and seed.
 
     Samples of `train` whose patient is in `valid` or `test`, and samples of `valid` whose patient is in `test`, are
-    left out first. Without any training files each seed tests on a fifth of the patients of `test` and learns from the
-    others (`fold`; `split` is "folds" in these rows). Figures that need a threshold per label come with
-    "threshold=valid" (where `valid` is given) and "threshold=test" after the method in `variant`.
+    excluded first. Without training files each seed tests on a fifth of the patients of `test` and trains on the
+    others (`fold`; `split` is "folds" in these rows). Metrics that need a threshold per label come with
+    "threshold=valid" (if `valid` is given) and "threshold=test" after the method in `variant`.
 
     Args:
         method: a name of `adapters.names()`, or an adapter.
-        train, valid, test: samples of one task; what is unknown is left out.
+        train, valid, test: samples of one task; samples without a known label are excluded.
         classes: (c, d) class texts (`zero_shot.class_directions`).
-        context: what the rows share; seed and variant are set here.
-        amounts: files per class, or per cent.
-        unit: which of the two.
-        seeds: of the lists, and of the training's random numbers.
-        resamples: of the bootstrap over the test patients.
-        scale: factor on products with `classes`.
-        names: figures wanted; the usual ones without.
-        folder: where lists are kept; a list that is there is used again.
-        done: called after each fit, e.g. to advance a progress bar.
+        context: common fields of the rows; seed and variant are set here.
+        settings: amounts, seeds and metrics.
 
     Raises:
-        ManifestError: nothing left to learn from or to test on, or a stored list does not fit.
+        ManifestError: no file remains for training or for testing, or a stored list does not fit.
         UnknownNameError: no such method.
     """
     adapter = adapters.get(method) if isinstance(method, str) else method
     if train is None or not len(train):
-        sides = {seed: _apart(*fold(test, seed)) for seed in seeds}
+        sides = {seed: _apart(*fold(test, seed)) for seed in settings.seeds}
         context = replace(context, split="folds")
     else:
-        sides = dict.fromkeys(seeds, _apart(train, valid, test))
-    for seen, _, asked in sides.values():
-        if not len(seen) or not len(asked):
+        sides = dict.fromkeys(settings.seeds, _apart(train, valid, test))
+    for training, _, testing in sides.values():
+        if not len(training) or not len(testing):
             raise ManifestError(
-                f"few-shot on {context.task or context.dataset}: {len(seen)} files to learn from and {len(asked)} to "
-                "test on, no patient on both sides; give labelled files of more patients."
+                f"few-shot on {context.task or context.dataset}: {len(training)} files to learn from and "
+                f"{len(testing)} to test on, no patient on both sides; give labelled files of more patients."
             )
     texts = np.asarray(classes, dtype=np.float64)
     rows: list[Row] = []
-    for amount in amounts:
-        for seed, (seen, checked, asked) in sides.items():
-            shots = _stored(seen, amount, unit, seed, folder)
-            score = adapter.fit(shots.of(seen), checked, FewShotProblem(texts, scale, context.modality, seed))
-            place = replace(context, variant=shot_variant(adapter.method, amount, unit), seed=seed)
+    for amount in settings.amounts:
+        for seed, (training, checked, testing) in sides.items():
+            shots = _stored(training, amount, settings.unit, seed, settings.folder)
+            problem = FewShotProblem(texts, settings.scale, context.modality, seed)
+            score = adapter.fit(shots.of(training), checked, problem)
+            place = replace(context, variant=shot_variant(adapter.method, amount, settings.unit), seed=seed)
             chosen_on = (checked.labels, score(checked)) if checked is not None and checked.several else None
-            draw = Resampling(asked.patients, resamples, context.seed)
-            found = score_rows("few_shot", asked.labels, score(asked), place, draw, names=names, valid=chosen_on)
+            draw = Resampling(testing.patients, settings.resamples, context.seed)
+            found = score_rows(
+                "few_shot", testing.labels, score(testing), place, draw, names=settings.names, valid=chosen_on
+            )
             rows += [replace(row, shots=shots.hash) for row in found]
-            done()
     return rows
 
 
 def fold(samples: Samples, seed: int) -> tuple[Samples, None, Samples]:
-    """(to learn from, no validation, to test on): whole patients drawn by hash, a fifth and every class to test on."""
+    """(train, no validation, test): whole patients selected by hash, a fifth and every class in the test part."""
     samples = samples.known()
     place = [patient_position(f"fold {identity}", seed) for identity in samples.ids]
     held = np.zeros(len(samples), dtype=bool)
@@ -240,14 +242,18 @@ def fold(samples: Samples, seed: int) -> tuple[Samples, None, Samples]:
 
 def _apart(train: Samples, valid: Samples | None, test: Samples) -> tuple[Samples, Samples | None, Samples]:
     """The known samples with no patient on two sides; an empty `valid` is None."""
-    train, test = train.known(), test.known()
-    taken = set(test.patients)
+    test = test.known()
+    train = _without(train.known(), test)
     if valid is not None:
-        valid = valid.known()
-        valid = valid.take(np.array([patient not in taken for patient in valid.patients], dtype=bool))
-        taken |= set(valid.patients)
-        valid = valid if len(valid) else None
-    return train.take(np.array([patient not in taken for patient in train.patients], dtype=bool)), valid, test
+        valid = _without(valid.known(), test)
+        train, valid = _without(train, valid), valid if len(valid) else None
+    return train, valid, test
+
+
+def _without(samples: Samples, others: Samples) -> Samples:
+    """The samples whose patient is not among `others`."""
+    taken = set(others.patients)
+    return samples.take(np.array([patient not in taken for patient in samples.patients], dtype=bool))
 
 
 def _stored(train: Samples, amount: int, unit: Unit, seed: int, folder: Path | None) -> ShotList:

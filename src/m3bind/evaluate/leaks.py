@@ -1,13 +1,13 @@
-"""What a figure may owe to having been seen: leaks between splits, near-duplicates, and data a model was trained on.
+"""Data leakage: leaks between splits, near-duplicates, and data that a model was trained on.
 
-* `split_leaks`: patients and file contents on both sides. * `near_duplicates`: test images that a training image almost
-  equals. * `seen_by`: data sets of a model's card. * `LeakReport`: all of it for people.
+* `split_leaks`: patients and file contents in both train and test. `near_duplicates`: test images almost equal to a
+  training image. `seen_by`: data sets of a model's card. `LeakReport`: all findings as text.
 
 Shapes: n test files, m training files, d dimension of the embeddings.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A test file and the training file most like it, by their ids, with their cosine."""
+    """Ids of a test file and of the most similar training file, with their cosine."""
 
     test: str
     train: str
@@ -32,44 +32,42 @@ class NearDuplicate:
 
 @dataclass
 class LeakReport:
-    """What was found; counts are of test files (and of patients where it says so)."""
+    """Findings; counts are of test files unless stated otherwise."""
 
     test: int
-    patients: int = 0  # in train and in test
-    set_aside: int = 0  # rows that would have leaked, which the manifest's rules took out
-    contents: int = 0  # test files whose bytes are a training file's
+    patients: int = 0  # patients in train and in test
+    quarantined: int = 0  # rows that would have leaked, excluded by the manifest's rules
+    contents: int = 0  # test files with the bytes of a training file
     repeated: int = 0  # test files that occur more than once within test
-    twins: list[NearDuplicate] = field(default_factory=list)
-    threshold: float = 1.0  # of the cosine from which on two files are near-duplicates
+    duplicates: list[NearDuplicate] = field(default_factory=list)
+    threshold: float = 1.0  # minimum cosine of near-duplicates
     seen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # model -> names on its card that match
 
     def report(self) -> str:
-        """Sentences for people; no patients and no paths."""
+        """The findings as text, without patients and paths."""
         lines = [
             f"{self.test:,} test files",
             f"patients in both train and test: {self.patients}",
-            f"rows that would have leaked, set aside: {self.set_aside}",
+            f"rows that would have leaked, quarantined: {self.quarantined}",
             f"test files with the content of a training file: {self.contents}",
             f"test files that occur more than once in test: {self.repeated}",
-            f"test files with a near-duplicate in train (cosine >= {self.threshold:.4f}): {len(self.twins)}",
+            f"test files with a near-duplicate in train (cosine >= {self.threshold:.4f}): {len(self.duplicates)}",
         ]
         lines += [f"{name} has seen this data set in training: {', '.join(sets)}" for name, sets in self.seen.items()]
         return "\n".join(lines)
 
 
 def split_leaks(records: Sequence[Record], bad: Sequence[BadRow] = ()) -> LeakReport:
-    """Patients and contents shared by train and test; files that cannot be read are not looked at."""
-    train, test = ([r for r in records if r.split == split] for split in ("train", "test"))
+    """Patients and contents shared by train and test; unreadable files are skipped."""
+    train = [r for r in records if r.split == "train"]
+    test = [r for r in records if r.split == "test"]
     both = {r.patient for r in train} & {r.patient for r in test}
-    contents: dict[str, list[Record]] = defaultdict(list)
-    for record in test:
-        if (key := _content(record)) is not None:
-            contents[key].append(record)
-    trained = {key for record in train if (key := _content(record)) is not None}
-    copied = sum(len(found) for key, found in contents.items() if key in trained)
-    repeated = sum(len(found) for found in contents.values() if len(found) > 1)
-    aside = sum(row.kind == "that would leak" for row in bad)
-    return LeakReport(len(test), len(both), aside, copied, repeated)
+    contents = Counter(key for record in test if (key := _content(record)) is not None)
+    trained = {_content(record) for record in train}
+    copied = sum(count for key, count in contents.items() if key in trained)
+    repeated = sum(count for count in contents.values() if count > 1)
+    quarantined = sum(row.kind == "that would leak" for row in bad)
+    return LeakReport(len(test), len(both), quarantined, copied, repeated)
 
 
 def _content(record: Record) -> str | None:
@@ -82,13 +80,13 @@ def _content(record: Record) -> str | None:
 def near_duplicates(
     test: ArrayLike, train: ArrayLike, ids: tuple[Sequence[str], Sequence[str]], threshold: float | None = None
 ) -> tuple[list[NearDuplicate], float]:
-    """Test files that a training file almost equals: unit rows (n, d), (m, d).
+    """Test files almost equal to a training file: unit rows (n, d), (m, d).
 
-    Without `threshold` it is the cosine that one in a thousand training files reaches with its own nearest other
-    training file, but at least .999: what is usual within the data set does not count as a copy.
+    The default threshold is the cosine that one in a thousand training files reaches with its nearest other training
+    file, but at least .999: similarities that are usual within the data set do not count as copies.
 
     Returns:
-        the pairs, most alike first, and the threshold.
+        the pairs, most similar first, and the threshold.
     """
     rows, bank = np.asarray(test, dtype=np.float32), np.asarray(train, dtype=np.float32)
     if not len(rows) or not len(bank):
@@ -106,7 +104,7 @@ def near_duplicates(
 def _nearest(
     rows: NDArray[np.float32], bank: NDArray[np.float32], own: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Highest cosine of each row with the bank (its own place, where given, left out), and where."""
+    """Highest cosine of each row with the bank (without its own place, if given), and its place."""
     best, place = np.empty(len(rows), np.float32), np.empty(len(rows), np.int64)
     for start in range(0, len(rows), _BLOCK):
         part = slice(start, start + _BLOCK)
@@ -119,12 +117,13 @@ def _nearest(
 
 
 def seen_by(training_data: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """Entries of a model's training data that name the data set called `names` (its name, title and other names).
+    """Entries of a model's training data that name the data set with these `names` (name, title and aliases).
 
     Names are compared without case and punctuation; "CheXpert" is seen in "CheXpert (reports)", not in "Che".
     """
-    wanted = [plain for name in names if len(plain := _plain(name)) >= 4]
-    return tuple(entry for entry in training_data if any(name in _plain(entry) for name in wanted))
+    plain = [_plain(name) for name in names]
+    pattern = re.compile("|".join(name for name in plain if len(name) >= 4) or "(?!)")
+    return tuple(entry for entry in training_data if pattern.search(_plain(entry)))
 
 
 def _plain(text: str) -> str:

@@ -1,6 +1,6 @@
-"""All figures under one roof, each an `Estimate` with n, chance level and bootstrap interval.
+"""All metrics, each an `Estimate` with n, chance level and bootstrap interval.
 
-* estimate.py: `Estimate`, `Resampling` and how figures are resampled and averaged.
+* estimate.py: `Estimate`, `Resampling`, and how metrics are resampled and averaged.
 * classification.py: accuracy, F1, precision, AUROC, kappa, calibration error; one label or several per sample.
 * ranking.py: R@K, MRR, median rank, precision@K.
 """

@@ -1,14 +1,14 @@
-"""Embedded files with what is known of them, as the report's plots and gallery take them.
+"""Embedded files with their labels, for the report's plots and gallery.
 
 * `Points`: the files of one modality.
-* `same_patient`, `same_concept`: which files of two modalities belong together.
+* `same_patient`, `same_concept`: which files of two modalities match.
 
 Shapes: n files of a modality, m of another, d dimension of the space.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,14 @@ _LISTS = ("labels", "patients", "concepts", "paths")
 class Points:
     """Embedded files of one modality: `vectors` (n, d) unit rows; the lists have one entry per row or are empty.
 
-    An entry of `concepts` maps each concept that the file is part of to its class: {"normality": "abnormal"}.
+    An entry of `concepts` maps each concept of the file to its class: {"normality": "abnormal"}.
     """
 
-    vectors: NDArray[Any]
+    vectors: NDArray[np.floating]
     labels: Sequence[str] = ()
     patients: Sequence[str] = ()
     concepts: Sequence[Mapping[str, str]] = ()
-    paths: Sequence[Any] = ()
+    paths: Sequence[str | Path] = ()
 
     def __post_init__(self) -> None:
         for name in _LISTS:
@@ -40,29 +40,32 @@ class Points:
                     f"report: {given} {name} for {len(self.vectors)} embeddings; give one per row or none."
                 )
 
-    def subset(self, index: NDArray[Any]) -> "Points":
+    def subset(self, index: NDArray[np.int64]) -> "Points":
         """The rows `index`."""
-        lists = {n: [getattr(self, n)[i] for i in index] if len(getattr(self, n)) else () for n in _LISTS}
-        return Points(self.vectors[index], **lists)
+        chosen = {}
+        for name in _LISTS:
+            values = getattr(self, name)
+            chosen[name] = [values[i] for i in index] if len(values) else ()
+        return Points(self.vectors[index], **chosen)
 
     def findings(self) -> list[str]:
-        """Of each row the class of its first concept, or else its label, or ""."""
+        """The class of each row's first concept, or else its label, or ""."""
         labels = self.labels or [""] * len(self.vectors)
         known = self.concepts or [{}] * len(self.vectors)
         return [next(iter(classes.values()), label) for classes, label in zip(known, labels)]
 
 
 def same_patient(a: Points, b: Points) -> tuple[Mask, Mask]:
-    """(n, m) whether two files are of one patient, and whether that can be told: the modalities share patients."""
+    """(n, m) whether two files are of one patient, and whether both patients are known and the modalities share any."""
     if not (set(a.patients) & set(b.patients)) - {""}:
-        return _nothing(a, b), _nothing(a, b)
+        return _false(a, b), _false(a, b)
     ours, theirs = np.asarray(a.patients)[:, None], np.asarray(b.patients)
     return (ours == theirs) & (ours != ""), (ours != "") & (theirs != "")
 
 
 def same_concept(a: Points, b: Points) -> tuple[Mask, Mask]:
-    """(n, m) whether two files agree in a concept both are part of, and whether there is such a concept at all."""
-    same, comparable = _nothing(a, b), _nothing(a, b)
+    """(n, m) whether two files agree in a common concept, and whether they have a common concept."""
+    same, comparable = _false(a, b), _false(a, b)
     if not a.concepts or not b.concepts:
         return same, comparable
     for name in {name for classes in a.concepts for name in classes}:
@@ -74,5 +77,5 @@ def same_concept(a: Points, b: Points) -> tuple[Mask, Mask]:
     return same, comparable
 
 
-def _nothing(a: Points, b: Points) -> Mask:
+def _false(a: Points, b: Points) -> Mask:
     return np.zeros((len(a.vectors), len(b.vectors)), dtype=bool)

@@ -1,8 +1,8 @@
-"""The format of `prompts/*.yaml`: which records belong to a class and how the class is said.
+"""The format of `prompts/*.yaml`: which records belong to a class, and the prompts of the class.
 
 * `Rule`: which records belong to a class.
-* `ClassFile`, `TaskFile`, `ConceptFile`, `PromptFile`: the parts of a file, checked when it is read.
-* `PromptSet`: a file with its hash; `load_prompts`: by name or path; `prompt_sets`: names that come with the package.
+* `ClassFile`, `TaskFile`, `ConceptFile`, `PromptFile`: the parts of a file, validated when it is read.
+* `PromptSet`: a file with its hash; `load_prompts`: by name or path; `prompt_sets`: names of the packaged files.
 
 A new prompt set is one YAML file in `prompts/`, or any path. `prompts/mini5.yaml` shows the plain format,
 `prompts/ct_rate.yaml` several labels per record, `prompts/chexpert.yaml` prompts made of parts.
@@ -24,12 +24,12 @@ from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.classification import MULTI, SINGLE
 
 FOLDER = Path(__file__).parent / "prompts"
-FROM_LABELS = "from_labels"
+
 Ensemble = Literal["mean", "plain_mean", "max"]
 
 
 class Labelled(Protocol):
-    """What tasks look at in a record (`m3bind.data.records.Record` has it)."""
+    """The fields of a record that tasks use (`m3bind.data.records.Record` has them)."""
 
     @property
     def modality(self) -> str:
@@ -49,16 +49,16 @@ class Labelled(Protocol):
 
     @property
     def patient(self) -> str:
-        """Who it is."""
+        """Patient identifier."""
 
 
 class Rule(Strict, frozen=True):
-    """Which records belong: those that fit at least one of the four ways; case and spare blanks do not count."""
+    """Selects the records that match at least one of the four fields; case and extra spaces are ignored."""
 
     label: tuple[str, ...] = ()  # the label is one of these
     part: tuple[str, ...] = ()  # one of the label's parts (a|b) is one of these
     labels: tuple[str, ...] = ()  # one of the labels is one of these
-    otherwise: bool = False  # everything no other class takes
+    otherwise: bool = False  # records that no other class matches
 
     @model_validator(mode="after")
     def _fits_something(self) -> "Rule":
@@ -67,7 +67,7 @@ class Rule(Strict, frozen=True):
         return self
 
     def fits(self, record: Labelled) -> bool:
-        """Whether `record` belongs."""
+        """Whether `record` matches."""
         return (
             self.otherwise
             or key(record.label) in map(key, self.label)
@@ -77,41 +77,41 @@ class Rule(Strict, frozen=True):
 
 
 class ClassFile(Strict, frozen=True):
-    """One class. Without `match` it takes the records whose label is its key; without any text its key is its name."""
+    """One class. Default of `match`: records whose label is its key; without any text its key is its name."""
 
     match: Rule | None = None
-    names: tuple[str, ...] = ()  # put into the task's templates
-    prompts: tuple[str, ...] = ()  # said as they are
-    parts: tuple[tuple[str, ...], ...] = ()  # said in all combinations, one of each list, joined by blanks
-    positive: bool = False  # the class that counts as positive where there are two
+    names: tuple[str, ...] = ()  # inserted into the task's templates
+    prompts: tuple[str, ...] = ()  # used as they are
+    parts: tuple[tuple[str, ...], ...] = ()  # all combinations, one of each list, joined by spaces
+    positive: bool = False  # the positive one of two classes
 
 
 class TaskFile(Strict, frozen=True):
     """One zero-shot task."""
 
-    dataset: tuple[str, ...]  # names of sets, patterns ("medmnist_*": one task per set), or "*" for sets nobody names
+    dataset: tuple[str, ...]  # set names, patterns ("medmnist_*": one task per set), or "*": sets no file names
     modality: str  # "*": every modality found
-    metric: str  # the figure that stands for the task
-    metrics: tuple[str, ...] = ()  # further figures; the usual ones of its kind come after them
+    metric: str  # the primary metric of the task
+    metrics: tuple[str, ...] = ()  # further metrics; the default ones of its kind come after them
     classes: dict[str, ClassFile | None] | Literal["from_labels"]
     templates: tuple[str, ...] = ("{name}",)
     against: tuple[str, ...] = ()  # templates of the opposite: a label's score is the softmax over the pair
     multilabel: bool = False  # several labels per record, each present or not
-    ensemble: Ensemble = "mean"  # of a class's prompts: unit mean, mean as it is, or the best one's similarity
+    ensemble: Ensemble = "mean"  # of a class's prompts: normalised mean, plain mean, or highest similarity
     zscore: bool = False  # scores of a class are standardised over the images
     lower: bool = False  # prompts in lower case
-    sample: int = Field(0, ge=0)  # at most that many prompts per class, drawn by their hash; 0: all
+    sample: int = Field(0, ge=0)  # maximum number of prompts per class, selected by their hash; 0: all
     exclude: Rule | None = None
-    unique: bool = False  # one class per record: leave out records that fit several
-    require_one: bool = False  # several labels: leave out records that have none of them
+    unique: bool = False  # one class per record: exclude records that match several
+    require_one: bool = False  # several labels: exclude records that have none of them
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TaskFile":
-        figures = {*MULTI, "auroc"} if self.multilabel else set(SINGLE)
+        known = {*MULTI, "auroc"} if self.multilabel else set(SINGLE)
         for name in (self.metric, *self.metrics):
-            if name not in figures:
+            if name not in known:
                 kind = "several labels" if self.multilabel else "one class"
-                raise ValueError(f"metric {name!r} is no figure of {kind}; known: {', '.join(sorted(figures))}")
+                raise ValueError(f"{name!r} is not a metric of {kind}; known: {', '.join(sorted(known))}")
         if self.metric == "auc" and (isinstance(self.classes, str) or len(self.classes) != 2):
             raise ValueError("metric auc needs exactly two classes written out")
         if self.against and not self.multilabel:
@@ -123,7 +123,7 @@ class TaskFile(Strict, frozen=True):
         return self
 
     def spelled(self) -> Sequence[ClassFile | None]:
-        """The classes written out; none when they are found."""
+        """The classes written out; empty when they come from the labels."""
         return [] if isinstance(self.classes, str) else list(self.classes.values())
 
 
@@ -144,7 +144,7 @@ class PromptFile(Strict, frozen=True):
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A prompt file: `hash` (16 hex digits of its content) goes into every result row it leads to."""
+    """A prompt file; `hash` (16 hex digits of its content) is stored in its result rows."""
 
     name: str
     hash: str
@@ -158,7 +158,7 @@ class PromptSet:
 
 
 def prompt_sets() -> list[str]:
-    """Names of the prompt files that come with the package."""
+    """Names of the packaged prompt files."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -178,16 +178,12 @@ def load_prompts(name: str | Path) -> PromptSet:
         return _parse(path, read_text(path, MOST_YAML))
     except StoredFileError as error:
         raise ConfigError(f"{error}; see prompts/mini5.yaml for the format.") from None
-
-
-@lru_cache(maxsize=64)
-def _parse(path: Path, text: str) -> PromptSet:
-    try:
-        content = PromptFile.model_validate(parse_yaml(text, path.name) or {})
-    except StoredFileError as error:
-        raise ConfigError(f"{error}; see prompts/mini5.yaml for the format.") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = " > ".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path.name}: {where}: {first['msg']}; see prompts/mini5.yaml for the format.") from error
-    return PromptSet(path.stem, sha256_text(text)[:16], content)
+
+
+@lru_cache(maxsize=64)
+def _parse(path: Path, text: str) -> PromptSet:
+    return PromptSet(path.stem, sha256_text(text)[:16], PromptFile.model_validate(parse_yaml(text, path.name) or {}))

@@ -1,10 +1,10 @@
-"""One job of a table: a protocol, carried out on one data set for one model.
+"""The protocols of a table's jobs, applied to one data set and one model.
 
-* `Job`: what is computed together; columns that differ in metric, variant or amount alone share one.
-* `Measurable`: what a model offers. * `run_job`: the rows of a job.
+* `Measurable`: the interface of a model. `Measure`: seeds and resamples.
+* `run_job`: the rows of a job (jobs.py). `find_task`, `task_hash`: a task by name, and the hash of its prompt file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from m3bind.evaluate.calibration import calibration_rows
 from m3bind.evaluate.cross_modal import through_text, visit_retrieval_rows
 from m3bind.evaluate.datasets import Dataset
 from m3bind.evaluate.estimate import Resampling
-from m3bind.evaluate.few_shot import few_shot_rows, shot_variant
+from m3bind.evaluate.few_shot import FewShotSettings, few_shot_rows
+from m3bind.evaluate.jobs import Job
 from m3bind.evaluate.prompt_files import load_prompts, prompt_sets
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.retrieval import (
@@ -30,17 +31,16 @@ from m3bind.evaluate.retrieval import (
     text_retrieval_rows,
 )
 from m3bind.evaluate.scoring import score_rows
-from m3bind.evaluate.tables import Block, Column, TableRow
 from m3bind.evaluate.tasks import Task, concepts_for, tasks_for
-from m3bind.evaluate.zero_shot import class_directions, evaluate_task, known_rows, task_logits
+from m3bind.evaluate.zero_shot import Encode, class_directions, evaluate_task, known_rows, task_logits
 
 Array = NDArray[np.float32]
-FINETUNE = "lora_finetune"  # the one few-shot method that needs the tower and not its features
-MOST_TRAINING = 20_000  # training images that a modality's mean is estimated on, at most
+FINETUNE = "lora_finetune"  # the only few-shot method that needs the tower instead of its features
+MAX_TRAINING = 20_000  # training images that a modality's mean is estimated on
 
 
 class Measurable(Protocol):
-    """What a protocol asks of a model (`m3bind.experiments.evaluated_model.EvaluatedModel` has it)."""
+    """The interface of a model for protocols (`m3bind.experiments.evaluated_model.EvaluatedModel` implements it)."""
 
     name: str
     seed: int
@@ -55,7 +55,7 @@ class Measurable(Protocol):
         """(n, f) before the projection."""
 
     def text_encoder(self, modality: str, asked: str = "") -> str:
-        """The text tower that is meant."""
+        """Name of the text tower: `asked`, or the model's default for `modality`."""
 
     def texts(self, texts: Sequence[str], path: str) -> Array:
         """(p, d) unit rows."""
@@ -64,7 +64,7 @@ class Measurable(Protocol):
         """Factor on cosines."""
 
     def training_data(self, modality: str) -> tuple[str, ...]:
-        """Names of the data sets its model has seen, from its card."""
+        """Names of the data sets on its model's card."""
 
     def label_scores(self, records: Sequence[Record]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
         """Label names and (n, k) scores of a model trained on labels."""
@@ -74,87 +74,22 @@ class Measurable(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is computed together."""
-
-    protocol: str
-    dataset: str
-    modality: str
-    task: str = ""
-    method: str = ""
-    unit: str = ""
-    amounts: tuple[int, ...] = ()
-    metrics: tuple[str, ...] = ()
-    direction: str = ""
-    match: str = ""
-    text: str = ""
-    split: str = "test"
-
-    @property
-    def title(self) -> str:
-        """For people."""
-        parts = (self.protocol.replace("_", " "), self.dataset, self.task, self.method, self.direction, self.text)
-        return " ".join(part for part in parts if part)
-
-
-def job_of(block: Block, column: Column, line: TableRow) -> Job:
-    """The job that gives the cell of `column` and `line`."""
-    protocol = line.protocol or column.protocol
-    job = partial(Job, protocol, column.dataset, column.direction or column.modality or block.modality)
-    if protocol == "few_shot":
-        same = (column.dataset, column.task, column.unit)
-        alike = [c for c in block.columns if (c.dataset, c.task, c.unit) == same]
-        alike = [c for c in alike if c.protocol == "few_shot"]
-        amounts, metrics = (tuple(sorted({getattr(c, name) for c in alike})) for name in ("amount", "metric"))
-        method = line.tuning or column.method
-        return job(task=column.task, method=method, unit=column.unit, amounts=amounts, metrics=metrics)
-    if protocol == "cross_modal":
-        return job(direction=column.direction, match=column.match)
-    if protocol == "classifier":
-        figures = {c.metric for c in block.columns if (c.dataset, c.task) == (column.dataset, column.task)}
-        return job(task=column.task, split=column.split, metrics=tuple(sorted(figures)))
-    return job(task=column.task, text=line.text, split=column.split)
-
-
-def matches(row: Row, column: Column, line: TableRow) -> bool:
-    """Whether `row`, of the cell's job, is the figure the cell shows."""
-    if row.metric != column.metric or row.protocol == "calibration":
-        return False
-    if column.protocol == "few_shot":
-        named = shot_variant(line.tuning or column.method, column.amount, column.unit)
-        return row.variant == ", ".join(filter(None, (named, column.variant)))
-    if column.protocol == "cross_modal" and column.match == "visit":
-        wanted = ", ".join(filter(None, (f"gallery={column.gallery or 'all'}", column.variant)))
-        return row.variant == wanted
-    if column.protocol == "cross_modal":
-        return row.variant == column.variant and row.task == (column.task or "patient")
-    if column.protocol == "text_retrieval":
-        return row.protocol == "image_to_text"
-    return row.variant == column.variant
-
-
-def skip_reason(job: Job, column: Column, rows: Sequence[Row]) -> str:
-    """Why the rows of a job lack the figure of `column`."""
-    if job.protocol == "cross_modal" and column.gallery and rows:
-        pairs = max(row.gallery or 0 for row in rows)
-        return f"{pairs} pairs are fewer than the gallery of {column.gallery}"
-    return f"no figure {column.metric} {column.variant} among: {', '.join(sorted({row.metric for row in rows}))}"
-
-
-@dataclass(frozen=True)
 class Measure:
-    """How figures are drawn."""
+    """Seeds and resamples of the metrics."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of few-shot lists
     resamples: int = 1000  # of the bootstrap
-    shots: Path | None = None  # folder where few-shot lists are kept
+    shots: Path | None = None  # folder of the few-shot lists
 
 
-def run_job(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
-    """The rows of a job, and the files that were set aside.
+Rows = tuple[list[Row], list[BadRow]]  # result rows, and quarantined files
+
+
+def run_job(job: Job, model: Measurable, data: Dataset, measure: Measure) -> Rows:
+    """The rows of a job, and the quarantined files.
 
     Raises:
-        M3BindError: the job cannot be done; says why.
+        M3BindError: the job cannot be computed; the message states the reason.
     """
     return {
         "zero_shot": _zero_shot,
@@ -171,16 +106,16 @@ def find_task(name: str, data: Dataset) -> Task:
     Raises:
         UnknownNameError: no such task, or no record is part of it.
     """
-    found = {task.name: task for task in tasks_for(data.records, data.split("train"))}
-    if name not in found:
-        raise UnknownNameError(f"task for {data.name}", name, found)
-    return found[name]
+    tasks = {task.name: task for task in tasks_for(data.records, data.split("train"))}
+    if name not in tasks:
+        raise UnknownNameError(f"task for {data.name}", name, tasks)
+    return tasks[name]
 
 
 def task_hash(name: str) -> str:
-    """Hash of the prompt file that holds the task `name`; "" where no file does."""
-    sets = (load_prompts(one) for one in prompt_sets())
-    return next((one.hash for one in sets if name in one.content.tasks), "")
+    """Hash of the prompt file that contains the task `name`; "" if no file does."""
+    sets = map(load_prompts, prompt_sets())
+    return next((prompts.hash for prompts in sets if name in prompts.content.tasks), "")
 
 
 def _files(
@@ -189,10 +124,10 @@ def _files(
     """Readable records of a split.
 
     Raises:
-        ConfigError: `needed` and there are none.
+        ConfigError: `needed`, and no record is readable.
     """
-    wanted = data.split(split, modality) if split != "all" else [r for r in data.records if r.modality == modality]
-    records, bad = model.readable(wanted)
+    selected = data.split(split, modality) if split != "all" else [r for r in data.records if r.modality == modality]
+    records, bad = model.readable(selected)
     if needed and not records:
         raise ConfigError(f"{data.name}: no readable {modality} file in the {split} split")
     return records, bad
@@ -210,32 +145,35 @@ def _context(job: Job, model: Measurable, path: str = "") -> Context:
     )
 
 
-def _zero_shot(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
-    task = find_task(job.task, data)
+def _test_and_valid(job: Job, model: Measurable, data: Dataset) -> tuple[list[Record], list[Record], list[BadRow]]:
+    """Readable records that are evaluated, those of the validation split if the first are the test split, bad rows."""
     test, bad = _files(model, data, job.split, job.modality)
     valid, more = _files(model, data, "valid", job.modality, needed=False) if job.split == "test" else ([], [])
+    return test, valid, bad + more
+
+
+def _zero_shot(job: Job, model: Measurable, data: Dataset, measure: Measure) -> Rows:
+    task = find_task(job.task, data)
+    test, valid, bad = _test_and_valid(job, model, data)
     path = model.text_encoder(job.modality, job.text)
+    encode = partial(model.texts, path=path)
     known = (model.images(valid), valid) if valid else None
     images, scale, context = model.images(test), model.scale(job.modality), _context(job, model, path)
-
-    def encode(texts: Sequence[str]) -> Array:
-        return model.texts(texts, path)
-
     rows = evaluate_task(task, images, test, encode, context, valid=known, scale=scale, resamples=measure.resamples)
     rows += _calibration(task, (images, test), known, encode, scale, context, measure.resamples)
-    return rows, bad + more
+    return rows, bad
 
 
 def _calibration(
     task: Task,
     test: tuple[Array, Sequence[Record]],
     valid: tuple[Array, Sequence[Record]] | None,
-    encode: Callable[[Sequence[str]], Array],
+    encode: Encode,
     scale: float,
     context: Context,
     resamples: int,
 ) -> list[Row]:
-    """Calibration error, and what abstaining gives; nothing where scores have no scale of their own."""
+    """Calibration error, and accuracy with abstention; empty for scores without a scale of their own."""
     if task.zscore or (task.multilabel and not task.paired):
         return []
     parts = [known_rows(task, part) for part in (test, valid) if part is not None]
@@ -247,36 +185,34 @@ def _calibration(
     return calibration_rows(*scored[0], place, parts[0][2], valid=chosen_on, resamples=resamples)
 
 
-def _classifier(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+def _classifier(job: Job, model: Measurable, data: Dataset, measure: Measure) -> Rows:
     task = find_task(job.task, data)
-    test, bad = _files(model, data, job.split, job.modality)
-    valid, more = _files(model, data, "valid", job.modality, needed=False) if job.split == "test" else ([], [])
+    test, valid, bad = _test_and_valid(job, model, data)
     known = (task.labels(valid), _scores(task, model, valid)) if valid else None
     draw = Resampling([record.patient for record in test], measure.resamples, model.seed)
     context = replace(_context(job, model), prompts=task.prompts_hash)
     scores = _scores(task, model, test)
-    rows = score_rows("classifier", task.labels(test), scores, context, draw, names=job.metrics, valid=known)
-    return rows, bad + more
+    return score_rows("classifier", task.labels(test), scores, context, draw, names=job.metrics, valid=known), bad
 
 
 def _scores(task: Task, model: Measurable, records: Sequence[Record]) -> NDArray[np.float64]:
-    """(n, c): a classifier's scores of the task's classes; a class of several labels has the highest of theirs.
+    """(n, c): a classifier's scores of the task's classes; for a class of several labels the highest of theirs.
 
     Raises:
-        ConfigError: it does not know a class.
+        ConfigError: the classifier was not trained on a class.
     """
     names, scores = model.label_scores(records)
     place = {name.casefold(): i for i, name in enumerate(names)}
     columns = []
     for spec in task.classes:
-        wanted = [place[name.casefold()] for name in (spec.name, *spec.match.labels) if name.casefold() in place]
-        if not wanted:
+        known = [place[name.casefold()] for name in (spec.name, *spec.match.labels) if name.casefold() in place]
+        if not known:
             raise ConfigError(f"{model.name} was not trained on the label {spec.name!r} of {task.name}")
-        columns.append(scores[:, sorted(set(wanted))].max(1))
+        columns.append(scores[:, sorted(set(known))].max(1))
     return np.stack(columns, 1)
 
 
-def _few_shot(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+def _few_shot(job: Job, model: Measurable, data: Dataset, measure: Measure) -> Rows:
     task = find_task(job.task, data)
     bad: list[BadRow] = []
     records: dict[str, list[Record]] = {}
@@ -285,13 +221,8 @@ def _few_shot(job: Job, model: Measurable, data: Dataset, measure: Measure) -> t
         bad += unread
     train, valid = (_samples(model, task, records[side]) if records[side] else None for side in ("train", "valid"))
     test = _samples(model, task, records["test"])
-    rows = few_shot_rows(
-        model.finetune([r for side in records.values() for r in side]) if job.method == FINETUNE else job.method,
-        train,
-        valid,
-        test,
-        _class_texts(task, model, job.modality, test.embeddings.shape[1]),
-        replace(_context(job, model), prompts=task.prompts_hash),
+    method = model.finetune([r for side in records.values() for r in side]) if job.method == FINETUNE else job.method
+    settings = FewShotSettings(
         amounts=job.amounts,
         unit="percent" if job.unit == "percent" else "shot",
         seeds=measure.seeds,
@@ -300,7 +231,9 @@ def _few_shot(job: Job, model: Measurable, data: Dataset, measure: Measure) -> t
         names=job.metrics,
         folder=measure.shots and measure.shots / job.dataset / job.task,
     )
-    return rows, bad
+    classes = _class_texts(task, model, job.modality, test.embeddings.shape[1])
+    context = replace(_context(job, model), prompts=task.prompts_hash)
+    return few_shot_rows(method, train, valid, test, classes, context, settings), bad
 
 
 def _samples(model: Measurable, task: Task, records: Sequence[Record]) -> Samples:
@@ -317,43 +250,37 @@ def _class_texts(task: Task, model: Measurable, modality: str, dim: int) -> NDAr
     """(c, d) class texts for methods that start from them; zeros for a model without text tower."""
     path = model.text_encoder(modality)
     try:
-        return class_directions(task, lambda texts: model.texts(texts, path))
+        return class_directions(task, partial(model.texts, path=path))
     except ConfigError:
         return np.zeros((len(task.classes), dim))
 
 
-def _text_retrieval(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+def _text_retrieval(job: Job, model: Measurable, data: Dataset, measure: Measure) -> Rows:
     records, bad = _files(model, data, "test", job.modality)
     path = model.text_encoder(job.modality, job.text)
     texts, owner = distinct_texts([record.captions[0] for record in records])
-    patients = [record.patient for record in records]
-    rows = text_retrieval_rows(
-        model.images(records),
-        model.texts(texts, path),
-        owner,
-        _context(job, model, path),
-        patients,
-        resamples=measure.resamples,
-    )
-    return rows, bad
+    patients, context = [record.patient for record in records], _context(job, model, path)
+    images, embedded = model.images(records), model.texts(texts, path)
+    return text_retrieval_rows(images, embedded, owner, context, patients, resamples=measure.resamples), bad
 
 
-def _cross_modal(job: Job, model: Measurable, data: Dataset, measure: Measure) -> tuple[list[Row], list[BadRow]]:
+def _cross_modal(job: Job, model: Measurable, data: Dataset, measure: Measure) -> Rows:
     """Plain, gap-corrected, and through text."""
     source, _, target = job.direction.partition("->")
-    sides = [_files(model, data, "test", m) for m in (source, target)]
-    bad = [fault for _, faults in sides for fault in faults]
-    records = {m: found for m, (found, _) in zip((source, target), sides)}
-    images = {m: model.images(found) for m, found in records.items()}
+    records: dict[str, list[Record]] = {}
+    bad: list[BadRow] = []
+    for modality in (source, target):
+        records[modality], unread = _files(model, data, "test", modality)
+        bad += unread
+    images = {m: model.images(files) for m, files in records.items()}
     context = _context(job, model)
-    means = _means(model, data, (source, target))
-    said = {"": images[source], **_said(model, data, source, images[source])}
-    rows: list[Row] = []
-    for way, queries in said.items():
-        for correction in [None, means] if means and not way else [None]:
-            both = {source: queries, target: images[target]}
-            found = _matched(job, both, records, context, correction, measure.resamples)
-            rows += [_named(row, way) for row in found]
+    rows = _matched(job, images, records, context, None, measure.resamples)
+    if means := _means(model, data, (source, target)):
+        rows += _matched(job, images, records, context, means, measure.resamples)
+    queries = _as_text(model, data, source, images[source])
+    if queries is not None:
+        described = _matched(job, {**images, source: queries}, records, context, None, measure.resamples)
+        rows += [replace(row, variant=", ".join(filter(None, (row.variant, "through text")))) for row in described]
     return rows, bad
 
 
@@ -367,48 +294,43 @@ def _matched(
 ) -> list[Row]:
     source, target = images
     if job.match == "visit":
-        visits = tuple([r.visit for r in records[m]] for m in (source, target))
+        visits = [r.visit for r in records[source]], [r.visit for r in records[target]]
         both = None if means is None else (means[source], means[target])
         patients = [r.patient for r in records[source]]
         return visit_retrieval_rows(
-            images[source], images[target], (visits[0], visits[1]), patients, context, means=both, resamples=resamples
+            images[source], images[target], visits, patients, context, means=both, resamples=resamples
         )
-    patients_of = {m: [r.patient for r in found] for m, found in records.items()}
+    patients_of = {m: [r.patient for r in files] for m, files in records.items()}
     if job.match == "patient":
         rows = patient_retrieval_rows(images, patients_of, context, means, resamples=resamples)
     else:
-        everything = [r for found in records.values() for r in found]
         rows = []
-        for concept in concepts_for(everything):
+        for concept in concepts_for([r for files in records.values() for r in files]):
             classes = {m: concept.labels(records[m], m) for m in images}
-            if all(len(set(found) - {-1}) > 1 for found in classes.values()):
+            if all(len(set(numbers) - {-1}) > 1 for numbers in classes.values()):
                 place = replace(context, task=concept.name, prompts=concept.prompts_hash)
                 rows += concept_retrieval_rows(images, classes, place, patients_of, means, resamples=resamples)
     return [row for row in rows if row.modality == job.direction]
 
 
 def _means(model: Measurable, data: Dataset, names: Sequence[str]) -> dict[str, Array] | None:
-    """Mean training embedding (d,) of each modality; None where there are no training images of one."""
-    found = {}
+    """Mean training embedding (d,) of each modality; None if a modality has no training images."""
+    means = {}
     for name in names:
         records, _ = _files(model, data, "train", name, needed=False)
         if not records:
             return None
-        found[name] = model.images(records[:MOST_TRAINING]).mean(0)
-    return found
+        means[name] = model.images(records[:MAX_TRAINING]).mean(0)
+    return means
 
 
-def _said(model: Measurable, data: Dataset, modality: str, images: Array) -> dict[str, Array]:
-    """The images as their nearest training reports say them."""
-    captions = [r.captions[0] for r in data.split("train", modality)][:MOST_TRAINING]
+def _as_text(model: Measurable, data: Dataset, modality: str, images: Array) -> Array | None:
+    """The images replaced by their nearest training reports (`through_text`); None without reports or text tower."""
+    captions = [r.captions[0] for r in data.split("train", modality)][:MAX_TRAINING]
     if not captions:
-        return {}
+        return None
+    texts, _ = distinct_texts(captions)
     try:
-        texts, _ = distinct_texts(captions)
-        return {"through text": through_text(images, model.texts(texts, model.text_encoder(modality)))}
+        return through_text(images, model.texts(texts, model.text_encoder(modality)))
     except ConfigError:  # no text tower
-        return {}
-
-
-def _named(row: Row, way: str) -> Row:
-    return replace(row, variant=", ".join(filter(None, (row.variant, way)))) if way else row
+        return None

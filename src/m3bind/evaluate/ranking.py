@@ -1,11 +1,11 @@
-"""Search: figures of ranked lists with their chance level and interval.
+"""Ranking metrics with their chance level and interval.
 
-* `RankStats`, `rank_stats`: where each query's best right answer stands.
+* `RankStats`, `rank_stats`: rank of each query's best right answer.
 * `recall_at_k`, `mrr`, `median_rank`, `precision_at_k`.
 
-The queries are resampled and the gallery is left as it is. Queries may have several right answers. Ties count with
-their expected value under a random order of the tied items, so a scorer that gives every item the same score obtains
-exactly the chance level.
+The queries are resampled, the gallery is fixed. Queries may have several right answers. Ties count with their expected
+value under a random order of the tied items, so a scorer that gives every item the same score obtains exactly the
+chance level.
 
 Shapes: n queries, g gallery items, b resamples.
 """
@@ -23,11 +23,11 @@ from m3bind.evaluate.estimate import DEFAULT, Estimate, Floats, Resampling, mean
 
 @dataclass(frozen=True)
 class RankStats:
-    """Per query, where the best right answer stands and what it is tied with. All arrays (n,)."""
+    """Per query, the rank of the best right answer and its ties. All arrays (n,)."""
 
     above: NDArray[np.int64]  # wrong items scored strictly higher than the best right answer
     tied: NDArray[np.int64]  # items, right or wrong, scored equal to it (itself included)
-    tied_relevant: NDArray[np.int64]  # right ones among them
+    tied_relevant: NDArray[np.int64]  # right items among `tied`
     relevant: NDArray[np.int64]  # right answers in the gallery
     gallery: NDArray[np.int64]  # items in the gallery
 
@@ -37,8 +37,8 @@ class RankStats:
     @staticmethod
     def concatenate(parts: Sequence["RankStats"]) -> "RankStats":
         """The queries of all `parts` in order."""
-        names = ("above", "tied", "tied_relevant", "relevant", "gallery")
-        return RankStats(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        columns = zip(*((p.above, p.tied, p.tied_relevant, p.relevant, p.gallery) for p in parts), strict=True)
+        return RankStats(*map(np.concatenate, columns))
 
     def hit_probability(self, k: int) -> Floats:
         """P(at least one right answer among the first k), over random orders of tied items; 0 or 1 without ties."""
@@ -62,7 +62,7 @@ def rank_stats(scores: ArrayLike, relevant: ArrayLike) -> RankStats:
     """Rank statistics of `scores` (n, g) with right answers `relevant` (n, g, bool).
 
     Raises:
-        ConfigError: shapes differ, or a query has no right answer in the gallery (leave it out before).
+        ConfigError: shapes differ, or a query has no right answer in the gallery.
     """
     scores, right = np.asarray(scores), np.asarray(relevant, dtype=bool)
     if scores.shape != right.shape or scores.ndim != 2:
@@ -88,13 +88,13 @@ def _miss(total: NDArray[np.int64], right: NDArray[np.int64], k: NDArray[np.int6
 
 
 def _first_rank_survival(total: int, right: int) -> Floats:
-    """P(first right answer stands after rank r), r = 0..total - right + 1, in random order."""
+    """P(rank of the first right answer > r), r = 0..total - right + 1, in random order."""
     ranks = np.arange(total - right + 2)
     return _miss(np.full(len(ranks), total), np.full(len(ranks), right), ranks)
 
 
 def _kinds(stats: RankStats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct (gallery, relevant) with the number of queries of each."""
+    """Distinct (gallery, relevant) and the number of queries of each."""
     return np.unique(np.stack([stats.gallery, stats.relevant], 1), axis=0, return_counts=True)
 
 

@@ -1,13 +1,13 @@
-"""Search: images and texts, and images across modalities.
+"""Retrieval: between images and texts, and between images of different modalities.
 
 Shapes: n queries, g gallery items, t distinct texts, d dimensions.
 
-* `text_retrieval_rows`: image -> text and text -> image over distinct texts (images that share a text are all right).
-* `patient_retrieval_rows`: image -> image for all ordered pairs of modalities; right is the same patient.
-* `concept_retrieval_rows`: image -> image by shared concept; `concept_auc` defines the figure.
+* `text_retrieval_rows`: image -> text and text -> image over distinct texts (all images of a text are right answers).
+* `patient_retrieval_rows`: image -> image for all ordered pairs of modalities; files of the same patient are right.
+* `concept_retrieval_rows`: image -> image by shared concept; `concept_auc` defines the metric.
 
 Scores are cosines rounded to six decimals, so that equal embeddings are ties whatever the order of summation; ties
-count with their expected value (see metrics). Queries are resampled, by patient; the gallery is left as it is.
+count with their expected value (see ranking.py). Queries are resampled, by patient; the gallery is fixed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def cosines(queries: ArrayLike, gallery: ArrayLike) -> NDArray[np.float64]:
 
 
 def distinct_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """Distinct texts in order of appearance and the number of each given text's; case and spacing do not count."""
+    """Distinct texts in order of appearance, and the number of each given text; case and spacing are ignored."""
     numbers: dict[str, int] = {}
     first: list[str] = []
     index = np.empty(len(texts), dtype=np.int64)
@@ -47,21 +47,22 @@ def distinct_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def search_stats(queries: ArrayLike, gallery: ArrayLike, query_keys: ArrayLike, gallery_keys: ArrayLike) -> RankStats:
-    """Rank statistics where an item with the query's key is right; every key of a query must occur in the gallery."""
+    """Rank statistics; items with the query's key are right. Every key of a query must occur in the gallery."""
     queries, query_keys, gallery_keys = np.asarray(queries), np.asarray(query_keys), np.asarray(gallery_keys)
-    starts = range(0, max(1, len(queries)), _BLOCK)
-    blocks = ((queries[s : s + _BLOCK], query_keys[s : s + _BLOCK, None] == gallery_keys) for s in starts)
-    return RankStats.concatenate([rank_stats(cosines(block, gallery), right) for block, right in blocks])
+    parts = []
+    for start in range(0, max(1, len(queries)), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        parts.append(rank_stats(cosines(queries[block], gallery), query_keys[block, None] == gallery_keys))
+    return RankStats.concatenate(parts)
 
 
 def _rank_rows(
     protocol: str, stats: RankStats, context: Context, ks: Sequence[int], draw: Resampling
 ) -> tuple[list[Row], dict[str, Estimate]]:
-    found = {f"R@{k}": metrics.recall_at_k(stats, k, draw) for k in ks}
-    found["mrr"] = metrics.mrr(stats, draw)
-    found["median_rank"] = metrics.median_rank(stats, draw)
+    values = {f"R@{k}": metrics.recall_at_k(stats, k, draw) for k in ks}
+    values |= {"mrr": metrics.mrr(stats, draw), "median_rank": metrics.median_rank(stats, draw)}
     size = int(stats.gallery.max()) if len(stats) else 0
-    return [context.row(protocol, name, value, gallery=size) for name, value in found.items()], found
+    return [context.row(protocol, name, value, gallery=size) for name, value in values.items()], values
 
 
 def text_retrieval_rows(
@@ -76,16 +77,15 @@ def text_retrieval_rows(
     """Image -> text and text -> image.
 
     `images` (n, d) and `texts` (t, d) unit rows, the texts distinct (`distinct_texts`); `owner` (n,) the text of each
-    image. A text no image owns is a distractor: searched, never asked. Image queries are resampled by patient, text
-    queries one by one.
+    image. A text without images is a distractor: in the gallery, but not a query. Image queries are resampled by
+    patient, text queries one by one.
     """
-    owner = np.asarray(owner)
-    numbers = np.arange(len(np.asarray(texts)))
-    asked = np.unique(owner)
-    there = search_stats(images, texts, owner, numbers)
-    back = search_stats(np.asarray(texts)[asked], images, asked, owner)
-    rows, _ = _rank_rows("image_to_text", there, context, ks, Resampling(patients, resamples, context.seed))
-    return rows + _rank_rows("text_to_image", back, context, ks, Resampling(None, resamples, context.seed))[0]
+    owner, texts = np.asarray(owner), np.asarray(texts)
+    queries = np.unique(owner)
+    to_text = search_stats(images, texts, owner, np.arange(len(texts)))
+    to_image = search_stats(texts[queries], images, queries, owner)
+    rows, _ = _rank_rows("image_to_text", to_text, context, ks, Resampling(patients, resamples, context.seed))
+    return rows + _rank_rows("text_to_image", to_image, context, ks, Resampling(None, resamples, context.seed))[0]
 
 
 def _corrected(embeddings: Arrays, means: Arrays | None, context: Context) -> tuple[Arrays, Context]:
@@ -103,11 +103,11 @@ def patient_retrieval_rows(
     ks: Sequence[int] = (1, 5, 10),
     resamples: int = 1000,
 ) -> list[Row]:
-    """Image -> image across modalities, right is the same patient: every ordered pair, then the mean over pairs.
+    """Image -> image across modalities, files of the same patient are right: every ordered pair, then their mean.
 
     `embeddings`: modality -> (n, d) unit rows, `patients`: modality -> patient of each row. Queries whose patient the
-    other modality lacks are left out; the gallery is all of the other modality. `means` (modality -> (d,)) turns the
-    gap correction on. Pairs without any common patient give no row.
+    other modality lacks are excluded; the gallery is the whole other modality. `means` (modality -> (d,)) enables the
+    gap correction. Pairs without a common patient give no row.
     """
     embeddings, context = _corrected(embeddings, means, replace(context, text_encoder="", task="patient"))
     rows: list[Row] = []
@@ -115,14 +115,12 @@ def patient_retrieval_rows(
     sizes: list[int] = []
     for a, b in permutations(embeddings, 2):
         keys, gallery_keys = np.asarray(patients[a]), np.asarray(patients[b])
-        asked = np.isin(keys, gallery_keys)
-        if not asked.any():
+        shared = np.isin(keys, gallery_keys)
+        if not shared.any():
             continue
-        stats = search_stats(np.asarray(embeddings[a])[asked], embeddings[b], keys[asked], gallery_keys)
-        place = replace(context, modality=f"{a}->{b}")
-        pair_rows, found = _rank_rows(
-            "image_to_image", stats, place, ks, Resampling(keys[asked], resamples, context.seed)
-        )
+        stats = search_stats(np.asarray(embeddings[a])[shared], embeddings[b], keys[shared], gallery_keys)
+        place, draw = replace(context, modality=f"{a}->{b}"), Resampling(keys[shared], resamples, context.seed)
+        pair_rows, found = _rank_rows("image_to_image", stats, place, ks, draw)
         rows += pair_rows
         all_found.append(found)
         sizes.append(len(gallery_keys))
@@ -134,10 +132,8 @@ def _mean_rows(found: list[dict[str, Estimate]], context: Context, sizes: list[i
         return []
     place = replace(context, modality="mean")
     size = sizes[0] if len(set(sizes)) == 1 else None
-    return [
-        place.row("image_to_image", name, metrics.average([part[name] for part in found]), gallery=size)
-        for name in found[0]
-    ]
+    means = {name: metrics.average([part[name] for part in found]) for name in found[0]}
+    return [place.row("image_to_image", name, value, gallery=size) for name, value in means.items()]
 
 
 def concept_auc(
@@ -147,13 +143,13 @@ def concept_auc(
     gallery_classes: ArrayLike,
     draw: Resampling = DEFAULT,
 ) -> Estimate:
-    """Class-balanced AUC of image-to-image search by concept; chance .5 exactly.
+    """Class-balanced AUC of image-to-image retrieval by concept; chance .5 exactly.
 
     For each class c: P(cosine of a query of c with a gallery item of c > cosine of a query of c with a gallery item of
     another class), ties one half, over all such pairs; then the mean over the classes that both sides have.
     A gallery item that is similar to everything raises one class and lowers the others, so it gains nothing.
 
-    The value is exact; for the interval the cosines are put into 256 bins of equal count.
+    The value is exact; for the interval the cosines are binned into 256 bins of equal count.
     """
     scores = cosines(queries, gallery)
     y, z = np.asarray(query_classes), np.asarray(gallery_classes)
@@ -189,14 +185,12 @@ def _histograms(
     scores: NDArray[np.float64], same: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Per query, counts of same-class and of other items in bins of equal overall count: two (n_c, bins)."""
-    some = scores.ravel()[:: max(1, scores.size // 20_000)]
-    edges = np.unique(np.quantile(some, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    sample = scores.ravel()[:: max(1, scores.size // 20_000)]
+    edges = np.unique(np.quantile(sample, np.linspace(0, 1, _BINS + 1)[1:-1]))
     bins = np.searchsorted(edges, scores, "right") + np.arange(len(scores))[:, None] * (len(edges) + 1)
     shape = (len(scores), len(edges) + 1)
-    counts = [
-        np.bincount(bins[:, cols].ravel(), minlength=shape[0] * shape[1]).reshape(shape) for cols in (same, ~same)
-    ]
-    return counts[0].astype(np.float64), counts[1].astype(np.float64)
+    right, wrong = (np.bincount(bins[:, c].ravel(), minlength=shape[0] * shape[1]) for c in (same, ~same))
+    return right.reshape(shape).astype(np.float64), wrong.reshape(shape).astype(np.float64)
 
 
 def concept_precision(
@@ -207,7 +201,7 @@ def concept_precision(
     k: int = 5,
     draw: Resampling = DEFAULT,
 ) -> Estimate:
-    """Share of the first k hits that have the query's class, the classes of queries counting equally.
+    """Share of the first k hits that have the query's class, averaged over the classes of the queries.
 
     Chance exactly: the mean over those classes of their share in the gallery.
     """
@@ -234,19 +228,20 @@ def concept_retrieval_rows(
 ) -> list[Row]:
     """Image -> image by shared concept: AUC and precision@k of every ordered pair of modalities, then their mean.
 
-    `classes`: modality -> concept class of each row of `embeddings` (-1: left out), from `Concept.labels`; `means`
-    turns the gap correction on. Give the concept's name, data sets and prompts hash in `context`.
+    `classes`: modality -> concept class of each row of `embeddings` (-1: excluded), from `Concept.labels`; `means`
+    enables the gap correction. `context` needs the concept's name, data sets and prompts hash.
     """
     embeddings, context = _corrected(embeddings, means, replace(context, text_encoder=""))
-    kept = {m: np.asarray(classes[m]) >= 0 for m in embeddings if m in classes and (np.asarray(classes[m]) >= 0).any()}
+    known = {m: np.asarray(classes[m]) >= 0 for m in embeddings if m in classes}
+    known = {m: mask for m, mask in known.items() if mask.any()}
     rows: list[Row] = []
     all_found: list[dict[str, Estimate]] = []
-    for a, b in permutations(kept, 2):
-        x, z = (np.asarray(embeddings[m])[kept[m]] for m in (a, b))
-        y, v = (np.asarray(classes[m])[kept[m]] for m in (a, b))
-        draw = Resampling(None if patients is None else patients[a], resamples, context.seed).subset(kept[a])
+    for a, b in permutations(known, 2):
+        x, z = (np.asarray(embeddings[m])[known[m]] for m in (a, b))
+        y, v = (np.asarray(classes[m])[known[m]] for m in (a, b))
+        draw = Resampling(None if patients is None else patients[a], resamples, context.seed).subset(known[a])
         found = {"auc": concept_auc(x, z, y, v, draw), f"precision@{k}": concept_precision(x, z, y, v, k, draw)}
         place = replace(context, modality=f"{a}->{b}")
         rows += [place.row("image_to_image", name, value, gallery=len(z)) for name, value in found.items()]
         all_found.append(found)
-    return rows + _mean_rows(all_found, context, [int(kept[m].sum()) for m in kept])
+    return rows + _mean_rows(all_found, context, [int(mask.sum()) for mask in known.values()])

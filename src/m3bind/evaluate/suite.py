@@ -1,6 +1,6 @@
-"""Everything that is measured of one state of the space: before binding, closed form, after stage 1, after stage 2.
+"""All metrics of one state of the space: before binding, closed form, after stage 1, after stage 2.
 
-* `View`: the state as evaluation sees it: embedded images of one split and a way to embed texts.
+* `View`: the state for evaluation: embedded images of one split, and a function that embeds texts.
 * `measure`: zero-shot (every text path), image<->text, image<->image by patient and by concept, text agreement, probe.
 
 Shapes: n images of a modality, d dimension of the space.
@@ -8,7 +8,6 @@ Shapes: n images of a modality, d dimension of the space.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,20 +41,28 @@ class View:
     records: Mapping[str, Sequence[Record]]
     train_images: Mapping[str, Matrix]
     train_records: Mapping[str, Sequence[Record]]
-    encode_text: Callable[
-        [Sequence[str], str], Matrix
-    ]  # (texts, modality of the teacher | "student") -> (n, d) unit rows
+    # (texts, modality of the teacher or "student") -> (n, d) unit rows
+    encode_text: Callable[[Sequence[str], str], Matrix]
     student: bool = False
     stored_means: Mapping[str, Matrix] | None = None  # (d,) per modality; None: those of `train_images`
     scales: Mapping[str, float] | None = None  # the teachers' factors on cosines; None: 1 / .07
-    posted: Mapping[str, Mapping[str, Matrix]] = field(
-        default_factory=dict
-    )  # post step -> modality -> (n, d): the images after it, for search across modalities
+    # post step -> modality -> (n, d): the images after it, for retrieval across modalities
+    posted: Mapping[str, Mapping[str, Matrix]] = field(default_factory=dict)
 
     @property
     def means(self) -> Mapping[str, Matrix]:
-        """Mean training embedding of each modality, (d,): what gap correction subtracts."""
+        """Mean training embedding of each modality, (d,), which gap correction subtracts."""
         return self.stored_means or {m: rows.mean(0) for m, rows in self.train_images.items()}
+
+    @property
+    def everything(self) -> list[Record]:
+        """The records of all modalities."""
+        return [r for records in self.records.values() for r in records]
+
+    @property
+    def training(self) -> list[Record] | None:
+        """The training records of all modalities; None if empty."""
+        return [r for records in self.train_records.values() for r in records] or None
 
     @property
     def patients(self) -> dict[str, list[str]]:
@@ -64,7 +71,7 @@ class View:
 
 
 def measure(view: View, held_out: Sequence[str], settings: EvaluateConfig, split: str, seed: int) -> list[Row]:
-    """All figures of one state. `held_out`: texts no stage trained on, for text agreement."""
+    """All metrics of one state. `held_out`: texts that no stage was trained on, for text agreement."""
     context = Context(split=split, stage=view.stage, seed=seed)
     rows = _zero_shot(view, settings, context)
     rows += _texts(view, settings, context)
@@ -79,35 +86,26 @@ def measure(view: View, held_out: Sequence[str], settings: EvaluateConfig, split
 
 
 def _zero_shot(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
-    """Every task by the modality's own teacher, by every other tower's text, and by the student."""
-    everything = [r for records in view.records.values() for r in records]
-    train = [r for records in view.train_records.values() for r in records]
+    """Every task with the text of the modality's own teacher, of every other tower, and of the student."""
     rows: list[Row] = []
-    for task in tasks_for(everything, train or None, settings.tasks or None):
+    for task in tasks_for(view.everything, view.training, settings.tasks or None):
         m = task.modality
         scale = (view.scales or {}).get(m, 1 / 0.07)
-        paths = {"teacher": m, **{f"teacher:{other}": other for other in view.images if other != m}}
-        if view.stage == "unbound":
-            paths = {"teacher": m}
+        paths = {"teacher": m}
+        if view.stage != "unbound":
+            paths |= {f"teacher:{other}": other for other in view.images if other != m}
         if view.student:
             paths["student"] = "student"
         for path, source in paths.items():
+
+            def encode(texts: Sequence[str], source: str = source) -> Matrix:
+                return view.encode_text(texts, source)
+
             place = replace(context, text_encoder=path)
             resamples = settings.bootstrap if ":" not in path else min(settings.bootstrap, 200)
-            rows += evaluate_task(
-                task,
-                view.images[m],
-                view.records[m],
-                partial(_encode, view, source),
-                place,
-                scale=scale,
-                resamples=resamples,
-            )
+            images, records = view.images[m], view.records[m]
+            rows += evaluate_task(task, images, records, encode, place, scale=scale, resamples=resamples)
     return rows
-
-
-def _encode(view: View, path: str, texts: Sequence[str]) -> Matrix:
-    return view.encode_text(texts, path)
 
 
 def _texts(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
@@ -120,73 +118,53 @@ def _texts(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
         sets = "+".join(sorted({r.set for r in records}))
         for path, source in {"teacher": m, **({"student": "student"} if view.student else {})}.items():
             place = replace(context, dataset=sets, modality=m, text_encoder=path)
-            embedded = view.encode_text(texts, source)
-            rows += text_retrieval_rows(
-                view.images[m], embedded, owner, place, view.patients[m], resamples=settings.bootstrap
-            )
+            embedded, patients = view.encode_text(texts, source), view.patients[m]
+            rows += text_retrieval_rows(view.images[m], embedded, owner, place, patients, resamples=settings.bootstrap)
     return rows
 
 
 def _across(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
-    """Image -> image across modalities: by patient where patients are shared, by concept where concepts are."""
-    everything = [r for records in view.records.values() for r in records]
-    train = [r for records in view.train_records.values() for r in records]
+    """Image -> image across modalities: by patient and by concept, if the modalities share any."""
     rows: list[Row] = []
     states: list[tuple[Mapping[str, Matrix], Mapping[str, Matrix] | None, str]]
     states = [(view.images, None, ""), *((images, None, name) for name, images in view.posted.items())]
     if settings.gap_correction:
         states.insert(1, (view.images, view.means, ""))
-    sets = "+".join(sorted({r.set for r in everything}))
-    shared = _shared_patients(view)
+    sets = "+".join(sorted({r.set for r in view.everything}))
+    draws = min(settings.bootstrap, 200)
     for embedded, means, variant in states:
-        if shared:
-            place = replace(context, dataset=sets, variant=variant)
-            rows += patient_retrieval_rows(
-                embedded, view.patients, place, means, resamples=min(settings.bootstrap, 200)
-            )
-        for concept in concepts_for(everything, train or None, settings.tasks or None):
+        place = replace(context, dataset=sets, variant=variant)
+        rows += patient_retrieval_rows(embedded, view.patients, place, means, resamples=draws)
+        for concept in concepts_for(view.everything, view.training, settings.tasks or None):
             classes = {m: concept.labels(view.records[m], m) for m in concept.modalities}
-            place = replace(context, dataset=concept.dataset, task=concept.name, prompts=concept.prompts_hash)
-            place = replace(place, variant=variant)
+            place = replace(place, dataset=concept.dataset, task=concept.name, prompts=concept.prompts_hash)
             images = {m: embedded[m] for m in concept.modalities}
-            rows += concept_retrieval_rows(
-                images, classes, place, view.patients, means, resamples=min(settings.bootstrap, 200)
-            )
+            rows += concept_retrieval_rows(images, classes, place, view.patients, means, resamples=draws)
     return rows
-
-
-def _shared_patients(view: View) -> bool:
-    sets = [set(names) for names in view.patients.values()]
-    return any(a & b for i, a in enumerate(sets) for b in sets[i + 1 :])
 
 
 def _probe(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
-    """Linear probe on the image embeddings: what the image towers know, whatever the text."""
-    everything = [r for records in view.records.values() for r in records]
-    train = [r for records in view.train_records.values() for r in records]
+    """Linear probe on the image embeddings: the quality of the image towers, independent of the text."""
     rows: list[Row] = []
-    for task in tasks_for(everything, train or None, settings.tasks or None):
+    for task in tasks_for(view.everything, view.training, settings.tasks or None):
         m = task.modality
         if not task.answerable(view.train_records[m]):
             continue
-        seen, asked = (_samples(task, *part) for part in _parts(view, m))
+        train = _samples(task, view.train_images[m], view.train_records[m])
+        test = _samples(task, view.images[m], view.records[m])
         if not task.multilabel:
-            asked = asked.take(np.isin(asked.labels, seen.labels))
-            if len(set(asked.labels)) < 2:
+            test = test.take(np.isin(test.labels, train.labels))
+            if len(set(test.labels)) < 2:
                 continue
         place = replace(context, dataset=task.dataset, modality=m, task=task.name)
-        problem = FewShotProblem(np.zeros((len(task.classes), asked.embeddings.shape[1])), modality=m)
-        scores = adapters.get("linear_probe_standard").fit(seen, None, problem)(asked)
-        draw = Resampling(asked.patients, settings.bootstrap, context.seed)
-        rows += score_rows("linear_probe", asked.labels, scores, place, draw)
+        problem = FewShotProblem(np.zeros((len(task.classes), test.embeddings.shape[1])), modality=m)
+        scores = adapters.get("linear_probe_standard").fit(train, None, problem)(test)
+        draw = Resampling(test.patients, settings.bootstrap, context.seed)
+        rows += score_rows("linear_probe", test.labels, scores, place, draw)
     return rows
 
 
-def _parts(view: View, m: str) -> list[tuple[Matrix, Sequence[Record]]]:
-    return [(view.train_images[m], view.train_records[m]), (view.images[m], view.records[m])]
-
-
 def _samples(task: Task, images: Matrix, records: Sequence[Record]) -> Samples:
-    """The images of which the task knows the answer; their embeddings are the features."""
+    """The images with a known label of the task; their embeddings are the features."""
     patients, ids = [r.patient for r in records], [r.id for r in records]
     return Samples(images, images, task.labels(records), patients, ids).known()

@@ -1,7 +1,7 @@
-"""Tables as data: what is measured of whom, and what the paper printed. The paper's own are in `paper.toml`.
+"""Tables as data: metrics by models, and the paper's values. The paper's own tables are in `paper.toml`.
 
-* `Table`, `Block`, `Column`, `TableRow`: the parts of such a file; `Printed`: one value of the paper.
-* `load_tables`: a packaged file by name, or any path.
+* `TableFile`, `Table`, `Block`, `Column`, `TableRow`: the parts of such a file.
+* `Printed`, `printed`: one value of the paper. `load_tables`: a packaged file by name, or any path.
 """
 
 import tomllib
@@ -20,35 +20,35 @@ Protocol = Literal["zero_shot", "few_shot", "text_retrieval", "cross_modal", "cl
 
 
 class Column(Strict, frozen=True):
-    """What is measured."""
+    """One metric on one data set."""
 
     name: str
     dataset: str
     protocol: Protocol
     metric: str
-    modality: str = ""  # where it is not the block's
-    task: str = ""  # a task of the prompt files, or for cross_modal by concept a concept
+    modality: str = ""  # if it is not the block's
+    task: str = ""  # a task of the prompt files; cross_modal by concept: a concept
     variant: str = ""
     method: str = "linear_probe"  # few_shot: a file in evaluate/adapters/
     unit: Literal["shot", "percent"] = "shot"  # few_shot: of `amount`
     amount: int = 0
-    split: Literal["test", "all"] = "test"  # zero_shot, classifier: files measured
+    split: Literal["test", "all"] = "test"  # zero_shot, classifier: files evaluated
     direction: str = ""  # cross_modal: "xray->ecg"
-    match: Literal["visit", "patient", "concept"] = "visit"  # cross_modal: what a right answer is
+    match: Literal["visit", "patient", "concept"] = "visit"  # cross_modal: common to query and right answer
     gallery: int = 0  # cross_modal: items searched; 0: all
-    percent: bool = False  # printed as 100 times the figure
+    percent: bool = False  # printed as 100 times the value
 
 
 class TableRow(Strict, frozen=True):
-    """Whom it is measured of."""
+    """One model."""
 
     method: str  # as printed
     model: str  # a key of the suite's models
-    text: Literal["", "teacher", "student"] = ""  # text tower; "": the student where there is one
-    protocol: Protocol | None = None  # another one than the columns', e.g. a classifier beside zero-shot models
-    tuning: str = ""  # few_shot: another method than the columns'
+    text: Literal["", "teacher", "student"] = ""  # text tower; "": the student if the model has one
+    protocol: Protocol | None = None  # instead of the columns', e.g. a classifier beside zero-shot models
+    tuning: str = ""  # few_shot: instead of the columns' method
     values: tuple[float | tuple[float, float] | None, ...] = ()
-    conflicts: Mapping[str, str] = Field(default_factory=dict)  # column name -> what else the paper says
+    conflicts: Mapping[str, str] = Field(default_factory=dict)  # column name -> contradicting value in the paper
     note: str = ""
 
 
@@ -60,13 +60,13 @@ class Block(Strict, frozen=True):
     columns: tuple[Column, ...]
     rows: tuple[TableRow, ...]
     note: str = ""
-    reference: str = ""  # the line that others are tested against; the last one
+    reference: str = ""  # the row that others are tested against; default: the last one
 
     @model_validator(mode="after")
     def _fits(self) -> "Block":
         names = {column.name for column in self.columns}
         if self.reference and self.reference not in {row.method for row in self.rows}:
-            raise ValueError(f"reference {self.reference!r} is no row")
+            raise ValueError(f"reference {self.reference!r} is not a row")
         for row in self.rows:
             if row.values and len(row.values) != len(self.columns):
                 raise ValueError(f"row {row.method!r} has {len(row.values)} values for {len(self.columns)} columns")
@@ -76,7 +76,7 @@ class Block(Strict, frozen=True):
 
 
 class Table(Strict, frozen=True):
-    """One table of the paper, or of one's own."""
+    """One table."""
 
     number: int
     title: str
@@ -93,7 +93,7 @@ class TableFile(Strict, frozen=True):
 
 @dataclass(frozen=True)
 class Printed:
-    """A value of the paper as a fraction (not per cent), with its standard deviation and what contradicts it."""
+    """A value of the paper as a fraction (not per cent), with its standard deviation and a contradicting value."""
 
     value: float
     std: float | None = None
@@ -101,7 +101,7 @@ class Printed:
 
 
 def printed(row: TableRow, columns: Sequence[Column], at: int) -> Printed | None:
-    """The paper's value of `row` in column number `at`; None where it has none."""
+    """The paper's value of `row` in column number `at`; None if missing."""
     if not row.values or row.values[at] is None:
         return None
     given = row.values[at]
@@ -115,8 +115,8 @@ def load_tables(name: str | Path) -> TableFile:
     """The tables packaged as `name` ("paper"), or those of a TOML file.
 
     Raises:
-        UnknownNameError: neither.
-        ConfigError: the file does not have the format; names the place.
+        UnknownNameError: no such table and no such file.
+        ConfigError: the file does not have the format; the message names the place.
     """
     path = Path(name)
     if path.suffix != ".toml":

@@ -1,16 +1,16 @@
-"""Zero-shot tasks and shared concepts, kept as data in `prompts/*.yaml` (their format: prompt_files.py).
+"""Zero-shot tasks and shared concepts, defined as data in `prompts/*.yaml` (their format: prompt_files.py).
 
-* `Task`: a zero-shot classification: classes with prompts, the figures wanted, and each record's class or labels.
-* `Concept`: classes that several modalities share, for image-to-image search.
-* `tasks_for`, `concepts_for`: what can be asked of given records; `title`: a modality's name for people.
+* `Task`: a zero-shot classification: classes with prompts, metrics, and each record's class or labels.
+* `Concept`: classes that several modalities share, for image-to-image retrieval.
+* `tasks_for`, `concepts_for`: the tasks and concepts of given records; `title`: a modality's display name.
 
-A file whose data set is "*" serves the sets that no other file names; "*" as modality stands for every modality found.
+Data set "*" in a file means the sets that no other file names; modality "*" means every modality present.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +32,13 @@ from m3bind.evaluate.prompt_files import (
     prompt_sets,
 )
 
-MOST_CLASSES = 100  # labels that differ more often than this are no classes
+MAX_CLASSES = 100  # more distinct labels than this are not treated as classes
 __all__ = ["ClassSpec", "Concept", "Labelled", "Rule", "Task", "concepts_for", "load_prompts", "tasks_for", "title"]
 
 
 @dataclass(frozen=True)
 class ClassSpec:
-    """One class: its name, which records belong, how it is said, and how its opposite is said (pairs only)."""
+    """One class: its name, its rule, its prompts, and the prompts of its opposite (pairs only)."""
 
     name: str
     match: Rule
@@ -83,36 +83,34 @@ class Task:
         return "+".join(self.datasets)
 
     def labels(self, records: Sequence[Labelled]) -> NDArray[np.int64]:
-        """What is true of each record; -1 where it is not part of the task.
-
-        Class number (n,), or with several labels 0 or 1 for each of them (n, c).
-        """
+        """Class number of each record (n,), or with several labels 0 or 1 per label (n, c); -1: not in the task."""
         rules = [c.match for c in self.classes]
         if not self.multilabel:
             return _numbers(records, self.modality, self.datasets, rules, self.exclude, self.unique)
         inside = _inside(records, self.modality, self.datasets, self.exclude)
-        found = np.array([[rule.fits(record) for rule in rules] for record in records], dtype=np.int64)
-        found = found.reshape(len(records), len(rules))
+        present = np.array([rule.fits(r) for r, rule in product(records, rules)], dtype=np.int64)
+        present = present.reshape(len(records), len(rules))
         if self.require_one:
-            inside &= found.any(1)
-        return np.where(inside[:, None], found, -1)
+            inside &= present.any(1)
+        return np.where(inside[:, None], present, -1)
 
     def answerable(self, records: Sequence[Labelled]) -> bool:
-        """Whether `records` show at least two classes, or a label both present and absent."""
+        """Whether `records` contain at least two classes, or a label both present and absent."""
         y = self.labels(records)
         columns = y.T if self.multilabel else y[None]
         return any(len(set(column.tolist()) - {-1}) > 1 for column in columns)
 
     def prompts(self) -> tuple[list[str], NDArray[np.int64]]:
         """All prompts, class after class, and the class number of each."""
-        return self._listed([spec.prompts for spec in self.classes])
+        return _listed([spec.prompts for spec in self.classes])
 
     def opposites(self) -> tuple[list[str], NDArray[np.int64]]:
-        """The same for the prompts that say that a label is absent."""
-        return self._listed([spec.against for spec in self.classes])
+        """All prompts for an absent label, class after class, and the class number of each."""
+        return _listed([spec.against for spec in self.classes])
 
-    def _listed(self, texts: Sequence[tuple[str, ...]]) -> tuple[list[str], NDArray[np.int64]]:
-        return [text for group in texts for text in group], np.repeat(np.arange(len(texts)), [len(g) for g in texts])
+
+def _listed(texts: Sequence[tuple[str, ...]]) -> tuple[list[str], NDArray[np.int64]]:
+    return list(chain.from_iterable(texts)), np.repeat(np.arange(len(texts)), [len(group) for group in texts])
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class Concept:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Modalities that know the concept."""
+        """Modalities that have the concept."""
         return tuple(self.parts)
 
     @property
@@ -135,7 +133,7 @@ class Concept:
         return "+".join(dict.fromkeys(name for sets, _, _ in self.parts.values() for name in sets))
 
     def labels(self, records: Sequence[Labelled], modality: str) -> NDArray[np.int64]:
-        """Class number of each record of `modality`, -1 where it is not part of the concept: (n,)."""
+        """Class number of each record of `modality`, -1 if it is not part of the concept: (n,)."""
         if modality not in self.parts:
             return np.full(len(records), -1)
         sets, rules, exclude = self.parts[modality]
@@ -145,9 +143,9 @@ class Concept:
 def _inside(
     records: Sequence[Labelled], modality: str, datasets: Sequence[str], exclude: Rule | None
 ) -> NDArray[np.bool_]:
-    """Which records a task or concept is about: (n,)."""
-    kept = (r.modality == modality and r.set in datasets and not (exclude and exclude.fits(r)) for r in records)
-    return np.fromiter(kept, dtype=bool, count=len(records))
+    """Whether each record is part of a task or concept: (n,)."""
+    inside = (r.modality == modality and r.set in datasets and not (exclude and exclude.fits(r)) for r in records)
+    return np.fromiter(inside, dtype=bool, count=len(records))
 
 
 def _numbers(
@@ -158,7 +156,7 @@ def _numbers(
     exclude: Rule | None,
     unique: bool = False,
 ) -> NDArray[np.int64]:
-    """First fitting rule of each record; rules "otherwise" come last. `unique`: -1 where several others fit."""
+    """First matching rule of each record; rules "otherwise" come last. `unique`: -1 if several others match."""
     order = sorted(range(len(rules)), key=lambda i: rules[i].otherwise)
     numbers = np.full(len(records), -1, dtype=np.int64)
     inside = _inside(records, modality, datasets, exclude)
@@ -170,64 +168,55 @@ def _numbers(
     return numbers
 
 
-def _sets(prompts: Sequence[str | Path] | None) -> list[PromptSet]:
-    return [load_prompts(name) for name in (prompt_sets() if prompts is None else prompts)]
-
-
 def _datasets(
-    wanted: Sequence[str], modality: str, records: Iterable[Labelled], named: set[str]
+    patterns: Sequence[str], modality: str, records: Iterable[Labelled], named: set[str]
 ) -> list[tuple[str, ...]]:
-    """Groups of sets present in `records`: one of the sets written out, and one for each set that a pattern finds.
+    """Groups of sets present in `records`: one of the sets written out, and one for each set that matches a pattern.
 
-    The pattern "*" finds the sets that nobody names.
+    The pattern "*" matches the sets that are not `named`.
     """
     present = sorted({r.set for r in records if r.modality == modality})
-    written = tuple(name for name in wanted if name in present)
-    patterns = [pattern for pattern in wanted if "*" in pattern]
-    found = [
-        (name,)
-        for name in present
-        if any(fnmatchcase(name, pattern) and (pattern != "*" or name not in named) for pattern in patterns)
-    ]
-    return [*([written] if written else []), *found]
+    groups = [written] if (written := tuple(name for name in patterns if name in present)) else []
+    wild = [pattern for pattern in patterns if "*" in pattern and pattern != "*"]
+    for name in present:
+        if any(fnmatchcase(name, pattern) for pattern in wild) or ("*" in patterns and name not in named):
+            groups.append((name,))
+    return groups
 
 
-def _found_labels(
+def _labels_in(
     train: Iterable[Labelled], datasets: Sequence[str], modality: str | None, several: bool = False
 ) -> list[str]:
     rows = [r for r in train if r.set in datasets and (modality is None or r.modality == modality)]
-    found = {key(name): name for r in rows for name in (r.labels if several else (r.label,)) if name}
-    return sorted(found.values()) if (1 if several else 2) <= len(found) <= MOST_CLASSES else []
+    labels = {key(name): name for r in rows for name in (r.labels if several else (r.label,)) if name}
+    return sorted(labels.values()) if (1 if several else 2) <= len(labels) <= MAX_CLASSES else []
 
 
 def title(modality: str) -> str:
-    """Title of a modality for people; its bare name where nobody registered it."""
+    """Display name of a modality; the name itself if it is not registered."""
     try:
         return modalities.get(modality).title or modality
     except UnknownNameError:
         return modality
 
 
-def _said(text: str) -> str:
-    return text.replace("_", " ").replace("|", ", ").strip()
-
-
 def _class(key: str, file: ClassFile | None, task: TaskFile, modality: str) -> ClassSpec:
-    """The class written as `key: file`, its prompts made from templates, parts and sentences."""
+    """The class written as `key: file`, with prompts from templates, parts and sentences."""
     file = file or ClassFile()
     match = file.match or (Rule(label=(key,), labels=(key,)) if task.multilabel else Rule(label=(key,)))
-    names = file.names or (() if file.prompts or file.parts else (_said(key),))
+    text = key.replace("_", " ").replace("|", ", ").strip()
+    names = file.names or (() if file.prompts or file.parts else (text,))
 
     def filled(templates: Sequence[str]) -> list[str]:
         return [t.replace("{title}", title(modality)).replace("{name}", n) for n in names for t in templates]
 
     combined = [" ".join(filter(None, words)) for words in product(*file.parts)] if file.parts else []
-    prompts = _worded([*filled(task.templates), *file.prompts, *combined], task)
-    return ClassSpec(key, match, prompts, _worded(filled(task.against), task))
+    prompts = _distinct([*filled(task.templates), *file.prompts, *combined], task)
+    return ClassSpec(key, match, prompts, _distinct(filled(task.against), task))
 
 
-def _worded(texts: Sequence[str], task: TaskFile) -> tuple[str, ...]:
-    """Each text once, in lower case and as a sample where the task says so."""
+def _distinct(texts: Sequence[str], task: TaskFile) -> tuple[str, ...]:
+    """Distinct texts, in lower case with `lower`, and a sample of them with `sample`."""
     distinct = list(dict.fromkeys(text.lower() if task.lower else text for text in texts))
     if 0 < task.sample < len(distinct):
         drawn = set(sorted(distinct, key=sha256_text)[: task.sample])
@@ -239,17 +228,24 @@ def _task(
     name: str, file: TaskFile, sets: tuple[str, ...], modality: str, train: Sequence[Labelled], digest: str
 ) -> Task | None:
     if isinstance(file.classes, str):
-        classes: Mapping[str, ClassFile | None] = dict.fromkeys(_found_labels(train, sets, modality, file.multilabel))
+        classes: Mapping[str, ClassFile | None] = dict.fromkeys(_labels_in(train, sets, modality, file.multilabel))
     else:
         classes = dict(sorted(file.classes.items(), key=lambda item: bool(item[1] and item[1].positive)))
     if len(classes) < (1 if file.multilabel else 2):
         return None
     specs = tuple(_class(key, spec, file, modality) for key, spec in classes.items())
-    options = {
-        option: getattr(file, option)
-        for option in ("exclude", "metrics", "multilabel", "ensemble", "zscore", "unique", "require_one")
-    }
-    return Task(name, sets, modality, file.metric, specs, digest, **options)
+    options = ("exclude", "metrics", "multilabel", "ensemble", "zscore", "unique", "require_one")
+    values = {option: getattr(file, option) for option in options}
+    return Task(name, sets, modality, file.metric, specs, digest, **values)
+
+
+def _loaded(
+    records: Sequence[Labelled], prompts: Sequence[str | Path] | None
+) -> tuple[list[PromptSet], set[str], list[str]]:
+    """The prompt sets, the sets of `records` that they name, and the modalities of `records`."""
+    chosen = [load_prompts(name) for name in (prompt_sets() if prompts is None else prompts)]
+    named = {name for name in {r.set for r in records} if any(p.names_set(name) for p in chosen)}
+    return chosen, named, sorted({r.modality for r in records})
 
 
 def tasks_for(
@@ -257,17 +253,15 @@ def tasks_for(
 ) -> list[Task]:
     """All zero-shot tasks that `records` can answer (`Task.answerable`).
 
-    `train` gives the labels of tasks whose classes are found, not written out (default: `records`); `prompts` are names
-    or paths of prompt sets (default: all of the package).
+    `train` supplies the labels of tasks whose classes are not written out (default: `records`); `prompts` are names or
+    paths of prompt sets (default: all of the package).
     """
     train = records if train is None else train
-    chosen = _sets(prompts)
-    named = {r.set for r in records if any(p.names_set(r.set) for p in chosen)}
+    chosen, named, present = _loaded(records, prompts)
     tasks = []
     for prompt_set in chosen:
         for name, file in prompt_set.content.tasks.items():
-            found = sorted({r.modality for r in records}) if file.modality == "*" else [file.modality]
-            for modality in found:
+            for modality in present if file.modality == "*" else [file.modality]:
                 for sets in _datasets(file.dataset, modality, records, named):
                     task = _task(name, file, sets, modality, train, prompt_set.hash)
                     if task is not None and task.answerable(records):
@@ -280,16 +274,14 @@ def concepts_for(
 ) -> list[Concept]:
     """All concepts that at least two modalities of `records` share, each with two classes present."""
     train = records if train is None else train
-    chosen = _sets(prompts)
-    named = {r.set for r in records if any(p.names_set(r.set) for p in chosen)}
+    chosen, named, _ = _loaded(records, prompts)
     concepts = []
     for prompt_set in chosen:
         for name, file in prompt_set.content.concepts.items():
             concept = _concept(name, file, records, train, named, prompt_set.hash)
-            shown = {m: len(set(concept.labels(records, m)) - {-1}) for m in concept.modalities}
-            parts = {m: part for m, part in concept.parts.items() if shown[m] > 1}
+            parts = {m: p for m, p in concept.parts.items() if len(set(concept.labels(records, m)) - {-1}) > 1}
             if len(parts) > 1:
-                concepts.append(Concept(name, concept.classes, parts, concept.prompts_hash))
+                concepts.append(replace(concept, parts=parts))
     return concepts
 
 
@@ -304,11 +296,10 @@ def _concept(
     parts: dict[str, tuple[tuple[str, ...], tuple[Rule, ...], Rule | None]] = {}
     classes: tuple[str, ...] = ()
     for where, part in file.items():
-        found = sorted({r.modality for r in records}) if where == "*" else [where]
-        sets = {m: tuple(s for group in _datasets(part.dataset, m, records, named) for s in group) for m in found}
+        present = sorted({r.modality for r in records}) if where == "*" else [where]
+        sets = {m: tuple(chain.from_iterable(_datasets(part.dataset, m, records, named))) for m in present}
         if isinstance(part.classes, str):
-            everywhere = {s for group in sets.values() for s in group}
-            classes = tuple(_found_labels(train, sorted(everywhere), None))
+            classes = tuple(_labels_in(train, sorted(set().union(*sets.values())), None))
             rules = tuple(Rule(label=(label,)) for label in classes)
         else:
             classes = classes or tuple(part.classes)

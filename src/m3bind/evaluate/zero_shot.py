@@ -1,12 +1,12 @@
-"""Zero-shot classification: an image belongs to the class whose prompts it is most similar to.
+"""Zero-shot classification: the predicted class is the one whose prompts are most similar to the image.
 
-* `unit`: rows of length one.
-* `class_embeddings`: prompts -> one vector per class. * `class_directions`: a task's, for adapters that start there.
+* `unit`: rows normalised to unit length.
+* `class_embeddings`: prompts -> one vector per class; `class_directions`: those of a task, for adapters.
 * `probabilities`: softmax over scaled cosines.
 * `task_logits`: a task's prompts and images -> scores, by the task's own rule.
-* `evaluate_task`: result rows of one task.
+* `known_rows`: the images of a task with truth and patients; `evaluate_task`: result rows of one task.
 
-Rules (fields of a task): the unit mean of a class's prompts (most systems), the mean as it is (FLAIR), or the best
+Rules (fields of a task): the normalised mean of a class's prompts (most systems), the plain mean (FLAIR), or the best
 prompt's similarity, standardised over the images (GLoRIA). With several labels, one prompt per label and its cosine
 (MERL), or a prompt for present and one for absent and the softmax over the pair (CT-CLIP).
 
@@ -16,6 +16,7 @@ Shapes: n images, p prompts, c classes or labels, d dimensions.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import compress
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,7 +40,7 @@ _USUAL = {
 
 
 def unit(rows: ArrayLike) -> NDArray[np.float64]:
-    """Rows (n, d) divided by their length; zero rows stay zero."""
+    """Rows (n, d) divided by their norm; zero rows stay zero."""
     rows = np.asarray(rows, dtype=np.float64)
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.asarray(rows / np.where(length > 0, length, 1))
@@ -48,8 +49,8 @@ def unit(rows: ArrayLike) -> NDArray[np.float64]:
 def class_embeddings(prompts: ArrayLike, owner: ArrayLike, renormalise: bool = True) -> NDArray[np.float64]:
     """Mean embedding of each class's prompts: (p, d), class number of each prompt (p,) -> (c, d).
 
-    `renormalise` makes the means unit rows; otherwise a class with scattered prompts scores lower, as some models' own
-    code does.
+    `renormalise` makes the means unit rows; otherwise a class with diverse prompts scores lower, as in some models' own
+    code.
 
     Raises:
         ConfigError: numbers and prompts differ in count, or a class has no prompt.
@@ -102,7 +103,7 @@ def known_rows(task: Task, part: Part) -> tuple[Floats, NDArray[np.int64], list[
     images, records = part
     y = task.labels(records)
     inside = np.asarray((y >= 0).any(1) if task.multilabel else y >= 0)
-    patients = [record.patient for record, kept in zip(records, inside) if kept]
+    patients = [record.patient for record in compress(records, inside)]
     return np.asarray(images, dtype=np.float64)[inside], y[inside], patients
 
 
@@ -117,28 +118,28 @@ def evaluate_task(
     scale: float = 1.0,
     resamples: int = 1000,
 ) -> list[Row]:
-    """Rows of `task`: first its own figure, then the further ones it names, then the usual ones of its kind.
+    """Rows of `task`: its primary metric, then the further ones it names, then the default ones of its kind.
 
     Args:
         task: classes, prompts and rule.
         images: (n, d) unit rows.
-        records: of the images; those that are not part of the task are left out. Their patients are resampled.
+        records: of the images; those that are not part of the task are excluded. Their patients are resampled.
         encode_text: texts -> (p, d) unit rows.
-        context: what the rows share.
+        context: common fields of the rows.
         valid: images and records on which thresholds of several labels are chosen; without it only those chosen on the
             evaluated images are used.
-        scale: the model's factor on cosines. Which class is largest does not depend on it; a pair's probability does.
+        scale: the model's factor on cosines. The predicted class does not depend on it; a pair's probability does.
         resamples: of the bootstrap.
     """
-    remembered = cache(lambda texts: encode_text(list(texts)))
-    kept, y, patients = known_rows(task, (images, records))
+    cached = cache(lambda texts: encode_text(list(texts)))
+    known, y, patients = known_rows(task, (images, records))
     if not len(y):
         return []
     names = tuple(dict.fromkeys((task.metric, *task.metrics, *_USUAL[task.kind])))
     place = replace(context, dataset=task.dataset, modality=task.modality, task=task.name, prompts=task.prompts_hash)
 
     def scores(rows: ArrayLike) -> Floats:
-        logits = task_logits(task, rows, lambda texts: remembered(tuple(texts)), scale)
+        logits = task_logits(task, rows, lambda texts: cached(tuple(texts)), scale)
         return np.asarray(expit(logits)) if task.paired else logits
 
     chosen_on = None
@@ -147,4 +148,4 @@ def evaluate_task(
         chosen_on = (valid_y, scores(valid_images)) if len(valid_y) else None
     draw = Resampling(patients, resamples, context.seed)
     span = (0.0, 1.0) if task.paired else None
-    return score_rows("zero_shot", y, scores(kept), place, draw, names=names, valid=chosen_on, span=span)
+    return score_rows("zero_shot", y, scores(known), place, draw, names=names, valid=chosen_on, span=span)

@@ -22,7 +22,8 @@ from m3bind.errors import ConfigError, SpaceError
 from m3bind.evaluate.benchmarks import known_as
 from m3bind.evaluate.compare import compare_rows
 from m3bind.evaluate.leaks import LeakReport, near_duplicates, seen_by, split_leaks
-from m3bind.evaluate.results import ResultTable, console, number, plain
+from m3bind.evaluate.pivot import console, number
+from m3bind.evaluate.results import ResultTable, plain
 from m3bind.evaluate.suite import View, measure
 from m3bind.evaluate.tasks import tasks_for
 from m3bind.experiments import paper_tables
@@ -211,7 +212,7 @@ def leak_report(manifest: Path, root: Path | None, space: Path | None, threshold
             report = split_leaks(records, found.bad)
             if model is not None and m in model.models:
                 _look_with(model, m, records, report, threshold)
-            leaked |= bool(report.patients or report.contents or report.twins or report.seen)
+            leaked |= bool(report.patients or report.contents or report.duplicates or report.seen)
             texts.append(f"{m}\n{report.report()}")
     return "\n\n".join(texts), leaked
 
@@ -224,6 +225,6 @@ def _look_with(
     if all(sides.values()):
         rows = {s: model.images(side) for s, side in sides.items()}
         ids = ([r.id for r in sides["test"]], [r.id for r in sides["train"]])
-        report.twins, report.threshold = near_duplicates(rows["test"], rows["train"], ids, threshold)
+        report.duplicates, report.threshold = near_duplicates(rows["test"], rows["train"], ids, threshold)
     seen = {s: seen_by(model.training_data(modality), known_as(s)) for s in sorted({r.set for r in records})}
     report.seen = {f"{modality} model ({s})": entries for s, entries in seen.items() if entries}

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from m3bind.core.files import write_text
 from m3bind.evaluate.compare import Difference, holm, paired
-from m3bind.evaluate.results import Row, cell_of, html_table, pivot
+from m3bind.evaluate.pivot import cell_of, html_table, pivot
+from m3bind.evaluate.results import Row
 from m3bind.evaluate.tables import Block, TableFile
 from m3bind.experiments.suite import TableCell
 from m3bind.report.page import Section, figure, page

@@ -32,8 +32,9 @@ from m3bind.data.records import BadRow
 from m3bind.errors import ConfigError, M3BindError, UnknownNameError
 from m3bind.evaluate.benchmarks import known_as
 from m3bind.evaluate.datasets import Dataset, DatasetSource, load_dataset
+from m3bind.evaluate.jobs import Job, job_of, matches, skip_reason
 from m3bind.evaluate.leaks import seen_by
-from m3bind.evaluate.protocols import Job, Measure, job_of, matches, run_job, skip_reason, task_hash
+from m3bind.evaluate.protocols import Measure, run_job, task_hash
 from m3bind.evaluate.results import ResultTable, Row
 from m3bind.evaluate.tables import Block, Column, Printed, Table, TableRow, load_tables, printed
 from m3bind.experiments.evaluated_model import EvaluatedModel, ModelSource, open_evaluated, source_hash
