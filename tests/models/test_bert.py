@@ -11,7 +11,6 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from transformers import BertConfig
 
-from m3bind.core.device import compute_dtype
 from m3bind.errors import ConfigError
 from m3bind.models.layers.bert import BertTrunk, _adapted, _Casts, _project, distinct, micro_batches
 
@@ -210,16 +209,3 @@ def test_distinct_gives_the_texts_back(texts: list[str]) -> None:
     unique, index = distinct(texts)
     assert [unique[i] for i in index.tolist()] == texts
     assert unique == list(dict.fromkeys(texts))
-
-
-@pytest.mark.parametrize("wish", ["", "off"])
-def test_compute_dtype_follows_the_instruction_set_unless_it_is_switched_off(
-    monkeypatch: pytest.MonkeyPatch, wish: str
-) -> None:
-    monkeypatch.setenv("M3BIND_BFLOAT16", wish)
-    for supported, expected in ((True, torch.float32 if wish else torch.bfloat16), (False, torch.float32)):
-        compute_dtype.cache_clear()
-        for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-            monkeypatch.setattr(torch.cpu, name, lambda supported=supported: supported, raising=False)
-        assert compute_dtype() is expected
-    compute_dtype.cache_clear()
