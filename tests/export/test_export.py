@@ -13,7 +13,7 @@ from export.students import HEADS, TEXTS, student
 from m3bind.cli.app import app
 from m3bind.encode.job import Encoded
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
-from m3bind.export import FORMATS, Figure, arrays, export_arrays, export_space, verify
+from m3bind.export import FORMATS, EvaluationResult, arrays, export_arrays, export_space, verify
 from m3bind.export.hub import without_paths
 from m3bind.space.bundle import Space, load, save_space
 from m3bind.space.folder import SpaceInfo
@@ -124,9 +124,10 @@ def test_hub_layout_is_a_space_with_a_card(tmp_path):
     data = {"manifest": f"{SECRET}/list.csv", "root": "relative/Doe", "seed": 1}
     config = {"data": data, "steps": 3, "modalities": {"grey": modality}}
     space = saved(tmp_path, config=config, records={"grey": {"train": 12, "test": 3}}, synthetic=True)
-    lines = [Figure("zero shot, normal", "grey", "auc", 40, 0.5, 0.8125, 0.7, None), Figure("search", "mean", "R@10", 9,
+    lines = [EvaluationResult("zero shot, normal", "grey", "auc", 40, 0.5, 0.8125, 0.7, None),
+             EvaluationResult("search", "mean", "R@10", 9,
              None, 0.25, 0.2, 0.3)]  # fmt: skip
-    folder = export_space(space, "hub", tmp_path / "out", figures=lines).folder
+    folder = export_space(space, "hub", tmp_path / "out", results=lines).folder
     again = m3bind.load(folder)
     assert again.fingerprint == space.fingerprint
     np.testing.assert_array_equal(again.encode_text(TEXTS), space.encode_text(TEXTS))

@@ -85,7 +85,7 @@ def test_items_come_in_the_order_asked_and_nothing_can_be_changed():
             call()
     with pytest.raises(UnknownNameError, match="column"):
         index_of(ITEMS.drop(columns="date")).search(np.eye(4), 1, Where(since="2020"))
-    with pytest.raises(ConfigError, match="at least one"):
+    with pytest.raises(ConfigError, match="at least 1"):
         index.search(np.eye(4), 0)
     for call in (index.commit, lambda: index.delete(["a"]), lambda: index.set_metadata("a", 1)):
         with pytest.raises(ConfigError, match="build an index"):

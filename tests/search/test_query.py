@@ -71,7 +71,7 @@ def test_what_a_person_types(tmp_path):
         ("text", "effusion", -0.5, ""),
         ("text", "old scar", -0.2, ""),
     ]
-    with pytest.raises(ConfigError, match="nothing to look for"):
+    with pytest.raises(ConfigError, match="nothing to search for"):
         parse_query([], [], [], [], ["xray"])
     with pytest.raises(ReadError):
         parse_query([], [str(tmp_path / "none.png")], [], [], ["grey"])

@@ -156,7 +156,7 @@ def test_gap_correction_is_the_indexs_own(world, searcher):
 
 def test_questions_that_make_no_sense_are_refused(world, searcher, tmp_path):
     space, _, folder = world
-    with pytest.raises(ConfigError, match="at least one"):
+    with pytest.raises(ConfigError, match="at least 1"):
         search(space, folder / "plain", "x", k=0)
     with pytest.raises(UnknownNameError, match="did you mean 'cosine'"):
         searcher.search("x", rank="cosin")
@@ -192,5 +192,5 @@ def test_a_hit_as_json_and_as_a_picture(world, searcher, tmp_path):
     gone = module.Hit(0.1, 0.2, 0.3, "x", "grey", str(tmp_path / "gone.png"))
     with pytest.raises(ReadError, match="no such file"):
         gone.thumbnail()
-    with pytest.raises(ConfigError, match="keeps no paths"):
+    with pytest.raises(ConfigError, match="stores no paths"):
         module.Hit(0.1, 0.2, 0.3, "x", "grey").thumbnail()

@@ -8,7 +8,7 @@ import typer
 from m3bind.cli.app import MODELS, app, prepare_torch
 
 if TYPE_CHECKING:
-    from m3bind.export import Figure
+    from m3bind.export import EvaluationResult
 
 
 @app.command(rich_help_panel=MODELS)
@@ -48,27 +48,27 @@ def export(
         prepare_torch()
         space = load(source)
         inputs = read_inputs(space, manifest) if manifest else None
-        done = export_space(space, to, out, inputs=inputs, figures=_figures(source, results) if to == "hub" else ())
+        done = export_space(space, to, out, inputs=inputs, results=_results(source, results) if to == "hub" else ())
     print(f"{done.folder}: {done.kind}; open it with: {done.use}")
     if done.refused:
         raise typer.Exit(1)
 
 
-def _figures(source: Path, results: Path | None) -> list["Figure"]:
+def _results(source: Path, results: Path | None) -> list["EvaluationResult"]:
     """The headline results of a run at its last stage."""
     from m3bind.evaluate.pivot import headline
     from m3bind.evaluate.results import PROTOCOLS, ResultTable
-    from m3bind.export import Figure
+    from m3bind.export import EvaluationResult
 
     path = results or source.parent / "results.json"
     if results is None and not path.is_file():
         return []
     data = headline(ResultTable.load(path))
-    figures = []
+    lines = []
     for line in data.lines:
         name, cell = list(line.cells.items())[-1]
         task = line.task.replace("_", " ") or line.dataset
         what = ", ".join(filter(None, (PROTOCOLS[line.protocol], task, line.variant, name)))
         chance, low, high = (value if value == value else None for value in (cell.chance, cell.ci_low, cell.ci_high))
-        figures.append(Figure(what, line.modality, line.metric, cell.n, chance, cell.value, low, high))
-    return figures
+        lines.append(EvaluationResult(what, line.modality, line.metric, cell.n, chance, cell.value, low, high))
+    return lines

@@ -1,4 +1,4 @@
-"""A space elsewhere: its student, its towers or all of it in forms that other programs read. `m3bind export`.
+"""Exports a space, its student or its towers in formats that other programs read. `m3bind export`.
 
 | to | what is written | opened with |
 |---|---|---|
@@ -8,8 +8,8 @@
 | `hub` | the whole space and its model card | `m3bind.load(FOLDER)` |
 | `parquet`, `npz` | embeddings of an encoded archive | pandas, polars, numpy |
 
-Every folder is written as a whole and has `export.json`: what it is, how to open it, SHA-256 of each file (`verify`).
-`m3bind.load` opens the hub layout; given another export it says what that is and how to open it.
+Every folder is written as a whole and has `export.json`: format, code that opens it, SHA-256 of each file (`verify`).
+`m3bind.load` opens the hub layout; for another export its error names the format and how to open it.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from typing import Any
 from m3bind.encode.job import Encoded
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.export.base import export_folder, verify
-from m3bind.export.card import Figure
+from m3bind.export.card import EvaluationResult
 from m3bind.export.onnx import Inputs
 from m3bind.space.bundle import Space
 from m3bind.space.foreign_folder import MARKER
 
-__all__ = ["ARRAYS", "FORMATS", "MARKER", "Exported", "Figure", "export_arrays", "export_space", "verify"]
+__all__ = ["ARRAYS", "FORMATS", "MARKER", "EvaluationResult", "Exported", "export_arrays", "export_space", "verify"]
 
 FORMATS = {
     "sentence-transformers": 'sentence_transformers.SentenceTransformer("FOLDER")',
@@ -41,7 +41,7 @@ ARRAYS = {
 
 @dataclass
 class Exported:
-    """What was written, and what could not be."""
+    """The written folder, and the parts that could not be exported."""
 
     folder: Path
     kind: str
@@ -56,23 +56,23 @@ def export_space(
     *,
     texts: Sequence[str] = (),
     inputs: Inputs | None = None,
-    figures: Sequence[Figure] = (),
+    results: Sequence[EvaluationResult] = (),
 ) -> Exported:
-    """Write a space, or its student, in another form.
+    """Write a space, or its student, in another format.
 
     Args:
         space: a saved space.
         to: a key of `FORMATS`.
         out: folder to write; an older export there is replaced as a whole.
         texts: for "onnx": texts to compare the student on; default: the templates of the space's prompts.
-        inputs: for "onnx": what `space.read` gave, per modality, to compare image towers on; default: generated ones.
-        figures: for "hub": lines of the evaluation table.
+        inputs: for "onnx": outputs of `space.read`, per modality, to compare image towers on; default: generated ones.
+        results: for "hub": lines of the evaluation table.
 
     Raises:
-        UnknownNameError: no such format.
+        UnknownNameError: unknown format.
         SpaceError: the space has no student, or was never saved.
-        ConfigError: the student cannot be written in this form, an extra is missing, or `out` holds something else.
-        DiskError: the file system refused; what stood there before is untouched.
+        ConfigError: the student cannot be written in this format, an extra is missing, or `out` is not an export.
+        DiskError: the file system refused; an older export there is left unchanged.
     """
     from m3bind.export import hf, hub, onnx, sentence_transformers
     from m3bind.export.samples import sample_inputs, sample_texts
@@ -86,11 +86,11 @@ def export_space(
     refused: dict[str, str] = {}
     with export_folder(out, to, FORMATS[to], facts) as folder:
         if to == "hub":
-            hub.write(space, folder, figures)
+            hub.write(space, folder, results)
         elif to == "onnx":
-            given = dict(inputs or {})
-            ready = {name: given.get(name) or sample_inputs(space.model(name)) for name in space.modalities}
-            refused = onnx.write(space, folder, facts, texts or sample_texts(space), ready)
+            inputs = inputs or {}
+            samples = {name: inputs.get(name) or sample_inputs(space.model(name)) for name in space.modalities}
+            refused = onnx.write(space, folder, facts, texts or sample_texts(space), samples)
         else:
             writer = sentence_transformers if to == "sentence-transformers" else hf
             assert space.student is not None
@@ -105,20 +105,20 @@ def export_arrays(encoded: Encoded, to: str, out: Path | str, columns: Sequence[
         encoded: an opened archive.
         to: a key of `ARRAYS`.
         out: folder to write; an older export there is replaced as a whole.
-        columns: columns beside `id` and `modality`; they may name people.
+        columns: columns beside `id` and `modality`; they may identify people.
 
     Raises:
-        UnknownNameError: no such format or column.
-        ConfigError: the archive is empty, or `out` holds something else.
-        DiskError: the file system refused; what stood there before is untouched.
+        UnknownNameError: unknown format or column.
+        ConfigError: the archive is empty, or `out` is not an export.
+        DiskError: the file system refused; an older export there is left unchanged.
     """
     from m3bind.export import arrays
 
     if to not in ARRAYS:
         raise UnknownNameError("format of an archive's export", to, ARRAYS)
     if not len(encoded):
-        raise ConfigError(f"{encoded.folder}: holds no embedding to export")
-    names = arrays.chosen(encoded, columns)
+        raise ConfigError(f"{encoded.folder}: has no embeddings to export")
+    names = arrays.exported_columns(encoded, columns)
     facts = {"space": encoded.fingerprint, "gap_corrected": encoded.gap_corrected, "n": len(encoded), "columns": names}
     with export_folder(out, to, ARRAYS[to], {**facts, "dim": int(encoded.embeddings.shape[1])}) as folder:
         (arrays.write_parquet if to == "parquet" else arrays.write_npz)(encoded, folder, names)
@@ -126,7 +126,7 @@ def export_arrays(encoded: Encoded, to: str, out: Path | str, columns: Sequence[
 
 
 def _facts(space: Space) -> dict[str, Any]:
-    """What every export of a space says about it."""
+    """The properties of a space that every export states."""
     return {
         "space": space.fingerprint,
         "dim": space.dim,

@@ -1,9 +1,9 @@
-"""Embeddings of an encoded archive as one file that any program reads: Parquet, or NumPy's .npz.
+"""Exports the embeddings of an encoded archive as one file: Parquet, or NumPy's .npz.
 
 * `write_parquet`: one row per item, its vector in the column `embedding` (a list of float32 of fixed length).
-* `write_npz`: arrays `embedding` (n, d) float32 and one of texts per column; no pickles.
+* `write_npz`: arrays `embedding` (n, d) float32 and one array of texts per column; no pickles.
 
-Columns are `id` and `modality`; others (paths, labels, dates) may name people and are written when asked for.
+Columns are `id` and `modality`; others (paths, labels, dates) may identify people and are opt-in.
 """
 
 import zipfile
@@ -20,11 +20,11 @@ BLOCK = 8192  # items held in memory at once
 COLUMNS = ("id", "modality")
 
 
-def chosen(encoded: Encoded, extra: Sequence[str]) -> list[str]:
+def exported_columns(encoded: Encoded, extra: Sequence[str]) -> list[str]:
     """Names of the columns to write.
 
     Raises:
-        UnknownNameError: an item has no such column.
+        UnknownNameError: the archive has no such column.
     """
     known = [str(name) for name in encoded.items.columns if name != "row"]
     for name in extra:
@@ -33,8 +33,8 @@ def chosen(encoded: Encoded, extra: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*(name for name in COLUMNS if name in known), *extra]))
 
 
-def write_parquet(encoded: Encoded, folder: Path, columns: Sequence[str]) -> str:
-    """Write embeddings.parquet; returns its name. What the vectors are is in the file's metadata."""
+def write_parquet(encoded: Encoded, folder: Path, columns: Sequence[str]) -> None:
+    """Write embeddings.parquet; the file's metadata states the space and gap correction."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -49,11 +49,10 @@ def write_parquet(encoded: Encoded, folder: Path, columns: Sequence[str]) -> str
             arrays = [pa.array(items[name].astype(str).tolist(), pa.string()) for name in columns]
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), dim)
             writer.write_table(pa.Table.from_arrays([*arrays, vectors], schema=schema))
-    return "embeddings.parquet"
 
 
-def write_npz(encoded: Encoded, folder: Path, columns: Sequence[str]) -> str:
-    """Write embeddings.npz; returns its name."""
+def write_npz(encoded: Encoded, folder: Path, columns: Sequence[str]) -> None:
+    """Write embeddings.npz."""
     with zipfile.ZipFile(folder / "embeddings.npz", "w", zipfile.ZIP_STORED) as archive:
         header = {"descr": "<f4", "fortran_order": False, "shape": encoded.embeddings.shape}
         with archive.open("embedding.npy", "w", force_zip64=True) as handle:
@@ -64,4 +63,3 @@ def write_npz(encoded: Encoded, folder: Path, columns: Sequence[str]) -> str:
         for name, values in {**texts, "space": np.array(encoded.fingerprint)}.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as handle:
                 np.lib.format.write_array(handle, values, allow_pickle=False)
-    return "embeddings.npz"

@@ -1,6 +1,6 @@
-"""The folder of an export: written as a whole, with a hash of each file and what it is good for.
+"""The folder of an export: written as a whole, with export.json, which has a hash of each file.
 
-* `export_folder`: a folder to fill. * `verify`: its hashes.
+* `export_folder`: a folder to fill. * `verify`: checks its hashes.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ def export_folder(out: Path | str, kind: str, use: str, facts: Mapping[str, Any]
     """A temporary folder that becomes `out`, with hashes, when the block ends without an error.
 
     Args:
-        out: where it goes; an older export there is replaced.
-        kind: which format it is.
+        out: final folder; an older export there is replaced.
+        kind: its format.
         use: one line of code that opens it.
-        facts: JSON values to keep beside (fingerprint of the space, dimension, licences).
+        facts: further JSON values of export.json (fingerprint of the space, dimension, licences).
 
     Raises:
-        ConfigError: `out` holds something else than an export.
-        DiskError: the file system refused; what stood there before is untouched.
+        ConfigError: `out` exists and is not an export.
+        DiskError: the file system refused; an older export there is left unchanged.
     """
     out = Path(os.path.abspath(out))
     guard_folder(out, MARKER, "an export")
@@ -43,10 +43,10 @@ def export_folder(out: Path | str, kind: str, use: str, facts: Mapping[str, Any]
 
 
 def verify(folder: Path | str) -> dict[str, Any]:
-    """Check every file of an export against its hash; returns what is written about it.
+    """Check every file of an export against its hash; returns the content of export.json.
 
     Raises:
-        ConfigError: no export.
+        ConfigError: not an export.
         SpaceError: a file is missing or damaged; names it.
     """
     folder = Path(folder)

@@ -1,10 +1,11 @@
-"""The model card of a space: what is in it, what it was trained on, how well it does, what it is not for.
+"""The model card of a space: parts, training data, evaluation, limits.
 
-* `Figure`: one line of the evaluation table. * `model_card`: Markdown with the YAML head of model repositories.
+* `EvaluationResult`: one line of the evaluation table. * `model_card`: Markdown with YAML front matter.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -18,7 +19,7 @@ _PAGE = """\
 # A medical image-text space: {modalities}
 
 {count} modalities and texts as unit vectors of {dim} dimensions in one space, so that an image of one kind can be
-compared, by cosine, with images of the others and with words. Bound with m3bind through text: no image of one modality
+compared, by cosine, with images of the others and with texts. Bound with m3bind through text: no image of one modality
 was ever paired with one of another.
 {synthetic}
 ## Use
@@ -38,13 +39,13 @@ Text towers (`encoder=`): {text_encoders}. Nothing is downloaded for a folder, n
 
 {parts}
 
-The licence of the whole is no freer than the strictest of its parts.
+The licence of the whole is no more permissive than the strictest of its parts.
 
 ## Training data
 
 {records}
 
-Data that the parts had seen before: {seen}.
+Data on which the parts were pretrained: {seen}.
 
 ## Evaluation
 
@@ -58,7 +59,7 @@ Data that the parts had seen before: {seen}.
   (age, sex, scanner, hospital) that the evaluation above does not name.
 * Cosines of different pairs of modalities have different scales; compare ranks, or calibrate.
 * Images must be what the parts were trained on (see Input); other views, body parts and protocols were not tried.
-* Embeddings of patients are health data. They can be matched to their images: guard them as you guard these.
+* Embeddings of patients are health data. They can be matched to their images: protect them as you protect these.
 
 ## Fingerprint
 
@@ -68,8 +69,8 @@ file.
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One measured value with its 95 % interval."""
+class EvaluationResult:
+    """One metric value with its 95 % confidence interval."""
 
     what: str  # "zero shot, syndrome"
     modality: str
@@ -81,16 +82,16 @@ class Figure:
     high: float | None
 
 
-def model_card(space: Space, figures: Sequence[Figure]) -> str:
-    """The README of a repository. Names no file, person or machine."""
+def model_card(space: Space, results: Sequence[EvaluationResult]) -> str:
+    """The README of a repository, without names of files, people or machines."""
     cards, has_student = space.cards, STUDENT in space.text_encoders
-    seen = sorted({name for card in cards.values() for name in card.get("training_data", ())})
+    seen = sorted(set(chain.from_iterable(card.get("training_data", ()) for card in cards.values())))
     return _PAGE.format(
         front=yaml.safe_dump(_front(space), sort_keys=False, allow_unicode=True),
         modalities=", ".join(space.modalities),
         count=len(space.modalities),
         dim=space.dim,
-        synthetic="\n**Trained on SYNTHETIC data (virtual patients): a demonstration, of no use on real images.**\n"
+        synthetic="\n**Trained on SYNTHETIC data (virtual patients): a demonstration, not for use on real images.**\n"
         if space.synthetic
         else "",
         first=space.modalities[0],
@@ -99,7 +100,7 @@ def model_card(space: Space, figures: Sequence[Figure]) -> str:
         parts=_parts(space),
         records=_records(space),
         seen=", ".join(seen) or "none stated by their cards",
-        evaluation=_evaluation(figures),
+        evaluation=_evaluation(results),
         fingerprint=space.fingerprint,
     )
 
@@ -137,25 +138,19 @@ def _records(space: Space) -> str:
     records = space.info.records
     if not records:
         return "Not stated."
-    splits = list(dict.fromkeys(split for counts in records.values() for split in counts))
-    return table(
-        ["Modality", *splits], [[name, *(counts.get(split, 0) for split in splits)] for name, counts in records.items()]
-    )
+    splits = list(dict.fromkeys(chain.from_iterable(records.values())))
+    rows = []
+    for name, counts in records.items():
+        rows.append([name, *(counts.get(split, 0) for split in splits)])
+    return table(["Modality", *splits], rows)
 
 
-def _evaluation(figures: Sequence[Figure]) -> str:
-    if not figures:
+def _evaluation(results: Sequence[EvaluationResult]) -> str:
+    if not results:
         return "No results were given with the export."
-    rows = [
-        [f.what, f.modality, f.metric.replace("_", " "), f.n, _number(f.chance), f"{f.value:.3f}", _interval(f)]
-        for f in figures
-    ]
+    rows = []
+    for r in results:
+        interval = "–" if r.low is None or r.high is None else f"{r.low:.3f} to {r.high:.3f}"
+        chance = "–" if r.chance is None else f"{r.chance:.3f}"
+        rows.append([r.what, r.modality, r.metric.replace("_", " "), r.n, chance, f"{r.value:.3f}", interval])
     return table(["Task", "Modality", "Metric", "n", "Chance", "Value", "95 % interval"], rows)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _interval(figure: Figure) -> str:
-    return "–" if figure.low is None or figure.high is None else f"{figure.low:.3f} to {figure.high:.3f}"

@@ -1,7 +1,7 @@
-"""The student as a folder of transformers: `AutoModel`, `AutoTokenizer`, and what follows the pooling beside them.
+"""The student as a folder of transformers: `AutoModel`, `AutoTokenizer`, and the layers after pooling.
 
-A plain AutoModel ends with hidden states. What the student does after pooling is in `projection.safetensors`, the state
-dict of an `nn.Sequential` that the folder's README builds and applies in two lines. No own code, no trust_remote_code.
+An AutoModel returns hidden states. The layers after pooling are in `projection.safetensors`, the state dict of an
+`nn.Sequential` that the folder's README builds and applies in two lines. No custom code, no trust_remote_code.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ _POOLED = {
 
 
 def write(encoder: TextEncoder, folder: Path, facts: dict[str, Any]) -> None:
-    """Fill an empty folder."""
+    """Write the folder."""
     layers = parts.plain_layers(encoder)
     parts.write_network(encoder, folder)
     if len(layers):
@@ -60,7 +60,7 @@ def _code(encoder: TextEncoder, layers: nn.Sequential) -> str:
 
 
 def _source(layer: nn.Module) -> str:
-    """The expression that makes an untrained layer of the same shape."""
+    """Source code of an untrained layer of the same shape."""
     if isinstance(layer, nn.Linear):
         ending = "" if layer.bias is not None else ", bias=False"
         return f"nn.Linear({layer.in_features}, {layer.out_features}{ending})"

@@ -1,10 +1,10 @@
-"""ONNX files of the student and of every image tower, each compared with the original on real inputs.
+"""Exports the student and every image tower to ONNX, and compares each file with the original.
 
-* `write`: the files and `parity.json`; what cannot be exported is named there with the reason.
+* `write`: the files and `parity.json`, which also lists parts that cannot be exported, with the reason.
 * `convert`: one module. * `compare`: one file with its module.
 
-A tower's file takes what the model's preprocessing gives (`Space.read`) and ends in the space: tower, head, bridge,
-unit rows. The student's takes padded tokens. The number of items is free, and the length of texts.
+A tower's file takes preprocessed inputs (`Space.read`) and contains tower, head, bridge and normalisation. The
+student's takes padded tokens. The number of items and the length of texts are dynamic.
 """
 
 import copy
@@ -29,16 +29,17 @@ from m3bind.models.embedding import evaluating
 from m3bind.space.bundle import Space
 
 OPSET = 18
-COSINE, LARGEST = 0.9999, 1e-3  # smallest cosine and largest difference of an entry with which a file counts as equal
+COSINE, LARGEST = 0.9999, 1e-3  # minimum cosine and maximum difference of an entry for parity
 REPORT = "parity.json"
-Inputs = Mapping[str, Sequence[Tensor]]  # per modality: what `Space.read` gives
+Inputs = Mapping[str, Sequence[Tensor]]  # per modality: outputs of `Space.read`
 
 _README = """\
 # ONNX files of a bound space
 
 `student.onnx` takes `input_ids` and `attention_mask` (int64, n x length, padded on the right; the tokenizer is
-`tokenizer.json`) and gives `embeddings` (float32, n x {dim}, unit rows). `image_NAME.onnx` takes `input` (float32),
-what `m3bind.load(SPACE).read(file, "NAME")` gives, and ends in the same space. The number of items is free.
+`tokenizer.json`) and returns `embeddings` (float32, n x {dim}, unit rows). `image_NAME.onnx` takes `input` (float32),
+the output of `m3bind.load(SPACE).read(file, "NAME")`, and returns embeddings of the same space. The number of items is
+dynamic.
 
 ```python
 import onnxruntime
@@ -46,14 +47,14 @@ session = onnxruntime.InferenceSession("FOLDER/FILE.onnx")
 embeddings = session.run(None, {{"input": batch}})[0]
 ```
 
-`{report}` holds how each file compares with the original. Licences of the parts: {licences}.
+`{report}` compares each file with the original. Licences of the parts: {licences}.
 Not a medical device; not for diagnosis.
 """
 
 
 @dataclass
 class Parity:
-    """How one file compares with the module it was made of; `reason` where there is no usable file."""
+    """Comparison of one file with its module; `reason` if there is no usable file."""
 
     name: str
     file: str = ""
@@ -70,8 +71,8 @@ class Parity:
         """One line."""
         if self.reason:
             return f"{self.name}: NOT exported, {self.reason}"
-        figures = f"largest difference {self.max_abs_difference:.1e}, smallest cosine {self.min_cosine:.7f}"
-        return f"{self.name}: {self.file}, opset {self.opset}, {figures} over {self.items} items"
+        parity = f"largest difference {self.max_abs_difference:.1e}, smallest cosine {self.min_cosine:.7f}"
+        return f"{self.name}: {self.file}, opset {self.opset}, {parity} over {self.items} items"
 
 
 class ExportedImageTower(nn.Module):
@@ -88,33 +89,35 @@ class ExportedImageTower(nn.Module):
 
 
 def write(space: Space, folder: Path, facts: dict[str, Any], texts: Sequence[str], inputs: Inputs) -> dict[str, str]:
-    """Fill an empty folder; returns the reasons of what could not be exported.
+    """Write the export; returns part -> reason of the parts that could not be exported.
 
     Args:
-        space: to export.
-        folder: empty.
+        space: the space.
+        folder: an empty folder.
         facts: for the README.
         texts: to compare the student on.
         inputs: to compare the image towers on.
 
     Raises:
-        ConfigError: the extra `onnx` is not installed, or nothing at all could be exported.
+        ConfigError: the extra `onnx` is not installed, or no part could be exported.
     """
     _need_onnx()
     names = [*(["student"] if space.student is not None else []), *(f"image_{name}" for name in space.modalities)]
-    found: list[Parity] = []
+    parities: list[Parity] = []
     with progress("export to ONNX", len(names)) as bar:
         for name in names:
-            found.append(_student(space, folder, texts) if name == "student" else _image(space, folder, name, inputs))
+            parities.append(
+                _student(space, folder, texts) if name == "student" else _image(space, folder, name, inputs)
+            )
             bar.advance(note=name)
-    if all(parity.reason for parity in found):
-        raise ConfigError("nothing could be exported to ONNX: " + "; ".join(f"{p.name}: {p.reason}" for p in found))
-    write_json(folder / REPORT, [asdict(parity) for parity in found])
+    if all(parity.reason for parity in parities):
+        raise ConfigError("no part could be exported to ONNX: " + "; ".join(f"{p.name}: {p.reason}" for p in parities))
+    write_json(folder / REPORT, [asdict(parity) for parity in parities])
     licences = "; ".join(f"{name}: {licence}" for name, licence in facts["licences"].items())
     write_text(folder / "README.md", _README.format(dim=space.dim, licences=licences, report=REPORT))
-    for parity in found:
+    for parity in parities:
         print(parity.as_text())
-    return {parity.name: parity.reason for parity in found if parity.reason}
+    return {parity.name: parity.reason for parity in parities if parity.reason}
 
 
 def _need_onnx() -> None:
@@ -136,7 +139,9 @@ def _student(space: Space, folder: Path, texts: Sequence[str]) -> Parity:
         with evaluating(student):
             module = Padded(copy.deepcopy(student))
             batches = [student.tokenize(part) for part in (texts, texts[:1])]
-            return _finish(parity, module, [(b["input_ids"], b["attention_mask"]) for b in batches], folder)
+            return _convert_and_compare(
+                parity, module, [(b["input_ids"], b["attention_mask"]) for b in batches], folder
+            )
     except M3BindError as error:
         return _refused(parity, folder, str(error))
 
@@ -152,11 +157,13 @@ def _image(space: Space, folder: Path, name: str, inputs: Inputs) -> Parity:
     rows += [rows[0] * 0.9 + 0.01] * max(0, 2 - len(rows))  # at least two items
     batch = torch.stack(rows)
     with evaluating(model, bridge):
-        return _finish(parity, ExportedImageTower(model, bridge), [(batch,), (batch[:1],)], folder)
+        return _convert_and_compare(parity, ExportedImageTower(model, bridge), [(batch,), (batch[:1],)], folder)
 
 
-def _finish(parity: Parity, module: nn.Module, batches: Sequence[tuple[Tensor, ...]], folder: Path) -> Parity:
-    """Convert, compare on every batch, and fill in what came out. Exporters raise anything."""
+def _convert_and_compare(
+    parity: Parity, module: nn.Module, batches: Sequence[tuple[Tensor, ...]], folder: Path
+) -> Parity:
+    """Convert, compare on every batch, and fill in the results. Exporters raise errors of any kind."""
     path = folder / parity.file
     try:
         convert(module, batches[0], path)
@@ -187,11 +194,11 @@ def _reason(error: Exception) -> str:
 
 
 def convert(module: nn.Module, batch: tuple[Tensor, ...], path: Path) -> None:
-    """Write a module as ONNX: inputs with a free first axis, and a free second one where there are several (tokens)."""
+    """Write a module as ONNX: inputs with a dynamic first axis and, if there are two (tokens), a dynamic second one."""
     names = ["input"] if len(batch) == 1 else ["input_ids", "attention_mask"]
     items = torch.export.Dim("items", min=1)
     axes: Any = {0: items} if len(batch) == 1 else {0: items, 1: torch.export.Dim("length", min=1)}
-    plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)  # others lay results out in another way
+    plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)  # others return another memory layout
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
@@ -218,19 +225,19 @@ def compare(module: nn.Module, path: Path, batches: Sequence[tuple[Tensor, ...]]
     """(largest difference of an entry, smallest cosine of a row) between a module and its ONNX file.
 
     Raises:
-        ConfigError: the file takes one number of items only.
+        ConfigError: the file has a fixed number of items.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     if isinstance(fixed := session.get_inputs()[0].shape[0], int):
-        raise ConfigError(f"its graph takes {fixed} items only, since the model counts items in Python")
+        raise ConfigError(f"its graph has a fixed number of {fixed} items, since the model counts items in Python")
     difference, cosine = 0.0, 1.0
     for batch in batches:
-        ours = module(*batch).numpy().astype(np.float64)
-        theirs = session.run(None, {name: value.numpy() for name, value in zip(names, batch)})[0].astype(np.float64)
-        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-        difference = max(difference, float(np.abs(ours - theirs).max()))
-        cosine = min(cosine, float(((ours * theirs).sum(1) / norms).min()))
+        expected = module(*batch).numpy().astype(np.float64)
+        actual = session.run(None, {name: value.numpy() for name, value in zip(names, batch)})[0].astype(np.float64)
+        norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
+        difference = max(difference, float(np.abs(expected - actual).max()))
+        cosine = min(cosine, float(((expected * actual).sum(1) / norms).min()))
     return difference, cosine

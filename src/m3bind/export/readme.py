@@ -1,6 +1,6 @@
-"""README of a folder that holds the student alone.
+"""README of an exported student.
 
-* `student_readme`: the page, with code that runs.
+* `student_readme`: the page, with runnable code.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ _PAGE = """\
 The student of a space of {dim} dimensions: texts as unit vectors that are comparable, by cosine, with each other and
 with the space's images ({modalities}).{synthetic}
 
-Needs {library} and nothing else. Replace `FOLDER` by the path of this folder.
+Needs {library} only. Replace `FOLDER` by the path of this folder.
 
 ```python
 {imports}
@@ -25,7 +25,7 @@ texts = ["no pleural effusion", "atrial fibrillation"]
 {code}
 ```
 
-Texts longer than {max_tokens} tokens are cut. The vectors equal those of the space `{space}` to within rounding.
+Texts longer than {max_tokens} tokens are truncated. The vectors equal those of the space `{space}` to within rounding.
 
 Licences of the parts: {licences}
 
@@ -34,7 +34,7 @@ Not a medical device; not for diagnosis. `export.json` lists the SHA-256 of ever
 
 
 def student_readme(library: str, imports: str, code: str, facts: dict[str, Any]) -> str:
-    """The page as Markdown with a YAML head."""
+    """The page as Markdown with YAML front matter."""
     front = {"library_name": library, "pipeline_tag": "sentence-similarity", "tags": ["m3bind", "medical"]}
     licences = "; ".join(f"{name}: {licence}" for name, licence in facts["licences"].items())
     return _PAGE.format(

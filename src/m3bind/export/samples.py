@@ -1,8 +1,8 @@
 """Inputs to compare an exported tower with the original.
 
-* `read_inputs`: files of a manifest. Where none are given:
+* `read_inputs`: files of a manifest. Without a manifest:
 * `sample_texts`: prompts of the space, and texts of every length.
-* `sample_inputs`: generated pictures, volumes and ECGs as the model's own preprocessing makes them.
+* `sample_inputs`: generated images, volumes and ECGs, preprocessed by the model.
 """
 
 from itertools import chain
@@ -19,8 +19,7 @@ from m3bind.models.weights.reference import fixed_images, fixed_samples
 from m3bind.space.bundle import Space
 from m3bind.space.prompts import fill_template
 
-ITEMS = 3  # generated inputs per tower
-REAL = 8  # files per modality
+GENERATED, REAL = 3, 8  # generated inputs per tower, files per modality
 
 
 def sample_texts(space: Space) -> list[str]:
@@ -31,31 +30,30 @@ def sample_texts(space: Space) -> list[str]:
 
 
 def sample_inputs(model: DualEncoder) -> list[Tensor]:
-    """A few inputs of a model, without the batch axis; [] where none of the generated samples is of its kind."""
+    """A few inputs of a model, without the batch axis; [] if it accepts none of the generated samples."""
     small: tuple[int, ...] = getattr(model, "check_shape", ())
     if small:
-        return list(fixed_images((ITEMS, *small)))
+        return list(fixed_images((GENERATED, *small)))
     for sample in fixed_samples():
         try:
             first = model.preprocess(sample)
         except (ConfigError, ValueError, IndexError, RuntimeError):
             continue
-        noise = fixed_images((ITEMS, *first.shape)) if first.ndim > 1 else torch.randn(ITEMS, *first.shape)
+        noise = fixed_images((GENERATED, *first.shape)) if first.ndim > 1 else torch.randn(GENERATED, *first.shape)
         return [first, *(first + 0.2 * float(first.std()) * value for value in noise[1:])]
     return []
 
 
 def read_inputs(space: Space, manifest: Path | str) -> dict[str, list[Tensor]]:
-    """The first readable files of a manifest as `Space.read` gives them, at most `REAL` per modality.
+    """The first `REAL` files of each modality of a manifest, as `Space.read` returns them.
 
     Raises:
         ManifestError: the manifest cannot be used.
-        ReadError: a file of it is damaged.
+        ReadError: a file is damaged.
     """
-    records = read_manifest(manifest, modalities=space.modalities).records
-    found: dict[str, list[Tensor]] = {}
-    for record in records:
-        rows = found.setdefault(record.modality, [])
+    inputs: dict[str, list[Tensor]] = {}
+    for record in read_manifest(manifest, modalities=space.modalities).records:
+        rows = inputs.setdefault(record.modality, [])
         if len(rows) < REAL:
             rows.append(space.read(record.path, record.modality))
-    return found
+    return inputs

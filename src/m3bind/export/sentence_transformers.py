@@ -1,6 +1,6 @@
-"""The student as a folder of sentence-transformers: Transformer, Pooling, Dense and LayerNorm, Normalize; no own code.
+"""The student as a folder of sentence-transformers: Transformer, Pooling, Dense, LayerNorm, Normalize; no custom code.
 
-* `export_sentence_transformers`: write it.
+* `write`: writes it.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ _MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "wei
 
 
 def write(encoder: TextEncoder, folder: Path, facts: dict[str, Any]) -> None:
-    """Fill an empty folder. Dense layers need sentence-transformers >= 3, a LayerNorm between them >= 5."""
+    """Write the folder. Dense layers need sentence-transformers >= 3, a LayerNorm between them >= 5."""
     layers = parts.plain_layers(encoder)
     parts.write_network(encoder, folder)
     settings: dict[str, Any] = {"max_seq_length": encoder.max_tokens, "do_lower_case": False}
@@ -38,13 +38,10 @@ def write(encoder: TextEncoder, folder: Path, facts: dict[str, Any]) -> None:
         _write_module(folder / modules[-1][1], config, state)
     modules.append(("Normalize", f"{len(modules)}_Normalize"))
     (folder / modules[-1][1]).mkdir()
-    write_json(
-        folder / "modules.json",
-        [
-            {"idx": number, "name": str(number), "path": path, "type": _MODULES + kind}
-            for number, (kind, path) in enumerate(modules)
-        ],
-    )
+    listed = []
+    for number, (kind, path) in enumerate(modules):
+        listed.append({"idx": number, "name": str(number), "path": path, "type": _MODULES + kind})
+    write_json(folder / "modules.json", listed)
     about: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(folder / "config_sentence_transformers.json", about)
     code = 'model = SentenceTransformer("FOLDER")\nembeddings = model.encode(texts)  # unit rows'
@@ -57,28 +54,23 @@ def _modules(layers: nn.Sequential, width: int) -> list[tuple[str, dict[str, Any
 
     An activation belongs to the Dense before it; after a LayerNorm it gets a Dense of its own, the identity.
     """
-    made: list[tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = []
+    modules: list[tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = []
     for layer in layers:
         if isinstance(layer, nn.LayerNorm):
-            made.append(("LayerNorm", {"dimension": width}, {f"norm.{k}": v for k, v in layer.state_dict().items()}))
+            modules.append(("LayerNorm", {"dimension": width}, {f"norm.{k}": v for k, v in layer.state_dict().items()}))
         elif isinstance(layer, nn.Linear):
             width = layer.out_features
             state = {f"linear.{key}": value for key, value in layer.state_dict().items()}
-            made.append(("Dense", _dense(layer.in_features, width, layer.bias is not None, nn.Identity()), state))
-        elif made and made[-1][0] == "Dense":
-            made[-1][1]["activation_function"] = _path(layer)
+            modules.append(("Dense", _dense(layer.in_features, width, layer.bias is not None, nn.Identity()), state))
+        elif modules and modules[-1][0] == "Dense":
+            modules[-1][1]["activation_function"] = _path(layer)
         else:
-            made.append(("Dense", _dense(width, width, False, layer), {"linear.weight": torch.eye(width)}))
-    return made
+            modules.append(("Dense", _dense(width, width, False, layer), {"linear.weight": torch.eye(width)}))
+    return modules
 
 
 def _dense(before: int, after: int, bias: bool, activation: nn.Module) -> dict[str, Any]:
-    return {
-        "in_features": before,
-        "out_features": after,
-        "bias": bias,
-        "activation_function": _path(activation),
-    }
+    return {"in_features": before, "out_features": after, "bias": bias, "activation_function": _path(activation)}
 
 
 def _path(module: nn.Module) -> str:

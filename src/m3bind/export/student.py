@@ -1,6 +1,6 @@
-"""The student's text encoder in parts that other libraries have: a transformers network, a pooling, plain layers.
+"""The student's text encoder split into parts of other libraries: a transformers network, a pooling, plain layers.
 
-* `network`: the transformers model. * `write_network`: its folder with weights and tokenizer.
+* `network`: the transformers model. * `write_network`: writes it with its tokenizer.
 * `plain_layers`: everything after pooling as Linear, LayerNorm and activations, equal up to rounding.
 * `Padded`: the whole encoder on padded tokens.
 
@@ -28,10 +28,10 @@ _SPECIAL = {
 
 
 def network(encoder: TextEncoder) -> Any:
-    """The transformers model inside.
+    """The transformers model of the encoder.
 
     Raises:
-        ConfigError: an adapter that was not merged, or hidden states other than the last are pooled.
+        ConfigError: an adapter is not merged, or hidden states other than the last are pooled.
     """
     trunk: Any = encoder.trunk
     if any("lora_" in key for key in trunk.state_dict()):
@@ -44,7 +44,7 @@ def network(encoder: TextEncoder) -> Any:
 
 
 def pooling(encoder: TextEncoder) -> str:
-    """Which tokens are pooled: "mean", "cls" or "last"; BERT's own "pooler" is "cls" and a layer more.
+    """Which tokens are pooled: "mean", "cls" or "last"; BERT's "pooler" is "cls" with an additional layer.
 
     Raises:
         ConfigError: the student averages over padding, so its vectors depend on the batch.
@@ -56,12 +56,12 @@ def pooling(encoder: TextEncoder) -> str:
 
 
 def loads_without_pooler(encoder: TextEncoder) -> bool:
-    """Whether transformers must be told (`add_pooling_layer=False`) not to invent a pooler that was never trained."""
+    """Whether transformers needs `add_pooling_layer=False`, or else it adds an untrained pooler."""
     return getattr(network(encoder), "pooler", 0) is None
 
 
 def plain_layers(encoder: TextEncoder) -> nn.Sequential:
-    """From pooled features (n, H) to the vector (n, d) before it is normalised: Linear, LayerNorm, GELU and Tanh only.
+    """From pooled features (n, H) to the vector (n, d) before normalisation: Linear, LayerNorm, GELU and Tanh only.
 
     Raises:
         ConfigError: a head of another kind.
@@ -82,11 +82,11 @@ def plain_layers(encoder: TextEncoder) -> nn.Sequential:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")  # draws no numbers
-    made.weight = nn.Parameter(weight.detach().float().clone())
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")  # no initialisation
+    layer.weight = nn.Parameter(weight.detach().float().clone())
     if bias is not None:
-        made.bias = nn.Parameter(bias.detach().float().clone())
-    return made
+        layer.bias = nn.Parameter(bias.detach().float().clone())
+    return layer
 
 
 def _adapter(head: ResidualHead) -> list[nn.Module]:
@@ -101,7 +101,7 @@ def _adapter(head: ResidualHead) -> list[nn.Module]:
 
 
 def _mlp(head: Mlp) -> list[nn.Module]:
-    """The standardisation folded into the first layer; dropout left out."""
+    """The standardisation is folded into the first layer; dropout is omitted."""
     inner, norm, last = (module for module in head.net if isinstance(module, nn.Linear | nn.LayerNorm))
     assert isinstance(inner, nn.Linear) and isinstance(norm, nn.LayerNorm) and isinstance(last, nn.Linear)
     weight = inner.weight.detach().double() / head.std.double()
@@ -110,9 +110,9 @@ def _mlp(head: Mlp) -> list[nn.Module]:
 
 
 def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
-    made = nn.LayerNorm(norm.normalized_shape[0], eps=norm.eps)
-    made.load_state_dict(norm.state_dict())
-    return made
+    copy = nn.LayerNorm(norm.normalized_shape[0], eps=norm.eps)
+    copy.load_state_dict(norm.state_dict())
+    return copy
 
 
 class Padded(nn.Module):
@@ -124,7 +124,7 @@ class Padded(nn.Module):
         self.network, self.pooling, self.layers = network(encoder), pooling(encoder), plain_layers(encoder)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 (n, L) twice -> (n, d) unit rows; padding stands on the right."""
+        """int64 (n, L) twice -> (n, d) unit rows; padding on the right."""
         hidden = self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.pooling == "cls":
             pooled = hidden[:, 0]
@@ -138,7 +138,7 @@ class Padded(nn.Module):
 
 
 def write_network(encoder: TextEncoder, folder: Path) -> None:
-    """config.json, model.safetensors and the tokenizer, as `AutoModel` and `AutoTokenizer` read them."""
+    """config.json, model.safetensors and the tokenizer, for `AutoModel` and `AutoTokenizer`."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -150,7 +150,9 @@ def write_network(encoder: TextEncoder, folder: Path) -> None:
             logging.enable_progress_bar()
     encoder.save_assets(folder)
     tokenizer = encoder.tokenizer.tokenizer
-    found = {key: name for key, names in _SPECIAL.items() for name in names if tokenizer.token_to_id(name) is not None}
+    special = {
+        key: name for key, names in _SPECIAL.items() for name in names if tokenizer.token_to_id(name) is not None
+    }
     padding = (tokenizer.padding or {})["pad_token"]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -158,6 +160,6 @@ def write_network(encoder: TextEncoder, folder: Path) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         "pad_token": padding,
-        **found,
+        **special,
     }
     write_json(folder / "tokenizer_config.json", config)

@@ -1,7 +1,7 @@
-"""Embeddings that are kept and searched: one folder here, or Milvus elsewhere, behind one interface.
+"""Stores and searches embeddings: in one folder, or in Milvus, behind one interface.
 
 * `base`: the interface `Index`, conditions `Where`, results `SearchResult`. * `uri`: `create_index`, `open_index`.
-* `build`: an encoded archive into an index. * `embedded`: the index in one folder. * `milvus`: the index in Milvus.
+* `build`: fills it from an encoded archive. * `embedded`: the index in one folder. * `milvus`: the index in Milvus.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What an index is, for people: how many items of what, how large, what is waiting for a commit.
+"""Summary of an index: items per modality, size, pending changes.
 
 * `about`: as JSON values. * `as_text`: as a few lines.
 """
@@ -10,7 +10,7 @@ from m3bind.index.base import Index
 
 
 def about(index: Index) -> dict[str, Any]:
-    """JSON values that describe an index; `bytes` of one in a folder, with what was not removed yet."""
+    """JSON values that describe an index; `bytes` of one in a folder include files not yet removed."""
     folder = Path(index.uri)
     return {
         "uri": index.uri,
@@ -35,5 +35,5 @@ def as_text(summary: dict[str, Any]) -> str:
     if summary["gap_corrected"]:
         lines.append("without the modalities' means (gap-corrected)")
     if summary["pending"]:
-        lines.append(f"{summary['pending']} changes are searched beside the committed segment; --commit puts them in")
+        lines.append(f"{summary['pending']} changes are searched beside the committed segment; --commit merges them")
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""Which form of approximate search a committed segment has, and how wide it must be: both measured on its rows.
+"""Chooses the form and width of approximate search of a committed segment, both measured on its rows.
 
     codes.*        8-bit copies of the rows (`flat`), from `CODES_FROM` rows
-    graph.faiss    a graph over them (`graph`), from `NEAR_FROM` rows, where that reaches the recall aimed at
-    lists.faiss    rows in lists of near ones (`ivf`), where the graph does not: many rows in dense clusters
-    near.json      form, width and the recall measured with it
+    graph.faiss    a graph over them (`hnsw`), from `NEAR_FROM` rows, if it reaches the target recall
+    lists.faiss    inverted lists (`ivf`), if the graph does not: many rows in dense clusters
+    near.json      form, width and its measured recall
 
-* `derive`: what a commit writes beside the rows. * `open_near`: what a segment has. * `Near`: what every form can do.
+* `derive`: writes these files of a commit. * `open_near`: opens them. * `Near`: the interface of every form.
 
 Shapes: n rows, q queries, d dimension, k hits.
 """
@@ -23,22 +23,21 @@ from typing_extensions import TypedDict
 from m3bind.core.files import write_json
 from m3bind.core.stored import checked, read_json
 from m3bind.index import flat, hnsw, ivf
-from m3bind.index.base import Array
-from m3bind.index.flat import Mask
+from m3bind.index.base import Array, Mask
 from m3bind.index.segment import VECTORS, Rows, Segment
 
 NEAR = "near.json"
-CODES_FROM = 4096  # rows from which codes are kept
-NEAR_FROM = 20_000  # rows from which the graph pays: there 1.2 times a scan's batch, 10 times its single queries
-RECALL, PROBES, DEPTH = 0.99, 256, 10  # aimed at, with so many points asking for so many neighbours
+CODES_FROM = 4096  # rows from which codes are stored
+NEAR_FROM = 20_000  # rows from which the graph is faster: there 1.2 times a scan's batch, 10 times its single queries
+RECALL, PROBES, DEPTH = 0.99, 256, 10  # target recall, measured with 256 queries of 10 neighbours
 
-FORMS: dict[str, Any] = {"graph": hnsw, "lists": ivf}  # the first that reaches the recall is taken
+FORMS: dict[str, Any] = {"graph": hnsw, "lists": ivf}  # the first that reaches `RECALL` is used
 
 log = logging.getLogger(__name__)
 
 
 class _Info(TypedDict):
-    """What `near.json` says."""
+    """The schema of `near.json`; it also has `recall`."""
 
     form: Literal["graph", "lists"]
     width: Annotated[int, Field(ge=1, le=1 << 20)]
@@ -47,20 +46,20 @@ class _Info(TypedDict):
 class Near(Protocol):
     """An approximate search of the first n rows."""
 
-    width: int  # of the search: more finds more and takes longer
+    width: int  # of the search: a wider one has higher recall and is slower
 
     def __len__(self) -> int:
-        """n."""
+        """The number of rows."""
 
     def nearest(self, queries: Array, k: int, mask: Mask | None) -> tuple[Array, Rows, NDArray[np.int64]]:
-        """Scores and rows (q, k), best first, and the queries for which too few near rows fit: these need a scan."""
+        """Scores and rows (q, k), best first, and the queries with too few matching rows nearby: these need a scan."""
 
     def write(self, folder: Path) -> None:
-        """Write what the codes do not hold."""
+        """Write the files, without the codes."""
 
 
 def derive(folder: Path, n: int, dim: int) -> None:
-    """Write codes and an approximate search beside the n rows in `folder`, where n is large enough."""
+    """Write codes and an approximate search beside the n rows in `folder`, if n is large enough."""
     if n < CODES_FROM:
         return
     rows = np.memmap(folder / VECTORS, "<f4", mode="r", shape=(n, dim)).view(np.ndarray)
@@ -71,28 +70,28 @@ def derive(folder: Path, n: int, dim: int) -> None:
         return
     for form in FORMS:
         module = FORMS[form]
-        made = module.make(codes, rows)
-        recall = widen(made, rows, module.WIDTHS, module.TOWARDS)
+        near = module.make(codes, rows)
+        recall = widen(near, rows, module.WIDTHS, module.TOWARDS)
         if recall >= RECALL:
             break
     else:
         log.warning("approximate search finds %.1f %% of the true neighbours; exact=True finds all", 100 * recall)
-    made.write(folder)
-    if not codes.ntotal:  # a graph takes the rows in
+    near.write(folder)
+    if not codes.ntotal:  # a graph has added the rows
         codes.add(rows)
     flat.write_codes(folder, codes, rows)
-    write_json(folder / NEAR, {"form": form, "width": made.width, "recall": round(recall, 4)})
+    write_json(folder / NEAR, {"form": form, "width": near.width, "recall": round(recall, 4)})
 
 
 def widen(near: Near, rows: Array, widths: Sequence[int], towards: float) -> float:
-    """Take the least width that finds `RECALL` of the true neighbours of rows moved, unit(a + towards b); that recall.
+    """Set the smallest width with `RECALL` for queries unit(a + towards b), a and b random rows; returns its recall.
 
-    Rows of the part are too easy to ask for: real queries lie apart from them. How far a row a must be moved towards
-    another b to be as hard depends on the form (`TOWARDS` of each, from queries that no row was made of).
+    Rows of the part are too easy queries: real ones lie apart from them. How far a row a must be moved towards another
+    row b to be as hard depends on the form (`TOWARDS` of each, measured with queries that are not in the index).
     """
     rng = np.random.default_rng(0)
-    one, other = (rows[rng.integers(0, len(rows), PROBES)] for _ in range(2))
-    queries = one + towards * other
+    a, b = (rows[rng.integers(0, len(rows), PROBES)] for _ in range(2))
+    queries = a + towards * b
     queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-6)
     true = flat.nearest([rows], queries, DEPTH)[1].tolist()
     recall = 0.0
@@ -106,16 +105,16 @@ def widen(near: Near, rows: Array, widths: Sequence[int], towards: float) -> flo
 
 
 def is_derived(part: Segment) -> bool:
-    """Whether a part has all that `derive` would write for it."""
-    wanted = ([flat.CODES] if part.rows >= CODES_FROM else []) + ([NEAR] if part.rows >= NEAR_FROM else [])
-    return all(name in part.entry["files"] for name in wanted)
+    """Whether a part has all files that `derive` writes for it."""
+    expected = ([flat.CODES] if part.rows >= CODES_FROM else []) + ([NEAR] if part.rows >= NEAR_FROM else [])
+    return all(name in part.entry["files"] for name in expected)
 
 
 def open_near(part: Segment, codes: flat.Codes | None) -> Near | None:
-    """The approximate search of a part, or None where it has none."""
+    """The approximate search of a part, or None if it has none."""
     if codes is None or NEAR not in part.entry["files"]:
         return None
     path = part.folder / NEAR
     info = checked(_Info, read_json(path), path)
-    found: Near = FORMS[info["form"]].read(part.folder, codes, part.vectors, info["width"])
-    return found
+    near: Near = FORMS[info["form"]].read(part.folder, codes, part.vectors, info["width"])
+    return near

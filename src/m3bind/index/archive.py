@@ -1,4 +1,4 @@
-"""An encoded archive (a folder of `encode_files`) searched as it lies there, without building an index.
+"""Searches an encoded archive (a folder of `encode_files`) directly, without building an index.
 
 * `ArchiveIndex`: exact (`flat`), read-only; embeddings stay memory-mapped.
 
@@ -16,15 +16,15 @@ from m3bind.data.batching import rng
 from m3bind.encode.encoded import Encoded
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.index import flat, select
-from m3bind.index.base import KEY, Array, Index, SearchResult, Where, check_queries
+from m3bind.index.base import KEY, Array, Index, Mask, SearchResult, Where, check_queries
 from m3bind.index.segment import as_arrow
 
 
 class ArchiveIndex(Index):
-    """See `Index`; what would change it is refused. Items are searched in the order of the archive's rows."""
+    """See `Index`; changes are refused. Items are in the order of the archive's rows."""
 
     def __init__(self, archive: Encoded) -> None:
-        """View an opened archive."""
+        """Wrap an opened archive."""
         self.archive, self._rows = archive, archive.embeddings.view(np.ndarray)
         self.uri, self.dim = str(archive.folder), archive.embeddings.shape[1]
         self.fingerprint, self.gap_corrected = archive.fingerprint, archive.gap_corrected
@@ -42,13 +42,8 @@ class ArchiveIndex(Index):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """See `Index`: an archive keeps none."""
+        """See `Index`: an archive has none."""
         return {}
-
-    @property
-    def pending(self) -> int:
-        """See `Index`: none."""
-        return 0
 
     def counts(self, column: str = "modality", where: Where | None = None) -> dict[str, int]:
         """See `Index`."""
@@ -67,8 +62,7 @@ class ArchiveIndex(Index):
         if k == 0:
             return SearchResult(np.empty((len(rows), 0), np.float32), [[] for _ in rows])
         scores, found = flat.nearest([self._rows], rows, k, mask)
-        ids = self._items[KEY].to_numpy()
-        return SearchResult(scores, [[str(name) for name in ids[line]] for line in found])
+        return SearchResult(scores, self._items[KEY].to_numpy(object)[found].tolist())
 
     def items(self, ids: Sequence[str]) -> pd.DataFrame:
         """See `Index`."""
@@ -113,8 +107,8 @@ class ArchiveIndex(Index):
             raise UnknownNameError("item", names[int(np.argmax(places < 0))], [])
         return places
 
-    def _mask(self, where: Where | None) -> NDArray[np.bool_]:
-        """(n,) which rows fit the conditions."""
+    def _mask(self, where: Where | None) -> Mask:
+        """(n,) which rows match the conditions."""
         if not where:
             return np.ones(len(self), bool)
         where.check(self.columns)

@@ -1,9 +1,9 @@
-"""What every index of embeddings offers, wherever it lives: keep, replace, delete, find.
+"""The interface of every index of embeddings: upsert, delete, search.
 
 * `Index`: the interface. * `SearchResult`: what a search returns. * `Where`: conditions on metadata, inside the search.
 
-An item is a unit row of d numbers and a line of text columns: `id` (the key), `modality`, and whatever else was kept
-(`path`, `date` in ISO form, `label`, `patient`, ...). A missing value is the empty text.
+An item is a unit row of d numbers and a line of text columns: `id` (the key), `modality`, and optional ones (`path`,
+`date` in ISO form, `label`, `patient`, ...). A missing value is the empty text.
 
 Shapes: q queries, n items, d dimension, k hits.
 """
@@ -23,20 +23,21 @@ from m3bind.core.columns import text_columns
 from m3bind.errors import ConfigError, UnknownNameError
 
 Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]  # (n,) which rows may be found
 KEY = "id"
 NEEDED = ("id", "modality")
 NAMED = ("modality", "label", "patient")  # columns a `Where` compares with values
-SEVERAL = "|"  # parts several labels of one item
-INCOMPLETE = "incomplete"  # column: why an item may lack a part, as a series that came in pieces
-DOUBTS = "doubts"  # column: what looked wrong in the files of an item that was read all the same
-AFTER = "~"  # sorts after everything an ISO date goes on with, so that until="2021" takes all of 2021
+SEVERAL = "|"  # separates several labels of one item
+INCOMPLETE = "incomplete"  # column: why an item may lack a part, e.g. a series received in pieces
+DOUBTS = "doubts"  # column: what looks wrong in the readable files of an item
+AFTER = "~"  # sorts after every continuation of an ISO date, so that until="2021" includes all of 2021
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """The hits of q queries, best first: cosines (q, m) float32 and the ids, line by line.
 
-    m is the largest number of hits; a query with fewer has shorter `ids` and NaN where it has no score.
+    m is the largest number of hits; a query with fewer has shorter `ids` and NaN scores.
     """
 
     scores: Array
@@ -50,10 +51,10 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Where:
-    """Which items a search looks at; everything that is given must hold.
+    """Conditions on the items of a search; all that are set must hold.
 
-    `label` fits an item that has it among several, parted by "|". Dates compare as ISO text, both ends included; an
-    item without a date fits no condition on dates.
+    `label` matches any of an item's labels, which are separated by "|". Dates compare as ISO text, both ends included;
+    an item without a date matches no condition on dates.
 
     >>> Where.parse(["modality=ct,xray", "date>=2020-01-01", "label=normal"])
     Where(modality=('ct', 'xray'), label=('normal',), patient=None, since='2020-01-01', until=None, not_ids=())
@@ -74,11 +75,11 @@ class Where:
 
     @classmethod
     def parse(cls, conditions: Sequence[str]) -> Self:
-        """From the texts of a command line: NAME=VALUE[,VALUE...], date>=DAY, date<=DAY, id!=ID[,ID...].
+        """Parse conditions of a command line: NAME=VALUE[,VALUE...], date>=DAY, date<=DAY, id!=ID[,ID...].
 
         Raises:
-            ConfigError: a text that is no condition, or the same twice.
-            UnknownNameError: a column that cannot be asked for.
+            ConfigError: a text is not a condition, or a column is given twice.
+            UnknownNameError: a column without conditions.
         """
         given: dict[str, Any] = {}
         for text in conditions:
@@ -90,9 +91,9 @@ class Where:
             if key == name and name not in NAMED:
                 raise UnknownNameError("column of a condition", name, [*NAMED, "date", "id"])
             if key == name and sign != "=":
-                raise ConfigError(f"condition {text!r}: {name} takes = and values parted by commas")
+                raise ConfigError(f"condition {text!r}: {name} takes = and values separated by commas")
             if key in given:
-                raise ConfigError(f"condition {text!r}: {name} is given twice; part several values by commas")
+                raise ConfigError(f"condition {text!r}: {name} is given twice; separate several values by commas")
             given[key] = value if key in ("since", "until") else tuple(part.strip() for part in value.split(","))
         return cls(**given)
 
@@ -100,12 +101,12 @@ class Where:
         return any(getattr(self, entry.name) != entry.default for entry in fields(self))
 
     def columns(self) -> list[str]:
-        """The metadata columns this looks at."""
+        """The metadata columns that the conditions use."""
         named = [name for name in NAMED if getattr(self, name) is not None]
         return named + (["date"] if self.since is not None or self.until is not None else [])
 
     def check(self, known: Sequence[str]) -> None:
-        """Refuse columns that the index does not keep; one without any is asked for anything.
+        """Refuse columns that the index does not have.
 
         Raises:
             UnknownNameError: names the column.
@@ -116,15 +117,15 @@ class Where:
 
 
 class Index(ABC):
-    """Unit embeddings of items by id, searched by cosine. A context manager; `close` gives up the writer's lock.
+    """Unit embeddings of items by id, searched by cosine. A context manager; `close` releases the writer's lock.
 
-    What `upsert`, `delete`, `set_metadata` and `commit` did is durable when they return. Readers open the state of that
-    moment and keep it, whatever a writer does meanwhile.
+    The effect of `upsert`, `delete`, `set_metadata` and `commit` is durable when they return. A reader continues to see
+    the state that it opened, whatever a writer does meanwhile.
     """
 
     uri: str
     dim: int
-    fingerprint: str  # of the space that made the embeddings
+    fingerprint: str  # of the space of the embeddings
     gap_corrected: bool  # embeddings are without their modality's mean
 
     @abstractmethod
@@ -139,16 +140,16 @@ class Index(ABC):
     @property
     @abstractmethod
     def metadata(self) -> Mapping[str, Any]:
-        """Small JSON values kept with the index."""
+        """Small JSON values stored with the index."""
 
     @property
     def pending(self) -> int:
-        """Changes a `commit` would put into the form that searches fastest."""
+        """Number of changes that a `commit` would merge into the form that searches fastest."""
         return 0
 
     @abstractmethod
     def counts(self, column: str = "modality", where: Where | None = None) -> dict[str, int]:
-        """Items per value of a column, sorted by value; with `where`, of those that fit.
+        """Items per value of a column, sorted by value; with `where`, of the matching ones.
 
         Raises:
             UnknownNameError: no such column.
@@ -156,17 +157,17 @@ class Index(ABC):
 
     @abstractmethod
     def upsert(self, vectors: Array, items: pd.DataFrame) -> None:
-        """Add items (n, d), replacing those of the same id; a replaced item counts as new in the order of ties.
+        """Add items (n, d), replacing those of the same id; a replaced item is ordered as a new one among ties.
 
         Raises:
             ConfigError: opened for reading only, an id twice or empty, columns missing, rows that are not finite unit
                 rows of this dimension.
-            DiskError: the file system refused; the index is as it was.
+            DiskError: the file system refused; the index is unchanged.
         """
 
     @abstractmethod
     def delete(self, ids: Sequence[str]) -> int:
-        """Forget items; returns how many there were.
+        """Delete items; returns how many existed.
 
         Raises:
             ConfigError, DiskError: see `upsert`.
@@ -174,7 +175,7 @@ class Index(ABC):
 
     @abstractmethod
     def commit(self) -> None:
-        """Put everything that was added and deleted into the form that searches fastest; readers switch at once.
+        """Merge all changes into the form that searches fastest; new readers see it at once.
 
         Raises:
             ConfigError, DiskError: see `upsert`.
@@ -182,7 +183,7 @@ class Index(ABC):
 
     @abstractmethod
     def set_metadata(self, key: str, value: Any) -> None:
-        """Keep a JSON value with the index; None removes it.
+        """Store a JSON value with the index; None removes it.
 
         Raises:
             ConfigError, DiskError: see `upsert`.
@@ -192,43 +193,43 @@ class Index(ABC):
     def search(
         self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None
     ) -> SearchResult:
-        """The k items of highest cosine for each unit query (q, d), best first, equal ones in the order they came.
+        """The k items of highest cosine for each unit query (q, d), best first, ties in the order of insertion.
 
         Args:
             queries: (q, d), or (d,) for one.
-            k: hits wanted; fewer where fewer items fit `where`.
-            where: conditions; they are applied before anything is cut to k.
-            exact: True for the true nearest, False for the approximate index where there is one; None lets the index
-                choose: exact below the size from which its graph pays.
+            k: number of hits; fewer if fewer items match `where`.
+            where: conditions; applied before the hits are cut to k.
+            exact: True for the true nearest, False for the approximate index if there is one; None: exact below the
+                size from which the approximate index is faster.
 
         Raises:
             ConfigError: k < 1, or queries of another dimension.
-            UnknownNameError: a condition on a column that is not there.
+            UnknownNameError: a condition on an unknown column.
         """
 
     @abstractmethod
     def items(self, ids: Sequence[str]) -> pd.DataFrame:
-        """The metadata of items, in the order asked.
+        """The metadata of items, in the order of `ids`.
 
         Raises:
-            UnknownNameError: an id that is not there.
+            UnknownNameError: an unknown id.
         """
 
     @abstractmethod
     def vectors(self, ids: Sequence[str]) -> Array:
-        """The rows (n, d) of items, in the order asked.
+        """The rows (n, d) of items, in the order of `ids`.
 
         Raises:
-            UnknownNameError: an id that is not there.
+            UnknownNameError: an unknown id.
         """
 
     @abstractmethod
     def sample(self, n: int, where: Where | None = None, seed: int = 0) -> tuple[list[str], Array]:
-        """n items drawn without replacement (all where there are fewer): ids and rows (n, d)."""
+        """n items drawn without replacement (all if there are fewer): ids and rows (n, d)."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of files, connections and the lock."""
+        """Close files and connections, and release the lock."""
 
     def __enter__(self) -> Self:
         return self
@@ -242,29 +243,26 @@ class Index(ABC):
 
 
 def check_rows(vectors: Array, items: pd.DataFrame, dim: int) -> tuple[Array, pd.DataFrame]:
-    """`vectors` as float32 (n, d) and `items` as text columns, `id` first, refused where they cannot be kept.
+    """`vectors` as float32 (n, d) and `items` as text columns, `id` first, validated.
 
     Raises:
-        ConfigError: what is wrong and in which row.
+        ConfigError: names the fault and its row.
     """
     rows = np.ascontiguousarray(vectors, np.float32)
     if rows.ndim != 2 or rows.shape[1] != dim or len(rows) != len(items):
         raise ConfigError(f"rows of shape {rows.shape} for {len(items)} items; this index takes (n, {dim})")
-    absent = [name for name in NEEDED if name not in items.columns]
-    if absent:
+    if absent := [name for name in NEEDED if name not in items.columns]:
         raise ConfigError(f"items have no column {absent[0]!r}")
     ordered = items[[KEY, *(name for name in items.columns if name != KEY)]]
     table = text_columns(ordered.reset_index(drop=True))
     if (table[KEY] == "").any():
         raise ConfigError(f"item {int(np.argmax(table[KEY] == ''))} has no id")
-    if table[KEY].duplicated().any():
-        raise ConfigError(
-            f"item {int(np.argmax(table[KEY].duplicated()))} has the id of an earlier one in the same call"
-        )
+    if (repeated := table[KEY].duplicated()).any():
+        raise ConfigError(f"item {int(np.argmax(repeated))} has the id of an earlier one in the same call")
     length = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    wrong = ~(np.abs(length - 1) < 1e-3)
-    if wrong.any():
-        raise ConfigError(f"row {int(np.argmax(wrong))} is not a unit row (length {length[np.argmax(wrong)]:.4g})")
+    wrong = np.flatnonzero(~(np.abs(length - 1) < 1e-3))
+    if len(wrong):
+        raise ConfigError(f"row {wrong[0]} is not a unit row (length {length[wrong[0]]:.4g})")
     return rows, table
 
 
@@ -276,7 +274,7 @@ def check_queries(queries: Array, k: int, dim: int) -> Array:
     """
     rows = np.atleast_2d(np.ascontiguousarray(queries, np.float32))
     if k < 1:
-        raise ConfigError(f"k is {k}; ask for at least one hit")
+        raise ConfigError(f"k is {k}; it must be at least 1")
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise ConfigError(f"queries of shape {rows.shape}; this index takes (q, {dim})")
     if not np.isfinite(rows).all():

@@ -1,6 +1,6 @@
-"""From an encoded archive to an index.
+"""Fills an index from an encoded archive.
 
-* `build_index`: block after block; killed at any moment, the same call goes on behind the last block that was kept.
+* `build_index`: block by block; if it is killed, the same call resumes after the last stored block.
 """
 
 from pathlib import Path
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from m3bind.encode.job import Encoded
 
 ROWS = 16384  # items per block
-BUILDING = "building"  # note of a build that has not ended: which archive, how many rows are in
-EAGER = 8  # commit when more than one in so many items changed
+BUILDING = "building"  # metadata of an unfinished build: which archive, how many rows are stored
+EAGER = 8  # commit if more than 1 / EAGER of the items changed
 
 
 class _Begun(TypedDict):
-    """The note of a build that has not ended."""
+    """The metadata of an unfinished build."""
 
     source: str
     done: Annotated[int, Field(ge=0)]
 
 
 def build_index(encoded: "Encoded", uri: Path | str, *, add: bool = False, rows: int = ROWS) -> Index:
-    """Put an encoded archive into an index, opened for writing, commit, and calibrate its scores (`calibrate`).
+    """Store an encoded archive in an index, commit, and calibrate its scores (`calibrate`); returned open for writing.
 
     Args:
-        encoded: what `open_encoded` returned.
-        uri: of the index (see `uri`), a new one, or one that this call was filling when it was stopped.
-        add: into an index that holds something; items of the same id are replaced. It is committed when more than an
-            eighth of it changed: until then searches look through what is new beside the graph, which is exact.
+        encoded: the opened archive.
+        uri: of the index (see `uri`): a new one, or one whose build was interrupted.
+        add: allow an index that holds items; those of the same id are replaced. It is committed if more than an
+            eighth of it changed: until then new items are searched exactly, beside the graph.
         rows: items per block.
 
     Raises:
-        ConfigError: the index is there and `add` is not set, or another process is writing.
-        SpaceError: the index belongs to another space, or is gap-corrected where the archive is not.
-        DiskError: the file system refused; finished blocks stay.
+        ConfigError: the index exists and `add` is not set, or another process is writing.
+        SpaceError: the index belongs to another space or gap correction than the archive.
+        DiskError: the file system refused; finished blocks are retained.
     """
     index = (
         open_index(uri, writable=True)
@@ -66,20 +66,20 @@ def build_index(encoded: "Encoded", uri: Path | str, *, add: bool = False, rows:
 
 
 def _fill(index: Index, encoded: "Encoded", add: bool, rows: int) -> None:
-    """Upsert the blocks that are not in yet."""
+    """Upsert the missing blocks."""
     if (index.fingerprint, index.gap_corrected) != (encoded.fingerprint, encoded.gap_corrected):
         raise SpaceError(f"{index.uri} belongs to another space or gap correction than {encoded.folder}")
     table = encoded.items.drop(columns="row", errors="ignore")
     if KEY not in table.columns:
-        raise SpaceError(f"{encoded.folder} keeps no column {KEY!r}; encode it again")
+        raise SpaceError(f"{encoded.folder} has no column {KEY!r}; encode it again")
     source = sha256_file(encoded.folder / "encoded.json")
     begun = checked(
         _Begun, index.metadata.get(BUILDING) or {"source": "", "done": 0}, f"{index.uri}, note {BUILDING!r}"
     )
-    again = begun["source"] == source
-    if len(index) and not add and not again:
+    resumed = begun["source"] == source
+    if len(index) and not add and not resumed:
         raise ConfigError(f"{index.uri} holds {len(index)} items already; add to it, or choose another place")
-    done = begun["done"] if again else 0
+    done = begun["done"] if resumed else 0
     with progress(f"index into {index.uri}", len(encoded), done=done) as bar:
         for start in range(done, len(encoded), rows):
             stop = min(start + rows, len(encoded))

@@ -1,17 +1,17 @@
 """Scores that can be compared across modalities.
 
-Cosines between modalities have different means and spreads, and one question is nearer to all X-rays than to all ECGs:
-merged by cosine, hits are of one modality. So each modality of an index has a fixed sample of its items, the reference,
-and a hit of modality m with cosine s to the question is judged among the cosines of that question to R_m:
+Cosines between modalities have different means and spreads, and a query may be nearer to all X-rays than to all ECGs:
+merged by cosine, hits are of one modality. So each modality m of an index has a fixed sample R_m of its items, the
+reference, and a hit of modality m with cosine s to the query q is compared with the cosines of q to R_m:
 
     calibrated  z = (s - mean_{r in R_m} <q, r>) / sd_{r in R_m} <q, r>
     percentile    = 100 * share of R_m with <q, r> < s
 
-This holds for any question: text, file, or a weighted sum of several. Compared with a mean and spread per pair of
-modalities, merged by percentile, and merged by cosine: docs/search.md.
+This applies to any query: text, file, or a weighted sum of several. docs/search.md compares it with a mean and spread
+per pair of modalities, merging by percentile, and merging by cosine.
 
-* `Calibration`: the reference of an index. * `calibrate`: draw it and keep it with the index.
-  `calibration_of`: the kept one, or a new one where there is none or the index has changed too much.
+* `Calibration`: the reference of an index. * `calibrate`: draws it and stores it with the index.
+* `calibration_of`: the stored one, or a new one if there is none or the index has changed too much.
 
 Shapes: q queries, r items of a reference, d dimension.
 """
@@ -19,6 +19,7 @@ Shapes: q queries, r items of a reference, d dimension.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,10 @@ from m3bind.errors import UnknownNameError
 from m3bind.index.base import Array, Index, Where
 
 NOTE = "calibration"
-REFERENCE = 500  # items per modality: percentiles in steps of 0.2, and ids that fit into a note
-STALE = 0.2  # share of a modality that may come or go before a new reference is drawn
-FEW = 20  # items of a modality that say what is usual for it
-FLAT = 1e-4  # least spread: below it all items are equally near
+REFERENCE = 500  # items per modality: percentiles in steps of 0.2; the ids fit into the metadata
+STALE = 0.2  # share of a modality that may be added or removed before a new reference is drawn
+FEW = 20  # minimum items of a modality for a reference of its own
+FLAT = 1e-4  # minimum spread: below it all items are equally near
 
 log = logging.getLogger(__name__)
 
@@ -48,20 +49,20 @@ class _Note(TypedDict):
 
 @dataclass(frozen=True)
 class Calibration:
-    """The reference of each modality, and what the index was like when it was drawn."""
+    """The reference of each modality, and the counts of the index when it was drawn."""
 
-    ids: Mapping[str, list[str]]  # of the items, per modality
+    ids: Mapping[str, list[str]]  # of the reference, per modality
     rows: Mapping[str, Array]  # (r, d) of the same
     counts: Mapping[str, int]  # items per modality at that time
-    hash: str  # of all this; names the calibration
+    hash: str  # of the fields above; identifies the calibration
 
     @classmethod
     def draw(cls, index: Index, size: int = REFERENCE, seed: int = 0) -> "Calibration":
-        """A new reference: `size` items of each modality by lot (all where there are fewer)."""
+        """A new reference: `size` random items of each modality (all if there are fewer)."""
         counts = index.counts()
         drawn = {name: index.sample(size, Where(modality=name), seed) for name in counts}
         ids = {name: names for name, (names, _) in drawn.items()}
-        digest = sha256_text(index.fingerprint, str(counts), *(name for names in ids.values() for name in names))
+        digest = sha256_text(index.fingerprint, str(counts), *chain.from_iterable(ids.values()))
         return cls(ids, {name: rows for name, (_, rows) in drawn.items()}, counts, digest)
 
     def calibrate_scores(
@@ -69,7 +70,7 @@ class Calibration:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Calibrated scores and percentiles (q, m) of cosines (q, m) of hits of one modality.
 
-        A modality of which there are fewer than `FEW` items is judged among those of all modalities together.
+        A modality with fewer than `FEW` items is compared with the references of all modalities together.
         """
         rows = self.rows[modality]
         if len(rows) < FEW:
@@ -81,20 +82,20 @@ class Calibration:
 
 
 def calibrate(index: Index, size: int = REFERENCE, seed: int = 0) -> Calibration:
-    """Draw the reference of an index and keep it as a note of the index (ids and counts only).
+    """Draw the reference of an index and store its ids and counts in the metadata.
 
     Raises:
         ConfigError: the index is open for reading only.
     """
-    made = Calibration.draw(index, size, seed)
-    index.set_metadata(NOTE, {"ids": made.ids, "counts": made.counts, "hash": made.hash})
-    return made
+    drawn = Calibration.draw(index, size, seed)
+    index.set_metadata(NOTE, {"ids": drawn.ids, "counts": drawn.counts, "hash": drawn.hash})
+    return drawn
 
 
 def calibration_of(index: Index) -> Calibration:
-    """The kept reference of an index; a new one, not kept, where there is none or it is out of date (said in the log).
+    """The stored reference of an index; a new one, not stored, if there is none or it is out of date (logged).
 
-    Out of date: more than a fifth of a modality came or went since, or of its reference is gone.
+    Out of date: more than a fifth of a modality was added or removed since, or of its reference was removed.
     """
     stored = index.metadata.get(NOTE)
     if stored is None:
@@ -102,10 +103,10 @@ def calibration_of(index: Index) -> Calibration:
     try:
         note = checked(_Note, stored, f"{index.uri}, note {NOTE!r}")
         if set(note["ids"]) != set(note["counts"]):
-            raise StoredFileError(index.uri, "counts and ids are of other modalities")
+            raise StoredFileError(index.uri, "counts and ids have different modalities")
     except StoredFileError as error:
         log.warning(
-            "the calibration of %s cannot be used (%s); m3bind index --commit makes one", index.uri, error.reason
+            "the calibration of %s cannot be used (%s); m3bind index --commit draws a new one", index.uri, error.reason
         )
         return Calibration.draw(index)
     reason = _changed(note["counts"], index.counts())
@@ -116,7 +117,7 @@ def calibration_of(index: Index) -> Calibration:
             rows = {name: index.vectors(names) for name, names in ids.items()}
             return Calibration(ids, rows, note["counts"], note["hash"])
         reason = f"of its reference, {reason}"
-    log.warning("the calibration of %s is out of date (%s); m3bind index --commit makes one", index.uri, reason)
+    log.warning("the calibration of %s is out of date (%s); m3bind index --commit draws a new one", index.uri, reason)
     return Calibration.draw(index)
 
 
@@ -125,7 +126,7 @@ def _sizes(ids: Mapping[str, list[str]]) -> dict[str, int]:
 
 
 def _changed(before: Mapping[str, int], now: Mapping[str, int]) -> str:
-    """Why counts differ by more than a share; "" where they do not."""
+    """Why counts differ by more than `STALE`; "" if they do not."""
     for name in sorted({*before, *now}):
         old, new = before.get(name, 0), now.get(name, 0)
         if abs(new - old) > STALE * old:
@@ -134,7 +135,7 @@ def _changed(before: Mapping[str, int], now: Mapping[str, int]) -> str:
 
 
 def _present(index: Index, ids: list[str]) -> list[str]:
-    """Those ids that the index still has: asked for together, and in halves where one is missing."""
+    """The ids that the index still has: looked up together, and in halves if one is missing."""
     try:
         index.items(ids)
         return ids

@@ -1,10 +1,10 @@
 """The index in one folder.
 
-* `EmbeddedIndex`: items in parts (`segment`), switched in one step (`store`), searched exactly (`flat`) or through a
-  graph or lists of the committed segment (`ann`), conditions applied inside (`select`).
+* `EmbeddedIndex`: items in parts (`segment`), switched atomically (`store`), searched exactly (`flat`) or through a
+  graph or lists of the committed segment (`ann`), with conditions applied during the search (`select`).
 
-Rows are numbered through all parts in the order they came. A replaced or deleted row stays, marked, until `commit`.
-Small changes are put together as they come, so that a thousand single upserts do not leave a thousand parts.
+Rows are numbered through all parts in the order of insertion. A replaced or deleted row is only marked until `commit`.
+Small parts are merged as they are written, so a thousand single upserts do not leave a thousand parts.
 
 Shapes: n rows, q queries, d dimension, k hits.
 """
@@ -12,6 +12,7 @@ Shapes: n rows, q queries, d dimension, k hits.
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,22 +20,19 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from m3bind.core.columns import text_columns
 from m3bind.core.stored import StoredFileError
 from m3bind.errors import SpaceError, UnknownNameError
 from m3bind.index import ann, flat, select
-from m3bind.index.base import KEY, NEEDED, Array, Index, SearchResult, Where, check_queries, check_rows
+from m3bind.index.base import KEY, NEEDED, Array, Index, Mask, SearchResult, Where, check_queries, check_rows
 from m3bind.index.segment import IndexDamageError, Rows, Segment, as_arrow, hash_ids, write_part
 from m3bind.index.store import PARTS, IndexStore, repair_command
 from m3bind.privacy import redact_path
 
-SMALL = ann.CODES_FROM  # a part with fewer rows is put together with its neighbours
-RUN = 32  # as soon as so many of them stand at the end
+SMALL, RUN = ann.CODES_FROM, 32  # RUN parts of fewer than SMALL rows at the end are merged
 COPY_ROWS = 16384  # rows copied at once
-MASKS = 16  # conditions whose rows are remembered
-Mask = NDArray[np.bool_]
+MASKS = 16  # conditions whose matching rows are cached
 
 
 class EmbeddedIndex(Index):
@@ -53,19 +51,24 @@ class EmbeddedIndex(Index):
         return cls(IndexStore.create(Path(folder), dim, fingerprint, gap_corrected), [])
 
     @classmethod
+    def exists(cls, folder: Path | str) -> bool:
+        """Whether the folder holds any files."""
+        return Path(folder).is_dir() and any(Path(folder).iterdir())
+
+    @classmethod
     def open(cls, folder: Path | str, writable: bool) -> Self:
         """See `open_index`."""
         store, parts = IndexStore.open(Path(folder), writable)
         try:
             return cls(store, parts)
-        except (IndexDamageError, StoredFileError, OSError) as error:  # of what is derived: the parts are verified
+        except (IndexDamageError, StoredFileError, OSError) as error:  # in derived files: the parts are verified
             for part in parts:
                 part.close()
             store.close()
             raise SpaceError(f"{error}; repair with: {repair_command(store.folder)}") from error
 
     def _adopt(self) -> None:
-        """What follows from the list of parts."""
+        """Set the attributes that depend on the list of parts."""
         self._starts = np.cumsum([0, *(part.rows for part in self.parts)])
         self._alive = np.ones(self._starts[-1], bool)
         for part in self.parts:
@@ -106,11 +109,11 @@ class EmbeddedIndex(Index):
             raise UnknownNameError("column of this index", column, self.columns)
         mask = self._mask(where)
         keep = self._alive if mask is None else mask
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for start, part in zip(self._starts, self.parts):
             if part.table is not None:
-                found.update(select.count(part.table, column, keep[start : start + part.rows]))
-        return dict(sorted(found.items()))
+                counts.update(select.count(part.table, column, keep[start : start + part.rows]))
+        return dict(sorted(counts.items()))
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -142,7 +145,7 @@ class EmbeddedIndex(Index):
             self.rewrite()
 
     def rewrite(self) -> None:
-        """Write all live rows, in their order, as the one part of a new state."""
+        """Write all live rows, in order, as the only part of a new state."""
         if not self._count:
             self._switch([], None)
             return
@@ -157,26 +160,26 @@ class EmbeddedIndex(Index):
         self._switch([], entry)
 
     def forget(self, rows: Mask) -> int:
-        """Mark rows (n,) as gone, in memory only; returns how many live ones there were."""
+        """Mark rows (n,) as gone, in memory only; returns how many of them were live."""
         lost = int(np.count_nonzero(rows & self._alive))
         self._alive &= ~rows
         self._count -= lost
         return lost
 
     def _append(self, rows: Array, table: pd.DataFrame, gone: Rows) -> None:
-        """Write a part of new rows, together with small ones at the end where these have become many."""
+        """Write a part of new rows, merged with the small parts at the end if there are many."""
         small = 0
         while small < len(self.parts) and self.parts[-1 - small].rows < SMALL:
             small += 1
         kept = len(self.parts) - (small if small >= RUN else 0)
         tail, start = range(kept, len(self.parts)), int(self._starts[kept])
-        self._alive[gone] = False  # so that merged rows leave out what this change replaces
+        self._alive[gone] = False  # so that the merge skips rows that this change replaces
         gone = np.union1d(gone, np.concatenate([np.empty(0, np.int64), *(self.parts[i].gone for i in tail)]))
         items = pa.concat_tables([*([self._items(tail)] if tail else []), as_arrow(table)], promote_options="default")
         try:
             entry = write_part(
                 self.store.part_folder(),
-                (block for source in (self._blocks(tail), [rows]) for block in source),
+                chain(self._blocks(tail), [rows]),
                 _filled(items),
                 gone[gone < start],
             )
@@ -186,7 +189,7 @@ class EmbeddedIndex(Index):
             raise
 
     def _switch(self, kept: Sequence[Segment], entry: dict[str, Any] | None) -> None:
-        """Make `kept` and the new part the index, and let go of the others."""
+        """Replace the parts by `kept` and the new one, and close the others."""
         entries = [part.entry for part in kept] + ([entry] if entry else [])
         self.store.commit(parts=entries)
         old = self.parts[len(kept) :]
@@ -215,7 +218,7 @@ class EmbeddedIndex(Index):
                 tables.append(part.table.filter(pa.array(self._alive[first : first + part.rows])))
         return _filled(pa.concat_tables(tables, promote_options="default")) if tables else as_arrow(_NOTHING)
 
-    # -- asking --------------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def search(
         self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None
@@ -231,7 +234,7 @@ class EmbeddedIndex(Index):
         return SearchResult(scores, self._ids(found))
 
     def _nearest(self, queries: Array, k: int, mask: Mask | None, fits: int, exact: bool | None) -> tuple[Array, Rows]:
-        """Scores and rows (q, k) of the best; k <= fits, the number of rows that may be found."""
+        """Scores and rows (q, k) of the best; k <= fits, the number of matching rows."""
         arrays = [part.vectors for part in self.parts]
         if self._near is None or exact or (exact is None and fits < ann.NEAR_FROM):
             return flat.nearest(arrays, queries, k, mask, self._codes)
@@ -265,7 +268,7 @@ class EmbeddedIndex(Index):
         return mask
 
     def _ids(self, rows: Rows) -> list[list[str]]:
-        """Row numbers to ids."""
+        """The ids of rows (q, k)."""
         if len(self.parts) == 1:
             return [self.parts[0].texts(KEY, line) for line in rows.tolist()]
         return [self._texts(KEY, line) for line in rows]
@@ -278,17 +281,17 @@ class EmbeddedIndex(Index):
         return list(out)
 
     def _by_part(self, rows: Rows) -> Iterator[tuple[int, Rows, Rows]]:
-        """(number of the part, positions in `rows`, rows within the part) of each part that holds some."""
+        """(number of the part, positions in `rows`, rows within the part) of each part with any of the rows."""
         numbers = np.searchsorted(self._starts, rows, "right") - 1
         for number in np.unique(numbers):
             at = np.flatnonzero(numbers == number)
             yield int(number), at, rows[at] - self._starts[number]
 
     def _rows(self, ids: Sequence[str], *, missing: bool = True) -> Rows:
-        """Live rows of ids, in the order asked; an id that is not there is refused, or (missing=False) left out.
+        """Live rows of ids, in the order of `ids`; with missing=False, unknown ids are skipped.
 
         Raises:
-            UnknownNameError: with `missing`, an id that is not there.
+            UnknownNameError: with `missing`, an unknown id.
         """
         hashes, found = hash_ids(ids), dict[int, int]()
         for start, part in zip(self._starts, self.parts):
@@ -334,5 +337,5 @@ _NOTHING = text_columns({name: [] for name in NEEDED})
 
 
 def _filled(table: pa.Table) -> pa.Table:
-    """The same with empty texts for what some pieces did not have."""
+    """The table with empty texts instead of nulls."""
     return pa.table({name: pc.fill_null(table.column(name), "") for name in table.column_names})

@@ -1,6 +1,6 @@
-"""Reading what faiss wrote, from a folder that anybody may have made.
+"""Reads faiss files from untrusted folders.
 
-* `read`: bounded by the file's size, and of the kind, dimension and number of rows that are expected.
+* `read`: bounded by the file's size; class, dimension and number of rows are checked.
 """
 
 import threading
@@ -11,21 +11,21 @@ import faiss
 
 from m3bind.index.segment import IndexDamageError
 
-_LIMIT = threading.Lock()  # faiss keeps its limits for the whole process
+_LIMIT = threading.Lock()  # the limits of faiss are global
 
 
 def read(path: Path, kind: Any, dim: int, n: int, flags: int = 0) -> Any:
-    """The index of faiss in a file, mapped into memory.
+    """The faiss index in a file, mapped into memory.
 
     Args:
         path: the file.
         kind: its class.
         dim: numbers of a row.
         n: rows.
-        flags: of faiss, beside those for mapping.
+        flags: of faiss, in addition to those for mapping.
 
     Raises:
-        Damaged: it is not that.
+        IndexDamageError: the file holds another index.
     """
     with _LIMIT:
         before = faiss.get_deserialization_vector_byte_limit()
@@ -33,13 +33,13 @@ def read(path: Path, kind: Any, dim: int, n: int, flags: int = 0) -> Any:
         try:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | flags)
         except (RuntimeError, MemoryError) as error:
-            raise IndexDamageError(path, "not an index that this version of faiss reads") from error
+            raise IndexDamageError(path, "cannot be read by this version of faiss") from error
         finally:
             faiss.set_deserialization_vector_byte_limit(before)
     if not isinstance(index, kind):
-        raise IndexDamageError(path, f"holds {type(index).__name__} of faiss, not {kind.__name__}")
+        raise IndexDamageError(path, f"holds a faiss {type(index).__name__}, not {kind.__name__}")
     if (index.d, index.ntotal) != (dim, n):
         raise IndexDamageError(path, f"holds {index.ntotal} rows of {index.d} numbers, not {n} of {dim}")
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise IndexDamageError(path, "made for another measure than the cosine")
+        raise IndexDamageError(path, "has another metric than the inner product")
     return index

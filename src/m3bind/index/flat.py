@@ -1,14 +1,14 @@
-"""Exact search: the true nearest rows, proven, whatever the rows are read as.
+"""Exact search: the true nearest rows, with proof, also from 8-bit codes.
 
-* `nearest`: rough scores of all rows, then true scores of the best, until a bound says that no other row can be among
-  the k best. * `rescore`: the true scores, by one kernel, so that equal rows have equal scores everywhere.
+* `nearest`: rough scores of all rows, then true scores of the best, until a bound proves that no other row is among the
+  k best. * `rescore`: the true scores, by one kernel, so that equal rows have equal scores everywhere.
 * `Codes`: 8-bit copies of the rows of a committed segment, a quarter of the bytes to read. `new_codes`, `write_codes`,
   `open_codes`.
 
-Rough scores come from the float32 rows by blocked matrix products (best for many queries), or from the codes (best for
-few: there the memory is the limit). Which is faster is measured on the first searches of each size.
+Rough scores come from the float32 rows by blocked matrix products (faster for many queries), or from the codes (faster
+for few, which are limited by memory bandwidth). The first searches of each size measure which is faster.
 
-The bound: a row x and its code c differ by |x - c| <= e, so a unit query sees a score that is wrong by at most e; the
+The bound: a row x and its code c differ by |x - c| <= e, so the score of a unit query is wrong by at most e; the
 largest e of all rows is measured when the codes are written. If the worst candidate's rough score plus e is below
 the k-th true score, no row outside the candidates belongs to the k best.
 
@@ -24,28 +24,26 @@ from typing import Annotated, Any
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from m3bind.core.files import write_json
 from m3bind.core.stored import checked, read_json
 from m3bind.index import faiss_files
-from m3bind.index.base import Array
+from m3bind.index.base import Array, Mask
 from m3bind.index.segment import Rows, Segment
 
 CODES, CODES_INFO = "codes.faiss", "codes.json"
 SPARE = 16  # candidates beyond k
 FLOAT_ERROR = 4e-6  # of a float32 product of unit rows, whatever the order of its sum
-FEW = 16  # queries for which codes may be faster
+MAX_CODED = 16  # queries for which codes may be faster
 GATHER = 16384  # rows copied at once
-COPIED = 1 << 23  # numbers copied at once for true scores
-TRAINED = 65536  # rows that the range of the codes is taken from
-Mask = NDArray[np.bool_]
+COPIED = 1 << 23  # values copied at once for true scores
+TRAINED = 65536  # rows from which the range of the codes is computed
 
 
 class _CodesInfo(TypedDict):
-    """What `codes.json` says."""
+    """The schema of `codes.json`."""
 
     error: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 
@@ -59,9 +57,9 @@ class Codes:
     seconds: dict[tuple[str, int], float] = field(default_factory=dict)  # (form, queries): of the last search
 
     def pays(self, q: int) -> bool:
-        """Whether q queries are faster through the codes; each form is tried once."""
+        """Whether q queries are faster with the codes; each form is measured once."""
         codes, rows = self.seconds.get(("codes", q)), self.seconds.get(("rows", q))
-        return q <= FEW and (codes is None or (rows is not None and codes <= rows))
+        return q <= MAX_CODED and (codes is None or (rows is not None and codes <= rows))
 
 
 def nearest(
@@ -97,7 +95,7 @@ def nearest(
 
 
 def rescore(arrays: Sequence[Array], queries: Array, rows: Rows) -> Array:
-    """True scores (q, c) of the rows (q, c) found for each query; -inf where the row is -1."""
+    """True scores (q, c) of the candidate rows (q, c) of each query; -inf for row -1."""
     scores = np.empty(rows.shape, np.float32)
     lines = max(1, COPIED // max(1, rows.shape[1] * queries.shape[1]))
     for start in range(0, len(rows), lines):
@@ -141,7 +139,7 @@ def _rough(
 
 
 def _scan_rows(array: Array, queries: Array, wide: int, mask: Mask | None) -> tuple[Array, Rows]:
-    """By matrix products, which faiss blocks and spreads over the cores."""
+    """By matrix products, which faiss blocks and distributes over the cores."""
     metric = faiss.METRIC_INNER_PRODUCT
     if mask is None or mask.all():
         found: tuple[Array, Rows] = faiss.knn(queries, array, min(wide, len(array)), metric=metric)
@@ -157,7 +155,7 @@ def _scan_rows(array: Array, queries: Array, wide: int, mask: Mask | None) -> tu
 
 
 def _scan_codes(codes: Codes, queries: Array, wide: int, mask: Mask | None) -> tuple[Array, Rows]:
-    """By the codes: one query by all cores, each some of the rows; several queries each by a core."""
+    """By the codes: one query on all cores, each a range of the rows; several queries on one core each."""
     n = codes.index.ntotal
     pieces = faiss.omp_get_max_threads() if len(queries) == 1 else 1
     edges = np.linspace(0, n, pieces + 1).astype(int)
@@ -198,7 +196,7 @@ def new_codes(rows: Array) -> Any:
 
 
 def write_codes(folder: Path, index: Any, rows: Array) -> None:
-    """Write an index of the codes of rows (n, d), and its largest error."""
+    """Write the codes of rows (n, d), and their largest error."""
     error = 0.0
     for start in range(0, len(rows), GATHER):
         block = rows[start : start + GATHER]
@@ -209,7 +207,7 @@ def write_codes(folder: Path, index: Any, rows: Array) -> None:
 
 
 def open_codes(part: Segment) -> Codes | None:
-    """The codes of a part, or None where it has none."""
+    """The codes of a part, or None if it has none."""
     if CODES not in part.entry["files"]:
         return None
     index = faiss_files.read(part.folder / CODES, faiss.IndexScalarQuantizer, part.dim, part.rows)

@@ -1,10 +1,10 @@
-"""Approximate search through a navigable graph (HNSW, faiss) over the 8-bit codes, true scores at the end.
+"""Approximate search with a graph (HNSW, faiss) over the 8-bit codes, rescored with true scores.
 
 * `Graph`. * `make`, `read`. Its links are in `graph.faiss`; the codes are those of `flat`.
 
-Conditions: the search collects the nearest of all rows, so those of them that fit are the nearest that fit. As long as
-they are too few, it grows wider, and at last all that fit are scanned: no condition costs recall, also where the rows
-that fit lie far from the query (images of one modality, seen from another).
+Conditions: the search collects the nearest of all rows, so the matching ones among them are the nearest matching rows.
+It is wider if fewer rows match, and scans all matching rows if it finds too few: no condition reduces recall, even if
+the matching rows are far from the query (images of one modality, queried from another).
 
 Shapes: n rows, q queries, d dimension, k hits.
 """
@@ -19,21 +19,20 @@ from numpy.typing import NDArray
 
 from m3bind.core.progress import progress
 from m3bind.index import faiss_files, flat
-from m3bind.index.base import Array
-from m3bind.index.flat import Mask
+from m3bind.index.base import Array, Mask
 from m3bind.index.segment import Rows
 
 GRAPH = "graph.faiss"
 LINKS, BUILD_EF = 32, 120  # links of a row, width of the search that finds them
 WIDTHS = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
-TOWARDS = 0.5  # real queries needed 96, rows moved half the way to another 128, rows 16, midpoints 512
-WIDEST = 2048  # a search that would have to be wider scans
-SPARE = 2  # candidates per hit whose true score is taken
+TOWARDS = 0.5  # real queries needed 96, rows moved halfway to another 128, rows 16, midpoints 512
+WIDEST = 2048  # maximum width; then all rows are scanned
+SPARE = 2  # candidates per hit whose true score is computed
 
 
 @dataclass
 class Graph:
-    """The graph of the first n rows; `width`: how many of the nearest so far a search keeps (efSearch)."""
+    """The graph of the first n rows; `width`: efSearch, the candidates of a search."""
 
     index: Any  # faiss.IndexHNSW over the codes
     rows: Array  # (n, d)
@@ -46,7 +45,9 @@ class Graph:
         """See `Near`."""
         share = 1.0 if mask is None else max(int(np.count_nonzero(mask)), 1) / len(self)
         wide = min(int(max(self.width, SPARE * k) / share), WIDEST)
-        found = self._search(queries, SPARE * k if mask is None else wide, wide)
+        count = SPARE * k if mask is None else wide
+        settings = faiss.SearchParametersHNSW(efSearch=max(wide, count))
+        found: Rows = self.index.search(queries, count, params=settings)[1]  # nearest first; -1 if there are fewer
         if mask is not None:
             found[(found >= 0) & ~mask[found]] = -1
             at = np.argsort(found < 0, axis=1, kind="stable")[:, : max(self.width, SPARE * k)]
@@ -58,19 +59,14 @@ class Graph:
         """Write the links."""
         faiss.write_index(self.index, str(folder / GRAPH), faiss.IO_FLAG_SKIP_STORAGE)
 
-    def _search(self, queries: Array, count: int, wide: int) -> Rows:
-        """Rows (q, count), nearest first by their codes; -1 where there are fewer."""
-        found: Rows = self.index.search(queries, count, params=faiss.SearchParametersHNSW(efSearch=max(wide, count)))[1]
-        return found
-
 
 def make(codes: Any, rows: Array) -> Graph:
-    """A graph over `codes`, which take in the rows (n, d); of no width yet."""
+    """A graph over `codes`, to which the rows (n, d) are added; the width is not set."""
     index = faiss.IndexHNSW(codes, LINKS)
     index.is_trained = True
     index.hnsw.efConstruction = BUILD_EF
     with progress("graph of the index", len(rows)) as bar:
-        index.add(rows)  # all at once: faiss links the upper levels first, which recall gains by
+        index.add(rows)  # all at once: faiss links the upper levels first, which improves recall
         bar.advance(len(rows))
     return Graph(index, rows, 0)
 

@@ -2,13 +2,13 @@
 
 * `MilvusIndex`.
 
-A collection holds the rows, the text columns (those asked for in conditions have fields of their own, others are kept
-as dynamic fields) and the place of each item in the order they came; a second one, NAME_about, what the index knows of
-itself. Milvus finds the candidates and applies the conditions; the scores are taken here, from the rows it sends back,
-by the kernel of the embedded index: so both give the same hits and scores.
+A collection holds the rows, the text columns (those with conditions have fields of their own, others are dynamic
+fields) and the place of each item in the order of insertion; a second one, NAME_about, holds the index's settings and
+metadata. Milvus finds the candidates and applies the conditions; the scores are computed here, from the rows it
+returns, by the kernel of the embedded index: so both return the same hits and scores.
 
-Index type: FLAT in Milvus Lite, HNSW on a server (`exact=True` makes its search as wide as Milvus allows). Durability,
-hashes and readers beside a writer are Milvus' own; Milvus Lite lets one process at a time open its file.
+Index type: FLAT in Milvus Lite, HNSW on a server (`exact=True` sets the widest search that Milvus allows). Durability,
+hashes and concurrent readers are Milvus' own; Milvus Lite allows one process at a time to open its file.
 
 Shapes: q queries, n items, d dimension, k hits.
 """
@@ -16,6 +16,7 @@ Shapes: q queries, n items, d dimension, k hits.
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,13 +44,13 @@ from m3bind.index.milvus_client import connect, parse_uri
 from m3bind.privacy import redact_path
 
 FIELDS = ("modality", "path", "label", "patient", "date")
-LABELS, ORDER, VECTOR = "m3bind_labels", "m3bind_order", "m3bind_vector"  # fields of ours
-WIDEST = 16_384  # hits Milvus gives at most, and widest search of its graph
-BYTES = 1 << 25  # sent or received at once; Milvus takes 64 MB
+LABELS, ORDER, VECTOR = "m3bind_labels", "m3bind_order", "m3bind_vector"  # fields that m3bind adds
+WIDEST = 16_384  # maximum hits and search width of Milvus
+BYTES = 1 << 25  # sent or received at once; the limit of Milvus is 64 MB
 LINKS, BUILD_EF, EF = 32, 200, 128  # of HNSW on a server
 SPARE = 16  # candidates beyond k
 LONGEST = 4096  # bytes of a text
-PIECE = 60_000  # bytes of a value about the index in one line; Milvus takes 65,535
+PIECE = 60_000  # bytes of a metadata value per line; the limit of Milvus is 65,535
 
 
 class MilvusIndex(Index):
@@ -66,12 +67,12 @@ class MilvusIndex(Index):
 
     @property
     def mark(self) -> str:
-        """Another one as soon as anybody put in, replaced or deleted items, or changed a note."""
+        """Changes whenever a process upserts or deletes items, or changes the metadata."""
         lines = sorted((str(line["key"]), str(line["value"])) for line in self._about())
-        return sha256_text(str(len(self)), *(part for line in lines for part in line))
+        return sha256_text(str(len(self)), *chain.from_iterable(lines))
 
     def refresh(self) -> None:
-        """Learn of columns and notes that others added."""
+        """Read columns and metadata that other processes added."""
         about = _joined(self._about())
         self._columns, self._notes = about["columns"], about["notes"]
 
@@ -100,7 +101,7 @@ class MilvusIndex(Index):
         about = client.create_schema(auto_id=False)
         about.add_field("key", DataType.VARCHAR, is_primary=True, max_length=64)
         about.add_field("value", DataType.VARCHAR, max_length=65_535)
-        about.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in every collection
+        about.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=2)  # Milvus requires one in every collection
         plain = client.prepare_index_params()
         plain.add_index(VECTOR, index_type="FLAT", metric_type="IP")
         client.create_collection(_about(name), schema=about, index_params=plain, consistency_level="Strong")
@@ -112,7 +113,7 @@ class MilvusIndex(Index):
             "columns": list(NEEDED),
             "notes": {},
         }
-        _tell(client, name, values)
+        _write(client, name, values)
         client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
         return cls(uri, client, name, writable=True)
 
@@ -125,7 +126,7 @@ class MilvusIndex(Index):
             raise SpaceError(f"{uri}: no index; build one with: m3bind index ENCODED --out {uri}")
         if not client.has_collection(_about(name)):
             client.close()
-            raise SpaceError(f"{uri}: a collection that m3bind did not make; choose another name")
+            raise SpaceError(f"{uri}: a collection that m3bind did not create; choose another name")
         for collection in (name, _about(name)):
             client.load_collection(collection)
         return cls(uri, client, name, writable)
@@ -159,8 +160,8 @@ class MilvusIndex(Index):
         """See `Index`."""
         if column not in self._columns:
             raise UnknownNameError("column of this index", column, self._columns)
-        found = Counter(str(line.get(column, "")) for line in self._lines(condition(where or Where()), [column]))
-        return dict(sorted(found.items()))
+        counts = Counter(str(line.get(column, "")) for line in self._lines(condition(where or Where()), [column]))
+        return dict(sorted(counts.items()))
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -171,37 +172,33 @@ class MilvusIndex(Index):
         _check_lengths(table)
         self._columns = list(dict.fromkeys([*self._columns, *table.columns]))
         first, self._next = self._next, self._next + len(rows)
-        _tell(self._client, self._name, {"columns": self._columns, "next": self._next})  # a place is never given twice
-        empty = dict.fromkeys((*FIELDS, *self._columns), "")  # what is left out would stay as it was
+        _write(self._client, self._name, {"columns": self._columns, "next": self._next})  # a place is never reused
+        empty = dict.fromkeys((*FIELDS, *self._columns), "")  # omitted fields would remain unchanged
         block = max(1, BYTES // (4 * self.dim + 4 * LONGEST))
         lines = table.to_dict("records")
         for start in range(0, len(rows), block):
-            stop = start + block
-            self._client.upsert(
-                self._name,
-                [
-                    {**empty, **line, LABELS: _labels(line), ORDER: place, VECTOR: row}
-                    for place, line, row in zip(range(first + start, first + stop), lines[start:stop], rows[start:stop])
-                ],
-            )
+            values: list[Any] = []
+            for number, (line, row) in enumerate(zip(lines[start : start + block], rows[start:]), first + start):
+                values.append({**empty, **line, LABELS: _labels(line), ORDER: number, VECTOR: row})
+            self._client.upsert(self._name, values)
 
     def delete(self, ids: Sequence[str]) -> int:
         """See `Index`."""
         self._need_lock()
-        there = [str(line[KEY]) for line in self._by_ids(list(dict.fromkeys(ids)), [KEY])]
-        for start in range(0, len(there), WIDEST):
-            self._client.delete(self._name, filter=_among(KEY, there[start : start + WIDEST]))
-        return len(there)
+        known = [str(line[KEY]) for line in self._by_ids(list(dict.fromkeys(ids)), [KEY])]
+        for start in range(0, len(known), WIDEST):
+            self._client.delete(self._name, filter=_among(KEY, known[start : start + WIDEST]))
+        return len(known)
 
     def set_metadata(self, key: str, value: Any) -> None:
         """See `Index`."""
         self._need_lock()
         notes = {name: entry for name, entry in {**self._notes, key: value}.items() if entry is not None}
-        _tell(self._client, self._name, {"notes": notes})
+        _write(self._client, self._name, {"notes": notes})
         self._notes = notes
 
     def commit(self) -> None:
-        """See `Index`: seals what was written and lets Milvus put its files together."""
+        """See `Index`: flushes the collection; Milvus merges its files."""
         self._need_lock()
         self._client.flush(self._name)
 
@@ -209,7 +206,7 @@ class MilvusIndex(Index):
         if not self._writable:
             raise ConfigError(f"{self.uri} is open for reading; open it with writable=True")
 
-    # -- asking --------------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def search(
         self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None
@@ -221,7 +218,7 @@ class MilvusIndex(Index):
             where.check(self._columns)
         wide = min(k + SPARE, WIDEST)
         if k > WIDEST:
-            raise ConfigError(f"k is {k}; Milvus gives at most {WIDEST} hits")
+            raise ConfigError(f"k is {k}; Milvus returns at most {WIDEST} hits")
         settings = {"metric_type": "IP", "params": {"ef": WIDEST if exact else max(EF, 2 * wide)}}
         block = max(1, BYTES // (wide * (4 * self.dim + 64)))
         scores, ids = np.full((len(rows), k), np.nan, np.float32), []
@@ -271,21 +268,21 @@ class MilvusIndex(Index):
         return found
 
     def _lines(self, filter: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Fields of all items that fit."""
+        """Fields of all matching items."""
         iterator = self._client.query_iterator(self._name, batch_size=1024, filter=filter, output_fields=list(fields))
         while lines := iterator.next():
             yield from lines
         iterator.close()
 
     def _by_ids(self, ids: Sequence[str], fields: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Fields of the items that are there, in any order."""
+        """Fields of the existing items, in any order."""
         block = max(1, min(WIDEST, BYTES // (4 * self.dim + 4 * LONGEST)))
         for start in range(0, len(ids), block):
-            some = _among(KEY, ids[start : start + block])  # Milvus' own ids= stumbles over quotes and backslashes
+            some = _among(KEY, ids[start : start + block])  # ids= of Milvus fails at quotes and backslashes
             yield from self._client.query(self._name, filter=some, output_fields=[KEY, *fields])
 
     def _ordered(self, ids: Sequence[str], fields: Sequence[str]) -> list[dict[str, Any]]:
-        """Fields of items, in the order asked."""
+        """Fields of items, in the order of `ids`."""
         found = {str(line[KEY]): line for line in self._by_ids(list(dict.fromkeys(ids)), fields)}
         for name in ids:
             if name not in found:
@@ -294,7 +291,7 @@ class MilvusIndex(Index):
 
 
 def condition(where: Where) -> str:
-    """A `Where` in Milvus' language."""
+    """A `Where` as a Milvus expression."""
     parts = []
     for name in NAMED:
         values = getattr(where, name)
@@ -316,15 +313,15 @@ def _among(field: str, values: Sequence[str]) -> str:
 
 
 def _texts(values: Sequence[str]) -> str:
-    """Texts as Milvus' language writes a list of them."""
+    """Texts as a list of a Milvus expression."""
     return json.dumps(list(values), ensure_ascii=False)
 
 
 def _check_lengths(table: pd.DataFrame) -> None:
-    """Refuse texts that no field of Milvus takes, before anything is sent.
+    """Refuse texts that are too long for a field of Milvus.
 
     Raises:
-        ConfigError: one is too long.
+        ConfigError: names the row and column.
     """
     for name in {KEY, *FIELDS} & set(table.columns):
         sizes = table[name].map(lambda text: len(text.encode()))
@@ -334,13 +331,13 @@ def _check_lengths(table: pd.DataFrame) -> None:
 
 
 def _labels(line: Mapping[Any, str]) -> list[str]:
-    """What a condition on the label may ask for: the whole text and its parts."""
+    """The values that match a condition on the label: the whole text and its parts."""
     label = line.get("label", "")
     return list(dict.fromkeys([label, *label.split(SEVERAL)]))
 
 
 def _ranked(query: Array, answer: Sequence[Any], k: int) -> tuple[Array, list[str]]:
-    """True scores and ids of the k best of what Milvus found for one query."""
+    """True scores and ids of the k best candidates of one query."""
     if not answer:
         return np.empty(0, np.float32), []
     rows = np.array([hit["entity"][VECTOR] for hit in answer], np.float32)
@@ -355,8 +352,8 @@ def _about(name: str) -> str:
     return f"{name}_about"
 
 
-def _tell(client: Any, name: str, values: Mapping[str, Any]) -> None:
-    """Keep JSON values in the collection about the index, long ones in pieces: KEY/0 begins with their number."""
+def _write(client: Any, name: str, values: Mapping[str, Any]) -> None:
+    """Store JSON values in the collection NAME_about, long ones in pieces: KEY/0 begins with their number."""
     lines = []
     for key, value in values.items():
         text = json.dumps(value)
@@ -367,7 +364,7 @@ def _tell(client: Any, name: str, values: Mapping[str, Any]) -> None:
 
 
 def _joined(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """What `_tell` kept; pieces left by a longer value that was there before do not count."""
+    """The values that `_write` stored; leftover pieces of an earlier, longer value are ignored."""
     pieces = {line["key"]: line["value"] for line in lines}
     values = {}
     for key in {name.rpartition("/")[0] for name in pieces}:

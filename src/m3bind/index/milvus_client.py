@@ -1,4 +1,4 @@
-"""Milvus' client: where a URI leads, and its errors as ours.
+"""The client of Milvus: parses URIs and converts errors.
 
 * `parse_uri`, `connect`, `Client`.
 """
@@ -14,7 +14,7 @@ TOKEN = "M3BIND_MILVUS_TOKEN"
 
 
 def parse_uri(uri: str) -> tuple[str, str, bool]:
-    """(what Milvus' client is given, name of the collection, whether it is a file) of a URI.
+    """(argument of the Milvus client, name of the collection, whether it is a file) of a URI.
 
     Raises:
         ConfigError: not a URI of an index in Milvus.
@@ -26,7 +26,7 @@ def parse_uri(uri: str) -> tuple[str, str, bool]:
 
 
 class Client:
-    """Milvus' client, or an iterator it gave, with errors of ours; Milvus' own may quote what was asked or sent."""
+    """The Milvus client or one of its iterators; its errors, which may quote data, become `SpaceError`."""
 
     def __init__(self, own: Any, uri: str) -> None:
         self._own, self._uri = own, uri
@@ -34,13 +34,13 @@ class Client:
     def __getattr__(self, name: str) -> Any:
         from pymilvus.exceptions import MilvusException
 
-        found = getattr(self._own, name)
+        method = getattr(self._own, name)
 
         def call(*args: Any, **settings: Any) -> Any:
             try:
-                answer = found(*args, **settings)
+                answer = method(*args, **settings)
             except MilvusException as error:
-                hint = "is it up, and is there room on its disk? Its own log says more"
+                hint = "check that it is running and that its disk has space; see its log"
                 raise SpaceError(f"{self._uri}: Milvus could not do {name} (code {error.code}); {hint}") from error
             return Client(answer, self._uri) if name == "query_iterator" else answer
 
@@ -51,7 +51,7 @@ def connect(uri: str) -> tuple[Any, str, bool]:
     """(client, collection, whether it is a file).
 
     Raises:
-        ConfigError: the extra `milvus` is not installed, or not a URI of ours.
+        ConfigError: the extra `milvus` is not installed, or an invalid URI.
         SpaceError: Milvus does not answer.
     """
     target, name, local = parse_uri(uri)
@@ -60,9 +60,9 @@ def connect(uri: str) -> tuple[Any, str, bool]:
         from pymilvus.exceptions import MilvusException
     except ImportError:
         raise ConfigError("an index in Milvus needs the extra `milvus`: pip install 'm3bind[milvus]'") from None
-    logging.getLogger("pymilvus.client.iterator").setLevel(logging.ERROR)  # Milvus Lite has no time stamps to give
+    logging.getLogger("pymilvus.client.iterator").setLevel(logging.ERROR)  # Milvus Lite has no time stamps
     try:
         return Client(MilvusClient(target, token=os.environ.get(TOKEN, "")), uri), name, local
     except MilvusException as error:
-        hint = "another process may have it open" if local else "is the server up, is the token right?"
+        hint = "another process may have it open" if local else "check the server and the token"
         raise SpaceError(f"{uri}: Milvus does not answer ({error.message}); {hint}") from error

@@ -1,11 +1,11 @@
-"""A damaged index put right: what is derived is made again, what can be read is kept, what is lost is counted.
+"""Repairs a damaged index: derived files are written again, readable items retained, lost items counted.
 
-* `repair`. Items that are lost come back by adding the encoded archive again.
+* `repair`. Adding the encoded archive again restores lost items.
 """
 
 import os
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,8 @@ import pandas as pd
 from m3bind.core.stored import StoredFileError
 from m3bind.errors import ConfigError, SpaceError
 from m3bind.index import ann, flat
-from m3bind.index.base import KEY
+from m3bind.index.base import KEY, Mask
 from m3bind.index.embedded import EmbeddedIndex
-from m3bind.index.flat import Mask
 from m3bind.index.segment import (
     BLOCK,
     GONE,
@@ -33,16 +32,16 @@ from m3bind.index.segment import (
 )
 from m3bind.index.store import COPY, CURRENT, PARTS, IndexState, IndexStore, decode_state, locked
 
-KEPT = (VECTORS, ITEMS, KEYS, GONE)  # files of a part that cannot all be derived; others are written anew
+STORED = (VECTORS, ITEMS, KEYS, GONE)  # files of a part; the others are derived and written again
 
 
 @dataclass
 class Repaired:
-    """What a repair found and did."""
+    """The result of a repair."""
 
     damaged: list[str] = field(default_factory=list)  # files, relative to the index
     lost: int = 0  # items that could not be read
-    revived: bool = False  # a list of deletions was lost: items deleted by it may be back
+    revived: bool = False  # a list of deletions was lost: deleted items may have returned
 
     def __str__(self) -> str:
         if not self.damaged:
@@ -50,12 +49,12 @@ class Repaired:
         lines = [f"damaged: {', '.join(self.damaged)}"]
         lines.append(f"{self.lost} items lost; add the encoded archive again" if self.lost else "no item lost")
         if self.revived:
-            lines.append("deletions were lost: delete again what should not be there")
+            lines.append("deletions were lost: delete those items again")
         return "\n".join(lines)
 
 
 def repair(folder: Path | str) -> Repaired:
-    """Make a damaged index whole.
+    """Repair a damaged index.
 
     Raises:
         SpaceError: there is no index, or neither CURRENT nor its copy can be read: build again.
@@ -70,7 +69,7 @@ def repair(folder: Path | str) -> Repaired:
         raise ConfigError(f"{folder / PARTS} is a link; to keep an index elsewhere, link its whole folder")
     store = IndexStore(folder, locked(folder), _state(folder, report))
     try:
-        _mend(store, report)
+        _rewrite(store, report)
     except (IndexDamageError, StoredFileError, OSError) as error:
         place = error.filename if isinstance(error, OSError) else error.path
         reason = error.strerror if isinstance(error, OSError) else error.reason
@@ -80,8 +79,8 @@ def repair(folder: Path | str) -> Repaired:
     return report
 
 
-def _mend(store: IndexStore, report: Repaired) -> None:
-    """Write what can be read of the parts as one part, where something is damaged."""
+def _rewrite(store: IndexStore, report: Repaired) -> None:
+    """If a file is damaged, write all readable rows as one part."""
     folder = store.folder
     salvaged = [
         _salvaged(folder / PARTS / entry["name"], entry, store.state.dim, report) for entry in store.state.parts
@@ -100,7 +99,7 @@ def _mend(store: IndexStore, report: Repaired) -> None:
 
 
 def _state(folder: Path, report: Repaired) -> IndexState:
-    """From CURRENT, or else from its copy."""
+    """The state in CURRENT, or else in its copy."""
     states = []
     for name in (CURRENT, COPY):
         try:
@@ -113,7 +112,7 @@ def _state(folder: Path, report: Repaired) -> IndexState:
 
 
 def _unusable(folder: Path, state: IndexState) -> list[str]:
-    """What was derived for the first part and is as it was written, yet cannot be used."""
+    """Derived files of the first part that cannot be used although their checksums are correct."""
     entry = state.parts[0]
     part = Segment(folder / PARTS / entry["name"], entry, state.dim, check=False)
     try:
@@ -128,19 +127,20 @@ def _unusable(folder: Path, state: IndexState) -> list[str]:
 
 
 def _salvaged(folder: Path, entry: SegmentEntry, dim: int, report: Repaired) -> tuple[Segment, Mask]:
-    """A part with what can be read of it, and which of its rows cannot."""
+    """A part with its readable files, and which of its rows are unreadable."""
     bad = {
         name: blocks for name, expected in entry["files"].items() if (blocks := _bad_blocks(folder / name, expected))
     }
     report.damaged += [f"{PARTS}/{folder.name}/{name}" for name in bad]
-    files = {name: expected for name, expected in entry["files"].items() if name in KEPT and name not in bad}
+    files = {name: expected for name, expected in entry["files"].items() if name in STORED and name not in bad}
     unreadable = np.zeros(entry["rows"], bool)
     if ITEMS in bad:
         unreadable[:] = True
         files = {name: expected for name, expected in files.items() if name == GONE}
     elif ITEMS in files:
         if VECTORS in bad:
-            os.truncate(_there(folder / VECTORS), entry["files"][VECTORS]["bytes"])
+            (folder / VECTORS).touch()
+            os.truncate(folder / VECTORS, entry["files"][VECTORS]["bytes"])
             for block in bad[VECTORS]:
                 unreadable[block * BLOCK // (4 * dim) : -(-(block + 1) * BLOCK // (4 * dim))] = True
         if KEYS in bad:
@@ -153,7 +153,7 @@ def _salvaged(folder: Path, entry: SegmentEntry, dim: int, report: Repaired) -> 
 
 
 def _bad_blocks(path: Path, expected: Sums) -> list[int]:
-    """Numbers of the blocks of a file that are not what was written; none if the file is whole."""
+    """Numbers of the damaged blocks of a file."""
     found = checksums(path) if path.exists() else Sums(bytes=-1, crc=[])
     if found == expected:
         return []
@@ -161,15 +161,9 @@ def _bad_blocks(path: Path, expected: Sums) -> list[int]:
     return [number for number, (right, now) in enumerate(pairs) if right != now] or [len(expected["crc"])]
 
 
-def _there(path: Path) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.touch()
-    return path
-
-
 def _older(index: EmbeddedIndex) -> Mask:
-    """Rows of an id that a later row has too: the list that said so is lost."""
+    """Rows whose id a later row repeats: the list that replaced them is lost."""
     ids = [part.table[KEY].to_pylist() if part.table is not None else [""] * part.rows for part in index.parts]
-    table = pd.Series([name for part in ids for name in part], dtype=object)
+    table = pd.Series([*chain.from_iterable(ids)], dtype=object)
     older: Mask = (table.duplicated(keep="last") & (table != "")).to_numpy()
     return older

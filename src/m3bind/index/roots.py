@@ -1,10 +1,10 @@
-"""Below which folders the files of an index may be shown: those that whoever serves it named, or encoded.
+"""The folders whose files an index may show: those that its server was given, or that were encoded by this user.
 
-* `Roots`: tells whether a path lies below. * `remember`, `remembered`: the folders of an index that was made here.
+* `Roots`: whether a path lies below them. * `remember`, `remembered`: the folders of an index that was built here.
 
-An index names files of the machine it was made on, and may come from anybody. What `encode`, `index`, `listen` and
-`pull` were given is written beside their output, under a seal that only this user can make (the key is a private file
-in the folder of settings); an index without such a seal shows no file but those in its own folder.
+An index names files of the machine it was built on, and may be third-party. The folders given to `encode`, `index`,
+`listen` and `pull` are written beside their output, with an HMAC that only this user can compute (the key is a private
+file in the folder of settings); an index without it shows only files in its own folder.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from m3bind.errors import DiskError
 from m3bind.modalities.formats.signals_wfdb_header import header_of
 
 NAME = "roots.json"
-MOST = 200  # folders that are remembered one by one
-LARGEST = 4 << 20  # bytes of the file
+MAX_FOLDERS = 200  # stored one by one; more are replaced by their common parent
+MAX_BYTES = 4 << 20  # of the file
 KEY_BYTES = 32
 
 
@@ -45,7 +45,7 @@ class Roots:
         return any(real.is_relative_to(folder) for folder in self.folders)
 
     def allow_all(self, path: str) -> bool:
-        """`allow` for all files that are read with one: those in a folder, those that a WFDB header may name."""
+        """`allow` for all files that are read with a path: those in a folder, those that a WFDB header may name."""
         if self.folders is None:
             return True
         if not self.allow(path):
@@ -58,29 +58,30 @@ class Roots:
         return all(self.allow(str(part)) for part in parts if part.is_symlink())
 
 
-def remember(made: Path | str, folders: Iterable[Path | str]) -> None:
-    """Write down below which folders the files of an encoded archive or index lie; nothing where there is no folder."""
-    if not Path(made).is_dir():
+def remember(output: Path | str, folders: Iterable[Path | str]) -> None:
+    """Store the folders of the files of an encoded archive or index; does nothing if `output` is not a folder."""
+    if not Path(output).is_dir():
         return
-    key = _key(make=True)
+    key = _key(create=True)
     if key is None:
         return
     given = {Path(folder).resolve() for folder in folders}
-    found = _topmost({folder for folder in given if folder.parent != folder})  # never all of a disk
-    if len(found) > MOST:
-        found = [Path(os.path.commonpath(found))]
-    names = [str(folder) for folder in found if folder.parent != folder]
+    given = {folder for folder in given if folder.parent != folder}  # never a whole disk
+    topmost = sorted(folder for folder in given if not given.intersection(folder.parents))
+    if len(topmost) > MAX_FOLDERS:
+        topmost = [Path(os.path.commonpath(topmost))]
+    names = [str(folder) for folder in topmost if folder.parent != folder]
     with contextlib.suppress(DiskError):
-        write_json(Path(made) / NAME, {"roots": names, "seal": _seal(key, names)})
+        write_json(Path(output) / NAME, {"roots": names, "seal": _seal(key, names)})
 
 
-def remembered(made: Path | str) -> list[Path]:
-    """The folders `remember` wrote down, as this user; none where somebody else did, or changed them."""
-    key = _key(make=False)
+def remembered(output: Path | str) -> list[Path]:
+    """The folders that `remember` stored as this user; empty if another user did, or the file was changed."""
+    key = _key(create=False)
     try:
-        found = read_json(Path(made) / NAME, LARGEST)
-        names = [str(name) for name in found["roots"]]
-        if key is None or not hmac.compare_digest(_seal(key, names), str(found["seal"])):
+        stored = read_json(Path(output) / NAME, MAX_BYTES)
+        names = [str(name) for name in stored["roots"]]
+        if key is None or not hmac.compare_digest(_seal(key, names), str(stored["seal"])):
             return []
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
@@ -88,24 +89,19 @@ def remembered(made: Path | str) -> list[Path]:
 
 
 def folder_of(path: Path | str) -> Path:
-    """The folder that is meant by a path: itself, or that of a file."""
+    """The path itself if it is a folder, else the folder of the file."""
     return Path(path) if Path(path).is_dir() else Path(path).parent
-
-
-def _topmost(folders: set[Path]) -> list[Path]:
-    """Without those that lie below another one."""
-    return sorted(folder for folder in folders if not folders.intersection(folder.parents))
 
 
 def _seal(key: bytes, names: list[str]) -> str:
     return hmac.new(key, json.dumps(names).encode(), hashlib.sha256).hexdigest()
 
 
-def _key(make: bool) -> bytes | None:
-    """This user's key; None where there is none, or where others may read it."""
+def _key(create: bool) -> bytes | None:
+    """This user's key; None if it does not exist or others may read it."""
     path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "m3bind" / "key"
     try:
-        if make and not path.exists():
+        if create and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             temporary = path.with_name(f".key.{os.getpid()}.{secrets.token_hex(4)}")
             temporary.touch(mode=0o600)
@@ -116,5 +112,5 @@ def _key(make: bool) -> bytes | None:
         key = read_bytes(path, KEY_BYTES)
         private = not stat.S_IMODE(path.stat().st_mode) & 0o077
         return key if private and len(key) == KEY_BYTES else None
-    except (OSError, RuntimeError, StoredFileError):  # RuntimeError: nobody's home
+    except (OSError, RuntimeError, StoredFileError):  # RuntimeError: no home folder
         return None

@@ -1,16 +1,16 @@
-"""Files that never change once written, with a checksum for every block: what an index in a folder is made of.
+"""The parts of an index in a folder: immutable files with a checksum for every block.
 
 A part holds consecutive items of an index:
 
     vectors.f32    (m, d) float32 rows
-    items.arrow    the metadata, one text column each (Arrow, not compressed: it is read in place)
-    keys.u64       sorted 64-bit hashes of the ids, then the row of each: how an id is found without a table in memory
+    items.arrow    the metadata, one text column each (Arrow, uncompressed: read in place)
+    keys.u64       sorted 64-bit hashes of the ids, then the row of each: finds an id without a table in memory
     gone.i64       rows of earlier parts that this one replaces or deletes
     codes.*, near.json, graph.faiss or lists.faiss    only in a committed segment: see `ann`
 
-* `write_part`: makes one, whole or not at all. * `Segment`: one that is open, mapped into memory.
+* `write_part`: writes one atomically. * `Segment`: an open part, mapped into memory.
 * `checksums`, `verify`: CRC-32 of blocks. CRC-32 finds every single flipped bit and every burst of up to 32, and runs
-  two to three times as fast as SHA-256 here; the small file that lists the checksums is under SHA-256 itself.
+  two to three times as fast as SHA-256 here; the small file that lists the checksums has a SHA-256 itself.
 
 Shapes: m items of a part, d dimension.
 """
@@ -39,7 +39,7 @@ from m3bind.core.files import atomic_path
 from m3bind.errors import SpaceError
 from m3bind.index.base import KEY, NEEDED, Array
 
-BLOCK = 1 << 20  # bytes under one checksum; what a repair loses to one bad byte
+BLOCK = 1 << 20  # bytes per checksum; a repair loses the block of a bad byte
 VECTORS, ITEMS, KEYS, GONE = "vectors.f32", "items.arrow", "keys.u64", "gone.i64"
 Rows = NDArray[np.int64]
 Size = Annotated[int, Field(ge=0, lt=1 << 48)]
@@ -56,7 +56,7 @@ Files = dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*\.[a-z0-9]+$")], Sums
 
 
 class SegmentEntry(TypedDict):
-    """A part in the list of parts."""
+    """The entry of a part in the list of parts."""
 
     name: Annotated[str, Field(pattern=r"^[0-9]{1,12}$")]
     rows: Size
@@ -64,7 +64,7 @@ class SegmentEntry(TypedDict):
 
 
 class IndexDamageError(SpaceError):
-    """Bytes of an index are not what was written. `path` names the file."""
+    """Bytes of an index differ from what was written. `path` names the file."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -84,8 +84,8 @@ def write_part(
         folder: of the part; replaced as a whole.
         blocks: the rows (m, d), in blocks.
         items: m lines of text columns.
-        gone: rows of earlier parts.
-        derive: writes further files beside the rows.
+        gone: rows of earlier parts that are replaced or deleted.
+        derive: writes further files into the folder.
     """
     with atomic_path(folder, directory=True) as temporary:
         if items.num_rows:
@@ -112,7 +112,7 @@ def write_keys(folder: Path, items: pa.Table) -> None:
 
 
 def hash_ids(ids: Sequence[str]) -> NDArray[np.uint64]:
-    """A 64-bit hash of each id, the same on every machine."""
+    """A 64-bit hash of each id, independent of the machine."""
     joined = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
     return np.frombuffer(joined, "<u8")
 
@@ -139,7 +139,7 @@ def verify(folder: Path, files: Files) -> None:
     """Compare every byte of a part with its checksums.
 
     Raises:
-        Damaged: names the first file that differs.
+        IndexDamageError: names the first file that differs.
         FileNotFoundError: a file is missing.
     """
     for name, expected in files.items():
@@ -152,7 +152,7 @@ def verify(folder: Path, files: Files) -> None:
 
 
 def as_arrow(table: pd.DataFrame) -> pa.Table:
-    """Text columns as Arrow."""
+    """Text columns as an Arrow table."""
     return pa.table({name: pa.array(table[name].tolist(), pa.large_string()) for name in table.columns})
 
 
@@ -160,33 +160,33 @@ def read_items(folder: Path) -> pa.Table:
     """The metadata of a part, mapped into memory.
 
     Raises:
-        Damaged: not a table of text columns, or one that has to be unpacked first.
+        IndexDamageError: not a table of text columns, or compressed.
     """
     path = folder / ITEMS
     try:
         mapped = pa.memory_map(str(path))
         for message in _messages(mapped):
             if message.type == "record batch" and _is_compressed(message.metadata):
-                raise IndexDamageError(path, "is compressed; m3bind writes it as it is")
-        mapped.seek(_ARROW_HEAD)  # behind it a file holds a stream; what its end says about places is not looked at
+                raise IndexDamageError(path, "is compressed; m3bind writes it uncompressed")
+        mapped.seek(_ARROW_HEAD)  # the file holds a stream from there; offsets in its footer are not used
         reader = pa.ipc.open_stream(mapped)
         names = reader.schema.names
         if any(not pa.types.is_large_string(kind) for kind in reader.schema.types) or len(set(names)) < len(names):
-            raise IndexDamageError(path, "has columns that are not text, or two of one name")
+            raise IndexDamageError(path, "has columns that are not text, or duplicate column names")
         if absent := [name for name in NEEDED if name not in names]:
             raise IndexDamageError(path, f"has no column {absent[0]!r}")
         table = reader.read_all()
         table.validate(full=True)
         return table
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        raise IndexDamageError(path, "is not a table of Arrow") from error
+        raise IndexDamageError(path, "is not an Arrow table") from error
 
 
 _ARROW_HEAD = 8  # bytes before the first message of a file
 
 
 def _messages(mapped: Any) -> Iterator[Any]:
-    """The messages of an Arrow file, their bodies not read."""
+    """The messages of an Arrow file, without their bodies."""
     mapped.seek(_ARROW_HEAD)
     reader = pa.ipc.MessageReader.open_stream(mapped)
     with contextlib.suppress(StopIteration, EOFError):
@@ -195,14 +195,14 @@ def _messages(mapped: Any) -> Iterator[Any]:
 
 
 def _is_compressed(metadata: Any) -> bool:
-    """Whether a record batch says that its buffers are compressed: field 3 of the table in field 2 of a flatbuffer."""
+    """Whether a record batch declares compressed buffers: field 3 of the table in field 2 of a flatbuffer."""
     data = memoryview(metadata)
 
     def number(at: int, size: int, signed: bool = False) -> int:
         return int.from_bytes(data[at : at + size], "little", signed=signed)
 
     def field(table: int, index: int) -> int:
-        """Where a field of a table is, 0 if it has none."""
+        """Offset of a field of a table, 0 if absent."""
         entries = table - number(table, 4, signed=True)
         at = number(entries + 4 + 2 * index, 2) if 4 + 2 * index < number(entries, 2) else 0
         return table + at if at else 0
@@ -212,26 +212,26 @@ def _is_compressed(metadata: Any) -> bool:
 
 
 def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
-    """The numbers of a file, mapped into memory.
+    """The array in a file, mapped into memory.
 
     Raises:
-        Damaged: it does not hold as many.
+        IndexDamageError: the file has another size.
     """
-    wanted, found = math.prod(shape) * np.dtype(dtype).itemsize, path.stat().st_size
-    if found != wanted or not wanted:
-        raise IndexDamageError(path, f"holds {found} bytes, not {wanted}")
+    expected, found = math.prod(shape) * np.dtype(dtype).itemsize, path.stat().st_size
+    if found != expected or not expected:
+        raise IndexDamageError(path, f"holds {found} bytes, not {expected}")
     return np.memmap(path, dtype, mode="r", shape=shape).view(np.ndarray)
 
 
 class Segment:
-    """A part that is open for reading. As long as it is, no writer removes its files (a shared lock says so)."""
+    """A part that is open for reading. Its shared lock keeps writers from removing its files."""
 
     def __init__(self, folder: Path, entry: Mapping[str, Any], dim: int, *, check: bool = True) -> None:
         """Open `folder` as its `entry` describes it; `check` verifies its bytes.
 
         Raises:
-            Damaged, FileNotFoundError: see `verify`.
-            BlockingIOError: a writer is removing the part; its list of parts is a newer one.
+            IndexDamageError, FileNotFoundError: see `verify`.
+            BlockingIOError: a writer is removing the part; a newer list of parts exists.
         """
         self.folder, self.entry, self.rows, self.dim = folder, entry, int(entry["rows"]), dim
         self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -258,7 +258,7 @@ class Segment:
             raise
 
     def close(self) -> None:
-        """Let a writer remove the files; what was read from them stays valid."""
+        """Allow writers to remove the files; arrays that were read from them remain valid."""
         os.close(self._lock)
 
     @property
@@ -267,7 +267,7 @@ class Segment:
         return self.table.column_names if self.table is not None else []
 
     def texts(self, column: str, rows: Sequence[int]) -> list[str]:
-        """Values of a column at some rows; empty where the part has no such column."""
+        """Values of a column at some rows; empty if the part lacks the column."""
         if column not in self._columns:
             if column not in self.columns:
                 return [""] * len(rows)
@@ -275,7 +275,7 @@ class Segment:
         return self._columns[column].take(rows)
 
     def find(self, ids: Sequence[str], hashes: NDArray[np.uint64]) -> dict[int, int]:
-        """Position in `ids` -> row, of those the part holds; `hashes` are theirs."""
+        """Position in `ids` -> row, for the ids in the part; `hashes`: `hash_ids(ids)`."""
         found: dict[int, int] = {}
         start = np.searchsorted(self._hashes, hashes, "left")
         stop = np.searchsorted(self._hashes, hashes, "right")
@@ -287,22 +287,21 @@ class Segment:
         return found
 
     def rows_of(self, ids: Sequence[str]) -> list[int]:
-        """The rows of those of `ids` that the part holds."""
+        """The rows of those `ids` that are in the part."""
         return list(self.find(ids, hash_ids(ids)).values())
 
 
 class _Texts:
-    """A text column read in place: no table of Python strings for what is never asked."""
+    """A text column read in place, without creating Python strings for the other rows."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         array = column.combine_chunks()
         array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
         _, offsets, data = array.buffers()
-        self._array = array  # keeps the buffers
+        self._array = array  # owns the buffers
         self._offsets = np.frombuffer(offsets, "<i8")[array.offset : array.offset + len(array) + 1]
         self._data = memoryview(data) if data is not None else memoryview(b"")
 
     def take(self, rows: Iterable[int]) -> list[str]:
-        """The texts at some rows."""
         offsets, data = self._offsets, self._data
         return [str(data[offsets[row] : offsets[row + 1]], "utf-8") for row in rows]

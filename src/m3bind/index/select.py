@@ -1,4 +1,4 @@
-"""Which rows of a table of items fit a condition, by columns at once.
+"""Which rows of a table of items match a condition, column by column.
 
 * `fits`: a `Where` on a table. * `count`: values of a column.
 
@@ -10,17 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from m3bind.index.base import AFTER, NAMED, SEVERAL, Where
-
-Mask = NDArray[np.bool_]
+from m3bind.index.base import AFTER, NAMED, SEVERAL, Mask, Where
 
 
 def fits(where: Where, table: pa.Table, rows_of: Callable[[Sequence[str]], Iterable[int]]) -> Mask:
-    """(m,) whether each row fits; a column the table does not have is empty in all its rows.
+    """(m,) whether each row matches; a column that the table lacks is empty in all rows.
 
-    `rows_of` gives the rows of those of some ids that are there.
+    `rows_of`: ids -> rows of those that exist.
     """
     keep = np.ones(len(table), bool)
     for name in NAMED:
@@ -40,7 +37,7 @@ def fits(where: Where, table: pa.Table, rows_of: Callable[[Sequence[str]], Itera
 
 
 def count(table: pa.Table, column: str, keep: Mask) -> dict[str, int]:
-    """Rows of each value of a column, of the rows to keep."""
+    """Number of rows per value of a column, among the rows in `keep`."""
     values = pc.value_counts(_column(table, column).filter(pa.array(keep)))
     return {entry["values"]: entry["counts"] for entry in values.to_pylist()}
 
@@ -52,7 +49,7 @@ def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _among(column: pa.ChunkedArray, values: tuple[str, ...], several: bool) -> Mask:
-    """Whether a row has one of the values, as a whole or (with `several`) as one of those parted by "|"."""
+    """Whether a row equals one of the values or (with `several`) contains it, separated by "|"."""
     keep = _array(pc.is_in(column, value_set=pa.array(values, pa.large_string())))
     if several:
         edge, nothing = (pa.scalar(text, pa.large_string()) for text in (SEVERAL, ""))

@@ -1,14 +1,14 @@
-"""Which parts make up an index, switched in one step: one writer, any number of readers, no half state.
+"""The list of an index's parts, switched atomically: one writer, any number of readers.
 
-    CURRENT         the list of parts with their checksums, under a SHA-256; replaced by renaming: the moment of truth
-    CURRENT.copy    the same, written just before: what a repair goes by when CURRENT is damaged
+    CURRENT         the list of parts with their checksums, under a SHA-256; replaced by renaming, which commits
+    CURRENT.copy    the same, written just before: used by a repair if CURRENT is damaged
     parts/000007/   see `segment`
 
-* `IndexStore`: the list, the writer's lock, commits, and removing what nobody needs any more.
+* `IndexStore`: the list, the writer's lock, commits, and removal of unused parts.
 
-Each change writes a new part, flushes it, and then replaces CURRENT; so a change is either there, on disk, or not at
-all, and there is no log whose end could be torn. The writer's lock is the kernel's (on the folder itself): it ends with
-the process that held it. A part is removed once it is off the list and no reader has it open.
+Each change writes a new part, flushes it, and then replaces CURRENT; so a change is either complete on disk or absent,
+and there is no log that could be torn. The writer's lock is the kernel's (on the folder itself): it ends with the
+process that held it. A part is removed once it is off the list and no reader has it open.
 """
 
 import contextlib
@@ -31,21 +31,21 @@ from m3bind.index.segment import GONE, IndexDamageError, Segment, SegmentEntry
 
 FORMAT, VERSION = "m3bind-index", 1
 CURRENT, COPY, PARTS = "CURRENT", "CURRENT.copy", "parts"
-MOST_DIM, MOST_PARTS, MOST_BYTES = 1 << 16, 10_000, 16 << 20  # numbers of a row, parts, bytes of CURRENT
+MAX_DIM, MAX_PARTS, MAX_BYTES = 1 << 16, 10_000, 16 << 20  # numbers of a row, parts, bytes of CURRENT
 
 
 @with_config({"extra": "forbid"})
 @dataclass(frozen=True)
 class IndexState:
-    """What CURRENT says."""
+    """The content of CURRENT."""
 
-    dim: Annotated[int, Field(gt=0, le=MOST_DIM)]
+    dim: Annotated[int, Field(gt=0, le=MAX_DIM)]
     fingerprint: str
     gap_corrected: bool
-    state: Annotated[int, Field(ge=0)] = 0  # counts changes
+    state: Annotated[int, Field(ge=0)] = 0  # number of changes
     next: Annotated[int, Field(ge=1)] = 1  # number of the next part
     notes: dict[str, Any] = field(default_factory=dict)
-    parts: Annotated[list[SegmentEntry], Field(max_length=MOST_PARTS)] = field(default_factory=list)
+    parts: Annotated[list[SegmentEntry], Field(max_length=MAX_PARTS)] = field(default_factory=list)
 
 
 class IndexStore:
@@ -59,7 +59,7 @@ class IndexStore:
         """An empty index, open for writing.
 
         Raises:
-            ConfigError: something is there already.
+            ConfigError: the folder exists and is not empty.
             DiskError: the file system refused.
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -81,19 +81,18 @@ class IndexStore:
         """
         if not folder.is_dir():
             raise SpaceError(f"{folder}: no index; build one with: m3bind index ENCODED --out {folder}")
-        if writable and (folder / PARTS).is_symlink():  # what is removed there would be somebody else's
+        if writable and (folder / PARTS).is_symlink():  # files behind a link may belong to others
             raise ConfigError(f"{folder / PARTS} is a link; to keep an index elsewhere, link its whole folder")
         lock = locked(folder) if writable else None
         try:
             state, parts = opened(folder, read_state)
-        except IndexDamageError as error:
-            _unlock(lock)
-            raise SpaceError(f"{error.path}: {error.reason}; repair with: {repair_command(folder)}") from error
-        except OSError as error:
-            _unlock(lock)
-            raise SpaceError(f"{error.filename or folder}: cannot be opened ({error.strerror})") from error
-        except BaseException:
-            _unlock(lock)
+        except BaseException as error:
+            if lock is not None:
+                os.close(lock)
+            if isinstance(error, IndexDamageError):
+                raise SpaceError(f"{error.path}: {error.reason}; repair with: {repair_command(folder)}") from error
+            if isinstance(error, OSError):
+                raise SpaceError(f"{error.filename or folder}: cannot be opened ({error.strerror})") from error
             raise
         store = cls(folder, lock, state)
         if writable:
@@ -110,7 +109,7 @@ class IndexStore:
             raise ConfigError(f"{self.folder} is open for reading; open it with writable=True")
 
     def _still_there(self) -> None:
-        """Refuse to write where the folder is no longer the one that was opened: the parts it names are not there.
+        """Refuse to write if the folder is no longer the one that was opened.
 
         Raises:
             DiskError: it was removed, moved or replaced.
@@ -121,10 +120,10 @@ class IndexStore:
         raise DiskError(f"{self.folder}: removed, moved or replaced while it was open; put it back, or start again")
 
     def part_folder(self) -> Path:
-        """Where the next part goes.
+        """The folder of the next part.
 
         Raises:
-            DiskError: the folder is not there any more.
+            DiskError: the index was removed, moved or replaced.
         """
         self._still_there()
         return self.folder / PARTS / f"{self.state.next:06d}"
@@ -133,7 +132,7 @@ class IndexStore:
         """Switch to a state with these changes; durable, and seen by new readers, when this returns.
 
         Raises:
-            DiskError: the file system refused, or the folder is not there any more; the old state stays.
+            DiskError: the file system refused, or the folder was removed; the old state remains.
         """
         self._still_there()
         state = replace(self.state, state=self.state.state + 1, next=self.state.next + 1, **changes)
@@ -142,7 +141,7 @@ class IndexStore:
         self.state = state
 
     def sweep(self) -> None:
-        """Remove what is not on the list and not open anywhere: left by a commit, or by a writer that died."""
+        """Remove parts that are not listed and not open, left by a commit or by a killed writer."""
         listed = {entry["name"] for entry in self.state.parts}
         for path in (self.folder / PARTS).iterdir():
             if path.name not in listed:
@@ -151,16 +150,17 @@ class IndexStore:
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give up the lock."""
-        _unlock(self._lock)
+        """Release the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
         self._lock = None
 
 
 def opened(folder: Path, read: Callable[[Path], IndexState]) -> tuple[IndexState, list[Segment]]:
-    """The state and its verified parts; starts over when a writer switched meanwhile.
+    """The state and its verified parts; starts over if a writer switched meanwhile.
 
     Raises:
-        Damaged: bytes are not what was written.
+        IndexDamageError: bytes differ from what was written.
         SpaceError: no index, or of a newer version.
     """
     while True:
@@ -172,7 +172,7 @@ def opened(folder: Path, read: Callable[[Path], IndexState]) -> tuple[IndexState
                 part = Segment(folder / PARTS / entry["name"], entry, state.dim)
                 parts.append(part)
                 if len(part.gone) and not 0 <= int(part.gone.min()) <= int(part.gone.max()) < before:
-                    raise IndexDamageError(part.folder / GONE, "names rows that no earlier part has")
+                    raise IndexDamageError(part.folder / GONE, "lists rows that no earlier part has")
                 before += part.rows
             return state, parts
         except BaseException as error:
@@ -180,16 +180,16 @@ def opened(folder: Path, read: Callable[[Path], IndexState]) -> tuple[IndexState
                 part.close()
             if not isinstance(error, FileNotFoundError | BlockingIOError):
                 raise
-            if read(folder).state == state.state:  # a writer switches before it removes anything
+            if read(folder).state == state.state:  # a writer switches before it removes files
                 path = Path(error.filename or folder / PARTS / state.parts[len(parts)]["name"])
                 raise IndexDamageError(path, "is missing") from error
 
 
 def read_state(folder: Path) -> IndexState:
-    """What CURRENT and its copy say, both verified.
+    """The state in CURRENT; both it and its copy are verified.
 
     Raises:
-        Damaged: one of them is not what was written, or missing.
+        IndexDamageError: one of them is damaged or missing.
         SpaceError: not an index, or of a newer version.
     """
     if not (folder / CURRENT).exists() and not (folder / COPY).exists():
@@ -202,11 +202,11 @@ def decode_state(path: Path) -> IndexState:
     """The state in one file.
 
     Raises:
-        Damaged: it is not what was written, or missing.
+        IndexDamageError: it is damaged or missing.
         SpaceError: of a newer version.
     """
     try:
-        data = read_bytes(path, MOST_BYTES)
+        data = read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
         raise IndexDamageError(path, "is missing") from None
     except StoredFileError as error:
@@ -227,7 +227,7 @@ def decode_state(path: Path) -> IndexState:
 
 
 def write_state(path: Path, state: IndexState) -> None:
-    """Replace one of the two files.
+    """Write CURRENT or its copy.
 
     Raises:
         DiskError: the file system refused.
@@ -237,7 +237,7 @@ def write_state(path: Path, state: IndexState) -> None:
 
 
 def repair_command(folder: Path) -> str:
-    """What a person types to repair an index."""
+    """The command that repairs an index."""
     return f"m3bind index --out {folder} --repair"
 
 
@@ -248,7 +248,12 @@ def _encoded(state: IndexState) -> bytes:
 
 
 def locked(folder: Path) -> int:
-    """A descriptor that holds the writer's lock."""
+    """Acquire the writer's lock; returns its descriptor.
+
+    Raises:
+        ConfigError: another process holds it.
+        DiskError: the file system has no locks.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -258,18 +263,13 @@ def locked(folder: Path) -> int:
     except OSError as error:
         os.close(descriptor)
         raise DiskError(
-            f"{folder}: this file system gives no lock ({error.strerror}); keep the index elsewhere"
+            f"{folder}: this file system does not support locks ({error.strerror}); keep the index elsewhere"
         ) from error
     return descriptor
 
 
-def _unlock(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
-
-
 def _remove(path: Path) -> None:
-    """Remove a part unless somebody has it open. A reader that comes too late starts over with a newer list."""
+    """Remove a part unless it is open. A reader that opens it too late starts over with a newer list."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:

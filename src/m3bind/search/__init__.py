@@ -1,6 +1,6 @@
-"""From words, files and items (`query`) to hits (`searcher`), and how they are shown (`sheet`, `thumbnails`).
+"""From texts, files and items (`query`) to hits (`searcher`), and their display (`sheet`, `thumbnails`).
 
-* `searcher`: `Searcher`, `search`. * `zero_shot`: which label fits an item of an index.
+* `searcher`: `Searcher`, `search`. * `zero_shot`: zero-shot classification of items of an index.
 """
 
 from typing import TYPE_CHECKING

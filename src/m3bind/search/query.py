@@ -1,8 +1,8 @@
-"""What to look for: words, a file, an item of the index, or several of them at once, some to be avoided.
+"""Queries: texts, files, items of the index, or a weighted mix, also with negative weights.
 
-* `Query`: one question. * `QueryPart`: one thing in it. * `parse_query`: a question as typed in a command line.
+* `Query`: one query. * `QueryPart`: one text, file or item of it. * `parse_query`: a query from a command line.
 
-Parts are added as vectors: with unit embeddings e_i and weights w_i the question is  sum_i w_i e_i,  made unit length.
+Parts are added as vectors: with unit embeddings e_i and weights w_i the query is  sum_i w_i e_i,  normalised.
 """
 
 import re
@@ -17,13 +17,13 @@ from m3bind.errors import ConfigError
 from m3bind.index.base import Array
 from m3bind.modalities.formats.recognise import recognise
 
-AGAINST = 0.5  # weight of what is to be avoided, where nothing else is said
-CANCELLED = 0.1  # length of the sum, as a share of sum_i |w_i|, below which nothing of the parts is left
+AGAINST = 0.5  # default weight of texts to avoid
+CANCELLED = 0.1  # minimum length of the sum, as a share of sum_i |w_i|; below it the parts cancel out
 
 
 @dataclass(frozen=True)
 class QueryPart:
-    """One thing in a question: a text, a path, or an id, with its weight (< 0: to be avoided)."""
+    """A text, a path, or an id, with its weight (< 0: to avoid)."""
 
     kind: Literal["text", "file", "item"]
     value: str
@@ -37,9 +37,9 @@ class QueryPart:
 
 @dataclass(frozen=True)
 class Query:
-    """A question of one or more parts, each with a weight.
+    """A query of one or more parts, each with a weight.
 
-    `a + b` looks for both; `a - b` looks for a and avoids b; `2 * a` makes a count twice.
+    `a + b` searches for both; `a - b` searches for a and avoids b; `2 * a` doubles the weight of a.
 
     >>> Query.text("pneumonia") + Query.file("scan.png", "xray", weight=0.5)
     "pneumonia" + 0.5 a file (xray)
@@ -52,11 +52,11 @@ class Query:
     def __post_init__(self) -> None:
         weights = [part.weight for part in self.parts]
         if not weights or not np.isfinite(weights).all() or 0 in weights:
-            raise ConfigError("a question needs parts with weights other than 0")
+            raise ConfigError("a query needs parts with weights other than 0")
 
     @classmethod
     def text(cls, text: str, weight: float = 1.0, tower: str | None = None) -> Self:
-        """Words; `tower` as `encoder=` of `Space.encode_text`."""
+        """A text; `tower`: `encoder=` of `Space.encode_text`."""
         return cls((QueryPart("text", text, weight, tower=tower),))
 
     @classmethod
@@ -93,10 +93,10 @@ class Query:
         return {"parts": [asdict(part) for part in self.parts]}
 
     def combine(self, rows: Array) -> Array:
-        """The unit vector (d,) of the question, from the unit vectors (parts, d) of its parts.
+        """The unit vector (d,) of the query, from the unit vectors (parts, d) of its parts.
 
         Raises:
-            ConfigError: more is to be avoided than looked for, or the parts cancel each other out.
+            ConfigError: negative weights outweigh positive ones, or the parts cancel each other out.
         """
         weights = np.array([part.weight for part in self.parts])
         if weights.sum() < 0:
@@ -104,7 +104,7 @@ class Query:
         total = weights @ rows.astype(np.float64)
         length = float(np.linalg.norm(total))
         if length < CANCELLED * np.abs(weights).sum():
-            raise ConfigError(f"{self}: the parts cancel each other out; give what is avoided a smaller weight")
+            raise ConfigError(f"{self}: the parts cancel each other out; give the parts to avoid a smaller weight")
         return np.asarray(total / length, np.float32)
 
 
@@ -115,42 +115,39 @@ def parse_query(
     without: Sequence[str],
     modalities: Sequence[str],
 ) -> Query:
-    """A question from what a person typed; "*NUMBER" at the end of anything is its weight.
+    """A query from command-line arguments; "*NUMBER" at the end of an argument is its weight.
 
     Args:
-        texts: words.
-        files: PATH:MODALITY, or PATH alone, which is then opened to see what it is.
+        texts: texts.
+        files: PATH:MODALITY, or PATH alone, whose modality is then recognised.
         items: ids of the index.
-        without: words to be avoided; weight 0.5 where none is given.
+        without: texts to avoid; default weight 0.5.
         modalities: of the space.
 
     Raises:
-        ConfigError: nothing was asked.
-        ReadError: a file that nobody can read.
+        ConfigError: no arguments.
+        ReadError: a file whose modality cannot be recognised.
 
     >>> parse_query(["pneumonia"], ["a.png:xray*2"], [], ["effusion"], ["xray"])
     "pneumonia" + 2 a file (xray) - 0.5 "effusion"
     """
-    parts: list[Query] = []
-    for text in texts:
-        parts.append(Query.text(*_weighted(text)))
+    queries = [Query.text(*_weighted(text)) for text in texts]
     for text in files:
         value, weight = _weighted(text)
         path, colon, name = value.rpartition(":")
         if not colon or name not in modalities:
             path, name = value, recognise(Path(value), modalities).modality
-        parts.append(Query.file(path, name, weight))
-    for text in items:
-        parts.append(Query.item(*_weighted(text)))
+        queries.append(Query.file(path, name, weight))
+    queries += [Query.item(*_weighted(text)) for text in items]
     for text in without:
         value, weight = _weighted(text, AGAINST)
-        parts.append(Query.text(value, -weight))
-    if not parts:
-        raise ConfigError("nothing to look for; give --text, --file or --item")
-    return Query(tuple(part for query in parts for part in query.parts))
+        queries.append(Query.text(value, -weight))
+    if not queries:
+        raise ConfigError("nothing to search for; give --text, --file or --item")
+    return Query(tuple(part for query in queries for part in query.parts))
 
 
 def _weighted(text: str, weight: float = 1.0) -> tuple[str, float]:
-    """What stands before "*NUMBER", and the number."""
+    """The text before "*NUMBER", and the number."""
     match = re.fullmatch(r"(.*\S)\s*\*\s*(-?\d*\.?\d+)\s*", text, re.DOTALL)
     return (match[1], float(match[2])) if match else (text, weight)

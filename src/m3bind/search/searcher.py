@@ -1,7 +1,7 @@
-"""Search: from words, files, items, or several of them at once, to the nearest items of an index.
+"""Search: from texts, files, items, or a mix of them, to the nearest items of an index.
 
-* `Searcher`: a space and an index, many questions. * `search`: one question, in one call. * `Hit`: what is found.
-* `searchable`: an index by its URI, or an encoded archive as it lies there.
+* `Searcher`: a space and an index, for many queries. * `search`: one query in one call. * `Hit`: a found item.
+* `searchable`: opens an index by its URI, or an encoded archive.
 
 Hits of several modalities are merged by their calibrated score (`index.calibration`), not by their cosine, which
 favours one modality. Shapes: q queries, d dimension of the space.
@@ -9,6 +9,7 @@ favours one modality. Shapes: q queries, d dimension of the space.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,8 @@ Source = Index | Encoded | Path | str
 class Hit:
     """One found item.
 
-    `score` is the cosine to the question; `calibrated` how many standard deviations that is above the usual cosine of
-    the question to items of this modality; `percentile` the share of this modality's items, in %, that are less near.
+    `score` is the cosine to the query; `calibrated` how many standard deviations that is above the mean cosine of the
+    query to items of this modality; `percentile` the share of this modality's items, in %, that are less similar.
     """
 
     score: float
@@ -42,12 +43,12 @@ class Hit:
     percentile: float
     id: str
     modality: str
-    path: str = ""  # as the index keeps it; "" where it keeps none
-    fields: Mapping[str, str] = field(default_factory=dict)  # what else was kept
+    path: str = ""  # as stored in the index; "" if it stores none
+    fields: Mapping[str, str] = field(default_factory=dict)  # the other non-empty columns
 
     @property
     def incomplete(self) -> str:
-        """Why the item may lack a part, as a series of which some slices came; "" where nothing speaks for it."""
+        """Why the item may lack a part, e.g. a series with missing slices; "" if it is complete."""
         return self.fields.get(INCOMPLETE, "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,26 +57,23 @@ class Hit:
         return values | {"id": self.id, "modality": self.modality, "path": self.path, "fields": dict(self.fields)}
 
     def thumbnail(self, size: int = 160) -> Image.Image:
-        """A small picture, read from the item's file (the last ones are remembered).
+        """A small image, read from the item's file; the last ones are cached.
 
         Raises:
-            ReadError: the file cannot be read any more.
-            ConfigError: the index keeps no paths.
+            ReadError: the file cannot be read.
+            ConfigError: the index stores no paths.
         """
         return thumbnail(self.modality, self.path, size)
 
 
 class Searcher:
-    """A space and an index made with it, as both are now: modalities and calibration are looked up once.
-
-    Thread-safe where the index is.
-    """
+    """Searches an index with its space; modalities and calibration are looked up once. Thread-safe if the index is."""
 
     def __init__(self, space: Space, source: Source) -> None:
-        """Bring both together.
+        """Open the index.
 
         Args:
-            space: what the index was encoded with.
+            space: the space the index was encoded with.
             source: an index, its URI, an encoded archive, or its folder.
 
         Raises:
@@ -110,30 +108,32 @@ class Searcher:
         per_modality: bool = False,
         gap_correction: bool | None = None,
     ) -> list[list[Hit]]:
-        """The hits of each question, best first; all questions go through the index together.
+        """The hits of each query, best first; all queries are searched together.
 
         Args:
-            queries: questions; a text stands for `Query.text`. Items a question names are not among its hits.
-            k: hits per question; fewer where there are fewer items.
-            where: which items to look at.
+            queries: a text stands for `Query.text`. Items in a query are not among its hits.
+            k: hits per query; fewer if there are fewer items.
+            where: conditions on the items.
             rank: order of hits of several modalities: "calibrated" or "cosine".
             per_modality: k hits of each modality, one modality after the other.
-            gap_correction: take the modality's mean embedding out of files. Default: as the index was made, where
-                both sides are corrected; on an index that is not, correcting the files alone moved precision of
-                search across modalities by under .01 (docs/search.md).
+            gap_correction: subtract the modality's mean embedding from files. Default: as in the index, so that both
+                sides are corrected or neither; correcting the files alone changed precision of search across
+                modalities by under .01 (docs/search.md).
 
         Raises:
-            ConfigError: k < 1, or a question that cannot be combined.
-            SpaceError: a text or uncorrected files, on an index made with gap correction; a mean is missing.
+            ConfigError: k < 1, or a query that cannot be combined.
+            SpaceError: a text or uncorrected files, on an index with gap correction; a mean is missing.
             UnknownNameError: no such modality, item or text tower.
             ReadError: a file cannot be read.
         """
-        asked = [Query.text(query) if isinstance(query, str) else query for query in queries]
         _check(k, rank)
-        if not asked:
+        parsed, own = [], []
+        for query in queries:
+            parsed.append(Query.text(query) if isinstance(query, str) else query)
+            own.append({part.value for part in parsed[-1].parts if part.kind == "item"})
+        if not parsed:
             return []
-        own = [{part.value for part in query.parts if part.kind == "item"} for query in asked]
-        return self.nearest(self.embed(asked, gap_correction), k, where, own, rank=rank, per_modality=per_modality)
+        return self.nearest(self.embed(parsed, gap_correction), k, where, own, rank=rank, per_modality=per_modality)
 
     def nearest(
         self,
@@ -145,23 +145,24 @@ class Searcher:
         rank: Rank = "calibrated",
         per_modality: bool = False,
     ) -> list[list[Hit]]:
-        """The hits of questions that are unit vectors (q, d) already; `own` are ids that are not to be among them.
+        """The hits of queries given as unit vectors (q, d); `own`: ids to exclude from the hits of each.
 
         Other arguments, and errors: see `search_many`.
         """
         _check(k, rank)
         own = own or [set() for _ in rows]
         names = self._modalities(where)
-        found = {name: self._hits(rows, name, k, where, own) for name in names}
+        by_modality = [self._hits(rows, name, k, where, own) for name in names]  # of each modality, a list per query
+        merged = [list(chain.from_iterable(hits)) for hits in zip(*by_modality)] if names else [[] for _ in rows]
         if per_modality:
-            return [[hit for name in names for hit in found[name][line][:k]] for line in range(len(rows))]
+            return merged
         key = (lambda hit: -hit.calibrated) if rank == "calibrated" else (lambda hit: -hit.score)
-        return [sorted((hit for name in names for hit in found[name][line]), key=key)[:k] for line in range(len(rows))]
+        return [sorted(hits, key=key)[:k] for hits in merged]
 
     def embed(self, queries: Sequence[Query], gap_correction: bool | None = None) -> Array:
-        """The unit vectors (q, d) of questions; each tower is called once. Arguments and errors: `search_many`."""
+        """The unit vectors (q, d) of queries; each tower is called once. Arguments and errors: `search_many`."""
         corrected = self.index.gap_corrected if gap_correction is None else gap_correction
-        parts = list(dict.fromkeys(part for query in queries for part in query.parts))
+        parts = list(dict.fromkeys(chain.from_iterable(query.parts for query in queries)))
         if self.index.gap_corrected:
             if any(part.kind == "text" for part in parts):
                 raise SpaceError(
@@ -184,7 +185,10 @@ class Searcher:
                 rows = self.space.encode_image(values, name)
                 rows = correct_gap(rows, self.space.image_mean(name)) if corrected else rows
             vectors |= zip(members, rows)
-        return np.stack([query.combine(np.stack([vectors[part] for part in query.parts])) for query in queries])
+        combined = []
+        for query in queries:
+            combined.append(query.combine(np.stack([vectors[part] for part in query.parts])))
+        return np.stack(combined)
 
     def _modalities(self, where: Where | None) -> list[str]:
         """The modalities to search."""
@@ -199,40 +203,40 @@ class Searcher:
     def _hits(
         self, rows: Array, modality: str, k: int, where: Where | None, own: Sequence[set[str]]
     ) -> list[list[Hit]]:
-        """At most k hits of one modality for each question, best first, without the items it names."""
+        """At most k hits of one modality for each query, best first, without its `own` items."""
         extra = max(map(len, own))
         found = self.index.search(rows, k + extra, replace(where or Where(), modality=(modality,)))
         calibrated, percentiles = self.calibration.calibrate_scores(rows, modality, found.scores)
-        table = self.index.items(list(dict.fromkeys(name for line in found.ids for name in line)))
-        kept = {line[KEY]: line for line in table.to_dict("records")}
+        table = self.index.items(list(dict.fromkeys(chain.from_iterable(found.ids))))
+        items = {line[KEY]: line for line in table.to_dict("records")}
         hits = []
         for number, ids in enumerate(found.ids):
             values = zip(ids, found.scores[number], calibrated[number], percentiles[number])
-            hits.append([_hit(kept[name], *numbers) for name, *numbers in values if name not in own[number]][:k])
+            hits.append([_hit(items[name], *numbers) for name, *numbers in values if name not in own[number]][:k])
         return hits
 
 
 def _check(k: int, rank: str) -> None:
     if k < 1:
-        raise ConfigError(f"k is {k}; ask for at least one hit")
+        raise ConfigError(f"k is {k}; it must be at least 1")
     if rank not in ("calibrated", "cosine"):
         raise UnknownNameError("rank", rank, ["calibrated", "cosine"])
 
 
 def _hit(item: Mapping[Any, str], score: float, calibrated: float, percentile: float) -> Hit:
-    """A hit from the metadata of its item."""
+    """A hit from the metadata and scores of its item."""
     rest = {str(name): value for name, value in item.items() if name not in (KEY, "modality", "path") and value}
     path = item.get("path", "")
     return Hit(float(score), float(calibrated), float(percentile), item[KEY], item["modality"], path, rest)
 
 
 def search(space: Space, source: Source, query: Query | str, k: int = 10, where: Where | None = None) -> list[Hit]:
-    """One question to an index or an encoded archive; for more, or with options, keep a `Searcher`."""
+    """One query to an index or an encoded archive; for more, or with options, use a `Searcher`."""
     return Searcher(space, source).search(query, k, where)
 
 
 def searchable(source: Source) -> Index:
-    """An index opened for reading; an encoded archive is searched exactly, as it lies there.
+    """An index opened for reading; an encoded archive is searched exactly, without an index.
 
     Raises:
         SpaceError: neither of both, or damaged.

@@ -1,7 +1,7 @@
-"""Questions and their hits for people to read.
+"""Displays queries and their hits.
 
-* `hits_as_text`: lines for a terminal, with paths as the index keeps them.
-* `search_page`: pictures on one self-contained HTML page; file names only where they cannot name a person.
+* `hits_as_text`: lines for a terminal, with paths as stored in the index.
+* `search_page`: images on one self-contained HTML page; file names only if they cannot identify a person.
 """
 
 import html
@@ -18,7 +18,7 @@ from m3bind.search.query import Query, QueryPart
 from m3bind.search.searcher import Hit, Searcher
 from m3bind.search.thumbnails import thumbnail
 
-SIDE = 168  # pixels of a picture
+SIDE = 168  # pixels of an image
 GRID = "grid-template-columns:repeat(auto-fill,minmax(132px,1fr));gap:14px 12px"
 
 
@@ -41,14 +41,14 @@ def search_page(
     grouped: bool = False,
     roots: Roots | None = None,
 ) -> None:
-    """Write a page with a section per question: what was asked, then its hits with rank, percentile and scores.
+    """Write a page with a section per query: the query, then its hits with rank, percentile and scores.
 
     Args:
-        searcher: what searched.
-        results: questions and their hits.
+        searcher: the searcher of the results.
+        results: queries and their hits.
         target: the .html file.
-        grouped: hits come one modality after the other.
-        roots: where files of the index may be shown from; default: anywhere.
+        grouped: hits are grouped by modality.
+        roots: folders whose files may be shown; default: any.
 
     Raises:
         DiskError: it cannot be written.
@@ -71,12 +71,11 @@ def search_page(
 
 
 def _section(searcher: Searcher, query: Query, hits: Sequence[Hit], grouped: bool, roots: Roots | None) -> str:
-    """The parts of a question beside its hits."""
+    """The parts of a query beside its hits."""
     ask = "".join(_asked(searcher, part, roots) for part in query.parts)
-    groups = [list(part) for _, part in groupby(hits, lambda hit: hit.modality if grouped else "")]
-    found = ""
-    rank = 1
-    for members in groups:
+    found, rank = "", 1
+    for _, group in groupby(hits, lambda hit: hit.modality if grouped else ""):
+        members = list(group)
         heading = f"<h4>{_title(members[0].modality)}</h4>" if grouped else "<h4>Hits</h4>"
         figures = "".join(_hit(number, hit, roots) for number, hit in enumerate(members, rank))
         rank += len(members)
@@ -89,12 +88,12 @@ def _section(searcher: Searcher, query: Query, hits: Sequence[Hit], grouped: boo
 
 
 def _asked(searcher: Searcher, part: QueryPart, roots: Roots | None) -> str:
-    """One part of a question: words, or the picture of a file or item."""
+    """One part of a query: a text, or the image of a file or item."""
     mark = ("avoid" if part.weight < 0 else "find") + (f" × {abs(part.weight):g}" if abs(part.weight) != 1 else "")
     if part.kind == "text":
         body = f'<p class="name">“{html.escape(part.value)}”</p>'
     else:
-        modality, path, allowed = part.modality, part.value, None  # a file that the question names may be shown
+        modality, path, allowed = part.modality, part.value, None  # a file in the query may be shown
         if part.kind == "item":
             item = searcher.index.items([part.value]).iloc[0]
             modality, path, allowed = str(item["modality"]), str(item.get("path", "")), roots
@@ -103,7 +102,7 @@ def _asked(searcher: Searcher, part: QueryPart, roots: Roots | None) -> str:
 
 
 def _hit(rank: int, hit: Hit, roots: Roots | None) -> str:
-    """Picture, rank, percentile and scores of a hit."""
+    """Image, rank, percentile and scores of a hit."""
     label = hit.fields.get("label", "").replace("_", " ").replace("|", ", ")
     lines = [
         f"{rank} · {_title(hit.modality)}",
@@ -117,7 +116,7 @@ def _hit(rank: int, hit: Hit, roots: Roots | None) -> str:
 
 
 def _figure(modality: str, path: str, lines: Sequence[str], kind: str, roots: Roots | None) -> str:
-    """A picture with lines of HTML below it."""
+    """An image with lines of HTML below it."""
     from m3bind.report.gallery import picture_uri
 
     try:
@@ -126,10 +125,9 @@ def _figure(modality: str, path: str, lines: Sequence[str], kind: str, roots: Ro
     except (ReadError, ConfigError) as error:
         reason = error.reason if isinstance(error, ReadError) else str(error)
         drawn = f'<div class="missing">{html.escape(reason)}</div>'
-    words = f'<span class="mark">{lines[0]}</span>' + "".join(
-        f'<span class="what">{line}</span>' for line in lines[1:] if line
-    )
-    return f'<figure class="hit {kind}">{drawn}<figcaption>{words}</figcaption></figure>'
+    caption = f'<span class="mark">{lines[0]}</span>'
+    caption += "".join(f'<span class="what">{line}</span>' for line in lines[1:] if line)
+    return f'<figure class="hit {kind}">{drawn}<figcaption>{caption}</figcaption></figure>'
 
 
 def _title(modality: str) -> str:

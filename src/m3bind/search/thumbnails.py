@@ -1,6 +1,6 @@
-"""Small pictures of items, read from their files when they are looked at.
+"""Thumbnails of items, read from their files when they are displayed.
 
-* `thumbnail`: one, remembered. * `write_thumbnails`: those of some hits as PNG files.
+* `thumbnail`: one, cached. * `write_thumbnails`: those of hits as PNG files.
 """
 
 import os
@@ -16,11 +16,11 @@ from m3bind.core.files import atomic_path
 from m3bind.errors import ConfigError, ReadError
 from m3bind.index.roots import Roots
 
-KEPT = 512  # pictures remembered
+CACHED = 512  # thumbnails
 
 
 class Pictured(Protocol):
-    """What can be shown."""
+    """An item with a file."""
 
     @property
     def modality(self) -> str:
@@ -32,24 +32,24 @@ class Pictured(Protocol):
 
 
 def thumbnail(modality: str, path: str, size: int = 160, roots: Roots | None = None) -> Image.Image:
-    """An RGB picture, at most `size` pixels wide and high, of a file that may be shown.
+    """An RGB image, at most `size` pixels wide and high, of a file that may be shown.
 
     Raises:
         ReadError: the file is missing or damaged.
-        ConfigError: there is no path, or it leads out of the `roots`.
+        ConfigError: no path, or one outside the `roots`.
     """
     if not path:
-        raise ConfigError("no picture: this index keeps no paths; build it from an archive that has them")
+        raise ConfigError("no image: this index stores no paths; build it from an archive that has them")
     if roots is not None and not roots.allow_all(path):
         raise ConfigError("its file lies outside the folders that may be shown; name one with --files")
     try:
         changed = os.stat(path).st_mtime_ns
     except (OSError, ValueError):
-        changed = 0  # a record named without its ending, or nothing: reading it tells
+        changed = 0  # a record without its suffix, or missing: reading it raises
     return _drawn(modality, path, size, changed).copy()
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHED)
 def _drawn(modality: str, path: str, size: int, changed: int) -> Image.Image:
     kind = modalities.get(modality)
     return kind.thumbnail(modalities.decode(modality, path), size).convert("RGB")
@@ -58,9 +58,9 @@ def _drawn(modality: str, path: str, size: int, changed: int) -> Image.Image:
 def write_thumbnails(
     hits: Sequence[Pictured], folder: Path, size: int = 160, roots: Roots | None = None
 ) -> dict[str, str]:
-    """Write 001_xray.png, 002_ct.png, ... in the order of the hits; returns name -> reason of those without a picture.
+    """Write 001_xray.png, 002_ct.png, ... in the order of the hits; returns name -> reason of those without an image.
 
-    `roots`: where files may be shown from; default: anywhere.
+    `roots`: folders whose files may be shown; default: any.
 
     Raises:
         DiskError: the file system refused.
@@ -69,10 +69,10 @@ def write_thumbnails(
     for rank, hit in enumerate(hits, 1):
         name = f"{rank:03d}_{hit.modality}.png"
         try:
-            picture = thumbnail(hit.modality, hit.path, size, roots)
+            image = thumbnail(hit.modality, hit.path, size, roots)
         except (ReadError, ConfigError) as error:
             bad[name] = error.reason if isinstance(error, ReadError) else str(error)
             continue
         with atomic_path(folder / name) as temporary:
-            picture.save(temporary, "png")
+            image.save(temporary, "png")
     return bad
