@@ -91,9 +91,8 @@ def _described(row: Row, modality: str, keep: Sequence[str]) -> dict[str, str]:
 
 def _mean(rows: Array) -> Array:
     """(k, d) unit rows of the parts of an item -> their mean (d,), normalised."""
-    if len(rows) == 1:
-        first: Array = rows[0]
-        return first
-    mean = rows.mean(axis=0, dtype=np.float64)
-    unit: Array = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
-    return unit
+    if len(rows) > 1:
+        mean = rows.mean(axis=0, dtype=np.float64)
+        rows = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)[None]
+    row: Array = rows[0]
+    return row

@@ -1,7 +1,7 @@
 """Files -> embeddings on disk: interrupted runs resume, unreadable files are quarantined.
 
 * `encode_files`: writes the folder that `encoded` describes. * `encode_share`: one machine's part of it.
-* `collect`: files below a folder. * From `encoded` and `assemble`: `open_encoded`, `Encoded`, `merge`.
+* From `encoded` and `assemble`: `open_encoded`, `Encoded`, `merge`.
 
     rows (items) -> prefetched by child processes (decode_pool) -> batches by modality and shape, towers in threads
     (towers) -> shards (draft, journal) -> the final folder (assemble)
@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
@@ -37,12 +36,11 @@ from m3bind.encode.towers import Batches, Precision, TowerRunner, Towers, arithm
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities import Cut
 from m3bind.modalities.base import get
-from m3bind.modalities.formats.files import files_below
 from m3bind.models.embedding import Array, evaluating
 from m3bind.space.bundle import Space
 from m3bind.space.folder import guard_folder
 
-__all__ = ["MARKER", "Cut", "Encoded", "Item", "Options", "collect", "encode_files", "encode_share", "merge",
+__all__ = ["MARKER", "Cut", "Encoded", "Item", "Options", "encode_files", "encode_share", "merge",
            "open_encoded"]  # fmt: skip
 
 SHARD = 512  # items per shard
@@ -63,11 +61,7 @@ class Options(TypedDict, total=False):
 
 
 def encode_files(
-    space: Space,
-    sources: Iterable[Source],
-    out: Path | str,
-    modality: str | None = None,
-    **options: Unpack[Options],
+    space: Space, sources: Iterable[Source], out: Path | str, modality: str | None = None, **options: Unpack[Options]
 ) -> Encoded:
     """Encode files into the folder `out`, quarantining unusable ones; the same call resumes an interrupted run.
 
@@ -91,7 +85,7 @@ def encode_files(
     with _listed(space, sources, out, modality, options) as listing:
         job = _EncodingJob(space, out, listing, options, world)
         if not job.is_done():
-            with job.begun():
+            with job.journal.begun():
                 job.run(range(rank, len(listing.names), world), f"encode into {out.name}")
                 if rank == 0:
                     job.finish()
@@ -134,18 +128,9 @@ def encode_share(
     with _listed(space, sources, out, modality, options) as listing:
         job = _EncodingJob(space, out, listing, options, world)
         mine = range((index - 1) * world + rank, len(listing.names), of * world)
-        with job.begun():
+        with job.journal.begun():
             job.run(mine, f"encode share {index} of {of}")
         return job.counts(mine)
-
-
-def collect(folder: Path | str, modality: str) -> list[Path]:
-    """All files below a folder that a modality could read, sorted, without hidden ones; see `formats.files`.
-
-    Raises:
-        UnknownNameError: no such modality.
-    """
-    return sorted(files_below(folder, [modality]))
 
 
 def _processes(space: Space) -> tuple[int, int]:
@@ -210,8 +195,8 @@ class _EncodingJob:
 
     def __init__(self, space: Space, out: Path, listing: Listing, options: Options, world: int) -> None:
         self._space, self._out, self._listing = space, out, listing
-        self._settings, self._store = _settings(space, options), Journal.beside(out)
-        self._store.plan(self._settings, listing.count, listing.names)
+        self._settings, self.journal = _settings(space, options), Journal.beside(out)
+        self.journal.plan(self._settings, listing.count, listing.names)
         self._workers = options.get("workers") or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // world))
         self._versions = [version_of(rows) for _, rows in listing.shards()]
         self._bad = 0
@@ -220,13 +205,9 @@ class _EncodingJob:
         """Whether the result exists already."""
         try:
             content = read_json(self._out / MARKER)
-            return isinstance(content, dict) and content.get("job") == archive_hash(self._store, self._versions)
+            return isinstance(content, dict) and content.get("job") == archive_hash(self.journal, self._versions)
         except (OSError, ValueError):
             return False
-
-    def begun(self) -> AbstractContextManager[None]:
-        """Lock the folder of parts for this job; see `Journal.begun`."""
-        return self._store.begun()
 
     def finish(self) -> None:
         """Assemble all shards as soon as every process has written its own."""
@@ -234,17 +215,17 @@ class _EncodingJob:
             for number in range(len(self._versions)):
                 while not self._finished(number):
                     time.sleep(POLL)
-            assemble(self._store, self._out)
-        self._store.remove()
+            assemble(self.journal, self._out)
+        self.journal.remove()
 
     def counts(self, mine: Iterable[int]) -> tuple[int, int]:
         """(encoded, quarantined) files of finished shards."""
-        heads = [head_of(self._store.path(number)) for number in mine]
+        heads = [head_of(self.journal.path(number)) for number in mine]
         counts = [head[1] for head in heads if head is not None]
         return sum(count["items"] for count in counts), sum(count["bad"] for count in counts)
 
     def _finished(self, number: int) -> bool:
-        head = head_of(self._store.path(number))
+        head = head_of(self.journal.path(number))
         return head is not None and head[0] == self._versions[number]
 
     def run(self, mine: Sequence[int], label: str) -> None:
@@ -296,11 +277,11 @@ class _EncodingJob:
 
     def _tower(self, modality: str, inputs: Sequence[Tensor]) -> TowerRunner:
         """The tower of a modality, as stored in the journal or measured now."""
-        decision = self._store.decided(modality)
+        decision = self.journal.decided(modality)
         if decision is None:
             measured, why = choose(self._space, modality, inputs, self._settings["precision"])
             print(f"precision of {why}", file=sys.stderr)
-            decision = self._store.decide(modality, measured)
+            decision = self.journal.decide(modality, measured)
         return TowerRunner(self._space, modality, decision, inputs[0])
 
     def _keep(self, results: Iterable[tuple[Place, Array | str]]) -> None:
@@ -311,4 +292,4 @@ class _EncodingJob:
 
     def _write_if_done(self, draft: Draft) -> None:
         if draft.full and not draft.missing:
-            write_shard(self._store.path(draft.number), draft.finish(self._space, self._settings))
+            write_shard(self.journal.path(draft.number), draft.finish(self._space, self._settings))

@@ -33,10 +33,7 @@ FORMATS = {
     "onnx": 'onnxruntime.InferenceSession("FOLDER/FILE.onnx")',
     "hub": 'm3bind.load("FOLDER")',
 }
-ARRAYS = {
-    "parquet": 'pandas.read_parquet("FOLDER/embeddings.parquet")',
-    "npz": 'numpy.load("FOLDER/embeddings.npz")',
-}
+ARRAYS = {"parquet": 'pandas.read_parquet("FOLDER/embeddings.parquet")', "npz": 'numpy.load("FOLDER/embeddings.npz")'}
 
 
 @dataclass

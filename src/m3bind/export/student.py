@@ -7,6 +7,7 @@
 Shapes: n texts, L tokens, H hidden width, f width of the features, h of a hidden layer, d dimension of the space.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _adapter(head: ResidualHead) -> list[nn.Module]:
     zeros = torch.zeros(2 * len(narrow), dtype=w.dtype)
     first = _linear(torch.cat([v1, narrow, -narrow]), torch.cat([head.inner.bias.detach().double(), zeros]))
     second = _linear(torch.cat([w @ v2, after, -after], dim=1), w @ head.outer.bias.detach().double())
-    return [_norm(head.norm), first, nn.GELU(), second]
+    return [copy.deepcopy(head.norm).float(), first, nn.GELU(), second]
 
 
 def _mlp(head: Mlp) -> list[nn.Module]:
@@ -106,13 +107,7 @@ def _mlp(head: Mlp) -> list[nn.Module]:
     assert isinstance(inner, nn.Linear) and isinstance(norm, nn.LayerNorm) and isinstance(last, nn.Linear)
     weight = inner.weight.detach().double() / head.std.double()
     first = _linear(weight, inner.bias.detach().double() - weight @ head.mean.double())
-    return [first, _norm(norm), nn.GELU(), _linear(last.weight, last.bias)]
-
-
-def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
-    copy = nn.LayerNorm(norm.normalized_shape[0], eps=norm.eps)
-    copy.load_state_dict(norm.state_dict())
-    return copy
+    return [first, copy.deepcopy(norm).float(), nn.GELU(), _linear(last.weight, last.bias)]
 
 
 class Padded(nn.Module):

@@ -6,7 +6,7 @@ Shapes: n items, q queries, d dimension, k hits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -80,25 +80,10 @@ class ArchiveIndex(Index):
     def close(self) -> None:
         """See `Index`."""
 
-    def upsert(self, vectors: Array, items: pd.DataFrame) -> None:
-        """Refused."""
-        self._refuse()
-
-    def delete(self, ids: Sequence[str]) -> int:
-        """Refused."""
-        self._refuse()
-        return 0
-
-    def commit(self) -> None:
-        """Refused."""
-        self._refuse()
-
-    def set_metadata(self, key: str, value: Any) -> None:
-        """Refused."""
-        self._refuse()
-
-    def _refuse(self) -> None:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise ConfigError(f"{self.uri} is an encoded archive, which does not change; build an index from it")
+
+    upsert = delete = commit = set_metadata = _refuse
 
     def _places(self, ids: Iterable[str]) -> NDArray[np.int64]:
         names = list(ids)

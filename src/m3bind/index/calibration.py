@@ -97,11 +97,10 @@ def calibration_of(index: Index) -> Calibration:
 
     Out of date: more than a fifth of a modality was added or removed since, or of its reference was removed.
     """
-    stored = index.metadata.get(NOTE)
-    if stored is None:
+    if index.metadata.get(NOTE) is None:
         return Calibration.draw(index)
     try:
-        note = checked(_Note, stored, f"{index.uri}, note {NOTE!r}")
+        note = checked(_Note, index.metadata[NOTE], f"{index.uri}, note {NOTE!r}")
         if set(note["ids"]) != set(note["counts"]):
             raise StoredFileError(index.uri, "counts and ids have different modalities")
     except StoredFileError as error:

@@ -178,10 +178,7 @@ class EmbeddedIndex(Index):
         items = pa.concat_tables([*([self._items(tail)] if tail else []), as_arrow(table)], promote_options="default")
         try:
             entry = write_part(
-                self.store.part_folder(),
-                chain(self._blocks(tail), [rows]),
-                _filled(items),
-                gone[gone < start],
+                self.store.part_folder(), chain(self._blocks(tail), [rows]), _filled(items), gone[gone < start]
             )
             self._switch(self.parts[:kept], entry)
         except BaseException:

@@ -26,20 +26,8 @@ import pandas as pd
 from m3bind.core.columns import text_columns
 from m3bind.core.files import sha256_text
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
-from m3bind.index import flat
-from m3bind.index.base import (
-    AFTER,
-    KEY,
-    NAMED,
-    NEEDED,
-    SEVERAL,
-    Array,
-    Index,
-    SearchResult,
-    Where,
-    check_queries,
-    check_rows,
-)
+from m3bind.index import base, flat
+from m3bind.index.base import AFTER, KEY, NAMED, NEEDED, SEVERAL, Array, Index, SearchResult, Where
 from m3bind.index.milvus_client import connect, parse_uri
 from m3bind.privacy import redact_path
 
@@ -105,15 +93,8 @@ class MilvusIndex(Index):
         plain = client.prepare_index_params()
         plain.add_index(VECTOR, index_type="FLAT", metric_type="IP")
         client.create_collection(_about(name), schema=about, index_params=plain, consistency_level="Strong")
-        values = {
-            "dim": dim,
-            "fingerprint": fingerprint,
-            "gap_corrected": gap_corrected,
-            "next": 0,
-            "columns": list(NEEDED),
-            "notes": {},
-        }
-        _write(client, name, values)
+        values = {"dim": dim, "fingerprint": fingerprint, "gap_corrected": gap_corrected}
+        _write(client, name, {**values, "next": 0, "columns": list(NEEDED), "notes": {}})
         client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
         return cls(uri, client, name, writable=True)
 
@@ -168,7 +149,7 @@ class MilvusIndex(Index):
     def upsert(self, vectors: Array, items: pd.DataFrame) -> None:
         """See `Index`."""
         self._need_lock()
-        rows, table = check_rows(vectors, items, self.dim)
+        rows, table = base.check_rows(vectors, items, self.dim)
         _check_lengths(table)
         self._columns = list(dict.fromkeys([*self._columns, *table.columns]))
         first, self._next = self._next, self._next + len(rows)
@@ -212,7 +193,7 @@ class MilvusIndex(Index):
         self, queries: Array, k: int = 10, where: Where | None = None, exact: bool | None = None
     ) -> SearchResult:
         """See `Index`."""
-        rows = check_queries(queries, k, self.dim)
+        rows = base.check_queries(queries, k, self.dim)
         where = where or Where()
         if self._next:
             where.check(self._columns)
@@ -368,6 +349,8 @@ def _joined(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     pieces = {line["key"]: line["value"] for line in lines}
     values = {}
     for key in {name.rpartition("/")[0] for name in pieces}:
-        count, _, first = pieces[f"{key}/0"].partition(":")
-        values[key] = json.loads("".join([first, *(pieces[f"{key}/{n}"] for n in range(1, int(count)))]))
+        count, _, text = pieces[f"{key}/0"].partition(":")
+        for number in range(1, int(count)):
+            text += pieces[f"{key}/{number}"]
+        values[key] = json.loads(text)
     return values

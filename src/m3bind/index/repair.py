@@ -13,23 +13,10 @@ import pandas as pd
 
 from m3bind.core.stored import StoredFileError
 from m3bind.errors import ConfigError, SpaceError
-from m3bind.index import ann, flat
+from m3bind.index import ann, flat, segment
 from m3bind.index.base import KEY, Mask
 from m3bind.index.embedded import EmbeddedIndex
-from m3bind.index.segment import (
-    BLOCK,
-    GONE,
-    ITEMS,
-    KEYS,
-    VECTORS,
-    IndexDamageError,
-    Segment,
-    SegmentEntry,
-    Sums,
-    checksums,
-    read_items,
-    write_keys,
-)
+from m3bind.index.segment import BLOCK, GONE, ITEMS, KEYS, VECTORS, IndexDamageError, Segment, SegmentEntry, Sums
 from m3bind.index.store import COPY, CURRENT, PARTS, IndexState, IndexStore, decode_state, locked
 
 STORED = (VECTORS, ITEMS, KEYS, GONE)  # files of a part; the others are derived and written again
@@ -82,9 +69,7 @@ def repair(folder: Path | str) -> Repaired:
 def _rewrite(store: IndexStore, report: Repaired) -> None:
     """If a file is damaged, write all readable rows as one part."""
     folder = store.folder
-    salvaged = [
-        _salvaged(folder / PARTS / entry["name"], entry, store.state.dim, report) for entry in store.state.parts
-    ]
+    salvaged = [_salvaged(folder / PARTS / part["name"], part, store.state.dim, report) for part in store.state.parts]
     if not report.damaged and store.state.parts:
         report.damaged += _unusable(folder, store.state)
     if not report.damaged:
@@ -128,9 +113,8 @@ def _unusable(folder: Path, state: IndexState) -> list[str]:
 
 def _salvaged(folder: Path, entry: SegmentEntry, dim: int, report: Repaired) -> tuple[Segment, Mask]:
     """A part with its readable files, and which of its rows are unreadable."""
-    bad = {
-        name: blocks for name, expected in entry["files"].items() if (blocks := _bad_blocks(folder / name, expected))
-    }
+    damage = {name: _bad_blocks(folder / name, expected) for name, expected in entry["files"].items()}
+    bad = {name: blocks for name, blocks in damage.items() if blocks}
     report.damaged += [f"{PARTS}/{folder.name}/{name}" for name in bad]
     files = {name: expected for name, expected in entry["files"].items() if name in STORED and name not in bad}
     unreadable = np.zeros(entry["rows"], bool)
@@ -144,17 +128,16 @@ def _salvaged(folder: Path, entry: SegmentEntry, dim: int, report: Repaired) -> 
             for block in bad[VECTORS]:
                 unreadable[block * BLOCK // (4 * dim) : -(-(block + 1) * BLOCK // (4 * dim))] = True
         if KEYS in bad:
-            write_keys(folder, read_items(folder))
+            segment.write_keys(folder, segment.read_items(folder))
         files |= {name: entry["files"][name] for name in (VECTORS, KEYS)}
     report.revived |= GONE in bad
-    return Segment(
-        folder, SegmentEntry(name=entry["name"], rows=entry["rows"], files=files), dim, check=False
-    ), unreadable
+    readable = SegmentEntry(name=entry["name"], rows=entry["rows"], files=files)
+    return Segment(folder, readable, dim, check=False), unreadable
 
 
 def _bad_blocks(path: Path, expected: Sums) -> list[int]:
     """Numbers of the damaged blocks of a file."""
-    found = checksums(path) if path.exists() else Sums(bytes=-1, crc=[])
+    found = segment.checksums(path) if path.exists() else Sums(bytes=-1, crc=[])
     if found == expected:
         return []
     pairs = zip_longest(expected["crc"], found["crc"])

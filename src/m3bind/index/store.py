@@ -137,7 +137,8 @@ class IndexStore:
         self._still_there()
         state = replace(self.state, state=self.state.state + 1, next=self.state.next + 1, **changes)
         for name in (COPY, CURRENT):
-            write_state(self.folder / name, state)
+            with atomic_path(self.folder / name) as temporary:
+                temporary.write_bytes(_encoded(state))
         self.state = state
 
     def sweep(self) -> None:
@@ -224,16 +225,6 @@ def decode_state(path: Path) -> IndexState:
         return checked(IndexState, content, path)
     except StoredFileError as error:
         raise IndexDamageError(path, error.reason) from None
-
-
-def write_state(path: Path, state: IndexState) -> None:
-    """Write CURRENT or its copy.
-
-    Raises:
-        DiskError: the file system refused.
-    """
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(_encoded(state))
 
 
 def repair_command(folder: Path) -> str:

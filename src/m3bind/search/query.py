@@ -109,11 +109,7 @@ class Query:
 
 
 def parse_query(
-    texts: Sequence[str],
-    files: Sequence[str],
-    items: Sequence[str],
-    without: Sequence[str],
-    modalities: Sequence[str],
+    texts: Sequence[str], files: Sequence[str], items: Sequence[str], without: Sequence[str], modalities: Sequence[str]
 ) -> Query:
     """A query from command-line arguments; "*NUMBER" at the end of an argument is its weight.
 

@@ -148,7 +148,8 @@ class _Reader:
         """The untrained dual encoder of one modality."""
         states = [self._state(file) for file in entry["weights"].values()]
         where = f"{self.folder / MANIFEST} ({name})"
-        return registry.rebuild(entry["model"], entry["settings"], self._assets(entry, name), states, where)
+        assets = self.folder / "assets" / name if entry["assets"] else None
+        return registry.rebuild(entry["model"], entry["settings"], assets, states, where)
 
     def _student(self, entry: Mapping[str, Any]) -> TextEncoder:
         """The untrained student."""
@@ -156,9 +157,6 @@ class _Reader:
         states = [self._state(file) for file in entry["weights"].values()]
         with foreign.described(where, "the settings of a student"), bounded(states, where):
             return TextEncoder.from_settings(entry["settings"], assets=assets)
-
-    def _assets(self, entry: Mapping[str, Any], name: str) -> Path | None:
-        return self.folder / "assets" / name if entry["assets"] else None
 
     def _bridge(self, name: str, entry: Mapping[str, Any], arrays: State) -> BaseBridge:
         """The bridge of one modality."""
