@@ -9,7 +9,7 @@ from m3bind.errors import M3BindError, UnknownNameError
 from m3bind.evaluate import adapters
 from m3bind.evaluate.adapters import FewShotProblem, Samples, descent, linear_probe
 from m3bind.evaluate.adapters.clip_adapter import label_bias
-from m3bind.evaluate.adapters.tip_adapter import MOST_KEYS, build_cache
+from m3bind.evaluate.adapters.tip_adapter import MAX_KEYS, build_cache
 from m3bind.evaluate.classification import auroc, balanced_accuracy
 from m3bind.evaluate.estimate import Resampling
 
@@ -168,7 +168,7 @@ def test_tip_adapter_is_its_formula():
 
 
 def test_tip_adapter_refuses_a_cache_without_end():
-    many = make(3, 0).take(np.zeros(MOST_KEYS + 1, dtype=int))
+    many = make(3, 0).take(np.zeros(MAX_KEYS + 1, dtype=int))
     with pytest.raises(M3BindError, match="linear_probe"):
         build_cache(many, FewShotProblem(TEXTS))
 

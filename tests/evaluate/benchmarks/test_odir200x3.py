@@ -22,11 +22,11 @@ KEYWORDS = (
 )
 
 
-def test_images_listed_twice_are_kept_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_listed_twice_are_included_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make("odir200x3", tmp_path)
     with caplog.at_level(logging.WARNING):
         done, manifest = prepared("odir200x3", tmp_path)
-    assert "2 of 38 rows name a file that is listed before" in caplog.text
+    assert "2 of 38 rows repeat a file" in caplog.text
     assert len(manifest.records) == 38 and len({record.path for record in manifest.records}) == 36
     assert done.counts["test/pathologic myopia"] == 14 and done.counts["test/normal"] == 12
     again = [record for record in manifest.records if record.id.endswith("#2")]

@@ -1,7 +1,7 @@
 """The interface of a few-shot method: samples with labels in, a function from samples to scores out.
 
-* `Samples`: features, embeddings, truth, patients and ids of some files. * `FewShotProblem`: the rest.
-* `Adapter`: one method; `get`, `names`: those there are. * `quality`: what settings are chosen by.
+* `Samples`: features, embeddings, truth, patients and ids of some files. `FewShotProblem`: class texts and the rest.
+* `Adapter`: one method; `get`, `names`: the registered ones. `quality`: the criterion for settings.
 
 Shapes: n samples, f features before the projection, d joint dimension, c classes or labels.
 """
@@ -9,7 +9,7 @@ Shapes: n samples, f features before the projection, d joint dimension, c classe
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,10 +21,10 @@ from m3bind.evaluate.estimate import Floats, Resampling
 
 @dataclass(frozen=True)
 class Samples:
-    """Some files as a method sees them, all in one order."""
+    """Files as input of a method; all fields are in the same order."""
 
-    features: NDArray[Any]  # (n, f) of the image trunk, before the projection; the embeddings where there are none
-    embeddings: NDArray[Any]  # (n, d) unit rows
+    features: NDArray[np.floating]  # (n, f) of the image trunk, before the projection; without them the embeddings
+    embeddings: NDArray[np.floating]  # (n, d) unit rows
     labels: NDArray[np.int64]  # class numbers (n,), or labels (n, c) of 0 and 1; -1: unknown
     patients: Sequence[str]
     ids: Sequence[str]
@@ -40,25 +40,25 @@ class Samples:
     def take(self, chosen: ArrayLike) -> "Samples":
         """The samples at the positions `chosen`, or where that mask is true."""
         at = np.arange(len(self))[np.asarray(chosen)]
-        patients, ids = ([values[i] for i in at] for values in (self.patients, self.ids))
+        patients, ids = [self.patients[i] for i in at], [self.ids[i] for i in at]
         return Samples(self.features[at], self.embeddings[at], self.labels[at], patients, ids)
 
     def known(self) -> "Samples":
-        """The samples of which anything is known."""
+        """The samples with a known class or at least one known label."""
         return self.take((self.labels >= 0).any(1) if self.several else self.labels >= 0)
 
 
 @dataclass(frozen=True)
 class FewShotProblem:
-    """What a method is told besides samples."""
+    """Inputs of a method besides samples."""
 
-    classes: Floats  # (c, d): what an image's embedding is multiplied with to score a class by its text
+    classes: Floats  # (c, d) class texts; their products with image embeddings are the text scores
     scale: float = 100.0  # factor on these products
     modality: str = ""
     seed: int = 0
 
 
-Scorer = Callable[[Samples], Floats]  # -> (n, c), larger is likelier
+Scorer = Callable[[Samples], Floats]  # -> (n, c), larger is more likely
 
 
 class Adapter(ABC):
@@ -68,25 +68,25 @@ class Adapter(ABC):
     names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, method: str = "") -> None:
-        """`method`: the one of `names` that was asked for."""
+        """`method`: the requested one of `names`."""
         self.method = method or self.name
 
     @abstractmethod
     def fit(self, train: Samples, valid: Samples | None, problem: FewShotProblem) -> Scorer:
-        """Learn from `train`, choosing settings on `valid` where it is given.
+        """Train on `train`, with settings chosen on `valid` if it is given.
 
         Raises:
-            M3BindError: the samples cannot be learned from.
+            M3BindError: the samples do not suffice for training.
         """
 
 
 def quality(y: NDArray[np.int64], scores: Floats) -> float:
-    """What decides on settings: balanced accuracy, or AUROC with several labels; -1 for scores that are not numbers."""
+    """Criterion for settings: balanced accuracy, or AUROC with several labels; -1 if a score is NaN."""
     if np.isnan(scores).any():
         return -1.0
     none = Resampling(resamples=0)
-    found = auroc(y, scores, none) if y.ndim == 2 else balanced_accuracy(y, scores.argmax(1), draw=none)
-    return float(np.nan_to_num(found.value, nan=-1.0))
+    metric = auroc(y, scores, none) if y.ndim == 2 else balanced_accuracy(y, scores.argmax(1), draw=none)
+    return float(np.nan_to_num(metric.value, nan=-1.0))
 
 
 _registry: "Registry[Adapter]" = Registry("few-shot method", "m3bind.evaluate.adapters", "m3bind.adapters", Adapter)  # type: ignore[type-abstract]

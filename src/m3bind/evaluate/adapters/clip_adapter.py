@@ -1,7 +1,7 @@
-"""CLIP-Adapter: a small network mixed into the image embedding, scored against the class texts.
+"""CLIP-Adapter: a small residual network on the image embedding, scored against the class texts.
 
 x' = ratio * MLP(x) + (1 - ratio) * x, then unit length; logits = scale * x' . t. Gao et al. 2021, arXiv:2110.04544;
-settings as FLAIR uses them (reduction 4, ratio .2, AdamW 1e-3, 40 epochs of single samples, cosine).
+settings of FLAIR (reduction 4, ratio .2, AdamW 1e-3, 40 epochs of single samples, cosine).
 
 Shapes: n samples, d joint dimension, c classes or labels.
 """
@@ -18,11 +18,11 @@ from m3bind.evaluate.estimate import Floats
 
 REDUCTION = 4
 RATIOS = (0.2, 0.4, 0.6, 0.8)  # the first without valid
-_STEPS = 32  # in an epoch at most; with more samples they go in batches
+_STEPS = 32  # maximum per epoch; the batch size follows from it
 
 
 class Residual(nn.Module):
-    """The adapter and the text classifier behind it: (n, d) -> (n, c)."""
+    """The adapter followed by the text classifier: (n, d) -> (n, c)."""
 
     def __init__(self, classes: Floats, bias: Floats, scale: float, ratio: float) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Residual(nn.Module):
 
 
 def label_bias(train: Samples, problem: FewShotProblem) -> Floats:
-    """(c,) added to text logits: 0 with classes; with labels, what makes their mean over `train` the log-odds there."""
+    """(c,) added to text logits: 0 with classes; with labels, their mean over `train` becomes the log-odds there."""
     if not train.several:
         return np.zeros(len(problem.classes))
     known = train.labels >= 0
@@ -52,12 +52,12 @@ def label_bias(train: Samples, problem: FewShotProblem) -> Floats:
 
 
 class ClipAdapter(Adapter):
-    """The residual adapter; its ratio is chosen on valid."""
+    """The residual adapter, with its ratio chosen on valid."""
 
     name = "clip_adapter"
 
     def fit(self, train: Samples, valid: Samples | None, problem: FewShotProblem) -> Scorer:
-        """A scorer through the adapted embedding."""
+        """A scorer on the adapted embedding."""
         checked = valid if valid is not None and len(valid) else None
         fitted = [_fit(train, problem, ratio) for ratio in (RATIOS if checked else RATIOS[:1])]
         if checked is None:

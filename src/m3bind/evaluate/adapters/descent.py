@@ -1,7 +1,7 @@
-"""Small networks on features in memory, trained in seconds: no checkpoints, no log (those are training/loop.py's).
+"""Training of small networks on features in memory within seconds; without checkpoints and log (see training/loop.py).
 
-* `Descent`: optimiser, rate, length. * `descend`: runs it.
-* `task_loss`: cross-entropy, or its form for several labels.
+* `Descent`: optimiser, rate, length; `descend`: the training; `rate`: its schedule.
+* `task_loss`: cross-entropy, or binary cross-entropy for several labels; `tensors`: its inputs.
 
 Shapes: n samples, f features, c classes or labels.
 """
@@ -9,7 +9,7 @@ Shapes: n samples, f features, c classes or labels.
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from m3bind.core.files import sha256_text
 
 @dataclass(frozen=True)
 class Descent:
-    """How a network is trained."""
+    """Optimiser and schedule."""
 
     lr: float
     epochs: int
@@ -33,12 +33,12 @@ class Descent:
     step_at: int = 0
     warmup: int = 0  # steps, linear
     eps: float = 1e-8
-    clip: float = 0.0  # largest norm of the gradient; 0: any
-    patience: int = 0  # stop after so many epochs without a lower validation loss, and keep the best; 0: never
-    least_steps: int = 0  # more epochs where they would be fewer steps
+    clip: float = 0.0  # maximum norm of the gradient; 0: no limit
+    patience: int = 0  # stop after so many epochs without a lower validation loss, and restore the best; 0: never
+    min_steps: int = 0  # more epochs if they have fewer steps
 
 
-def tensors(x: NDArray[Any], y: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def tensors(x: NDArray[np.floating], y: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Inputs as float32; class numbers stay integers, several labels become float32."""
     truth = torch.from_numpy(np.asarray(y))
     return torch.from_numpy(np.asarray(x, dtype=np.float32)), truth.float() if truth.ndim == 2 else truth.long()
@@ -47,7 +47,7 @@ def tensors(x: NDArray[Any], y: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
 def task_loss(logits: Tensor, y: Tensor, positive: Tensor | None = None) -> Tensor:
     """Cross-entropy with class numbers (n,); with labels (n, c) the mean binary one over known labels (not -1).
 
-    `positive` (c,) weighs the positives of each label.
+    `positive` (c,): weights of the positives of each label.
     """
     if y.ndim == 1:
         return F.cross_entropy(logits, y)
@@ -66,15 +66,15 @@ def descend(
 ) -> None:
     """Train `module` (inputs (n, f) -> logits (n, c)) on `task_loss`, and leave it in eval mode.
 
-    Order and dropout are drawn from `seed`; the global random state is left as it was.
+    Order and dropout depend on `seed`; the global random state is unchanged.
     """
     x, y = train
     batches = math.ceil(len(x) / settings.batch)
-    epochs = max(settings.epochs, math.ceil(settings.least_steps / batches))
+    epochs = max(settings.epochs, math.ceil(settings.min_steps / batches))
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = kind(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay, fused=True)
-    best, kept, waited, step = math.inf, None, 0, 0
+    best_loss, best, waited, step = math.inf, None, 0, 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sha256_text("descent", str(seed))[:15], 16))
         for epoch in range(epochs):
@@ -94,12 +94,12 @@ def descend(
             with torch.no_grad():
                 loss = float(task_loss(module(valid[0]), valid[1], positive))
             waited += 1
-            if loss < best:
-                best, kept, waited = loss, copy.deepcopy(module.state_dict()), 0
+            if loss < best_loss:
+                best_loss, best, waited = loss, copy.deepcopy(module.state_dict()), 0
             if waited >= settings.patience:
                 break
-    if kept is not None:
-        module.load_state_dict(kept)
+    if best is not None:
+        module.load_state_dict(best)
     module.eval()
 
 
@@ -108,6 +108,6 @@ def rate(settings: Descent, step: int, epoch: int, steps: int) -> float:
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
     if settings.schedule == "cosine":
-        done = (step - settings.warmup) / max(1, steps - settings.warmup)
-        return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+        progress = (step - settings.warmup) / max(1, steps - settings.warmup)
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
     return settings.lr * (0.1 if settings.schedule == "step" and epoch >= settings.step_at else 1.0)

@@ -1,7 +1,7 @@
-"""Linear probe: what a supervised linear classifier reads out of frozen features, with each field's own settings.
+"""Linear probe: a supervised linear classifier on frozen features, with each field's own settings.
 
 * `PRESETS`: the settings of FLAIR, MGCA, CLIP_benchmark (QuiltNet), CT-CLIP's LiPro and MERL, and this package's own.
-* `LinearProbe`: `linear_probe` takes the preset of the modality, `linear_probe_NAME` a certain one.
+* `LinearProbe`: `linear_probe` uses the preset of the modality, `linear_probe_NAME` the named one.
 
 Shapes: n samples, f features, c classes or labels.
 """
@@ -9,7 +9,7 @@ Shapes: n samples, f features, c classes or labels.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,26 +21,27 @@ from m3bind.errors import M3BindError
 from m3bind.evaluate.adapters.base import Adapter, FewShotProblem, Samples, Scorer, quality
 from m3bind.evaluate.adapters.descent import Descent, descend, tensors
 from m3bind.evaluate.estimate import Floats
+from m3bind.evaluate.zero_shot import unit
 
 DECAYS = np.logspace(-6, 2, 97)
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """Logistic regression with balanced class weights; the inverse penalty is chosen on valid, else the middle one."""
+    """Logistic regression with balanced class weights; the inverse penalty is chosen on valid, or the middle one."""
 
     strengths: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One way to probe."""
+    """Inputs and solver."""
 
     source: Literal["features", "embeddings"]
-    scaling: Literal["raw", "unit", "standard"]  # as they are, rows of length one, columns of mean 0 and deviation 1
+    scaling: Literal["raw", "unit", "standard"]  # unchanged, unit rows, columns of mean 0 and deviation 1
     solver: Logistic | Descent
     sweep: bool = False  # weight decay chosen on valid among `DECAYS`
-    dropout: float = 0.0  # after a ReLU; 0: neither
+    dropout: float = 0.0  # after a ReLU; 0: no dropout and no ReLU
     balance: bool = False  # positives of a label weighted by negatives / positives
 
 
@@ -52,7 +53,7 @@ PRESETS: Mapping[str, Probe] = {
     "mgca": Probe("features", "raw", Descent(5e-4, 50, 48, weight_decay=1e-6, patience=10)),
     # CLIP_benchmark, metrics/linear_probe.py, with QuiltNet's pathology sets
     "clip_benchmark": Probe("embeddings", "unit", Descent(0.1, 10, 64, schedule="cosine"), sweep=True),
-    # CT-CLIP, ct_lipro_train.py and README: made for 47,000 volumes; on a few shots its warm-up never ends
+    # CT-CLIP, ct_lipro_train.py and README: for 47,000 volumes; on a few shots its warm-up never ends
     "lipro": Probe(
         "embeddings",
         "unit",
@@ -60,11 +61,11 @@ PRESETS: Mapping[str, Probe] = {
         dropout=0.3,
         balance=True,
     ),
-    # ours: LiPro with a rate and a length that learn from few volumes (upstream has no k-shot protocol)
+    # ours: LiPro with a rate and a length for few volumes (upstream has no k-shot protocol)
     "lipro_shots": Probe(
         "embeddings",
         "unit",
-        Descent(1e-2, 10, 8, weight_decay=0.1, schedule="cosine", clip=1.0, least_steps=600),
+        Descent(1e-2, 10, 8, weight_decay=0.1, schedule="cosine", clip=1.0, min_steps=600),
         dropout=0.3,
         balance=True,
     ),
@@ -84,7 +85,7 @@ class LinearProbe(Adapter):
         """A scorer with the preset of the method's name, or of the modality.
 
         Raises:
-            M3BindError: fewer than two classes to learn from.
+            M3BindError: fewer than two classes in `train`.
         """
         preset = self.method.removeprefix("linear_probe").lstrip("_")
         probe = PRESETS[preset or BY_MODALITY.get(problem.modality, "standard")]
@@ -105,38 +106,34 @@ class LinearProbe(Adapter):
         return lambda samples: scores(prepare(samples))
 
 
-Rows = Callable[[NDArray[Any]], Floats]  # features (n, f) -> scores (n, c)
-Checked = tuple[NDArray[Any], NDArray[np.int64]] | None
+Matrix = NDArray[np.float64]
+Rows = Callable[[Matrix], Floats]  # features (n, f) -> scores (n, c)
+Checked = tuple[Matrix, NDArray[np.int64]] | None
 
 
-def _scaling(probe: Probe, train: Samples) -> Callable[[Samples], NDArray[np.float64]]:
-    """The probe's inputs of any samples; columns are standardised with the mean and deviation of `train`."""
+def _scaling(probe: Probe, train: Samples) -> Callable[[Samples], Matrix]:
+    """A function from samples to the probe's inputs; columns are standardised by mean and deviation of `train`."""
 
-    def chosen(samples: Samples) -> NDArray[np.float64]:
+    def inputs(samples: Samples) -> Matrix:
         return np.asarray(getattr(samples, probe.source), dtype=np.float64)
 
     if probe.scaling == "unit":
-        return lambda samples: _unit(chosen(samples))
+        return lambda samples: unit(inputs(samples))
     if probe.scaling == "standard":
-        mean, spread = chosen(train).mean(0), chosen(train).std(0)
-        return lambda samples: np.asarray((chosen(samples) - mean) / np.where(spread > 0, spread, 1))
-    return chosen
+        mean, spread = inputs(train).mean(0), inputs(train).std(0)
+        return lambda samples: np.asarray((inputs(samples) - mean) / np.where(spread > 0, spread, 1))
+    return inputs
 
 
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(length > 0, length, 1))
-
-
-def _best_logistic(x: NDArray[Any], y: NDArray[np.int64], classes: int, solver: Logistic, valid: Checked) -> Rows:
+def _best_logistic(x: Matrix, y: NDArray[np.int64], classes: int, solver: Logistic, valid: Checked) -> Rows:
     if valid is None or len(solver.strengths) == 1:
         return _logistic(x, y, classes, solver.strengths[(len(solver.strengths) - 1) // 2])
     fitted = [_logistic(x, y, classes, strength) for strength in solver.strengths]
     return max(fitted, key=lambda scores: quality(valid[1], scores(valid[0])))
 
 
-def _logistic(x: NDArray[Any], y: NDArray[np.int64], classes: int, strength: float) -> Rows:
-    """Class numbers: one model. Labels: one per label, 0 for a label that is always or never present."""
+def _logistic(x: Matrix, y: NDArray[np.int64], classes: int, strength: float) -> Rows:
+    """Class numbers: one model. Labels: one model per label, 0 for a label that is always or never present."""
     if y.ndim == 2:
         parts = [_logistic(x[column >= 0], column[column >= 0], 2, strength) for column in y.T]
         return lambda rows: np.stack([_difference(part(rows)) for part in parts], axis=1)
@@ -145,10 +142,10 @@ def _logistic(x: NDArray[Any], y: NDArray[np.int64], classes: int, strength: flo
         return lambda rows: np.zeros((len(rows), classes))
     model = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced", random_state=0).fit(x, y)
 
-    def scores(rows: NDArray[Any]) -> Floats:
-        found = np.asarray(model.decision_function(rows))
-        table = np.full((len(rows), classes), -np.inf)  # a class without samples is never the answer
-        table[:, known] = np.stack([-found / 2, found / 2], axis=1) if found.ndim == 1 else found
+    def scores(rows: Matrix) -> Floats:
+        values = np.asarray(model.decision_function(rows))
+        table = np.full((len(rows), classes), -np.inf)  # a class without samples is never predicted
+        table[:, known] = np.stack([-values / 2, values / 2], axis=1) if values.ndim == 1 else values
         return table
 
     return scores
@@ -158,8 +155,8 @@ def _difference(scores: Floats) -> Floats:
     return np.asarray(scores[:, 1] - scores[:, 0])
 
 
-def _network(x: NDArray[Any], y: NDArray[np.int64], classes: int, probe: Probe, valid: Checked, seed: int) -> Rows:
-    """A linear layer that starts at zero, trained by gradient descent."""
+def _network(x: Matrix, y: NDArray[np.int64], classes: int, probe: Probe, valid: Checked, seed: int) -> Rows:
+    """A linear layer with zero initialisation, trained by gradient descent."""
     assert isinstance(probe.solver, Descent)
     layer = nn.utils.skip_init(nn.Linear, x.shape[1], classes)  # type: ignore[no-untyped-call]
     nn.init.zeros_(layer.weight)
@@ -173,14 +170,14 @@ def _network(x: NDArray[Any], y: NDArray[np.int64], classes: int, probe: Probe, 
     descend(module, tensors(x, y), probe.solver, seed, checked, positive)
 
     @torch.no_grad()
-    def scores(rows: NDArray[Any]) -> Floats:
+    def scores(rows: Matrix) -> Floats:
         return module(torch.from_numpy(np.asarray(rows, dtype=np.float32))).double().numpy()  # type: ignore[no-any-return]
 
     return scores
 
 
 def _decayed(
-    probe: Probe, x: NDArray[Any], y: NDArray[np.int64], classes: int, valid: Checked, problem: FewShotProblem
+    probe: Probe, x: Matrix, y: NDArray[np.int64], classes: int, valid: Checked, problem: FewShotProblem
 ) -> Descent:
     """The solver with the best weight decay on `valid`: every 16th of 97, then halving steps around the best."""
     assert isinstance(probe.solver, Descent)
@@ -190,8 +187,8 @@ def _decayed(
 
     @cache
     def value(at: int) -> float:
-        tried = replace(probe, solver=replace(solver, weight_decay=float(DECAYS[at])))
-        return quality(valid[1], _network(x, y, classes, tried, None, problem.seed)(valid[0]))
+        candidate = replace(probe, solver=replace(solver, weight_decay=float(DECAYS[at])))
+        return quality(valid[1], _network(x, y, classes, candidate, None, problem.seed)(valid[0]))
 
     best = max(range(0, len(DECAYS), 16), key=value)
     for span in (8, 4, 2, 1):

@@ -1,12 +1,11 @@
-"""Tip-Adapter: the labelled images themselves as a classifier beside the class texts, without training.
+"""Tip-Adapter: a cache of labelled images added to the text classifier, without training.
 
 logits = scale * x . t + alpha * exp(-beta (1 - x . K)) V, with K the training embeddings and V their labels.
-Zhang et al. 2022, arXiv:2111.03930 (alpha 1, beta 5.5, both searched on valid where it is given).
+Zhang et al. 2022, arXiv:2111.03930 (alpha 1, beta 5.5, both searched on valid if it is given).
 
-Shapes: n samples, N kept ones, d joint dimension, c classes or labels.
+Shapes: n samples, N cached ones, d joint dimension, c classes or labels.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from m3bind.evaluate.estimate import Floats
 ALPHA, BETA = 1.0, 5.5
 ALPHAS = np.linspace(0.1, 13.0, 20)
 BETAS = np.linspace(0.1, 13.0, 20)
-MOST_KEYS = 20_000
+MAX_KEYS = 20_000
 _BLOCK = 512  # samples scored at once
 
 
@@ -34,7 +33,7 @@ class Cache:
     bias: Floats
 
     def text(self, samples: Samples) -> Floats:
-        """Logits by text: (n, c)."""
+        """Logits of the text classifier: (n, c)."""
         return np.asarray(self.problem.scale * np.asarray(samples.embeddings) @ self.problem.classes.T + self.bias)
 
     def votes(self, samples: Samples, beta: float) -> Floats:
@@ -44,33 +43,31 @@ class Cache:
         return np.concatenate([block @ self.values for block in blocks] or [np.empty((0, self.values.shape[1]))])
 
     def scorer(self, alpha: float, beta: float) -> Scorer:
-        """Both together."""
+        """The sum of text logits and `alpha` times the votes."""
         return lambda samples: self.text(samples) + alpha * self.votes(samples, beta)
 
     def searched(self, valid: Samples | None) -> Scorer:
-        """The scorer with the best alpha and beta of the grid on `valid`; those of the paper without it."""
-        if valid is None or not len(valid):
-            return self.scorer(ALPHA, BETA)
-        best = max(self._tried(valid), key=lambda entry: entry[0])
-        return self.scorer(*best[1:])
-
-    def _tried(self, valid: Samples) -> Iterator[tuple[float, float, float]]:
-        text = self.text(valid)
-        for beta in (BETA, *BETAS):
-            votes = self.votes(valid, beta)
-            for alpha in (ALPHA, *ALPHAS):
-                yield quality(valid.labels, text + alpha * votes), float(alpha), float(beta)
+        """The scorer with the best alpha and beta of the grid on `valid`; without it those of the paper."""
+        alpha, beta = ALPHA, BETA
+        if valid is not None and len(valid):
+            text, best = self.text(valid), -np.inf
+            for b in (BETA, *BETAS):
+                votes = self.votes(valid, b)
+                for a in (ALPHA, *ALPHAS):
+                    if (value := quality(valid.labels, text + a * votes)) > best:
+                        alpha, beta, best = float(a), float(b), value
+        return self.scorer(alpha, beta)
 
 
 def build_cache(train: Samples, problem: FewShotProblem) -> Cache:
     """The samples as keys, with one column per class.
 
     Raises:
-        M3BindError: more samples than a cache is made for.
+        M3BindError: more than `MAX_KEYS` samples.
     """
-    if len(train) > MOST_KEYS:
+    if len(train) > MAX_KEYS:
         raise M3BindError(
-            f"Tip-Adapter keeps every sample: {len(train)} are more than {MOST_KEYS}; use linear_probe for large shares"
+            f"Tip-Adapter stores every sample: {len(train)} are more than {MAX_KEYS}; use linear_probe for large shares"
         )
     columns = np.arange(len(problem.classes))
     values = (train.labels == 1) if train.several else (train.labels[:, None] == columns)
@@ -79,7 +76,7 @@ def build_cache(train: Samples, problem: FewShotProblem) -> Cache:
 
 
 class TipAdapter(Adapter):
-    """The cache as it is."""
+    """The cache without training."""
 
     name = "tip_adapter"
 

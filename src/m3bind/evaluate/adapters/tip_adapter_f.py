@@ -1,8 +1,8 @@
 """Tip-Adapter-F: Tip-Adapter whose keys are trained (AdamW 1e-3, 20 epochs, batch 256, cosine).
 
-The last keys are kept. The authors' code keeps the epoch that is best on the test set; this one never looks at it.
+The keys of the last epoch are used. The authors' code takes the best epoch on the test set, which is not used here.
 
-Shapes: n samples, N kept ones, d joint dimension, c classes or labels.
+Shapes: n samples, N cached ones, d joint dimension, c classes or labels.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The data sets of the paper and some open ones: one declarative file each, from the official layout to a manifest."""
+"""The data sets of the paper and open ones: one declarative file each, from the official layout to a manifest."""
 
 from m3bind.evaluate.benchmarks.base import (
     Benchmark,

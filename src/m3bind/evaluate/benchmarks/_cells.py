@@ -1,19 +1,19 @@
-"""What cells of published tables hold besides plain text.
+"""Parsing of cells of published tables.
 
-* `literal`: a Python list or dict written out as text, read without running it.
-* `whole`: a whole number that a table may have turned into "12.0".
-* `is_one`: whether a label cell says yes.
+* `literal`: a Python list or dict written as text, parsed without execution.
+* `whole`: an integer that a table may have turned into "12.0".
+* `is_one`: whether a label cell is 1.
 """
 
 import ast
 from typing import TypeVar
 
 T = TypeVar("T")
-MAX_CELL = 20_000  # letters; a longer cell is no list or dict of labels
+MAX_CELL = 20_000  # characters; a longer cell is not a list or dict of labels
 
 
 def literal(text: str, kind: type[T]) -> T | None:
-    """The value of a literal such as "{'NORM': 100.0}" or "[0.7, 0.7]", or None: not one, or not of that kind."""
+    """The value of a literal such as "{'NORM': 100.0}" or "[0.7, 0.7]"; None if it is not a literal of that type."""
     if len(text) > MAX_CELL:
         return None
     try:

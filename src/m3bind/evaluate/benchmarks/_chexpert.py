@@ -1,7 +1,7 @@
-"""What the sets made of CheXpert share: its folder, its table, its 14 findings (which MIMIC-CXR has, too).
+"""Common parts of the data sets made of CheXpert: folder, table, and 14 findings (also those of MIMIC-CXR).
 
-* `home`: the folder with train.csv. `Frontal`, `frontal`: the frontal images of a table.
-* `value`, `positives`: a cell, and the findings of a row.
+* `ChexpertBenchmark`: base class. `home`: the folder with train.csv.
+* `Frontal`, `frontal`: the frontal images of a table. `value`, `positives`: a cell, and the findings of a row.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3bind.evaluate.benchmarks._cells import whole
-from m3bind.evaluate.benchmarks.base import Fault, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, Fault, read_table
 
 FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
@@ -18,23 +18,33 @@ FINDINGS = (
 )  # fmt: skip
 COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 FOLDERS = ("CheXpert-v1.0", "CheXpert-v1.0-small")
-LICENCE = "Stanford University Dataset Research Use Agreement"
-URL = "https://stanfordmlgroup.github.io/competitions/chexpert/"
-ACCESS = (
-    "Register with Stanford AIMI and accept the agreement; the small version (CheXpert-v1.0-small) does as well. The "
-    "full version comes in batches: move their patients into train and valid."
-)
-LAYOUT = """
+
+
+class ChexpertBenchmark(Benchmark):
+    """A data set made of CheXpert."""
+
+    modalities = ("xray",)
+    licence = "Stanford University Dataset Research Use Agreement"
+    url = "https://stanfordmlgroup.github.io/competitions/chexpert/"
+    access = (
+        "Register with Stanford AIMI and accept the agreement; the small version (CheXpert-v1.0-small) does as well. "
+        "The full version comes in batches: move their patients into train and valid."
+    )
+    layout = """
     CheXpert-v1.0/ (or CheXpert-v1.0-small/)
         train.csv, valid.csv    Path, Sex, Age, Frontal/Lateral, AP/PA, 14 findings (1, 0, -1 uncertain, blank)
         train/patient00001/study1/view1_frontal.jpg, ...
         valid/patient64541/study1/view1_frontal.jpg, ...
     """
 
+    def check(self, root: Path) -> None:
+        """Check that `home` is complete."""
+        super().check(home(root))
+
 
 @dataclass(frozen=True)
 class Frontal:
-    """A frontal image. `values`: 1 present, 0 absent, -1 uncertain; a finding that is not mentioned is not there."""
+    """A frontal image. `values`: 1 present, 0 absent, -1 uncertain; findings that are not mentioned are missing."""
 
     row: int
     path: str  # below the root
@@ -43,14 +53,14 @@ class Frontal:
 
 
 def home(root: Path) -> Path:
-    """The folder with train.csv: `root`, or the one of CheXpert's folders in it."""
+    """The folder with train.csv: one of CheXpert's folders in `root`, or `root` itself."""
     return next((root / name for name in FOLDERS if (root / name / "train.csv").is_file()), root)
 
 
 def frontal(root: Path, table: str) -> Iterator[Frontal | Fault]:
     """The frontal images of a table of `home`.
 
-    Their paths begin with the name of one version in the table, whichever version is on the disk.
+    Paths in the table begin with the name of one version, whichever version is on disk.
 
     Raises:
         ManifestError: the table is missing or lacks a column.
@@ -63,7 +73,7 @@ def frontal(root: Path, table: str) -> Iterator[Frontal | Fault]:
         patient = re.search(r"(?:^|/)(patient\d+)/", inner)
         values = {name: value(cells[name]) for name in FINDINGS if cells[name]}
         if patient is None or None in values.values():
-            reason = "its path names no patient" if patient is None else "a finding is none of 1, 0, -1 and blank"
+            reason = "its path names no patient" if patient is None else "a finding is not 1, 0, -1 or blank"
             yield Fault(row, reason, cells["Path"], "of another form")
             continue
         path = (folder / inner).relative_to(root).as_posix()
@@ -77,7 +87,6 @@ def value(cell: str) -> int | None:
 
 
 def positives(values: Mapping[str, int], uncertain: Mapping[str, int]) -> tuple[str, ...]:
-    """Findings that are there, in official order; `uncertain` says what -1 counts as, 0 where it says nothing."""
-    return tuple(
-        name for name in FINDINGS if (uncertain.get(name, 0) if values.get(name) == -1 else values.get(name, 0)) == 1
-    )
+    """Findings that are present, in official order; `uncertain`: the value that -1 counts as (default 0)."""
+    known = {name: uncertain.get(name, 0) if value == -1 else value for name, value in values.items()}
+    return tuple(name for name in FINDINGS if known.get(name) == 1)

@@ -1,7 +1,7 @@
-"""Taking images out of containers: each file is written whole or not at all, and a file that exists is kept.
+"""Extraction of images from containers: files are written atomically, and existing files are left unchanged.
 
-* `save_png`, `save_volume`, `save_ecg`: one picture, CT volume or ECG.
-* `npz_rows`: the rows of a large array in an npz file, one after the other.
+* `save_png`, `save_volume`, `save_ecg`: one image, CT volume or ECG.
+* `npz_rows`: the rows of a large array in an npz file, one by one.
 
 Shapes: T samples of an ECG; D, H, W a volume (feet to head, front to back, right to left).
 """
@@ -11,7 +11,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,7 @@ from m3bind.data.tables import most_unpacked
 from m3bind.errors import ManifestError, in_words
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-
-
-MOST_ROW = 1 << 28  # bytes of one image or volume of an array
+MAX_ROW = 1 << 28  # bytes of one image or volume of an array
 
 
 def save_png(target: Path, pixels: NDArray[np.uint8]) -> None:
@@ -66,10 +64,10 @@ def save_ecg(stem: Path, signal: NDArray[Any], rate: int, leads: Sequence[str] =
 
 
 def npz_rows(path: Path, name: str) -> Iterator[NDArray[Any]]:
-    """The rows of the array `name` in the npz file `path`; only one of them is in memory.
+    """The rows of the array `name` in the npz file `path`; only one row is in memory.
 
     Raises:
-        ManifestError: no npz file, no such array, or one of objects.
+        ManifestError: not an npz file, no such array, or an array of objects.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as handle:
@@ -78,19 +76,21 @@ def npz_rows(path: Path, name: str) -> Iterator[NDArray[Any]]:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, columns_first, dtype = read(handle)
             if columns_first or dtype.hasobject or not shape:
-                raise ManifestError(f"{path}: its array {name} is not a plain list of images; get it again")
+                raise ManifestError(f"{path}: its array {name} is not a plain list of images; download it again")
             size = math.prod(shape[1:]) * dtype.itemsize
-            if not 0 < size <= MOST_ROW or size * shape[0] > stored or stored > most_unpacked(path):
+            if not 0 < size <= MAX_ROW or size * shape[0] > stored or stored > most_unpacked(path):
                 raise ManifestError(f"{path}: its array {name} declares {shape} of {dtype}, which it cannot hold")
             for _ in range(shape[0]):
                 yield np.frombuffer(_exactly(handle, size), dtype).reshape(shape[1:])
     except (ManifestError, GeneratorExit):
         raise
-    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
-        raise ManifestError(f"{path}: its array {name} cannot be read ({in_words(error)}); get it again") from error
+    except Exception as error:  # zipfile, zlib and numpy raise many types for damaged files
+        raise ManifestError(
+            f"{path}: its array {name} cannot be read ({in_words(error)}); download it again"
+        ) from error
 
 
-def _exactly(handle: Any, size: int) -> bytes:
+def _exactly(handle: IO[bytes], size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         chunk = handle.read(size - len(data))

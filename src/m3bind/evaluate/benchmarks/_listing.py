@@ -1,4 +1,7 @@
-"""All data sets in one table, from their files: for the terminal and docs/experiments.md."""
+"""Table of all data sets for the terminal and docs/experiments.md.
+
+* `as_text`, `describe`: the table, and one data set, for the terminal. `update_document`: the table in Markdown.
+"""
 
 from pathlib import Path
 
@@ -10,7 +13,7 @@ _HEADS = ("name", "data set", "modality", "used for", "known size", "licence", "
 
 
 def cells(benchmark: Benchmark, name: str) -> list[str]:
-    """One data set as texts, in the order of the heads."""
+    """One data set as cells, in the order of the heads."""
     sizes = [f"{benchmark.known[split]:,} {split}" for split in ("train", "valid", "test") if split in benchmark.known]
     use = "training and evaluation" if benchmark.role == "both" else benchmark.role
     return [
@@ -27,25 +30,28 @@ def cells(benchmark: Benchmark, name: str) -> list[str]:
 def as_text() -> str:
     """Name, title, modality, use and size, for the terminal."""
     rows = [_HEADS[:5], *(cells(get(name), name)[:5] for name in names())]
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        lines.append("  ".join(map(str.ljust, row, widths)).rstrip())
+    return "\n".join(lines)
 
 
 def describe(name: str) -> str:
-    """Everything about one data set: licence, how to get it, layout, odd cases."""
-    one = get(name)
+    """One data set: licence, access, layout, classes, counts, notes."""
+    benchmark = get(name)
     parts = [
-        f"{one.title} ({', '.join(one.modalities)}; {one.role})",
-        f"licence: {one.licence}",
-        f"get it: {one.access} {one.url}",
-        f"layout:\n{one.layout.strip(chr(10))}",
+        f"{benchmark.title} ({', '.join(benchmark.modalities)}; {benchmark.role})",
+        f"licence: {benchmark.licence}",
+        f"get it: {benchmark.access} {benchmark.url}",
+        f"layout:\n{benchmark.layout.strip(chr(10))}",
     ]
-    if one.classes:
-        parts.append(f"classes: {', '.join(one.classes)}")
-    if one.known:
-        parts.append("published counts: " + ", ".join(f"{key} {count:,}" for key, count in one.known.items()))
-    if one.notes:
-        parts.append(f"notes: {one.notes}")
+    if benchmark.classes:
+        parts.append(f"classes: {', '.join(benchmark.classes)}")
+    if benchmark.known:
+        parts.append("published counts: " + ", ".join(f"{key} {count:,}" for key, count in benchmark.known.items()))
+    if benchmark.notes:
+        parts.append(f"notes: {benchmark.notes}")
     return "\n\n".join([*parts, f"m3bind prepare {name} --root FOLDER"])
 
 
@@ -57,8 +63,8 @@ def update_document(path: Path) -> None:
     """
     lines = ["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS)]
     for name in names():
-        one = get(name)
-        shown = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells(one, name)]
-        shown[1] = f"[{shown[1]}]({one.url})" if one.url.startswith("https://") else shown[1]
-        lines.append("| " + " | ".join(shown) + " |")
+        benchmark = get(name)
+        row = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells(benchmark, name)]
+        row[1] = f"[{row[1]}]({benchmark.url})" if benchmark.url.startswith("https://") else row[1]
+        lines.append("| " + " | ".join(row) + " |")
     replace_between(path, START, END, "\n".join(lines))

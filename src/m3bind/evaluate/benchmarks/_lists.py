@@ -1,4 +1,4 @@
-"""FLAIR's lists of retina images: one row per image, its texts written as Python lists, which are read and never run.
+"""FLAIR's lists of retina images: one row per image, with texts written as Python lists (parsed without execution).
 
 * `literal_list`: such a cell as a tuple.
 * `Listed`, `read_list`: the rows of one list.
@@ -22,7 +22,7 @@ class Listed:
 
 
 def literal_list(text: str) -> tuple[str, ...] | None:
-    """ "['normal', 'drusens']" -> ("normal", "drusens"); None for everything that is no list of texts."""
+    """ "['normal', 'drusens']" -> ("normal", "drusens"); None if it is not a list of texts."""
     value = literal(text or "[]", list)
     if value is None or not all(isinstance(item, str) for item in value):
         return None
@@ -38,6 +38,6 @@ def read_list(path: Path) -> Iterator[Listed | Fault]:
     for row, cells in read_table(path, ("image", "atributes", "categories")):
         categories = literal_list(cells["categories"])
         if categories is None:
-            yield Fault(row, "its categories are no list of texts", cells["image"], "with a bad list")
+            yield Fault(row, "its categories are not a list of texts", cells["image"], "with a bad list")
         else:
             yield Listed(row, cells["image"], categories)

@@ -1,10 +1,9 @@
-"""What the sets of the MIMIC family share: subjects, tables, times, radiographs with their reports, ECG reports.
+"""Common parts of the MIMIC data sets: subjects, tables, times, radiographs with their reports, ECG reports.
 
-* `patient_of`, `subject_splits`: one name and one split of a subject for all sets.
+* `patient_of`, `subject_splits`: name and split of a subject, the same in all sets.
 * `table_of`, `newest`: tables as published (.csv or .csv.gz) and folders of versions.
 * `Radiograph`, `radiographs`: frontal images of MIMIC-CXR-JPG. `study_findings`: CheXpert labels of studies.
-* `sections`, `report_place`, `open_reports`, `clean_caption`: reports, cut into sections, cleaned by
-  MGCA's rule.
+* `sections`, `report_place`, `open_reports`, `clean_caption`: reports, split into sections, cleaned by MGCA's rule.
 * `ecg_reports`, `merl_report`, `medbind_report`: machine reports of MIMIC-IV-ECG.
 """
 
@@ -29,19 +28,19 @@ MAX_REPORT = 1 << 20  # bytes
 _HEADER = re.compile(r"^[ \t]*([A-Z][A-Z ()/,.&-]{1,60}):", re.MULTILINE)
 _VIEWS = ("CHEST", "PORTABLE", "VIEW", "PA AND LAT", "AP AND LAT")
 
-Reports = Callable[[str, str], str]  # (subject, study) -> caption, "" where there is none
+Reports = Callable[[str, str], str]  # (subject, study) -> caption, "" if missing
 
 
 # --- subjects, tables, times ------------------------------------------------------------------------------------------
 
 
 def patient_of(subject: str) -> str:
-    """The same for all sets of the family."""
+    """Name of the patient, the same in all MIMIC data sets."""
     return f"mimic-{subject}"
 
 
 def subject_splits(subjects: Iterable[str]) -> dict[str, str]:
-    """Subject -> split by a hash, 70 / 10 / 20 %: the same for all sets that have no official split."""
+    """Subject -> split by a hash, 70 / 10 / 20 %: the same in all sets without an official split."""
     splits = patient_splits({patient_of(subject) for subject in subjects}, FRACTIONS)
     return {patient.removeprefix("mimic-"): split for patient, split in splits.items()}
 
@@ -53,12 +52,12 @@ def table_of(folder: Path, name: str) -> Path:
 
 def newest(root: Path, pattern: str) -> Path | None:
     """The folder of the last match of `pattern` ("mimic-iv-ecg/*/record_list.csv*"): the newest version."""
-    found = sorted(root.glob(pattern))
-    return found[-1].parent if found else None
+    tables = sorted(root.glob(pattern))
+    return tables[-1].parent if tables else None
 
 
 def study_time(date: str, clock: str) -> datetime | None:
-    """ "21800506", "93012.5" -> 2180-05-06 09:30:12; None where the cells are of another form."""
+    """ "21800506", "93012.5" -> 2180-05-06 09:30:12; None for cells of another format."""
     try:
         return datetime.strptime(f"{int(float(date))} {int(float(clock)):06d}", "%Y%m%d %H%M%S")
     except (ValueError, OverflowError):
@@ -66,7 +65,7 @@ def study_time(date: str, clock: str) -> datetime | None:
 
 
 def moment(text: str) -> datetime | None:
-    """ "2180-05-06 09:30:12" as a time; None where it is none."""
+    """ "2180-05-06 09:30:12" as a time; None if it is not a time."""
     try:
         return datetime.fromisoformat(text).replace(tzinfo=None)
     except ValueError:
@@ -104,24 +103,21 @@ def radiographs(folder: Path) -> Iterator[Radiograph]:
 
 
 def study_findings(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Study -> findings that CheXpert's labeller calls present; empty where the table is not there."""
+    """Study -> findings that CheXpert's labeller marks as present; empty if the table is missing."""
     table = table_of(folder, "mimic-cxr-2.0.0-chexpert.csv")
-    if not table.is_file():
-        return {}
-    found = {}
-    for _, cells in read_table(table, ("study_id", *FINDINGS)):
-        values = {name: value(cells[name]) or 0 for name in FINDINGS}
-        found[cells["study_id"]] = positives(values, {})
-    return found
+    findings = {}
+    for _, cells in read_table(table, ("study_id", *FINDINGS)) if table.is_file() else ():
+        findings[cells["study_id"]] = positives({name: value(cells[name]) or 0 for name in FINDINGS}, {})
+    return findings
 
 
 def sections(text: str) -> dict[str, str]:
     """ "impression" and "findings" of a report: the last section of each that is not empty.
 
-    A section begins with a line that begins with a title in capitals and a colon. Titles that name the views ("CHEST,
+    A section begins at a line that starts with a title in capitals and a colon. Titles with view names ("CHEST,
     PA AND LATERAL:") begin findings.
     """
-    found: dict[str, str] = {}
+    parts: dict[str, str] = {}
     heads = list(_HEADER.finditer(text))
     for head, end in zip(heads, [*(head.start() for head in heads[1:]), len(text)]):
         title, body = head[1], " ".join(text[head.end() : end].split())
@@ -132,8 +128,8 @@ def sections(text: str) -> dict[str, str]:
         else:
             continue
         if body:
-            found[name] = body
-    return found
+            parts[name] = body
+    return parts
 
 
 def clean_caption(impression: str, findings: str) -> str:
@@ -145,7 +141,7 @@ def clean_caption(impression: str, findings: str) -> str:
 
 
 def report_place(folder: Path) -> Path | None:
-    """Where the reports are: a sectioned table, the published zip file, or the folder it was unpacked to."""
+    """Place of the reports: a sectioned table, the published zip file, or the folder of its unpacked files."""
     for place in (table_of(folder, SECTIONED), folder / REPORT_ZIP):
         if place.is_file():
             return place
@@ -167,20 +163,18 @@ def open_reports(place: Path) -> Reports:
         try:
             archive = zipfile.ZipFile(place)
         except zipfile.BadZipFile:
-            raise ManifestError(f"{place}: the zip file is damaged; get it again") from None
+            raise ManifestError(f"{place}: the zip file is damaged; download it again") from None
         sizes = {info.filename: info.file_size for info in archive.infolist()}
 
         def unpacked(subject: str, study: str) -> str:
             name = _inner(subject, study)
-            if not 0 < sizes.get(name, 0) <= MAX_REPORT:
-                return ""
-            return _caption(archive.read(name).decode("utf-8", "replace"))
+            small = 0 < sizes.get(name, 0) <= MAX_REPORT
+            return _caption(archive.read(name).decode("utf-8", "replace")) if small else ""
 
         return unpacked
-    parts = {
-        cells["study"].removeprefix("s"): (cells["impression"], cells["findings"])
-        for _, cells in read_table(place, ("study", "impression", "findings"))
-    }
+    columns = ("study", "impression", "findings")
+    rows = [[cells[column] for column in columns] for _, cells in read_table(place, columns)]
+    parts = {study.removeprefix("s"): (impression, findings) for study, impression, findings in rows}
     return lambda subject, study: clean_caption(*parts.get(study, ("", "")))
 
 
@@ -194,31 +188,30 @@ def _text(path: Path) -> str:
 
 
 def _caption(text: str) -> str:
-    found = sections(text)
-    return clean_caption(found.get("impression", ""), found.get("findings", ""))
+    parts = sections(text)
+    return clean_caption(parts.get("impression", ""), parts.get("findings", ""))
 
 
 # --- MIMIC-IV-ECG -----------------------------------------------------------------------------------------------------
 
 
 def ecg_reports(folder: Path, rule: Callable[[Sequence[str]], str]) -> dict[str, str]:
-    """Study -> text made by `rule` of the lines of the cart's report.
+    """Study -> text that `rule` makes of the lines of the cart's report.
 
     Raises:
         ManifestError: the table is missing or lacks a column.
     """
     lines = tuple(f"report_{k}" for k in range(18))
-    table = table_of(folder, "machine_measurements.csv")
-    return {
-        cells["study_id"]: rule([cells[line] for line in lines if cells[line]])
-        for _, cells in read_table(table, ("study_id", *lines))
-    }
+    reports = {}
+    for _, cells in read_table(table_of(folder, "machine_measurements.csv"), ("study_id", *lines)):
+        reports[cells["study_id"]] = rule([cells[line] for line in lines if cells[line]])
+    return reports
 
 
 def merl_report(lines: Sequence[str]) -> str:
-    """MERL's text: lines joined by ". ", ECG for EKG, rules of stars and equals signs off, lower case, a full stop.
+    """MERL's text: lines joined by ". ", ECG for EKG, without rules of stars and equals signs, lower case, a full stop.
 
-    "" where there are fewer than four words.
+    "" for fewer than four words.
     """
     text = ". ".join(lines).replace("EKG", "ECG").replace("ekg", "ecg").strip(" *").strip("=-").lower()
     words = text.split()

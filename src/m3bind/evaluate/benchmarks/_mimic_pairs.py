@@ -1,8 +1,8 @@
 """Radiographs and ECGs of one visit: MIMIC-PAIR's rule on the published tables.
 
-* `MimicFile`: a file with its subject, time and hospital stay. `Stays`: which stay a time falls into.
-* `belong`: the rule. `match`: pairs of one subject, none of which fits another one.
-* `Archives`: the two data sets side by side, with the texts of both.
+* `MimicFile`: a file with its subject, time and hospital stay. `Stays`: the stay at a time.
+* `belong`: the rule. `match`: pairs of one subject that do not match each other.
+* `Archives`: the two data sets with the texts of both.
 """
 
 from collections import defaultdict
@@ -37,7 +37,7 @@ LAYOUT = """
 
 @dataclass(frozen=True)
 class MimicFile:
-    """A file of one subject; `stay` is the hospital admission (hadm_id) it was made in, "" where none is known."""
+    """A file of one subject; `stay` is its hospital admission (hadm_id), "" if unknown."""
 
     path: str
     study: str
@@ -47,28 +47,28 @@ class MimicFile:
 
 
 def belong(a: MimicFile, b: MimicFile) -> bool:
-    """Same subject, and the same stay where both have one, else at most 24 h apart."""
+    """Whether two files match: same subject, and the same stay if both have one, otherwise at most 24 h apart."""
     if a.subject != b.subject:
         return False
     return a.stay == b.stay if a.stay and b.stay else abs(a.time - b.time) <= DAY
 
 
 def match(xrays: Sequence[MimicFile], ecgs: Sequence[MimicFile]) -> list[tuple[MimicFile, MimicFile]]:
-    """Pairs of one subject, nearest in time first; a pair is taken if no file of it belongs to one taken before.
+    """Pairs of one subject, nearest in time first, without pairs of which a file matches an earlier pair.
 
-    So a right answer of one pair is never a wrong answer of another one.
+    A right answer of one pair is therefore never a wrong answer of another one.
     """
     fitting = [(x, e) for x in xrays for e in ecgs if belong(x, e)]
     fitting.sort(key=lambda pair: (abs(pair[0].time - pair[1].time), pair[0].path, pair[1].path))
     taken: list[tuple[MimicFile, MimicFile]] = []
     for x, e in fitting:
-        if not any(belong(one, other) for pair in taken for one in (x, e) for other in pair):
+        if not any(belong(x, other) or belong(e, other) for pair in taken for other in pair):
             taken.append((x, e))
     return taken
 
 
 class Stays:
-    """Hospital admissions by subject, from the tables of MIMIC-IV and MIMIC-IV-ED that are there."""
+    """Hospital admissions by subject, from the available tables of MIMIC-IV and MIMIC-IV-ED."""
 
     def __init__(self, root: Path) -> None:
         self._stays: dict[str, list[tuple[datetime, datetime, str]]] = defaultdict(list)
@@ -84,22 +84,22 @@ class Stays:
                         self._stays[subject].append((begin, end, stay.removesuffix(".0")))
 
     def at(self, subject: str, time: datetime) -> str:
-        """The stay that `time` falls into, the one that began last if there are several, else ""."""
+        """The stay at `time`, the latest if there are several; "" if there is none."""
         return max(((b, stay) for b, e, stay in self._stays.get(subject, ()) if b <= time <= e), default=("", ""))[1]
 
 
 class Archives:
-    """MIMIC-CXR-JPG and MIMIC-IV-ECG below one folder."""
+    """MIMIC-CXR-JPG and MIMIC-IV-ECG in one folder."""
 
     def __init__(self, root: Path) -> None:
         """Find both, read labels and reports.
 
         Raises:
-            ManifestError: one is not there.
+            ManifestError: one is missing.
         """
         cxr, ecg = newest(root, CXR_TABLE), newest(root, ECG_TABLE)
         if cxr is None or ecg is None:
-            raise ManifestError(f"{root}: MIMIC-CXR-JPG or MIMIC-IV-ECG is not there.\n{LAYOUT}")
+            raise ManifestError(f"{root}: MIMIC-CXR-JPG or MIMIC-IV-ECG is missing.\n{LAYOUT}")
         self.root, self.cxr, self.ecg = root, cxr, ecg
         self._prefix = {folder: folder.relative_to(root).as_posix() for folder in (cxr, ecg)}
         texts = newest(root, "mimic-cxr/*/mimic-cxr-reports*")
@@ -109,7 +109,7 @@ class Archives:
         self._ecg_reports = ecg_reports(ecg, merl_report)
 
     def items(self, x: MimicFile, e: MimicFile, split: str, visit: str) -> Iterator[BenchmarkItem | Fault]:
-        """The two rows of a visit, or one fault; a file that is in several visits has an id of its own in each."""
+        """The two rows of a visit, or one fault; a file in several visits has a separate id in each."""
         image, record = (f"{self._prefix[folder]}/{r.path}" for folder, r in ((self.cxr, x), (self.ecg, e)))
         report = self._reports(x.subject, x.study) if self._reports else ""
         labels, ecg_report = self._findings.get(x.study, ()), self._ecg_reports.get(e.study, "")
@@ -118,9 +118,7 @@ class Archives:
             reason = "a file of its visit is missing" if missing else "a file of its visit has no report"
             yield Fault(0, reason, image, "of an incomplete visit")
             return
-        rows = ((image, "xray", labels, report), (record, "ecg", (), ecg_report))
-        for path, modality, found, text in rows:
-            yield BenchmarkItem(
-                path, split, modality, patient_of(x.subject), f"{path}@{visit}", labels=found, caption=text,
-                visit=f"mimic-{visit}",
-            )  # fmt: skip
+        patient, visit_id = patient_of(x.subject), f"mimic-{visit}"
+        for path, modality, found, text in ((image, "xray", labels, report), (record, "ecg", (), ecg_report)):
+            item_id = f"{path}@{visit}"
+            yield BenchmarkItem(path, split, modality, patient, item_id, labels=found, caption=text, visit=visit_id)

@@ -1,14 +1,14 @@
-"""A data set as its publisher distributes it -> a manifest that everything else reads.
+"""A data set in its published layout -> a manifest.
 
-* `Benchmark`: what a data set's file states (licence, how to get it, layout, known counts) and its rows.
-* `BenchmarkItem`, `Fault`: a row of the manifest, or one that was set aside.
-* `prepare`: checks the folder, writes `manifest.csv` and `prepared.json`; `Prepared.report` says what was found.
+* `Benchmark`: a data set's metadata (licence, access, layout, known counts) and its rows; `get`, `names`, `known_as`.
+* `BenchmarkItem`, `Fault`: a row of the manifest, or a quarantined one.
+* `prepare`: checks the folder, writes `manifest.csv` and `prepared.json`; returns a `PreparedDataset`.
 * `read_table`: rows of a CSV, TSV or Excel file with their line numbers.
 
 A prepared folder:
     manifest.csv     see m3bind.data.manifest; paths begin with files/
-    prepared.json    counts, differences from the published ones, what was set aside, hash
-    files            link to the data set's own folder, or the images taken out of its containers
+    prepared.json    counts, differences from the published ones, quarantined rows, hash
+    files            link to the data set's own folder, or the images extracted from its containers
 """
 
 import csv
@@ -16,7 +16,7 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -30,20 +30,20 @@ from m3bind.errors import ManifestError
 from m3bind.privacy import NOT_UTF8, is_utf8, printable
 
 COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit", "rescale")
-MOST_CELLS = 5_000_000  # of an Excel sheet
-NOTHING_FOUND = "no finding"  # label of a row of a multi-label set on which nothing was found
+MAX_CELLS = 5_000_000  # of an Excel sheet
+NOTHING_FOUND = "no finding"  # label of a row without findings in a multi-label set
 
 
 @dataclass(frozen=True)
 class BenchmarkItem:
     """One row of the manifest to be written."""
 
-    path: str  # relative to the data set's folder, or to `out` where the benchmark extracts; "/" between parts
+    path: str  # relative to the data set's folder, or to `out` if the benchmark extracts; "/" between parts
     split: str  # train | valid | test
     modality: str
-    patient: str = ""  # as published; "" where it is not known: then the id
+    patient: str = ""  # as published; "" if unknown: then the id
     id: str = ""  # default: the path
-    label: str = ""  # the class, where a file has one
+    label: str = ""  # the class, if a file has one
     labels: tuple[str, ...] = ()  # all findings
     caption: str = ""  # report or caption
     visit: str = ""  # rows of one visit are right answers to each other
@@ -52,41 +52,41 @@ class BenchmarkItem:
 
 @dataclass(frozen=True)
 class Fault:
-    """A row of a table, or a file, that was set aside."""
+    """A quarantined row of a table, or a quarantined file."""
 
-    row: int  # line of the table, 0 where there is none
+    row: int  # line of the table, 0 without a table
     reason: str
     path: str = ""
-    kind: str = ""  # the same for all with one sort of fault
+    kind: str = ""  # type of fault, common to several rows
 
 
 class Benchmark(ABC):
     """A data set. One subclass per data set in this package; `name` registers it."""
 
     name: ClassVar[str] = ""
-    title: ClassVar[str] = ""  # for people: "MESSIDOR-2"
+    title: ClassVar[str] = ""  # display name: "MESSIDOR-2"
     modalities: ClassVar[tuple[str, ...]] = ()
     role: ClassVar[Literal["evaluation", "training", "both"]] = "evaluation"
     licence: ClassVar[str] = ""
     url: ClassVar[str] = ""
-    access: ClassVar[str] = ""  # how a person gets it
-    layout: ClassVar[str] = ""  # the official tree, shown when something is missing
+    access: ClassVar[str] = ""  # how to obtain it
+    layout: ClassVar[str] = ""  # the official tree, shown if a file is missing
     needs: ClassVar[tuple[str, ...]] = ()  # files or glob patterns below the folder that must exist
-    extracts: ClassVar[bool] = False  # images are taken out of containers (HDF5, npz) into the prepared folder
+    extracts: ClassVar[bool] = False  # images are extracted from containers (HDF5, npz) into the prepared folder
     classes: ClassVar[tuple[str, ...]] = ()  # label names in official order
     known: ClassVar[Mapping[str, int]] = {}  # counts of the full set: by split, "split/label", and "patients"
-    notes: ClassVar[str] = ""  # odd cases a reader must know
+    notes: ClassVar[str] = ""  # splits, text rules and special cases
 
     @abstractmethod
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
-        """Rows of the data set in `root`, in a fixed order. What is extracted is written below `out`.
+        """Rows of the data set in `root`, in a fixed order. Extracted images are written below `out`.
 
         Raises:
             ManifestError: a table lacks a column or cannot be read.
         """
 
     def check(self, root: Path) -> None:
-        """See that the folder is there and complete.
+        """Check that the folder exists and is complete.
 
         Raises:
             ManifestError: with the layout and how to get the data.
@@ -117,13 +117,13 @@ def names() -> list[str]:
 
 
 def known_as(name: str) -> tuple[str, ...]:
-    """What a data set is called: its name, and its title where it is one of these."""
+    """Names of a data set: `name`, and its title if it is registered."""
     return (name, get(name).title) if name in names() else (name,)
 
 
 @dataclass
 class PreparedDataset:
-    """What `prepare` found and wrote."""
+    """Result of `prepare`."""
 
     benchmark: str
     folder: Path
@@ -138,7 +138,7 @@ class PreparedDataset:
         return self.folder / "manifest.csv"
 
     def report(self) -> str:
-        """Counts, differences and what was set aside, for people."""
+        """Counts, differences and quarantined rows as text."""
         splits = ", ".join(f"{self.counts[split]:,} {split}" for split in SPLITS if self.counts.get(split))
         lines = [f"{self.benchmark}: {splits}; {self.counts.get('patients', 0):,} patients"]
         lines += [f"  differs from the published set: {text}" for text in self.differences]
@@ -146,9 +146,9 @@ class PreparedDataset:
 
 
 def prepare(benchmark: Benchmark, root: Path, out: Path, limit: int | None = None) -> PreparedDataset:
-    """Write the manifest of the data set in `root` to the folder `out`, at most `limit` rows per split.
+    """Write the manifest of the data set in `root` to the folder `out`, with a maximum of `limit` rows per split.
 
-    A count that differs from the published one is said, not refused: a part of a data set is of use, too.
+    Counts that differ from the published ones are reported, not refused, since part of a data set is useful, too.
 
     Raises:
         ManifestError: the folder is missing or incomplete, a table cannot be read, or no row is usable.
@@ -182,22 +182,24 @@ def prepare(benchmark: Benchmark, root: Path, out: Path, limit: int | None = Non
     if not rows:
         raise ManifestError(f"{root}: no usable row of {benchmark.title}; {format_bad_rows(faults)}")
     counts["patients"] = len(patients)
-    text = _csv(rows)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    text = buffer.getvalue()
     write_text(out / "manifest.csv", text)
     known = {} if limit else benchmark.known
     wrong = [f"{key}: {counts[key]:,}, published {count:,}" for key, count in known.items() if counts[key] != count]
-    done = PreparedDataset(benchmark.name, out, dict(sorted(counts.items())), wrong, faults, sha256_text(text))
-    write_json(
-        out / "prepared.json",
-        {
-            "benchmark": benchmark.name,
-            "counts": done.counts,
-            "differences": wrong,
-            "faults": [{"row": f.row, "reason": f.reason, "kind": f.kind} for f in faults],
-            "hash": done.hash,
-        },
-    )
-    return done
+    prepared = PreparedDataset(benchmark.name, out, dict(sorted(counts.items())), wrong, faults, sha256_text(text))
+    stored = {
+        "benchmark": benchmark.name,
+        "counts": prepared.counts,
+        "differences": wrong,
+        "faults": [{"row": f.row, "reason": f.reason, "kind": f.kind} for f in faults],
+        "hash": prepared.hash,
+    }
+    write_json(out / "prepared.json", stored)
+    return prepared
 
 
 def _link(link: Path, root: Path) -> None:
@@ -205,7 +207,7 @@ def _link(link: Path, root: Path) -> None:
     if link.is_symlink() and os.readlink(link) == str(root):
         return
     if link.exists() and not link.is_symlink():
-        raise ManifestError(f"{link} exists and is no link; prepare into another folder (--out)")
+        raise ManifestError(f"{link} exists and is not a link; prepare into another folder (--out)")
     with atomic_path(link) as temporary:
         temporary.symlink_to(root, target_is_directory=True)
 
@@ -219,19 +221,19 @@ def _fault(item: BenchmarkItem | Fault, base: Path) -> Fault | None:
         return Fault(0, "its table names a file outside the folder", item.path, "with a path outside")
     place = base / item.path
     if item.split not in SPLITS:
-        return Fault(0, f"split {item.split!r} is none of {', '.join(SPLITS)}", item.path, "of unknown split")
-    there = place.exists() or any(place.with_name(place.name + ending).exists() for ending in (".hea", ".mat"))
-    return None if there else Fault(0, "no such file", item.path, "with a missing file")
+        return Fault(0, f"split {item.split!r} is not one of {', '.join(SPLITS)}", item.path, "of unknown split")
+    exists = place.exists() or any(place.with_name(place.name + ending).exists() for ending in (".hea", ".mat"))
+    return None if exists else Fault(0, "no such file", item.path, "with a missing file")
 
 
 def _row(name: str, item: BenchmarkItem) -> dict[str, str]:
-    said = item.label or item.labels or item.caption
+    known = item.label or item.labels or item.caption
     return {
         "id": item.id or item.path,
         "modality": item.modality,
         "set": name,
         "path": f"files/{item.path}",
-        "label": item.label if said else NOTHING_FOUND,
+        "label": item.label if known else NOTHING_FOUND,
         "labels": "|".join(item.labels),
         "caption": item.caption,
         "patient": item.patient,
@@ -239,14 +241,6 @@ def _row(name: str, item: BenchmarkItem) -> dict[str, str]:
         "visit": item.visit,
         "rescale": item.rescale,
     }
-
-
-def _csv(rows: Sequence[Mapping[str, str]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def read_table(path: Path, columns: Collection[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
@@ -274,7 +268,7 @@ def _sheet(path: Path, columns: Collection[str]) -> Iterator[tuple[int, dict[str
         if unpacked > most_unpacked(path):
             raise ManifestError(f"{path}: unpacks to {unpacked:,} bytes, which no table does; save it as CSV")
         book = load_workbook(path, read_only=True, data_only=True)
-        rows = enumerate(_not_endless(path, book.worksheets[0].iter_rows(values_only=True)), 1)
+        rows = enumerate(_bounded(path, book.worksheets[0].iter_rows(values_only=True)), 1)
         head = ["" if name is None else str(name).strip() for name in next(rows, (1, ()))[1]]
         missing = [name for name in columns if name not in head]
         if missing:
@@ -286,19 +280,19 @@ def _sheet(path: Path, columns: Collection[str]) -> Iterator[tuple[int, dict[str
         book.close()
     except (ManifestError, GeneratorExit):
         raise
-    except Exception as error:  # openpyxl raises many kinds for what is no workbook
-        raise ManifestError(f"{path}: not an Excel file, or a damaged one; get it again") from error
+    except Exception as error:  # openpyxl raises many types for files that are not workbooks
+        raise ManifestError(f"{path}: not an Excel file, or a damaged one; download it again") from error
 
 
-def _not_endless(path: Path, rows: Iterator[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
-    """Rows of a sheet, whose empty cells up to the last one that is named cost nothing in the file.
+def _bounded(path: Path, rows: Iterator[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
+    """Rows of a sheet up to `MAX_CELLS` cells: empty cells before a stored one take no space in the file.
 
     Raises:
-        ManifestError: more cells than any of the tables has.
+        ManifestError: more cells than that.
     """
-    left = MOST_CELLS
+    left = MAX_CELLS
     for row in rows:
         left -= 1 + len(row)  # a row that is not in the file is empty
         if left < 0:
-            raise ManifestError(f"{path}: more than {MOST_CELLS:,} cells; save it as CSV")
+            raise ManifestError(f"{path}: more than {MAX_CELLS:,} cells; save it as CSV")
         yield row

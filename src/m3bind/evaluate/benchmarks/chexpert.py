@@ -6,51 +6,32 @@ from pathlib import Path
 from typing import ClassVar
 
 from m3bind.data.splits import patient_position
-from m3bind.evaluate.benchmarks._chexpert import (
-    ACCESS,
-    FINDINGS,
-    LAYOUT,
-    LICENCE,
-    URL,
-    Frontal,
-    frontal,
-    home,
-    positives,
-)
-from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault
+from m3bind.evaluate.benchmarks._chexpert import FINDINGS, ChexpertBenchmark, Frontal, frontal, positives
+from m3bind.evaluate.benchmarks.base import BenchmarkItem, Fault
 from m3bind.evaluate.benchmarks.chexpert5x200 import excluded_patients
 
 VALID_ROWS = 5000
-NOTHING_CERTAIN = "no certain finding"  # label where no finding is there: it may be uncertain or not mentioned
+NOTHING_CERTAIN = "no certain finding"  # label if no finding is present: findings may be uncertain or not mentioned
 
 
-class Chexpert(Benchmark):
+class Chexpert(ChexpertBenchmark):
     """CheXpert."""
 
     name = "chexpert"
     title = "CheXpert v1.0"
-    modalities = ("xray",)
     role = "both"
-    licence = LICENCE
-    url = URL
-    access = ACCESS
-    layout = LAYOUT
     needs = ("train.csv", "valid.csv")
     classes = FINDINGS
     known = {"test": 202}
     notes = (
         "Frontal views only. The official valid.csv is the test split; 5,000 training rows (at most a tenth of them) "
-        "are the valid split, taken by whole patients in the order of a hash, where MGCA takes rows. Uncertain "
+        "are the valid split, whole patients in the order of a hash, while MGCA takes rows. Uncertain "
         "findings count as in MGCA: atelectasis, edema and pleural effusion as present, the others as absent. The "
-        "patients of CheXpert 5x200 are set aside from training; MGCA leaves only its images out."
+        "patients of CheXpert 5x200 are quarantined; MGCA excludes only its images."
     )
     uncertain: ClassVar[Mapping[str, int]] = {
         "Atelectasis": 1, "Cardiomegaly": 0, "Consolidation": 0, "Edema": 1, "Pleural Effusion": 1,
     }  # fmt: skip
-
-    def check(self, root: Path) -> None:
-        """See that the folder, or the one of CheXpert's folders in it, is complete."""
-        super().check(home(root))
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """Frontal rows of train.csv, then of valid.csv."""
@@ -69,12 +50,13 @@ class Chexpert(Benchmark):
     def _item(self, row: Frontal | Fault, split: str) -> BenchmarkItem | Fault:
         if isinstance(row, Fault):
             return row
-        found = positives(row.values, self.uncertain)
-        return BenchmarkItem(row.path, split, "xray", row.patient, label="" if found else NOTHING_CERTAIN, labels=found)
+        labels = positives(row.values, self.uncertain)
+        label = "" if labels else NOTHING_CERTAIN
+        return BenchmarkItem(row.path, split, "xray", row.patient, label=label, labels=labels)
 
 
 def valid_patients(patients: Sequence[str], seed: int = 0) -> frozenset[str]:
-    """Patients in hash order as long as their rows are at most 5,000 and a tenth; `patients` has one entry per row."""
+    """The first patients in hash order with up to 5,000 rows and a tenth of them; `patients` has one entry per row."""
     rows = Counter(patients)
     left = min(VALID_ROWS, len(patients) // 10)
     chosen = set()

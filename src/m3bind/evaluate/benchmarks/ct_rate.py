@@ -2,18 +2,19 @@
 
 Its volumes were published twice. The first upload (folders `train`, `valid`) holds values as stored by the scanner:
     HU = RescaleSlope * stored + RescaleIntercept        from the metadata table
-The second (`train_fixed`, `valid_fixed`) holds Hounsfield units already, while the metadata table still gives the slope
-and intercept; applied again they spoil the data. So the item's `rescale` is set only where the values need it: never
-in a folder ..._fixed, elsewhere by what the voxels look like (`stored_as`); where that does not tell, the volume is set
-aside. The first upload has blank headers, too: a volume whose header contradicts the metadata's spacing is set aside.
+The second (`train_fixed`, `valid_fixed`) holds Hounsfield units already, while the metadata table still states slope
+and intercept; applied again they corrupt the data. So the item's `rescale` is set only for values that need it: never
+in a folder ..._fixed, elsewhere according to the voxels (`stored_as`); undecided volumes are quarantined. The first
+upload also has blank headers: a volume whose header contradicts the metadata's spacing is quarantined.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m3bind.core.stored import MOST_LIST, read_text
 from m3bind.data.splits import patient_position
@@ -31,7 +32,7 @@ REPORTS = {"train": "train_reports.csv", "valid": "validation_reports.csv"}
 METADATA = {"train": "train_metadata.csv", "valid": "validation_metadata.csv"}
 VALID = 0.05  # of the training patients
 AIR, TISSUE = (-1100.0, -800.0), (-150.0, 150.0)  # HU; every chest CT has both in most of its slices
-SHARE = 0.01  # of a slice that has to be air, and tissue
+SHARE = 0.01  # minimum share of air, and of tissue, in a slice
 FETCH = "fetch the volumes of the folders train_fixed and valid_fixed"
 
 
@@ -63,8 +64,8 @@ metadata/{train,validation}_metadata.csv                    needed for the first
         "Labels are predicted from the reports by a classifier. The published validation set (1,304 patients, 1,564 "
         "scans, 3,039 volumes) is test here; 5 % of the training patients, by a hash, are valid. The caption is "
         "findings and impression without quotation marks and brackets, as upstream at inference (upstream trains on "
-        "the findings alone and joins without a space). Training scans on the publisher's no_chest lists are set "
-        "aside; the test split keeps them, as upstream."
+        "the findings alone and joins without a space). Training scans on the publisher's no_chest lists are "
+        "quarantined; the test split includes them, as upstream."
     )
     scans_once: ClassVar[bool] = False  # the first reconstruction of each scan only
 
@@ -77,7 +78,7 @@ metadata/{train,validation}_metadata.csv                    needed for the first
                 continue
             reports = _by_volume(root / "radiology_text_reports" / REPORTS[split])
             metadata = _by_volume(root / "metadata" / METADATA[split])
-            other = _not_chest(root, split) if split == "train" else frozenset()
+            excluded = _not_chest(root, split) if split == "train" else frozenset()
             seen: set[str] = set()
             table = root / "multi_abnormality_labels" / f"{split}_predicted_labels.csv"
             for line, row in read_table(table, ("VolumeName", *LABELS)):
@@ -87,7 +88,7 @@ metadata/{train,validation}_metadata.csv                    needed for the first
                     yield Fault(line, "VolumeName is not split_patient_scan_reconstruction.nii.gz", name, "unnamed")
                     continue
                 patient, scan = parts[1], f"{parts[1]}_{parts[2]}"
-                if name in other:
+                if name in excluded:
                     yield Fault(line, "not a chest CT, by the publisher's list", name, "of another body part")
                     continue
                 if self.scans_once and scan in seen:
@@ -113,7 +114,7 @@ metadata/{train,validation}_metadata.csv                    needed for the first
 
 
 class CtRateOnce(CtRate):
-    """CT-RATE with the first reconstruction of every scan: half the work."""
+    """CT-RATE with the first reconstruction of every scan: half of the volumes."""
 
     name: ClassVar[str] = "ct_rate_once"
     title: ClassVar[str] = "CT-RATE, one reconstruction per scan"
@@ -128,47 +129,47 @@ def _split(split: str, patient: str) -> str:
 
 
 def _by_volume(path: Path) -> dict[str, dict[str, str]]:
-    """Rows of a table by volume; none where there is no such table."""
+    """Rows of a table by volume; empty if the table is missing."""
     return {row["VolumeName"]: row for _, row in read_table(path, ("VolumeName",))} if path.is_file() else {}
 
 
 def _not_chest(root: Path, split: str) -> frozenset[str]:
     """Names of volumes on the publisher's list of scans that are not of the chest."""
     lists = [*root.glob(f"no_chest_{split}.txt"), *root.glob(f"*/no_chest_{split}.txt")]
-    lines = [line.strip() for path in lists for line in read_text(path, MOST_LIST).splitlines()]
-    return frozenset(line.rpartition("/")[2] for line in lines if line)
+    lines = "\n".join(read_text(path, MOST_LIST) for path in lists).splitlines()
+    return frozenset(line.strip().rpartition("/")[2] for line in lines if line.strip())
 
 
 def _caption(report: Mapping[str, str]) -> str:
-    """Findings and impression of a report; "Not given." is nothing."""
+    """Findings and impression of a report; "Not given." counts as empty."""
     parts = [report.get(column, "") for column in ("Findings_EN", "Impressions_EN")]
     return " ".join(re.sub(r"[\"'()]", "", part) for part in parts if part and part != "Not given.")
 
 
-# --- what the voxels of the first upload are --------------------------------------------------------------------------
+# --- values of the first upload ---------------------------------------------------------------------------------------
 
 
 def rescale_of(path: Path, metadata: Mapping[str, str] | None) -> tuple[str, str]:
-    """ "slope;intercept" that a volume's values still need ("" for none), and why nobody can tell ("" if one can)."""
+    """ "slope;intercept" that a volume's values still need ("" for none), and the reason if undecided (or "")."""
     import nibabel
 
-    said = metadata or {}
+    metadata = metadata or {}
     try:
-        slope, intercept = float(said.get("RescaleSlope", "")), float(said.get("RescaleIntercept", ""))
+        slope, intercept = float(metadata.get("RescaleSlope", "")), float(metadata.get("RescaleIntercept", ""))
     except ValueError:
         return "", f"no slope and intercept in the metadata table; add the table or {FETCH}"
     try:
         image = nibabel.load(path)
-        apart = spacing_difference(image.header.get_zooms()[:3], said)
-        form = stored_as(image, slope, intercept) if not apart and (slope, intercept) != (1, 0) else "hu"
-    except Exception as error:  # nibabel and zlib raise many kinds for damaged files
+        difference = spacing_difference(image.header.get_zooms()[:3], metadata)
+        form = stored_as(image, slope, intercept) if not difference and (slope, intercept) != (1, 0) else "hu"
+    except Exception as error:  # nibabel and zlib raise many types for damaged files
         return "", f"not a readable NIfTI file ({in_words(error)}); fetch it again"
-    if apart:
-        return "", f"{apart}; {FETCH}, or write the metadata into the header (fix_metadata.py of the publisher)"
+    if difference:
+        return "", f"{difference}; {FETCH}, or write the metadata into the header (fix_metadata.py of the publisher)"
     if not form:
         return "", (
-            f"nobody can tell whether its values are Hounsfield units or need slope {slope:g} and intercept "
-            f"{intercept:g}; {FETCH}, or rename the folder to ..._fixed once you have seen that they are"
+            f"its values may be Hounsfield units or need slope {slope:g} and intercept {intercept:g}; {FETCH}, "
+            "or rename the folder to ..._fixed if you have checked that they are Hounsfield units"
         )
     return ("" if form == "hu" else f"{slope:g};{intercept:g}"), ""
 
@@ -176,8 +177,8 @@ def rescale_of(path: Path, metadata: Mapping[str, str] | None) -> tuple[str, str
 def stored_as(image: Any, slope: float, intercept: float) -> Literal["hu", "raw", ""]:
     """Whether a NIfTI image holds Hounsfield units, or stored values that still need slope and intercept.
 
-    Under the right reading a slice has both air and soft tissue, under the wrong one not: shares of the first slice,
-    and of the middle one if that does not tell. "" if neither does.
+    Under the right interpretation a slice has both air and soft tissue, under the wrong one not: decided by the shares
+    in the first slice, then in the middle one. "" if both are undecided.
     """
     for k in (0, image.shape[2] // 2):
         values = np.asarray(image.dataobj[:, :, k], dtype=np.float64)
@@ -187,23 +188,25 @@ def stored_as(image: Any, slope: float, intercept: float) -> Literal["hu", "raw"
     return ""
 
 
-def _chest_like(values: Any) -> float:
+def _chest_like(values: NDArray[np.float64]) -> float:
     """The smaller of the shares of air and of soft tissue."""
     return min(float(((values >= low) & (values <= high)).mean()) for low, high in (AIR, TISSUE))
 
 
-def spacing_difference(header: Any, metadata: Mapping[str, str]) -> str:
+def spacing_difference(header: Sequence[float], metadata: Mapping[str, str]) -> str:
     """How a header's voxel size (x, y, z) differs from the metadata's by more than 2 %; "" if it does not.
 
-    XYSpacing is a list written as text ("[0.74, 0.74]"), ZSpacing a number; where one is missing nothing is compared.
+    XYSpacing is a list written as text ("[0.74, 0.74]"), ZSpacing a number; if one is missing, the result is "".
     """
     plane = literal(metadata.get("XYSpacing", ""), list)
     try:
-        wanted = [float(side) for side in (*(plane or ()), metadata.get("ZSpacing", ""))]
+        stated = [float(side) for side in (*(plane or ()), metadata.get("ZSpacing", ""))]
     except (TypeError, ValueError):
         return ""
-    found = [float(side) for side in header]
-    if len(wanted) != 3 or np.allclose(found, wanted, rtol=0.02):
+    if len(stated) != 3 or np.allclose([float(side) for side in header], stated, rtol=0.02):
         return ""
-    shown = [" x ".join(f"{side:.3g}" for side in sides) for sides in (found, wanted)]
-    return f"its header states voxels of {shown[0]} mm, the metadata {shown[1]}"
+    return f"its header states voxels of {_size(header)} mm, the metadata {_size(stated)}"
+
+
+def _size(sides: Sequence[float]) -> str:
+    return " x ".join(f"{side:.3g}" for side in sides)

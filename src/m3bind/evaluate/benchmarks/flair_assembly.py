@@ -38,14 +38,14 @@ class FlairAssembly(Benchmark):
     pretraining/01_EYEPACS.csv ... 35_ScarDat.csv                         image, atributes, categories (Python lists)
     """
     notes = (
-        "Sets kept for testing and images with a banned category (myopia, cataract, macular hole, retinitis ...) are "
-        "set aside, as in FLAIR. A set's name is the first part of its paths and ids. FLAIR draws the sets equally "
-        "often, not their images. ODIR-5K is part of it: its patients are also in odir5k, and since FLAIR cuts the "
-        "normal eyes of ODIR200x3 off by rows, not by patients, some of their other eyes may be in it."
+        "Sets reserved for testing and images with a banned category (myopia, cataract, macular hole, retinitis ...) "
+        "are quarantined, as in FLAIR. A set's name is the first part of its paths and ids. FLAIR samples the sets "
+        "equally often, not their images. ODIR-5K is part of it: its patients are also in odir5k, and since FLAIR "
+        "removes the normal eyes of ODIR200x3 by rows, not by patients, some of their other eyes may be in it."
     )
 
     def check(self, root: Path) -> None:
-        """See that there is a folder with at least one list.
+        """Check that there is a folder with at least one list.
 
         Raises:
             ManifestError: with the layout and how to get the data.
@@ -58,16 +58,16 @@ class FlairAssembly(Benchmark):
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """All rows of the lists, set by set; every one is a training row."""
         folder = _lists(root) or root
-        there = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]*_*.csv"))}
-        for name in sorted(there.keys() | set(SETS)):
+        lists = {path.stem: path for path in folder.glob("[0-9][0-9]*_*.csv")}
+        for name in sorted(lists.keys() | set(SETS)):
             if name.startswith(TEST_ONLY):
-                yield Fault(0, "a set kept for testing", f"{name}.csv", "of a set for testing")
-            elif name not in there:
-                yield Fault(0, "the list of this set is not there", f"{name}.csv", "of a missing set")
+                yield Fault(0, "a set reserved for testing", f"{name}.csv", "of a set for testing")
+            elif name not in lists:
+                yield Fault(0, "the list of this set is missing", f"{name}.csv", "of a missing set")
             elif name not in SETS:
-                yield Fault(0, "none of FLAIR's 31 sets for training", f"{name}.csv", "of an unknown set")
+                yield Fault(0, "not one of FLAIR's 31 sets for training", f"{name}.csv", "of an unknown set")
             else:
-                yield from _rows(name, there[name])
+                yield from _rows(name, lists[name])
 
 
 def _lists(root: Path) -> Path | None:
@@ -84,17 +84,16 @@ def _rows(name: str, table: Path) -> Iterator[BenchmarkItem | Fault]:
         if isinstance(listed, Fault):
             yield listed
         elif any(word in category for category in listed.categories for word in BANNED):
-            yield Fault(listed.row, "a category kept unseen for testing", listed.image, "of a banned category")
+            yield Fault(listed.row, "a category reserved for testing", listed.image, "of a banned category")
         elif not listed.categories:
             yield Fault(listed.row, "no category", listed.image, "without a category")
         else:
             labels = tuple(category.replace("|", "/") for category in listed.categories)
-            yield BenchmarkItem(
-                listed.image, "train", "retina", _patient(name, listed.image), label=labels[0], labels=labels
-            )
+            patient = _patient(name, listed.image)
+            yield BenchmarkItem(listed.image, "train", "retina", patient, label=labels[0], labels=labels)
 
 
 def _patient(name: str, image: str) -> str:
-    """The patient where the file's name tells it."""
+    """The patient, if the file's name states it."""
     number = re.search(r"/(\d+)_(?:left|right)\.\w+$", image)
     return f"{_OWNERS[name]}-{number[1]}" if number and name in _OWNERS else ""

@@ -1,8 +1,8 @@
 """ICBEB / CPSC2018: 6,877 twelve-lead ECGs of 6 to 60 s at 500 Hz, nine classes, some records with several.
 
-Two forms are about: the challenge's own MATLAB files, a structure (sex, age, data), which are rewritten as WFDB; and
-PhysioNet's copies, a WFDB header beside each .mat file, which are copied. Labels come from REFERENCE.csv, or from the
-SNOMED codes of the headers where there is no such table.
+Two formats exist: the challenge's own MATLAB files, a structure (sex, age, data), which are converted to WFDB; and
+PhysioNet's copies, a WFDB header beside each .mat file, which are copied. Labels come from REFERENCE.csv, or without
+it from the SNOMED codes of the headers.
 """
 
 import shutil
@@ -41,7 +41,7 @@ class Icbeb(Benchmark):
     layout: ClassVar[str] = """\
 REFERENCE.csv                         Recording, First_label, Second_label, Third_label (1 to 9)
 A0001.mat, A0002.mat, ...             in any folders; or A0001.hea with A0001.mat (WFDB)
-icbeb_{train,val,test}.csv            MERL's lists, if their split is wanted (column filename)
+icbeb_{train,val,test}.csv            optional: MERL's lists for their split (column filename)
 icbeb_database.csv                    or the ten folds of the PTB-XL benchmark (filename, strat_fold)
 """
     needs: ClassVar[tuple[str, ...]] = ("**/*.mat",)
@@ -49,18 +49,18 @@ icbeb_database.csv                    or the ten folds of the PTB-XL benchmark (
     classes: ClassVar[tuple[str, ...]] = CLASSES
     known: ClassVar[Mapping[str, int]] = {"train": 4950, "valid": 551, "test": 1376}
     notes: ClassVar[str] = (
-        "Split: MERL's lists where they are given; else folds 1-8/9/10 where they are; else MERL's rule (a random 20 % "
+        "Split: MERL's lists if present; otherwise folds 1-8/9/10 if present; otherwise MERL's rule (a random 20 % "
         "test, then 10 % of the rest valid, seed 42) on the sorted names: the same sizes, but other members than "
-        "theirs, who drew in the order their disk listed the files. Some PhysioNet headers of the later challenges "
-        "(E...) give the record a name that ends in .mat, which the WFDB library refuses; they are read all the same."
+        "theirs, which depend on the order of files on their disk. Some PhysioNet headers of the later challenges "
+        "(E...) give the record a name that ends in .mat, which the WFDB library refuses; they are read here."
     )
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per record, by name."""
-        found = sorted(path for path in root.rglob("*.mat") if not path.is_relative_to(out))
-        files = {path.stem: path for path in found}
+        paths = sorted(path for path in root.rglob("*.mat") if not path.is_relative_to(out))
+        files = {path.stem: path for path in paths}
         labels = yield from _reference(root)
-        if not labels and not any(path.with_suffix(".hea").is_file() for path in found):
+        if not labels and not any(path.with_suffix(".hea").is_file() for path in paths):
             raise ManifestError(f"{root}: no REFERENCE.csv and no WFDB headers, so no labels; add REFERENCE.csv")
         splits = _splits(root, sorted(files))
         for name, path in files.items():
@@ -73,14 +73,14 @@ icbeb_database.csv                    or the ten folds of the PTB-XL benchmark (
             if reason:
                 yield Fault(0, reason, path.name, "unreadable")
                 continue
-            kept = tuple(label for label in CLASSES if label in codes)
-            yield BenchmarkItem(path=name, split=splits[name], modality="ecg", label=codes[0], labels=kept)
+            ordered = tuple(label for label in CLASSES if label in codes)
+            yield BenchmarkItem(path=name, split=splits[name], modality="ecg", label=codes[0], labels=ordered)
         for name in sorted(set(labels) - set(files)):
-            yield Fault(0, "listed in REFERENCE.csv, but there is no such file", f"{name}.mat", "with a missing file")
+            yield Fault(0, "listed in REFERENCE.csv, but the file is missing", f"{name}.mat", "with a missing file")
 
 
 def _reference(root: Path) -> Generator[Fault, None, dict[str, tuple[str, ...]]]:
-    """The labels of each record by REFERENCE.csv, the first one first (returned); rows without any are faults."""
+    """Yields faults (rows without valid labels); returns the labels of each record in the order of REFERENCE.csv."""
     labels: dict[str, tuple[str, ...]] = {}
     for table in sorted(root.rglob("REFERENCE*.csv")):
         columns = ("First_label", "Second_label", "Third_label")
@@ -106,18 +106,20 @@ def _dx(header: Path) -> tuple[str, ...]:
 
 def _splits(root: Path, names: Sequence[str]) -> dict[str, str]:
     """The split of each record; see `Icbeb.notes`."""
+    splits: dict[str, str] = {}
     words = {"train": "train", "val": "valid", "test": "test"}
-    lists = [(split, path) for word, split in words.items() for path in list(root.rglob(f"icbeb_{word}.csv"))[:1]]
-    if len(lists) == len(words):
-        rows = ((row["filename"], split) for split, path in lists for _, row in read_table(path, ("filename",)))
-        return {name.removesuffix(".mat"): split for name, split in rows}
+    lists = {split: next(root.rglob(f"icbeb_{word}.csv"), None) for word, split in words.items()}
     folds = next(root.rglob("icbeb_database.csv"), None)
-    if folds:
-        table = read_table(folds, ("filename", "strat_fold"))
-        return {
-            row["filename"]: {9: "valid", 10: "test"}.get(whole(row["strat_fold"]) or 0, "train") for _, row in table
-        }
-    return random_split(names)
+    if all(lists.values()):
+        for split, path in lists.items():
+            for _, row in read_table(path or root, ("filename",)):
+                splits[row["filename"].removesuffix(".mat")] = split
+    elif folds:
+        for _, row in read_table(folds, ("filename", "strat_fold")):
+            splits[row["filename"]] = {9: "valid", 10: "test"}.get(whole(row["strat_fold"]) or 0, "train")
+    else:
+        splits = random_split(names)
+    return splits
 
 
 def random_split(names: Sequence[str], seed: int = SEED) -> dict[str, str]:
@@ -130,7 +132,7 @@ def random_split(names: Sequence[str], seed: int = SEED) -> dict[str, str]:
 
 
 def _take(path: Path, stem: Path) -> str:
-    """Put the record of a .mat file at `stem` as WFDB; why that failed, or ""."""
+    """Write the record of a .mat file to `stem` as WFDB; returns the reason of a failure, or ""."""
     header = path.with_suffix(".hea")
     if not header.is_file():
         return _rewrite(path, stem)
@@ -150,7 +152,7 @@ def _rewrite(path: Path, stem: Path) -> str:
     try:
         record = loadmat(path, variable_names=["ECG"])["ECG"][0, 0]
         signal = record["data"]
-    except Exception as error:  # scipy raises many kinds for damaged files
+    except Exception as error:  # scipy raises many types for damaged files
         return f"not a MATLAB file with the structure ECG ({in_words(error)})"
     if signal.ndim != 2 or signal.shape[0] != 12 or signal.dtype.kind not in "iuf":
         return f"its data are of shape {signal.shape}, not (12, samples)"

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ SPLIT = ("train", "test", "train", "valid", "train")  # of the records of one rh
 
 
 class Ludb(Benchmark):
-    """LUDB: the rhythm is the class, everything else found is in `labels`."""
+    """LUDB: the rhythm is the class, the other findings are in `labels`."""
 
     name: ClassVar[str] = "ludb"
     title: ClassVar[str] = "LUDB 1.0.1"
@@ -36,34 +37,25 @@ data/1.hea, 1.dat, 1.i, 1.ii, ...    up to 200; the annotations (.i, .ii, ...) a
     )  # fmt: skip
     known: ClassVar[Mapping[str, int]] = {"patients": 200}
     notes: ClassVar[str] = (
-        "No official split: within each rhythm the records are ordered by a hash and dealt out as train, test, train, "
-        "valid, train. Cells hold one finding per line. A record with two rhythms has the first as its class. Rhythms "
-        "of a few records (atrial flutter, pacing) are kept as they are named, outside the six classes."
+        "No official split: within each rhythm the records are ordered by a hash and assigned to train, test, train, "
+        "valid, train in turn. Cells hold one finding per line. The first of two rhythms is the class of a record. "
+        "Rhythms of a few records (atrial flutter, pacing) retain their names, outside the six classes."
     )
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per record, in the order of the table."""
         rows: list[tuple[str, list[str]]] = []
         for line, row in read_table(root / "ludb.csv", ("ID", *COLUMNS)):
-            found = [_said(part) for column in COLUMNS for part in row[column].splitlines()]
-            if not _said(row["Rhythms"]):
+            parts = "\n".join(row[column] for column in COLUMNS).splitlines()
+            findings = [finding for part in parts if (finding := part.strip(" \t\r\n."))]
+            if not row["Rhythms"].strip(" \t\r\n."):
                 yield Fault(line, "no rhythm", row["ID"], "without a label")
             else:
-                rows.append((row["ID"], [finding for finding in found if finding]))
-        splits = _deal({number: found[0] for number, found in rows})
-        for number, found in rows:
-            yield BenchmarkItem(
-                path=f"data/{number}",
-                split=splits[number],
-                modality="ecg",
-                patient=number,
-                label=found[0],
-                labels=tuple(dict.fromkeys(found)),
-            )
-
-
-def _said(cell: str) -> str:
-    return cell.strip(" \t\r\n.")
+                rows.append((row["ID"], findings))
+        splits = _deal({number: findings[0] for number, findings in rows})
+        for number, findings in rows:
+            labels = tuple(dict.fromkeys(findings))
+            yield BenchmarkItem(f"data/{number}", splits[number], "ecg", number, label=findings[0], labels=labels)
 
 
 def _deal(labels: Mapping[str, str]) -> dict[str, str]:
@@ -71,8 +63,7 @@ def _deal(labels: Mapping[str, str]) -> dict[str, str]:
     members = defaultdict(list)
     for number, label in labels.items():
         members[label].append(number)
-    return {
-        number: SPLIT[place % len(SPLIT)]
-        for group in members.values()
-        for place, number in enumerate(sorted(group, key=patient_position))
-    }
+    splits: dict[str, str] = {}
+    for group in members.values():
+        splits |= zip(sorted(group, key=patient_position), cycle(SPLIT))
+    return splits

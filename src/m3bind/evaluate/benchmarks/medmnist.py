@@ -1,19 +1,19 @@
 """MedMNIST v2 and its larger sizes: small open sets in npz files (Yang et al. 2023), those of our modalities.
 
 A file holds train_images, train_labels, val_images, ... : (N, H, W) grey, (N, H, W, 3) RGB or (N, D, H, W) volumes, all
-uint8, and labels (N, 1), or (N, 14) for several findings. The largest size that is there is used: NAME.npz (28),
-NAME_64.npz, NAME_128.npz, NAME_224.npz. Pictures become PNG files; a second run goes on where the first stopped.
+uint8, and labels (N, 1), or (N, 14) for several findings. The largest available size is used: NAME.npz (28),
+NAME_64.npz, NAME_128.npz, NAME_224.npz. Images become PNG files; a second run resumes where the first stopped.
 
-CT values were put on 0..255 by a window that the publication names only as "abdominal" for organs and not at all for
-nodules and fractures; they are put back on the windows usual for these sources (`Volumes.window`), so Hounsfield units
-are approximate.
+CT values were mapped to 0..255 by a window that the publication names only as "abdominal" for organs and not at all for
+nodules and fractures; they are mapped back by the usual windows of these sources (`Volumes.window`), so Hounsfield
+units are approximate.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,58 +26,62 @@ SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
 class MedMnist(Benchmark):
-    """What the sets have in common; one subclass per set."""
+    """Common parts of the sets; one subclass per set."""
 
     role: ClassVar = "both"
     licence: ClassVar[str] = "CC BY 4.0"
     url: ClassVar[str] = "https://zenodo.org/records/10519652"
     access: ClassVar[str] = "Open: one npz file per set and size from Zenodo."
     extracts: ClassVar[bool] = True
-    notes: ClassVar[str] = "Official splits. Nobody says which pictures are of one patient; each counts as its own."
-    several: ClassVar[bool] = False  # findings of a picture, not one class
+    notes: ClassVar[str] = "Official splits. Patients are not published; each image counts as its own."
+    several: ClassVar[bool] = False  # several findings per image instead of one class
     ending: ClassVar[str] = ".png"
+    sizes: ClassVar[str] = "_64.npz, _128, _224"
+
+    def __init_subclass__(cls) -> None:
+        stem = cls.name.removeprefix("medmnist_")
+        cls.layout, cls.needs = f"{stem}.npz, or {stem}{cls.sizes}", (f"{stem}*.npz",)
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
-        """One item per picture: train, valid, test, in the order of the arrays."""
+        """One item per image: train, valid, test, in the order of the arrays."""
         path, size = self._file(root)
         for word, split in SPLITS.items():
             rows = zip_longest(npz_rows(path, f"{word}_images"), npz_rows(path, f"{word}_labels"))
             for k, (pixels, label) in enumerate(rows):
                 if pixels is None or label is None:
-                    yield Fault(0, f"{word} has more of pictures or of labels", path.name, "of unequal length")
+                    yield Fault(0, f"{word} has unequal numbers of images and labels", path.name, "of unequal length")
                     break
                 if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or label.dtype.kind not in "iu":
-                    raise ManifestError(f"{path}: {word}_images or {word}_labels are none of this set; get it again")
+                    raise ManifestError(
+                        f"{path}: {word}_images or {word}_labels are not of this set; download it again"
+                    )
                 place = f"{size}/{word}/{k // 1000:03d}/{k:06d}{self.ending}"
                 numbers = np.flatnonzero(label) if self.several else label.reshape(-1)[:1]
                 if numbers.max(initial=0) >= len(self.classes) or numbers.min(initial=0) < 0:
                     yield Fault(0, f"its label is not one of {len(self.classes)}", place, "of unknown label")
                     continue
                 self.save(out / place, pixels, size)
-                found = tuple(self.classes[number] for number in numbers)
-                yield BenchmarkItem(
-                    path=place,
-                    split=split,
-                    modality=self.modalities[0],
-                    label="" if self.several else found[0],
-                    labels=found if self.several else (),
-                )
+                names = tuple(self.classes[number] for number in numbers)
+                label, labels = ("", names) if self.several else (names[0], ())
+                yield BenchmarkItem(place, split, self.modalities[0], label=label, labels=labels)
 
     def _file(self, root: Path) -> tuple[Path, int]:
         """The npz file of the largest size, and that size.
 
         Raises:
-            ManifestError: there is none of a known name.
+            ManifestError: no file with a known name.
         """
         stem = self.name.removeprefix("medmnist_")
-        sizes = {int(found[1] or 28): path for path in root.glob(f"{stem}*.npz")
-                 if path.is_file() and (found := re.fullmatch(rf"{stem}(?:_(\d+))?\.npz", path.name))}  # fmt: skip
+        sizes = {}
+        for path in filter(Path.is_file, root.glob(f"{stem}*.npz")):
+            if name := re.fullmatch(rf"{stem}(?:_(\d+))?\.npz", path.name):
+                sizes[int(name[1] or 28)] = path
         if not sizes:
-            raise ManifestError(f"{root}: no {stem}.npz or {stem}_SIZE.npz; keep the published file names")
+            raise ManifestError(f"{root}: no {stem}.npz or {stem}_SIZE.npz; use the published file names")
         return sizes[max(sizes)], max(sizes)
 
-    def save(self, target: Path, pixels: NDArray[Any], size: int) -> None:
-        """Write one picture of the set."""
+    def save(self, target: Path, pixels: NDArray[np.uint8], size: int) -> None:
+        """Write one image of the set."""
         save_png(target, pixels)
 
 
@@ -86,10 +90,11 @@ class Volumes(MedMnist):
 
     modalities: ClassVar[tuple[str, ...]] = ("ct",)
     ending: ClassVar[str] = ".nii.gz"
+    sizes: ClassVar[str] = "_64.npz"
     window: ClassVar[tuple[float, float]] = (-1000.0, 1000.0)  # HU of 0 and 255
     side: ClassVar[float] = 28.0  # mm of the cube
 
-    def save(self, target: Path, pixels: NDArray[Any], size: int) -> None:
+    def save(self, target: Path, pixels: NDArray[np.uint8], size: int) -> None:
         """Write one volume as NIfTI."""
         low, high = self.window
         save_volume(target, low + pixels.astype(np.float64) * ((high - low) / 255), (self.side / size,) * 3)
@@ -101,8 +106,6 @@ class PathMnist(MedMnist):
     name: ClassVar[str] = "medmnist_pathmnist"
     title: ClassVar[str] = "PathMNIST"
     modalities: ClassVar[tuple[str, ...]] = ("pathology",)
-    layout: ClassVar[str] = "pathmnist.npz, or pathmnist_64.npz, _128, _224"
-    needs: ClassVar[tuple[str, ...]] = ("pathmnist*.npz",)
     classes: ClassVar[tuple[str, ...]] = (
         "adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle", "normal colon mucosa",
         "cancer-associated stroma", "colorectal adenocarcinoma epithelium",
@@ -116,8 +119,6 @@ class PneumoniaMnist(MedMnist):
     name: ClassVar[str] = "medmnist_pneumoniamnist"
     title: ClassVar[str] = "PneumoniaMNIST"
     modalities: ClassVar[tuple[str, ...]] = ("xray",)
-    layout: ClassVar[str] = "pneumoniamnist.npz, or pneumoniamnist_64.npz, _128, _224"
-    needs: ClassVar[tuple[str, ...]] = ("pneumoniamnist*.npz",)
     classes: ClassVar[tuple[str, ...]] = ("normal", "pneumonia")
     known: ClassVar[Mapping[str, int]] = {"train": 4708, "valid": 524, "test": 624}
 
@@ -128,8 +129,6 @@ class ChestMnist(MedMnist):
     name: ClassVar[str] = "medmnist_chestmnist"
     title: ClassVar[str] = "ChestMNIST"
     modalities: ClassVar[tuple[str, ...]] = ("xray",)
-    layout: ClassVar[str] = "chestmnist.npz, or chestmnist_64.npz, _128, _224"
-    needs: ClassVar[tuple[str, ...]] = ("chestmnist*.npz",)
     several: ClassVar[bool] = True
     classes: ClassVar[tuple[str, ...]] = (
         "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax",
@@ -144,15 +143,13 @@ class RetinaMnist(MedMnist):
     name: ClassVar[str] = "medmnist_retinamnist"
     title: ClassVar[str] = "RetinaMNIST"
     modalities: ClassVar[tuple[str, ...]] = ("retina",)
-    layout: ClassVar[str] = "retinamnist.npz, or retinamnist_64.npz, _128, _224"
-    needs: ClassVar[tuple[str, ...]] = ("retinamnist*.npz",)
     classes: ClassVar[tuple[str, ...]] = tuple(
         f"{grade} diabetic retinopathy" for grade in ("no", "mild", "moderate", "severe", "proliferative")
     )
     known: ClassVar[Mapping[str, int]] = {"train": 1080, "valid": 120, "test": 400}
     notes: ClassVar[str] = (
         "Official splits. Its labels are the grades 0 to 4 of DeepDRiD, named here as MESSIDOR-2's. Both eyes of a "
-        "person, and two pictures per eye, are apart: intervals are too narrow."
+        "person, and two images per eye, count as separate patients: intervals are too narrow."
     )
 
 
@@ -161,8 +158,6 @@ class OrganMnist3d(Volumes):
 
     name: ClassVar[str] = "medmnist_organmnist3d"
     title: ClassVar[str] = "OrganMNIST3D"
-    layout: ClassVar[str] = "organmnist3d.npz, or organmnist3d_64.npz"
-    needs: ClassVar[tuple[str, ...]] = ("organmnist3d*.npz",)
     classes: ClassVar[tuple[str, ...]] = (
         "liver", "kidney-right", "kidney-left", "femur-right", "femur-left", "bladder", "heart", "lung-right",
         "lung-left", "spleen", "pancreas",
@@ -170,7 +165,7 @@ class OrganMnist3d(Volumes):
     known: ClassVar[Mapping[str, int]] = {"train": 972, "valid": 161, "test": 610}
     window: ClassVar[tuple[float, float]] = (-160.0, 240.0)  # abdomen: level 40, width 400
     notes: ClassVar[str] = (
-        "Official splits. Grey 0..255 is put back on -160..240 HU, an abdominal window; the exact one is not "
+        "Official splits. Grey 0..255 is mapped to -160..240 HU, an abdominal window; the exact one is not "
         "published. Every organ fills its cube, so the true voxel size is lost; a cube of 28 mm is written. Directions "
         "are not published."
     )
@@ -181,13 +176,11 @@ class NoduleMnist3d(Volumes):
 
     name: ClassVar[str] = "medmnist_nodulemnist3d"
     title: ClassVar[str] = "NoduleMNIST3D"
-    layout: ClassVar[str] = "nodulemnist3d.npz, or nodulemnist3d_64.npz"
-    needs: ClassVar[tuple[str, ...]] = ("nodulemnist3d*.npz",)
     classes: ClassVar[tuple[str, ...]] = ("benign", "malignant")
     known: ClassVar[Mapping[str, int]] = {"train": 1158, "valid": 165, "test": 310}
     window: ClassVar[tuple[float, float]] = (-1024.0, 400.0)
     notes: ClassVar[str] = (
-        "Official splits. Grey 0..255 is put back on -1024..400 HU, the window its authors use for lung nodules "
+        "Official splits. Grey 0..255 is mapped to -1024..400 HU, the window its authors use for lung nodules "
         "elsewhere; the one of this set is not published, nor are the directions."
     )
 
@@ -197,8 +190,6 @@ class FractureMnist3d(Volumes):
 
     name: ClassVar[str] = "medmnist_fracturemnist3d"
     title: ClassVar[str] = "FractureMNIST3D"
-    layout: ClassVar[str] = "fracturemnist3d.npz, or fracturemnist3d_64.npz"
-    needs: ClassVar[tuple[str, ...]] = ("fracturemnist3d*.npz",)
     classes: ClassVar[tuple[str, ...]] = (
         "buckle rib fracture", "nondisplaced rib fracture", "displaced rib fracture",
     )  # fmt: skip
@@ -206,6 +197,6 @@ class FractureMnist3d(Volumes):
     window: ClassVar[tuple[float, float]] = (-100.0, 1000.0)  # bone: level 450, width 1100
     side: ClassVar[float] = 64.0
     notes: ClassVar[str] = (
-        "Official splits. Grey 0..255 is put back on -100..1000 HU, the bone window of the RibFrac baseline; the one "
+        "Official splits. Grey 0..255 is mapped to -100..1000 HU, the bone window of the RibFrac baseline; the one "
         "of this set is not published, nor are the directions."
     )

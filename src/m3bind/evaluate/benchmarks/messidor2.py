@@ -51,12 +51,12 @@ class Messidor2(Benchmark):
             if gradable != 1:
                 yield Fault(row, "not gradable, so it has no grade", path, "not gradable")
             elif grade is None or grade not in range(5):
-                yield Fault(row, "its grade is none of 0 to 4", path, "without a grade")
+                yield Fault(row, "its grade is not one of 0 to 4", path, "without a grade")
             else:
                 stem = image.rpartition(".")[0].casefold()
                 patient = f"messidor2-{exams.get(stem, stem)}"
-                found = (GRADES[grade], EDEMA) if edema == 1 else (GRADES[grade],)
-                yield BenchmarkItem(path, "test", "retina", patient, label=GRADES[grade], labels=found)
+                labels = (GRADES[grade], EDEMA) if edema == 1 else (GRADES[grade],)
+                yield BenchmarkItem(path, "test", "retina", patient, label=GRADES[grade], labels=labels)
 
 
 def _exams(root: Path) -> dict[str, str]:

@@ -46,13 +46,13 @@ class MimicCxr(Benchmark):
     classes = FINDINGS
     notes = (
         "AP and PA views only. The text is impression and findings by MGCA's rule: lower case, no punctuation, no "
-        "sentences of one word; images whose report has neither, or fewer than three words, are set aside. MGCA merges "
-        "validate and test into one. Findings that the labeller calls uncertain count as absent. Official test "
-        "subjects are few (293); MedBind split the subjects anew and did not publish its list."
+        "sentences of one word; images whose report has neither, or fewer than three words, are quarantined. MGCA "
+        "merges validate and test into one. Findings that the labeller calls uncertain count as absent. Official test "
+        "subjects are few (293); MedBind split the subjects again and did not publish its list."
     )
 
     def check(self, root: Path) -> None:
-        """See that images, tables and reports are there.
+        """Check that images, tables and reports exist.
 
         Raises:
             ManifestError: with the layout and how to get the data.
@@ -76,7 +76,5 @@ class MimicCxr(Benchmark):
             elif not caption:
                 yield Fault(image.row, "its report has no impression or findings", image.path, "without a report")
             else:
-                labels = findings.get(image.study, ())
-                yield BenchmarkItem(
-                    image.path, split, "xray", patient_of(image.subject), labels=labels, caption=caption
-                )
+                patient, labels = patient_of(image.subject), findings.get(image.study, ())
+                yield BenchmarkItem(image.path, split, "xray", patient, labels=labels, caption=caption)

@@ -1,7 +1,8 @@
-"""MIMIC-IV-ECG: 12-lead ECGs with the cart's report, as MERL or as MedBind words it."""
+"""MIMIC-IV-ECG: 12-lead ECGs with the cart's report in the wording of MERL or MedBind."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from m3bind.evaluate.benchmarks._mimic import (
     RECORDS,
@@ -33,14 +34,10 @@ class MimicIvEcg(Benchmark):
     needs = (f"{RECORDS}*", "machine_measurements.csv*", "files/p1*")
     notes = (
         "There is no official split: 70 / 10 / 20 % by a hash of the subject, the same as in mimic_pair. Reports of "
-        "fewer than four words are set aside (MERL: 771,693 of 800,035 stay). Files hold aVF before aVL; leads are "
-        "found by their names in the header. MERL's own valid split is by record, so it leaks."
+        "fewer than four words are quarantined (MERL: 771,693 of 800,035 remain). Files hold aVF before aVL; leads are "
+        "identified by their names in the header. MERL's own valid split is by record, so it leaks."
     )
-
-    @classmethod
-    def report(cls, lines: Sequence[str]) -> str:
-        """The text made of the cart's lines."""
-        return merl_report(lines)
+    report: ClassVar[staticmethod[[Sequence[str]], str]] = staticmethod(merl_report)  # the cart's lines -> text
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One row per record with a report."""
@@ -65,8 +62,4 @@ class MimicIvEcgMedBind(MimicIvEcg):
         MimicIvEcg.notes + " MedBind used 125,000 of the records, those a keyword rule could label; that list is not "
         "public, and its texts written by cardiologists are not part of the set."
     )
-
-    @classmethod
-    def report(cls, lines: Sequence[str]) -> str:
-        """The text made of the cart's lines."""
-        return medbind_report(lines)
+    report = staticmethod(medbind_report)

@@ -1,4 +1,4 @@
-"""MIMIC-PAIR, made anew: a chest radiograph and an ECG of the same visit (MedBind, Gao et al. 2024)."""
+"""MIMIC-PAIR, reconstructed: a chest radiograph and an ECG of the same visit (MedBind, Gao et al. 2024)."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -37,12 +37,12 @@ class MimicPair(Benchmark):
     needs = NEEDS
     classes = FINDINGS
     notes = (
-        "MedBind's rule: the same hospital stay (hadm_id) where both files have one, else the same subject within "
+        "MedBind's rule: the same hospital stay (hadm_id) if both files have one, otherwise the same subject within "
         "24 h; without admissions.csv only the latter. A visit has one radiograph (the first frontal image of its "
-        "study) and one ECG, the nearest in time; no file of one pair fits another pair. Subjects are split 70 / 10 / "
+        "study) and one ECG, the nearest in time; no file of one pair matches another. Subjects are split 70 / 10 / "
         "20 % by a hash, as in mimic_iv_ecg. MedBind has 22,397 / 3,292 / 6,664 pairs of a list that is not public, so "
         "counts cannot be compared. Subjects of the valid and test split must leave training of every MIMIC set: "
-        "patients have the same names in all of them, and a manifest of several sets sets the training rows aside."
+        "patients have the same names in all of them, and a manifest of several sets quarantines the training rows."
     )
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
@@ -52,12 +52,11 @@ class MimicPair(Benchmark):
         for image in radiographs(archives.cxr):
             time = study_time(image.date, image.clock)
             if time is None:
-                yield Fault(image.row, "StudyDate or StudyTime is none", image.path, "without a time")
+                yield Fault(image.row, "StudyDate or StudyTime is not a time", image.path, "without a time")
             else:
                 stay = stays.at(image.subject, time)
-                xrays[image.subject].setdefault(
-                    image.study, MimicFile(image.path, image.study, image.subject, time, stay)
-                )
+                file = MimicFile(image.path, image.study, image.subject, time, stay)
+                xrays[image.subject].setdefault(image.study, file)
         ecgs: dict[str, list[MimicFile]] = defaultdict(list)
         columns = ("subject_id", "study_id", "ecg_time", "path")
         for row, cells in read_table(table_of(archives.ecg, RECORDS), columns):
@@ -66,7 +65,7 @@ class MimicPair(Benchmark):
             if subject not in xrays:
                 continue
             if time is None:
-                yield Fault(row, "ecg_time is none", path, "without a time")
+                yield Fault(row, "ecg_time is not a time", path, "without a time")
             else:
                 ecgs[subject].append(MimicFile(path, study, subject, time, stays.at(subject, time)))
         splits = subject_splits(ecgs)

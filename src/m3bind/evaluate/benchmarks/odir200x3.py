@@ -1,6 +1,6 @@
 """ODIR200x3, FLAIR's test set out of ODIR-5K: normal, pathologic myopia, cataract (Silva-Rodriguez et al. 2023).
 
-`drawn` follows FLAIR's rule where its list is not beside the data.
+`drawn` applies FLAIR's rule if its list is not beside the data.
 """
 
 import logging
@@ -35,8 +35,8 @@ class Odir200x3(Benchmark):
     known = {"test": 600, **{f"test/{name}": PER_CLASS for name in classes}}
     notes = (
         "The published list has 600 rows but 581 files: 19 images of myopia are listed twice, because the table has a "
-        "row for each eye and every row adds both eyes. They are kept, as published, with #2 behind their id. "
-        'The rule looks for parts of keywords, so "abnormal pigment" counts as normal. All rows are test rows.'
+        "row for each eye and every row adds both eyes. They are included, as published, with #2 after their id. "
+        'The rule matches parts of keywords, so "abnormal pigment" counts as normal. All rows are test rows.'
     )
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
@@ -54,24 +54,24 @@ class Odir200x3(Benchmark):
             again = f"{image}#{times[image]}" if times[image] > 1 else ""
             patient = patient_of(listed.image.rpartition("/")[2].partition("_")[0])
             yield BenchmarkItem(image, "test", "retina", patient, again, label=listed.categories[0])
-        twice = times.total() - len(times)
-        if twice:
-            _log.warning("%d of %d rows name a file that is listed before; kept, as published", twice, times.total())
+        repeated = times.total() - len(times)
+        if repeated:
+            _log.warning("%d of %d rows repeat a file; included, as published", repeated, times.total())
 
 
 def drawn(root: Path) -> Iterator[Listed | Fault]:
     """FLAIR's selection from the table: patients with myopia alone or cataract alone, and the first 200 normal rows.
 
-    Of each such row both eyes are looked at; an eye is taken for every class whose part its keywords contain, until
-    that class has 200.
+    For both eyes of each such row: an eye is selected for every class whose part its keywords contain, until that
+    class has 200.
     """
     taken: Counter[str] = Counter()
     normal_rows = 0
     for row, cells in read_table(root / TABLE, COLUMNS):
-        found = {letter for letter in "DGCAHMO" if is_one(cells[letter])}
-        normal = is_one(cells["N"]) and not found
+        letters = {letter for letter in "DGCAHMO" if is_one(cells[letter])}
+        normal = is_one(cells["N"]) and not letters
         normal_rows += normal
-        if found not in ({"C"}, {"M"}) and not (normal and normal_rows <= PER_CLASS):
+        if letters not in ({"C"}, {"M"}) and not (normal and normal_rows <= PER_CLASS):
             continue
         for side in ("right", "left"):
             image = f"{IMAGES}/{cells['ID']}_{side}.jpg"

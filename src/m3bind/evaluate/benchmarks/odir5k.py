@@ -51,7 +51,7 @@ class Odir5k(Benchmark):
     notes = (
         "The columns N to O are a patient's, both eyes together; the class of an image is that of its own `labels`. "
         "Public labels have no official split: 70 / 10 / 20 % by a hash of the patient. Keywords are separated by a "
-        "full-width comma. Images of the anterior segment are set aside."
+        "full-width comma. Images of the anterior segment are quarantined."
     )
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
@@ -61,27 +61,26 @@ class Odir5k(Benchmark):
         for row, cells in rows:
             image = f"{IMAGES}/{cells['filename']}"
             side = re.search(r"_(left|right)\.", cells["filename"])
-            found = literal_list(cells["labels"])
-            if side is None or not found or not set(found) <= set(LETTERS):
-                reason = "its labels are no list of N ... O" if side else "its name has neither _left nor _right"
+            letters = literal_list(cells["labels"])
+            if side is None or not letters or not set(letters) <= set(LETTERS):
+                reason = "its labels are not a list of N ... O" if side else "its name has neither _left nor _right"
                 yield Fault(row, reason, image, "with a bad list" if side else "of no side")
                 continue
             text = cells[KEYWORDS[side[1]]]
             if any(part in text for part in _NO_FUNDUS):
-                yield Fault(row, "shows no fundus, says its keywords", image, "not a fundus photograph")
+                yield Fault(row, "not a fundus according to its keywords", image, "not a fundus photograph")
                 continue
-            names = tuple(LETTERS[letter] for letter in found)
+            names, caption = tuple(LETTERS[letter] for letter in letters), plain_keywords(text)
             patient = patient_of(cells["ID"])
-            yield BenchmarkItem(
-                image, splits[patient], "retina", patient, label=names[0], labels=names, caption=plain_keywords(text)
-            )
+            split = splits[patient]
+            yield BenchmarkItem(image, split, "retina", patient, label=names[0], labels=names, caption=caption)
 
 
 def patient_of(number: str) -> str:
-    """The same for all sets made of ODIR-5K."""
+    """Name of the patient, the same in all sets made of ODIR-5K."""
     return f"odir-{number}"
 
 
 def plain_keywords(text: str) -> str:
-    """Keywords with plain commas between them."""
+    """Keywords separated by plain commas."""
     return ", ".join(part.strip() for part in text.replace("\uff0c", ",").split(",") if part.strip())

@@ -20,7 +20,7 @@ from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, rea
 STEM = "camelyonpatch_level_2_split_"
 CLASSES = ("lymph node", "lymph node containing metastatic tumor tissue")
 BLOCK = 256  # patches read at once
-OFFICIAL = {  # MD5 of the published y file and meta table -> the split they are of, whatever their name says
+OFFICIAL = {  # MD5 of the published y file and meta table -> their split, regardless of their names
     "35c2d7259d906cfc8143347bb8e05be7": "train", "5a3dd671e465cfd74b5b822125e65b0a": "train",
     "60a7035772fbdb7f34eb86d4420cf66a": "valid", "3455fd69135b66734e1008f3af684566": "valid",
     "2b85f58b927af9964a4c15b8f7e8f179": "test", "67589e00a4a37ec317f2d1932c7502ca": "test",
@@ -28,7 +28,7 @@ OFFICIAL = {  # MD5 of the published y file and meta table -> the split they are
 
 
 class PatchCamelyon(Benchmark):
-    """PatchCamelyon: patches are taken out of HDF5 into PNG files; a second run goes on where the first stopped."""
+    """PatchCamelyon: patches are extracted from HDF5 to PNG files; a second run resumes where the first stopped."""
 
     name: ClassVar[str] = "pcam"
     title: ClassVar[str] = "PatchCamelyon"
@@ -47,10 +47,10 @@ camelyonpatch_level_2_split_{train,valid,test}_meta.csv    coord_x, coord_y, tum
     classes: ClassVar[tuple[str, ...]] = CLASSES
     known: ClassVar[Mapping[str, int]] = {"train": 262144, "valid": 32768, "test": 32768}
     notes: ClassVar[str] = (
-        "A patch is positive when its centre of 32x32 pixels holds tumour. The slide of the meta table counts as the "
+        "A patch is positive if its centre of 32x32 pixels contains tumour. The slide of the meta table counts as the "
         "patient; without the table every patch is its own. The copies on Zenodo are reported to have valid and test "
-        "swapped against the official checksums: the split follows the checksum of the y file or the meta table where "
-        "it is a published one, else the name of the file."
+        "swapped against the official checksums: the split follows the checksum of the y file or the meta table if "
+        "it is a published one, otherwise the name of the file."
     )
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
@@ -58,33 +58,30 @@ camelyonpatch_level_2_split_{train,valid,test}_meta.csv    coord_x, coord_y, tum
         for name in ("train", "valid", "test"):
             x, y, meta = (_file(root, f"{name}_{part}") for part in ("x.h5", "y.h5", "meta.csv"))
             if x is None or y is None:
-                reason = f"no {STEM}{name}_x.h5 and _y.h5; the {name} split is left out"
-                yield Fault(0, reason, kind="without a file")
+                yield Fault(0, f"no {STEM}{name}_x.h5 and _y.h5; the {name} split is left out", kind="without a file")
                 continue
             with _opened(y, out) as book:
                 labels = np.asarray(_array(book, y, "y")).reshape(-1)
             if labels.dtype.kind not in "iufb":
-                raise ManifestError(f"{y}: y holds {labels.dtype}, not numbers; get it again")
+                raise ManifestError(f"{y}: y holds {labels.dtype}, not numbers; download it again")
             slides = [row["wsi"] for _, row in read_table(meta, ("wsi",))] if meta else []
             if slides and len(slides) != len(labels):
-                raise ManifestError(f"{meta}: {len(slides)} rows for {len(labels)} patches; get the table again")
+                raise ManifestError(f"{meta}: {len(slides)} rows for {len(labels)} patches; download the table again")
             split = next((OFFICIAL[d] for d in map(_md5, filter(None, (y, meta))) if d in OFFICIAL), name)
             places = [f"{name}/{k // 1000:03d}/{k:06d}.png" for k in range(len(labels))]
             yield from _save(x, places, out)
             for k, place in enumerate(places):
-                patient = slides[k] if slides else ""
-                yield BenchmarkItem(
-                    path=place, split=split, modality="pathology", patient=patient, label=CLASSES[int(labels[k] > 0)]
-                )
+                patient, label = slides[k] if slides else "", CLASSES[int(labels[k] > 0)]
+                yield BenchmarkItem(place, split, "pathology", patient, label=label)
 
 
 def _file(root: Path, name: str) -> Path | None:
-    """The file of that name, packed or not."""
+    """The file with that name, compressed or not; None if missing."""
     return next((path for ending in ("", ".gz") if (path := root / f"{STEM}{name}{ending}").is_file()), None)
 
 
 def _save(path: Path, places: list[str], out: Path) -> Iterator[Fault]:
-    """Write the patches that are not there yet."""
+    """Write the missing patches."""
     if all((out / place).exists() for place in places):
         return
     with _opened(path, out) as book:
@@ -92,7 +89,7 @@ def _save(path: Path, places: list[str], out: Path) -> Iterator[Fault]:
         if patches.ndim != 4 or patches.shape[1:] != (96, 96, 3) or patches.dtype != np.uint8:
             raise ManifestError(f"{path}: x is {patches.shape} of {patches.dtype}, not (N, 96, 96, 3) of uint8")
         if len(patches) != len(places):
-            yield Fault(0, f"{len(patches)} pictures for {len(places)} labels", path.name, "of unequal length")
+            yield Fault(0, f"{len(patches)} images for {len(places)} labels", path.name, "of unequal length")
         for start in range(0, min(len(patches), len(places)), BLOCK):
             block: NDArray[np.uint8] = patches[start : start + BLOCK]
             for place, pixels in zip(places[start : start + BLOCK], block):
@@ -101,10 +98,10 @@ def _save(path: Path, places: list[str], out: Path) -> Iterator[Fault]:
 
 @contextlib.contextmanager
 def _opened(path: Path, out: Path) -> Iterator[Any]:
-    """An HDF5 file, unpacked below `out` while it is open if it is packed.
+    """An HDF5 file; a compressed one is unpacked below `out` while it is open.
 
     Raises:
-        ManifestError: not an HDF5 file, or cut short.
+        ManifestError: not an HDF5 file, or truncated.
     """
     import h5py
 
@@ -116,7 +113,7 @@ def _opened(path: Path, out: Path) -> Iterator[Any]:
         with h5py.File(unpacked, "r") as book:
             yield book
     except (OSError, KeyError, RuntimeError) as error:
-        raise ManifestError(f"{path}: not a readable HDF5 file ({in_words(error)}); get it again") from error
+        raise ManifestError(f"{path}: not a readable HDF5 file ({in_words(error)}); download it again") from error
     finally:
         if unpacked != path:
             unpacked.unlink(missing_ok=True)
@@ -130,9 +127,9 @@ def _unpack(path: Path, target: Path) -> None:
                 while block := source.read(1 << 22):
                     handle.write(block)
                     if source.tell() > most:
-                        raise ManifestError(f"{path}: unpacks to more than {most:,} bytes; get it again")
+                        raise ManifestError(f"{path}: unpacks to more than {most:,} bytes; download it again")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ManifestError(f"{path}: not a whole gzip file ({error}); get it again") from error
+            raise ManifestError(f"{path}: not a whole gzip file ({error}); download it again") from error
 
 
 def _array(book: Any, path: Path, name: str) -> Any:
@@ -140,12 +137,12 @@ def _array(book: Any, path: Path, name: str) -> Any:
 
     if not isinstance(book.get(name, getlink=True), h5py.HardLink) or not isinstance(book[name], h5py.Dataset):
         raise ManifestError(f"{path}: no array {name} in it; found {', '.join(list(book)[:30])}")
-    found = book[name]
-    if found.external or found.is_virtual:
-        raise ManifestError(f"{path}: its array {name} lies in other files, which are not read; get it again")
-    if found.nbytes > most_unpacked(path):
-        raise ManifestError(f"{path}: its array {name} declares {found.nbytes:,} bytes, which it cannot hold")
-    return found
+    array = book[name]
+    if array.external or array.is_virtual:
+        raise ManifestError(f"{path}: its array {name} lies in other files, which are not read; download it again")
+    if array.nbytes > most_unpacked(path):
+        raise ManifestError(f"{path}: its array {name} declares {array.nbytes:,} bytes, which it cannot hold")
+    return array
 
 
 def _md5(path: Path) -> str:

@@ -1,8 +1,8 @@
 """PTB-XL 1.0.3: 21,799 twelve-lead ECGs of 10 s with reports and SCP statements (Wagner et al. 2020).
 
-All four label groups of the published benchmark are in one manifest, told apart by a prefix in `labels`:
+All four label groups of the published benchmark are in one manifest, distinguished by a prefix in `labels`:
 `super:` (5 diagnostic superclasses), `sub:` (23 subclasses), `form:` (19), `rhythm:` (12). A statement counts whatever
-its likelihood is, as in the benchmark's own code. A task keeps the records that have a label of its group.
+its likelihood is, as in the benchmark's own code. A task uses the records that have a label of its group.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ class PtbXl(Benchmark):
     layout: ClassVar[str] = """\
 ptbxl_database.csv
 scp_statements.csv
-records500/00000/00001_hr.hea, 00001_hr.dat, ...    500 Hz; used where it is there
+records500/00000/00001_hr.hea, 00001_hr.dat, ...    500 Hz; used if present
 records100/00000/00001_lr.hea, 00001_lr.dat, ...    100 Hz
 """
     needs: ClassVar[tuple[str, ...]] = ("ptbxl_database.csv", "scp_statements.csv", "records[15]00")
@@ -63,7 +63,7 @@ records100/00000/00001_lr.hea, 00001_lr.dat, ...    100 Hz
             if fold is None or not 1 <= fold <= 10:
                 yield Fault(line, "strat_fold is not one of 1 to 10", row[column], "without a fold")
                 continue
-            found = {label for code in codes for label in meaning.get(str(code), ())}
+            labels = {label for code in codes for label in meaning.get(str(code), ())}
             patient = whole(row["patient_id"])
             yield BenchmarkItem(
                 path=row[column],
@@ -71,7 +71,7 @@ records100/00000/00001_lr.hea, 00001_lr.dat, ...    100 Hz
                 split={9: "valid", 10: "test"}.get(fold, "train"),
                 modality="ecg",
                 patient=row["patient_id"] if patient is None else str(patient),
-                labels=tuple(label for label in self.classes if label in found),
+                labels=tuple(label for label in self.classes if label in labels),
                 caption=row["report"],
             )
 
@@ -83,11 +83,11 @@ def statements(path: Path) -> dict[str, tuple[str, ...]]:
         ManifestError: the table is missing or lacks a column.
     """
     columns = ("", "diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subclass")
-    found = {}
+    meaning = {}
     for _, row in read_table(path, columns):
         labels = []
         if is_one(row["diagnostic"]):
             labels += [f"super:{row['diagnostic_class']}", f"sub:{row['diagnostic_subclass']}"]
         labels += [f"{group}:{row['']}" for group in ("form", "rhythm") if is_one(row[group])]
-        found[row[""]] = tuple(labels)
-    return found
+        meaning[row[""]] = tuple(labels)
+    return meaning

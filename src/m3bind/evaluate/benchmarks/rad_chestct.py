@@ -1,8 +1,8 @@
 """RAD-ChestCT: 3,630 public chest CT volumes with 84 abnormalities at 52 places (Draelos et al. 2020).
 
 CT-CLIP evaluates 16 labels of CT-RATE's 18 on it: the two calcifications are one, mosaic attenuation is left out. A
-label is present when one of its abnormalities is, at any place. CT-CLIP's own merged table was never published; the
-mapping here (`MAPPING`) goes by the names.
+label is present if one of its abnormalities is, at any place. CT-CLIP's own merged table was never published; the
+mapping here (`MAPPING`) is based on the names.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,10 +52,10 @@ img{train,valid,test}_Abnormality_and_Location_Labels.csv   NoteAcc_DEID, abnorm
     needs: ClassVar[tuple[str, ...]] = ("imgtest_Abnormality_and_Location_Labels.csv", "*.npz")
     classes: ClassVar[tuple[str, ...]] = tuple(MAPPING)
     notes: ClassVar[str] = (
-        "3,630 volumes in all. CT-CLIP takes all of them as external test; here the publisher's splits are kept, since "
-        "few shots have to come from somewhere, so a zero-shot figure on `test` alone is of fewer volumes than "
-        "theirs. The npz files state neither spacing nor direction: the CT reader knows both. Nobody says which scans "
-        "are of one person; each counts as its own patient."
+        "3,630 volumes. CT-CLIP uses all of them as external test; here the publisher's splits apply, since few-shot "
+        "needs training files, so a zero-shot metric on `test` alone is of fewer volumes than theirs. The npz files "
+        "state neither spacing nor direction: the CT reader knows both. Patients are not published; each scan counts "
+        "as its own patient."
     )
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
@@ -65,22 +65,14 @@ img{train,valid,test}_Abnormality_and_Location_Labels.csv   NoteAcc_DEID, abnorm
             if not table.is_file():
                 yield Fault(0, f"no {table.name}; this split is left out", kind="without a table")
                 continue
-            columns: dict[str, list[str]] = {}
             for line, row in read_table(table, ("NoteAcc_DEID",)):
-                columns = columns or _columns(row)
                 scan = row["NoteAcc_DEID"]
-                missing = [label for label in MAPPING if not columns[label]]
+                columns = {name: name.partition("*")[0] for name in row}  # "abnormality*location"
+                missing = [label for label, names in MAPPING.items() if set(names).isdisjoint(columns.values())]
                 if missing or not scan:
                     reason = f"no column for {', '.join(missing)}" if missing else "no NoteAcc_DEID"
                     yield Fault(line, reason, scan, "without labels")
                     continue
-                labels = tuple(label for label in MAPPING if any(is_one(row[name]) for name in columns[label]))
+                present = {abnormality for name, abnormality in columns.items() if is_one(row[name])}
+                labels = tuple(label for label, names in MAPPING.items() if not present.isdisjoint(names))
                 yield BenchmarkItem(path=f"{scan}.npz", id=scan, split=split, modality="ct", labels=labels)
-
-
-def _columns(row: Mapping[str, str]) -> dict[str, list[str]]:
-    """The columns "abnormality*location" of each label."""
-    return {
-        label: [name for name in row if name.partition("*")[0] in abnormalities]
-        for label, abnormalities in MAPPING.items()
-    }

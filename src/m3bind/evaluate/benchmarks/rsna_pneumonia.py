@@ -33,15 +33,15 @@ class RsnaPneumonia(Benchmark):
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One row per image, train then valid then test, as drawn."""
-        found: dict[str, bool] = {}
+        positive: dict[str, bool] = {}
         for row, cells in read_table(root / TABLE, ("patientId", "Target")):
             if cells["Target"] in ("0", "1") and cells["patientId"]:
-                found[cells["patientId"]] = found.get(cells["patientId"], False) or cells["Target"] == "1"
+                positive[cells["patientId"]] = positive.get(cells["patientId"], False) or cells["Target"] == "1"
             else:
-                yield Fault(row, "Target is neither 0 nor 1, or there is no patientId", kind="of another form")
-        for split, names in split_ids(sorted(found)).items():
+                yield Fault(row, "Target is neither 0 nor 1, or patientId is missing", kind="of another form")
+        for split, names in split_ids(sorted(positive)).items():
             for name in names:
-                label = self.classes[found[name]]
+                label = self.classes[positive[name]]
                 yield BenchmarkItem(f"{IMAGES}/{name}.dcm", split, "xray", f"rsna-{name}", label=label, labels=(label,))
 
 

@@ -45,7 +45,7 @@ partition/Validation/Val1/Train.xlsx, Test.xlsx     four folds of the training p
                 labels = tuple(grade for grade in (*GRADES, "G4C") if is_one(row.get(grade, "")))
                 grade = next((label for label in labels if label in GRADES), "")
                 if not grade:
-                    yield Fault(line, "none of NC, G3, G4, G5 is 1", name, "without a label")
+                    yield Fault(line, "NC, G3, G4 and G5 are all not 1", name, "without a label")
                     continue
                 split = "test" if part == "Test" else "valid" if name in held else "train"
                 patient = name.partition("_")[0]

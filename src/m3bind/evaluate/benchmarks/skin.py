@@ -41,14 +41,14 @@ class Skin(Benchmark):
     access: ClassVar[str] = "Open: download the tiles and their table from heiDATA and unpack them into one folder."
     layout: ClassVar[str] = """\
 data/*.csv            one table with the columns file, class, set (Train, Validation, Test), malignicy
-tiles/...             the pictures that its column `file` names
+tiles/...             the images named by its column `file`
 """
     needs: ClassVar[tuple[str, ...]] = ("**/*.csv",)
     classes: ClassVar[tuple[str, ...]] = tuple(NAMES.values())
     notes: ClassVar[str] = (
-        "129,364 tiles in all. The published table does not say which case a tile is of, so tiles count as their own "
-        "patients: few-shot draws and intervals take tiles for independent, which makes intervals too narrow. The "
-        "publisher's three sets are disjoint by case."
+        "129,364 tiles. The published table does not state the case of a tile, so tiles count as their own patients: "
+        "few-shot draws and intervals treat tiles as independent, which makes intervals too narrow. The publisher's "
+        "three sets are disjoint by case."
     )
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
@@ -64,7 +64,7 @@ tiles/...             the pictures that its column `file` names
 
 
 def _table(root: Path) -> Path:
-    """The table of the tiles, whatever it is called.
+    """The table of the tiles, identified by its columns.
 
     Raises:
         ManifestError: no CSV file has the columns.
@@ -77,7 +77,7 @@ def _table(root: Path) -> Path:
 
 
 def _place(root: Path, table: Path, name: str) -> str:
-    """Where a tile is below `root`; the table names it from its own folder, from above it, or with one more folder."""
+    """Path of a tile below `root`; names in the table start at its folder, above it, or with one more folder."""
     name = name.replace("\\", "/").lstrip("./")
     for base in (root, table.parent):
         for tail in (name, name.partition("/")[2]):

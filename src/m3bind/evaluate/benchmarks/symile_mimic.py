@@ -14,7 +14,7 @@ _FOLDERS = ("symile-mimic/*", "symile-mimic/*/data_csv")
 
 
 class SymileMimic(Benchmark):
-    """Symile-MIMIC, a stand-in for MIMIC-PAIR that everybody can make alike."""
+    """Symile-MIMIC, a reproducible substitute for MIMIC-PAIR."""
 
     name = "symile_mimic"
     title = "Symile-MIMIC 1.0.0"
@@ -39,7 +39,7 @@ class SymileMimic(Benchmark):
     )
 
     def check(self, root: Path) -> None:
-        """See that the three data sets are there.
+        """Check that the three data sets exist.
 
         Raises:
             ManifestError: with the layout and how to get the data.
@@ -60,16 +60,16 @@ class SymileMimic(Benchmark):
                 if not all(paths):
                     yield Fault(row, "cxr_path or ecg_path is empty", kind="without a path")
                     continue
-                x, e = (MimicFile(path, _study(path), subject, datetime.min, stay) for path in paths)
-                yield from archives.items(x, e, split, f"{subject}-{stay.removesuffix('.0')}")
+                files = []
+                for path in paths:
+                    study = (
+                        path.split("/")[-2].removeprefix("s") if "/" in path else ""
+                    )  # files/p10/.../s50414267/x.jpg
+                    files.append(MimicFile(path, study, subject, datetime.min, stay))
+                yield from archives.items(files[0], files[1], split, f"{subject}-{stay.removesuffix('.0')}")
 
 
 def _tables(root: Path) -> Path | None:
     """The folder with train.csv."""
-    found = [path.parent for folder in _FOLDERS for path in sorted(root.glob(f"{folder}/train.csv*"))]
-    return found[-1] if found else None
-
-
-def _study(path: str) -> str:
-    """files/p10/p10000032/s50414267/x.jpg -> 50414267."""
-    return path.split("/")[-2].removeprefix("s") if "/" in path else ""
+    folders = [path.parent for folder in _FOLDERS for path in sorted(root.glob(f"{folder}/train.csv*"))]
+    return folders[-1] if folders else None
