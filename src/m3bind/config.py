@@ -1,12 +1,12 @@
-"""One validated tree of settings for a run, read from a preset or a YAML file, changed by dotted overrides.
+"""The validated settings of a run, read from a preset or a YAML file, changed by dotted overrides.
 
 * `RunConfig` and its parts: every setting with its default, unit and equation.
 * `load_config("demo", ["align.mse_weight=1"])`: preset name or path, plus overrides from the command line.
-* `merge`, `validate`: changes on a plain tree, and the tree as settings.
+* `merge`, `validate`: merges two plain trees; checks a plain tree and converts it to settings.
 * `presets()`: names of the settings files that ship with the package.
 
-A YAML file may start from another with `extends: NAME`; mappings are merged key by key, anything else is replaced. A
-modality set to null is left out.
+A YAML file may extend another with `extends: NAME`; mappings are merged key by key, anything else is replaced. A
+modality set to null is removed.
 Equation numbers are those of the M3Bind paper.
 """
 
@@ -26,7 +26,7 @@ from m3bind.errors import ConfigError, UnknownNameError
 
 
 def _one_folder(name: str) -> str:
-    """A name that can be that of a folder in --out: settings from elsewhere may not write outside it."""
+    """`name` if it is the name of a single folder: settings from elsewhere may not write outside --out."""
     if not name or name.strip(".") == "" or len(name.encode("utf-8", "replace")) > 200 or set(name) & set("/\\\0\n"):
         raise PydanticCustomError("folder_name", "takes the name of one folder, without / and ..")
     return name
@@ -36,95 +36,87 @@ FolderName = Annotated[str, AfterValidator(_one_folder)]
 
 
 class Settings(Strict, validate_assignment=True):
-    """A branch of the tree of settings; assignments are validated as well."""
+    """A section of the settings; assignments are validated as well."""
 
 
 class PhantomConfig(Settings):
-    """Virtual patients made for the run instead of files of one's own."""
+    """Virtual patients generated for the run, used instead of files."""
 
-    patients: int = Field(600, ge=20)  # how many
-    seed: int = 0  # another seed, other patients
-    counts: dict[str, int] | None = (
-        None  # training patients that have the modality; None: the generator's unbalanced default
-    )
+    patients: int = Field(600, ge=20)  # number of patients
+    seed: int = 0  # of the generator
+    counts: dict[str, int] | None = None  # training patients per modality; None: the generator's unbalanced default
 
 
 class DataConfig(Settings):
     """Where the samples and the additional texts come from."""
 
-    manifest: str | None = None  # CSV, Parquet or JSONL
-    root: str | None = None  # folder that `path` is relative to; default: the manifest's own folder
-    sets: list[str] = []  # values of the column `set` to keep; empty: all
-    extra_texts: str | None = None  # further texts for the shared text pool (columns modality, text)
-    extra_texts_limit: int | None = None  # at most so many of them per modality
-    phantom: PhantomConfig | None = None
-    valid_fraction: float = Field(
-        0.15, ge=0, lt=1
-    )  # carved from train by patient where the manifest has no valid split
-    tune: bool = False  # True: test figures are computed on the valid split (for choosing settings)
-    limit: int | None = None  # records per modality and split, for quick looks
-    inputs_gb: float = Field(20.0, ge=0)  # a modality's model inputs above this are not kept on disk but read anew
-    minimum: int = 8  # a modality with fewer training pairs is set aside
+    manifest: str | None = None  # CSV, Parquet or JSONL file
+    root: str | None = None  # folder that `path` is relative to; None: the manifest's folder
+    sets: list[str] = []  # values of the column `set` to use; empty: all
+    extra_texts: str | None = None  # file of additional texts for the shared text pool (columns modality, text)
+    extra_texts_limit: int | None = None  # maximum number of them per modality; None: all
+    phantom: PhantomConfig | None = None  # virtual patients instead of a manifest
+    valid_fraction: float = Field(0.15, ge=0, lt=1)  # share of train patients used as valid if the manifest has none
+    tune: bool = False  # True: test metrics are computed on the valid split (for choosing settings)
+    limit: int | None = None  # maximum number of records per modality and split, for quick tests; None: all
+    inputs_gb: float = Field(20.0, ge=0)  # a modality's model inputs larger than this (GB) are not cached on disk
+    minimum: int = 8  # a modality with fewer training pairs is excluded
 
 
 class ModelConfig(Settings):
     """The dual encoder of one modality."""
 
     model: str = "compact_2d"  # a name that `m3bind models` lists
-    settings: dict[str, Any] = {}  # of that model
-    checkpoint: str | None = None  # published or own weights; None: trained from scratch in stage 0
-    pretrain: bool = True  # stage 0 for this modality (False where the checkpoint is used as it is)
+    settings: dict[str, Any] = {}  # settings of that model
+    checkpoint: str | None = None  # file of weights; None: trained from scratch in stage 0
+    pretrain: bool = True  # run stage 0 for this modality; False: the checkpoint is used unchanged
 
 
 class TrainConfig(Settings):
-    """What the one training loop needs to know."""
+    """Settings of the training loop, shared by all stages."""
 
-    steps: int = Field(300, ge=0)  # optimiser steps; 0: none
-    batch: int = Field(72, ge=2)  # image-text pairs of one modality
-    batches: dict[str, int] = {}  # per modality, where it differs (paper: ct 8)
-    lr: float = Field(2e-5, gt=0)  # learning rate after the warm-up
+    steps: int = Field(300, ge=0)  # optimiser steps; 0: no training
+    batch: int = Field(72, ge=2)  # image-text pairs per modality and step
+    batches: dict[str, int] = {}  # exceptions from `batch` per modality (paper: ct 8)
+    lr: float = Field(2e-5, gt=0)  # peak learning rate, reached after the warm-up
     lr_floor: float = 0.0  # final learning rate of the cosine as a fraction of lr
     warmup: float = Field(0.1, ge=0, lt=1)  # fraction of the steps
     weight_decay: float = 0.01  # of AdamW
-    clip_norm: float = 1.0  # largest norm of the gradients; 0: no clipping
-    micro_batch: int = Field(0, ge=0)  # images that pass a tower together, computed again backwards; 0: all, all kept
-    micro_batches: dict[str, int] = {}  # per modality, where it differs
-    micro_tokens: int = Field(0, ge=0)  # the same for texts, in tokens; less memory, one more forward pass
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device computes it faster
+    clip_norm: float = 1.0  # maximum norm of the gradients; 0: no clipping
+    micro_batch: int = Field(0, ge=0)  # images per forward pass, with activation recomputation; 0: the whole batch
+    micro_batches: dict[str, int] = {}  # exceptions from `micro_batch` per modality
+    micro_tokens: int = Field(0, ge=0)  # text tokens per forward pass, with activation recomputation; 0: all
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the towers; auto: bf16 if the hardware computes it
     checkpoint_steps: int = Field(100, ge=1)  # steps between checkpoints
-    checkpoint_seconds: float = 60.0  # or so many seconds, whichever comes first; does not change the result
-    log_steps: int = Field(1, ge=1)  # steps between lines of log.jsonl
+    checkpoint_seconds: float = 60.0  # maximum seconds between checkpoints; does not change the result
+    log_steps: int = Field(1, ge=1)  # steps between rows of log.jsonl
 
     def micro(self, modality: str) -> int:
-        """Images of `modality` that pass its tower together; 0: no limit."""
+        """`micro_batch` of `modality`; 0: no limit."""
         return self.micro_batches.get(modality, self.micro_batch)
 
 
 class ContrastiveConfig(Settings):
     """Form of the image-text loss (Eq. 1 and 8)."""
 
-    direction: Literal["both", "i2t", "t2i"] = "both"  # image to text, text to image, or both
+    direction: Literal["both", "i2t", "t2i"] = "both"  # image to text, text to image, or the mean of both
     reduction: Literal["mean", "sum"] = "mean"  # over the batch
-    positives: Literal["diagonal", "identical", "mixed"] = "identical"  # own text; equal texts; same label as well
-    label_weight: float = 0.5  # mass on same-label pairs when positives = mixed (label supervision)
-    concept_probability: float = Field(
-        0.0, ge=0, le=1
-    )  # a caption is a phrase shared by modalities (label supervision)
+    positives: Literal["diagonal", "identical", "mixed"] = "identical"  # own text; equal texts; equal labels as well
+    label_weight: float = 0.5  # target weight of same-label pairs if positives = mixed (label supervision)
+    concept_probability: float = Field(0.0, ge=0, le=1)  # of a phrase shared by modalities as caption
 
 
 class PretrainConfig(TrainConfig):
-    """Stage 0: a dual encoder trained on the pairs of its own modality."""
+    """Stage 0: a dual encoder trained on the image-text pairs of its own modality."""
 
     steps: int = Field(300, ge=0)
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = 0.05
     text_lr: float = Field(1.0, ge=0)  # learning rate of the text tower as a multiple of lr
-    augment: bool = True  # training images shifted, scaled, noised, and mirrored where anatomy allows it
-    views: int = Field(
-        1, ge=1
-    )  # augmented copies of each training image passed once through a frozen trunk (1: only the original)
+    augment: bool = True  # shift, scale, noise, and mirror (if anatomy allows it) training images
+    views: int = Field(1, ge=1)  # augmented copies of each training image stored for a frozen trunk; 1: the original
     contrastive: ContrastiveConfig = ContrastiveConfig()
-    per_modality: dict[str, dict[str, Any]] = {}  # settings of this section that differ for one modality
+    per_modality: dict[str, dict[str, Any]] = {}  # exceptions from this section per modality
 
 
 class LoraConfig(Settings):
@@ -132,47 +124,47 @@ class LoraConfig(Settings):
 
     r: int = 8  # rank
     alpha: int = 8  # updates are scaled by alpha / r
-    dropout: float = 0.1  # of the adapters' inputs, in training
+    dropout: float = 0.1  # on the adapters' inputs during training
 
 
 class BalanceConfig(Settings):
     """Adaptive modality balancing (AMB)."""
 
-    beta: float = 0.5  # Eq. 3; 0: uniform over modalities, 1: inverse to size
-    proportional: bool = False  # sample by size instead of Eq. 3 (AMB off)
-    lr: bool = True  # Eq. 4: learning rates by size
-    weights: bool = True  # Eq. 5: loss weights by size
-    literal: bool = False  # Eq. 4 and 5 without normalisation (about 3e-8 for 377k pairs: no learning)
+    beta: float = 0.5  # exponent of Eq. 3; 0: uniform over modalities, 1: inversely proportional to size
+    proportional: bool = False  # sample in proportion to size instead of Eq. 3 (AMB off)
+    lr: bool = True  # scale learning rates by size (Eq. 4)
+    weights: bool = True  # weight losses by size (Eq. 5)
+    literal: bool = False  # Eq. 4 and 5 without normalisation (rates near 3e-8 for 377k pairs: nothing is learned)
 
 
 class PostConfig(Settings):
     """Post steps on the bound space, see align/post.py."""
 
-    gap: Literal["none", "centre", "rotate", "realign", "pc"] = "none"  # what is done about the modality gap
-    components: int = Field(1, ge=1)  # principal axes that "pc" drops
-    iso: tuple[int, int] | None = None  # IsoCLIP: directions dropped at the (top, bottom) of the spectrum
+    gap: Literal["none", "centre", "rotate", "realign", "pc"] = "none"  # correction of the modality gap
+    components: int = Field(1, ge=1)  # principal axes removed by "pc"
+    iso: tuple[int, int] | None = None  # IsoCLIP: directions removed at the (top, bottom) of the spectrum
 
 
 class AlignConfig(TrainConfig):
     """Stage 1: binding the text spaces (Eq. 1-6)."""
 
-    method: str = "m3bind"  # a file in align/methods/
-    options: dict[str, Any] = {}  # of that method, see `defaults` in its file
-    post: PostConfig = PostConfig()  # becomes part of the space
+    method: str = "m3bind"  # binding method, the name of a file in align/methods/
+    options: dict[str, Any] = {}  # options of that method, see `defaults` in its file
+    post: PostConfig = PostConfig()  # post steps stored in the space
     dim: int = Field(512, ge=8)  # dimensions of the bound space
-    bridge: Literal["procrustes", "identity"] = "procrustes"  # how bridges begin
-    pool: int = Field(4096, ge=16)  # texts Procrustes is fitted on
+    bridge: Literal["procrustes", "identity"] = "procrustes"  # initialisation of the bridges
+    pool: int = Field(4096, ge=16)  # number of texts Procrustes is fitted on
     steps: int = Field(15000, ge=0)
-    shared_batch: int = Field(64, ge=2)  # texts of the text-text loss
+    shared_batch: int = Field(64, ge=2)  # texts per step of the text-text loss
     mse_weight: float = 10.0  # lambda of Eq. 6
-    mse_reduction: Literal["sum", "mean"] = "sum"  # over the d dimensions
-    text_contrastive: float = 0.0  # weight of InfoNCE between text towers (beyond the paper)
-    text_contrastive_scale: float = 14.29  # its logit scale, 1 / temperature
-    text: Literal["lora", "head", "frozen"] = "lora"  # what of the text towers is trained
-    image: Literal["lora", "head", "bridge", "frozen"] = "bridge"  # what of the image side is trained
-    train_bridge: bool = True  # False: bridges stay as they begin
-    bridge_maps: Literal["one", "two"] = "one"  # of a modality: one for both sides, or one for images, one for texts
-    bridge_lr: float = 1.0  # learning rate of bridges as a multiple of lr
+    mse_reduction: Literal["sum", "mean"] = "sum"  # over the d dimensions of Eq. 2
+    text_contrastive: float = 0.0  # weight of InfoNCE between text towers (not in the paper)
+    text_contrastive_scale: float = 14.29  # logit scale of that loss, 1 / temperature
+    text: Literal["lora", "head", "frozen"] = "lora"  # part of the text towers that is trained
+    image: Literal["lora", "head", "bridge", "frozen"] = "bridge"  # part of the image side that is trained
+    train_bridge: bool = True  # False: bridges stay at their initial values
+    bridge_maps: Literal["one", "two"] = "one"  # per modality: one for both sides, or one each for images and texts
+    bridge_lr: float = 1.0  # learning rate of the bridges as a multiple of lr
     lora: LoraConfig = LoraConfig()
     balance: BalanceConfig = BalanceConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
@@ -181,55 +173,55 @@ class AlignConfig(TrainConfig):
 class StudentConfig(Settings):
     """The shared text encoder of stage 2."""
 
-    text: str = "minilm"  # kind of m3bind.models.layers.text_encoder, folder or hub id
-    settings: dict[str, Any] = {}  # of that text encoder
-    train: Literal["full", "head"] = "full"  # what is trained; head: trunk features are computed once
+    text: str = "minilm"  # a kind of m3bind.models.layers.text_encoder, a folder or a hub id
+    settings: dict[str, Any] = {}  # settings of that text encoder
+    train: Literal["full", "head"] = "full"  # part that is trained; head: trunk features are computed once
 
 
 class DistillConfig(TrainConfig):
     """Stage 2: semantic similarity knowledge distillation, SESKD (Eq. 7-9)."""
 
-    steps: int = Field(1200, ge=0)  # phase A, Eq. 7 alone
-    steps_b: int = Field(1200, ge=0)  # phase B, Eq. 9
-    shared_batch: int = 64  # texts of Eq. 7
-    teachers: Literal["all", "own"] = "all"  # who teaches a text: every tower, or that of its own modality
+    steps: int = Field(1200, ge=0)  # steps of phase A (Eq. 7 alone)
+    steps_b: int = Field(1200, ge=0)  # steps of phase B (Eq. 9)
+    shared_batch: int = 64  # texts per step of Eq. 7
+    teachers: Literal["all", "own"] = "all"  # teachers of a text: all towers, or the tower of its modality
     student: StudentConfig = StudentConfig()
-    contrastive_weight: float = 1.0  # of Eq. 8
-    kd_weight: float = 1.0  # of Eq. 7 in phase B; the terms below are of phase B, too (distill/terms.py)
-    affinity: float = Field(0.0, ge=0)  # weight of affinity mimicking (TinyCLIP)
-    feature: float = Field(0.0, ge=0)  # of feature distillation (CLIP-KD, FD)
-    relation: float = Field(0.0, ge=0)  # of contrastive relational distillation (CLIP-KD, CRD)
-    interactive: float = Field(0.0, ge=0)  # of interactive contrastive learning (CLIP-KD, ICL)
+    contrastive_weight: float = 1.0  # weight of Eq. 8
+    kd_weight: float = 1.0  # weight of Eq. 7 in phase B
+    affinity: float = Field(0.0, ge=0)  # weight of affinity mimicking (TinyCLIP) in phase B
+    feature: float = Field(0.0, ge=0)  # weight of feature distillation (CLIP-KD, FD) in phase B
+    relation: float = Field(0.0, ge=0)  # weight of contrastive relational distillation (CLIP-KD, CRD) in phase B
+    interactive: float = Field(0.0, ge=0)  # weight of interactive contrastive learning (CLIP-KD, ICL) in phase B
     balance: BalanceConfig = BalanceConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
 
 
 class EvaluateConfig(Settings):
-    """What is measured."""
+    """Evaluation of the run."""
 
-    tasks: list[str] = []  # names of prompt sets; empty: all that fit the data
-    bootstrap: int = 1000  # resamples behind every interval
-    agreement_texts: int = 1000  # texts on which the text towers are compared
-    gap_correction: bool = True  # image-to-image figures also after subtracting modality means
-    post: list[Literal["rotate", "realign", "pc"]] = []  # and after these post steps (align/post.py)
-    probe: bool = True  # a linear probe on each image tower
+    tasks: list[str] = []  # names of prompt sets; empty: all that match the data
+    bootstrap: int = 1000  # bootstrap resamples per confidence interval
+    agreement_texts: int = 1000  # number of texts on which the text towers are compared
+    gap_correction: bool = True  # report image-to-image metrics also after subtracting modality means
+    post: list[Literal["rotate", "realign", "pc"]] = []  # report them also after these post steps (align/post.py)
+    probe: bool = True  # train a linear probe on each image tower
 
 
 class PlanConfig(Settings):
-    """What `m3bind plan` assumes where it cannot know."""
+    """What `m3bind plan` assumes if it cannot be measured."""
 
-    sizes: dict[str, int] = {}  # training pairs per modality, used while the manifest does not exist
-    tokens: int = Field(60, ge=2)  # of a text, where there are none yet to count
-    utilisation: float = Field(0.35, gt=0, le=1)  # share of a GPU's published rate that training reaches
+    sizes: dict[str, int] = {}  # training pairs per modality if the manifest does not exist yet
+    tokens: int = Field(60, ge=2)  # tokens per text if there are no texts to count
+    utilisation: float = Field(0.35, gt=0, le=1)  # fraction of a GPU's published peak rate that training reaches
 
 
 class RunConfig(Settings):
-    """Everything one run needs; saved resolved beside its results."""
+    """All settings of one run; saved in resolved form beside its results."""
 
-    name: FolderName = "run"  # of the run's folder
-    seed: int = 0  # of everything random
+    name: FolderName = "run"  # name of the run's folder
+    seed: int = 0  # of all random numbers
     data: DataConfig = DataConfig()
-    modalities: dict[str, ModelConfig] = {}  # a model for each modality; null leaves one out
+    modalities: dict[str, ModelConfig] = {}  # model of each modality; null removes a modality
     pretrain: PretrainConfig = PretrainConfig()
     align: AlignConfig = AlignConfig()
     distill: DistillConfig = DistillConfig()
@@ -237,7 +229,7 @@ class RunConfig(Settings):
     plan: PlanConfig = PlanConfig()
 
     def pretrain_for(self, modality: str) -> PretrainConfig:
-        """Stage 0 settings with what `per_modality` changes for `modality`."""
+        """Stage 0 settings with the exceptions of `per_modality` for `modality`."""
         return PretrainConfig(**merge(self.pretrain.model_dump(), self.pretrain.per_modality.get(modality, {})))
 
     def save(self, path: Path) -> None:
@@ -269,7 +261,7 @@ def override(tree: dict[str, Any], changes: Sequence[str]) -> None:
     """Change a tree of settings in place by `section.key=value` (values are YAML).
 
     Raises:
-        ConfigError: not of that form, or through a value that is no section.
+        ConfigError: not of that form, or a parent key that is not a section.
     """
     for item in changes:
         key, separator, value = item.partition("=")
@@ -285,10 +277,10 @@ def override(tree: dict[str, Any], changes: Sequence[str]) -> None:
 
 
 def plain_yaml(text: str, source: str) -> Any:
-    """The value of YAML that a user wrote, in the file or setting `source`.
+    """Parse YAML that a user wrote, from the file or setting `source`.
 
     Raises:
-        ConfigError: it is not YAML of plain values, or too large.
+        ConfigError: not YAML of plain values, or too large.
     """
     try:
         return parse_yaml(text, source)
@@ -300,7 +292,7 @@ def mapping_in(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file that a user wrote; empty for an empty file.
 
     Raises:
-        ConfigError: it is not UTF-8, not YAML of plain values, or no mapping.
+        ConfigError: not UTF-8, not YAML of plain values, or not a mapping.
     """
     try:
         return checked(dict[str, Any], read_yaml(path) or {}, path)
@@ -309,7 +301,7 @@ def mapping_in(path: Path) -> dict[str, Any]:
 
 
 def validate(tree: Any, source: str = "settings") -> RunConfig:
-    """A tree of plain values as `RunConfig`; `source` is named where it is no tree.
+    """A tree of plain values as `RunConfig`; `source` is named if it is not a mapping.
 
     Raises:
         ConfigError: naming the first setting that is unknown or has a bad value.
