@@ -59,7 +59,7 @@ def test_seskd_is_equation_9(direction, reduction):
     pairs = {"ct": DistillPairs(image, text, 20.0, same), "ecg": DistillPairs(images, texts, 7.0)}
 
     def ours():
-        named = seskd_loss(student, teachers, pairs, direction=direction, reduction=reduction, contrastive_weight=0.7)
+        named = seskd_loss(kd_loss(student, teachers), pairs, direction, reduction, contrastive_weight=0.7)
         assert list(named) == ["kd", "clip/ct", "clip/ecg", "loss"]
         return named["loss"]
 
@@ -74,9 +74,10 @@ def test_seskd_is_equation_9(direction, reduction):
 def test_phase_a_is_equation_7_alone():
     student, teachers = unit_rows(5, 4, seed=4), unit_rows(5, 4, seed=5, count=2)
     owner = torch.tensor([0, 1, 1, 0, 1])
-    named = seskd_loss(student, teachers, {}, "own", owner)
+    kd = kd_loss(student, teachers, "own", owner)
+    named = seskd_loss(kd, {})
     assert list(named) == ["kd", "loss"]
-    assert named["loss"] == named["kd"] == kd_loss(student, teachers, "own", owner)
+    assert named["loss"] == named["kd"] == kd
 
 
 def test_wrong_use():

@@ -1,4 +1,4 @@
-"""The objective of stage 2, SESKD: a student text encoder follows the bound text towers (Eq. 7-9).
+"""The objective of stage 2, SESKD: the bound text towers are distilled into a student text encoder (Eq. 7-9).
 
 * `kd_loss`: Eq. 7, distillation.
 * `DistillPairs`, `seskd_loss`: Eq. 9, distillation and the image-text loss of Eq. 8 per modality, as named losses.
@@ -29,9 +29,8 @@ def kd_loss(
     """Eq. 7: sum over teachers of mean_i ||T_m,i - S_i||^2 (squared norm, summed over d).
 
     For all teachers the identity sum_m ||T_m - s||^2 = M ||s - mean_m T_m||^2 + sum_m ||T_m - mean_m T_m||^2 is used:
-    only their mean acts on the student, the rest is a constant. With the teachers themselves the constant is in the
-    value; with their mean alone, computed once per distinct text, the gradient is the same and the constant is left
-    out.
+    only their mean acts on the student, the rest is a constant. Given the teachers, the value includes the constant;
+    given their mean alone, computed once per distinct text, the gradient is the same and the constant is omitted.
 
     Args:
         student: (n, d).
@@ -87,12 +86,8 @@ class DistillPairs:
 
 
 def seskd_loss(
-    student: Tensor,
-    teachers: Sequence[Tensor] | Tensor,
+    kd: Tensor,
     pairs: Mapping[str, DistillPairs],
-    mode: Mode = "all",
-    owner: Tensor | None = None,
-    count: int = 1,
     direction: Direction = "both",
     reduction: Reduction = "mean",
     contrastive_weight: float = 1.0,
@@ -104,8 +99,7 @@ def seskd_loss(
     modality only. The paper's form is `direction="t2i", reduction="sum"`. Without pairs (phase A) this is Eq. 7 alone.
 
     Args:
-        student: (n, d) the shared batch.
-        teachers: as in `kd_loss`, and likewise `mode`, `owner` and `count`.
+        kd: scalar, `kd_loss` of the shared batch.
         pairs: modalities with pairs in this step.
         direction: of Eq. 8.
         reduction: of Eq. 8, over the pairs of a modality.
@@ -116,10 +110,10 @@ def seskd_loss(
         {"kd": ..., "clip/<modality>": ..., "loss": total}: the terms unweighted, and their sum.
 
     Raises:
-        ConfigError: as `kd_loss` and `clip_loss`.
+        ConfigError: as `clip_loss`.
     """
-    losses = {"kd": kd_loss(student, teachers, mode, owner, count)}
-    loss = kd_weight * losses["kd"]
+    losses = {"kd": kd}
+    loss = kd_weight * kd
     for name, batch in pairs.items():
         term = clip_loss(batch.image, batch.text, batch.scale, direction, batch.positives, reduction)
         losses[f"clip/{name}"] = term

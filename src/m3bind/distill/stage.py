@@ -1,7 +1,7 @@
 """Stage 2, SESKD: the aligned text towers are distilled into one shared text encoder (Eq. 7-9).
 
-Teachers are frozen, so every distinct text is embedded by each of them once before training; so are the images.
-Phase A minimises Eq. 7 alone, phase B Eq. 9, with the terms of `terms` where the settings weight them.
+Teachers are frozen, so they embed every distinct text, and the images, once before training. Phase A minimises Eq. 7
+alone, phase B Eq. 9 and the terms of `terms` that the settings give a weight.
 
 Shapes: K distinct texts, N images of a modality, n pairs of a batch, s shared texts, d dimension of the bound space.
 """
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from m3bind.config import DistillConfig
 from m3bind.data.batching import EpochSampler, IntArray, PoolSampler
-from m3bind.distill.objective import DistillPairs as PairBatch
-from m3bind.distill.objective import seskd_loss
+from m3bind.distill.objective import DistillPairs, kd_loss, seskd_loss
 from m3bind.distill.student import StudentTexts
 from m3bind.distill.terms import TERMS, distillation_terms
 from m3bind.training.loop import ParameterGroup
@@ -27,7 +26,7 @@ from m3bind.training.pairs import Pairs
 
 @dataclass
 class Teachers:
-    """What the frozen, aligned towers computed, once."""
+    """Embeddings of the frozen, aligned towers."""
 
     texts: dict[str, NDArray[np.float32]]  # modality -> (K, d) unit rows; rows outside the pool are not read
     images: dict[str, NDArray[np.float32]]  # modality -> (N, d) unit rows
@@ -35,7 +34,7 @@ class Teachers:
 
     @cached_property
     def mean(self) -> NDArray[np.float32]:
-        """(K, d) mean over the teachers: all that Eq. 7 needs of them when every text is taught by all."""
+        """(K, d) mean over the teachers, sufficient for Eq. 7 if all of them teach every text."""
         return np.asarray(np.mean(list(self.texts.values()), axis=0), dtype=np.float32)
 
 
@@ -86,49 +85,41 @@ class DistillStage:
                 batches[m] = (indices, pairs.draw_captions(indices, self.seed, step, concept))
         ids = np.concatenate([shared, *(captions for _, captions in batches.values())])
         embedded = self.student.encode(torch.from_numpy(ids), self.settings.micro_tokens)
-        paired: dict[str, PairBatch] = {}
+        paired: dict[str, DistillPairs] = {}
         start = len(shared)
         for m, (indices, captions) in batches.items():
             text = embedded[start : start + len(captions)]
             start += len(captions)
             positives = self.pairs[m].positives(indices, captions, self.settings.contrastive)
             image = torch.from_numpy(self.teachers.images[m][indices]).to(text.device)
-            paired[m] = PairBatch(image, text, self.teachers.scales[m], positives)
-        own = self.settings.teachers == "own"
-        form = self.settings.contrastive
-        losses = seskd_loss(
-            embedded[: len(shared)],
-            [self._texts(rows, shared) for rows in self.teachers.texts.values()]
-            if own
-            else self._texts(self.teachers.mean, shared),
-            paired,
-            mode=self.settings.teachers,
-            owner=torch.from_numpy(source) if own else None,
-            count=1 if own else len(self.teachers.texts),
-            direction=form.direction,
-            reduction=form.reduction,
-            contrastive_weight=self.settings.contrastive_weight,
-            kd_weight=self.settings.kd_weight if self.phase == "b" else 1.0,
-        )
+            paired[m] = DistillPairs(image, text, self.teachers.scales[m], positives)
+        student = embedded[: len(shared)]
+        if self.settings.teachers == "own":
+            teachers = [self._texts(rows, shared) for rows in self.teachers.texts.values()]
+            kd = kd_loss(student, teachers, "own", torch.from_numpy(source))
+        else:
+            kd = kd_loss(student, self._texts(self.teachers.mean, shared), count=len(self.teachers.texts))
+        form, kd_weight = self.settings.contrastive, self.settings.kd_weight if self.phase == "b" else 1.0
+        losses = seskd_loss(kd, paired, form.direction, form.reduction, self.settings.contrastive_weight, kd_weight)
         return self._with_terms(losses, batches, paired)
 
     def _with_terms(
         self,
         losses: dict[str, Tensor],
         batches: Mapping[str, tuple[IntArray, IntArray]],
-        paired: Mapping[str, PairBatch],
+        paired: Mapping[str, DistillPairs],
     ) -> dict[str, Tensor]:
-        """The further terms that the settings weight, of each modality's batch with its own teacher, in the total."""
+        """Add the terms that the settings give a weight, for each modality's batch and its own teacher."""
         weights = {name: getattr(self.settings, name) for name in TERMS}
         for m, (_, captions) in batches.items():
             teacher = self._texts(self.teachers.texts[m], captions)
             batch, ids = paired[m], torch.from_numpy(captions).to(teacher.device)
-            found = distillation_terms(weights, batch.image, batch.text, teacher, ids, batch.scale)
-            for name, term in found.items():
+            terms = distillation_terms(weights, batch.image, batch.text, teacher, ids, batch.scale)
+            for name, term in terms.items():
                 losses[f"{name}/{m}"] = term
                 losses["loss"] = losses["loss"] + weights[name] * term
         return losses
 
     def _texts(self, rows: NDArray[np.float32], ids: IntArray) -> Tensor:
-        """Teacher embeddings of some texts, on the student's device."""
+        """Teacher embeddings of the texts `ids`, on the student's device."""
         return torch.from_numpy(rows[ids]).to(next(self.student.encoder.parameters()).device)

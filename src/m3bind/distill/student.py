@@ -1,9 +1,7 @@
-"""The SESKD student as training sees it: a text encoder whose frozen part is computed once.
+"""The SESKD student in training: a text encoder whose frozen part is computed once.
 
 Shapes: n texts, K distinct texts, f width of the trunk's features, d dimension of the bound space.
 """
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +17,14 @@ from m3bind.training.parallel import encode_sharded
 
 
 class StudentTexts:
-    """The student and the run's texts: tokenised once, or with the trunk's features computed once."""
+    """The student and the run's texts, or the trunk's features of them, computed once."""
 
-    def __init__(self, encoder: TextEncoder, table: TextTable, features: NDArray[Any] | None = None) -> None:
-        """`features` (K, f) when only the head is trained."""
+    def __init__(self, encoder: TextEncoder, table: TextTable, features: NDArray[np.floating] | None = None) -> None:
+        """`features`: (K, f) if only the head is trained."""
         self.encoder, self.table, self.features = encoder, table, features
 
     def prepare(self, settings: StudentConfig) -> None:
-        """Open the parameters that `settings.train` names.
+        """Make the parameters trainable that `settings.train` names.
 
         Raises:
             ConfigError: train = "head" without precomputed features.

@@ -1,14 +1,15 @@
-"""Other ways to distil, as terms of phase B beside or instead of Eq. 7: TinyCLIP's and CLIP-KD's, one function each.
+"""Distillation losses of TinyCLIP and CLIP-KD, as terms of phase B in addition to or instead of Eq. 7.
 
 * `affinity_loss`: affinity mimicking (TinyCLIP, arXiv:2309.12314).
 * `feature_loss`, `relation_loss`, `interactive_loss`: FD, CRD and ICL (CLIP-KD, arXiv:2307.12732).
+* `distillation_terms`: the terms with a weight, by name (`TERMS`).
 
-Both papers distil a whole dual encoder. Here the images are the teacher's own, frozen, and only the text encoder is a
-student, so what they say of images of the student drops out, or becomes a loss there is already. The teacher of a text
-is the bound text tower of its modality; the batch is that of Eq. 8.
+Both papers distil a whole dual encoder. Here the images are those of the teacher, frozen, and the student is a text
+encoder, so their terms on images of the student vanish or equal an existing loss. The teacher of a text is the bound
+text tower of its modality; the batch is that of Eq. 8.
 
 Shapes: n pairs of one modality, d dimension of the bound space. `image`, `student`, `teacher`: (n, d) unit rows, the
-frozen images, the student's and the teacher's texts; `scale` a factor on cosines, the same for student and teacher.
+frozen images, the student's and the teacher's texts; `scale`: factor on cosines, equal for student and teacher.
 """
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from m3bind.training.contrastive import clip_loss, full_precision, identical_positives
 
-TERMS = ("affinity", "relation", "feature", "interactive")  # their weights are settings of these names
+TERMS = ("affinity", "relation", "feature", "interactive")  # also the names of their weights in the settings
 
 
 def _affinities(image: Tensor, text: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -39,8 +40,8 @@ def affinity_loss(image: Tensor, student: Tensor, teacher: Tensor, scale: Tensor
 def relation_loss(image: Tensor, student: Tensor, teacher: Tensor, scale: Tensor | float) -> Tensor:
     """CRD: KL(A_I2T^teacher || A_I2T^student) + KL(A_T2I^teacher || A_T2I^student), mean over rows.
 
-    With the images frozen this is twice `affinity_loss` less the teacher's entropy, a constant: the gradient is exactly
-    twice as large. Both are kept since the papers report them as two methods.
+    With frozen images this is twice `affinity_loss` minus the teacher's entropy, a constant: the gradient is exactly
+    twice as large. Both exist since the papers report them as two methods.
     """
     with full_precision(image, student, teacher) as (image, student, teacher):
         ours, theirs = _affinities(image, student, scale), _affinities(image, teacher, scale)
@@ -57,9 +58,8 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def interactive_loss(student: Tensor, teacher: Tensor, ids: Tensor, scale: Tensor | float) -> Tensor:
     """ICL: InfoNCE from the student's texts to the teacher's, equal texts (`ids`, (n,)) being positives of each other.
 
-    CLIP-KD contrasts the student's text with the teacher's image, which with frozen images is Eq. 8 as it stands, and
-    the student's image with the teacher's text, which has nothing to train. What is left between student and teacher is
-    text to text.
+    CLIP-KD contrasts the student's text with the teacher's image, which with frozen images is Eq. 8, and the student's
+    image with the teacher's text, which trains nothing. Only text to text remains between student and teacher.
     """
     return clip_loss(student, teacher, scale, direction="i2t", positives=identical_positives(ids))
 
@@ -72,11 +72,11 @@ def distillation_terms(
     ids: Tensor,
     scale: Tensor | float,
 ) -> dict[str, Tensor]:
-    """The terms whose weight is not zero, by name ("affinity", "relation", "feature", "interactive"), unweighted."""
-    made = {
+    """The terms of `TERMS` whose weight is not zero, by name, unweighted."""
+    terms = {
         "affinity": lambda: affinity_loss(image, student, teacher, scale),
         "relation": lambda: relation_loss(image, student, teacher, scale),
         "feature": lambda: feature_loss(student, teacher),
         "interactive": lambda: interactive_loss(student, teacher, ids, scale),
     }
-    return {name: torch.as_tensor(made[name]()) for name, weight in weights.items() if weight}
+    return {name: torch.as_tensor(terms[name]()) for name, weight in weights.items() if weight}

@@ -1,7 +1,7 @@
 """Stage 0: symmetric InfoNCE between the images and texts of one modality (ECG-CLIP, compact models).
 
-Identical texts of a batch are positives of each other, since statements repeat; with labels, half of the mass may go to
-pairs of the same label (`positives: mixed`, label supervision). Trunks the model declares frozen are already computed.
+Identical texts of a batch are positives of each other, since statements repeat; with labels, part of the weight may go
+to pairs of the same label (`positives: mixed`, label supervision). Features of frozen trunks are already computed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from m3bind.training.parallel import encode_sharded
 
 
 class PretrainStage:
-    """What the loop needs to train one dual encoder."""
+    """The training stage of one dual encoder."""
 
     def __init__(self, pairs: Pairs, settings: PretrainConfig, seed: int) -> None:
-        """The model inside `pairs` is trained in place."""
+        """The model in `pairs` is trained in place."""
         self.name = f"pretrain {pairs.modality}"
         self.pairs, self.settings, self.seed = pairs, settings, seed
         size = settings.batches.get(pairs.modality, settings.batch)
@@ -35,7 +35,7 @@ class PretrainStage:
         model.train()
 
     def groups(self) -> Sequence[ParameterGroup]:
-        """What is not frozen: the image tower (with the scale) and the text tower, whose rate may be lower."""
+        """The trainable image tower (with the scale) and text tower, whose learning rate may be lower."""
         name, model = self.pairs.modality, self.pairs.model
         text = {id(p) for part in (model.text_trunk, model.text_head) for p in part.parameters()}
         trained = [p for p in model.parameters() if p.requires_grad]

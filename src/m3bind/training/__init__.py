@@ -1,1 +1,1 @@
-"""What every stage shares: one loop, its checkpoints, several processes, the contrastive loss, the pairs."""
+"""Shared by all stages: the training loop, checkpoints, several processes, the contrastive loss, the pairs."""

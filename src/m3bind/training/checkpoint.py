@@ -1,11 +1,12 @@
-"""Training state on disk: weights that train, their buffers, the optimiser and the step, as one safetensors file.
+"""Training state on disk: trainable weights, buffers, optimiser and step, in one safetensors file.
 
 A checkpoint is one file written atomically, so it is either whole or absent. Samplers, schedule and random numbers are
-functions of (seed, step) and need nothing beyond the step. Two checkpoints are kept, the newest and the one before.
+functions of (seed, step), so only the step is stored. The two newest checkpoints are retained.
 
 * `save_state` / `load_state`: named tensors plus a small JSON description.
 * `pack_optimizer` / `unpack_optimizer`: AdamW moments by parameter name.
-* `Checkpoints`: the folder of one stage: newest whole checkpoint, save, finish.
+* `module_state` / `restore_modules`: trainable parameters and buffers of modules.
+* `Checkpoints`: the folder of one stage: newest readable checkpoint, save, finish.
 """
 
 import json
@@ -44,16 +45,16 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as handle:
             description = parse_json((handle.metadata() or {}).get("description", "{}"), path)
             if not isinstance(description, dict) or not isinstance(description.get("step", 0), int):
-                raise ValueError("its description is no object, or its step no number")
+                raise ValueError("its description is not an object, or its step is not a number")
             return {name: handle.get_tensor(name) for name in handle.keys()}, description  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: damaged checkpoint ({error}); delete it to go on from the one before"
+            f"{path}: damaged checkpoint ({error}); delete it to resume from the previous one"
         ) from error
 
 
 def module_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Parameters that train and all buffers of `modules`, by prefixed name; frozen parameters are left out."""
+    """Trainable parameters and all buffers of `modules`, by prefixed name; frozen parameters are omitted."""
     state: dict[str, Tensor] = {}
     for prefix, module in modules.items():
         for name, parameter in module.named_parameters():
@@ -68,7 +69,7 @@ def restore_modules(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor
     """Copy `state` back into `modules` in place.
 
     Raises:
-        CheckpointError: names or shapes differ from what the modules hold now.
+        CheckpointError: names or shapes differ from those of the modules.
     """
     here = module_state(modules)
     wrong = sorted(set(here) ^ set(state)) or [name for name in here if here[name].shape != state[name].shape]
@@ -94,10 +95,10 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], packed: Mapping[str, Tensor]
 ) -> None:
-    """Inverse of `pack_optimizer`; parameters without stored state keep a fresh one.
+    """Inverse of `pack_optimizer`; parameters without stored state keep their initial state.
 
     Raises:
-        CheckpointError: state of a parameter that there is not, or of another shape.
+        CheckpointError: state of an unknown parameter, or of another shape.
     """
     for name, value in packed.items():
         owner, _, key = name.rpartition("|")
@@ -111,7 +112,7 @@ class Checkpoints:
     """The checkpoint files of one stage in `folder`: step_00000100.safetensors ..., final.safetensors when done."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is made when the first file is written."""
+        """`folder` is created when the first file is written."""
         self.folder = folder
         self.final = folder / "final.safetensors"
 
@@ -120,7 +121,7 @@ class Checkpoints:
         return sorted(filter(Path.is_file, self.folder.glob("step_*.safetensors")), reverse=True)
 
     def newest(self) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint that reads whole; damaged ones are passed over and removed."""
+        """The newest readable checkpoint; damaged ones are removed."""
         for path in self.all():
             try:
                 return (path, *load_state(path))
@@ -129,7 +130,7 @@ class Checkpoints:
         return None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
-        """Write the state after `step` steps and drop all but the two newest checkpoints."""
+        """Write the state after `step` steps and remove all but the two newest checkpoints."""
         path = self.folder / f"step_{step:08d}.safetensors"
         save_state(path, tensors, {**description, "step": step})
         for old in self.all()[2:]:

@@ -1,15 +1,14 @@
 """The one image-text contrastive loss of all stages (Eq. 1 of stage 1, Eq. 8 of stage 2), and its targets.
 
 * `clip_loss`: InfoNCE over a batch, either or both directions, with one, several or weighted positives per row.
-* `identical_positives`, `mixed_positives`: target weights from what the texts and labels of a batch are.
-* `full_precision`: the arithmetic every loss of this project runs in.
+* `identical_positives`, `mixed_positives`: target weights from the texts and labels of a batch.
+* `full_precision`: float32 without autocast, in which every loss of this project is computed.
 
 Shapes: n images (or rows of one tower), k texts (columns), d joint dimension.
 
-Duplicates of one text. A text that occurs several times in a batch is encoded once and gathered, `clip_loss(image,
-distinct[index], ...)`: the gather's backward adds up the duplicates' gradients, so this equals encoding each copy.
-Merging columns inside the loss as well would be exact too (a column of multiplicity c adds log c to its logit), but
-saves only a part of one (n, k, d) product, nothing beside the encoders; so the loss knows no multiplicities.
+A text that occurs several times in a batch is encoded once and gathered, `clip_loss(image, distinct[index], ...)`: the
+gather's backward sums the duplicates' gradients, so this equals encoding each copy. Merging columns inside the loss
+would be exact too (a column of multiplicity c adds log c to its logit), but would save little; the loss does not do it.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ Reduction = Literal["mean", "sum"]
 def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Switch autocast off and yield `tensors` with half precisions widened to float32 (float64 stays).
 
-    Cosines in bfloat16 carry 3 digits; times a logit scale of 100 that is noise, so losses never run in it.
+    Cosines in bfloat16 have 3 digits; a logit scale of 100 turns the rest into noise, so losses never run in it.
     """
     with torch.autocast(tensors[0].device.type, enabled=False):
         yield tuple(tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor for tensor in tensors)
@@ -60,7 +59,7 @@ def clip_loss(
             and per column for t2i. None: the diagonal. A row (column) without any positive only serves as a negative:
             it adds nothing to the sum and is not counted in the mean.
         reduction: over the rows of each direction.
-        ignore: (n, k) bool pairs that are neither positives nor negatives: they leave both sums.
+        ignore: (n, k) bool pairs that are neither positives nor negatives: they are excluded from both sums.
 
     Returns:
         Scalar, in float32 or wider.
@@ -119,8 +118,8 @@ def _check(
 def identical_positives(ids: Tensor | Sequence[Hashable | None]) -> Tensor:
     """(n, n) bool, true where two items carry the same id: identical texts are positives of each other.
 
-    `ids` are the n texts themselves, any hashable keys, or a (n,) tensor of indices. Unknown (None, or a negative
-    index) equals nothing, itself included.
+    `ids` are the n texts themselves, any hashable keys, or a (n,) tensor of indices. An unknown id (None, or a negative
+    index) equals no id, not even itself.
     """
     if isinstance(ids, Tensor):
         codes = ids
@@ -138,13 +137,13 @@ def mixed_positives(
     """(n, n) float32 targets that share each row's weight between identical texts and items of the same label.
 
     P_ij = (1 - w) [text_i = text_j] / #text_i + w [class_i = class_j] / #class_i, with w = `label_weight`, # the number
-    of items in the batch that share the text (class), and the class of an item its label or, where that is unknown, its
+    of items in the batch that share the text (class), and the class of an item its label or, if that is unknown, its
     text. Templates of one finding differ in wording only and would otherwise be each other's false negatives. P is
     symmetric and its rows and columns sum to 1, so `clip_loss` uses it unchanged in both directions.
 
     Args:
         text_ids: as in `identical_positives`, of n items, each known.
-        label_ids: n labels, likewise, None or negative where unknown; several labels of one item are given as one
+        label_ids: n labels, likewise, None or negative if unknown; several labels of one item are given as one
             sorted tuple, equal only as a whole.
         label_weight: share of the weight that goes to same-label pairs, in [0, 1]; 0 gives `identical_positives`.
 

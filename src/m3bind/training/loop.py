@@ -1,10 +1,11 @@
 """The one training loop of all stages: AdamW, warm-up and cosine, clipping, checkpoints, resume, NaN policy, logs.
 
-* `Stage`: what a stage must offer: parameter groups, modules to save, and `losses(step)`.
-* `train(stage, settings, ...)`: runs it to the end, or resumes where a killed run stopped. The weights are the same
-  bits as those of an uninterrupted run where `provenance.arithmetic` is the same (torch, number of threads, instruction
-  set): these decide the order of sums. Where it differs, a warning says so: rounding differs, and steps amplify it.
+* `Stage`: interface of a stage: parameter groups, modules to save, and `losses(step)`.
+* `train(stage, settings, ...)`: trains a stage, or resumes a killed run. The weights are bit-identical to those of an
+  uninterrupted run if `provenance.arithmetic` is the same (torch, number of threads, instruction set), which determines
+  the order of sums. If it differs, a warning is logged: rounding differs, and further steps amplify it.
 * `learning_rate(step, settings)`: linear warm-up, then cosine.
+* `seed_torch`: torch's random state as a function of a seed and names.
 
 Random numbers of a step (dropout, augmentation) are seeded from (seed, stage, step), so they need not be stored.
 """
@@ -27,6 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from m3bind.config import TrainConfig
 from m3bind.core import sums
+from m3bind.core.device import compute_dtype, may_round
 from m3bind.core.files import sha256_text, write_text
 from m3bind.core.progress import progress
 from m3bind.core.provenance import arithmetic
@@ -40,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ParameterGroup:
-    """Parameters with a learning rate of `scale` x the schedule's (Eq. 4 hands in s_m)."""
+    """Parameters whose learning rate is `scale` x the schedule's (s_m of Eq. 4)."""
 
     name: str
     parameters: list[nn.Parameter]
@@ -48,18 +50,18 @@ class ParameterGroup:
 
 
 class Stage(Protocol):
-    """What the loop needs from a stage."""
+    """The interface between the loop and a stage."""
 
     name: str
 
     def groups(self) -> Sequence[ParameterGroup]:
-        """The parameters that train."""
+        """The trainable parameters."""
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """Modules whose training parameters and buffers a checkpoint holds."""
+        """Modules whose trainable parameters and buffers a checkpoint stores."""
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Named scalar losses of step `step` (0-based); "loss" is the one that is minimised."""
+        """Named scalar losses of step `step` (0-based); "loss" is minimised."""
 
 
 def learning_rate(step: int, settings: TrainConfig) -> float:
@@ -72,30 +74,28 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by the hardware (a GPU, or a CPU with AMX or AVX512-BF16), not emulated."""
-    from m3bind.core.device import compute_dtype, may_round
-
+    """Whether the hardware computes bfloat16 (a GPU, or a CPU with AMX or AVX512-BF16) instead of emulating it."""
     if device.type == "cuda":
         return may_round() and bool(torch.cuda.is_bf16_supported())
     return compute_dtype() is torch.bfloat16
 
 
 def autocast(settings: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
-    """The precision a stage computes its towers in; losses are always formed in float32."""
+    """The precision of a stage's towers; losses are always computed in float32."""
     enabled = settings.precision == "bf16" or (settings.precision == "auto" and bf16_pays(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, accelerator: Accelerator | None = None) -> None:
-    """Train `stage` for `settings.steps` steps, leaving `folder/final.safetensors` and `folder/log.jsonl`.
+    """Train `stage` for `settings.steps` steps and write `folder/final.safetensors` and `folder/log.jsonl`.
 
-    Called again after a kill it continues from the newest checkpoint; called again after the end it only loads the
-    final weights into the stage's modules.
+    After a killed run, it resumes from the newest checkpoint; after a finished run, it only loads the final weights
+    into the stage's modules.
 
     Raises:
-        NotFiniteError: a loss or the gradient is NaN or infinite; says step, loss name and the last good checkpoint.
-        CheckpointError: the folder holds state of other settings.
-        ResultError: the final weights are not as they were written.
+        NotFiniteError: a loss or the gradient is NaN or infinite; names step, loss and the last good checkpoint.
+        CheckpointError: the folder contains a state of other settings.
+        ResultError: the final weights were changed after they were written.
         DiskError: a checkpoint could not be written.
     """
     files = checkpoint.Checkpoints(folder)
@@ -114,10 +114,10 @@ def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, accelera
 
 @contextlib.contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """Inside, gradients on a CPU are added in one order, whatever its threads do.
+    """Inside, gradients on a CPU are summed in a fixed order; on a GPU nothing changes.
 
-    Otherwise those of rows that were gathered several times (`x[ids]`) are added by several threads as they come: the
-    last bits differ from run to run, most of all on a busy machine. On a GPU nothing changes.
+    Otherwise several threads add the gradients of rows that were gathered repeatedly (`x[ids]`) in arbitrary order: the
+    last bits differ from run to run, especially on a busy machine.
     """
     if device.type != "cpu":
         yield
@@ -131,6 +131,11 @@ def repeatable(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         memory.fill_uninitialized_memory = fill
+
+
+def seed_torch(seed: int, *names: str) -> None:
+    """Seed torch's random numbers by `seed` and `names` alone."""
+    torch.manual_seed(int(sha256_text(str(seed), *names)[:15], 16))
 
 
 _FREE = {"checkpoint_steps", "checkpoint_seconds", "log_steps"}  # settings that do not change the result
@@ -149,7 +154,7 @@ def _warn_of_other_arithmetic(description: Mapping[str, object], path: Path) -> 
     if isinstance(then, dict) and then != now:
         changed = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
         log.warning(
-            "%s: begun in another arithmetic (%s); rounding will differ, so weights agree closely but not to the bit",
+            "%s: started with other arithmetic (%s): rounding differs, so weights are close but not bit-identical",
             path.parent, ", ".join(changed),
         )  # fmt: skip
 
@@ -167,7 +172,6 @@ class _Run:
         accelerator: Accelerator,
     ) -> None:
         self.stage, self.settings, self.files, self.seed, self.accelerator = stage, settings, files, seed, accelerator
-        self.fingerprint = fingerprint
         self.description = {"fingerprint": fingerprint, "arithmetic": arithmetic()}
         self.groups = [g for g in stage.groups() if g.parameters]
         self.optimizer = torch.optim.AdamW(
@@ -180,21 +184,21 @@ class _Run:
         self.main = world()[0] == 0
 
     def resume(self) -> int:
-        """Restore the newest checkpoint, cut the log back to it, return the step to go on with."""
-        found = self.files.newest()
-        if found is None:
+        """Restore the newest checkpoint, truncate the log to it, return the step to resume at."""
+        newest = self.files.newest()
+        if newest is None:
             if self.main:
                 self.log_path.unlink(missing_ok=True)
             return 0
-        path, tensors, description = found
-        _same_run(description, self.fingerprint, path)
+        path, tensors, description = newest
+        _same_run(description, str(self.description["fingerprint"]), path)
         _warn_of_other_arithmetic(description, path)
         weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
         checkpoint.restore_modules(self.stage.modules(), weights, path)
         packed = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
         checkpoint.unpack_optimizer(self.optimizer, self.parameters, packed)
         step = int(description["step"])
-        if self.main:  # written in any case: a link that somebody put there is replaced, not followed
+        if self.main:  # always written: a link at this path is replaced, not followed
             text = read_text(self.log_path, MOST_JSON) if self.log_path.is_file() else ""
             write_text(self.log_path, "".join(line + "\n" for line in text.splitlines() if _logged_step(line) <= step))
         return step
@@ -221,18 +225,17 @@ class _Run:
                 row = self.step(step)
                 step += 1
                 bar.advance(1, note=f"loss {row['loss']:.4f}")
-                if self.main and (step % settings.log_steps == 0 or step == settings.steps):
+                if board is not None and (step % settings.log_steps == 0 or step == settings.steps):
                     log.write(json.dumps({"stage": self.stage.name, "step": step, **row}) + "\n")
                     log.flush()
-                    if board is not None:
-                        for key, value in row.items():
-                            board.add_scalar(f"{self.stage.name}/{key}", value, step)
+                    for key, value in row.items():
+                        board.add_scalar(f"{self.stage.name}/{key}", value, step)
                 if step < settings.steps and (
                     step % settings.checkpoint_steps == 0 or time.monotonic() - saved > settings.checkpoint_seconds
                 ):
                     self.save(step)
                     saved = time.monotonic()
-        self.optimizer.zero_grad(set_to_none=True)  # gradients would stay as long as the modules do
+        self.optimizer.zero_grad(set_to_none=True)  # gradients would live as long as the modules
         if board is not None:
             board.close()
         if self.main:
@@ -240,8 +243,8 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimiser step; returns what is logged."""
-        torch.manual_seed(int(sha256_text(str(self.seed), self.stage.name, str(step))[:15], 16))
+        """One optimiser step; returns the values to log."""
+        seed_torch(self.seed, self.stage.name, str(step))
         rate = learning_rate(step, self.settings)
         for group, entry in zip(self.groups, self.optimizer.param_groups, strict=True):
             entry["lr"] = rate * group.scale
@@ -267,9 +270,8 @@ class _Run:
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
         """Stop when a value is not finite."""
-        bad = [name for name, value in values.items() if not math.isfinite(value) and name != "loss"] or [
-            name for name, value in values.items() if not math.isfinite(value)
-        ]
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        bad = [name for name in bad if name != "loss"] or bad
         if bad:
             good = self.files.all()
             last = f"last good checkpoint: {good[0]}" if good else "no checkpoint was written yet"

@@ -1,10 +1,11 @@
-"""The image-text pairs of one modality as training sees them: whatever is frozen is already computed.
+"""The image-text pairs of one modality for training; outputs of frozen parts are already computed.
 
-* `TextTable`: the distinct texts of a run; everywhere else a text is its index.
+* `TextTable`: the distinct texts of a run; elsewhere a text is represented by its index.
 * `Images` / `Texts`: one side of a modality at a *level*: raw input, trunk features, or finished embeddings. `encode`
-  applies only what is left of the tower, so a stage pays for what it trains.
+  applies only the remaining parts of the tower, so a stage computes only what it trains.
 * `token_lists`, `pad`: token ids of texts without and with padding.
-* `in_parts`: a tower over parts of a batch, so that the activations of one part are in memory at a time.
+* `in_parts`: a tower applied to parts of a batch, so that only one part's activations are in memory at a time.
+* `encode_texts`: a text tower applied to texts in parts of limited size.
 * `Pairs`: both sides, the captions and labels of each image, and Eq. 1 on a batch of them.
 
 Shapes: n items of a batch, N images, K distinct texts, v augmented views, f feature width, d_m joint dimension.
@@ -12,7 +13,7 @@ Shapes: n items of a batch, N images, K distinct texts, v augmented views, f fea
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,17 +30,19 @@ from m3bind.training.contrastive import clip_loss, identical_positives, mixed_po
 from m3bind.training.parallel import encode_sharded
 
 Level = Literal["input", "features", "embedding"]
+Rows = NDArray[Any]
+T = TypeVar("T")
 
 
 class TextTable:
-    """Distinct texts, each known by its index."""
+    """Distinct texts and their indices."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self._index: dict[str, int] = {}
 
     def add(self, text: str) -> int:
-        """Index of `text`, added when new."""
+        """Index of `text`, which is added if new."""
         if text not in self._index:
             self._index[text] = len(self.texts)
             self.texts.append(text)
@@ -56,17 +59,14 @@ class TextTable:
 class Images:
     """The images of one modality at a level: array (N, ...), or (N, v, ...) with several views."""
 
-    def __init__(self, model: DualEncoder, level: Level, array: Any, views: int = 1) -> None:
-        """`array` may be memory-mapped, or a function that gives it, called when the first image is asked for.
-
-        Only the rows of a batch are read.
-        """
+    def __init__(self, model: DualEncoder, level: Level, array: Rows | Callable[[], Rows], views: int = 1) -> None:
+        """`array` may be memory-mapped, or a function that returns it, called at the first access."""
         self.model, self.level, self.views = model, level, views
         self._array = array
 
     @property
-    def array(self) -> Any:
-        """All rows; indexed by a list or array of positions. Ask before a stage puts the model in train mode."""
+    def array(self) -> Rows:
+        """All rows. Access it before a stage puts the model in train mode."""
         if callable(self._array):
             self._array = self._array()
         return self._array
@@ -87,8 +87,8 @@ class Images:
     ) -> Tensor:
         """(n,) indices -> (n, d_m) unit rows.
 
-        `generator` switches the model's augmentation of raw input on. With `micro`, at most so many images pass the
-        tower together and their activations are not kept.
+        `generator` enables the model's augmentation of raw input. `micro` limits the number of images per forward pass,
+        and their activations are recomputed in the backward pass.
         """
         rows = self.rows(indices, view)
         if self.level == "input":
@@ -103,7 +103,7 @@ class Images:
 
 
 class Texts:
-    """The distinct texts as the text tower of one modality sees them."""
+    """The distinct texts as input of the text tower of one modality."""
 
     def __init__(self, model: DualEncoder, level: Level, table: TextTable, array: NDArray[Any] | None = None) -> None:
         """`array`: (K, f) features or (K, d_m) embeddings; None for the level "input" (texts tokenised once)."""
@@ -111,13 +111,13 @@ class Texts:
         self._ids: dict[int, list[int]] = {}
 
     def tokens(self, ids: Sequence[int]) -> Tokens:
-        """Tokens of texts, each text tokenised once in its life, padded to the longest."""
+        """Tokens of texts, padded to the longest; each text is tokenised only once."""
         missing = [i for i in ids if i not in self._ids]
         self._ids.update(
             zip(missing, token_lists(self.model.tokenize, [self.table.texts[i] for i in missing]), strict=True)
         )
-        device = self.model.logit_scale.device
-        return {name: tensor.to(device) for name, tensor in pad([self._ids[i] for i in ids]).items()}
+        padded = pad([self._ids[i] for i in ids])
+        return {name: tensor.to(self.model.logit_scale.device) for name, tensor in padded.items()}
 
     def encode(self, ids: Tensor, micro_tokens: int = 0) -> Tensor:
         """(n,) text indices -> (n, d_m) unit rows; each distinct text once, at most `micro_tokens` tokens together."""
@@ -136,12 +136,12 @@ class Texts:
         return rows
 
 
-def in_parts(encode: Callable[[Any], Tensor], parts: Sequence[Any], recompute: bool = True) -> Tensor:
+def in_parts(encode: Callable[[T], Tensor], parts: Sequence[T], recompute: bool = True) -> Tensor:
     """`encode` of each part, one after the other: (n, d).
 
-    With gradients, a part keeps its input and its result only; its activations are computed again in the backward pass,
-    with the same dropout. Gradients are those of the whole batch. `recompute=False` keeps all, or is for a tower that
-    does this itself, layer by layer (attribute `recomputes` of its trunk).
+    With gradients, only a part's input and result are stored; its activations are recomputed in the backward pass, with
+    the same dropout. Gradients are those of the whole batch. `recompute=False` stores all activations, also for a tower
+    that recomputes them itself, layer by layer (attribute `recomputes` of its trunk).
     """
     if not recompute or not torch.is_grad_enabled():
         return torch.cat([encode(part) for part in parts])
@@ -154,7 +154,10 @@ def encode_texts(encode: Callable[[Tokens], Tensor], tokens: Tokens, micro_token
     if not micro_tokens:
         return encode(tokens)
     groups = list(micro_batches(lengths, micro_tokens))
-    parts = [{key: value[rows, : int(lengths[rows].max())] for key, value in tokens.items()} for rows in groups]
+    parts: list[Tokens] = []
+    for rows in groups:
+        longest = int(lengths[rows].max())
+        parts.append({key: value[rows, :longest] for key, value in tokens.items()})
     return in_parts(encode, parts)[torch.argsort(torch.cat(groups))]
 
 
@@ -163,14 +166,13 @@ def token_lists(tokenize: Callable[[Sequence[str]], Tokens], texts: Sequence[str
     lists: list[list[int]] = []
     for start in range(0, len(texts), chunk):
         tokens = tokenize(texts[start : start + chunk])
-        lists += [
-            row[mask.bool()].tolist() for row, mask in zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
-        ]
+        for row, mask in zip(tokens["input_ids"], tokens["attention_mask"], strict=True):
+            lists.append(row[mask.bool()].tolist())
     return lists
 
 
 def pad(sequences: Sequence[list[int]]) -> Tokens:
-    """Token ids padded with zeros to the longest, with their mask."""
+    """Token ids padded with zeros to the longest, and their mask."""
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -189,7 +191,7 @@ class Pairs:
     images: Images
     texts: Texts
     captions: list[IntArray]  # per image: ids of texts that describe it; the first is canonical
-    concepts: list[IntArray]  # per image: ids of phrases shared by modalities, possibly none
+    concepts: list[IntArray]  # per image: ids of phrases shared by modalities, may be empty
     labels: IntArray  # (N,) class index for label supervision, -1: none
     patients: list[str] = field(default_factory=list)
 
@@ -197,7 +199,7 @@ class Pairs:
         return len(self.captions)
 
     def draw_captions(self, indices: IntArray, seed: int, step: int, concept_probability: float = 0.0) -> IntArray:
-        """One caption id per image of a batch, shape (n,): a function of (seed, modality, step)."""
+        """One caption id per image of a batch, shape (n,), determined by (seed, modality, step)."""
         random = rng(seed, "captions", self.modality, step)
         choice, concept, which = random.random(len(indices)), random.random(len(indices)), random.random(len(indices))
         ids = np.empty(len(indices), dtype=np.int64)
@@ -210,7 +212,7 @@ class Pairs:
         return ids
 
     def positives(self, indices: IntArray, caption_ids: IntArray, settings: ContrastiveConfig) -> Tensor | None:
-        """Which texts of the batch count as right for which images, (n, n) weights or None for the diagonal."""
+        """Target weights (n, n) of images and texts of the batch, None for the diagonal."""
         if settings.positives == "diagonal":
             return None
         ids = torch.from_numpy(caption_ids)
@@ -230,8 +232,4 @@ class Pairs:
     ) -> Tensor:
         """Eq. 1 (or 8) of a batch: image and text (n, d) unit rows of the same pairs."""
         positives = self.positives(indices, caption_ids, settings)
-        if positives is not None:
-            positives = positives.to(image.device)
-        return clip_loss(
-            image, text, scale, direction=settings.direction, positives=positives, reduction=settings.reduction
-        )
+        return clip_loss(image, text, scale, settings.direction, positives, settings.reduction)

@@ -1,9 +1,9 @@
-"""Several processes that together compute exactly what one process would.
+"""Several processes that together compute the same as one process.
 
 Every process knows the whole (global) batch, encodes its slice of it, and gathers the embeddings with their gradient,
-so each of them holds the loss over all negatives. Averaging the parameters' gradients over the processes then gives the
-gradient of the single-process loss: the gather's backward sums over processes, which the average undoes for what was
-computed from slices, and what comes after the gather has the full gradient on every process already.
+so each computes the loss over all negatives. The average of the parameters' gradients over the processes is then the
+gradient of the single-process loss: the gather's backward sums over processes, which the average compensates for
+parameters used on slices; parameters used after the gather have the full gradient on every process.
 
 Shapes: n global items, s = ceil(n / world) items of a slice, d embedding dimension.
 """
@@ -44,7 +44,7 @@ class _Gather(torch.autograd.Function):
 def encode_sharded(encode: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
     """`encode(items)` with the work divided among the processes: (n,) indices -> (n, d), with gradient.
 
-    The last slice is filled with repeats of its neighbours so that all have equal length; what they give is cut off.
+    The last slice is filled with repeated items so that all have equal length; their results are discarded.
     """
     rank, size = world()
     if size == 1:
@@ -60,17 +60,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     _, size = world()
     if size == 1:
         return
-    wanted = [p for p in parameters if p.requires_grad]
-    if not wanted:
+    trained = [p for p in parameters if p.requires_grad]
+    if not trained:
         return
-    for parameter in wanted:
+    for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.reshape(-1) for p in wanted if p.grad is not None])
+    flat = torch.cat([p.grad.reshape(-1) for p in trained if p.grad is not None])
     dist.all_reduce(flat)
-    flat /= size
-    start = 0
-    for parameter in wanted:
-        count = parameter.numel()
-        parameter.grad = flat[start : start + count].view_as(parameter)
-        start += count
+    for parameter, mean in zip(trained, (flat / size).split([p.numel() for p in trained]), strict=True):
+        parameter.grad = mean.view_as(parameter)
