@@ -1,1 +1,1 @@
-"""Stage 1, binding: text towers of several dual encoders brought into one space (Eq. 1-6)."""
+"""Stage 1, binding: text towers of several dual encoders aligned in one space (Eq. 1-6)."""

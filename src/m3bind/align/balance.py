@@ -1,9 +1,9 @@
-"""Adaptive modality balancing: what a modality's size does to sampling, learning rate and loss weight (Eq. 3-5).
+"""Adaptive modality balancing: sampling, learning rate and loss weight by a modality's size (Eq. 3-5).
 
 * `sampling_probabilities` (Eq. 3), `learning_rate_scales` (Eq. 4), `loss_weights` (Eq. 5).
 
 |D_m| is the number of pairs of modality m that are actually used. Sizes come as a mapping from modality to size or as a
-sequence in the modalities' order; the answer has the same form (dict, tuple or list). Arithmetic runs on logarithms, so
+sequence in the modalities' order; the result has the same form (dict, tuple or list). All is computed in logarithms, so
 no size over- or underflows.
 """
 
@@ -48,7 +48,7 @@ def learning_rate_scales(sizes: _Sizes, literal: bool = False) -> _Values:
     """Factor s_m on the base learning rate for modality m's parameters, Eq. 4: eta_m = eta_0 * s_m.
 
     s_m = 1/sqrt|D_m| divided by the geometric mean of the same, so that the factors' product is 1. `literal=True`
-    leaves the division out, as the paper prints it: 377,110 pairs then turn 2e-5 into 3.3e-8, which learns nothing.
+    omits the division, as printed in the paper: 377,110 pairs then turn 2e-5 into 3.3e-8, which learns nothing.
 
     Raises:
         ConfigError: no modality, or a size that is not positive and finite.
@@ -68,8 +68,8 @@ def loss_weights(sizes: Sequence[int], literal: bool = False) -> Sequence[float]
 def loss_weights(sizes: _Sizes, literal: bool = False) -> _Values:
     """Weight w_m of modality m's losses in Eq. 6, by Eq. 5.
 
-    w_m = 1/sqrt|D_m| divided by the arithmetic mean of the same, so that weights average 1. `literal=True` leaves the
-    division out: weights near 1e-3 and products near 1e-6.
+    w_m = 1/sqrt|D_m| divided by the arithmetic mean of the same, so that weights average 1. `literal=True` omits the
+    division: weights near 1e-3 and products near 1e-6.
 
     Raises:
         ConfigError: no modality, or a size that is not positive and finite.
@@ -86,7 +86,7 @@ def loss_weights(sizes: _Sizes, literal: bool = False) -> _Values:
 
 
 def _per_modality(sizes: _Sizes, rule: Callable[[list[float]], list[float]]) -> _Values:
-    """`rule` applied to the logarithms of the checked sizes, in the form the sizes came in."""
+    """`rule` applied to the logarithms of the checked sizes, in the form of `sizes`."""
     named = list(sizes.items()) if isinstance(sizes, Mapping) else list(enumerate(sizes))
     if not named:
         raise ConfigError("balance: no modality given; at least one size is needed")

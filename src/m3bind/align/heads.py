@@ -1,10 +1,10 @@
-"""What methods that train heads on finished embeddings have in common.
+"""Shared parts of the methods that train heads on precomputed embeddings.
 
-* `SharedTexts`: the shared text pool in every tower, drawn by Eq. 3, and what a tower's images say to each text.
-* `aggregate`: texts -> soft averages of images (the pseudo-pairs of C-MCR), with how sure they are.
-* `perturb`: Gaussian noise whose strength does not depend on the dimension.
-* `weighted_info_nce`, `star_info_nce`: InfoNCE whose rows count by their confidence.
-* `seed_weights`, `train_heads`: how heads start, and the one loop on them.
+* `SharedTexts`: the shared text pool embedded by every tower, sampled by Eq. 3, with the images averaged for each text.
+* `aggregate`: texts -> soft averages of images (the pseudo-pairs of C-MCR) and their confidence.
+* `perturb`: Gaussian noise with a strength independent of the dimension.
+* `weighted_info_nce`, `star_info_nce`: InfoNCE with rows weighted by confidence.
+* `train_heads`, `loop_settings`: heads trained by the common loop.
 
 Shapes: n texts of a batch, K texts of the pool, N images of the memory, M towers, d_m and d dimensions.
 """
@@ -21,20 +21,19 @@ from torch import Tensor, nn
 from m3bind.align.methods.base import BindingInputs
 from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig
-from m3bind.core.files import sha256_text
 from m3bind.data.batching import PoolSampler
 from m3bind.models.bridges import freeze
 from m3bind.training.contrastive import full_precision, identical_positives
 from m3bind.training.loop import ParameterGroup, train
 
-TRAINING = {"steps": 200, "batch": 256, "lr": 1e-3, "weight_decay": 0.01}  # of heads, unless a method says otherwise
+TRAINING = {"steps": 200, "batch": 256, "lr": 1e-3, "weight_decay": 0.01}  # of heads, defaults of every method
 
 
 @torch.no_grad()
 def aggregate(texts: Tensor, images: Tensor, tau: float, chunk: int = 512) -> tuple[Tensor, Tensor]:
     """v(t) = normalise(sum_k p_k I_k), p = softmax_k(t . I_k / tau): (K, d) and (N, d) -> (K, d), confidence (K,).
 
-    The confidence is 1 - H(p) / log N: one image decides -> 1, all alike -> 0. N = 1 is as sure as can be.
+    The confidence is 1 - H(p) / log N: 1 if a single image has all the weight, 0 for equal weights. For N = 1 it is 1.
     """
     rows, sure = [], []
     for part in torch.split(texts, chunk):
@@ -47,7 +46,7 @@ def aggregate(texts: Tensor, images: Tensor, tau: float, chunk: int = 512) -> tu
 
 
 def perturb(rows: Tensor, noise: float) -> Tensor:
-    """normalise(x + e), e Gaussian with E||e||^2 = `noise` whatever the dimension: (n, d) -> (n, d)."""
+    """normalise(x + e), e Gaussian with E||e||^2 = `noise` in every dimension: (n, d) -> (n, d)."""
     if not noise:
         return rows
     return F.normalize(rows + torch.randn_like(rows) * (noise / rows.shape[-1]) ** 0.5, dim=-1)
@@ -56,9 +55,9 @@ def perturb(rows: Tensor, noise: float) -> Tensor:
 def weighted_info_nce(
     a: Tensor, b: Tensor, scale: float, weights: Tensor | None = None, same: Tensor | None = None
 ) -> Tensor:
-    """Symmetric InfoNCE of (n, d) unit rows, row i counting `weights`_i (n,): sum_i w_i CE_i / sum_i w_i, both ways.
+    """Symmetric InfoNCE of (n, d) unit rows, weighted by w = `weights` (n,): sum_i w_i CE_i / sum_i w_i.
 
-    `same` (n, n) bool: pairs that carry one text and so are no negatives (the diagonal is always the positive).
+    `same` (n, n) bool: pairs of the same text, which are not negatives (the diagonal is always the positive).
     """
     with full_precision(a, b) as (a, b):
         logits = scale * a @ b.T
@@ -76,8 +75,8 @@ def star_info_nce(
 ) -> Tensor:
     """Mean over towers of `weighted_info_nce` between tower m and the weighted mean of the others, normalised: O(M).
 
-    `towers`: M tensors (n, d) of unit rows; `weights`: M tensors (n,), default ones. Row i of tower m counts
-    w_m,i * sum_{b != m} w_b,i. Without weights this is `binding.objective.text_contrastive`.
+    `towers`: M tensors (n, d) of unit rows; `weights`: M tensors (n,), default ones. Row i of tower m has weight
+    w_m,i * sum_{b != m} w_b,i. Without weights this is `align.objective.text_contrastive`.
     """
     w = [torch.ones(len(t), device=t.device) for t in towers] if weights is None else list(weights)
     losses = []
@@ -89,10 +88,10 @@ def star_info_nce(
 
 
 class SharedTexts:
-    """The pool texts as every tower embeds them, with a sampler: all that a head sees of the towers' text sides."""
+    """The pool texts embedded by every tower, and a sampler of them."""
 
     def __init__(self, inputs: BindingInputs, settings: AlignConfig, batch: int) -> None:
-        """Texts are embedded once; modalities are drawn by `settings.balance`."""
+        """Texts are embedded once; modalities are sampled by `settings.balance`."""
         shares = inputs.pool_probabilities(settings.balance)
         names = list(inputs.pairs)
         self.ids = np.unique(np.concatenate([inputs.pool[m] for m in names]))
@@ -100,7 +99,7 @@ class SharedTexts:
         self.sampler = PoolSampler([inputs.pool[m] for m in names], [shares[m] for m in names], batch, inputs.seed)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Positions (n,) in the pool, and which pairs of the batch are one text (n, n) bool."""
+        """Positions (n,) in the pool, and the pairs of the batch with equal texts, (n, n) bool."""
         ids, _ = self.sampler.batch(step)
         at = torch.from_numpy(np.searchsorted(self.ids, ids))
         return at, identical_positives(at)
@@ -112,7 +111,7 @@ class SharedTexts:
 
 @dataclass
 class HeadStage:
-    """What the loop needs: heads, and their loss as a function of the step."""
+    """The training stage: heads, and their losses as a function of the step."""
 
     name: str
     heads: Mapping[str, BaseBridge]
@@ -135,18 +134,13 @@ def train_heads(
     settings: AlignConfig,
     options: Mapping[str, Any],
 ) -> dict[str, BaseBridge]:
-    """Train `heads` in place by the one loop with steps, batch, lr and weight decay of `options`; frozen when done."""
+    """Train `heads` in place with steps, batch, lr and weight decay of `options`, then freeze them."""
     for head in heads.values():
         head.train()
     train(HeadStage(name, heads, losses), loop_settings(settings, options), inputs.folder, inputs.seed)
     return {m: freeze(head) for m, head in heads.items()}
 
 
-def seed_weights(seed: int, *names: str) -> None:
-    """Make the weights drawn next depend on `seed` and `names` alone."""
-    torch.manual_seed(int(sha256_text(str(seed), *names)[:15], 16))
-
-
 def loop_settings(settings: AlignConfig, options: Mapping[str, Any]) -> AlignConfig:
-    """`settings` with what `options` says about the loop."""
+    """`settings` with the values of `options` for the loop."""
     return settings.model_copy(update={key: options[key] for key in TRAINING if key in options})

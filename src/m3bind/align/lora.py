@@ -1,16 +1,16 @@
-"""Low-rank adapters (LoRA) in the towers of a dual encoder: inject, freeze what drifts, save, merge.
+"""Low-rank adapters (LoRA) in the towers of a dual encoder: inject, freeze running statistics, save, merge.
 
-* `inject`: adapters on the modules a model's card names, everything else frozen.
-* `freeze_running_stats`: BatchNorm statistics and codebooks stay as they are, whatever `.train()` says.
-* `lora_parameters`, `lora_state`, `load_lora_state`: what trains, and only that, to and from a flat dict of tensors.
-* `merge`: adapters folded into the weights; module classes and state-dict keys are again the model's own.
+* `inject`: adapters on the modules named by a model's card, everything else frozen.
+* `freeze_running_stats`: BatchNorm statistics and codebooks stay unchanged, also after `.train()`.
+* `lora_parameters`, `lora_state`, `load_lora_state`: the adapters alone, to and from a flat dict of tensors.
+* `merge`: adapters added to the weights; module classes and state-dict keys are those of the model again.
 
 An adapter adds (alpha / r) * B A to a weight W (out, in), with A (r, in) and B (out, r), B starting at zero.
-LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685. The layers are peft's.
+LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685. The layers are those of peft.
 
-What can be a target: nn.Linear, convolutions, embeddings, and nn.MultiheadAttention as a whole (open_clip's `attn`).
-The latter keeps query, key and value in one parameter, so its adapter covers all three and the output projection, and
-peft allows no adapter dropout there (it is set to 0 when every target is such a module; a mixture is refused).
+Possible targets: nn.Linear, convolutions, embeddings, and nn.MultiheadAttention as a whole (open_clip's `attn`). The
+latter has query, key and value in one parameter, so its adapter covers all three and the output projection, and peft
+supports no adapter dropout there (it is set to 0 if every target is such a module; mixed targets are an error).
 """
 
 import types
@@ -26,22 +26,22 @@ from m3bind.errors import CheckpointError, ConfigError
 from m3bind.models.base import DualEncoder
 
 Part = Literal["text", "image"]
-# Buffers a forward pass in train mode changes: normalisation statistics, moving-average codebooks, power iteration.
+# Buffers changed by a forward pass in train mode: normalisation statistics, moving-average codebooks, power iteration.
 _DRIFTING = {"running_mean", "running_var", "embed_avg", "cluster_size", "ema_w", "ema_count", "_u", "weight_u"}
 _FAST_PATH = "activation_relu_or_gelu"
 
 
 def inject(model: DualEncoder, part: Part, settings: LoraConfig | None = None) -> list[str]:
-    """Put adapters into the trunk of one tower, at the targets its card names (`lora_text`, `lora_image`).
+    """Inject adapters into the trunk of one tower, at the targets named by its card (`lora_text`, `lora_image`).
 
-    The trunk's own weights become frozen, the adapters trainable; the model's output does not change (B is zero).
-    A target matches a module whose dotted name equals it or ends with it, or the trunk itself by the name "trunk".
+    The trunk's weights are frozen, the adapters trainable; the model's output does not change (B is zero). A target
+    matches a module whose dotted name equals it or ends with it, or the trunk itself by the name "trunk".
 
     Returns:
-        Names of the modules that now carry an adapter, relative to the trunk ("trunk" is the trunk itself).
+        Names of the modules with an adapter, relative to the trunk ("trunk" is the trunk itself).
 
     Raises:
-        ConfigError: the card names no targets, a target matches nothing, or the part already has adapters.
+        ConfigError: the card names no targets, a target matches no module, or the part already has adapters.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
@@ -50,22 +50,22 @@ def inject(model: DualEncoder, part: Part, settings: LoraConfig | None = None) -
     attribute = f"{part}_trunk"
     holder = nn.ModuleDict({"trunk": getattr(model, attribute)})
     targets = model.card.lora_text if part == "text" else model.card.lora_image
-    found = _targets(holder, targets, type(model).name or type(model).__name__, part)
-    fused = [isinstance(holder.get_submodule(name), nn.MultiheadAttention) for name in found]
+    matched = _targets(holder, targets, type(model).name or type(model).__name__, part)
+    fused = [isinstance(holder.get_submodule(name), nn.MultiheadAttention) for name in matched]
     if any(fused) and not all(fused):
         raise ConfigError(f"LoRA targets {targets} mix nn.MultiheadAttention with other modules; name one kind only.")
     dropout = 0.0 if all(fused) else settings.dropout
     config = PeftConfig(
-        r=settings.r, lora_alpha=settings.alpha, lora_dropout=dropout, bias="none", target_modules=list(found)
+        r=settings.r, lora_alpha=settings.alpha, lora_dropout=dropout, bias="none", target_modules=matched
     )
     holder["trunk"].requires_grad_(False)
     inject_adapter_in_model(config, holder)
-    for name in found:  # peft leaves its dropout in train mode, also inside a model in eval mode
+    for name in matched:  # peft leaves its dropout in train mode, also inside a model in eval mode
         adapter: Any = holder.get_submodule(name)
         adapter.train(adapter.get_base_layer().training)
     setattr(model, attribute, holder["trunk"])
     _fast_path(holder["trunk"], False)
-    return [name.removeprefix("trunk.") for name in found]
+    return [name.removeprefix("trunk.") for name in matched]
 
 
 def _targets(holder: nn.ModuleDict, targets: tuple[str, ...], model: str, part: Part) -> list[str]:
@@ -79,17 +79,14 @@ def _targets(holder: nn.ModuleDict, targets: tuple[str, ...], model: str, part: 
     if not targets:
         raise ConfigError(f"the card of {model} names no LoRA targets (lora_{part}). {hint}")
     for target in targets:
-        if not any(_matches(name, target) for name in modules):
+        if not any(f".{name}".endswith(f".{target}") for name in modules):
             raise ConfigError(f"LoRA target {target!r} (lora_{part} of {model}) matches no module. {hint}")
-    return [name for name in modules if any(_matches(name, target) for target in targets)]
-
-
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)
+    endings = tuple(f".{target}" for target in targets)
+    return [name for name in modules if f".{name}".endswith(endings)]
 
 
 def _fast_path(module: nn.Module, on: bool) -> None:
-    """nn.TransformerEncoderLayer reads its weights past the adapters in eval mode; this makes it call its modules."""
+    """The fast path of nn.TransformerEncoderLayer in eval mode bypasses the adapters: disable or restore it."""
     for child in module.modules():
         if isinstance(child, nn.TransformerEncoderLayer):
             if on:
@@ -100,10 +97,10 @@ def _fast_path(module: nn.Module, on: bool) -> None:
 
 
 def freeze_running_stats(module: nn.Module) -> list[str]:
-    """Keep every submodule with state that drifts in train mode in eval mode from now on, also after `.train()`.
+    """Fix every submodule whose state changes in train mode to eval mode, also after `.train()`; returns their names.
 
-    These are normalisation layers with running statistics, codebooks kept as moving averages (only the codebook itself:
-    a quantiser's straight-through gradient stays), and spectral normalisation. Returns their names.
+    These are normalisation layers with running statistics, codebooks updated as moving averages (only the codebook: a
+    quantiser's straight-through gradient remains), and spectral normalisation.
     """
     names = []
     for name, child in module.named_modules():
@@ -123,23 +120,19 @@ def _stay_in_eval(self: nn.Module, mode: bool = True) -> nn.Module:
 
 def lora_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The adapters' parameters by their names in `module`."""
-    return {name: parameter for name, parameter in module.named_parameters() if _is_adapter(name)}
-
-
-def _is_adapter(name: str) -> bool:
-    return ".lora_" in f".{name}"
+    return {name: parameter for name, parameter in module.named_parameters() if ".lora_" in f".{name}"}
 
 
 def lora_state(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the adapters' tensors and nothing else, as safetensors stores them."""
+    """Contiguous CPU copies of the adapters' tensors, ready for safetensors."""
     return {name: parameter.detach().clone().contiguous().cpu() for name, parameter in lora_parameters(module).items()}
 
 
 def load_lora_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy what `lora_state` returned into the adapters of `module`.
+    """Copy the result of `lora_state` into the adapters of `module`.
 
     Raises:
-        CheckpointError: names or shapes differ; nothing was changed then.
+        CheckpointError: names or shapes differ; nothing is changed in this case.
     """
     own = lora_parameters(module)
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -160,10 +153,10 @@ def load_lora_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def merge(model: nn.Module) -> int:
-    """Add every adapter to its weight and put the model's own modules back in place; how many there were.
+    """Add every adapter to its weight and restore the model's own modules; returns the number of adapters.
 
     Afterwards classes and state-dict keys are those before `inject`, and in eval mode the outputs are the adapted ones.
-    The model stays frozen. Modules without adapters are left alone.
+    The model stays frozen. Modules without adapters do not change.
     """
     from peft.tuners.lora.layer import LoraLayer
 
@@ -186,7 +179,7 @@ def merge(model: nn.Module) -> int:
 
 
 def _is_attached(model: nn.Module, name: str, module: nn.Module) -> bool:
-    """Whether `name` still leads to `module`: merging an attention module takes its inner adapters away with it."""
+    """Whether `name` still refers to `module`: merging an attention module removes its inner adapters."""
     try:
         return model.get_submodule(name) is module
     except AttributeError:

@@ -1,6 +1,6 @@
 """The objective of stage 1: image-text losses within modalities, text-text losses between them (Eq. 1, 2 and 6).
 
-* `clip_loss`: Eq. 1, the InfoNCE of all stages, offered here under its stage-1 name.
+* `clip_loss`: Eq. 1, the InfoNCE of all stages, re-exported.
 * `text_mse`: Eq. 2 and the double sum of Eq. 6, in O(M).
 * `text_contrastive`: InfoNCE between text towers, beyond the paper.
 * `total`: Eq. 6 from its terms, as named losses.
@@ -35,9 +35,9 @@ def text_mse(
         sum_{a<b} w_a w_b ||T_a - T_b||^2 = W * sum_a w_a ||T_a - C||^2
 
     All its terms are non-negative. The equal form W * sum w_a ||T_a||^2 - ||sum w_a T_a||^2 is a small difference of
-    large numbers once towers agree: in float32, at distances of 1e-4, it is off by 10 %, this one by 1e-7. To the same
-    end C is formed from differences to the first tower, which are exact when towers are close. As the derivative with
-    respect to C is zero, C is a constant for the backward pass (first derivatives only).
+    large numbers if towers agree: in float32, at distances of 1e-4, its error is 10 %, that of this one 1e-7. For the
+    same reason C is computed from differences to the first tower, which are exact for close towers. As the derivative
+    with respect to C is zero, C is a constant for the backward pass (first derivatives only).
 
     Args:
         embeddings: M tensors (n, d).
@@ -74,7 +74,7 @@ def text_contrastive(
 ) -> Tensor:
     """Symmetric InfoNCE between text towers: the same text in two towers is the positive, other texts the negatives.
 
-    Eq. 2 alone may pull all texts together; this term keeps different texts apart. `pairs="mean"` compares each tower
+    Eq. 2 alone may collapse all texts; this term separates different texts. `pairs="mean"` compares each tower
     with the normalised weighted mean of the *other* towers, O(M): sum_a w_a L(T_a, C_-a) / sum_a w_a. `pairs="all"`
     compares all pairs: sum_{a<b} w_a w_b L(T_a, T_b) / sum_{a<b} w_a w_b. Both are weighted means, so the value does
     not grow with M nor with a common factor of the weights; for two towers of equal weight they agree.
@@ -83,7 +83,7 @@ def text_contrastive(
         embeddings: M tensors (n, d) of unit rows.
         scale: factor on cosines.
         weights: w_m >= 0; None: all 1.
-        ids: (n,) which text each row is; another row with the same text is not a negative, it is left out.
+        ids: (n,) text id of each row; another row with the same text is not a negative, it is excluded.
         pairs: "mean" or "all".
 
     Returns:
@@ -115,7 +115,7 @@ def text_contrastive(
 def _means_of_others(towers: list[tuple[float, Tensor]]) -> list[Tensor]:
     """Normalised weighted sum of all towers but one, for each, (n, d).
 
-    Sums from the left and from the right meet at each tower, so nothing is subtracted and no digits cancel.
+    Each is a cumulative sum from the left plus one from the right, so nothing is subtracted and no digits cancel.
     """
     scaled = [weight * tower for weight, tower in towers]
     left, right = [torch.zeros_like(scaled[0])], [torch.zeros_like(scaled[0])]
@@ -138,17 +138,17 @@ def total(
     Args:
         clip: Eq. 1 of each modality that has a batch in this step.
         weights: w_m of Eq. 5, at least for the modalities in `clip`.
-        mse: `text_mse` of the shared batch, with the products w_a w_b already inside; None: no such term.
+        mse: `text_mse` of the shared batch, which includes the products w_a w_b; None: no such term.
         lam: lambda.
         contrastive: `text_contrastive` of the shared batch; None: no such term.
         contrastive_weight: its weight; 0 is the paper.
 
     Returns:
         {"clip/<modality>": ..., "mse": ..., "text_contrastive": ..., "loss": total}: the given terms unweighted, and
-        the sum.
+        the weighted sum.
 
     Raises:
-        ConfigError: there is no term at all, or a modality has no weight.
+        ConfigError: there is no term, or a modality has no weight.
     """
     missing = [name for name in clip if name not in weights]
     if missing:

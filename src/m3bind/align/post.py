@@ -1,19 +1,19 @@
-"""Post steps on a bound space: what can be done about the modality gap without training. All are affine maps.
+"""Post steps on a bound space: affine maps that reduce the modality gap without training.
 
-* `GAPS`, `gap_steps`: one of them, fitted on training embeddings of one modality, as steps for images and for texts.
-* `iso_maps`: IsoCLIP, for towers whose projectors are linear; `linear_projectors` finds those.
+* `GAPS`, `gap_steps`: a post step fitted on training embeddings of one modality, for images and for texts.
+* `iso_maps`: IsoCLIP, for towers with linear projectors; `linear_projectors` returns their weights.
 * `after`: a bridge with the post steps of the settings.
 
-    centre   z = x - mean, images and texts each their own (GR-CLIP 2507.19054, I0T-post 2412.14384)
+    centre   z = x - mean, separately for images and texts (GR-CLIP 2507.19054, I0T-post 2412.14384)
     rotate   images: z = (x - mean_img) R + mean_txt, R the rotation of centred images onto their centred texts
-             (mixed-modality search of 2510.13406); texts stay
+             (mixed-modality search of 2510.13406); texts do not change
     realign  images: y = normalise(mean_txt + c (x - mean_img)), c = sqrt(tr S_txt / tr S_img), then
-             z = y - mean(y) + mean_txt (ReAlign, 2602.07026, which moves texts onto images; here the other way round)
-    pc       z = (x - mean)(1 - V V^T), V the first `components` principal axes of the side: the residual of a gap
-             sits in few directions (2605.07825)
+             z = y - mean(y) + mean_txt (ReAlign, 2602.07026, which maps texts onto images; here reversed)
+    pc       z = (x - mean)(1 - V V^T), V the first `components` principal axes of the side: the residual gap has few
+             directions (2605.07825)
 
-Every step is followed by normalisation. Means, rotations and axes come from training data alone. Each changes cosines
-between images and texts, so own zero-shot too; that is why none is a default, and why `evaluate.post` applies them to
+Every step is followed by normalisation. Means, rotations and axes are fitted on training data alone. Each step changes
+cosines between images and texts, and thus zero-shot; therefore the default is none, and `evaluate.post` applies them to
 image-to-image search only.
 
 Shapes: n training items, d dimension of the space, d_m joint dimension, p and q widths of the features.
@@ -40,7 +40,7 @@ def gap_steps(gap: Gap, images: Tensor, texts: Tensor, components: int = 1) -> t
 
     Raises:
         UnknownNameError: no such step.
-        ConfigError: `components` leave nothing over.
+        ConfigError: `components` leaves no dimension.
     """
     images, texts = images.double(), texts.double()
     eye = torch.eye(images.shape[1], dtype=torch.float64)
@@ -63,7 +63,7 @@ def gap_steps(gap: Gap, images: Tensor, texts: Tensor, components: int = 1) -> t
 
 
 def _without_axes(rows: Tensor, components: int) -> Affine:
-    """Centre, then drop the first principal axes."""
+    """Centre, then remove the first principal axes."""
     if not 0 < components < rows.shape[1]:
         raise ConfigError(f"post.components={components} of {rows.shape[1]} dimensions; leave at least one over")
     mean = rows.mean(0)
@@ -77,12 +77,12 @@ def iso_maps(image: Tensor, text: Tensor, top: int, bottom: int) -> tuple[Tensor
     """IsoCLIP (2603.19862) as maps (d_m, d_m) on embeddings from the right, for images and for texts.
 
     `image` (d_m, p) and `text` (d_m, q) are the projectors' weights W. With Psi = W_img^T W_txt = U S V^T and U_k, V_k
-    the singular directions left after dropping the `top` largest and `bottom` smallest, W_img' = W_img U_k U_k^T and
-    W_txt' = W_txt V_k V_k^T. U_k lies in the row space of W_img, so an embedding z = W p is enough:
+    the singular directions left after removing the `top` largest and `bottom` smallest, W_img' = W_img U_k U_k^T and
+    W_txt' = W_txt V_k V_k^T. U_k lies in the row space of W_img, so an embedding z = W p is sufficient:
     z' = W U_k U_k^T W^+ z.
 
     Raises:
-        ConfigError: nothing is left.
+        ConfigError: no direction is left.
     """
     image, text = image.double(), text.double()
     u, s, vt = torch.linalg.svd(image.T @ text, full_matrices=False)
@@ -96,7 +96,7 @@ def iso_maps(image: Tensor, text: Tensor, top: int, bottom: int) -> tuple[Tensor
 
 
 def linear_projectors(model: DualEncoder) -> tuple[Tensor, Tensor] | None:
-    """Weights (d_m, p) and (d_m, q) of a tower's projectors, None unless both are linear without bias."""
+    """Weights (d_m, p) and (d_m, q) of a model's projectors, None unless both are linear without bias."""
     image, text = model.image_head, model.text_head
     if not isinstance(image, nn.Linear) or not isinstance(text, nn.Linear):
         return None
@@ -107,10 +107,10 @@ def linear_projectors(model: DualEncoder) -> tuple[Tensor, Tensor] | None:
 
 @torch.no_grad()
 def after(bridge: BaseBridge, settings: PostConfig, images: Tensor, texts: Tensor, model: DualEncoder) -> BaseBridge:
-    """`bridge` with the post steps of `settings`, fitted on the modality's own embeddings (n, d_m) of its pairs.
+    """`bridge` with the post steps of `settings`, fitted on the embeddings (n, d_m) of the modality's pairs.
 
     Raises:
-        ConfigError: IsoCLIP asked of a tower whose projectors are not linear.
+        ConfigError: IsoCLIP for a model whose projectors are not linear.
     """
     if settings.gap == "none" and not settings.iso:
         return bridge

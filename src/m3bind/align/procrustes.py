@@ -1,11 +1,11 @@
-"""Bridges: where linear ones start. (What a bridge is, and the other kinds: `m3bind.models.bridges`.)
+"""Initial maps of linear bridges (the bridges themselves: `m3bind.models.bridges`).
 
-* `identity_map`, `orthonormal_map`: starting values that keep cosines.
-* `procrustes`: starting values that also align the modalities' text embeddings, in closed form.
+* `identity_map`, `orthonormal_map`: initial maps that preserve cosines.
+* `procrustes`: initial maps that also align the modalities' text embeddings, in closed form.
 
 Shapes: K texts, M towers, d_m joint dimension of tower m, d shared dimension. A map is (d_m, d) and acts from the
-right, x @ map. Where d_m <= d its rows are orthonormal, so every cosine within the modality stays what it was. No map
-can do that where d_m > d; its columns are orthonormal then, a projection, and cosines change.
+right, x @ map. If d_m <= d its rows are orthonormal, so every cosine within the modality is preserved. If d_m > d that
+is impossible; its columns are orthonormal, a projection, and cosines change.
 """
 
 from collections.abc import Sequence
@@ -21,20 +21,19 @@ from m3bind.models.bridges import BaseBridge, Bridge
 
 __all__ = ["BaseBridge", "Bridge", "identity_map", "orthonormal_map", "procrustes"]
 
-_START_ROWS = 768  # size of the eigenproblem that gives the start; larger towers enter it by their leading axes
+_START_ROWS = 768  # size of the initial eigenproblem; larger towers enter it by their leading axes
 
 
 def identity_map(source: int, dim: int) -> Tensor:
-    """(source, dim) with ones on the diagonal: coordinates are kept, padded with zeros or cut off."""
+    """(source, dim) with ones on the diagonal: coordinates are copied, padded with zeros or truncated."""
     _check_dim(source, dim)
     return torch.eye(source, dim, dtype=torch.float64)
 
 
 def orthonormal_map(source: int, dim: int, seed: int = 0) -> Tensor:
-    """(source, dim) random map, uniform (Haar) over those with orthonormal rows (columns where source > dim)."""
+    """(source, dim) random map, uniform (Haar) over those with orthonormal rows (columns if source > dim)."""
     _check_dim(source, dim)
-    noise = torch.randn(source, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return _polar(noise)
+    return _polar(torch.randn(source, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
 
 
 def procrustes(
@@ -45,31 +44,31 @@ def procrustes(
     center: bool = False,
     weights: Sequence[float] | None = None,
 ) -> list[Tensor]:
-    """Generalised orthogonal Procrustes: the maps R_m that bring M configurations of the same K points together.
+    """Generalised orthogonal Procrustes: the maps R_m that align M configurations of the same K points.
 
-    Maximises sum_{a<b} w_a w_b <X_a R_a, X_b R_b>, which for d_m <= d, where maps keep norms, is the same as minimising
+    Maximises sum_{a<b} w_a w_b <X_a R_a, X_b R_b>, which for d_m <= d, where maps preserve norms, is equal to minimising
     sum_{a<b} w_a w_b ||X_a R_a - X_b R_b||^2, the text term of Eq. 6. Each sweep sets every R_a in turn to its exact
     optimum given the others, the orthogonal polar factor (by SVD) of X_a^T sum_{b != a} w_b X_b R_b, so the objective
-    never falls. K enters only through the d_a x d_b cross-products, computed once, in float64 throughout.
+    never decreases. K enters only through the d_a x d_b cross-products, computed once, in float64 throughout.
 
-    The start treats all towers alike: leading eigenvectors of all cross-products as one block matrix, each tower's
-    block made orthonormal; for noiseless rotations it already is the solution. The common rotation that the objective
-    leaves open is fixed as well: axes of the shared space are the principal axes of the weighted mean configuration, by
-    falling variance, each signed so that the overall mean is not negative on it. So the result does not depend on the
-    order of towers, except on axes along which the texts do not vary.
+    The initial maps are symmetric in the towers: leading eigenvectors of the block matrix of all cross-products, each
+    tower's block orthonormalised; for noiseless rotations they are the solution. The common rotation, which the
+    objective does not determine, is fixed as well: axes of the shared space are the principal axes of the weighted mean
+    configuration, by decreasing variance, each signed so that the overall mean is not negative on it. So the result
+    does not depend on the order of towers, except on axes along which the texts do not vary.
 
     Args:
         embeddings: M arrays (K, d_m), row i of each the same text; normally unit rows.
         dim: d. Towers with d_m < d get orthonormal rows (isometric, as if padded with zeros), towers with d_m > d the
             orthonormal columns that are best for the objective.
-        iterations: most sweeps over the towers.
+        iterations: maximum number of sweeps over the towers.
         tol: stop when a sweep improves the objective by less than this fraction.
-        center: fit on embeddings minus their tower's mean. The maps stay linear and are to be applied to the embeddings
-            as they are, since a translation would change cosines.
+        center: fit on embeddings minus their tower's mean. The maps stay linear and are to be applied to the original
+            embeddings, since a translation would change cosines.
         weights: w_m >= 0, default all 1.
 
     Returns:
-        M float64 maps (d_m, d). One tower alone is turned to its principal axes.
+        M float64 maps (d_m, d). A single tower is rotated to its principal axes.
 
     Raises:
         ConfigError: no towers, unequal K, values that are not finite, or weights that do not fit.
@@ -109,14 +108,14 @@ def _weights(weights: Sequence[float] | None, towers: int) -> list[float]:
 
 
 def _crosses(points: list[Tensor]) -> list[list[Tensor]]:
-    """C_ab = X_a^T X_b / K, (d_a, d_b), for all pairs; half of them are transposes of the others."""
+    """C_ab = X_a^T X_b / K, (d_a, d_b), for all pairs; C_ba is the transpose of C_ab."""
     count, towers = len(points[0]), range(len(points))
     upper = {(a, b): points[a].T @ points[b] / count for a in towers for b in towers if a <= b}
     return [[upper[a, b] if a <= b else upper[b, a].T for b in towers] for a in towers]
 
 
 def _pull(crosses: list[list[Tensor]], maps: list[Tensor], w: list[float], a: int) -> Tensor:
-    """Sum over b != a of w_b C_ab R_b, (d_a, d): where the other towers pull tower a."""
+    """Sum over b != a of w_b C_ab R_b, (d_a, d)."""
     total = torch.zeros_like(maps[a])
     for b in range(len(maps)):
         if b != a:
@@ -125,7 +124,7 @@ def _pull(crosses: list[list[Tensor]], maps: list[Tensor], w: list[float], a: in
 
 
 def _improve(crosses: list[list[Tensor]], maps: list[Tensor], w: list[float], a: int) -> float:
-    """Set R_a to its optimum given the others, in place; returns what the objective (over ordered pairs) gains."""
+    """Set R_a to its optimum given the others, in place; returns the gain of the objective (over ordered pairs)."""
     pull = _pull(crosses, maps, w, a)
     best = _polar(pull)
     gain = 2 * w[a] * float(((best - maps[a]) * pull).sum())
@@ -141,9 +140,9 @@ def _polar(matrix: Tensor) -> Tensor:
 
 
 def _start(crosses: list[list[Tensor]], dim: int, w: list[float]) -> list[Tensor]:
-    """Spectral start: leading eigenvectors of the block matrix of w_a w_b C_ab (a != b), each block made orthonormal.
+    """Spectral start: leading eigenvectors of the block matrix of w_a w_b C_ab (a != b), each block orthonormalised.
 
-    A tower's own block would favour what only that tower varies in; it is used for one tower alone.
+    A tower's own block would favour variation of that tower alone; it is used for a single tower only.
     """
     towers = range(len(crosses))
     axes = [_leading_axes(crosses[a][a], _START_ROWS // len(crosses)) for a in towers]
@@ -159,16 +158,16 @@ def _start(crosses: list[list[Tensor]], dim: int, w: list[float]) -> list[Tensor
     return [_polar(axis @ part) for axis, part in zip(axes, parts)]
 
 
-def _leading_axes(second_moment: Tensor, most: int) -> Tensor:
-    """(d_m, r) directions in which a tower varies most; all of space, unrotated, if d_m <= `most`."""
-    if len(second_moment) <= most:
+def _leading_axes(second_moment: Tensor, maximum: int) -> Tensor:
+    """(d_m, r) directions of the largest variation of a tower; the identity if d_m <= `maximum`."""
+    if len(second_moment) <= maximum:
         return torch.eye(len(second_moment), dtype=second_moment.dtype)
     axes: Tensor = torch.linalg.eigh(second_moment)[1]
-    return axes.flip(1)[:, :most]
+    return axes.flip(1)[:, :maximum]
 
 
 def _fix_rotation(crosses: list[list[Tensor]], maps: list[Tensor], w: list[float], means: list[Tensor]) -> list[Tensor]:
-    """Turn all maps alike, to the principal axes of the weighted mean configuration, signs from the overall mean."""
+    """Rotate all maps to the principal axes of the weighted mean configuration, signs from the overall mean."""
     moment = torch.stack([w[a] * maps[a].T @ _pull(crosses, maps, w, a) for a in range(len(maps))]).sum(0)
     for a, own in enumerate(maps):
         moment += w[a] ** 2 * own.T @ crosses[a][a] @ own

@@ -1,7 +1,7 @@
-"""Stage 1: what one step of text-space alignment does.
+"""Stage 1: one step of text-space alignment.
 
-A step draws one image-text batch per modality (Eq. 1) and one shared text batch that every text tower encodes (Eq. 2).
-A tower encodes both in one call, each distinct text once. Total: Eq. 6.
+A step samples one image-text batch per modality (Eq. 1) and one shared text batch that every text tower encodes (Eq.
+2). A tower encodes both in one call, each distinct text once. Total: Eq. 6.
 
 Shapes: n pairs of a batch, s shared texts, d dimension of the bound space.
 """
@@ -17,21 +17,20 @@ from m3bind.align.methods.base import BindingInputs
 from m3bind.align.objective import text_contrastive, text_mse, total
 from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig
-from m3bind.core.files import sha256_text
 from m3bind.data.batching import EpochSampler, IntArray, PoolSampler
 from m3bind.models.base import DualEncoder
-from m3bind.training.loop import ParameterGroup
+from m3bind.training.loop import ParameterGroup, seed_torch
 from m3bind.training.pairs import Pairs
 from m3bind.training.parallel import encode_sharded
 
 
 class AlignStage:
-    """What the loop needs for stage 1. Towers and bridges are trained in place."""
+    """The training stage; towers and bridges are trained in place."""
 
     name = "align"
 
     def __init__(self, inputs: BindingInputs, bridges: Mapping[str, BaseBridge], settings: AlignConfig) -> None:
-        """`bridges`: starting point, one per modality of `inputs.pairs`."""
+        """`bridges`: initial bridges, one per modality of `inputs.pairs`."""
         self.pairs, self.bridges, self.settings, self.seed = inputs.pairs, bridges, settings, inputs.seed
         balance, sizes = settings.balance, inputs.sizes
         self.weights = loss_weights(sizes, balance.literal) if balance.weights else dict.fromkeys(sizes, 1.0)
@@ -45,7 +44,7 @@ class AlignStage:
             for m, pairs in self.pairs.items()
         }
         for modality, pairs in self.pairs.items():
-            torch.manual_seed(int(sha256_text(str(self.seed), "lora", modality)[:15], 16))  # whatever ran before
+            seed_torch(self.seed, "lora", modality)
             set_trainable(pairs.model, settings)
             bridges[modality].requires_grad_(settings.train_bridge and settings.image != "frozen")
 
@@ -59,7 +58,7 @@ class AlignStage:
         return groups
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """Dual encoders (only what trains is saved) and bridges."""
+        """Dual encoders (only trainable parameters are saved) and bridges."""
         towers: dict[str, nn.Module] = {f"model.{m}": pairs.model for m, pairs in self.pairs.items()}
         return towers | {f"bridge.{m}": bridge for m, bridge in self.bridges.items()}
 
@@ -88,18 +87,15 @@ class AlignStage:
         micro = self.settings.micro(m)
         image = encode_sharded(lambda part: pairs.images.encode(part, micro=micro), torch.from_numpy(indices))
         both = torch.cat([torch.from_numpy(captions), torch.from_numpy(shared)])
-        text = pairs.texts.encode(both, self.settings.micro_tokens)
         bridge = self.bridges[m]
-        text = bridge.text(text)
+        text = bridge.text(pairs.texts.encode(both, self.settings.micro_tokens))
+        own, common = text[: len(captions)], text[len(captions) :]
         scale = pairs.model.logit_scale.detach()
-        own = text[: len(captions)]
-        return pairs.loss(bridge.image(image), own, scale, indices, captions, self.settings.contrastive), text[
-            len(captions) :
-        ]
+        return pairs.loss(bridge.image(image), own, scale, indices, captions, self.settings.contrastive), common
 
 
 def set_trainable(model: DualEncoder, settings: AlignConfig) -> None:
-    """Freeze everything, then open what the settings train; modules whose state drifts stay in eval mode."""
+    """Freeze all but the parts that the settings train; modules with running statistics stay in eval mode."""
     model.requires_grad_(False)
     model.train()
     if settings.text == "lora":

@@ -1,4 +1,4 @@
-"""Ways to bind dual encoders: one file each, all from the same inputs to one bridge per modality."""
+"""Methods that bind dual encoders: one file each, all from the same inputs to one bridge per modality."""
 
 from m3bind.align.methods.base import BindingInputs, BindingMethod, get, names
 

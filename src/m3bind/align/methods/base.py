@@ -1,4 +1,4 @@
-"""The interface of a binding method: embeddings (or the towers that make them) in, one bridge per modality out.
+"""The interface of a binding method: embeddings (or the towers that compute them) in, one bridge per modality out.
 
 Shapes: K pool texts, d_m joint dimension of modality m, d dimension of the bound space.
 """
@@ -19,12 +19,13 @@ from m3bind.config import AlignConfig, BalanceConfig
 from m3bind.core.registry import Registry
 from m3bind.data.batching import IntArray, rng
 from m3bind.errors import ConfigError, UnknownNameError
-from m3bind.training.pairs import Pairs
+from m3bind.models.base import DualEncoder
+from m3bind.training.pairs import Images, Pairs, Texts
 
 
 @dataclass
 class BindingInputs:
-    """What every method is given."""
+    """Input of every method."""
 
     pairs: dict[str, Pairs]  # per modality: dual encoder, images, texts, captions
     pool: dict[str, IntArray]  # text ids each modality contributes to the shared text pool
@@ -33,7 +34,7 @@ class BindingInputs:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """|D_m|: number of training pairs of each modality; of its texts where there are no images."""
+        """|D_m|: number of training pairs of each modality, or of its texts if it has no images."""
         return {m: len(pairs) or len(self.pool[m]) for m, pairs in self.pairs.items()}
 
     @property
@@ -49,7 +50,7 @@ class BindingInputs:
         return sampling_probabilities(self.sizes, balance.beta)
 
     def draw_pool(self, count: int, balance: BalanceConfig) -> Tensor:
-        """About `count` distinct text ids, each modality giving its share without repeats, shape (K,)."""
+        """About `count` distinct text ids, each modality's share drawn without replacement, shape (K,)."""
         shares = self.pool_probabilities(balance)
         drawn = [
             rng(self.seed, "procrustes pool", m).permutation(ids)[: max(round(count * shares[m]), 1)]
@@ -57,61 +58,58 @@ class BindingInputs:
         ]
         return torch.from_numpy(np.unique(np.concatenate(drawn)))
 
-    @torch.no_grad()
-    def embed_texts(self, modality: str, ids: Tensor, chunk: int = 256) -> Tensor:
+    def embed_texts(self, modality: str, ids: Tensor) -> Tensor:
         """(K,) text ids -> (K, d_m) unit rows of that modality's text tower, without gradient."""
-        texts = self.pairs[modality].texts
-        model = self.pairs[modality].model
-        was_training = model.training
-        model.eval()
-        rows = torch.cat([texts.encode(part) for part in torch.split(ids, chunk)])
-        model.train(was_training)
-        return rows
+        pairs = self.pairs[modality]
+        return _embed(pairs.model, pairs.texts, ids)
 
-    @torch.no_grad()
     def embed_images(self, modality: str, limit: int | None = None) -> Tensor:
-        """(N, d_m) unit rows of the training images as the towers are, without gradient; at most `limit`, by lot."""
+        """(N, d_m) unit rows of the training images, without gradient; at most `limit` of them, chosen at random."""
         pairs = self.pairs[modality]
         chosen = rng(self.seed, "images", modality).permutation(len(pairs))[:limit]
-        was_training = pairs.model.training
-        pairs.model.eval()
-        rows = torch.cat([pairs.images.encode(part) for part in torch.split(torch.from_numpy(np.sort(chosen)), 256)])
-        pairs.model.train(was_training)
-        return rows
+        return _embed(pairs.model, pairs.images, torch.from_numpy(np.sort(chosen)))
+
+
+@torch.no_grad()
+def _embed(model: DualEncoder, side: Images | Texts, ids: Tensor) -> Tensor:
+    """`side.encode` of `ids`, in parts, with `model` in eval mode."""
+    was_training = model.training
+    model.eval()
+    rows = torch.cat([side.encode(part) for part in torch.split(ids, 256)])
+    model.train(was_training)
+    return rows
 
 
 class BindingMethod(ABC):
-    """One way to bind; `name` registers it. It may change the towers in place, with LoRA merged before it returns."""
+    """A binding method, registered by `name`. It may change the towers in place, with LoRA merged before it returns."""
 
     name: ClassVar[str] = ""
-    towers: ClassVar[bool] = True  # False: reads finished embeddings of both sides, towers untouched
-    uses: ClassVar[tuple[str, ...]] = ()  # training data it looks at beside the texts of the shared pool
-    defaults: ClassVar[Mapping[str, Any]] = {}  # what `align.options` may change, with defaults
+    towers: ClassVar[bool] = True  # False: reads precomputed embeddings of both sides and does not change the towers
+    uses: ClassVar[tuple[str, ...]] = ()  # training data it uses besides the texts of the shared pool
+    defaults: ClassVar[Mapping[str, Any]] = {}  # options in `align.options` and their defaults
 
     @abstractmethod
     def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
         """One bridge (d_m -> d) per modality of `inputs.pairs`."""
 
     def options(self, settings: AlignConfig) -> dict[str, Any]:
-        """`defaults` with what `settings.options` changes.
+        """`defaults` updated by `settings.options`.
 
         Raises:
-            UnknownNameError: an option this method does not have.
+            UnknownNameError: an unknown option.
             ConfigError: a value of another type than the default.
         """
         for key, value in settings.options.items():
             if key not in self.defaults:
                 raise UnknownNameError(f"option of the binding method {self.name}", key, self.defaults)
             kind = type(self.defaults[key])
-            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) > (
-                kind is bool
-            ):
+            accepted = (int, float) if kind is float else kind
+            if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
                 raise ConfigError(f"align.options.{key}={value!r}: expected {kind.__name__}, as {self.defaults[key]!r}")
         return {**self.defaults, **settings.options}
 
 
-_HERE = "m3bind.align.methods"
-_registry: "Registry[BindingMethod]" = Registry("binding method", _HERE, "m3bind.methods", BindingMethod)  # type: ignore[type-abstract]
+_registry = Registry[BindingMethod]("binding method", "m3bind.align.methods", "m3bind.methods", BindingMethod)  # type: ignore[type-abstract]
 
 
 def get(name: str) -> BindingMethod:

@@ -1,14 +1,14 @@
 """C-MCR (Wang et al. 2023, arXiv:2305.14381): a new space, one small network per tower, texts and soft image pairs.
 
-For a text t of the shared pool, tower m has its text embedding x_m(t) and v_m(t), the images of its memory averaged by
-their similarity to t. Noise is added to both. Heads h_m are trained on
+For a text t of the shared pool, tower m has the text embedding x_m(t) and v_m(t), the average of its memory's images
+weighted by similarity to t. Noise is added to both. Heads h_m are trained on
 
     inter  star InfoNCE over towers of h_m(x_m)  +  star InfoNCE over towers of h_m(v_m)
-    intra  1/2 mean_m mean_i ||h_m(x_m) - h_m(v_m)||     attraction without repulsion: closes the modality gap
+    intra  1/2 mean_m mean_i ||h_m(x_m) - h_m(v_m)||     attraction without repulsion: reduces the modality gap
 
 Differences to the paper: M towers at once, each against the mean of the others; noise of equal strength in every
-dimension; and `weighted`: an ECG sentence asked of a memory of retinas returns an arbitrary average, so pairs count by
-how sure their averages are (False: all alike, as printed). The authors published no training code.
+dimension; and `weighted`: an ECG sentence has an arbitrary average in a memory of retinas, so pairs are weighted by the
+confidence of their averages (False: equal weights, as in the paper). The authors published no training code.
 """
 
 from collections.abc import Mapping
@@ -17,15 +17,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from m3bind.align.heads import TRAINING, SharedTexts, perturb, seed_weights, star_info_nce, train_heads
+from m3bind.align.heads import TRAINING, SharedTexts, perturb, star_info_nce, train_heads
 from m3bind.align.methods.base import BindingInputs, BindingMethod
 from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig
 from m3bind.models.bridges import Head
+from m3bind.training.loop import seed_torch
 
 
 class CMCR(BindingMethod):
-    """A head on every tower; own zero-shot is not preserved by construction."""
+    """A head on every tower; zero-shot within a modality may change."""
 
     name = "cmcr"
     towers = False
@@ -47,7 +48,7 @@ class CMCR(BindingMethod):
         images = shared.aggregated(inputs, o["aggregation"], o["memory"])
         heads: dict[str, Head] = {}
         for m, dim in inputs.dims.items():
-            seed_weights(inputs.seed, self.name, m)
+            seed_torch(inputs.seed, self.name, m)
             heads[m] = Head(dim, settings.dim, 2 * settings.dim)
 
         def losses(step: int) -> dict[str, Tensor]:
@@ -78,7 +79,7 @@ def cmcr_loss(
 
 
 def _attraction(texts: list[Tensor], images: list[Tensor], confidence: list[Tensor] | None) -> Tensor:
-    """Half the mean distance of a text to its own tower's average image."""
+    """Half the mean distance of a text to its tower's average image."""
     each = torch.stack([(x - v).norm(dim=-1) for x, v in zip(texts, images, strict=True)])  # (M, n)
     w = torch.ones_like(each) if confidence is None else torch.stack(confidence).to(each)
     return (w * each).sum() / w.sum().clamp(min=1e-12) / 2

@@ -1,13 +1,13 @@
-"""Ex-MCR (Zhang et al. 2023, arXiv:2310.08884): leaf spaces are brought into a base space that stays as it is.
+"""Ex-MCR (Zhang et al. 2023, arXiv:2310.08884): leaf spaces are mapped into an unchanged base space.
 
 A leaf's head is a linear map that starts as the identity, then two small networks. With x(t), v(t) the text embedding
 and the averaged images of a text in the leaf, X(t), V(t) the same in the base (see cmcr):
 
     L = 1/4 sum over {x, v} x {X, V} of InfoNCE(head(leaf side), base side)  +  lam mean ||linear(x) - linear(v)||
 
-`base` is a modality, whose bridge is then the identity and whose zero-shot is kept exactly; or "" for the Procrustes
-mean of all towers, where every modality is a leaf. Confidence weights and noise as in cmcr. The authors published no
-training code.
+`base` is a modality, whose bridge is then the identity and whose zero-shot is unchanged; or "" for the Procrustes mean
+of all towers, where every modality is a leaf. Confidence weights and noise as in cmcr. The authors' training code is
+not public.
 """
 
 from collections.abc import Mapping
@@ -17,21 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3bind.align.heads import (
-    TRAINING,
-    SharedTexts,
-    aggregate,
-    perturb,
-    seed_weights,
-    train_heads,
-    weighted_info_nce,
-)
+from m3bind.align.heads import TRAINING, SharedTexts, aggregate, perturb, train_heads, weighted_info_nce
 from m3bind.align.methods.base import BindingInputs, BindingMethod
-from m3bind.align.methods.procrustes import initial_bridges
+from m3bind.align.methods.procrustes import procrustes_bridges
 from m3bind.align.procrustes import BaseBridge, Bridge, identity_map
 from m3bind.config import AlignConfig
 from m3bind.errors import UnknownNameError
 from m3bind.models.bridges import Head, freeze
+from m3bind.training.loop import seed_torch
 
 
 class ExMCR(BindingMethod):
@@ -52,10 +45,10 @@ class ExMCR(BindingMethod):
     }
 
     def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
-        """Trained heads of the leaves, and the base's identity where the base is a modality.
+        """Trained heads of the leaves, and the identity for the base if it is a modality.
 
         Raises:
-            UnknownNameError: `base` is no modality of the run.
+            UnknownNameError: `base` is not a modality of the run.
         """
         o = self.options(settings)
         base = o["base"]
@@ -63,11 +56,11 @@ class ExMCR(BindingMethod):
             raise UnknownNameError("modality for align.options.base", base, inputs.pairs)
         shared = SharedTexts(inputs, settings, o["batch"])
         images = shared.aggregated(inputs, o["aggregation"], o["memory"])
-        target, target_images, target_sure, kept = self._base(inputs, settings, shared, o)
+        target, target_images, target_sure, base_bridge = self._base(inputs, settings, shared, o)
         heads: dict[str, Head] = {}
         for m, dim in inputs.dims.items():
             if m != base:
-                seed_weights(inputs.seed, self.name, m)
+                seed_torch(inputs.seed, self.name, m)
                 heads[m] = Head(dim, settings.dim, 2 * settings.dim, blocks=2, stem=True)
 
         def losses(step: int) -> dict[str, Tensor]:
@@ -82,7 +75,7 @@ class ExMCR(BindingMethod):
                 named[m] = dense + o["lam"] * (gap.mean() if sure is None else (sure * gap).sum() / sure.sum())
             return named | {"loss": torch.stack(list(named.values())).mean()}
 
-        return train_heads(self.name, heads, losses, inputs, settings, o) | kept
+        return train_heads(self.name, heads, losses, inputs, settings, o) | base_bridge
 
     @torch.no_grad()
     def _base(
@@ -95,7 +88,7 @@ class ExMCR(BindingMethod):
             bridges: dict[str, Bridge] = {m: bridge}
             texts = bridge.text(shared.texts[m])
         else:
-            bridges = initial_bridges(inputs, settings.model_copy(update={"bridge": "procrustes"}))
+            bridges = procrustes_bridges(inputs, settings)
             texts = F.normalize(sum(b.text(shared.texts[m]) for m, b in bridges.items()), dim=-1)  # type: ignore[arg-type]
         memory = torch.cat([b.image(inputs.embed_images(m, o["memory"])) for m, b in bridges.items()])
         rows, sure = aggregate(texts, memory, o["aggregation"])
@@ -110,7 +103,7 @@ def dense_loss(
 ) -> Tensor:
     """Mean of the four InfoNCE terms; each side is (texts (n, d), averaged images (n, d), confidence (n,) or None).
 
-    A text is always sure; a term's rows count by the product of both sides' confidence.
+    A text has confidence 1; a term's rows are weighted by the product of both sides' confidence.
     """
     ones = torch.ones(len(leaf[0]), device=leaf[0].device)
     sides = [[(side[0], ones), (side[1], ones if side[2] is None else side[2])] for side in (leaf, base)]

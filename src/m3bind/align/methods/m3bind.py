@@ -13,7 +13,7 @@ from m3bind.training.loop import train
 
 
 class M3Bind(BindingMethod):
-    """The paper's stage 1; `align.text`, `align.image` and `align.train_bridge` say what trains."""
+    """The paper's stage 1; `align.text`, `align.image` and `align.train_bridge` select what is trained."""
 
     name = "m3bind"
     uses = ("image-text pairs",)

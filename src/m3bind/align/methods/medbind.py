@@ -1,12 +1,12 @@
-"""MedBind (Gao et al. 2024, arXiv:2403.12894): one shared text encoder, and images of the same visit drawn together.
+"""MedBind (Gao et al. 2024, arXiv:2403.12894): one shared text encoder, and images of the same patient aligned.
 
-* `medbind_nm`: TMCL alone. `medbind_bd`: TMCL and EMCL. `medbind_bridges`: both on finished embeddings of any towers.
-* `emcl_loss`: its second loss, as printed.
+* `medbind_nm`: TMCL alone. `medbind_bd`: TMCL and EMCL. `medbind_bridges`: both on embeddings of any frozen towers.
+* `emcl_loss`: EMCL, as printed.
 
 TMCL is the contrastive loss between a modality and the text, identical texts being each other's positives, summed over
-the batch and both directions. EMCL is InfoNCE between two modalities on patients who have both. No code or weights of
-MedBind are public, so these are its losses on the towers of the settings, all of which must use the same text tower
-(the first modality's is shared). tau = 0.07, fixed; all modalities enter with weight 1.
+the batch and both directions. EMCL is InfoNCE between two modalities on patients who have both. MedBind published no
+code or weights, so these are its losses on the towers of the settings, all of which must use the same text tower (that
+of the first modality is shared). tau = 0.07, fixed; all modalities have weight 1.
 
 Shapes: n pairs of a batch, m of them with both modalities, d dimension of the bound space.
 """
@@ -23,16 +23,15 @@ from torch import Tensor, nn
 from m3bind.align import lora
 from m3bind.align.heads import TRAINING, loop_settings
 from m3bind.align.methods.base import BindingInputs, BindingMethod
-from m3bind.align.methods.procrustes import initial_bridges
+from m3bind.align.methods.procrustes import procrustes_bridges
 from m3bind.align.procrustes import BaseBridge, Bridge, identity_map
 from m3bind.config import AlignConfig
-from m3bind.core.files import sha256_text
 from m3bind.data.batching import EpochSampler, IntArray
 from m3bind.errors import ConfigError
 from m3bind.models.base import DualEncoder
 from m3bind.models.bridges import freeze
 from m3bind.training.contrastive import clip_loss, identical_positives
-from m3bind.training.loop import ParameterGroup, train
+from m3bind.training.loop import ParameterGroup, seed_torch, train
 from m3bind.training.pairs import Pairs
 from m3bind.training.parallel import encode_sharded
 
@@ -51,7 +50,7 @@ def emcl_loss(a: Tensor, b: Tensor, n: int, scale: float = SCALE) -> Tensor:
 
 
 class MedBindStage:
-    """What the loop needs: TMCL of every modality, and EMCL of every two that share patients."""
+    """The training stage: TMCL of every modality, and EMCL of every two that share patients."""
 
     def __init__(
         self, inputs: BindingInputs, bridges: Mapping[str, BaseBridge], settings: AlignConfig, edges: bool
@@ -72,7 +71,7 @@ class MedBindStage:
             raise ConfigError(
                 "medbind_bd needs patients with two modalities in the train split; there are none, use medbind_nm."
             )
-        torch.manual_seed(int(sha256_text(str(self.seed), "lora", "medbind")[:15], 16))
+        seed_torch(self.seed, "lora", "medbind")
         _choose_trained([p.model for p in self.pairs.values()], settings)
 
     def groups(self) -> Sequence[ParameterGroup]:
@@ -91,22 +90,19 @@ class MedBindStage:
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """Sum over modalities of TMCL, plus EMCL of every two modalities."""
-        found: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         for m, pairs in self.pairs.items():
             indices = self.samplers[m].batch(step)
             captions = torch.from_numpy(pairs.draw_captions(indices, self.seed, step))
             text = self.bridges[m].text(pairs.texts.encode(captions, self.settings.micro_tokens))
-            positives = identical_positives(captions).to(text.device)
-            found[f"tmcl/{m}"] = 2 * clip_loss(
-                self._images(m, indices), text, SCALE, positives=positives, reduction="sum"
-            )
+            image, positives = self._images(m, indices), identical_positives(captions)
+            terms[f"tmcl/{m}"] = 2 * clip_loss(image, text, SCALE, positives=positives, reduction="sum")
         for (a, b), (both, sampler) in self.edges.items():
             rows = both[sampler.batch(step)]
             n = min(self.settings.batch, len(self.pairs[a]), len(self.pairs[b]))
-            found[f"emcl/{a}-{b}"] = emcl_loss(
-                self._images(a, rows[:, 0]), self._images(b, rows[:, 1]), max(n, len(rows))
-            )
-        return found | {"loss": torch.stack(list(found.values())).sum()}
+            images = self._images(a, rows[:, 0]), self._images(b, rows[:, 1])
+            terms[f"emcl/{a}-{b}"] = emcl_loss(*images, max(n, len(rows)))
+        return terms | {"loss": torch.stack(list(terms.values())).sum()}
 
     def _images(self, m: str, indices: IntArray) -> Tensor:
         micro, images = self.settings.micro(m), self.pairs[m].images
@@ -127,7 +123,7 @@ def _same_patient(a: Pairs, b: Pairs) -> IntArray:
 
 
 def _choose_trained(models: Sequence[DualEncoder], settings: AlignConfig) -> None:
-    """As in stage 1 (`align.text`, `align.image`), the shared text tower once."""
+    """As in stage 1 (`align.text`, `align.image`), with one shared text tower."""
     for model in models:
         model.requires_grad_(False)
         model.train()
@@ -146,31 +142,31 @@ def _choose_trained(models: Sequence[DualEncoder], settings: AlignConfig) -> Non
 
 
 def share_text_tower(pairs: Mapping[str, Pairs]) -> None:
-    """Give all modalities the first one's text tower.
+    """Give all modalities the text tower of the first.
 
     Raises:
-        ConfigError: their text towers or joint dimensions are not of one kind.
+        ConfigError: their text towers or joint dimensions differ.
     """
     first, *others = pairs.values()
     for other in others:
-        a, b = first.model, other.model
-        forms = [
-            (
-                model.joint_dim,
-                type(model.text_trunk),
-                getattr(model.text_trunk, "pooling", ""),
-                [(k, tuple(v.shape)) for k, v in model.text_trunk.state_dict().items()],
-                [(k, tuple(v.shape)) for k, v in model.text_head.state_dict().items()],
-                model.tokenize(_PROBE)["input_ids"].tolist(),
-            )
-            for model in (a, b)
-        ]
-        if forms[0] != forms[1]:
+        if _text_form(first.model) != _text_form(other.model):
             raise ConfigError(
                 f"medbind shares one text encoder, but those of {first.modality} and {other.modality} differ; give all "
                 "modalities the same text tower, pooling, tokenizer and joint dimension."
             )
-        b.text_trunk, b.text_head, other.texts = a.text_trunk, a.text_head, first.texts
+        other.model.text_trunk, other.model.text_head = first.model.text_trunk, first.model.text_head
+        other.texts = first.texts
+
+
+def _text_form(model: DualEncoder) -> tuple[object, ...]:
+    """The structure of a text tower, equal for towers whose weights can be exchanged."""
+    return (
+        model.joint_dim,
+        type(model.text_trunk),
+        getattr(model.text_trunk, "pooling", ""),
+        [(k, v.shape) for part in (model.text_trunk, model.text_head) for k, v in part.state_dict().items()],
+        model.tokenize(_PROBE)["input_ids"].tolist(),
+    )
 
 
 class MedBindNM(BindingMethod):
@@ -181,7 +177,7 @@ class MedBindNM(BindingMethod):
     edges: ClassVar[bool] = False
 
     def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
-        """Share the text tower, train, merge LoRA; bridges only bring the joint dimension to `settings.dim`.
+        """Share the text tower, train, merge LoRA; bridges only resize the joint dimension to `settings.dim`.
 
         Raises:
             ConfigError: see `share_text_tower` and `MedBindStage`.
@@ -201,7 +197,7 @@ class MedBindNM(BindingMethod):
 
 
 class MedBindBD(MedBindNM):
-    """TMCL and EMCL: images of the same patient attract each other, too."""
+    """TMCL and EMCL: images of the same patient are aligned as well."""
 
     name = "medbind_bd"
     uses = ("image-text pairs", "pairs of modalities")
@@ -209,7 +205,7 @@ class MedBindBD(MedBindNM):
 
 
 class _BridgeStage(MedBindStage):
-    """The same losses with the bridges alone in training."""
+    """The same losses; only the bridges are trained."""
 
     def groups(self) -> Sequence[ParameterGroup]:
         """The bridge of each modality."""
@@ -221,9 +217,9 @@ class _BridgeStage(MedBindStage):
 
 
 class MedBindBridges(BindingMethod):
-    """TMCL and EMCL on finished embeddings, with linear bridges from Procrustes: towers of any kind, as they are.
+    """TMCL and EMCL on precomputed embeddings of frozen towers, with linear bridges initialised by Procrustes.
 
-    No shared text encoder, so not MedBind itself, but what its paired supervision gives the same frozen towers.
+    There is no shared text encoder, so this is not MedBind, but its paired supervision of the same frozen towers.
     """
 
     name = "medbind_bridges"
@@ -239,7 +235,7 @@ class MedBindBridges(BindingMethod):
         """
         options = self.options(settings)
         frozen = loop_settings(settings, options).model_copy(update={"text": "frozen", "image": "frozen"})
-        bridges = initial_bridges(inputs, settings.model_copy(update={"bridge": "procrustes"}))
+        bridges = procrustes_bridges(inputs, settings)
         train(_BridgeStage(inputs, bridges, frozen, edges=True), frozen, inputs.folder, inputs.seed)
         for pairs in inputs.pairs.values():
             pairs.model.eval()

@@ -2,10 +2,10 @@
 
 `center` (Canonical Q, arXiv:2602.17584, solves on centred embeddings and adds the target's mean back):
 
-    none       fitted on embeddings as they are; the bridge is x @ R_m. Every cosine within a modality stays
+    none       fitted on the embeddings; the bridge is x @ R_m. Every cosine within a modality is preserved
     fit        fitted on embeddings minus their tower's mean; applied as above
-    fit+readd  fitted so, applied as normalise((x - mean_m) @ R_m + common mean), means of images and of texts each for
-               their side, the common mean being that of all rotated modalities: cosines, and zero-shot, change
+    fit+readd  fitted as above, applied as normalise((x - mean_m) @ R_m + common mean), with separate means of images
+               and of texts, the common mean being that of all rotated modalities: cosines, and zero-shot, change
 
 Shapes: n rows, d_m joint dimension of modality m, d dimension of the bound space.
 """
@@ -25,33 +25,37 @@ from m3bind.models.bridges import Affine, Sided, freeze
 CENTER = ("none", "fit", "fit+readd")
 
 
-def initial_bridges(inputs: BindingInputs, settings: AlignConfig, center: bool = False) -> dict[str, Bridge]:
-    """Bridges before any training, by `settings.bridge`: "procrustes" or "identity". Cosines within a modality stay."""
-    dims = inputs.dims
+def initial_bridges(inputs: BindingInputs, settings: AlignConfig) -> dict[str, Bridge]:
+    """Bridges before training, by `settings.bridge`. Cosines within a modality are preserved."""
     if settings.bridge == "identity":
-        return {m: Bridge(identity_map(dim, settings.dim)) for m, dim in dims.items()}
+        return {m: Bridge(identity_map(dim, settings.dim)) for m, dim in inputs.dims.items()}
+    return procrustes_bridges(inputs, settings)
+
+
+def procrustes_bridges(inputs: BindingInputs, settings: AlignConfig, center: bool = False) -> dict[str, Bridge]:
+    """Bridges that align the embeddings of `settings.pool` texts in closed form."""
     ids = inputs.draw_pool(settings.pool, settings.balance)
-    maps = procrustes([inputs.embed_texts(m, ids) for m in dims], settings.dim, center=center)
-    return {m: Bridge(weight.float()) for m, weight in zip(dims, maps, strict=True)}
+    maps = procrustes([inputs.embed_texts(m, ids) for m in inputs.dims], settings.dim, center=center)
+    return {m: Bridge(weight.float()) for m, weight in zip(inputs.dims, maps, strict=True)}
 
 
 class Procrustes(BindingMethod):
-    """Closed form: seconds on a CPU; without centring, zero-shot of every modality exactly unchanged."""
+    """Closed form: seconds on a CPU; without centring, zero-shot within each modality does not change."""
 
     name = "procrustes"
     towers = False
     defaults: ClassVar[Mapping[str, Any]] = {"center": "none"}
 
     def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
-        """Rotations, with the means where they are asked for.
+        """Rotations, with the means if `center` is "fit+readd".
 
         Raises:
-            UnknownNameError: `center` is none of `CENTER`.
+            UnknownNameError: `center` is not in `CENTER`.
         """
         center = self.options(settings)["center"]
         if center not in CENTER:
             raise UnknownNameError("align.options.center", center, CENTER)
-        rotations = initial_bridges(inputs, settings.model_copy(update={"bridge": "procrustes"}), center != "none")
+        rotations = procrustes_bridges(inputs, settings, center != "none")
         if center != "fit+readd":
             return dict(rotations)
         return _recentred(rotations, inputs, inputs.draw_pool(settings.pool, settings.balance))
@@ -62,11 +66,11 @@ def _recentred(rotations: dict[str, Bridge], inputs: BindingInputs, ids: Tensor)
     """Each side's mean replaced by the mean of all modalities' means."""
     images = {m: bridge.image(inputs.embed_images(m)).mean(0) for m, bridge in rotations.items()}
     texts = {m: bridge.text(inputs.embed_texts(m, ids)).mean(0) for m, bridge in rotations.items()}
-    found: dict[str, BaseBridge] = {}
+    bridges: dict[str, BaseBridge] = {}
     for m, bridge in rotations.items():
         image, text = (
             [Affine(torch.eye(bridge.dim), torch.stack(list(means.values())).mean(0) - means[m])]
             for means in (images, texts)
         )
-        found[m] = freeze(Sided(bridge, image, text))
-    return found
+        bridges[m] = freeze(Sided(bridge, image, text))
+    return bridges

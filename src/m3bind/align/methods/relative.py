@@ -1,8 +1,8 @@
-"""Relative representations (Moschella et al., arXiv:2209.15430): a point is its cosines to shared anchors.
+"""Relative representations (Moschella et al., arXiv:2209.15430): an embedding is its cosines to shared anchors.
 
-The anchors are texts of the shared pool that every tower has encoded, `align.dim` of them, so towers of any dimension
-become comparable without a rotation or training. Each cosine is z-scored per modality and side (image, text): otherwise
-the anchors a tower likes in general would decide.
+The anchors are `align.dim` texts of the shared pool, encoded by every tower, so towers of any dimension become
+comparable without a rotation or training. Each cosine is z-scored per modality and side (image, text): otherwise the
+anchors with generally large cosines in a tower would dominate.
 """
 
 from m3bind.align.methods.base import BindingInputs, BindingMethod
@@ -21,7 +21,7 @@ class RelativeRepresentation(BindingMethod):
     uses = ("images",)
 
     def bind(self, inputs: BindingInputs, settings: AlignConfig) -> dict[str, BaseBridge]:
-        """Anchors by lot from the shared pool, statistics from training images and pool texts.
+        """Random anchors from the shared pool, statistics from training images and pool texts.
 
         Raises:
             ConfigError: fewer texts than `align.dim`.
@@ -32,10 +32,10 @@ class RelativeRepresentation(BindingMethod):
                 f"relative needs align.dim={settings.dim} anchor texts, the shared pool has {len(ids)}; lower align.dim"
             )
         anchors = rng(inputs.seed, "anchors").permutation(len(ids))[: settings.dim]
-        found: dict[str, BaseBridge] = {}
+        bridges: dict[str, BaseBridge] = {}
         for m in inputs.pairs:
             texts = inputs.embed_texts(m, ids)
             bridge = Relative(texts[anchors])
             bridge.calibrate(inputs.embed_images(m), texts)
-            found[m] = freeze(bridge)
-        return found
+            bridges[m] = freeze(bridge)
+        return bridges

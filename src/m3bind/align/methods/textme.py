@@ -1,11 +1,12 @@
-"""TextME (arXiv:2602.03098): each tower's texts to an anchor by a small network; images follow through the means.
+"""TextME (arXiv:2602.03098): a small network maps each tower's texts to an anchor space; images use the means.
 
-Training sees texts alone. A text embedding minus the mean text goes through the head to the anchor's embedding of the
-same text; an image is later its embedding minus the mean *image*, through the same head. Loss, text to anchor only:
-with s_ij the cosines of a batch, row i keeps as negatives those j with .1 s_ii <= s_ij <= .9 s_ii. At the start, while
-s_ii <= 0, that interval is empty, so the first `warm` steps use all of them and both directions.
+Training uses texts alone. The head maps a text embedding minus the mean text to the anchor's embedding of that text; an
+image is later mapped as its embedding minus the mean *image*, by the same head. Loss, text to anchor only: with s_ij
+the cosines of a batch, the negatives of row i are those j with .1 s_ii <= s_ij <= .9 s_ii. At the start, while s_ii <=
+0, that interval is empty, so the first `warm` steps use all of them and both directions.
 
-`target` is a kind of text encoder (see models.text_encoder, e.g. minilm), or "" for the Procrustes mean of all towers.
+`target` is a kind of text encoder (see models.layers.text_encoder, e.g. minilm), or "" for the Procrustes mean of all
+towers.
 """
 
 from collections.abc import Mapping
@@ -16,19 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3bind.align.heads import TRAINING, SharedTexts, seed_weights, train_heads, weighted_info_nce
+from m3bind.align.heads import TRAINING, SharedTexts, train_heads, weighted_info_nce
 from m3bind.align.methods.base import BindingInputs, BindingMethod
-from m3bind.align.methods.procrustes import initial_bridges
+from m3bind.align.methods.procrustes import procrustes_bridges
 from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig
 from m3bind.errors import ConfigError
 from m3bind.models.bridges import Head
 from m3bind.models.embedding import encode_distinct, evaluating
 from m3bind.models.layers.text_encoder import make_text_encoder
+from m3bind.training.loop import seed_torch
 
 
 class TextME(BindingMethod):
-    """A head on every tower, trained on texts alone; images are used for their mean."""
+    """A head on every tower, trained on texts alone; only the mean of the images is used."""
 
     name = "textme"
     towers = False
@@ -46,7 +48,7 @@ class TextME(BindingMethod):
         target = self._target(inputs, settings, shared, o["target"])
         heads: dict[str, Head] = {}
         for m, dim in inputs.dims.items():
-            seed_weights(inputs.seed, self.name, m)
+            seed_torch(inputs.seed, self.name, m)
             heads[m] = Head(dim, settings.dim, 2 * dim, activation="gelu")
             heads[m].offset_text.copy_(shared.texts[m].mean(0))
             heads[m].offset_image.copy_(inputs.embed_images(m).mean(0))
@@ -64,9 +66,9 @@ class TextME(BindingMethod):
 
     @torch.no_grad()
     def _target(self, inputs: BindingInputs, settings: AlignConfig, shared: SharedTexts, kind: str) -> Tensor:
-        """(K, d) unit rows of the pool in the anchor space."""
+        """(K, d) unit rows of the pool texts in the anchor space."""
         if not kind:
-            bridges = initial_bridges(inputs, settings.model_copy(update={"bridge": "procrustes"}))
+            bridges = procrustes_bridges(inputs, settings)
             total = torch.stack([b.text(shared.texts[m]) for m, b in bridges.items()]).sum(0)
             return F.normalize(total, dim=-1)
         try:
@@ -88,8 +90,8 @@ def hard_negative_loss(rows: Tensor, target: Tensor, scale: float, same: Tensor 
     cosines = rows @ target.T
     own = cosines.diagonal()[:, None]
     eye = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    kept = (cosines >= 0.1 * own) & (cosines <= 0.9 * own)
+    negatives = (cosines >= 0.1 * own) & (cosines <= 0.9 * own)
     if same is not None:
-        kept &= ~same.to(kept.device)
-    logits = (scale * cosines).masked_fill(~(kept | eye), -torch.inf)
+        negatives &= ~same.to(negatives.device)
+    logits = (scale * cosines).masked_fill(~(negatives | eye), -torch.inf)
     return (logits.logsumexp(1) - logits.diagonal()).mean()
