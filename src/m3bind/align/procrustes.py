@@ -46,7 +46,7 @@ def procrustes(
 ) -> list[Tensor]:
     """Generalised orthogonal Procrustes: the maps R_m that align M configurations of the same K points.
 
-    Maximises sum_{a<b} w_a w_b <X_a R_a, X_b R_b>, which for d_m <= d, where maps preserve norms, is equal to minimising
+    Maximises sum_{a<b} w_a w_b <X_a R_a, X_b R_b>, which for d_m <= d, where maps preserve norms, equals minimising
     sum_{a<b} w_a w_b ||X_a R_a - X_b R_b||^2, the text term of Eq. 6. Each sweep sets every R_a in turn to its exact
     optimum given the others, the orthogonal polar factor (by SVD) of X_a^T sum_{b != a} w_b X_b R_b, so the objective
     never decreases. K enters only through the d_a x d_b cross-products, computed once, in float64 throughout.
