@@ -88,7 +88,7 @@ def test_what_cannot_be_bound_is_said(tmp_path):
         (({"grey": own["grey"]}, TEXTS), {}, "at least two models, not 1"),
         ((own, []), {}, "no texts"),
         ((own, {"gray": TEXTS}), {}, "'gray', which is none of the models"),
-        ((own, TEXTS), {"settings": AlignConfig(dim=8)}, "m3bind looks at image-text pairs: give pairs of grey"),
+        ((own, TEXTS), {"settings": AlignConfig(dim=8)}, "m3bind uses image-text pairs: give pairs of grey"),
         ((own, TEXTS), {"settings": AlignConfig(method="procrustes", dim=8, post=PostConfig(gap="rotate"))}, "images"),
         ((own, TEXTS, broken), {}, "1 files of grey cannot be read, first .*not a picture"),
     ):

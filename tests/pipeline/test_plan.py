@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from m3bind.cli import app
 from m3bind.config import load_config
 from m3bind.errors import UnknownNameError
-from m3bind.pipeline.plan import GPUS, _tokens, as_text, duration, make_plan, work_of
+from m3bind.pipeline.plan import GPUS, as_text, duration, make_plan
+from m3bind.pipeline.tower_cost import _tokens, work_of
 from space import tiny
 
 SMALL = ["data.phantom.patients=20", "data.minimum=2", "align.steps=10", "distill.steps=4", "distill.steps_b=6",
@@ -44,7 +45,7 @@ def test_every_tower_and_stage_is_there(planned) -> None:
 def test_printed_with_what_is_assumed(planned) -> None:
     text = as_text(planned[2])
     assert "estimate from its published 312 TFLOP/s at 35%" in text and "time here" in text
-    assert "distill b" in text and "kept on disk" in text
+    assert "distill b" in text and "cached on disk" in text
 
 
 def test_without_a_manifest_the_papers_sizes_are_used(tmp_path: Path) -> None:

@@ -89,11 +89,12 @@ def plan(
     from m3bind.config import load_config
     from m3bind.core.files import write_json
     from m3bind.pipeline import plan as plans
+    from m3bind.pipeline.tower_cost import work_of
 
     config = load_config(settings, change or [])
     prepare_torch()
     with tempfile.TemporaryDirectory() as temporary:
-        work, assets = plans.work_of(config, Path(temporary) / "plan", out / "cache")
+        work, assets = work_of(config, Path(temporary) / "plan", out / "cache")
         found = plans.make_plan(config, assets, work, gpu)
     print(plans.as_text(found))
     if json_file:

@@ -1,5 +1,6 @@
 """A run, from settings to a space: files -> features -> stages -> evaluation -> outputs, each step resumable.
 
-* `run`: the stages in order. * `features`: frozen parts, once. * `outputs`: bundle, report, printed tables.
-* `plan`, `cost`: what a run will take. * `check`: what files are. * `doctor`: what the machine offers.
+* `run`: the stages in order. * `stages`, `dataset`: stages and data as functions. * `features`: frozen parts, cached.
+* `outputs`: bundle, report, printed tables. * `bind`: binding without a run.
+* `plan`, `tower_cost`, `cost`: the cost of a run. * `check`: inspects files. * `doctor`: inspects the machine.
 """

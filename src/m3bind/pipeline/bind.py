@@ -33,24 +33,24 @@ def bind(
 ) -> Space:
     """Bind dual encoders through texts that all of them embed.
 
-    Without `settings`, the text spaces are rotated onto each other in closed form (Procrustes): seconds, no images, and
-    zero-shot of every model stays as it was. With `settings`, any binding method: `AlignConfig(steps=2000)` is stage 1
-    of the paper (Eq. 1-6), which needs `pairs`.
+    Without `settings`, the text spaces are rotated onto each other in closed form (Procrustes): this takes seconds,
+    needs no images, and preserves zero-shot of every model. With `settings`, any binding method: `AlignConfig(
+    steps=2000)` is stage 1 of the paper (Eq. 1-6), which needs `pairs`.
 
     Args:
-        models: modality -> dual encoder with its weights, e.g. {"ct": m3bind.models.load("ct_clip", FILE)}. Those that
-            a method trains are copied first.
-        texts: the shared pool, some hundreds of texts or more; or those that each modality contributes.
+        models: modality -> dual encoder with its weights, e.g. {"ct": m3bind.models.load("ct_clip", FILE)}. Models
+            that the method trains are copied first.
+        texts: the shared pool, some hundreds of texts or more; or the texts that each modality contributes.
         pairs: modality -> (image file, caption) to train on.
-        settings: of stage 1.
-        folder: for checkpoints and cached features, by which a killed call resumes; default: a temporary one.
-        seed: of everything that is drawn.
+        settings: of stage 1; None: closed form.
+        folder: for checkpoints and cached features, from which a killed call resumes; default: a temporary folder.
+        seed: of all random numbers.
 
     Returns:
-        The space. `m3bind.save_space` writes it; with `pairs` it knows the means that gap correction needs.
+        The space. `m3bind.save_space` writes it; with `pairs` it contains the means that gap correction needs.
 
     Raises:
-        ConfigError: fewer than two models, no texts, the method needs pairs, or a file cannot be read; names it.
+        ConfigError: fewer than two models, no texts, missing pairs, or a file that cannot be read.
         UnknownNameError: no such method, option or modality.
     """
     names = list(models)
@@ -83,13 +83,13 @@ def _check(
     if len(names) < 2:
         raise ConfigError(f"binding takes at least two models, not {len(names)}")
     if not any(pool.values()):
-        raise ConfigError("no texts: give those that every text tower reads, some hundreds or more")
+        raise ConfigError("no texts: give some hundreds or more, for all text towers")
     for m in {*pool, *(pairs or {})} - set(names):
         raise ConfigError(f"texts or pairs of {m!r}, which is none of the models' modalities ({', '.join(names)})")
     needs = methods.get(settings.method).uses or (("images",) if settings.post != PostConfig() else ())
     lacking = [m for m in names if needs and not (pairs or {}).get(m)]
     if lacking:
-        raise ConfigError(f"{settings.method} looks at {', '.join(needs)}: give pairs of {', '.join(lacking)}")
+        raise ConfigError(f"{settings.method} uses {', '.join(needs)}: give pairs of {', '.join(lacking)}")
 
 
 def _readable(

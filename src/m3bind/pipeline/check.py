@@ -1,8 +1,9 @@
-"""m3bind check: what every file is, what was done to read it, what looks wrong, and a picture of what towers will see.
+"""m3bind check: how every file is read, its reading steps and warnings, and thumbnails of the models' input.
 
 * `find_items`: files, DICOM series and WFDB records below the given paths, or the rows of a manifest.
-* `check_items`: read everything; `Checked` is one answer.
-* `contact_sheet`, `contact_page`: all thumbnails on one PNG, or an HTML page with steps and warnings beside them.
+* `check_items`: read every item; `Checked` is the result of one.
+* `as_text`: the results for a terminal.
+* `contact_sheet`, `contact_page`: all thumbnails on one PNG, or an HTML page with steps and warnings.
 """
 
 import html
@@ -32,9 +33,9 @@ TONES = {"ok": (40, 120, 60), "doubt": (190, 110, 0), "refused": (180, 30, 30)}
 
 @dataclass(frozen=True)
 class CheckItem:
-    """One thing to read: a file, a folder with a series, a record. `modality` "" where nobody said.
+    """A file, a folder with a series, or a record to read. `modality` is "" if unknown.
 
-    `fault`: why a manifest's row cannot be used at all.
+    `fault`: why a row of a manifest cannot be used.
     """
 
     path: Path
@@ -44,7 +45,7 @@ class CheckItem:
 
 @dataclass
 class Checked:
-    """What came of one item. `path` is masked where it could name a person."""
+    """The result for one item. `path` is masked if it could name a person."""
 
     path: str
     status: str  # read | refused
@@ -52,11 +53,11 @@ class Checked:
     modality: str = ""
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    number: int = 0  # place in the listing, from 1
+    number: int = 0  # position in the list, from 1
     picture: Image.Image | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values, without number and picture."""
+        """JSON values, without number and thumbnail."""
         names = ("path", "status", "reason", "modality", "steps", "warnings")
         return {name: getattr(self, name) for name in names}
 
@@ -67,10 +68,10 @@ class Checked:
 
 
 def find_items(paths: Sequence[Path | str], modality: str = "") -> list[CheckItem]:
-    """What there is to read below `paths`; hidden files and files no modality could read are left out of folders.
+    """The items below `paths`; in folders, hidden files and files that no modality reads are skipped.
 
     Raises:
-        ConfigError: nothing found, or a path that does not exist.
+        ConfigError: no item, or a path that does not exist.
         UnknownNameError: no such modality.
     """
     if modality:
@@ -82,7 +83,7 @@ def find_items(paths: Sequence[Path | str], modality: str = "") -> list[CheckIte
         if not path.exists() and not path.with_name(path.name + ".hea").exists():
             raise ConfigError(f"{path}: no such file or folder")
         if path.is_dir():
-            items += [CheckItem(found, modality) for found in files_below(path, [modality] if modality else [])]
+            items += [CheckItem(file, modality) for file in files_below(path, [modality] if modality else [])]
         elif is_manifest(path):
             items += _of_manifest(path)
         else:
@@ -95,42 +96,37 @@ def find_items(paths: Sequence[Path | str], modality: str = "") -> list[CheckIte
 def _of_manifest(path: Path) -> list[CheckItem]:
     from m3bind.data.manifest import read_manifest
 
-    found = read_manifest(path)
-    faults = [CheckItem(Path(bad.path), fault=f"row {bad.row} of the manifest: {bad.reason}") for bad in found.bad]
-    return [*(CheckItem(record.path, record.modality) for record in found.records), *faults]
+    manifest = read_manifest(path)
+    faults = [CheckItem(Path(bad.path), fault=f"row {bad.row} of the manifest: {bad.reason}") for bad in manifest.bad]
+    return [*(CheckItem(record.path, record.modality) for record in manifest.records), *faults]
 
 
 def on_sheet(count: int) -> range:
-    """Places of the items that a contact sheet shows: all, or every k-th where there are more than `MOST`."""
+    """Positions of the items on a contact sheet: all, or every k-th of more than `MOST`."""
     return range(0, count, -(-count // MOST) or 1)
 
 
 def check_items(items: Sequence[CheckItem], pictures: bool = False) -> list[Checked]:
-    """Read every item, in order; with `pictures` thumbnails of those that a contact sheet shows."""
+    """Read every item, in order; with `pictures`, include thumbnails of the items on a contact sheet."""
     drawn = set(on_sheet(len(items))) if pictures else set()
 
-    def one(place: int) -> Checked:
-        answer = read_one(items[place], place in drawn)
-        answer.number = place + 1
-        return answer
-
-    def read_one(item: CheckItem, draw: bool) -> Checked:
-        name = redact_path(item.path)
+    def check(place: int) -> Checked:
+        item, name, number = items[place], redact_path(items[place].path), place + 1
         if item.fault:
-            return Checked(name, "refused", item.fault, item.modality)
+            return Checked(name, "refused", item.fault, item.modality, number=number)
         try:
             sample = modalities.read(item.modality, item.path) if item.modality else recognise(item.path)
         except ReadError as error:
             reason = error.reason + (f"; {error.hint}" if error.hint else "")
-            return Checked(name, "refused", reason, item.modality)
+            return Checked(name, "refused", reason, item.modality, number=number)
         if not is_utf8(item.path):
-            sample.warnings.append(f"encode leaves it out: {NOT_UTF8}")
-        picture = modalities.get(sample.modality).thumbnail(sample, SIDE) if draw else None
-        return Checked(name, "read", "", sample.modality, sample.steps, sample.warnings, picture=picture)
+            sample.warnings.append(f"encode skips it: {NOT_UTF8}")
+        picture = modalities.get(sample.modality).thumbnail(sample, SIDE) if place in drawn else None
+        return Checked(name, "read", "", sample.modality, sample.steps, sample.warnings, number, picture)
 
     answers = []
     with ThreadPoolExecutor(WORKERS) as pool, progress("check", len(items)) as bar:
-        for answer in pool.map(one, range(len(items))):
+        for answer in pool.map(check, range(len(items))):
             answers.append(answer)
             bar.advance(1)
     return answers
@@ -155,7 +151,7 @@ def as_text(answers: Sequence[Checked], verbose: bool = True) -> str:
 
 
 def contact_sheet(answers: Sequence[Checked], target: Path) -> None:
-    """One PNG with thumbnails in order (at most `MOST`, evenly chosen); refused ones as an empty frame.
+    """One PNG with thumbnails in order (at most `MOST`, at equal distances); refused items are empty frames.
 
     Raises:
         DiskError: it cannot be written.
@@ -188,7 +184,7 @@ ul{padding-left:1.1rem}.warn{color:#8a5200}.refused p{color:#b42318}
 
 
 def contact_page(answers: Sequence[Checked], target: Path) -> None:
-    """The same as one self-contained HTML page, with what was done and what looks wrong beside each picture.
+    """One self-contained HTML page with thumbnails, reading steps and warnings.
 
     Raises:
         DiskError: it cannot be written.

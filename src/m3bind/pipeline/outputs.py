@@ -1,4 +1,9 @@
-"""What commands do around the stages: bundle, printed tables, report, measuring a saved space."""
+"""Outputs of a run: its bundle, report and printed tables.
+
+* `finish`: runs the stages and writes everything. * `open_run`, `see_finished`: a run from its folder.
+* `space_of`, `points`, `report`, `reliability`: the run's state as a space, and its report.
+* `rewrite_report`, `show_results`: report and metrics of a finished run.
+"""
 
 import shutil
 import sys
@@ -29,18 +34,19 @@ from m3bind.space.bundle import Space, save_space
 from m3bind.space.folder import SpaceInfo
 from m3bind.training.parallel import world
 
-WIDTH = 160  # of printed tables where there is no terminal
+WIDTH = 160  # of printed tables without a terminal
 
 
 def finish(run: Run, until: str) -> int:
-    """Run the stages, print before and after, write space and report; 1 when something was set aside, else 0."""
-    before: dict[str, Points] = {}
-    run.on_stage = lambda stage: before.update(points(run)) if stage == "unbound" else None
+    """Run the stages, print metrics before and after, write space and report; 1 if data were quarantined, else 0."""
+    before = _points_when_unbound(run)
     table = run.fit(until)
     if world()[0]:
         return 0
-    shown = headline(table)
-    _console().print(console(table_of(shown, table), title=f"{run.config.name}: before and after", intervals=False))
+    keys = {(line.protocol, line.task, line.modality, line.metric, line.variant) for line in headline(table).lines}
+    rows = [row for row in table if ":" not in row.text_encoder]
+    rows = [row for row in rows if (row.protocol, row.task, row.modality, row.metric, row.variant) in keys]
+    _console().print(console(rows, title=f"{run.config.name}: before and after", intervals=False))
     if until != "pretrain":
         save_space(space_of(run), run.folder / "space")
         print(f"space:   {run.folder / 'space'}")
@@ -48,7 +54,7 @@ def finish(run: Run, until: str) -> int:
     if run.config.data.phantom is not None:
         _show_patients(run)
     if run.dataset.bad:
-        print(f"{format_bad_rows(run.dataset.bad)}\nall of them: {run.folder / 'quarantine.csv'}")
+        print(f"{format_bad_rows(run.dataset.bad)}\nall rows: {run.folder / 'quarantine.csv'}")
         return 1
     return 0
 
@@ -58,7 +64,7 @@ def _console() -> Console:
 
 
 def _show_patients(run: Run) -> None:
-    """A contact sheet of the virtual patients, and the files of one of them to try things with."""
+    """Write a contact sheet of the virtual patients, and copy the files of one of them as an example."""
     from m3bind.data.phantom import contact_sheet
 
     contact_sheet(run.find_manifest().parent, run.folder / "virtual_patients.png")
@@ -68,26 +74,23 @@ def _show_patients(run: Run) -> None:
     print(f"patients (synthetic): {run.folder / 'virtual_patients.png'}; files of one: {run.folder / 'patient'}")
 
 
-def table_of(shown: Any, table: ResultTable) -> list[Any]:
-    """The rows of `table` that the lines of the pivot `shown` stand for."""
-    keys = {(line.protocol, line.task, line.modality, line.metric, line.variant) for line in shown.lines}
-    return [
-        row
-        for row in table
-        if (row.protocol, row.task, row.modality, row.metric, row.variant) in keys and ":" not in row.text_encoder
-    ]
+def _points_when_unbound(run: Run) -> dict[str, Points]:
+    """Filled with the points of `run` before binding, once it reaches that stage."""
+    before: dict[str, Points] = {}
+    run.on_stage = lambda stage: before.update(points(run)) if stage == "unbound" else None
+    return before
 
 
 def space_of(run: Run) -> Space:
-    """The run's present state as a space."""
+    """The current state of the run as a space."""
     names = run.dataset.modalities
-    records = {m: {split: len(rows) for split, rows in run.dataset.records[m].items()} for m in names}
-    info = SpaceInfo(
-        config=run.config.model_dump(mode="json"),
-        prompts=_templates(names),
-        records=records,
-        synthetic=run.config.data.phantom is not None,
-    )
+    prompts: dict[str, list[str]] = {}
+    records: dict[str, dict[str, int]] = {}
+    for m in names:
+        prompts[m] = [f"{modalities.get(m).title} showing {{}}", "findings consistent with {}", "{}"]  # fit any label
+        records[m] = {split: len(rows) for split, rows in run.dataset.records[m].items()}
+    synthetic = run.config.data.phantom is not None
+    info = SpaceInfo(config=run.config.model_dump(mode="json"), prompts=prompts, records=records, synthetic=synthetic)
     return Space(
         {m: run.state.models[m] for m in names},
         {m: run.state.bridges[m] for m in names},
@@ -97,31 +100,24 @@ def space_of(run: Run) -> Space:
     )
 
 
-def _templates(names: Sequence[str]) -> dict[str, list[str]]:
-    """Prompt templates that fit any label, per modality."""
-    return {m: [f"{modalities.get(m).title} showing {{}}", "findings consistent with {}", "{}"] for m in names}
-
-
 def points(run: Run) -> dict[str, Points]:
-    """Embedded test images with what the report colours and judges them by."""
+    """Embedded test images with their labels, patients and concepts."""
     test = {m: run.dataset.records[m]["test"] for m in run.dataset.modalities}
-    known = _concepts(test)
-    return {
-        m: Points(
-            run.embed_images(m, "test"),
-            labels=[r.label for r in records],
-            patients=[r.patient for r in records],
-            concepts=known[m],
-            paths=[str(r.path) for r in records],
+    concepts = _concepts(test)
+    embedded: dict[str, Points] = {}
+    for m, records in test.items():
+        labels, patients = [r.label for r in records], [r.patient for r in records]
+        paths = [str(r.path) for r in records]
+        embedded[m] = Points(
+            run.embed_images(m, "test"), labels=labels, patients=patients, concepts=concepts[m], paths=paths
         )
-        for m, records in test.items()
-    }
+    return embedded
 
 
 def _concepts(records: Mapping[str, Sequence[Record]]) -> dict[str, list[dict[str, str]]]:
-    """Of every record, its class in each concept that modalities share, the most widely shared first.
+    """The class of every record in each concept shared by modalities, the most widely shared concept first.
 
-    Without any prompt file that fits, labels that several modalities have in common stand in.
+    If no prompt file matches, labels that several modalities have in common are used instead.
     """
     shared = concepts_for([r for rows in records.values() for r in rows])
     known: dict[str, list[dict[str, str]]] = {m: [{} for _ in rows] for m, rows in records.items()}
@@ -132,8 +128,12 @@ def _concepts(records: Mapping[str, Sequence[Record]]) -> dict[str, list[dict[st
                     classes[concept.name] = concept.classes[number]
     if shared:
         return known
-    counts = Counter(label for rows in records.values() for label in {r.label for r in rows})
-    return {m: [{"label": r.label} if counts[r.label] > 1 else {} for r in rows] for m, rows in records.items()}
+    counts: Counter[str] = Counter()
+    for rows in records.values():
+        counts.update({r.label for r in rows})
+    for m, rows in records.items():
+        known[m] = [{"label": r.label} if counts[r.label] > 1 else {} for r in rows]
+    return known
 
 
 def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = None) -> Path:
@@ -144,9 +144,9 @@ def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = N
 
     notes = []
     if run.config.align.contrastive.positives == "mixed" or run.config.align.contrastive.concept_probability:
-        notes.append("Training used labels: same-label pairs as positives, or captions that modalities share.")
+        notes.append("Training used labels: same-label pairs as positives, or captions shared by modalities.")
     if run.dataset.bad:
-        notes.append(f"{len(run.dataset.bad)} rows or files were set aside; quarantine.csv says why.")
+        notes.append(f"{len(run.dataset.bad)} rows or files were quarantined; quarantine.csv lists the reasons.")
     means = {m: run.embed_images(m, "train").mean(0) for m in run.dataset.modalities}
     return write_report(
         run.folder,
@@ -165,18 +165,19 @@ def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = N
 
 
 def reliability(run: Run) -> dict[str, list[tuple[str, Answers]]]:
-    """Heading -> zero-shot answers on the test split by task: as the models scale them, and with a fitted temperature.
+    """Heading -> zero-shot predictions on the test split by task: with the models' scales, with fitted temperatures.
 
-    Texts go through the student where there is one. The temperature is fitted on the valid split, where there is one.
+    Texts are encoded by the student if the run has one. The temperature is fitted on the valid split, if there is one.
     """
     records = {s: {m: run.dataset.records[m][s] for m in run.dataset.modalities} for s in ("train", "valid", "test")}
     everything, train = ([r for rows in records[s].values() for r in rows] for s in ("test", "train"))
-    found: dict[str, list[tuple[str, Answers]]] = {"As the models scale them": [], "With a fitted temperature": []}
+    plain: list[tuple[str, Answers]] = []
+    fitted: list[tuple[str, Answers]] = []
     for task in tasks_for(everything, train, run.config.evaluate.tasks or None):
         m = task.modality
         if task.zscore or (task.multilabel and not task.paired):
             continue
-        encode = partial(_texts_of, run, "student" if run.state.student is not None else m)
+        encode = partial(run.embed_text, encoder="student" if run.state.student is not None else m)
         scored = {}
         for split in ("test", "valid"):
             if not records[split][m]:
@@ -186,23 +187,19 @@ def reliability(run: Run) -> dict[str, list[tuple[str, Answers]]]:
             scored[split] = y, task_logits(task, images, encode, scale)
         if "test" in scored and len(scored["test"][0]):
             name = f"{modalities.get(m).title}: {task.name.replace('_', ' ')}"
-            found["As the models scale them"].append((name, answers(*scored["test"])))
+            plain.append((name, answers(*scored["test"])))
             if "valid" in scored and len(scored["valid"][0]):
-                warm = answers(*scored["test"], fit_temperature(*scored["valid"]))
-                found["With a fitted temperature"].append((name, warm))
-    return {heading: parts for heading, parts in found.items() if parts}
-
-
-def _texts_of(run: Run, path: str, texts: Sequence[str]) -> Any:
-    return run.embed_text(texts, path)
+                fitted.append((name, answers(*scored["test"], fit_temperature(*scored["valid"]))))
+    headings = {"With the models' scales": plain, "With a fitted temperature": fitted}
+    return {heading: parts for heading, parts in headings.items() if parts}
 
 
 def open_run(folder: Path) -> Run:
     """A run from its folder.
 
     Raises:
-        ConfigError: the folder holds no run.
-        ResultError: its settings or results are missing or not as they were written.
+        ConfigError: the folder does not contain a run.
+        ResultError: its settings or results are missing or were changed.
     """
     path = folder / "config.yaml"
     sums.check(folder)
@@ -212,23 +209,23 @@ def open_run(folder: Path) -> Run:
 
 
 def see_finished(run: Run, stage: str) -> None:
-    """See that opening a run trains nothing.
+    """Check that opening a run trains nothing.
 
     Raises:
-        ConfigError: it has not got as far as `stage` (unbound, closed_form, aligned, distilled).
+        ConfigError: it has not finished `stage` (unbound, closed_form, aligned, distilled).
     """
     names = [m for m, model in run.config.modalities.items() if model.pretrain]
-    there = [m for m in names if _has_weights(run.pretrain_folder / m)]
-    if there and len(there) < len(names):  # those with too few pairs are left out of a run
+    trained = [m for m in names if _has_weights(run.pretrain_folder / m)]
+    if trained and len(trained) < len(names):  # modalities with too few pairs are excluded from a run
         names = [m for m in run.prepare().modalities if m in names]
-    wanted = [run.pretrain_folder / m for m in names]
+    folders = [run.pretrain_folder / m for m in names]
     if stage in ("aligned", "distilled") and methods.get(run.config.align.method).towers:
-        wanted.append(run.folder / "align")
+        folders.append(run.folder / "align")
     if stage == "distilled":
-        wanted += [run.folder / "distill" / phase for phase in ("a", "b")]
-    missing = [folder for folder in wanted if not _has_weights(folder)]
+        folders += [run.folder / "distill" / phase for phase in ("a", "b")]
+    missing = [folder for folder in folders if not _has_weights(folder)]
     if missing:
-        raise ConfigError(f"{run.folder} is not finished ({missing[0]} holds no weights); go on with m3bind fit")
+        raise ConfigError(f"{run.folder} is not finished ({missing[0]} holds no weights); resume it with m3bind fit")
 
 
 def _has_weights(folder: Path) -> bool:
@@ -239,14 +236,13 @@ def rewrite_report(folder: Path) -> Path:
     """report.html of a finished run, written again.
 
     Raises:
-        ConfigError: the folder holds no run, or one that is not finished: it is not trained here.
-        ResultError: a file is not as it was written.
+        ConfigError: the folder does not contain a finished run; nothing is trained here.
+        ResultError: a file was changed.
     """
     run = open_run(folder)
     if not (folder / "results.json").is_file():
-        raise ConfigError(f"{folder} is not finished (no results.json); go on with m3bind fit, then report")
-    before: dict[str, Points] = {}
-    run.on_stage = lambda stage: before.update(points(run)) if stage == "unbound" else None
+        raise ConfigError(f"{folder} is not finished (no results.json); resume it with m3bind fit, then report")
+    before = _points_when_unbound(run)
     stages = {"distilled": "distill", "aligned": "align", "closed_form": "closed_form", "unbound": "pretrain"}
     done = next((stage for stage in stages if (folder / "results" / f"{stage}.json").is_file()), "unbound")
     see_finished(run, done)
@@ -254,7 +250,7 @@ def rewrite_report(folder: Path) -> Path:
 
 
 def show_results(folder: Path) -> ResultTable:
-    """Print the figures of a run."""
+    """Print the metrics of a run."""
     path = folder / "results.json"
     if not path.exists() and (folder / "space.json").exists():
         raise ConfigError(f"{folder} is a space, not a run: add --manifest FILE to measure it")

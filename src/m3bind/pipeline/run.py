@@ -1,19 +1,19 @@
-"""A run: its folder, the order of its stages, and what is measured after each.
+"""A run: its folder, the order of its stages, and the evaluation after each.
 
-`Run` alone touches the folder; the stages are functions (`stages`) over a `State`. A stage that is done is loaded, so
-every command simply asks for what it needs, and the same command after a kill resumes where it stopped.
+Only `Run` writes the folder; the stages are functions (`stages`) of a `State`. A finished stage is loaded, so every
+command requests the stages it needs, and the same command resumes a killed run.
 
 A run's folder:
     config.yaml            the resolved settings
     quarantine.csv         rows and files that cannot be used, with reasons
     pretrain/<modality>/   checkpoints, final weights, log of pre-training
-    align/                 the same of text-space alignment
-    distill/a, distill/b   the same of distillation
-    results.json           every metric, before and after each stage
+    align/                 likewise for text-space alignment
+    distill/a, distill/b   likewise for distillation
+    results.json           all metrics, before and after each stage
     provenance.json        versions, hashes of settings and data
-    sums.json              hashes of the files above, by which a later reader knows that they are as they were written
-    report.html            the same with plots and pictures
-    space/                 the bundle m3bind.load opens
+    sums.json              hashes of the files above, which detect later changes
+    report.html            the results with plots and thumbnails
+    space/                 the bundle that m3bind.load opens
 """
 
 import contextlib
@@ -56,15 +56,15 @@ STAGES = ("pretrain", "closed_form", "align", "distill")
 
 
 class Run:
-    """One run: its settings, its folder, and what its stages have made so far (`state`)."""
+    """One run: its settings, its folder, and the result of its stages so far (`state`)."""
 
     def __init__(
         self, config: RunConfig, folder: Path, cache: Path | None = None, pretrain_folder: Path | None = None
     ) -> None:
-        """`folder` is the run's own; `cache` and `pretrain_folder` may be shared with other runs (ablations).
+        """`cache` and `pretrain_folder` may be shared with other runs (ablations), `folder` may not.
 
         Raises:
-            ConfigError: the folder holds a run with other settings.
+            ConfigError: the folder contains a run with other settings.
         """
         self.config, self.folder = config, folder
         self.cache_folder = cache or folder.parent / "cache"
@@ -82,7 +82,7 @@ class Run:
     # ---- data
 
     def find_manifest(self) -> Path:
-        """The manifest: one's own, or that of virtual patients, made at the first call.
+        """The manifest of the settings, or that of virtual patients, generated at the first call.
 
         Raises:
             ConfigError: neither is set.
@@ -92,18 +92,18 @@ class Run:
         return self._manifest
 
     def read_records(self) -> tuple[list[Record], list[BadRow]]:
-        """Valid rows of the manifest with their final splits, and the others with reasons."""
+        """Valid rows of the manifest with their final splits, and the invalid ones with reasons."""
         return dataset.read_records(self.config, self.find_manifest())
 
     def make_assets(self, records: Sequence[Record]) -> Path:
-        """Folder with the tokenizer of models that start from nothing, trained on the texts of `records`; made once."""
+        """Folder with the tokenizer of untrained models, trained once on the texts of `records`."""
         return dataset.make_assets(self.pretrain_folder / "assets", records, dataset.extra_texts(self.config.data))
 
     def prepare(self) -> Setup:
-        """Read the data and build the models, once; what cannot be used is listed in quarantine.csv.
+        """Read the data and build the models, once; unusable rows and files are listed in quarantine.csv.
 
         Raises:
-            ConfigError: no modality has enough training pairs that can be used.
+            ConfigError: no modality has enough usable training pairs.
         """
         if self._setup is None:
             records, bad = self.read_records()
@@ -122,7 +122,7 @@ class Run:
 
     @property
     def setup(self) -> Setup:
-        """What the stages work with, after `prepare`."""
+        """The common input of the stages, after `prepare`."""
         assert self._setup is not None, "prepare() comes first"
         return self._setup
 
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def state(self) -> State:
-        """Models, bridges and student as they are now, after `prepare`."""
+        """The current models, bridges and student, after `prepare`."""
         assert self._state is not None, "prepare() comes first"
         return self._state
 
@@ -149,7 +149,7 @@ class Run:
     # ---- stages
 
     def pretrain(self) -> None:
-        """Stage 0, and bridges that bind nothing."""
+        """Stage 0, and bridges without binding."""
         setup = self.prepare()
         self._state = stages.unbound(stages.pretrain(self.state, setup, self.pretrain_folder), setup)
 
@@ -166,16 +166,16 @@ class Run:
     def fit(self, until: str = "distill", evaluate: bool = True) -> ResultTable:
         """All stages up to `until` (pretrain, closed_form, align, distill), measured after each.
 
-        Without `evaluate`, the results and the provenance that the folder holds stay as they are.
+        Without `evaluate`, results and provenance in the folder do not change.
 
         Raises:
-            ConfigError: `until` is no stage.
+            ConfigError: `until` is not a stage.
             BusyError: another process trains in this folder.
-            ResultError: stored results are missing or not as they were written.
+            ResultError: stored results are missing or were changed.
         """
         if until not in STAGES:
             raise ConfigError(f"unknown stage {until!r}; choose one of {', '.join(STAGES)}")
-        alone = evaluate and world()[0] == 0  # opened to be measured by others, a run may be read by several
+        alone = evaluate and world()[0] == 0  # without evaluation, several processes may read a run
         with only_one(self.folder, "run") if alone else contextlib.nullcontext():
             return self._fit(STAGES.index(until), alone)
 
@@ -198,10 +198,10 @@ class Run:
                 write_json(self.folder / "provenance.json", provenance(self.config.model_dump(mode="json"), files))
         return self.table
 
-    # ---- what there is
+    # ---- results
 
     def embed_images(self, modality: str, split: str) -> Matrix:
-        """(N, d) unit rows of a split's images in the space as it is now."""
+        """(N, d) unit rows of a split's images in the current space."""
         return stages.embed_images(self.state, self.setup, modality, split)
 
     def embed_text(self, texts: Sequence[str], encoder: str) -> Matrix:
@@ -209,9 +209,12 @@ class Run:
         return stages.embed_text(self.state, self.setup, texts, encoder)
 
     def view(self, stage: str) -> View:
-        """The present state for evaluation, on the test split."""
+        """The current state for evaluation, on the test split."""
         names, state, records = self.dataset.modalities, self.state, self.dataset.records
-        gaps = {gap: stages.with_post(state, self.setup, PostConfig(gap=gap)) for gap in self.config.evaluate.post}
+        posted: dict[str, dict[str, Matrix]] = {}
+        for gap in self.config.evaluate.post:
+            after = stages.with_post(state, self.setup, PostConfig(gap=gap))
+            posted[gap] = {m: stages.embed_images(after, self.setup, m, "test") for m in names}
         return View(
             stage,
             {m: self.embed_images(m, "test") for m in names},
@@ -221,14 +224,11 @@ class Run:
             partial(stages.embed_text, state, self.setup),
             student=state.student is not None,
             scales={m: float(state.models[m].logit_scale.detach()) for m in names},
-            posted={
-                gap: {m: stages.embed_images(after, self.setup, m, "test") for m in names}
-                for gap, after in gaps.items()
-            },
+            posted=posted,
         )
 
     def evaluate(self, stage: str) -> list[Row]:
-        """Metrics of the present state, measured once and stored in results/<stage>.json."""
+        """Metrics of the current state, computed once and stored in results/<stage>.json."""
         path = self.folder / "results" / f"{stage}.json"
         if not path.exists():
             held_out = [self.dataset.table.texts[i] for i in self.dataset.held_out]
@@ -240,10 +240,11 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """Log rows of all stages, in order; also written to log.jsonl."""
-        places = [*(self.pretrain_folder / m for m in self.dataset.modalities), self.folder / "align"]
+        folders = [self.pretrain_folder / m for m in self.dataset.modalities]
+        folders += [self.folder / name for name in ("align", "distill/a", "distill/b")]
         rows: list[dict[str, Any]] = []
-        for place in [*places, self.folder / "distill" / "a", self.folder / "distill" / "b"]:
-            path = place / "log.jsonl"
+        for folder in folders:
+            path = folder / "log.jsonl"
             if path.exists():
                 rows += [parse_json(line, path) for line in read_text(path, MOST_JSON).splitlines()]
         write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -251,25 +252,24 @@ class Run:
 
 
 def _release() -> None:
-    """Give freed memory back to the system, which glibc otherwise keeps."""
+    """Return freed memory to the system, which glibc otherwise retains."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _pin_settings(config: RunConfig, folder: Path) -> None:
-    """Save the settings in the run's folder, or make sure that those it was begun with are the same.
+    """Save the settings in the run's folder, or check that the saved ones are the same.
 
     Raises:
-        ConfigError: they differ; names the first settings that do.
-        ResultError: the saved settings are not as they were written.
+        ConfigError: they differ; names the first differences.
+        ResultError: the saved settings were changed.
     """
     path = folder / SETTINGS
-    stated = sums.recorded(folder).get(SETTINGS)
+    recorded = sums.recorded(folder).get(SETTINGS)
     if path.exists():
         sums.check(folder, [SETTINGS])
-    now = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
-    if path.exists():
+        now = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
         changed = differences(_with_defaults(read_yaml(path)), now)
         if changed:
             raise ConfigError(
@@ -278,30 +278,28 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
             )
         return
     config.save(path)
-    if stated not in (None, sha256_file(path)):
+    if recorded not in (None, sha256_file(path)):
         path.unlink()
         raise ResultError(
-            f"{folder}: {SETTINGS} is missing, and the run was begun with other settings than these; restore the file, "
+            f"{folder}: {SETTINGS} is missing, and the run was started with other settings; restore the file, "
             "give this run another --name, or delete the folder"
         )
     sums.record(folder, SETTINGS)
 
 
-def _with_defaults(tree: Any) -> Any:
-    """Settings an older version saved, with defaults of those that came since; as they are where they do not fit."""
+def _with_defaults(tree: object) -> object:
+    """Settings saved by an older version, completed by defaults; unchanged if they are not valid."""
     try:
         return dict(yaml.safe_load(yaml.safe_dump(validate(tree).model_dump(mode="json"))))
     except ConfigError:
         return tree
 
 
-def differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """What differs between two trees of values: "align.mse_weight: 1.0 then, 10.0 now"."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*before, *now])
-        return [
-            line
-            for key in keys
-            for line in differences(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
-        ]
-    return [] if before == now else [f"{where}: {before!r} then, {now!r} now"]
+def differences(before: object, now: object, where: str = "") -> list[str]:
+    """The differences between two trees of values, e.g. "align.mse_weight: 1.0 then, 10.0 now"."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return [] if before == now else [f"{where}: {before!r} then, {now!r} now"]
+    lines = []
+    for key in dict.fromkeys([*before, *now]):
+        lines += differences(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+    return lines

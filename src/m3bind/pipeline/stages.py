@@ -1,11 +1,11 @@
-"""The stages of a run as functions: a `State` and what all stages work with (`Setup`) in, a new `State` out.
+"""The stages of a run as functions from a `State` and the common input of all stages (`Setup`) to a new `State`.
 
 * `pretrain` (stage 0), `unbound`, `closed_form`, `align` (stage 1), `distill` (stage 2).
-* `with_post`: bridges followed by post steps. * `embed_images`, `embed_text`: files and texts in the space as it is.
-* `training_pairs`, `finished_pairs`, `training_embeddings`: what stages and post steps are fitted on.
+* `with_post`: bridges followed by post steps. * `embed_images`, `embed_text`: files and texts in the current space.
+* `training_pairs`, `finished_pairs`, `training_embeddings`: the training data of stages and post steps.
 
-A stage trains in the folder that it is given, where it resumes, and loads what is finished there. Towers are changed in
-place by the stages that train them; what a `State` names never changes.
+A stage trains in its `folder`, where it resumes or loads a finished result. Stages change the towers that they train in
+place; the references of a `State` never change.
 
 Shapes: N images, K texts, d_m joint dimension of modality m, d dimension of the bound space.
 """
@@ -33,7 +33,7 @@ from m3bind.models.weights.checkpoint import hash_state
 from m3bind.pipeline.dataset import Dataset
 from m3bind.pipeline.features import FeatureExtractor, levels
 from m3bind.pretrain.stage import PretrainStage
-from m3bind.training.loop import train
+from m3bind.training.loop import seed_torch, train
 from m3bind.training.pairs import Pairs
 
 Sides = dict[str, tuple[Tensor, Tensor]]
@@ -41,7 +41,7 @@ Sides = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Setup:
-    """What all stages work with."""
+    """The common input of all stages."""
 
     config: RunConfig
     dataset: Dataset
@@ -56,7 +56,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class State:
-    """What the stages have made so far."""
+    """The result of the stages so far."""
 
     models: Mapping[str, DualEncoder]
     bridges: Mapping[str, BaseBridge] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class State:
 
 
 def training_pairs(state: State, setup: Setup, stage: str) -> dict[str, Pairs]:
-    """Training pairs of every modality, each side computed as far as the stage leaves it frozen."""
+    """Training pairs of every modality, each side computed up to the parts that the stage trains."""
     return {m: _pairs(m, state, setup, stage) for m in setup.modalities}
 
 
@@ -89,7 +89,7 @@ def _pairs(m: str, state: State, setup: Setup, stage: str) -> Pairs:
 
 
 def finished_pairs(state: State, setup: Setup) -> dict[str, Pairs]:
-    """Training pairs of every modality with both sides already embedded."""
+    """Training pairs of every modality, both sides embedded."""
     data, extractor = setup.dataset, setup.extractor
     return {
         m: extractor.pairs(m, state.models[m], data.records[m]["train"], data.table, "embedding", "embedding")
@@ -98,21 +98,19 @@ def finished_pairs(state: State, setup: Setup) -> dict[str, Pairs]:
 
 
 def training_embeddings(state: State, setup: Setup) -> Sides:
-    """Per modality, embeddings (N, d_m) of the training images and of their canonical captions, not yet bound."""
-    return {
-        m: (
-            pairs.images.encode(torch.arange(len(pairs))),
-            pairs.texts.encode(torch.tensor([int(ids[0]) for ids in pairs.captions])),
-        )
-        for m, pairs in finished_pairs(state, setup).items()
-    }
+    """Per modality, embeddings (N, d_m) of the training images and of their canonical captions, unbound."""
+    sides: Sides = {}
+    for m, pairs in finished_pairs(state, setup).items():
+        captions = torch.tensor([int(ids[0]) for ids in pairs.captions])
+        sides[m] = pairs.images.encode(torch.arange(len(pairs))), pairs.texts.encode(captions)
+    return sides
 
 
 # ---- stages
 
 
 def pretrain(state: State, setup: Setup, folder: Path) -> State:
-    """Stage 0 for every modality whose settings ask for it, in `folder`/<modality>."""
+    """Stage 0 of every modality with `pretrain` set, in `folder`/<modality>."""
     config = setup.config
     for m in setup.modalities:
         if not config.modalities[m].pretrain:
@@ -131,7 +129,7 @@ def pretrain(state: State, setup: Setup, folder: Path) -> State:
 
 
 def unbound(state: State, setup: Setup) -> State:
-    """Bridges that only bring every space to the common dimension: no binding."""
+    """Bridges that only resize every space to the common dimension: no binding."""
     dim = setup.config.align.dim
     bridges = {m: Bridge(identity_map(state.models[m].joint_dim, dim)) for m in setup.modalities}
     return replace(state, bridges=bridges)
@@ -151,7 +149,7 @@ def align(
     settings: AlignConfig | None = None,
     pairs: Mapping[str, Pairs] | None = None,
 ) -> State:
-    """Stage 1 and post steps, by default as the settings of the run say; `pairs` where they are there already."""
+    """Stage 1 and post steps, by default with the settings of the run; `pairs` if already computed."""
     settings = settings or setup.config.align
     method = methods.get(settings.method)
     method.options(settings)
@@ -175,7 +173,7 @@ def distill(state: State, setup: Setup, folder: Path, assets: Path) -> State:
     """Stage 2: the shared student, phases A and B in `folder`/a and `folder`/b."""
     config, data = setup.config, setup.dataset
     settings = config.distill
-    torch.manual_seed(int(sha256_text(str(config.seed), "student")[:15], 16))
+    seed_torch(config.seed, "student")
     student = make_text_encoder(settings.student.text, dim=config.align.dim, assets=assets, **settings.student.settings)
     features = setup.extractor.text_features(data.table.texts, student) if settings.student.train == "head" else None
     wrapped = StudentTexts(student, data.table, features)
@@ -196,7 +194,7 @@ def _inputs(pairs: Mapping[str, Pairs], setup: Setup, folder: Path) -> BindingIn
 
 
 def _teachers(state: State, setup: Setup) -> Teachers:
-    """Bridged embeddings of all texts by all towers and of all training images by their own."""
+    """Bridged embeddings of all texts by all towers and of all training images by their towers."""
     names = setup.modalities
     text = {m: embed_text(state, setup, setup.dataset.table.texts, m) for m in names}
     images = {m: embed_images(state, setup, m, "train") for m in names}
@@ -217,7 +215,7 @@ def embed_images(state: State, setup: Setup, modality: str, split: str) -> Matri
 
 @torch.inference_mode()
 def embed_text(state: State, setup: Setup, texts: Sequence[str], encoder: str) -> Matrix:
-    """(K, d) unit rows of texts by a modality's own text tower, or by "student"."""
+    """(K, d) unit rows of texts by a modality's text tower, or by "student"."""
     if encoder == "student":
         assert state.student is not None
         features = torch.from_numpy(setup.extractor.text_features(texts, state.student))

@@ -30,7 +30,6 @@ from m3bind.training.contrastive import clip_loss, identical_positives, mixed_po
 from m3bind.training.parallel import encode_sharded
 
 Level = Literal["input", "features", "embedding"]
-Rows = NDArray[Any]
 T = TypeVar("T")
 
 
@@ -59,13 +58,13 @@ class TextTable:
 class Images:
     """The images of one modality at a level: array (N, ...), or (N, v, ...) with several views."""
 
-    def __init__(self, model: DualEncoder, level: Level, array: Rows | Callable[[], Rows], views: int = 1) -> None:
+    def __init__(self, model: DualEncoder, level: Level, array: Any, views: int = 1) -> None:
         """`array` may be memory-mapped, or a function that returns it, called at the first access."""
         self.model, self.level, self.views = model, level, views
         self._array = array
 
     @property
-    def array(self) -> Rows:
+    def array(self) -> Any:
         """All rows. Access it before a stage puts the model in train mode."""
         if callable(self._array):
             self._array = self._array()

@@ -68,5 +68,5 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = torch.zeros_like(parameter)
     flat = torch.cat([p.grad.reshape(-1) for p in trained if p.grad is not None])
     dist.all_reduce(flat)
-    for parameter, mean in zip(trained, (flat / size).split([p.numel() for p in trained]), strict=True):
+    for parameter, mean in zip(trained, torch.split(flat / size, [p.numel() for p in trained]), strict=True):
         parameter.grad = mean.view_as(parameter)
