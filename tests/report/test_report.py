@@ -19,7 +19,7 @@ from m3bind.evaluate.results import Context
 from m3bind.evaluate.retrieval import patient_retrieval_rows
 from m3bind.evaluate.zero_shot import unit
 from m3bind.report import gallery, plots
-from m3bind.report.write import write_report
+from m3bind.report.write import ReportContent, write_report
 
 VOID = {"meta", "img", "source", "br", "link", "input", "hr"}
 FINDINGS = ("healthy", "lung_cancer", "atrial_fibrillation")
@@ -67,9 +67,8 @@ def page(tmp_path_factory):
         rows += patient_retrieval_rows(vectors, {m: p.patients for m, p in points.items()}, context, resamples=20)
         rows += agreement_rows(vectors, context, resamples=20)
     sure = {"As given": [("Chest X-ray: finding", answers(np.arange(40) % 3, np.eye(3)[np.arange(40) % 2 + 1]))]}
-    return write_report(
-        folder, rows, list(history()), now, thumbnail, ["A note & more."], before=before, reliability=sure
-    )
+    content = ReportContent(rows, list(history()), now, thumbnail, ["A note & more."], before=before, reliability=sure)
+    return write_report(folder, content)
 
 
 class Page(HTMLParser):
@@ -135,17 +134,17 @@ def test_page_says_what_it_must(page):
         "A note & more.",
         "chance",
         "95 %",
-        "drawn by lot",
+        "drawn at random",
         "t-SNE of 72",
     ):
         assert part in words, part
-    assert "same patient" in words and "lung cancer" in words and "picture not readable" in words
+    assert "same patient" in words and "lung cancer" in words and "image not readable" in words
     assert "Pretrain" not in words and "pretrain" in words and "align" in words
 
 
 def test_page_holds_no_identifiers_unless_asked(page, tmp_path):
     assert "secret" not in page.read_text()
-    asked = write_report(tmp_path, [], [], fake(1.0), thumbnail, identifiers=True)
+    asked = write_report(tmp_path, ReportContent([], [], fake(1.0), thumbnail, identifiers=True))
     assert "secretpatient" in asked.read_text() and "/secret/path" in asked.read_text()
     assert "Synthetic data" not in asked.read_text()
 
@@ -154,15 +153,15 @@ def test_names_and_labels_are_escaped(tmp_path):
     points = {
         m: Points(p.vectors, ["<script>x</script>"] * 24, p.patients, p.concepts, p.paths) for m, p in fake(1.0).items()
     }
-    text = write_report(tmp_path, [], [], points, thumbnail, ["<b>"], name="<img src=x>").read_text()
+    text = write_report(tmp_path, ReportContent([], [], points, thumbnail, ["<b>"], name="<img src=x>")).read_text()
     Page(text)
     assert "<script" not in text and "<img src=x" not in text and "&lt;b&gt;" in text
 
 
 def test_a_run_with_nothing_to_show_still_has_a_page(tmp_path):
-    Page(write_report(tmp_path, [], [], {}, thumbnail).read_text())
+    Page(write_report(tmp_path, ReportContent([], [], {}, thumbnail)).read_text())
     one = {"xray": Points(unit(np.eye(4)))}
-    Page(write_report(tmp_path, [], [], one, thumbnail).read_text())
+    Page(write_report(tmp_path, ReportContent([], [], one, thumbnail)).read_text())
 
 
 def test_pictures_lose_their_metadata_and_size():

@@ -29,7 +29,7 @@ from m3bind.evaluate.results import ResultTable
 from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import known_rows, task_logits
 from m3bind.pipeline.run import Run
-from m3bind.report.write import write_report
+from m3bind.report.write import ReportContent, write_report
 from m3bind.space.bundle import Space, save_space
 from m3bind.space.folder import SpaceInfo
 from m3bind.training.parallel import world
@@ -148,8 +148,7 @@ def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = N
     if run.dataset.bad:
         notes.append(f"{len(run.dataset.bad)} rows or files were quarantined; quarantine.csv lists the reasons.")
     means = {m: run.embed_images(m, "train").mean(0) for m in run.dataset.modalities}
-    return write_report(
-        run.folder,
+    content = ReportContent(
         table,
         run.history(),
         points(run),
@@ -162,6 +161,7 @@ def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = N
         seed=run.config.seed,
         reliability=reliability(run),
     )
+    return write_report(run.folder, content)
 
 
 def reliability(run: Run) -> dict[str, list[tuple[str, Answers]]]:

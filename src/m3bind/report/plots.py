@@ -1,5 +1,6 @@
 """Plots of the report, each drawn twice (light and dark page) as PNG bytes.
 
+* `draw`: a plot for both themes. * `color`: of a modality.
 * `training_curves`: named losses and learning rate per stage.
 * `project`, `map_plot`: the space in two dimensions, coloured by modality or by concept.
 * `similarity`, `similarity_plot`: mean cosine of matching and of other pairs, for every pair of modalities.
@@ -32,40 +33,21 @@ from m3bind.evaluate.points import Points, same_concept, same_patient
 
 OTHER = "other"
 MARKERS = "osD^vPX<>*"
-# Ten hues that stay apart for colour-blind readers (Paul Tol's "muted" set and one more); grey is kept for "other".
+# Ten hues that colour-blind readers can distinguish (Paul Tol's "muted" set and one more); grey is for "other".
 HUES = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#E17C05")
 DARK_HUES = (
-    "#8C7BE8",
-    "#88CCEE",
-    "#44AA99",
-    "#4FB36A",
-    "#B5B54A",
-    "#DDCC77",
-    "#E58A98",
-    "#D0559A",
-    "#C77CC0",
-    "#F0963C",
-)
+    "#8C7BE8", "#88CCEE", "#44AA99", "#4FB36A", "#B5B54A", "#DDCC77", "#E58A98", "#D0559A", "#C77CC0", "#F0963C",
+)  # fmt: skip
 _NO_LOSS = (
-    "step",
-    "stage",
-    "lr",
-    "time",
-    "seconds",
-    "elapsed",
-    "rate",
-    "epoch",
-    "memory",
-    "grad_norm",
-    "tokens",
-    "samples",
-)
-_MOST_POINTS = 400  # on a curve
+    "step", "stage", "lr", "time", "seconds", "elapsed", "rate", "epoch", "memory", "grad_norm", "tokens", "samples",
+)  # fmt: skip
+_NO_LOSS_PREFIXES = tuple(word + end for word in _NO_LOSS for end in "/_")
+_CURVE_POINTS = 400  # maximum on a curve
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one kind of page."""
+    """Colours of a light or dark page."""
 
     name: str
     text: str
@@ -81,7 +63,7 @@ DARK = Theme("dark", "#e4e9ee", "#3b4754", "#1a2129", DARK_HUES)
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot for both kinds of page, with the words a reader gets who cannot see it."""
+    """A plot for light and dark pages, with its alternative text."""
 
     light: bytes
     dark: bytes
@@ -89,7 +71,7 @@ class Plot:
 
 
 def draw(paint: Callable[[Figure, Theme], None], alt: str, size: tuple[float, float] = (5.6, 4.0)) -> Plot:
-    """Run `paint` on an empty figure for the light and the dark page; `size` in inches."""
+    """Call `paint` on an empty figure for the light and the dark page; `size` in inches."""
     images = []
     for theme in (LIGHT, DARK):
         style = {
@@ -114,7 +96,7 @@ def draw(paint: Callable[[Figure, Theme], None], alt: str, size: tuple[float, fl
 
 
 def color(modality: str) -> str:
-    """Colour of a modality: its own, or one derived from its name where it is not registered."""
+    """Colour of a modality: its own, or one derived from its name if it is not registered."""
     try:
         own = modalities.get(modality).color
         if own != modalities.Modality.color:
@@ -126,7 +108,7 @@ def color(modality: str) -> str:
 
 
 def _shade(value: str, theme: Theme) -> str:
-    """`value` made light enough for a dark page and dark enough for a light one."""
+    """`value` with a lightness that is visible on the page of `theme`."""
     rgb = [int(value[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     hue, light, saturation = colorsys.rgb_to_hls(*rgb)
     light = min(light, 0.5) if theme is LIGHT else max(light, 0.6)
@@ -137,13 +119,13 @@ def _shade(value: str, theme: Theme) -> str:
 
 
 def losses(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The named losses of one line of log.jsonl: its finite numbers, without step, rates, times and the like."""
+    """The named losses of one row of log.jsonl: its finite numbers except steps, rates and times (`_NO_LOSS`)."""
     flat = {**entry, **entry["losses"]} if isinstance(entry.get("losses"), Mapping) else dict(entry)
     return {
         name: float(value)
         for name, value in flat.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not any(name == word or name.startswith((word + "/", word + "_")) for word in _NO_LOSS)
+        if name not in _NO_LOSS and not name.startswith(_NO_LOSS_PREFIXES)
     }
 
 
@@ -163,7 +145,7 @@ def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
-    """One picture per stage, in the order of the log: the total in bold, its parts, the learning rate below."""
+    """One plot per stage, in the order of the log: the total in bold, its parts, the learning rate below."""
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for entry in history:
         if "step" in entry and losses(entry):
@@ -172,7 +154,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
 
 
 def _curve(stage: str, entries: list[Mapping[str, Any]]) -> Plot:
-    entries = entries[:: max(1, len(entries) // _MOST_POINTS)]
+    entries = entries[:: max(1, len(entries) // _CURVE_POINTS)]
     series: dict[str, list[tuple[float, float]]] = {}
     for entry in entries:
         for name, value in losses(entry).items():
@@ -199,10 +181,9 @@ def _curve(stage: str, entries: list[Mapping[str, Any]]) -> Plot:
         bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         bottom.grid(color=theme.grid, linewidth=0.6)
 
-    words = "; ".join(f"{n} from {series[n][0][1]:.3g} to {series[n][-1][1]:.3g}" for n in names)
-    return draw(
-        paint, f"Training curves of stage {stage}, steps {entries[0]['step']} to {entries[-1]['step']}: {words}."
-    )
+    ranges = "; ".join(f"{n} from {series[n][0][1]:.3g} to {series[n][-1][1]:.3g}" for n in names)
+    steps = f"steps {entries[0]['step']} to {entries[-1]['step']}"
+    return draw(paint, f"Training curves of stage {stage}, {steps}: {ranges}.")
 
 
 # ---------------------------------------------------------------------------------------------- map
@@ -213,9 +194,8 @@ def project(vectors: NDArray[Any], method: str = "auto", seed: int = 0) -> tuple
     n, d = vectors.shape
     if method == "auto":
         method = "tsne" if 50 <= n <= 2000 else "pca"
-    flat = PCA(min(n, d, 30 if method == "tsne" else 2), random_state=seed).fit_transform(
-        np.asarray(vectors, np.float64)
-    )
+    pca = PCA(min(n, d, 30 if method == "tsne" else 2), random_state=seed)
+    flat = pca.fit_transform(np.asarray(vectors, np.float64))
     if method == "pca":
         return np.pad(flat, ((0, 0), (0, max(0, 2 - flat.shape[1])))), "PCA"
     perplexity = min(30, max(2, n // 5))
@@ -223,23 +203,20 @@ def project(vectors: NDArray[Any], method: str = "auto", seed: int = 0) -> tuple
     return np.asarray(placed, np.float64), "t-SNE"
 
 
-def commonest(names: Sequence[str], most: int = len(HUES)) -> list[str]:
-    """The `most` commonest non-empty names, by count; everything else is drawn as "other"."""
-    return [
-        name for name, _ in sorted(Counter(filter(None, names)).items(), key=lambda item: (-item[1], item[0]))[:most]
-    ]
+def commonest(names: Sequence[str], maximum: int = len(HUES)) -> list[str]:
+    """The `maximum` most frequent non-empty names, by count; all others are drawn as "other"."""
+    counts = Counter(filter(None, names))
+    return sorted(counts, key=lambda name: (-counts[name], name))[:maximum]
 
 
 def map_plot(
     place: NDArray[np.float64], by: Sequence[str], shapes: Sequence[str], colors: Mapping[str, str], alt: str
 ) -> Plot:
-    """Scatter of `place` (n, 2), coloured by `by`, marker by `shapes`. `colors` names
-    colours; without it hues in order.
-    """
+    """Scatter of `place` (n, 2): colour by `by` (from `colors`, or hues in order if empty), marker by `shapes`."""
     kinds = list(dict.fromkeys(shapes))
     names = list(colors) if colors else commonest(by)
     groups = np.array([name if name in names else OTHER for name in by])
-    order = np.random.default_rng(0).permutation(len(place))  # no group drawn on top of all others
+    order = np.random.default_rng(0).permutation(len(place))  # so that no group covers the others
 
     def paint(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
@@ -248,15 +225,8 @@ def map_plot(
         for i, kind in enumerate(kinds):
             rows = [j for j in order if shapes[j] == kind]
             marker = MARKERS[i % len(MARKERS)]
-            axes.scatter(
-                place[rows, 0],
-                place[rows, 1],
-                c=[hue[groups[j]] for j in rows],
-                s=13,
-                marker=marker,
-                alpha=0.8,
-                linewidths=0,
-            )
+            hues = [hue[groups[j]] for j in rows]
+            axes.scatter(place[rows, 0], place[rows, 1], c=hues, s=13, marker=marker, alpha=0.8, linewidths=0)
         for name in dict.fromkeys([*names, OTHER]):
             if (groups == name).any():
                 marker = MARKERS[kinds.index(name) % len(MARKERS)] if name in kinds else "o"
@@ -278,7 +248,7 @@ class Similarity:
 
     names: tuple[str, ...]
     match: str  # "patient" or "concept"
-    matched: NDArray[np.float64]  # (m, m), NaN where there is no matching pair
+    matched: NDArray[np.float64]  # (m, m), NaN if there is no matching pair
     other: NDArray[np.float64]  # (m, m)
     gain: Mapping[tuple[str, str], Estimate]  # matched minus other, chance 0, queries resampled by patient
 
@@ -303,7 +273,7 @@ def matching_key(points: Mapping[str, Points]) -> str:
 def similarity(points: Mapping[str, Points], match: str = "auto", resamples: int = 200, seed: int = 0) -> Similarity:
     """Mean cosines over all pairs of files of two modalities (a file is never paired with itself).
 
-    A query's matching pairs are averaged first, then the queries, so that each query counts once.
+    A query's matching pairs are averaged first, then the queries, so that all queries have equal weight.
     """
     match = matching_key(points) if match == "auto" else match
     names = tuple(points)
@@ -327,7 +297,7 @@ def similarity(points: Mapping[str, Points], match: str = "auto", resamples: int
 
 
 def similarity_plot(data: Similarity, titles: Mapping[str, str], limit: float, alt: str) -> Plot:
-    """Heat map of matched minus other, colours from -`limit` to `limit`; each cell shows matched above other."""
+    """Heat map of matched minus other, colours from -`limit` to `limit`; each cell contains matched above other."""
     difference = data.matched - data.other
     limit = max(0.05, limit)
 

@@ -1,4 +1,4 @@
-"""The picture of calibration: share of right answers by confidence."""
+"""Reliability diagram: share of correct predictions by confidence."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from m3bind.evaluate.estimate import Resampling
 from m3bind.report.plots import Plot, Theme, draw
 
 
-def reliability_plot(found: Sequence[tuple[str, Answers]], title: str, bins: int = BINS) -> Plot:
-    """Share of right answers by confidence, one line per named set of answers; the diagonal is perfect calibration."""
-    curves = [(name, reliability_curve(part, bins)) for name, part in found if len(part.confidence)]
+def reliability_plot(named: Sequence[tuple[str, Answers]], title: str, bins: int = BINS) -> Plot:
+    """Share of correct predictions by confidence, one line per task; the diagonal is perfect calibration."""
+    curves = [(name, reliability_curve(part, bins)) for name, part in named if len(part.confidence)]
     errors = {
         name: expected_calibration_error(part.confidence, part.right, Resampling(resamples=0)).value
-        for name, part in found
+        for name, part in named
     }
 
     def paint(figure: Figure, theme: Theme) -> None:
@@ -24,9 +24,9 @@ def reliability_plot(found: Sequence[tuple[str, Answers]], title: str, bins: int
         for i, (name, (confidence, right, _)) in enumerate(curves):
             hue = theme.hues[i % len(theme.hues)]
             axes.plot(confidence, right, "o-", color=hue, linewidth=1.6, label=f"{name}, ECE {errors[name]:.3f}")
-        axes.set(xlabel="confidence", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.set(xlabel="confidence", ylabel="share correct", xlim=(0, 1.02), ylim=(0, 1.02))
         axes.grid(color=theme.grid, linewidth=0.6)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
 
-    words = "; ".join(f"{name}: calibration error {error:.3f}" for name, error in errors.items())
-    return draw(paint, f"Reliability of {title}. {words}.", (4.6, 4.8))
+    summary = "; ".join(f"{name}: calibration error {error:.3f}" for name, error in errors.items())
+    return draw(paint, f"Reliability of {title}. {summary}.", (4.6, 4.8))

@@ -1,14 +1,15 @@
-"""report.html: one self-contained page about a run; readable offline, on a phone, in the dark, without seeing colours.
+"""report.html: one self-contained page about a run, for offline use, small screens, dark mode and colour-blind readers.
 
-* `write_report`: everything a run measured -> run_dir/report.html.
+* `write_report`: metrics, embeddings and logs of a run (`ReportContent`) -> run_dir/report.html.
 
-The page has no scripts and asks the network for nothing: pictures are data URIs. It holds no patient identifiers and no
-file names unless asked for.
+The page has no scripts and no network requests: images are data URIs. It contains no patient identifiers and no file
+names unless requested.
 """
 
 import html
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from m3bind.evaluate.calibration import Answers
 from m3bind.evaluate.pivot import Pivot, headline, html_table, number, pivot
 from m3bind.evaluate.points import Points
 from m3bind.evaluate.results import PROTOCOLS, Row
+from m3bind.evaluate.suite import Matrix
 from m3bind.evaluate.tasks import title as modality_title
 from m3bind.models.embedding import correct_gap
 from m3bind.report import gallery, plots
@@ -26,12 +28,30 @@ from m3bind.report.page import figure, page
 from m3bind.report.reliability import reliability_plot
 
 MAP_POINTS = 800
-SYNTHETIC_SETS = ("phantom",)
+Reliability = Mapping[str, Sequence[tuple[str, Answers]]]
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """The content of a report."""
+
+    results: Iterable[Row]  # of all stages
+    history: Sequence[Mapping[str, Any]]  # rows of log.jsonl (step, stage, losses, lr)
+    embeddings: Mapping[str, Points]  # modality -> points of the final space
+    thumbnails: gallery.Thumbnail  # (modality, path) -> image
+    notes: Sequence[str] = ()  # paragraphs at the top
+    before: Mapping[str, Points] | None = None  # the same files in the unbound space, for comparison
+    means: Mapping[str, Matrix] | None = None  # modality -> (d,): enables gap correction of map, similarity and gallery
+    synthetic: bool | None = None  # print the banner; None: if a result's data set is of virtual patients
+    name: str = ""  # of the run; default: its folder
+    identifiers: bool = False  # print patients and paths in the gallery
+    seed: int = 0
+    reliability: Reliability = field(default_factory=dict)  # heading -> predictions by task, for the calibration plots
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """What the pictures are made from, after sampling and gap correction."""
+    """Points for the plots, after gap correction."""
 
     now: Mapping[str, Points]
     before: Mapping[str, Points] | None
@@ -39,88 +59,58 @@ class _Scene:
     corrected: bool
 
 
-def write_report(
-    run_dir: Path | str,
-    results: Iterable[Row],
-    history: Sequence[Mapping[str, Any]],
-    embeddings: Mapping[str, Points],
-    thumbnails: gallery.Thumbnail,
-    notes: Sequence[str] = (),
-    *,
-    before: Mapping[str, Points] | None = None,
-    means: Mapping[str, Any] | None = None,
-    synthetic: bool | None = None,
-    name: str = "",
-    identifiers: bool = False,
-    seed: int = 0,
-    reliability: Mapping[str, Sequence[tuple[str, Answers]]] | None = None,
-) -> Path:
-    """Write `run_dir`/report.html and return its path.
-
-    `results`: rows of all stages. `history`: lines of log.jsonl (step, stage, losses, lr). `embeddings`: modality ->
-    `Points` of the finished space, `before`: the same files in the unbound space, for comparison. `thumbnails`:
-    (modality, path) -> picture. `notes`: paragraphs printed at the top. `means`: modality -> (d,) of the finished space
-    turns gap correction on for map, similarity and gallery; `before` is then corrected by the mean of its own files.
-    `synthetic`: print the banner (default: if a result's data set is of virtual patients). `identifiers` prints
-    patients and paths in the gallery. `reliability`: heading -> answers by task, for the plots of calibration.
-    """
-    rows = list(results)
-    scene = _scene(embeddings, before, means)
-    synthetic = any(_is_synthetic(row) for row in rows) if synthetic is None else synthetic
-    data = pivot(rows)
+def write_report(run_dir: Path | str, content: ReportContent) -> Path:
+    """Write `run_dir`/report.html and return its path."""
+    rows, seed = list(content.results), content.seed
+    scene = _scene(content)
+    synthetic = content.synthetic
+    if synthetic is None:
+        synthetic = any("phantom" in row.dataset.split("+") for row in rows)
     sections = [
         ("results", "Before and after", _headline_section(rows)),
         ("map", "Map of the shared space", _map_section(scene, seed)),
         ("similarity", "Similarity of modalities", _similarity_section(scene, seed)),
-        ("gallery", "Search across modalities", _gallery_section(scene, thumbnails, identifiers, seed)),
-        ("calibration", "Calibration", _calibration_section(reliability or {})),
-        ("training", "Training", _training_section(history)),
-        ("all", "All figures", _all_section(data)),
+        ("gallery", "Search across modalities", _gallery_section(scene, content)),
+        ("calibration", "Calibration", _calibration_section(content.reliability)),
+        ("training", "Training", _training_section(content.history)),
+        ("all", "All metrics", _all_section(pivot(rows))),
         ("reading", "How to read", GLOSSARY),
     ]
     sections = [section for section in sections if section[2]]
     target = Path(run_dir) / "report.html"
     text = page(
-        name or Path(run_dir).resolve().name,
+        content.name or Path(run_dir).resolve().name,
         sections,
         lead=f'<p class="files">{_files(scene)}</p>',
         tiles=_tiles(rows),
-        notes=notes,
+        notes=content.notes,
         synthetic=synthetic,
     )
     write_text(target, text)
     return target
 
 
-def _is_synthetic(row: Row) -> bool:
-    return any(part in SYNTHETIC_SETS for part in row.dataset.split("+"))
-
-
-def _scene(
-    embeddings: Mapping[str, Points], before: Mapping[str, Points] | None, means: Mapping[str, Any] | None
-) -> _Scene:
-    now = dict(embeddings)
-    if means is not None:
+def _scene(content: ReportContent) -> _Scene:
+    now, before, means = dict(content.embeddings), content.before, content.means
+    if means is not None:  # the unbound space is corrected by the means of its own files
         now = _corrected(now, means)
         before = before and _corrected(before, {m: points.vectors.mean(0) for m, points in before.items()})
     return _Scene(now, before, {m: modality_title(m) for m in now}, means is not None)
 
 
-def _corrected(points: Mapping[str, Points], means: Mapping[str, Any]) -> dict[str, Points]:
+def _corrected(points: Mapping[str, Points], means: Mapping[str, Matrix]) -> dict[str, Points]:
     return {m: replace(part, vectors=correct_gap(part.vectors, means[m])) for m, part in points.items()}
 
 
-# ---------------------------------------------------------------------------------------------- figures
+# ---------------------------------------------------------------------------------------------- metrics
 
 
 def _tiles(rows: Sequence[Row]) -> str:
-    """A few large figures: the mean of each kind, last stage against the first."""
+    """The mean of each kind of metric in large type, last stage against the first."""
     lines = headline(rows).lines
     across = [line for line in lines if line.protocol == "image_to_image"]
     groups = {
-        "Zero-shot, mean over tasks (AUC or balanced accuracy)": [
-            line for line in lines if line.protocol == "zero_shot"
-        ],
+        "Zero-shot, mean over tasks (AUC or balanced accuracy)": [x for x in lines if x.protocol == "zero_shot"],
         "Same patient among 10 hits, across modalities": [line for line in across if line.metric == "R@10"],
         "Same concept found, across modalities (AUC)": [line for line in across if line.metric == "auc"],
         "Texts recognised by another tower (R@1)": [x for x in lines if x.task == "towers" and x.metric == "R@1"],
@@ -150,8 +140,8 @@ def _headline_section(rows: Sequence[Row]) -> str:
     if not data.lines:
         return ""
     caption = (
-        "Value with its 95 % interval below. Change: last stage minus first; called better or worse only where the "
-        "last value lies outside the interval of the first."
+        "Value with its 95 % interval below. Change: last stage minus first; better or worse only if the last value "
+        "is outside the interval of the first."
     )
     return html_table(data, caption)
 
@@ -164,41 +154,39 @@ def _all_section(data: Pivot) -> str:
             used = tuple(c for c in data.columns if any(c in line.cells for line in lines))
             label = PROTOCOLS.get(protocol, protocol.replace("_", " "))
             shown = html_table(Pivot(used, lines), label, group=False)
-            parts.append(f"<details><summary>{html.escape(label)} ({len(lines)} figures)</summary>{shown}</details>")
+            parts.append(f"<details><summary>{html.escape(label)} ({len(lines)} metrics)</summary>{shown}</details>")
     return "".join(parts)
 
 
-# ---------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------- plots
 
 
-def _calibration_section(reliability: Mapping[str, Sequence[tuple[str, Answers]]]) -> str:
-    """Plots of how often answers of a confidence are right."""
+def _calibration_section(reliability: Reliability) -> str:
+    """Reliability diagrams."""
     if not reliability:
         return ""
-    text = (
-        "Of the answers given with a confidence, how many are right? On the diagonal a confidence means what it says."
-    )
-    pictures = "".join(figure(reliability_plot(parts, heading), heading) for heading, parts in reliability.items())
-    return f'<p class="caption">{text}</p><div class="plots">{pictures}</div>'
+    text = "Share of correct predictions by confidence. On the diagonal both are equal: perfect calibration."
+    figures = "".join(figure(reliability_plot(parts, heading), heading) for heading, parts in reliability.items())
+    return f'<p class="caption">{text}</p><div class="plots">{figures}</div>'
 
 
 def _training_section(history: Sequence[Mapping[str, Any]]) -> str:
     curves = plots.training_curves(history)
     if not curves:
         return ""
-    steps = {stage: sum(str(entry.get("stage", "training")) == stage for entry in history) for stage in curves}
+    steps = Counter(str(entry.get("stage", "training")) for entry in history)
     shown = "".join(
-        figure(picture, stage, f"{steps[stage]:,} logged steps; thin lines as logged, thick lines their running mean.")
-        for stage, picture in curves.items()
+        figure(plot, stage, f"{steps[stage]:,} logged steps; thin lines: logged values, thick lines: running mean.")
+        for stage, plot in curves.items()
     )
     return f'<div class="plots">{shown}</div>'
 
 
 def _sample(points: Mapping[str, Points], seed: int) -> dict[str, Points]:
-    """At most MAP_POINTS in all, the same number of each modality, drawn by lot."""
-    most = max(1, MAP_POINTS // max(1, len(points)))
+    """At most MAP_POINTS in total, the same number of each modality, drawn at random."""
+    maximum = max(1, MAP_POINTS // max(1, len(points)))
     rng = np.random.default_rng(seed)
-    return {m: p.subset(np.sort(rng.permutation(len(p.vectors))[:most])) for m, p in points.items()}
+    return {m: p.subset(np.sort(rng.permutation(len(p.vectors))[:maximum])) for m, p in points.items()}
 
 
 def _maps(points: Mapping[str, Points], titles: Mapping[str, str], when: str, seed: int) -> str:
@@ -214,12 +202,12 @@ def _maps(points: Mapping[str, Points], titles: Mapping[str, str], when: str, se
     alt = f"Map of the space {when}: {count}; coloured by "
     note = (
         f"{method} of {len(vectors):,} test files ({count}); one marker per modality. "
-        "Near points are similar; the axes mean nothing."
+        "Near points are similar; the axes have no meaning."
     )
     figures = figure(plots.map_plot(place, shapes, shapes, colors, alt + "modality."), f"{when}, by modality", note)
     if len(set(finding)) > 1:
         by_finding = plots.map_plot(place, finding, shapes, {}, alt + "finding.")
-        figures += figure(by_finding, f"{when}, by finding", "The same points, coloured by what they show.")
+        figures += figure(by_finding, f"{when}, by finding", "The same points, coloured by finding.")
     return figures
 
 
@@ -232,7 +220,9 @@ def _map_section(scene: _Scene, seed: int) -> str:
 
 def _note(scene: _Scene) -> str:
     return (
-        "<p>Each modality's mean is subtracted, before and after alike (gap correction).</p>" if scene.corrected else ""
+        "<p>Each modality's mean is subtracted, before and after binding (gap correction).</p>"
+        if scene.corrected
+        else ""
     )
 
 
@@ -248,16 +238,14 @@ def _similarity_section(scene: _Scene, seed: int) -> str:
     for when, data in measured:
         if not data.gain:
             continue
-        pairs = ", ".join(
-            f"{scene.titles[a]} to {scene.titles[b]} {gain.value:+.2f}" for (a, b), gain in data.gain.items()
-        )
-        picture = plots.similarity_plot(data, scene.titles, limit, f"{when}: same {data.match} minus others: {pairs}.")
+        pairs = ", ".join(f"{scene.titles[a]} to {scene.titles[b]} {g.value:+.2f}" for (a, b), g in data.gain.items())
+        plot = plots.similarity_plot(data, scene.titles, limit, f"{when}: same {data.match} minus others: {pairs}.")
         count = sum(gain.n for gain in data.gain.values())
         caption = (
             f"Upper number: mean cosine of files of the same {data.match}; lower: of all others. "
             f"Mean difference across modalities {number(data.mean_gain)}, chance 0, {count:,} queries."
         )
-        parts.append(figure(picture, when, caption))
+        parts.append(figure(plot, when, caption))
         tables.append(_gain_table(data, scene.titles, when))
     if not parts:
         return ""
@@ -266,14 +254,15 @@ def _similarity_section(scene: _Scene, seed: int) -> str:
 
 
 def _gain_table(data: plots.Similarity, titles: Mapping[str, str], when: str) -> str:
-    names = list(data.names)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(titles[a])} → {html.escape(titles[b])}</th><td class="num">{gain.n:,}</td>'
-        f'<td class="num">{number(data.matched[names.index(a), names.index(b)])}</td>'
-        f'<td class="num">{number(data.other[names.index(a), names.index(b)])}</td>'
-        f'<td class="num">{gain.value:+.3f}<small>{number(gain.ci_low)} to {number(gain.ci_high)}</small></td></tr>'
-        for (a, b), gain in data.gain.items()
-    )
+    body = ""
+    for (a, b), gain in data.gain.items():
+        at = data.names.index(a), data.names.index(b)
+        body += (
+            f'<tr><th scope="row">{html.escape(titles[a])} → {html.escape(titles[b])}</th>'
+            f'<td class="num">{gain.n:,}</td><td class="num">{number(data.matched[at])}</td>'
+            f'<td class="num">{number(data.other[at])}</td><td class="num">{gain.value:+.3f}'
+            f"<small>{number(gain.ci_low)} to {number(gain.ci_high)}</small></td></tr>"
+        )
     heads = "".join(
         f'<th scope="col" class="num">{h}</th>' for h in ("n", f"same {data.match}", "others", "difference")
     )
@@ -284,23 +273,23 @@ def _gain_table(data: plots.Similarity, titles: Mapping[str, str], when: str) ->
     )
 
 
-def _gallery_section(scene: _Scene, thumbnails: gallery.Thumbnail, identifiers: bool, seed: int) -> str:
-    queries = gallery.search(scene.now, seed=seed) if len(scene.now) > 1 else []
+def _gallery_section(scene: _Scene, content: ReportContent) -> str:
+    queries = gallery.search(scene.now, seed=content.seed) if len(scene.now) > 1 else []
     if not queries:
         return ""
-    right, chance, judged = gallery.share_right(queries)
+    right, chance, compared = gallery.share_right(queries)
     corrected = " Each modality's mean is subtracted before searching." if scene.corrected else ""
     text = (
-        f"<p>{len(queries)} files drawn by lot, not picked; beside each the three nearest files of every other "
-        f"modality, best first.{corrected} Right (✓) means the same patient or the same finding: "
-        f"<strong>{right:.0%}</strong> of the {judged} hits that can be judged; by chance {chance:.0%}. "
+        f"<p>{len(queries)} files drawn at random, not selected, each with the three nearest files of every other "
+        f"modality, best first.{corrected} Correct (✓) means the same patient or the same finding: "
+        f"<strong>{right:.0%}</strong> of the {compared} comparable hits; by chance {chance:.0%}. "
         "Modalities that share neither patients nor a concept cannot be compared (○).</p>"
     )
-    return text + gallery.gallery_html(queries, scene.now, thumbnails, scene.titles, identifiers)
+    return text + gallery.gallery_html(queries, scene.now, content.thumbnails, scene.titles, content.identifiers)
 
 
 def _files(scene: _Scene) -> str:
-    """How many files of each modality, with its colour."""
+    """The number of files of each modality, with its colour."""
     return "".join(
         f'<span><i class="dot" style="background:{html.escape(plots.color(m))}"></i>{html.escape(scene.titles[m])} '
         f"{len(points.vectors):,}</span>"
@@ -309,24 +298,24 @@ def _files(scene: _Scene) -> str:
 
 
 GLOSSARY = """<dl>
-<dt>chance</dt><dd>What a scorer without any knowledge reaches: .5 for AUC, 1 / classes for balanced accuracy,
+<dt>chance</dt><dd>The expected value of a scorer without information: .5 for AUC, 1 / classes for balanced accuracy,
 the share of the commonest class for accuracy, exact for search (from the size of the gallery and the number
-of right answers), the mean over shuffled predictions for macro F1.</dd>
-<dt>interval</dt><dd>95 % percentile interval of a bootstrap that draws patients, not files. In search the
-queries are drawn and the gallery stays. It says nothing about another training seed or another hospital.</dd>
-<dt>zero-shot</dt><dd>An image gets the class whose prompts are most similar to it; no image of these classes
-was labelled for that. AUC with two classes, balanced accuracy with more.</dd>
-<dt>R@K</dt><dd>Share of queries with at least one right answer among the first K. Ties count with their
+of correct answers), the mean over shuffled predictions for macro F1.</dd>
+<dt>interval</dt><dd>95 % percentile interval of a bootstrap over patients, not files. In search the
+queries are resampled and the gallery is fixed. It does not cover another training seed or another hospital.</dd>
+<dt>zero-shot</dt><dd>An image gets the class whose prompts are most similar to it, without training on labelled
+images of these classes. AUC with two classes, balanced accuracy with more.</dd>
+<dt>R@K</dt><dd>Share of queries with at least one correct answer among the first K. Ties count with their
 expected value.</dd>
 <dt>image to image, by patient</dt><dd>The query is a file of one modality, the gallery all files of another;
-right is the same patient.</dd>
+correct is the same patient.</dd>
 <dt>image to image, by concept</dt><dd>Probability that a file of the same concept is more similar to the
-query than a file of another concept (AUC), the classes counting equally, averaged over ordered pairs of
+query than a file of another concept (AUC), with equal weight of the classes, averaged over ordered pairs of
 modalities.</dd>
 <dt>gap-corrected</dt><dd>Each modality's mean embedding over the training files is subtracted before images
 are compared.</dd>
 <dt>cos, cos other, cos within, ccos</dt><dd>Mean cosine of the same text in two towers, of different texts in
 two towers, of different texts in one tower, and of the same text after each tower's mean is subtracted. Cos
-alone proves nothing: towers that give every text the same vector reach 1, and so do cos other and cos within
-then.</dd>
+alone is not sufficient: if towers give every text the same vector, it is 1, and so are cos other and cos
+within.</dd>
 </dl>"""
