@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from m3bind.errors import M3BindError
@@ -48,7 +47,7 @@ class GalleryQuery:
     chance: float
 
 
-def _known(values: Sequence[str] | NDArray[Any], index: int) -> str:
+def _known(values: Sequence[object], index: int) -> str:
     return str(values[index]) if len(values) else ""
 
 
