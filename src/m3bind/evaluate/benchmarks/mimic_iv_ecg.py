@@ -37,7 +37,7 @@ class MimicIvEcg(Benchmark):
         "fewer than four words are quarantined (MERL: 771,693 of 800,035 remain). Files hold aVF before aVL; leads are "
         "identified by their names in the header. MERL's own valid split is by record, so it leaks."
     )
-    report: ClassVar[staticmethod[[Sequence[str]], str]] = staticmethod(merl_report)  # the cart's lines -> text
+    report: "ClassVar[staticmethod[[Sequence[str]], str]]" = staticmethod(merl_report)  # the cart's lines -> text
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One row per record with a report."""

@@ -62,9 +62,7 @@ class SymileMimic(Benchmark):
                     continue
                 files = []
                 for path in paths:
-                    study = (
-                        path.split("/")[-2].removeprefix("s") if "/" in path else ""
-                    )  # files/p10/.../s50414267/x.jpg
+                    study = path.split("/")[-2].removeprefix("s") if "/" in path else ""  # .../s50414267/x.jpg
                     files.append(MimicFile(path, study, subject, datetime.min, stay))
                 yield from archives.items(files[0], files[1], split, f"{subject}-{stay.removesuffix('.0')}")
 
