@@ -101,7 +101,7 @@ def test_bounds_are_exact(tmp_path: Path) -> None:
     path.write_bytes(b"a" * (MOST_SECRET + 1))
     with pytest.raises(ConfigError, match="65,537 bytes, more than 65,536"):
         read_given(path, "--x")
-    with pytest.raises(StoredFileError, match="not a plain file"):  # of a folder that anybody may have made
+    with pytest.raises(StoredFileError, match="not a plain file"):  # of a third-party folder
         os.mkfifo(tmp_path / "pipe")
         read_bytes(tmp_path / "pipe", 10)
     reader, writer = os.pipe()

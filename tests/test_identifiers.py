@@ -146,7 +146,7 @@ def planted(tmp_path_factory, make_picture, make_ecg) -> Iterator[tuple[Path, Na
     yield folder, names
 
 
-def test_check_tells_no_names(planted: tuple[Path, Names], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_shows_no_names(planted: tuple[Path, Names], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, names = planted
     answers = check.check_items(check.find_items([folder]), pictures=True)
     assert {answer.status for answer in answers} == {"read", "refused"}
@@ -178,7 +178,7 @@ def test_errors_and_tags_tell_no_names(planted: tuple[Path, Names]) -> None:
 
 
 @pytest.mark.whole
-def test_a_whole_run_keeps_no_names(planted: tuple[Path, Names], tmp_path: Path, make_picture) -> None:
+def test_a_whole_run_stores_no_names(planted: tuple[Path, Names], tmp_path: Path, make_picture) -> None:
     """Fit on files, patients and reports with names; broken files among them; then every file the run wrote."""
     _, names = planted
     rows = ["id,modality,path,label,caption,patient,split"]

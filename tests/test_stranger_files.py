@@ -41,7 +41,7 @@ def test_a_lock_file_that_is_none_is_refused_and_what_it_leads_to_stays(tmp_path
         assert (tmp_path / "precious").read_text() == "mine"
 
 
-def test_a_sound_lock_is_taken_again(tmp_path: Path) -> None:
+def test_a_valid_lock_is_taken_again(tmp_path: Path) -> None:
     for _ in range(2):
         with only_one(tmp_path, "run"):
             assert str(os.getpid()) in (tmp_path / LOCK).read_text()

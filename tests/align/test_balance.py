@@ -9,7 +9,7 @@ from m3bind.align.balance import learning_rate_scales, loss_weights, sampling_pr
 from m3bind.errors import ConfigError
 from reference import balance as oracle
 
-# Sizes and figures of peers.md, section 12.
+# Training pairs per modality in the paper.
 PAPER = {"xray": 377110, "ct": 47149, "retina": 284660, "ecg": 800035, "pathology": 1017708}
 SIZES = st.lists(st.integers(1, 10**7), min_size=1, max_size=8)
 
@@ -18,7 +18,7 @@ def rounded(values, digits):
     return [round(value, digits) for value in values.values()]
 
 
-def test_figures_of_the_paper():
+def test_values_of_the_paper():
     assert rounded(sampling_probabilities(PAPER), 3) == [0.159, 0.451, 0.183, 0.109, 0.097]
     assert rounded(learning_rate_scales(PAPER), 2) == [0.94, 2.66, 1.08, 0.65, 0.57]
     assert rounded(loss_weights(PAPER), 2) == [0.80, 2.25, 0.92, 0.55, 0.49]

@@ -101,7 +101,7 @@ def test_training_shares_one_text_tower_and_draws_patients_together(tmp_path, na
             torch.testing.assert_close(again[m].model.state_dict()[key], value, atol=1e-6, rtol=1e-5)
 
 
-def test_what_cannot_be_shared_or_paired_is_said(tmp_path) -> None:
+def test_what_cannot_be_shared_or_paired_is_reported(tmp_path) -> None:
     with pytest.raises(ConfigError, match="same text tower"):
         share_text_tower(toy_pairs(SIZES))
     pairs = toy_pairs(SIZES, joint_dim=8)

@@ -91,7 +91,7 @@ def test_the_towers_agree_on_texts_far_above_chance(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ON_EMBEDDINGS)
-def test_an_option_nobody_knows_or_of_the_wrong_type_is_refused(name):
+def test_an_option_that_is_unknown_or_of_the_wrong_type_is_refused(name):
     method = methods.get(name)
     with pytest.raises(UnknownNameError, match=f"option of the binding method {name}"):
         method.options(AlignConfig(options={"tauu": 1}))
@@ -132,7 +132,7 @@ def test_relative_needs_as_many_texts_as_dimensions(tmp_path):
         bound("relative", tmp_path, pairs)
 
 
-def test_the_base_of_exmcr_keeps_its_zero_shot_exactly(tmp_path):
+def test_the_base_of_exmcr_has_its_zero_shot_unchanged(tmp_path):
     pairs, bridges = bound("exmcr", tmp_path, base="ct")
     image, text = pairs["ct"].images.encode(torch.arange(30)), pairs["ct"].texts.encode(torch.arange(20))
     torch.testing.assert_close(bridges["ct"].image(image) @ bridges["ct"].text(text).T, image @ text.T)

@@ -44,7 +44,7 @@ def test_text_mse_with_duplicated_texts_and_literal_weights():
 
 
 @pytest.mark.parametrize("distance", [1e-2, 1e-4])
-def test_text_mse_keeps_its_digits_in_float32_when_towers_nearly_agree(distance):
+def test_text_mse_is_accurate_in_float32_when_towers_nearly_agree(distance):
     base = unit_rows(32, 512, seed=0).detach()
     towers = [(base + distance * noise.detach()).float() for noise in unit_rows(32, 512, seed=1, count=5)]
     wide = [tower.double() for tower in towers]

@@ -57,7 +57,7 @@ def test_realignment_gives_images_the_texts_mean_and_spread(pair):
     torch.testing.assert_close(centred.mean(0), texts.mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_axes_are_gone_after_pc(pair):
+def test_the_first_axes_are_removed_by_pc(pair):
     steps = gap_steps("pc", *pair, components=2)
     for side, rows in zip(steps, pair):
         centred = rows - rows.mean(0)

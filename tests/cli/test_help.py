@@ -27,7 +27,7 @@ def test_help_lists_every_command_once_under_its_group_on_one_screen():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_says_what_it_does_in_one_sentence_and_shows_examples_one_per_line(name):
+def test_a_command_states_what_it_does_in_one_sentence_and_shows_examples_one_per_line(name):
     first, *_ = COMMANDS[name].help.split("\n\n")
     assert first.endswith(".") and "\n" not in first and len(first) <= 62
     text = shown(name, "--help")

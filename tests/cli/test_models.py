@@ -71,7 +71,7 @@ def test_docs_and_cards_agree(
     assert code == 2 and "needs the two lines" in shown and copy.read_text() == "no marks"
 
 
-def test_what_a_card_says_about_verification_has_a_test() -> None:
+def test_what_a_card_states_about_verification_has_a_test() -> None:
     """A published model either has a test against its authors' outputs, or its card says what it was compared with."""
     for name in reference.published():
         module = registry.get(name).__module__.rpartition(".")[2]
@@ -112,7 +112,7 @@ def test_check_model(
     assert not json.loads(answer.read_text())["passed"]
 
 
-def test_check_model_of_wrong_things(
+def test_check_model_of_wrong_files(
     tiny_weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, shown = run(capsys, monkeypatch, "check-model", "tiny_publish")

@@ -83,7 +83,7 @@ def test_a_text_stored_once_that_stands_in_every_row_is_refused_before_it_is_wri
         read_parquet(tmp_path / "t.parquet", 1 << 27)
 
 
-def test_a_sound_table_is_read_as_pyarrow_reads_it(tmp_path):
+def test_a_valid_table_is_read_as_pyarrow_reads_it(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -75,7 +75,7 @@ with only_one(Path(sys.argv[1]), "run"):
 """
 
 
-def test_a_second_process_is_told_who_is_there(tmp_path: Path) -> None:
+def test_a_second_process_gets_the_id_of_the_first(tmp_path: Path) -> None:
     path = os.pathsep.join(sys.path)
     command = [sys.executable, "-P", "-c", HOLD, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -68,7 +68,7 @@ def test_only_missing_items_are_computed_at_fixed_batch_positions(tmp_path):
     assert compute.calls == [[0, 2, 3], [4, 6, 7]]
 
 
-def test_what_was_computed_before_an_error_is_kept_and_batches_are_those_of_a_whole_run(tmp_path):
+def test_results_before_an_error_are_stored_and_batches_are_those_of_a_whole_run(tmp_path):
     items = names(20)
     compute = Counter(items)
 
@@ -84,7 +84,7 @@ def test_what_was_computed_before_an_error_is_kept_and_batches_are_those_of_a_wh
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "grow"])
-def test_damaged_shard_is_set_aside_and_recomputed_with_a_notice(tmp_path, caplog, harm):
+def test_damaged_shard_is_quarantined_and_recomputed_with_a_notice(tmp_path, caplog, harm):
     items = names(6)
     FeatureCache(tmp_path).get_or_compute("f", "w", items[:3], Counter(items[:3]))
     healthy = set(tmp_path.rglob("*.safetensors"))
@@ -124,7 +124,7 @@ def test_two_caches_see_what_the_other_adds(tmp_path):
     assert compute.calls == []
 
 
-def test_wrong_results_are_refused_and_not_kept(tmp_path):
+def test_wrong_results_are_refused_and_not_stored(tmp_path):
     cache, items = FeatureCache(tmp_path), names(2)
     nan = np.full((2, 3), np.nan, np.float32)
     with pytest.raises(NotFiniteError, match="NaN"):
@@ -262,7 +262,7 @@ HOSTILE_HEADERS = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE_HEADERS)
-def test_a_shard_of_somebody_else_is_quarantined(tmp_path, kind):
+def test_a_shard_of_another_job_is_quarantined(tmp_path, kind):
     cache, compute = FeatureCache(tmp_path), Counter(names(3))
     wanted = np.asarray(cache.get_or_compute("k", "w", names(3), compute))
     (group,) = (path for path in tmp_path.iterdir() if path.is_dir())
@@ -295,7 +295,7 @@ def test_file_keys_are_remembered_and_renewed_when_the_file_changes(tmp_path, mo
     assert "a.png" not in (tmp_path / "c" / "files.json").read_text()
 
 
-def test_file_keys_asked_one_by_one_do_not_rewrite_the_memo_each_time(tmp_path, monkeypatch):
+def test_file_keys_requested_one_by_one_do_not_rewrite_the_memo_each_time(tmp_path, monkeypatch):
     import m3bind.data.cache as module
 
     writes, write_json = [], module.write_json

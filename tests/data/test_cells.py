@@ -32,12 +32,12 @@ def test_identifiers_that_stay_different(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("cell", ["nan", "NaN", "NULL", " N/A ", "<NA>", "None", "NA", "#N/A", "NaT", " ", "\ufeff"])
-def test_words_for_nothing_are_empty(cell: str) -> None:
+def test_placeholders_for_missing_values_are_empty(cell: str) -> None:
     assert plain(cell) == identifier(cell) == key(cell) == ""
 
 
 @pytest.mark.parametrize("cell", ["none", "na", "nana", "nullipara", "0", "-", "banana", "unknown"])
-def test_other_words_stay(cell: str) -> None:
+def test_other_cells_remain(cell: str) -> None:
     assert plain(cell) == cell
 
 

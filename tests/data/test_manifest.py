@@ -103,7 +103,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", sorted(BAD))
-def test_one_bad_row_is_set_aside_and_the_rest_goes_on(tmp_path: Path, name: str) -> None:
+def test_one_bad_row_is_quarantined_and_the_rest_continues(tmp_path: Path, name: str) -> None:
     bad, reason = BAD[name]
     folder = tmp_path / "data"
     path = write(folder, [row(i) for i in range(10)])
@@ -148,7 +148,7 @@ def test_broken_json_lines(tmp_path: Path) -> None:
     assert [bad.row for bad in manifest.bad] == [2, 3] and [r.id for r in manifest.records] == ["i0", "i2"]
 
 
-def test_the_same_file_in_two_modalities_is_set_aside_everywhere(tmp_path: Path) -> None:
+def test_the_same_file_in_two_modalities_is_quarantined_everywhere(tmp_path: Path) -> None:
     rows = [row(0), row(1), row(2, modality="retina", path="f1.png"), row(3, modality="retina", path="./f0b.png")]
     path = write(tmp_path, rows)
     (tmp_path / "f0b.png").unlink()

@@ -18,7 +18,7 @@ def record(
 
 
 @given(st.sets(st.text(max_size=8), max_size=40), st.sets(st.text(max_size=8), max_size=40), st.integers(0, 3))
-def test_adding_patients_moves_nobody(some: set[str], more: set[str], seed: int) -> None:
+def test_adding_patients_moves_no_patient(some: set[str], more: set[str], seed: int) -> None:
     before, after = patient_splits(some, seed=seed), patient_splits(some | more, seed=seed)
     assert set(before) == some and all(after[patient] == split for patient, split in before.items())
 
@@ -42,7 +42,7 @@ def test_wrong_fractions(fractions: dict[str, float]) -> None:
         patient_splits(["a"], fractions)
 
 
-def test_carving_keeps_patients_whole_and_labels_mixed() -> None:
+def test_carving_leaves_patients_whole_and_labels_mixed() -> None:
     records = [record(i, f"p{i // 2}", label="rare" if i % 20 < 2 else "common") for i in range(400)]
     records += [record(1000 + i, f"q{i}", "test") for i in range(50)]
     carved = carve_valid(records, 0.2, seed=3)
@@ -71,7 +71,7 @@ def test_carving_many_small_groups_still_meets_the_total() -> None:
         carve_valid(records, 1.0)
 
 
-def test_leaks_are_counted_without_naming_anybody() -> None:
+def test_leaks_are_counted_without_names() -> None:
     records = [
         record(0, "secret", "train"),
         record(1, "secret", "test"),

@@ -45,7 +45,7 @@ def test_saved_in_any_way_it_is_the_same_table(
     ]
 
 
-def test_packed_or_not_is_told_by_the_bytes(tmp_path: Path) -> None:
+def test_packed_or_not_is_detected_from_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "plain.csv.gz").write_text("a,b\n1,2\n")
     (tmp_path / "packed.csv").write_bytes(gzip.compress(b"a,b\n1,2\n"))
     for path in tmp_path.iterdir():

@@ -76,7 +76,7 @@ def test_xray_labels_become_sentences_in_clinical_order() -> None:
     assert normal[0] == "Chest X-ray with no finding." and concepts == ("normal",)
 
 
-def test_ecg_statements_are_canonical_and_the_report_is_kept() -> None:
+def test_ecg_statements_are_canonical_and_the_report_is_unchanged() -> None:
     captions, concepts = describe(
         "ptbxl100", "ecg", "HYP|STTC", ("LVH", "SR", "ISC_"), "sinusrhythmus linkshypertrophie"
     )
@@ -99,7 +99,7 @@ def test_all_scp_statements_have_english_words(mini5: Path) -> None:
     assert len(codes) == 71 and all(table[texts._label_key(code)]["phrases"] for code in codes)
 
 
-def test_nodule_captions_are_kept_and_reworded() -> None:
+def test_nodule_captions_remain_and_are_reworded() -> None:
     given_text = (
         "CT volume of a pulmonary nodule, 8 mm, solid texture, sharp margin, obvious; malignancy indeterminate."
     )

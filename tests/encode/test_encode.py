@@ -80,7 +80,7 @@ def spoil(paths):
     return [path for number, path in enumerate(paths) if number not in (2, 9, 10, 11)]
 
 
-def test_bad_files_are_set_aside_with_reasons_and_the_run_goes_on(tmp_path, space):
+def test_bad_files_are_quarantined_with_reasons_and_the_run_continues(tmp_path, space):
     paths = tiny.pictures(tmp_path / "in", 20)
     good = spoil(paths)
     done = encode_files(space, paths, tmp_path / "out", "grey")
@@ -90,7 +90,7 @@ def test_bad_files_are_set_aside_with_reasons_and_the_run_goes_on(tmp_path, spac
     assert bad["reason"].tolist() == ["not a picture", "not a picture", "no such file", "empty picture"]
 
 
-def test_an_embedding_that_is_not_finite_is_set_aside_alone(tmp_path, space, monkeypatch):
+def test_only_the_embedding_that_is_not_finite_is_quarantined(tmp_path, space, monkeypatch):
     paths = tiny.pictures(tmp_path / "in", 6)
     prepare = tiny.Tiny.preprocess
     calls = []
@@ -115,7 +115,7 @@ def test_when_all_are_bad_the_list_of_reasons_is_still_written(tmp_path, space):
     assert len(pd.read_csv(tmp_path / "out" / "quarantine.csv")) == 2
 
 
-def test_records_of_a_manifest_bring_their_modality_and_nothing_else_unless_asked(tmp_path, space):
+def test_records_of_a_manifest_bring_only_their_modality_unless_requested(tmp_path, space):
     paths = tiny.pictures(tmp_path / "in", 12)
     rows = [Row(f"patient {i}", ("grey", "other")[i % 2], path) for i, path in enumerate(paths)]
     done = encode_files(space, rows, tmp_path / "out")
@@ -164,7 +164,7 @@ def test_the_same_again_is_done_at_once_and_changed_files_are_encoded_again(tmp_
     assert [i for i in range(20) if not np.array_equal(first[i], second[i])] == [5]
 
 
-def test_an_error_in_the_middle_keeps_finished_shards(tmp_path, space, monkeypatch):
+def test_an_error_in_the_middle_leaves_finished_shards(tmp_path, space, monkeypatch):
     paths, calls, harmful = tiny.pictures(tmp_path / "in", 20), [], [True]
     prepare = decode_pool.prepare
 
@@ -257,7 +257,7 @@ def test_what_is_noted_about_the_run(tmp_path, space):
     assert content["synthetic_space"] is False
 
 
-def test_a_resumed_run_computes_as_the_journal_says(tmp_path, space):
+def test_a_resumed_run_computes_as_the_journal_states(tmp_path, space):
     paths = tiny.pictures(tmp_path / "in", 20)
     exact = np.array(encode_files(space, paths, tmp_path / "exact", "grey").embeddings)
     encode_share(space, paths, tmp_path / "out", (1, 3), "grey")
@@ -285,7 +285,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path, space):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "space"]
 
 
-def test_ids_follow_from_modality_and_path_where_none_is_kept(tmp_path, space):
+def test_ids_derive_from_modality_and_path_if_none_is_stored(tmp_path, space):
     paths = tiny.pictures(tmp_path / "in", 3)
     rows = [Row("", m, path) for m in ("grey", "other") for path in paths]
     first = encode_files(space, rows, tmp_path / "out").items["id"]

@@ -75,7 +75,7 @@ def content(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_exactly_the_bad_files_are_set_aside_each_for_its_reason(archive):
+def test_exactly_the_bad_files_are_quarantined_each_for_its_reason(archive):
     folder, bad = archive
     found = pd.read_csv(folder / "whole" / "quarantine.csv").sort_values("path")
     assert found["path"].tolist() == list(map(str, bad)) and sorted(bad.values()) == sorted(REASONS)

@@ -39,7 +39,7 @@ def test_bad_rows_of_a_manifest_keep_their_reason_and_their_number(tmp_path):
     assert faults == ["row 4 of the manifest: no such modality", "row 5 of the manifest: no such modality"]
 
 
-def test_kept_fields_are_texts(tmp_path):
+def test_stored_fields_are_texts(tmp_path):
     row = Row("grey", tmp_path / "a.png", ("mass", "nodule"))
     (found,) = rows_of([row], None, ("labels", "date"), ())
     assert found["labels"] == "mass|nodule" and found["date"] == ""

@@ -37,7 +37,7 @@ def test_the_lock_ends_with_an_error(tmp_path):
         pass
 
 
-def test_without_locks_work_goes_on(tmp_path, monkeypatch):
+def test_without_locks_work_continues(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 

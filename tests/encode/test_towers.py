@@ -71,7 +71,7 @@ def space():
 INPUTS = list(torch.rand(10, 8, 8, generator=torch.Generator().manual_seed(5)))
 
 
-def test_folding_keeps_the_embeddings_and_the_model(space):
+def test_folding_changes_neither_the_embeddings_nor_the_model(space):
     model = space.model("grey")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     fast = fuse_conv_bn(model, INPUTS[0][None])
@@ -122,7 +122,7 @@ def test_bfloat16_is_chosen_where_it_is_faster_and_close_enough(space, monkeypat
     assert decision["dtype"] == dtype and f"{speed:.2f}x as fast, smallest cosine 0.99" in why
 
 
-def test_the_precision_asked_for_is_that_of_the_computation(space):
+def test_the_requested_precision_is_that_of_the_computation(space):
     decision, _ = choose(space, "grey", INPUTS, "bfloat16")
     seen = []
     space.model("grey").image_head.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
@@ -140,7 +140,7 @@ def test_threads_and_precision_of_products_are_put_back():
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 4)), max_size=60), st.integers(1, 7))
-def test_batches_hold_every_input_once_in_order_one_kind_and_no_more_than_asked(stream, most):
+def test_batches_hold_every_input_once_in_order_one_kind_and_within_the_limit(stream, most):
     batches = Batches[int](dict.fromkeys("ab", most))
     out = [b for n, (m, side) in enumerate(stream) for b in batches.add(m, n, torch.full((side,), float(n)))]
     full = len(out)

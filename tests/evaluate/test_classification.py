@@ -26,7 +26,7 @@ several = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(samples)
-def test_figures_of_predictions_equal_scikit_learn(pairs):
+def test_metrics_of_predictions_equal_scikit_learn(pairs):
     y, said = np.array(pairs).T
     options = {"zero_division": 0}
     for ours, oracle in (
@@ -70,7 +70,7 @@ def of_known(rows, figure):
 
 @settings(max_examples=150, deadline=None)
 @given(several)
-def test_figures_of_labels_equal_scikit_learn_label_by_label(rows):
+def test_metrics_of_labels_equal_scikit_learn_label_by_label(rows):
     y, said = (np.array([[entry[i] for entry in row] for row in rows]) for i in (0, 1))
     scores = np.array([[entry[2] for entry in row] for row in rows], dtype=float)
     either, options = (lambda t, s: t.any() or s.any()), {"zero_division": 0}
@@ -132,7 +132,7 @@ def test_chance_is_the_mean_over_reordered_predictions(name):
     assert figure(y, said, NONE).chance == pytest.approx(simulated, abs=0.02)
 
 
-def test_classification_gives_the_figures_asked_for_in_order():
+def test_classification_gives_the_requested_metrics_in_order():
     y, scores = np.array([0, 1, 1, 0]), np.array([[2.0, 1], [0, 1], [1, 0], [3, 1]])
     assert list(c.classification(y, scores, NONE)) == ["auc", "balanced_accuracy"]
     asked = ["kappa", "accuracy", "weighted_precision"]

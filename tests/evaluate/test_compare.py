@@ -61,7 +61,7 @@ def test_several_seeds_are_resampled_too() -> None:
         ({"replicates": None}, "no resampled values"),
     ],
 )
-def test_what_cannot_be_paired_says_why(change: dict[str, object], why: str) -> None:
+def test_what_cannot_be_paired_has_a_reason(change: dict[str, object], why: str) -> None:
     row = rows_of(np.ones(20))
     found = paired([row], [replace(row, **change)])  # type: ignore[arg-type]
     assert why in found.why
@@ -69,7 +69,7 @@ def test_what_cannot_be_paired_says_why(change: dict[str, object], why: str) -> 
     assert "2 seeds against 1" in paired([row, row], [row]).why
 
 
-def test_compare_takes_figures_both_have_and_survives_saving(tmp_path) -> None:
+def test_compare_takes_common_metrics_and_survives_saving(tmp_path) -> None:
     hits = np.arange(100) % 4 > 0
     first = [rows_of(hits, task="a"), rows_of(hits, task="b")]
     second = [rows_of(~hits, task="a"), rows_of(hits, task="c")]

@@ -75,7 +75,7 @@ def test_gap_correction_subtracts_each_sides_mean() -> None:
     assert [row.value for row in rows] == pytest.approx([row.value for row in expected])
 
 
-def test_through_text_says_an_image_by_its_nearest_texts() -> None:
+def test_through_text_describes_an_image_by_its_nearest_texts() -> None:
     bank = np.eye(8)
     image = unit(np.array([[1.0, 0.1, 0, 0, 0, 0, 0, 0]]))
     said = through_text(image, bank, k=1)

@@ -48,7 +48,7 @@ def test_resampled_values_equal_a_loop_over_resamples():
         assert (estimate.ci_low, estimate.ci_high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
+def test_interval_covers_the_truth_about_as_often_as_stated():
     rng = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
@@ -73,7 +73,7 @@ def test_chance_of_classification():
     assert m.macro_f1(y, predicted).chance == pytest.approx(sk.f1_score(y, shuffled, average="macro"), abs=0.06)
 
 
-def test_undefined_figures_are_nan_and_wrong_groups_are_refused():
+def test_undefined_metrics_are_nan_and_wrong_groups_are_refused():
     assert np.isnan(m.auc([True, True], [0.1, 0.2]).value)
     assert np.isnan(m.auc([], []).value) and m.auc([], []).n == 0
     with pytest.raises(ConfigError, match="one patient per sample"):

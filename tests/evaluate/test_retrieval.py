@@ -35,7 +35,7 @@ def test_images_that_share_a_text_are_all_right():
     rows = retrieval.text_retrieval_rows(texts[owner], texts, owner, Context(), list("abcd"), resamples=FEW)
     assert value(rows, protocol="image_to_text", metric="R@1").value == 1
     back = value(rows, protocol="text_to_image", metric="R@1")
-    assert back.value == 1 and back.n == 2 and back.gallery == 4  # the text nobody owns is not asked
+    assert back.value == 1 and back.n == 2 and back.gallery == 4  # the text without an owner is not a query
     assert back.chance == pytest.approx(0.5)
     assert value(rows, protocol="image_to_text", metric="R@1").gallery == 3
 

@@ -49,7 +49,7 @@ def test_tasks_of_mini5():
     assert ecg.labels(MINI)[9:13].tolist() == [1, 0, 1, 0]  # "NORM" among the parts of the label
     assert pathology.dataset == "lc25000+lc25000_colon" and len(pathology.classes) == 5
     assert (pathology.labels(MINI)[13:] >= 0).all() and (pathology.labels(MINI)[:13] == -1).all()
-    assert found["label", "ct"].datasets == ("medpix224",)  # a set nobody names gets its labels as classes
+    assert found["label", "ct"].datasets == ("medpix224",)  # a set that is not named gets its labels as classes
 
 
 def test_every_prompt_is_distinct_and_belongs_to_one_class():
@@ -177,7 +177,7 @@ def test_labels_of_the_data_sets_meet_the_prompts(name):
         else:
             assert set(y.tolist()) - {-1} == set(range(len(task.classes)))
         if name not in ("chexpert", "ptbxl", "skin"):
-            assert (y.reshape(len(records), -1).max(1) >= 0).all()  # nobody is left over
+            assert (y.reshape(len(records), -1).max(1) >= 0).all()  # every record has a class
 
 
 def task_of(records, name):
@@ -252,4 +252,4 @@ def test_parts_samples_and_lower_case(tmp_path):
         for c in ("left", "right")
     }
     assert len(task.classes[0].prompts) == 3 and set(task.classes[0].prompts) < everything
-    assert task.classes[1].prompts == ("b",)  # a class without words is said by its key
+    assert task.classes[1].prompts == ("b",)  # a class without prompts uses its key

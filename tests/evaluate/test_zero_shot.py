@@ -132,10 +132,10 @@ def test_rows_of_two_classes(tmp_path):
     assert rows[0].value == pytest.approx(auc(y, score).value)
     assert (rows[0].n, rows[0].chance, rows[0].task, rows[0].dataset) == (39, 0.5, "t", "s")
     assert rows[0].prompts == task.prompts_hash and rows[0].stage == "unbound" and rows[0].seed == 3
-    assert not zero_shot.evaluate_task(task, x[:1], others[39:], encode, context)  # nobody is part of the task
+    assert not zero_shot.evaluate_task(task, x[:1], others[39:], encode, context)  # no record belongs to the task
 
 
-def test_rows_name_the_figures_asked_for_first(tmp_path):
+def test_rows_name_the_requested_metrics_first(tmp_path):
     classes = {"A": None, "B": None, "C": None}
     task = read(tmp_path, SINGLE, metric="kappa", metrics=["weighted_f1"], classes=classes)
     rows = zero_shot.evaluate_task(task, images(40), SINGLE, encode, Context(), resamples=5)

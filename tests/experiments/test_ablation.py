@@ -17,7 +17,7 @@ def row(**values) -> Row:
     return Row(**{**base, **numbers, **values})
 
 
-def test_a_variant_changes_what_it_says_and_nothing_else():
+def test_a_variant_changes_only_its_own_settings():
     base = load_config("demo")
     changed = ablation.variant_config(base, ablation.VARIANTS["amb_off"], seed=4)
     assert changed.align.balance.proportional and not changed.align.balance.weights and not changed.align.balance.lr
@@ -39,7 +39,7 @@ def test_every_variant_gives_valid_settings():
         ablation.variant_config(load_config("mini5"), variant, seed=1)
 
 
-def test_unlike_text_towers_change_the_models_and_train_them_anew():
+def test_unlike_text_towers_change_the_models_and_train_them_again():
     variant = ablation.VARIANTS["unlike_text"]
     config = ablation.variant_config(load_config("mini5"), variant, seed=0)
     shapes = {
@@ -50,7 +50,7 @@ def test_unlike_text_towers_change_the_models_and_train_them_anew():
     assert not ablation._applies(variant, load_config("paper"))
 
 
-def test_headline_takes_one_figure_per_task_and_the_means_over_pairs():
+def test_headline_takes_one_metric_per_task_and_the_means_over_pairs():
     across = {"protocol": "image_to_image", "modality": "mean", "text_encoder": "", "task": "patient", "metric": "R@10"}
     table = ResultTable(
         [

@@ -36,7 +36,7 @@ def a_run(folder: Path, right: np.ndarray, lam: float, version: str) -> Path:
     return folder
 
 
-def test_compare_says_what_changed_and_what_is_significant(tmp_path: Path) -> None:
+def test_compare_reports_what_changed_and_what_is_significant(tmp_path: Path) -> None:
     first = a_run(tmp_path / "a", np.arange(100) % 2, 1.0, "2.1")
     second = a_run(tmp_path / "b", np.arange(100) % 10 > 0, 10.0, "2.2")
     text, rows = compare_runs(first, second)
@@ -68,7 +68,7 @@ def test_leaks_are_found_in_a_manifest(tmp_path: Path, make_picture: Callable[..
     assert "content of a training file: 0" in capsys.readouterr().out
 
 
-def test_a_saved_space_is_measured_and_bad_files_are_set_aside(
+def test_a_saved_space_is_evaluated_and_bad_files_are_quarantined(
     tmp_path: Path, make_picture: Callable[..., Path], monkeypatch, capsys
 ) -> None:
     space = make_space(tmp_path / "space", make_models(tmp_path / "models"))
@@ -87,7 +87,7 @@ def test_a_saved_space_is_measured_and_bad_files_are_set_aside(
     assert run(*arguments, monkeypatch=monkeypatch) == 0
 
 
-def test_prepare_writes_a_manifest_and_says_what_differs(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_prepare_writes_a_manifest_and_reports_what_differs(tmp_path: Path, monkeypatch, capsys) -> None:
     root = make("sicapv2", tmp_path)
     assert run("prepare", "sicapv2", "--root", str(root), "--out", str(tmp_path / "runs"), monkeypatch=monkeypatch) == 1
     text = capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_docs_list_every_data_set_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", benchmarks.names())
-def test_every_data_set_says_what_a_person_must_know(name: str) -> None:
+def test_every_data_set_states_its_required_facts(name: str) -> None:
     one = benchmarks.get(name)
     assert one.title
     assert one.licence

@@ -30,7 +30,7 @@ def test_a_row_does_not_inherit_options_or_post_steps_of_another_method():
     assert entry_config(base, ENTRIES["default"], 0).align == base.align
 
 
-def test_what_a_row_is_trained_on_is_said():
+def test_what_a_row_is_trained_on_is_stated():
     base = load_config("mini5")
     said = {name: uses(entry_config(base, entry, 0)) for name, entry in ENTRIES.items()}
     assert said["procrustes"] == "texts alone" and said["cmcr"] == "images"
@@ -46,7 +46,7 @@ def test_a_difference_is_significant_only_beyond_its_own_spread():
     found = paired(ours, worse)
     assert found["ci_low"] > 0.02 and found["ci_high"] < 0.04 and found["p"] < 0.01
     assert paired(worse, ours)["ci_high"] == pytest.approx(-found["ci_low"])
-    alike = paired(ours, ours[::-1])  # the same figures in another order of seeds: a difference of zero
+    alike = paired(ours, ours[::-1])  # the same values in another order of seeds: a difference of zero
     assert alike["ci_low"] < 0 < alike["ci_high"] and alike["p"] > 0.3
     assert paired(ours, ours) == {"ci_low": 0, "ci_high": 0, "p": 1.0}
 

@@ -84,7 +84,7 @@ def test_every_cell_of_the_paper_is_computed_once(world: Path, classifiers: None
 
 
 @pytest.mark.whole
-def test_missing_data_and_weights_are_said_and_the_rest_goes_on(world: Path, tmp_path: Path) -> None:
+def test_missing_data_and_weights_are_reported_and_the_rest_continues(world: Path, tmp_path: Path) -> None:
     tree = yaml.safe_load((world / "suite.yaml").read_text())
     tree["models"]["clip"] = {"model": "clip"}
     tree["models"]["plip"] = {"model": "plip", "checkpoint": str(tmp_path / "none.bin")}
@@ -154,7 +154,7 @@ def test_a_run_that_is_not_finished_is_not_trained_by_opening_it(tmp_path: Path)
         open_evaluated("mine", ModelSource(ablation=str(tmp_path)), "xray", tmp_path / "cache")
 
 
-def test_a_subject_is_known_by_all_its_weights_and_by_nothing_else(tmp_path: Path) -> None:
+def test_an_evaluated_model_is_identified_only_by_all_its_weights(tmp_path: Path) -> None:
     weights = tmp_path / "model" / "pytorch_model.bin"
     weights.parent.mkdir()
     weights.write_bytes(b"one")

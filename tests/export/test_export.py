@@ -108,7 +108,7 @@ def test_only_exports_are_replaced_and_names_are_checked(tmp_path):
         export_space(bare, "hf", tmp_path / "out")
 
 
-def test_load_says_what_an_export_is(tmp_path):
+def test_load_recognises_an_export(tmp_path):
     space = saved(tmp_path)
     for to in ("hf", "sentence-transformers"):
         folder = export_space(space, to, tmp_path / to).folder
@@ -170,7 +170,7 @@ def test_arrays_hold_the_archive_without_names(tmp_path, monkeypatch):
     assert verify(tmp_path / "npz")["columns"] == ["id", "modality", "label"]
 
 
-def test_arrays_refuse_what_is_not_there(tmp_path):
+def test_arrays_refuse_missing_columns(tmp_path):
     with pytest.raises(UnknownNameError, match="label"):
         export_arrays(archive(tmp_path), "npz", tmp_path / "out", columns=["lable"])
     with pytest.raises(UnknownNameError, match="parquet"):

@@ -46,7 +46,7 @@ def test_images_of_any_number(exported):
         np.testing.assert_allclose(found, space.encode_inputs(list(batch), "other"), atol=1e-5)
 
 
-def test_the_report_says_how_close_each_file_is(exported):
+def test_the_report_states_how_close_each_file_is(exported):
     _, done = exported
     report = {line["name"]: line for line in json.loads((done.folder / "parity.json").read_text())}
     assert list(report) == ["student", "image_grey", "image_other"] and not done.refused

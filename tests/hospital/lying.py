@@ -26,7 +26,7 @@ class Liar:
     def __init__(self, objects: list[bytes], uids: list[tuple[str, str, str]], routes: dict[str, Answer]) -> None:
         self.objects, self.uids, self.routes = objects, uids, routes
         self.asked: list[tuple[str, Query]] = []
-        self.times = 0  # the lie was told
+        self.times = 0  # how often the wrong answer was sent
         self.one_by_one = False  # whether it tells the objects of a series
         self.kinds: dict[str, str] = {}  # modality of a series, if it is not CR
         self.stopped = threading.Event()

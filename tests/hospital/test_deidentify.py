@@ -98,7 +98,7 @@ def test_nothing_outside_the_list_stays(given: Dataset) -> None:
     made = CLEAN.clean(given).dataset
     assert [entry for entry in tags_of(made) if entry[1] not in LISTED] == []
     for _, keyword, value in tags_of(made):
-        if keyword not in BULK and not isinstance(value, Sequence):  # what is in a sequence is looked at by itself
+        if keyword not in BULK and not isinstance(value, Sequence):  # items of a sequence are checked separately
             assert "QZX" not in str(value).upper(), keyword
     out = io.BytesIO()
     made.save_as(out, enforce_file_format=True)
@@ -106,7 +106,7 @@ def test_nothing_outside_the_list_stays(given: Dataset) -> None:
     assert [entry[0] for entry in tags_of(pydicom.dcmread(io.BytesIO(out.getvalue()))) if entry[0] >> 16 & 1] == []
 
 
-def test_planted_names_are_gone_and_the_picture_is_the_same(tmp_path: Path) -> None:
+def test_planted_names_are_removed_and_the_image_is_the_same(tmp_path: Path) -> None:
     names = Names()
     source = hidden(plant(radiograph(), names), names)
     before = save(source, tmp_path / "a.dcm")

@@ -212,7 +212,7 @@ def test_parts_are_what_was_sent(
     assert len(list((folder / "cut").iterdir())) <= max(0, len(parts) - 1)  # not the one that was cut short
 
 
-def test_what_is_no_multipart_answer() -> None:
+def test_answers_that_are_not_multipart() -> None:
     assert boundary_of('Multipart/Related; type="application/dicom"; boundary="a-b"') == b"a-b"
     for kind in ("", "application/json", "text/html; boundary=x"):
         with pytest.raises(WebError):

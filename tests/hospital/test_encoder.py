@@ -136,7 +136,7 @@ def test_other_pixels_under_the_same_uid_are_not_repeated(
     assert encoder.counts["repeated"] == 2 and encoder.counts["xray"] == 2
 
 
-def test_what_cannot_be_read_is_set_aside(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
+def test_unreadable_files_are_quarantined(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
     flat, cut = radiograph(), electrocardiogram()
     flat.PixelData = flat.PixelData[:1000]
     cut.WaveformSequence[0].WaveformData = cut.WaveformSequence[0].WaveformData[:500]

@@ -177,7 +177,7 @@ def test_objects_of_another_series_are_not_taken(liar: Callable[..., Liar], inta
     assert "of another series" in (intake.spool.folder / "aside.csv").read_text()
 
 
-# -- whom is trusted, and who learns what ------------------------------------------------------------------------------
+# -- trust and disclosure ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -205,9 +205,7 @@ def secure(signed: dict[str, Path]) -> Iterator[tuple[str, list[bytes]]]:
     listening.close()
 
 
-def test_a_certificate_that_is_not_trusted_is_said_at_once(
-    secure: tuple[str, list[bytes]], signed: dict[str, Path]
-) -> None:
+def test_an_untrusted_certificate_is_reported_at_once(secure: tuple[str, list[bytes]], signed: dict[str, Path]) -> None:
     url, heads = secure
     start = time.monotonic()
     with Web(url, "Bearer secret") as web, pytest.raises(WebError, match="--tls-ca") as told:
@@ -311,7 +309,7 @@ def test_credentials_that_are_no_header(text: str, tmp_path: Path) -> None:
         authorization(tmp_path / "key")
 
 
-def test_reasons_name_nobody() -> None:
+def test_reasons_contain_no_names() -> None:
     for said in (b"Patient DOE^JANE not found", b"no 1.2.840.10008.5.1.4", b"MRN 00471147", b"born 1970-01-01"):
         assert not any(part in reason_of(said, "text/plain") for part in ("DOE", "JANE", "840", "4711", "1970"))
     assert reason_of(b'{"error": "limit is too large"}', "application/json") == "{'error': 'limit is too large'}"
@@ -333,7 +331,7 @@ XML = b'<NativeDicomModel><DicomAttribute tag="00081197" vr="US"><Value number="
         (answer(b"", 202), ""),
         (answer(b'{"00081199": {"vr": "SQ", "Value": [{}]}, "00081198": {"vr": "SQ"}}'), ""),
         (answer(b'{"00081198": {"vr": "SQ", "Value": []}}'), ""),
-        (answer(b'{"00081198": {"vr": "SQ"}, "00081199": {"vr": "SQ", "Value": [{}]}}'), ""),  # as Orthanc says it
+        (answer(b'{"00081198": {"vr": "SQ"}, "00081199": {"vr": "SQ", "Value": [{}]}}'), ""),  # as Orthanc answers
         (answer(b'{"00081198" : {"vr" : "SQ"}, "00081199" : {"Value" : [{"00081150": {}}], "vr" : "SQ"}}'), ""),
         (answer(FAILED), "failure 0xA900"),
         (answer(FAILED, 202), "failure 0xA900"),

@@ -78,7 +78,7 @@ def kept(intake: Intake) -> list[Path]:
     return sorted(intake.spool.units.glob("*/*.dcm"))
 
 
-def test_objects_are_kept_without_names_and_once(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+def test_objects_are_stored_without_names_and_once(listening: Callable[..., tuple[Listener, Intake]]) -> None:
     listener, intake = listening()
     names = Names()
     objects = [*series(Path("/nowhere"), names), plant(radiograph(), names), plant(electrocardiogram(names), names)]
@@ -268,7 +268,7 @@ def test_an_open_association_keeps_its_series_open(
     assert intake.spool.doubts(unit) == ([] if ending == "released" else [BROKEN])
 
 
-def test_a_sender_that_comes_again_mends_its_series(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+def test_a_sender_that_reconnects_completes_its_series(listening: Callable[..., tuple[Listener, Intake]]) -> None:
     listener, intake = listening()
     scan = series(Path("/nowhere"), None)
     association = associate(listener.port)
@@ -308,7 +308,7 @@ def test_a_clock_that_is_set_changes_nothing(
         time.sleep(0.05)
 
 
-def test_half_open_connections_keep_nobody_out(listening: Callable[..., tuple[Listener, Intake]]) -> None:
+def test_half_open_connections_block_no_sender(listening: Callable[..., tuple[Listener, Intake]]) -> None:
     """Fifty that say nothing, stop in the head or in the middle of their request, or drip; senders are served."""
     listener, intake = listening(associations=2, timeout=30.0)
     request = struct.pack(">BBL", 1, 0, 200) + b"\0\1" + bytes(66)

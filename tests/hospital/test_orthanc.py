@@ -59,7 +59,9 @@ def test_sent_by_c_store_to_a_listener_that_was_killed_before(
     finally:
         killed.end(signal.SIGKILL)
     assert counts(index) == {} and len(list((tmp_path / "index.spool").rglob("*.dcm"))) == len(files) - 3
-    command = Command(log, environment, *arguments, "--quiet", "1")  # goes on with what the first was killed with
+    command = Command(
+        log, environment, *arguments, "--quiet", "1"
+    )  # resumes from the state at which the first was killed
     try:
         server.knows("M3BIND", command.port())
         server.send("M3BIND", ids[-3:])
@@ -76,7 +78,7 @@ def test_sent_by_c_store_to_a_listener_that_was_killed_before(
     hits = search(index, space_folder, tmp_path / "answer.json")
     assert {hit["modality"] for hit in hits} == set(EVERY)
     assert len(list(kept.rglob("*.dcm"))) == len(files)
-    assert (tmp_path / "answer.html").stat().st_size > 5_000  # with pictures of the kept files
+    assert (tmp_path / "answer.html").stat().st_size > 5_000  # with images of the stored files
     assert names.found_in(items.to_json() + json.dumps(hits)) == []
     assert (
         leaks(names, index, kept, log, tmp_path / "index.spool", *tmp_path.glob("answer.*"), tmp_path / "killed.txt")

@@ -142,7 +142,7 @@ def killed(puller: Puller, held: Held, tmp_path: Path, kills: int) -> Counter[st
         length = time.monotonic() - puller.began
     assert code == 1 and "fetched 6, skipped 0, failed 0" in said and "quarantined 1" in said, said
     check(held, tmp_path / "first")
-    code, _, said = puller.run(tmp_path / "first", held.server.url)  # nothing to do; the bad one is still not there
+    code, _, said = puller.run(tmp_path / "first", held.server.url)  # nothing to do; the bad one is still missing
     assert code == 1 and "resumed 0, fetched 0, skipped 6, failed 0, listed before 1" in said, said
     resumed, done = 0, 0
     for number in range(3 * kills):

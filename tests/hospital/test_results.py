@@ -68,7 +68,7 @@ def test_probabilities_are_those_of_the_space(made: tuple[Path, Space, Index, Ma
             findings(space, index, [], labels)
 
 
-def test_labelled_items_calibrate_and_strange_ones_are_told(space_folder: Path, tmp_path: Path) -> None:
+def test_labelled_items_calibrate_and_unusual_ones_are_reported(space_folder: Path, tmp_path: Path) -> None:
     space, rng = load(space_folder), np.random.default_rng(0)
     texts = space.class_embeddings(LABELS[:2], "xray")
     truth = rng.integers(0, 2, 200)
@@ -92,7 +92,7 @@ def test_labelled_items_calibrate_and_strange_ones_are_told(space_folder: Path, 
 
 
 @pytest.mark.parametrize("modality", ["xray", "ecg", "ct"])
-def test_a_report_says_what_was_found_of_what(
+def test_a_report_states_its_findings_and_objects(
     made: tuple[Path, Space, Index, Mapping], tmp_path: Path, modality: str
 ) -> None:
     from highdicom import sr
@@ -243,7 +243,7 @@ def test_one_that_is_not_taken_does_not_keep_the_others(
     assert done.exit_code == 1 and "1 results sent" in done.output and "failure 0x0110" in done.output
 
 
-def test_what_may_be_incomplete_says_so_in_every_result(made: tuple[Path, Space, Index, Mapping]) -> None:
+def test_possible_incompleteness_is_in_every_result(made: tuple[Path, Space, Index, Mapping]) -> None:
     _, space, index, mapping = made
     one = ids(index)["ct"]
     (whole,) = findings(space, index, [one], LABELS[:2])

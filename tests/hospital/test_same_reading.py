@@ -77,14 +77,14 @@ def test_pydicoms_files_read_the_same(tmp_path: Path, modality: str) -> None:
     assert compared >= {"ecg": 1, "retina": 3, "pathology": 5, "ct": 3, "xray": 5}[modality]
 
 
-def test_whatever_the_readers_ask_for_is_kept() -> None:
+def test_every_keyword_of_the_readers_is_on_a_list() -> None:
     """Keywords in the readers' source are on a list, so that a new one cannot be forgotten here."""
     kept = {*ALLOWED, *BULK, *CODES, *MAPPED, *NAMED, *SEQUENCES, *TIMES, *WRITTEN}
     elsewhere = {
         "TransferSyntaxUID", "FileMetaInformationGroupLength", "UID",  # of the file, not of the object
         "ExtendedOffsetTable", "ExtendedOffsetTableLengths",  # frames are packed again, with a table of their own
         "LongCodeValue", "URNCodeValue",  # become a CodeValue
-        "EncapsulatedDocument",  # says why a PDF is no ECG; the PACS side refuses its kind of object
+        "EncapsulatedDocument",  # explains why a PDF is not an ECG; the PACS side refuses its kind of object
     }  # fmt: skip
     asked = set()
     for file in Path(modalities.__file__).parent.rglob("*.py"):
@@ -132,7 +132,7 @@ def test_thumbnails_and_texts_in_marks_of_colour_go() -> None:
 
 
 @pytest.mark.parametrize(("icc", "said"), PROFILES)
-def test_colour_profiles_are_said_and_their_texts_go(tmp_path: Path, icc: bytes, said: bool) -> None:
+def test_colour_profiles_are_reported_and_their_texts_removed(tmp_path: Path, icc: bytes, said: bool) -> None:
     source = put_pixels(bare(CLASSES["retina"], "OP"), disc(), "RGB", 8)
     source.PlanarConfiguration, source.ICCProfile = 0, icc
     sample = same("retina", source, tmp_path)

@@ -98,7 +98,7 @@ def test_a_bad_file_is_quarantined_alone(tmp_path: Path, index: Index, kind: str
     held = sorted((folder / "held" / scan).iterdir())
     assert len(held) == SCAN - 1
     np.testing.assert_allclose(index.vectors([scan])[0], embedding(held), atol=1e-5)
-    encode(folder, index)  # and the next start finds nothing to say
+    encode(folder, index)  # and the next start reports nothing
     assert aside(folder) == listed
 
 
@@ -131,7 +131,7 @@ def test_a_file_without_rights(tmp_path: Path, index: Index, monkeypatch: pytest
     assert index.counts() == {"ct": 1, "xray": 1} and "Permission denied" in aside(folder)[0][2]
 
 
-def test_an_error_that_nobody_expected_stops_one_unit(
+def test_an_unexpected_error_stops_only_one_unit(
     tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     scan, _ = fill(folder := tmp_path / "spool")
@@ -221,7 +221,7 @@ def test_the_list_is_written_before_anything_is_moved(tmp_path: Path, index: Ind
         assert {line[0] for line in aside(folder)} == {scan, picture}
 
 
-def test_a_restart_in_the_middle_of_a_series_is_said(tmp_path: Path, index: Index) -> None:
+def test_a_restart_in_the_middle_of_a_series_is_reported(tmp_path: Path, index: Index) -> None:
     scan, _ = fill(folder := tmp_path / "spool", complete=False)
     encode(folder, index)
     assert index.items([scan])["incomplete"][0] == STOPPED

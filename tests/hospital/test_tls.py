@@ -64,7 +64,7 @@ def test_only_who_proves_itself_gets_through(listener: Listener, signed: dict[st
     assert sent(listener.port, own, radiograph(2)) == [0]
 
 
-def test_who_dawdles_keeps_nobody_waiting(listener: Listener, signed: dict[str, Path]) -> None:
+def test_a_slow_peer_blocks_no_one(listener: Listener, signed: dict[str, Path]) -> None:
     own = Certificates(signed["own.pem"], signed["own.key"], signed["ca.pem"]).client()
     silent = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(5)]
     begun = time.monotonic()

@@ -25,7 +25,7 @@ modalities:
 GRADES = "image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable\n"
 
 
-# Several commands in one process, started as the installed script is; what each says and its exit code.
+# Several commands in one process, started as the installed script is; the output and exit code of each.
 SCRIPT = """
 import sys
 del sys.path[0]
@@ -126,5 +126,5 @@ def test_so_do_all_commands_that_read_files_and_among_such_folders(inputs: Input
     for place in ("received", "folders"):
         assert inputs.run(place, every) == wanted
         assert inputs.harmed() == ""
-    assert inputs.run("received", [["plan", *inputs.rest[1][1:]]])  # its figures are measured
+    assert inputs.run("received", [["plan", *inputs.rest[1][1:]]])  # its values are measured
     assert inputs.harmed() == ""

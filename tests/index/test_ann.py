@@ -42,7 +42,7 @@ def test_lists_where_the_graph_misses_too_many(publish, monkeypatch):
     assert index.search(queries, 10, exact=True).ids == exact
 
 
-def test_it_says_when_no_form_finds_enough(publish, monkeypatch, caplog):
+def test_it_reports_when_no_form_finds_enough(publish, monkeypatch, caplog):
     monkeypatch.setattr(ann, "RECALL", 1.1)
     _, said = publish()
     assert said["form"] == "lists" and 0.9 < said["recall"] <= 1 and "exact=True finds all" in caplog.text

@@ -74,7 +74,7 @@ def test_conditions_hold_inside_the_search(where, expected):
     np.testing.assert_array_equal(rows, index.vectors(names).reshape(-1, 4))
 
 
-def test_items_come_in_the_order_asked_and_nothing_can_be_changed():
+def test_items_come_in_the_requested_order_and_are_read_only():
     index = index_of()
     assert len(index) == 5 and index.counts() == {"ct": 3, "ecg": 1, "xray": 1} and index.metadata == {}
     assert index.columns == ["id", "modality", "date", "label", "patient", "path"]

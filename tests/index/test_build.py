@@ -53,7 +53,7 @@ def test_another_space_or_gap_correction_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
-def test_stopped_anywhere_it_goes_on_to_the_same_index(tmp_path, monkeypatch, at):
+def test_stopped_anywhere_it_resumes_to_the_same_index(tmp_path, monkeypatch, at):
     whole, calls = archive(tmp_path / "a"), []
     with build_index(whole, tmp_path / "once", rows=40) as index:
         once = index.search(vectors(3, 9), 100)

@@ -76,7 +76,7 @@ def test_every_cut_is_noticed(whole):
 
 
 @pytest.mark.parametrize("what", ["flip", "cut", "gone"])
-def test_repair_keeps_all_that_can_be_read(whole, what):
+def test_repair_retains_all_that_can_be_read(whole, what):
     rows, table, notes = content(whole)
     for path in [path.relative_to(whole) for path in files(whole)]:
         copy = whole.with_name("copy")
@@ -109,7 +109,7 @@ def test_without_any_list_of_parts_the_index_must_be_built_again(whole):
         repair(whole)
 
 
-def test_repair_works_from_another_process_after_the_first_is_gone(whole, small):
+def test_repair_works_from_another_process_after_the_first_ended(whole, small):
     path = next(path for path in files(whole) if path.name == f"{small}.faiss")
     path.write_bytes(path.read_bytes()[:-1])
     done = subprocess.run(

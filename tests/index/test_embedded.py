@@ -147,11 +147,11 @@ def test_a_reader_keeps_the_state_it_opened(pair):
         np.testing.assert_array_equal(before.scores, after.scores)
     index.delete(names(100, 1))
     index.commit()
-    assert len(os.listdir(index.store.folder / "parts")) == 1  # nobody reads the older ones any more
+    assert len(os.listdir(index.store.folder / "parts")) == 1  # no reader uses the older ones any more
 
 
 @pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
-def test_a_folder_that_is_gone_is_not_written_to(tmp_path, how):
+def test_a_removed_folder_is_not_written_to(tmp_path, how):
     """Else a list of parts that are not there would stand in its place."""
     folder = tmp_path / "index"
     with create_index(folder, DIM, "space") as index:
@@ -201,7 +201,7 @@ def test_many_single_changes_leave_few_parts(pair):
     same(index, oracle, vectors(2), k=(5,))
 
 
-def test_wrong_use_says_what_to_do(pair, tmp_path):
+def test_wrong_use_explains_what_to_do(pair, tmp_path):
     index, _ = pair
     both(pair, 0, 5, 1)
     rows, table = vectors(2), items(["a", "b"])

@@ -63,7 +63,7 @@ def test_a_single_item_is_judged_among_those_of_all_modalities(index):
     assert percentile[0, 0] == pytest.approx(100 * 80 / 81)
 
 
-def test_the_reference_is_kept_with_the_index(index, tmp_path):
+def test_the_reference_is_stored_with_the_index(index, tmp_path):
     made = calibrate(index, size=20)
     assert {name: len(ids) for name, ids in made.ids.items()} == {"ct": 20, "ecg": 1, "xray": 20}
     assert made.counts == {"ct": 30, "ecg": 1, "xray": 50}
@@ -78,7 +78,7 @@ def test_the_reference_is_kept_with_the_index(index, tmp_path):
     assert calibrate(index, size=20).hash == made.hash != calibrate(index, size=20, seed=1).hash
 
 
-def test_without_a_kept_reference_one_is_drawn(index):
+def test_without_a_stored_reference_one_is_sampled(index):
     assert calibration_of(index).hash == Calibration.draw(index).hash and not index.metadata
 
 
@@ -89,7 +89,7 @@ def warned(index, caplog):
     return found, caplog.text
 
 
-def test_an_index_that_changed_too_much_says_so_and_is_calibrated_anew(index, caplog):
+def test_an_index_that_changed_too_much_reports_it_and_is_recalibrated(index, caplog):
     made = calibrate(index, size=20)
     index.upsert(*items(300, 6, "ct"))  # 36 instead of 30: a fifth
     assert warned(index, caplog)[0].hash == made.hash and not caplog.text

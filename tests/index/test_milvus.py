@@ -54,7 +54,7 @@ def compare(ours, plain):
     assert ours.items(ids)[plain.columns].equals(plain.items(ids))
 
 
-def test_what_may_be_incomplete_is_kept_as_in_a_folder(tmp_path):
+def test_possible_incompleteness_is_recorded_as_in_a_folder(tmp_path):
     """A column that only some items have comes with them, is forgotten with them, and may be changed alone."""
     uri = f"milvus:{tmp_path / 'index.db'}#items"
     table, rows = items(names(0, 6), 1), vectors(6, 1)
@@ -78,7 +78,7 @@ def test_what_may_be_incomplete_is_kept_as_in_a_folder(tmp_path):
     assert found[0][2] == ["", "", "", "", *part["incomplete"]]
 
 
-def test_long_notes_are_kept_whole(tmp_path):
+def test_long_metadata_is_stored_whole(tmp_path):
     uri = f"milvus:{tmp_path / 'index.db'}#items"
     long, short = {"ids": [f"{i:032x}" for i in range(5000)]}, {"ids": ["ä"]}
     with create_index(uri, DIM, "space") as index:

@@ -23,11 +23,11 @@ def test_conditions_of_a_command_line():
         (["date=2020"], UnknownNameError, "date"),
     ],
 )
-def test_what_is_no_condition(texts, error, why):
+def test_malformed_conditions(texts, error, why):
     with pytest.raises(error, match=why):
         Where.parse(texts)
 
 
-def test_a_column_that_is_not_kept_is_refused():
+def test_a_column_that_is_not_stored_is_refused():
     with pytest.raises(UnknownNameError, match="patient"):
         Where(patient="7").check(["id", "modality"])

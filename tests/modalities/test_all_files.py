@@ -16,7 +16,7 @@ from m3bind.errors import ReadError
 from m3bind.modalities.formats.isolation import WORKERS
 from m3bind.modalities.formats.recognise import recognise
 
-VAGUE = re.compile(r"not readable \(")  # what the worker says of an exception no reader expected
+VAGUE = re.compile(r"not readable \(")  # the worker's reason for an unexpected exception
 
 
 def shipped(package: str) -> list[Path]:

@@ -143,7 +143,7 @@ def test_damaged_archives_are_refused(tmp_path: Path, own_folder: Path) -> None:
     whole = pack(tmp_path / "a.zip", {"a": os.urandom(5000)}, compression=zipfile.ZIP_DEFLATED).read_bytes()
     for damaged in (b"PK", whole[:3000], whole[:100] + b"\xff" * 50 + whole[150:], whole[:-8], b"\x1f\x8b" + whole):
         (tmp_path / "cut.zip").write_bytes(damaged)
-        if damaged.startswith(b"\x1f\x8b"):  # a zip may follow foreign bytes; its content must then be whole
+        if damaged.startswith(b"\x1f\x8b"):  # a zip may follow other bytes; its content must then be complete
             with _archive.extracted(tmp_path / "cut.zip") as (folder, _):
                 assert (folder / "000000").stat().st_size == 5000
         else:
@@ -192,7 +192,7 @@ def test_litter_of_file_managers_is_left_out(tmp_path: Path, place: str) -> None
         assert len(list(folder.iterdir())) == 3  # names that only look like it
 
 
-def test_a_zip_whose_list_is_longer_than_any_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_a_zip_with_too_long_a_directory_is_refused_before_it_is_read(tmp_path, monkeypatch):
     from m3bind.modalities.formats import archive as _archive
     from m3bind.modalities.formats import limits as _limits
 

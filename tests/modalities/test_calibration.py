@@ -539,7 +539,7 @@ def test_tables_with_unknown_units_or_none(tmp_path: Path) -> None:
             get("ecg").read(tmp_path / "a.npy")
     (tmp_path / "a.json").write_text(json.dumps({"rate": 500, "leads": LEADS}))
     assert any("unit not known" in text for text in get("ecg").read(tmp_path / "a.npy").warnings)
-    np.save(tmp_path / "a.npy", beats() * 1000)  # microvolt, and nothing says so
+    np.save(tmp_path / "a.npy", beats() * 1000)  # microvolt, without a stated unit
     with pytest.raises(ReadError, match="no unit is stated, and values that swing by"):
         get("ecg").read(tmp_path / "a.npy")
 

@@ -303,7 +303,7 @@ def test_a_volume_inside_a_zip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("padding", [None, -2000, -3024])
-def test_volumes_rescaled_twice_or_never_are_told_from_sound_ones(clipped: bool, padding: int | None) -> None:
+def test_volumes_rescaled_twice_or_never_are_distinguished_from_valid_ones(clipped: bool, padding: int | None) -> None:
     volume = chest().astype(np.float32)
     if clipped:
         volume = volume.clip(-1024, 1000)
@@ -318,7 +318,7 @@ def test_volumes_rescaled_twice_or_never_are_told_from_sound_ones(clipped: bool,
         assert amount == pytest.approx(1024, abs=30)
 
 
-def test_sound_parts_of_a_body_are_not_doubted() -> None:
+def test_valid_parts_of_a_body_are_not_doubted() -> None:
     rng = np.random.default_rng(0)
     for mean in (-1000, -850, -80, 40, 300, 1000):
         assert double_rescale_doubt(rng.normal(mean, 40, (8, 40, 40)).astype(np.float32)) is None
@@ -394,7 +394,7 @@ def test_a_gzip_stream_that_does_not_fit_its_checksum_is_refused(tmp_path: Path,
         get("ct").read(path)
 
 
-def test_what_an_archive_holds_besides_is_said(tmp_path: Path) -> None:
+def test_other_contents_of_an_archive_are_reported(tmp_path: Path) -> None:
     volume = save(tmp_path / "ct.nii", np.zeros((9, 9, 9)))
     both, nested = tmp_path / "both.zip", tmp_path / "nested.zip"
     with zipfile.ZipFile(both, "w") as archive:

@@ -143,7 +143,7 @@ def test_slabs_each_taken_twice(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- nothing in the header tells
 
 
-def test_passes_by_number_are_told_apart(tmp_path: Path) -> None:
+def test_passes_by_number_are_separated(tmp_path: Path) -> None:
     sample = read(write(tmp_path / "s", slices(ONE) + slices(TWO, first=13)))
     np.testing.assert_array_equal(sample.array, ONE)
     assert "12 of 24 slices repeat a position" in doubts(sample) and "by number" in doubts(sample)
@@ -273,7 +273,7 @@ def test_dimension_indices_tell_volumes_apart(tmp_path: Path) -> None:
     assert "told apart by dimension" in doubts(sample)
 
 
-def test_frames_of_which_nothing_tells_are_refused(tmp_path: Path) -> None:
+def test_frames_that_cannot_be_assigned_are_refused(tmp_path: Path) -> None:
     frames = [((ONE, TWO)[(k + t) % 2][k], 2.0 * k, {}) for k in range(12) for t in range(2)]
     with pytest.raises(ReadError, match="nothing tells which belong together"):
         read(enhanced(tmp_path / "a.dcm", frames))

@@ -67,7 +67,7 @@ def test_passes_by_time_that_lie_in_between_are_not_mixed(tmp_path: Path, what: 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_slices_that_alternate_and_nothing_tells_are_refused(tmp_path: Path, seed: int) -> None:
+def test_alternating_slices_that_cannot_be_assigned_are_refused(tmp_path: Path, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(24)
     both = each(slices(ONE) + slices(TWO, z=1.0), InstanceNumber=lambda k: int(order[k]))
     with pytest.raises(ReadError, match="slices beside each other are of different pictures"):
@@ -140,7 +140,7 @@ SOUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("what", SOUND)
-def test_sound_volumes_are_not_taken_for_mixed_ones(what: str) -> None:
+def test_valid_volumes_are_not_taken_for_mixed_ones(what: str) -> None:
     warnings: list[str] = []
     ct_mixed.check_alternation(SOUND[what](SMOOTH + KERNEL).astype(np.float32), "x", warnings)
     assert warnings == []
@@ -182,7 +182,7 @@ def test_slices_of_different_patients_are_doubted(tmp_path: Path, keyword: str) 
     assert "different patients" in doubts(sample) and "SECRET" not in doubts(sample)
 
 
-def test_more_bytes_of_pixels_than_the_header_describes_are_said(tmp_path: Path) -> None:
+def test_more_bytes_of_pixels_than_the_header_describes_are_reported(tmp_path: Path) -> None:
     for name, entries in {
         "bits": {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7},
         "rows": {"Rows": 23},

@@ -129,7 +129,7 @@ def test_rescale_types_that_say_nothing_else(tmp_path: Path, unit: str | None) -
 
 
 @pytest.mark.parametrize("unit", ["US", "OD", "HU_MOD", "Z_EFF", "ED", "SECRET NAME"])
-def test_other_units_are_said(tmp_path: Path, unit: str) -> None:
+def test_other_units_are_reported(tmp_path: Path, unit: str) -> None:
     sample = read(write(tmp_path / "s", each(slices(HU), RescaleType=unit)))
     assert "not Hounsfield units but" in doubts(sample) and sample.unit == "" and "SECRET" not in doubts(sample)
     assert unit == "SECRET NAME" or unit in doubts(sample)
@@ -194,7 +194,7 @@ def located(k: int) -> str:
         ({"ImageOrientationPatient": [1, 0, 0, 0.7, 0.7, 0]}, "no orientation but two directions"),
     ],
 )
-def test_geometry_that_contradicts_itself_is_said(tmp_path: Path, entries: dict[str, Any], doubt: str) -> None:
+def test_contradicting_geometry_is_reported(tmp_path: Path, entries: dict[str, Any], doubt: str) -> None:
     sample = read(write(tmp_path / "s", each(slices(HU), **entries)))
     np.testing.assert_array_equal(sample.array, HU)
     assert sample.spacing == pytest.approx((2.0, 0.8, 0.8))

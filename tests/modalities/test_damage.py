@@ -169,7 +169,7 @@ def other(data: bytes, at: int) -> bytes:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("change", [zeros, lost, twice, other])
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
-def test_damage_in_the_middle_is_refused_or_said(
+def test_damage_in_the_middle_is_refused_or_reported(
     tmp_path: Path, codec: str, change: Callable[[bytes, int], bytes], place: float
 ) -> None:
     encode, uid = CODECS[codec]
@@ -190,7 +190,7 @@ PACKINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", PACKINGS)
 @pytest.mark.parametrize("level", [0, 255, None])
-def test_whole_jpeg_2000_is_not_doubted_however_it_is_packed(options: dict[str, Any], level: int | None) -> None:
+def test_complete_jpeg_2000_is_not_doubted_however_it_is_packed(options: dict[str, Any], level: int | None) -> None:
     values = np.full((200, 300, 3), level or 0, np.uint8)
     if level is None:
         values[100:] = np.random.default_rng(1).integers(0, 256, (100, 300, 3))

@@ -173,7 +173,7 @@ def test_twelve_bit_jpeg_is_the_lossless_picture(native: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "reason"), UNREADABLE.items())
-def test_damaged_files_say_what_is_wrong(name: str, reason: str) -> None:
+def test_damaged_files_report_their_fault(name: str, reason: str) -> None:
     path = Path(get_testdata_file(name))
     with pytest.raises(ReadError, match=reason):
         dicom.pixel_frames(dicom.open_dicom(path), path)
@@ -331,7 +331,7 @@ def test_many_sequences_side_by_side_are_not_deep(tmp_path: Path) -> None:
         assert len(dicom.open_dicom(path).PerFrameFunctionalGroupsSequence) == 500
 
 
-def test_tags_are_technical_and_errors_name_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tags_are_technical_and_errors_contain_no_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ds = make(np.zeros((16, 16), dtype=np.uint8), KVP="110", PatientBirthDate="19500101", StudyDescription="DOE chest")
     tags = dicom.technical_tags(dicom.open_dicom(save(ds, tmp_path / "a.dcm")))
     assert tags["KVP"].startswith("110") and tags["Rows"] == "16" and tags["TransferSyntaxUID"] == EXPLICIT
@@ -724,7 +724,7 @@ def test_nothing_is_written_into_the_dataset(tmp_path: Path) -> None:
     assert opened.to_json() == before
 
 
-# --- what a header says of itself and cannot mean ---------------------------------------------------------------------
+# --- invalid statements in headers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keyword", ["Rows", "PhotometricInterpretation", "BitsStored", "WindowWidth", "Modality"])
@@ -758,7 +758,7 @@ def test_a_value_representation_that_is_none_is_the_standards(tmp_path: Path, ke
     ],
 )
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "RGB"])
-def test_pixels_that_are_not_square_are_said(
+def test_pixels_that_are_not_square_are_reported(
     tmp_path: Path, entries: dict[str, Any], said: str, photometric: str
 ) -> None:
     stored = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)

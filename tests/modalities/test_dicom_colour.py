@@ -164,7 +164,7 @@ def grey(path: Path, stored: np.ndarray, stream: bytes, uid: str, **entries: Any
 
 
 @pytest.mark.parametrize(("bits", "precision"), [(12, 8), (16, 8), (8, 12)])
-def test_another_precision_than_the_header_says(tmp_path: Path, bits: int, precision: int) -> None:
+def test_another_precision_than_the_header_states(tmp_path: Path, bits: int, precision: int) -> None:
     values = (RAMP.astype(np.uint16) * ((1 << precision) - 1) // 255).astype("<u2" if precision > 8 else "u1")
     stream = imagecodecs.jpeg2k_encode(values, bitspersample=precision, reversible=True, codecformat="J2K")
     allocated = 8 if bits == 8 else 16
@@ -185,7 +185,7 @@ def test_eight_bit_colours_labelled_deeper_are_not_dark(tmp_path: Path, bits: in
 
 
 @pytest.mark.parametrize("signed", [0, 1])
-def test_another_sign_than_the_header_says(tmp_path: Path, signed: int) -> None:
+def test_another_sign_than_the_header_states(tmp_path: Path, signed: int) -> None:
     values = RAMP.astype(np.int16) * 4 if not signed else RAMP.astype(np.uint16) * 4
     stream = imagecodecs.jpeg2k_encode(values, reversible=True, codecformat="J2K")
     _, doubts = grey(tmp_path / "a.dcm", values.astype("<i2" if signed else "<u2"), stream, JPEG_2000)
@@ -205,7 +205,7 @@ def test_another_number_of_components_is_refused(tmp_path: Path, samples: int, c
 
 @pytest.mark.parametrize("kind", ["ends early", "noise", "bytes lost"])
 @pytest.mark.parametrize("colour", [True, False])
-def test_damaged_jpeg_data_are_said(tmp_path: Path, kind: str, colour: bool) -> None:
+def test_damaged_jpeg_data_are_reported(tmp_path: Path, kind: str, colour: bool) -> None:
     noise = np.random.default_rng(0).integers(0, 60, (96, 96, 3)).astype(np.uint8)
     rgb = np.clip(photograph().astype(int) + noise, 0, 255).astype(np.uint8)
     data = bytearray(jpeg(rgb, "YBR", "JFIF") if colour else imagecodecs.jpeg8_encode(rgb[..., 0].copy(), level=90))
@@ -227,7 +227,7 @@ def test_damaged_jpeg_data_are_said(tmp_path: Path, kind: str, colour: bool) -> 
 
 @pytest.mark.parametrize("label", ["YBR_RCT", "YBR_ICT"])
 @pytest.mark.parametrize("size", [0.9, 1.0, 1.07])
-def test_what_values_do_not_tell_is_told_by_the_label(tmp_path: Path, label: str, size: float) -> None:
+def test_the_label_decides_where_values_do_not(tmp_path: Path, label: str, size: float) -> None:
     """A large orange disc on black: as luminance and differences most of it would be colours, too."""
     y, x = np.mgrid[-1:1:96j, -1:1:96j]
     radius = np.hypot(y, x)[..., None]

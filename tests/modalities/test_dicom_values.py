@@ -91,7 +91,7 @@ def test_no_padding_is_none() -> None:
         ([2.0], [], (2, 0, True), "intercept is no number: taken as 0"),
     ],
 )
-def test_a_rescaling_that_cannot_be_used_is_said(
+def test_an_unusable_rescaling_is_reported(
     slope: list[float] | None, intercept: list[float] | None, expected: tuple[float, float, bool], doubt: str
 ) -> None:
     found = rescaling(slope, intercept)

@@ -57,7 +57,7 @@ def test_inverted_leads(written: str) -> None:
     assert parse_lead(written) == ("aVR", -1)
 
 
-def test_inverted_lead_is_negated_and_said(tmp_path: Path, make_ecg: Make) -> None:
+def test_inverted_lead_is_negated_and_reported(tmp_path: Path, make_ecg: Make) -> None:
     expected = get("ecg").read(make_ecg(tmp_path / "a")).array
     stem = make_ecg(tmp_path / "b", edit=lambda s: s * np.where(np.arange(12) == 3, -1, 1))
     header = tmp_path / "b.hea"

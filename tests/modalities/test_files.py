@@ -49,7 +49,7 @@ def test_looking_at_a_hostile_header_costs_little_here(make, tmp_path: Path) -> 
     assert [found.name for found in files_below(tmp_path)] == [path.name]
 
 
-def test_a_name_where_the_kind_should_be_is_not_told(tmp_path: Path, capfd, caplog, recwarn) -> None:
+def test_a_name_in_place_of_the_kind_is_not_shown(tmp_path: Path, capfd, caplog, recwarn) -> None:
     path = ct_slice(tmp_path / "a" / "1.dcm", "1", "Doe, Jane")
     recwarn.clear()
     caplog.clear()

@@ -92,7 +92,7 @@ def test_other_kinds_of_file_name_their_reader(
     assert any(name in str(caught.value) for name in reader.split("|"))
 
 
-def test_missing_empty_folder_and_foreign_content(tmp_path: Path) -> None:
+def test_missing_empty_folder_and_other_content(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "page.png").write_text("<html>not found</html>")
     (tmp_path / "dicom.png").write_bytes(bytes(128) + b"DICM" + bytes(50))
@@ -265,7 +265,7 @@ def test_cut_tiff_is_refused(tmp_path: Path, ramp: np.ndarray) -> None:
 # --------------------------------------------------------------------------------------------- files that cost much
 
 
-def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+def test_special_files_are_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
     start = time.monotonic()

@@ -254,7 +254,7 @@ time.sleep(60)
     worker = psutil.Process(int(program.stdout.readline()))
     program.send_signal(signal.SIGKILL)
     program.wait()
-    worker.wait(30)  # raises if it goes on
+    worker.wait(30)  # raises if it continues
 
 
 def test_parts_come_through_the_child_with_their_places(tmp_path: Path, make_ecg: Callable[..., Path]) -> None:

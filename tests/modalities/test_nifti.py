@@ -78,7 +78,7 @@ def turned(degrees: float) -> np.ndarray:
     return np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ DIAGONAL
 
 
-def test_a_sound_file_has_no_doubt(tmp_path: Path) -> None:
+def test_a_valid_file_has_no_doubt(tmp_path: Path) -> None:
     for name in ("a.nii", "a.nii.gz"):
         sample = read(save(tmp_path / name))
         np.testing.assert_array_equal(sample.array, HU)
@@ -89,7 +89,7 @@ def test_a_sound_file_has_no_doubt(tmp_path: Path) -> None:
 
 MIRRORED = np.diag([-0.8, 0.8, 2.0, 1.0])
 AGAINST: dict[str, tuple[Change, str, np.ndarray, tuple[float, ...]]] = {
-    # name: change, what is said, expected array, expected spacing
+    # name: change, expected message, array and spacing
     "left and right": (sform(MIRRORED), "left and right exchanged", HU[:, :, ::-1], SIDES),
     "head and feet": (sform(np.diag([0.8, 0.8, -2.0, 1.0])), "head and feet exchanged", HU[::-1], SIDES),
     "two axes": (
@@ -117,7 +117,7 @@ AGAINST: dict[str, tuple[Change, str, np.ndarray, tuple[float, ...]]] = {
 
 
 @pytest.mark.parametrize("what", AGAINST)
-def test_sform_against_qform_is_said(tmp_path: Path, what: str) -> None:
+def test_sform_against_qform_is_reported(tmp_path: Path, what: str) -> None:
     change, said, expected, spacing = AGAINST[what]
     sample = read(save(tmp_path / "a.nii.gz", change=change))
     if what != "a right angle":
@@ -169,7 +169,7 @@ def test_codes_decide(tmp_path: Path) -> None:
     np.testing.assert_array_equal(unknown.array, HU)
 
 
-def test_pixdim_against_the_sform_is_said(tmp_path: Path) -> None:
+def test_pixdim_against_the_sform_is_reported(tmp_path: Path) -> None:
     for number, pixdim in enumerate(([0.8, 0.8, 5.0], [0.7, 0.8, 2.0], [1.0, 1.0, 1.0])):
         change = both(
             fields(qform_code=0), lambda header, sides=pixdim: header["pixdim"].__setitem__(slice(1, 4), sides)
@@ -179,7 +179,7 @@ def test_pixdim_against_the_sform_is_said(tmp_path: Path) -> None:
         assert "sform and pixdim contradict each other (voxels of 0.8 x 0.8 x 2 against" in doubts(sample)
 
 
-def test_shear_is_said(tmp_path: Path) -> None:
+def test_shear_is_reported(tmp_path: Path) -> None:
     for number, slope in enumerate((0.1, 0.3, -0.2)):
         matrix = DIAGONAL.copy()
         matrix[1, 2] = 2.0 * slope

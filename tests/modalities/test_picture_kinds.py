@@ -197,7 +197,7 @@ def jpeg(**options: Any) -> bytes:
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}], ids=["plain", "progressive", "444"]
 )
-def test_damaged_data_in_a_jpeg_are_said(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+def test_damaged_data_in_a_jpeg_are_reported(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     data = bytearray(jpeg(**options))
     middle = len(data) // 2
     if kind == "ends early":
@@ -217,7 +217,7 @@ def test_damaged_data_in_a_jpeg_are_said(tmp_path: Path, kind: str, options: dic
         assert any("JPEG data are damaged" in text for text in doubts), doubts
 
 
-def test_sound_jpegs_are_not_doubted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_valid_jpegs_are_not_doubted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for number, options in enumerate(
         [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 20, "optimize": True}]
     ):
@@ -275,7 +275,7 @@ def test_a_tiff_that_is_cut_short_is_refused(tmp_path: Path, kind: str, compress
 
 
 @pytest.mark.parametrize("gamma", [100_000, 30_000, 220_000])
-def test_a_gamma_that_is_not_applied_is_said(tmp_path: Path, gamma: int) -> None:
+def test_a_gamma_that_is_not_applied_is_reported(tmp_path: Path, gamma: int) -> None:
     data = png(H)
     at = data.find(b"IDAT") - 4
     (tmp_path / "a.png").write_bytes(data[:at] + chunk(b"gAMA", struct.pack(">I", gamma)) + data[at:])
@@ -342,7 +342,7 @@ PROFILES = [
 
 @pytest.mark.parametrize(("icc", "said"), PROFILES)
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "wide.tif"])
-def test_a_colour_profile_that_matters_is_said(tmp_path: Path, icc: bytes, said: bool, name: str) -> None:
+def test_a_colour_profile_that_matters_is_reported(tmp_path: Path, icc: bytes, said: bool, name: str) -> None:
     if name == "wide.tif":
         tifffile.imwrite(tmp_path / name, (COLOUR * 65535).astype(np.uint16), photometric="rgb", iccprofile=icc)
     else:

@@ -71,7 +71,7 @@ def test_any_exception_in_words(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
-def test_the_worker_says_what_it_means(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_gives_reasons_for_people(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise error
 
@@ -131,6 +131,6 @@ def test_reasons_of_mutated_files(name: str, tmp_path: Path) -> None:
         except (ReadError, MemoryError, RecursionError) as error:
             refused += 1
             assert_for_people(str(error))
-        except Exception as error:  # what the worker would say of it
+        except Exception as error:  # the worker's reason for it
             pytest.fail(f"{name} {number}: {error!r} leaves the reader")
     assert refused

@@ -78,17 +78,17 @@ def test_a_dicom_photograph_is_the_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "eye"), [("L", "left"), ("R", "right")])
 @pytest.mark.parametrize("keyword", ["ImageLaterality", "Laterality"])
 def test_the_header_knows_the_eye(tmp_path: Path, code: str, eye: str, keyword: str) -> None:
-    wrong = fundus(disc=0.5 if eye == "left" else -0.5)  # as of a mirrored picture: the header wins
+    wrong = fundus(disc=0.5 if eye == "left" else -0.5)  # as in a mirrored image: the header wins
     steps = get("retina").read(dicom(tmp_path / "a.dcm", wrong, **{keyword: code})).steps
     assert [step for step in steps if "eye" in step] == [f"{eye} eye ({keyword})"]
 
 
 @pytest.mark.parametrize(("disc", "eye"), [(0.5, "right"), (-0.5, "left")])
-def test_the_disc_tells_the_eye(tmp_path: Path, disc: float, eye: str) -> None:
+def test_the_disc_identifies_the_eye(tmp_path: Path, disc: float, eye: str) -> None:
     for seed in range(3):
         steps = get("retina").read(save(tmp_path / "a.png", fundus(disc=disc, seed=seed))).steps
         assert sum(f"probably the {eye} eye" in step and "confidence 0.9" in step for step in steps) == 1
-    assert retina.eye_of(fundus(disc=0.0)) is None  # a picture centred on the disc
+    assert retina.eye_of(fundus(disc=0.0)) is None  # an image centred on the disc
     assert retina.eye_of(np.zeros((100, 100, 3), np.float32)) is None
 
 

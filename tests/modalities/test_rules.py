@@ -463,7 +463,7 @@ def test_grey_pictures(tmp_path: Path, modality: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize("turn", [1, 3, 6])
-def test_a_slide_that_lies_on_its_side_is_said(tmp_path: Path, turn: int) -> None:
+def test_a_slide_that_lies_on_its_side_is_reported(tmp_path: Path, turn: int) -> None:
     big = np.kron(np.random.default_rng(0).integers(120, 240, (16, 16, 3)), np.ones((20, 20, 1))).astype(np.uint8)
     with tifffile.TiffWriter(tmp_path / "s.svs") as out:
         for picture in (big, big[::2, ::2].copy()):

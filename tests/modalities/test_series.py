@@ -195,7 +195,7 @@ def test_two_series_in_one_folder(tmp_path: Path, truth: np.ndarray) -> None:
     assert SERIES not in said(sample) and str(other) not in said(sample)
 
 
-def test_localizers_captures_and_other_objects_are_set_aside(tmp_path: Path, truth: np.ndarray) -> None:
+def test_localizers_captures_and_other_objects_are_excluded(tmp_path: Path, truth: np.ndarray) -> None:
     folder = write_series(tmp_path / "s", truth)
     base = pydicom.dcmread(folder / "slice000.dcm")
     changes: dict[str, Callable[[Dataset], None]] = {

@@ -36,7 +36,7 @@ def sound(folder: Path, form: str = "16") -> Path:
 
 
 @pytest.mark.parametrize("form", ["16", "24", "32", "80", "212", "516"])
-def test_checksums_of_sound_records(tmp_path: Path, form: str) -> None:
+def test_checksums_of_valid_records(tmp_path: Path, form: str) -> None:
     if form == "80":
         wfdb.wrsamp("a", fs=500, units=["mV"] * 12, sig_name=list(LEADS), p_signal=beats().T, fmt=[form] * 12,
                     adc_gain=[60.0] * 12, baseline=[0] * 12, write_dir=str(tmp_path))  # fmt: skip

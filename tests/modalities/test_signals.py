@@ -621,7 +621,7 @@ def test_nothing_of_a_person_leaves_the_reader(
     broken.mkdir()
     for companion in tmp_path.glob("[ap].*"):  # .dat and .json
         (broken / companion.name).write_bytes(companion.read_bytes())
-    for k in range(60):  # whatever breaks, the reason quotes nobody
+    for k in range(60):  # whatever breaks, the reason quotes no name
         rng = np.random.default_rng(k)
         changed = bytearray(data)
         for _ in range(20):

@@ -87,7 +87,7 @@ def test_imagej_has_units_of_its_own(tmp_path: Path, unit: str) -> None:
         ('<iScan ScanRes="0.25"/>', "ScanRes"),
     ],
 )
-def test_two_statements_that_differ_are_said(tmp_path: Path, description: str, first: str) -> None:
+def test_two_statements_that_differ_are_reported(tmp_path: Path, description: str, first: str) -> None:
     path = write(tmp_path / "a.tif", description, resolution=(10_000, 10_000), resolutionunit="CENTIMETER")
     pixel, notes = scale(path)
     assert pixel == pytest.approx((0.25, 0.25))
@@ -102,7 +102,7 @@ def test_two_statements_that_differ_are_said(tmp_path: Path, description: str, f
 
 
 @pytest.mark.parametrize("text", ["MPP = 0", "MPP = nan", "MPP = -1", "MPP = x", "mpp"])
-def test_what_is_no_size_is_none(tmp_path: Path, text: str) -> None:
+def test_invalid_sizes_are_none(tmp_path: Path, text: str) -> None:
     pixel, notes = scale(write(tmp_path / "a.svs", APERIO.format(text)))
     assert pixel is None and "does not tell" in notes
 
@@ -126,7 +126,7 @@ def test_a_dicom_slide_of_another_extent(tmp_path: Path, off: float) -> None:
     assert "stated twice" in scale(folder)[1] and "ImagedVolumeWidth" in scale(folder)[1]
 
 
-def test_a_tile_says_its_size_where_the_file_does(tmp_path: Path) -> None:
+def test_a_tile_states_its_size_if_the_file_does(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     for description, expected in ((OME.format('PhysicalSizeX="0.5" PhysicalSizeY="0.25"'), (2.5e-4, 5e-4)), ("", None)):
         tifffile.imwrite(path, PICTURE, photometric="rgb", metadata=None, description=description.encode() or None)
@@ -186,7 +186,7 @@ def test_the_compression_of_a_tile_that_cannot_be_read_is_named(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("text", ["MPP = 0,2,5", "MPP = 1.234,5", "MPP = 0.25.1", "MPP = ,", "MPP = 1,000,000"])
-def test_what_is_no_number_states_nothing(tmp_path: Path, text: str) -> None:
+def test_values_that_are_not_numbers_state_nothing(tmp_path: Path, text: str) -> None:
     pixel, notes = scale(write(tmp_path / "a.svs", APERIO.format(text)))
     assert pixel is None and "does not tell" in notes
 
@@ -196,7 +196,7 @@ def test_what_is_no_number_states_nothing(tmp_path: Path, text: str) -> None:
     [("40", "0.5", True), ("20", "0.25", True), ("5", "0.5", True), ("40", "0.2503", False), ("20", "0.4942", False),
      ("20", "0.325", False), ("40", "0,16", False), ("0", "0.5", False), ("x", "0.5", False)],
 )  # fmt: skip
-def test_a_magnification_that_contradicts_is_said(tmp_path: Path, times: str, mpp: str, said: bool) -> None:
+def test_a_contradicting_magnification_is_reported(tmp_path: Path, times: str, mpp: str, said: bool) -> None:
     text = APERIO.format(f"MPP = {mpp}").replace("AppMag = 30", f"AppMag = {times}")
     pixel, notes = scale(write(tmp_path / "a.svs", text))
     assert pixel == pytest.approx((float(mpp.replace(",", ".")),) * 2)
@@ -204,7 +204,7 @@ def test_a_magnification_that_contradicts_is_said(tmp_path: Path, times: str, mp
                      else "")  # fmt: skip
 
 
-def test_a_magnification_alone_is_said_and_not_taken(tmp_path: Path) -> None:
+def test_a_magnification_alone_is_reported_and_not_used(tmp_path: Path) -> None:
     pixel, notes = scale(write(tmp_path / "a.svs", APERIO.format("x")))
     assert pixel is None and "magnification of 30 would mean about 0.33 micrometres" in notes
 

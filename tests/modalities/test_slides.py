@@ -330,7 +330,7 @@ def test_other_kinds_of_pixel_are_refused(tmp_path: Path) -> None:
         open_slide(tmp_path / "gone.svs")
 
 
-def test_slides_are_told_from_tiles(tmp_path: Path) -> None:
+def test_slides_are_distinguished_from_tiles(tmp_path: Path) -> None:
     assert slides.is_slide(write_tiff(tmp_path / "a.tif", noise(256, 256)))
     assert not slides.is_slide(write_tiff(tmp_path / "b.tif", noise(256, 256), factors=()))
     tifffile.imwrite(tmp_path / "c.tif", noise(64, 64), photometric="rgb")

@@ -182,7 +182,7 @@ def test_bfloat16_stays_near_and_follows_changed_weights() -> None:
             assert torch.cosine_similarity(a[name].flatten(), b[name].flatten(), dim=0) > 0.99, name
 
 
-def test_what_cannot_be_encoded_is_said() -> None:
+def test_what_cannot_be_encoded_is_reported() -> None:
     model, (ids, mask) = trunk(), batch(3)
     mask[1] = 0
     with pytest.raises(ConfigError, match="no token"):

@@ -161,7 +161,7 @@ def test_other_preprocessing_and_other_names_fail(stored: str) -> None:
     assert failed(check_model(stored)) == ["reference"]
 
 
-def test_small_changes_are_told(stored: str) -> None:
+def test_small_changes_are_detected(stored: str) -> None:
     path = reference.reference_path(stored)
     found = Reference.load(path)
     found.image[0][0] += 1e-4
@@ -180,7 +180,7 @@ def test_what_has_no_published_weights(stored: str) -> None:
 # ---- with a file
 
 
-def test_a_checkpoint_is_loaded_told_and_remembered(stored: str, tmp_path: Path) -> None:
+def test_a_checkpoint_is_loaded_reported_and_remembered(stored: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.ckpt"
     weights(stored, path)
     result = check_model(stored, path)

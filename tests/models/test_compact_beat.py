@@ -34,7 +34,7 @@ def test_the_beat_is_centred_on_its_peak_and_keeps_voltage():
     assert rhythm[1] < 0.02
 
 
-def test_irregular_rhythm_shows_in_the_figures():
+def test_irregular_rhythm_shows_in_the_features():
     regular = median_beat(record([0.8], noise=0.02))[1]
     irregular = median_beat(record([0.5, 1.1, 0.7, 0.9], noise=0.02))[1]
     assert irregular[1] > 5 * regular[1] and irregular[2] > 5 * regular[2]

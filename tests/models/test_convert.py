@@ -122,7 +122,7 @@ def test_what_a_converted_file_looks_like_is_the_same_in_every_wrapper(tmp_path:
             assert hash_state(kept) == hash_state(state)
 
 
-def test_arrays_of_numpy_are_kept_and_other_things_named(tmp_path: Path) -> None:
+def test_numpy_arrays_are_converted_and_other_objects_named(tmp_path: Path) -> None:
     numbers = np.arange(6, dtype=np.float32).reshape(2, 3)
     arrays = {
         "a": numbers,

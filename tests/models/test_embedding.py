@@ -80,7 +80,7 @@ def test_batches_are_padded_as_the_tokenizer_pads():
     assert shapes == [(2, 9)]
 
 
-def test_a_row_that_is_not_finite_is_told():
+def test_a_row_that_is_not_finite_is_reported():
     with pytest.raises(NotFiniteError, match="text tower"):
         encode_distinct(["a"], Counting(), lambda tokens: letters(tokens) * float("nan"), 3, CPU)
 

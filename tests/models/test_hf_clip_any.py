@@ -141,7 +141,7 @@ def test_every_family_gives_the_library_s_own_features(family, tmp_path, samples
     "change", [{"padding_side": "left"}, {"pad_token": None}, {"padding_side": "left", "pad_token": "a"}]
 )
 @pytest.mark.parametrize("family", ["clip", "metaclip_2", "vision-text-dual-encoder"])
-def test_a_text_is_the_same_whatever_a_folder_says_of_padding(family, change, tmp_path):
+def test_a_text_is_the_same_whatever_padding_a_folder_states(family, change, tmp_path):
     model = models.load("hf_clip_any", family_folder(tmp_path / family, family, **change))
     with torch.no_grad():
         together = model.encode_text(model.tokenize(TEXTS))

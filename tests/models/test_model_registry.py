@@ -49,7 +49,7 @@ class Thermometer(DualEncoder):
 '''
 
 
-def test_a_model_doubts_volumes_in_another_unit_than_its_card_says() -> None:
+def test_a_model_doubts_volumes_in_another_unit_than_its_card_states() -> None:
     import numpy as np
 
     from m3bind.modalities import Sample

@@ -185,7 +185,7 @@ def test_minilm_gives_the_numbers_of_the_plain_library():
     assert encoder.max_tokens == 256
 
 
-def test_wrong_use_says_what_to_do(assets, monkeypatch, tmp_path):
+def test_wrong_use_explains_what_to_do(assets, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match=r"tokenizer\.json"):
         make_text_encoder("bert", 8)
     with pytest.raises(ReadError, match="no fast tokenizer"):

@@ -80,7 +80,7 @@ def test_training_on_pairs_leaves_the_callers_models_alone_and_repeats_itself(tm
     np.testing.assert_allclose(m3bind.load(tmp_path / "space").encode_image([path], "grey"), images, atol=1e-6)
 
 
-def test_what_cannot_be_bound_is_said(tmp_path):
+def test_what_cannot_be_bound_is_reported(tmp_path):
     own = models()
     (tmp_path / "no.png").write_bytes(b"no picture")
     broken = {"grey": [(tmp_path / "no.png", "text")]}

@@ -52,7 +52,7 @@ def test_a_volume_that_is_not_in_hounsfield_units_is_doubted(tmp_path: Path) -> 
     assert "values from 0" in check.as_text(answers)
 
 
-def test_a_modality_that_is_told_is_kept(folder: Path) -> None:
+def test_a_given_modality_is_used(folder: Path) -> None:
     (answer,) = check.check_items(check.find_items([folder / "xray1.png"], "ct"))
     assert (answer.status, answer.modality) == ("read", "ct") and answer.warnings
     (answer,) = check.check_items(check.find_items([folder / "retina1.png"], "xray"))
@@ -72,7 +72,7 @@ def test_a_manifest_names_files_and_modalities(folder: Path) -> None:
     assert last.status == "refused" and "row 4 of the manifest" in last.reason
 
 
-def test_wrong_use_is_said(folder: Path, tmp_path: Path) -> None:
+def test_wrong_use_is_reported(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         check.find_items([folder / "gone.png"])
     with pytest.raises(UnknownNameError):

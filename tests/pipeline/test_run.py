@@ -219,7 +219,7 @@ def test_wrong_use_is_one_clear_line(call, arguments, said):
     assert code in (1, 2) and said in shown and "Traceback" not in shown
 
 
-def test_bad_rows_and_files_are_set_aside_and_the_rest_goes_on(project, call, make_picture):
+def test_bad_rows_and_files_are_quarantined_and_the_rest_continues(project, call, make_picture):
     folder = project
     (folder / "broken.png").write_bytes(b"\x89PNG not really")
     make_picture(folder / "tissue.png", "pathology", seed=99)
@@ -274,7 +274,7 @@ def test_a_full_disk_is_one_clear_line(project, call, monkeypatch):
     assert code == 1 and "No space left on device" in shown and "Traceback" not in shown
 
 
-def test_a_run_begun_before_a_setting_existed_goes_on(project: Path, tmp_path: Path) -> None:
+def test_a_run_begun_before_a_setting_existed_resumes(project: Path, tmp_path: Path) -> None:
     from m3bind.config import load_config
     from m3bind.errors import ConfigError
     from m3bind.pipeline.run import Run
@@ -328,14 +328,14 @@ def test_a_received_run_that_is_not_finished_is_not_trained_by_its_report(
     folder = tmp_path / "received"
     shutil.copytree(finished, folder)
     (shutil.rmtree if (folder / gone).is_dir() else Path.unlink)(folder / gone)
-    sums.record(folder, gone)  # its maker says nothing of it
+    sums.record(folder, gone)  # its writer reports nothing about it
     before = sorted(folder.rglob("*"))
     code, shown = call("report", str(folder))
     assert code == 2 and "is not finished" in shown and "m3bind fit" in shown, shown
     assert [path for path in sorted(folder.rglob("*")) if "step_" in path.name or path not in before] == []
 
 
-def test_two_fits_on_one_folder_and_settings_that_are_gone(project: Path, finished: Path, call, tmp_path: Path) -> None:
+def test_two_fits_on_one_folder_and_missing_settings(project: Path, finished: Path, call, tmp_path: Path) -> None:
     folder = tmp_path / "a" / "whole"
     shutil.copytree(finished, folder)
     again = ("fit", "settings.yaml", "--name", "whole", "--out", str(tmp_path / "a"))

@@ -6,7 +6,7 @@ from m3bind.evaluate.calibration import answers
 from m3bind.report.reliability import reliability_plot
 
 
-def test_the_plot_says_what_it_shows():
+def test_the_plot_has_a_description():
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=(300, 3))
     powers = np.exp(logits)

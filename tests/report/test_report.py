@@ -29,7 +29,7 @@ def fake(strength, seed=0, n=24):
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(n, 16)) + 2 * rng.normal(size=(3, 16))[np.arange(n) % 3]
     points = {}
-    for modality in ("xray", "ecg", "sonar"):  # nobody has registered sonar
+    for modality in ("xray", "ecg", "sonar"):  # sonar is not registered
         vectors = unit(strength * shared + rng.normal(size=(n, 16)) + rng.normal(size=16))
         findings = [FINDINGS[i % 3] for i in range(n)]
         names = [f"secretpatient{i}" for i in range(n)]
@@ -123,10 +123,10 @@ def test_page_can_be_read_without_seeing(page):
     assert all(attrs.get("aria-label") for attrs in parsed.all("table"))
     assert len(parsed.all("source")) == len(
         [a for a in parsed.all("img") if "png" in a["src"][:20]]
-    )  # dark twin of each plot
+    )  # dark version of each plot
 
 
-def test_page_says_what_it_must(page):
+def test_page_has_the_required_statements(page):
     words = " ".join(Page(page.read_text()).words)
     for part in (
         "Synthetic data.",
@@ -142,7 +142,7 @@ def test_page_says_what_it_must(page):
     assert "Pretrain" not in words and "pretrain" in words and "align" in words
 
 
-def test_page_holds_no_identifiers_unless_asked(page, tmp_path):
+def test_page_contains_no_identifiers_unless_requested(page, tmp_path):
     assert "secret" not in page.read_text()
     asked = write_report(tmp_path, ReportContent([], [], fake(1.0), thumbnail, identifiers=True))
     assert "secretpatient" in asked.read_text() and "/secret/path" in asked.read_text()
@@ -226,7 +226,7 @@ def test_similarity_equals_a_loop():
     assert by_patient.match == "patient" and np.isnan(by_patient.matched[0, 0]) and ("xray", "ecg") in by_patient.gain
 
 
-def test_losses_are_told_from_the_rest():
+def test_losses_are_distinguished_from_the_rest():
     entry = {
         "step": 3,
         "stage": "align",

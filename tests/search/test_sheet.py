@@ -132,7 +132,7 @@ def test_a_missing_picture_costs_the_exit_code(archive, tmp_path):
     assert re.search(r"no image of \d\d\d_grey.png: no such file", result.output)
 
 
-def test_what_may_be_incomplete_is_said_of_a_hit(archive, tmp_path):
+def test_possible_incompleteness_is_shown_for_a_hit(archive, tmp_path):
     """In lines for a terminal, as JSON values and on the page, escaped; of others nothing is said."""
     folder, _ = archive
     searcher = Searcher(load(folder / "space"), folder / "encoded")

@@ -136,7 +136,7 @@ def test_a_slow_head_after_a_request_loses_it_too(served):
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT")
-def test_an_answer_that_nobody_reads_is_given_up(served):
+def test_an_answer_that_no_client_reads_is_dropped(served):
     wire = socket.socket()
     wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     wire.connect(("127.0.0.1", served.port))

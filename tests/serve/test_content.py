@@ -52,14 +52,14 @@ def test_the_vocabulary_is_of_the_modalities_and_the_operator():
     labels = {"ecg": ["left_bundle", "Atrial fibrillation"], "xray": ["normal"]}
     found = phrases_for(["ecg"], labels, ["  my   phrase ", "MY PHRASE", "", "normal"])
     assert list(found)[:4] == ["my phrase", "normal", "left bundle", "Atrial fibrillation"]
-    assert found["my phrase"] == found["normal"] == set()  # the operator's: said of any modality
+    assert found["my phrase"] == found["normal"] == set()  # the operator's phrases: shown for any modality
     assert found["first-degree atrioventricular block"] == found["Atrial fibrillation"] == {"ecg"}
     assert "Cardiomegaly" not in found and len({text.lower() for text in found}) == len(found)
     both = phrases_for(["xray", "ct"], {})
     assert both["Cardiomegaly"] == {"xray", "ct"}
 
 
-def test_phrases_of_other_modalities_are_not_said():
+def test_phrases_of_other_modalities_are_not_shown():
     rows = unit(np.random.default_rng(0).normal(size=(4, 8)))
     phrases = Vocabulary({"a": {"ct"}, "b": {"ecg"}, "c": set(), "d": {"ct", "ecg"}}, rows)
     assert {p["text"] for p in phrases.near(rows[0], 9, None, "ct")} == {"a", "c", "d"}
@@ -102,7 +102,7 @@ def test_probabilities_mean_what_they_say_where_items_are_labelled(world, labell
     assert not unknown["calibrated"] and max(unknown["probabilities"]) > 0.9
 
 
-def test_no_answer_below_the_threshold_or_for_what_is_like_nothing(world, labelled, monkeypatch):
+def test_no_answer_below_the_threshold_or_for_an_unusual_item(world, labelled, monkeypatch):
     assert not judge(world, labelled, monkeypatch, "a1", threshold=0.6)["abstain"]
     unsure = judge(world, labelled, monkeypatch, "a1", threshold=0.95)
     assert unsure["abstain"] and "less than 95 %" in unsure["why"]

@@ -55,7 +55,7 @@ def requests(client, bad):
     yield upload(client, bad)
 
 
-def test_nothing_of_them_is_told(world, planted, caplog, capfd):
+def test_no_identifier_is_disclosed(world, planted, caplog, capfd):
     index, bad = planted
     caplog.set_level(logging.DEBUG, logger="m3bind")
     with client_of(make_app(world.space, index)) as client:
@@ -71,7 +71,7 @@ def test_nothing_of_them_is_told(world, planted, caplog, capfd):
     assert SECRET not in logged and SECRET not in printed
 
 
-def test_no_path_is_ever_told(world, client):
+def test_no_path_is_ever_shown(world, client):
     answers = [
         client.get("/api/about"),
         client.post("/api/search", json={"parts": [{"kind": "item", "value": "i005"}], "k": 60}),

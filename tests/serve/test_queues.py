@@ -15,7 +15,7 @@ from m3bind.serve.queues import Queue
 from m3bind.serve.uploads import Upload, Uploads
 
 
-def test_more_than_may_wait_are_told_when_to_come_again():
+def test_more_than_may_wait_get_a_retry_time():
     async def main():
         queue, gate = Queue("q", 1, 2), threading.Event()
         tasks = [asyncio.create_task(queue.run(gate.wait, 10)) for _ in range(3)]
@@ -99,7 +99,7 @@ def test_one_upload_larger_than_all_is_refused():
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 50)), max_size=50))
-def test_kept_values_stay_within_their_bytes(asked):
+def test_cached_values_stay_within_their_bytes(asked):
     kept, made_for = LruCache[bytes](100, len), {}
     for key, size in asked:
         value = kept.get(key, lambda size=size: bytes(size))

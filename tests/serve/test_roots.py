@@ -70,7 +70,7 @@ def shown(client, names):
     return found
 
 
-def test_a_strangers_index_shows_nothing_of_ours(world, strange):
+def test_a_third_party_index_shows_none_of_our_files(world, strange):
     from m3bind.serve.app import make_app
 
     folder, names, private = strange
@@ -79,7 +79,7 @@ def test_a_strangers_index_shows_nothing_of_ours(world, strange):
         parts = [{"kind": "text", "value": "x"}]
         hits = client.post("/api/search", json={"parts": parts, "k": 50}).json()["hits"]
         pictures = {hit["id"] for hit in hits if hit["picture"]}
-        assert pictures <= {"own", "series", "record of links"}  # of these two, the files inside are looked at later
+        assert pictures <= {"own", "series", "record of links"}  # for these two, the files inside are checked later
         assert str(private) not in json.dumps(hits)
     with client_of(make_app(world.space, folder, roots=[folder, private])) as client:
         assert shown(client, names) == {name: name not in ("null", "series") for name in names}  # no DICOM is in series
@@ -108,7 +108,7 @@ def test_a_seal_is_this_users(tmp_path, monkeypatch):
     assert remembered("milvus:x.db") == [] and folder_of(data) == data and folder_of(data / "a.png") == data
 
 
-def test_any_file_may_be_shown_where_nobody_says(tmp_path):
+def test_any_file_may_be_shown_if_no_folder_is_given(tmp_path):
     assert Roots(None).allow_all("/etc/hostname") and not Roots([]).allow("/etc/hostname")
 
 

@@ -26,7 +26,7 @@ def png(answer):
     return Image.open(io.BytesIO(answer.content))
 
 
-def test_about_says_what_there_is(client, world):
+def test_about_describes_the_index(client, world):
     about = client.get("/api/about").json()
     assert about["items"] == 60 and about["dim"] == 8 and about["pictures"] and not about["synthetic"]
     xray = next(kind for kind in about["modalities"] if kind["name"] == "xray")
@@ -49,7 +49,7 @@ def test_an_upload_is_embedded_as_the_space_embeds_its_file(client, brought, wor
         np.testing.assert_allclose(vector, world.space.encode_image(world.files[name], name)[0], atol=1e-5)
 
 
-def test_a_modality_can_be_said_and_is_checked(client, world):
+def test_a_modality_can_be_given_and_is_checked(client, world):
     told = upload(client, world.files["retina"], modality="pathology")
     assert told.status_code == 201 and told.json()["modality"] == "pathology"
     assert upload(client, world.files["xray"], modality="mri").status_code == 400
@@ -95,7 +95,7 @@ def test_search_is_what_the_searcher_finds(client, world):
     assert sum(answer["counts"].values()) == 7 and answer["seconds"] > 0
 
 
-def test_search_combines_parts_and_leaves_out_the_items_asked_with(client, world, brought):
+def test_search_combines_parts_and_excludes_the_query_items(client, world, brought):
     parts = [
         {"kind": "item", "value": "i003", "weight": 2},
         {"kind": "upload", "value": brought["xray"]["id"], "weight": 0.5},
@@ -223,7 +223,7 @@ def test_the_map_and_places_on_it(client):
     assert abs(typed["x"]) <= 1 and abs(typed["y"]) <= 1
 
 
-def test_zero_shot_is_what_the_space_says(client, world, brought):
+def test_zero_shot_equals_that_of_the_space(client, world, brought):
     source = {"kind": "upload", "value": brought["xray"]["id"]}
     labels, template = ["heart", "lung", "grey"], "a picture of {}"
     asked = {"source": source, "labels": labels, "template": template, "threshold": 0}
@@ -246,7 +246,7 @@ def test_zero_shot_is_what_the_space_says(client, world, brought):
         ("map/place", {"parts": [{"kind": "item", "value": "nobody"}]}),
     ],
 )
-def test_what_is_not_there_is_404(client, address, body):
+def test_missing_items_are_404(client, address, body):
     answer = client.post(f"/api/{address}", json=body)
     assert answer.status_code == 404 and answer.json()["error"]["code"] in ("no_item", "no_upload")
     assert "nobody" not in answer.text and "u_gone" not in answer.text

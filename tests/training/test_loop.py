@@ -74,7 +74,7 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path, kill_at):
 
 
 @pytest.mark.parametrize("name", ["threads", "computes on", "torch"])
-def test_a_resume_in_another_arithmetic_says_so(tmp_path, monkeypatch, caplog, name):
+def test_a_resume_in_another_arithmetic_is_reported(tmp_path, monkeypatch, caplog, name):
     dying = stage_of()
     losses = dying.losses
 

@@ -97,7 +97,7 @@ def test_stored_values_are_those_of_the_cohort(cohort: Path, written: Path) -> N
         np.testing.assert_allclose(signal, source.array, atol=MICROVOLTS / 2000 + 1e-6)
 
 
-def test_every_file_says_that_it_is_synthetic_and_is_its_own(written: Path) -> None:
+def test_every_file_states_that_it_is_synthetic_and_is_its_own(written: Path) -> None:
     files = sorted(written.rglob("*.dcm"))
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
     assert len(files) > 5 * PATIENTS

@@ -23,7 +23,7 @@ def test_literals_come_back(value):
     assert literal(f"  {value!r} ", type(value)) == ast.literal_eval(repr(value))
 
 
-def test_what_is_no_literal():
+def test_cells_that_are_not_literals():
     for text in ("", "nan", "{'a'", "__import__('os').system('true')", "[x for x in (1,)]", "(" * 9000, "[1," * 9000):
         assert literal(text, list) is None and literal(text, dict) is None
     assert literal("[1, 2]", dict) is None

@@ -57,7 +57,7 @@ def test_the_folder_itself_may_be_given(tmp_path: Path) -> None:
     assert done.counts["test"] == 15
 
 
-def test_a_strange_cell_and_a_missing_image_are_set_aside(tmp_path: Path) -> None:
+def test_an_unknown_cell_and_a_missing_image_are_quarantined(tmp_path: Path) -> None:
     root = make("chexpert", tmp_path, n=2) / "CheXpert-v1.0"
     table = root / "valid.csv"
     lines = table.read_text().splitlines()

@@ -75,10 +75,10 @@ def test_folder_of_the_first_upload_with_the_second_inside(tmp_path):
     for split in ("train", "valid"):
         (root / f"{split}_fixed").rename(root / split)
     _, records = run("ct_rate", root, tmp_path / "out")
-    assert len(records) == 24 and {r.rescale for r in records.values()} == {None}  # the metadata still says -1024
+    assert len(records) == 24 and {r.rescale for r in records.values()} == {None}  # the metadata still states -1024
 
 
-def test_what_nobody_can_tell_is_set_aside(tmp_path):
+def test_what_cannot_be_assigned_is_quarantined(tmp_path):
     root = make("ct_rate", tmp_path, upload=1)
     path = root / "valid/valid_1/valid_1_a/valid_1_a_1.nii.gz"
     save_nifti(path, np.full((16, 16, 6), 500.0), tree.SPACING)

@@ -36,7 +36,7 @@ def test_eyes_of_an_examination_are_one_patient_only_with_the_list_of_pairs(tmp_
     assert done.counts["patients"] == 20
 
 
-def test_a_missing_image_and_a_strange_grade_are_set_aside(tmp_path: Path) -> None:
+def test_a_missing_image_and_an_unknown_grade_are_quarantined(tmp_path: Path) -> None:
     root = make("messidor2", tmp_path, n=4)
     (root / "IMAGES" / "IM000001.JPG").unlink()
     table = root / "messidor_data.csv"

@@ -47,12 +47,12 @@ def test_sections() -> None:
     assert sections("no headers at all") == {}
 
 
-def test_texts_of_fewer_than_three_words_are_none() -> None:
+def test_texts_of_fewer_than_three_words_are_dropped() -> None:
     assert clean_caption("No pneumothorax.", "") == ""
     assert clean_caption("No pneumothorax.", "Lungs are clear.\nStable.") == "no pneumothorax lungs are clear"
 
 
-def test_images_without_split_or_file_are_set_aside(tmp_path: Path) -> None:
+def test_images_without_split_or_file_are_quarantined(tmp_path: Path) -> None:
     root = make("mimic_cxr", tmp_path)
     import gzip
 

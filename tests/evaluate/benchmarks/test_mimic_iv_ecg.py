@@ -51,7 +51,7 @@ def test_report_rules() -> None:
     assert medbind_report(["Sinus rhythm"]) == "ECG presents Sinus rhythm." and medbind_report([]) == ""
 
 
-def test_a_missing_record_is_set_aside(tmp_path: Path) -> None:
+def test_a_missing_record_is_quarantined(tmp_path: Path) -> None:
     root = make("mimic_iv_ecg", tmp_path, n=6)
     next(root.glob("files/*/*/*/*.hea")).unlink()
     done, _ = prepared("mimic_iv_ecg", tmp_path)

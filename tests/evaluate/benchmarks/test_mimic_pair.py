@@ -49,7 +49,7 @@ def test_subjects_are_in_the_split_they_have_in_mimic_iv_ecg(tmp_path: Path) -> 
     assert stated == subject_splits(stated)
 
 
-def test_an_incomplete_visit_is_set_aside_as_a_whole(tmp_path: Path) -> None:
+def test_an_incomplete_visit_is_quarantined_as_a_whole(tmp_path: Path) -> None:
     root = make("mimic_pair", tmp_path)
     next(root.glob("mimic-iv-ecg/1.0/files/*/*/s40000000/*.hea")).unlink()
     next(root.glob("mimic-cxr-jpg/2.1.0/files/*/*/s50000001/*-pa.jpg")).unlink()

@@ -35,7 +35,7 @@ def test_keywords_get_plain_commas(tmp_path: Path) -> None:
     assert plain_keywords("a\uff0cb,c \uff0c") == "a, b, c"
 
 
-def test_images_of_no_fundus_and_malicious_cells_are_set_aside(tmp_path: Path) -> None:
+def test_images_of_no_fundus_and_malicious_cells_are_quarantined(tmp_path: Path) -> None:
     root = make("odir5k", tmp_path)
     table = root / "full_df.csv"
     table.write_text(table.read_text().replace("['N']", f'"{ATTACK}"', 1))

@@ -24,7 +24,7 @@ def test_patches_labels_and_slides(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out" / "files").iterdir()) == ["test", "train", "valid"]
 
 
-def test_a_second_run_goes_on(tmp_path, monkeypatch):
+def test_a_second_run_resumes(tmp_path, monkeypatch):
     done, records = made("pcam", tmp_path)
     lost = records["train/000/000003.png"].path
     kept = records["train/000/000004.png"].path.stat().st_mtime_ns

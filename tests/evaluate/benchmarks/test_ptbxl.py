@@ -32,7 +32,7 @@ def test_groups_folds_and_faults(tmp_path):
     assert both[0].concepts == ("abnormal", "enlarged heart", "hypertension")
 
 
-def test_500_hz_is_used_where_it_is_there(tmp_path):
+def test_500_hz_is_used_if_available(tmp_path):
     root = make("ptbxl", tmp_path)
     tree.write_record(root / "records500/00000/00001_hr", tree.ecg(np.random.default_rng(0), 0, 500, 10), 500)
     done, records = run("ptbxl", root, tmp_path / "out")

@@ -31,7 +31,7 @@ def test_sixteen_of_eighteen_in_order():
     assert len({name for group in MAPPING.values() for name in group}) == sum(map(len, MAPPING.values()))
 
 
-def test_nothing_found_is_kept(tmp_path):
+def test_records_without_findings_remain(tmp_path):
     root = make("rad_chestct", tmp_path)
     np.savez_compressed(root / "tst99999.npz", ct=np.zeros((4, 6, 6), np.int16))
     _, records = run("rad_chestct", root, tmp_path / "out")

@@ -23,7 +23,7 @@ def test_boxes_are_grouped_and_split(tmp_path: Path) -> None:
     assert done.faults == [] and len({record.path for record in manifest.records}) == 24
 
 
-def test_monochrome1_is_read_as_its_twin(tmp_path: Path) -> None:
+def test_monochrome1_is_read_as_its_inverse(tmp_path: Path) -> None:
     make("rsna_pneumonia", tmp_path, n=4)
     _, manifest = prepared("rsna_pneumonia", tmp_path)
     inverted = [r for r in manifest.records if pydicom.dcmread(r.path).PhotometricInterpretation == "MONOCHROME1"]
@@ -45,7 +45,7 @@ def test_split_is_glorias() -> None:
         assert len(found[split]) == benchmark("rsna_pneumonia").known[split]
 
 
-def test_a_strange_target_and_a_missing_file_are_set_aside(tmp_path: Path) -> None:
+def test_an_unknown_target_and_a_missing_file_are_quarantined(tmp_path: Path) -> None:
     root = make("rsna_pneumonia", tmp_path, n=4)
     sorted((root / "stage_2_train_images").iterdir())[3].unlink()
     with open(root / "stage_2_train_labels.csv", "a") as handle:

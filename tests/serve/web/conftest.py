@@ -3,7 +3,7 @@ import pytest
 from known import only
 from space import archives
 
-OURS = "willReadFrequently"  # tests that look at pixels are told that this is slow
+OURS = "willReadFrequently"  # the browser's warning to tests that read pixels
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -202,7 +202,7 @@ def test_a_link_opens_a_hit_and_back_closes_it(open_page):
     page.wait_for_selector("#detail", state="hidden")
 
 
-def test_an_upload_is_looked_at_and_says_how_it_was_read(open_page, clinic):
+def test_an_upload_is_checked_and_reports_how_it_was_read(open_page, clinic):
     page = open_page()
     page.wait_for_selector(".ready")
     path = clinic[2]["ecg"][3]
@@ -214,7 +214,7 @@ def test_an_upload_is_looked_at_and_says_how_it_was_read(open_page, clinic):
     assert str(path) not in page.inner_text("#detail")
 
 
-def test_an_item_that_is_gone_says_so(open_page):
+def test_a_missing_item_is_reported(open_page):
     page = open_page("#/search?open=nobody", expected=("404",))
     page.wait_for_selector("#detail [role=alert]")
     assert "no such item" in page.inner_text("#detail").lower()

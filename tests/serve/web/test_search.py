@@ -132,7 +132,7 @@ def test_parts_are_added_avoided_weighed_and_removed(open_page, clinic):
     assert page.locator(".chip").count() == 0 and page.evaluate("document.activeElement.id") == "q"
 
 
-def test_nothing_is_avoided_before_something_is_looked_for(open_page):
+def test_negative_parts_need_a_positive_part(open_page):
     page = open_page()
     page.fill("#q", "effusion")
     page.press("#q", "Shift+Enter")

@@ -14,7 +14,7 @@ REFUSED = ("Failed to load resource",)
 BUSY = {"error": {"code": "busy", "message": "Too many requests are waiting; try again in a few seconds."}}
 
 
-def test_loading_shows_shapes_and_is_said(open_page):
+def test_loading_shows_shapes_and_is_announced(open_page):
     page = open_page()
     page.wait_for_selector(".ready")
     held = []
@@ -29,7 +29,7 @@ def test_loading_shows_shapes_and_is_said(open_page):
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_refusal_says_why_and_trying_again_works(open_page, status):
+def test_a_refusal_gives_its_reason_and_a_retry_works(open_page, status):
     page = open_page(expected=REFUSED)
     page.wait_for_selector(".ready")
     page.route("**/api/search", lambda route: route.fulfill(status=status, json=BUSY))
@@ -42,7 +42,7 @@ def test_a_refusal_says_why_and_trying_again_works(open_page, status):
     assert len(cards(page)) == 12
 
 
-def test_a_refusal_without_words_is_understood(open_page):
+def test_a_refusal_without_text_is_understood(open_page):
     page = open_page(expected=REFUSED)
     page.wait_for_selector(".ready")
     page.route("**/api/search", lambda route: route.fulfill(status=502, body="<html>proxy</html>"))
@@ -65,7 +65,7 @@ def test_the_server_goes_and_comes_back(open_page):
     assert len(cards(page)) == 12
 
 
-def test_a_page_that_cannot_start_says_so_and_starts_later(open_page, served):
+def test_a_page_that_cannot_start_reports_it_and_starts_later(open_page, served):
     page = open_page(expected=REFUSED)
     page.route("**/api/about", lambda route: route.fulfill(status=503, json=BUSY))
     page.reload()
@@ -170,7 +170,7 @@ def test_files_that_are_too_large_are_not_sent(open_page, clinic):
     assert "at most" in page.inner_text(".sending.failed")
 
 
-def test_a_file_that_is_no_longer_kept_can_be_left_out(open_page, clinic):
+def test_a_file_that_is_no_longer_stored_can_be_left_out(open_page, clinic):
     page = open_page(expected=REFUSED)
     ask(page, "normal")
     page.set_input_files("#files", clinic[2]["xray"][0])
@@ -188,7 +188,7 @@ def test_a_file_that_is_no_longer_kept_can_be_left_out(open_page, clinic):
     assert len(cards(page)) == 12 and page.locator(".chip").count() == 1
 
 
-def test_an_empty_index_says_how_to_fill_it(open_page):
+def test_an_empty_index_explains_how_to_fill_it(open_page):
     page = open_page()
 
     def nothing(route):
@@ -202,7 +202,7 @@ def test_an_empty_index_says_how_to_fill_it(open_page):
     assert "m3bind encode" in page.inner_text("#results")
 
 
-def test_synthetic_data_and_research_use_are_said(open_page):
+def test_synthetic_data_and_research_use_are_stated(open_page):
     page = open_page()
     page.wait_for_selector(".ready")
     assert re.search("research use only", page.inner_text(".notice"), re.I)

@@ -38,7 +38,7 @@ def test_a_file_is_weighed(open_page, clinic):
     assert asked["template"] == "findings of {}"
 
 
-def test_no_answer_says_why(open_page):
+def test_an_abstention_gives_its_reason(open_page):
     page = open_page("#/zero-shot?source=ct-01&option=normal&option=abnormal&threshold=1")
     with page.expect_response("**/api/zero-shot") as caught:
         page.wait_for_selector(".shares")
@@ -50,7 +50,7 @@ def test_no_answer_says_why(open_page):
     assert page.inner_text("#threshold-value").startswith("100")
 
 
-def test_calibrated_or_not_is_said(open_page):
+def test_calibrated_or_not_is_reported(open_page):
     page = open_page()
     for calibrated in (True, False):
         answer = {"modality": "ct", "probabilities": [0.9, 0.1], "calibrated": calibrated, "abstain": False, "why": ""}
@@ -86,7 +86,7 @@ def test_a_hit_is_named_and_the_address_keeps_it(open_page):
         ("#/zero-shot?source=ct-00", "a\nb", "no place", "needs {}"),
     ],
 )
-def test_what_cannot_be_weighed_is_said_at_once(open_page, address, labels, template, reason):
+def test_what_cannot_be_weighted_is_reported_at_once(open_page, address, labels, template, reason):
     page = open_page(address)
     page.wait_for_selector(".ready")
     page.fill("#zero-labels", labels)
