@@ -20,7 +20,7 @@ from tests.modalities.test_signals import LEADS, aecg, beats, channels, dataset,
 from m3bind.errors import ReadError
 from m3bind.modalities import get
 from m3bind.modalities.formats.signals_leads import name_of_code, parse_lead
-from m3bind.modalities.formats.signals_units import number, shown, split_unit, to_millivolt, unit_of_code
+from m3bind.modalities.formats.signals_units import number, split_unit, to_millivolt, unit_of_code, unit_text
 
 # --- units ------------------------------------------------------------------------------------------------------------
 
@@ -146,8 +146,8 @@ def test_numbers_of_headers() -> None:
 
 @pytest.mark.parametrize("secret", ["Meyerhuber", "19310203", "PID-4711", "Doe^John", "born 3.2.1931"])
 def test_messages_quote_units_and_nothing_else(secret: str) -> None:
-    assert shown("mmHg") == "'mmHg'" and shown("furlong") == "'furlong'"
-    assert secret not in shown(secret)
+    assert unit_text("mmHg") == "'mmHg'" and unit_text("furlong") == "'furlong'"
+    assert secret not in unit_text(secret)
 
 
 # --- leads ------------------------------------------------------------------------------------------------------------

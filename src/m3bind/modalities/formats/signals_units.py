@@ -4,7 +4,7 @@
 * `unit_of_code`: of a coded unit (DICOM), whatever its scheme, version or spelling.
 * `split_unit`: "lead_II_mV", "I (uV)" -> name and unit.
 * `number`: a number of a text header, with a decimal comma where that is unambiguous.
-* `shown`: a unit as messages may quote it.
+* `unit_text`: a unit as messages may quote it.
 """
 
 import math
