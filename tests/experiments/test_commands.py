@@ -45,7 +45,7 @@ def test_compare_reports_what_changed_and_what_is_significant(tmp_path: Path) ->
     (line,) = [line for line in text.splitlines() if "zero_shot xray" in line]
     assert re.search(r"0\.500 +0\.900 +\+0\.400 .*better$", line)
     assert "zero_shot ct" not in text
-    assert "2 figures in both, 1 shown, 1 differ significantly" in text
+    assert "2 metrics in both, 1 shown, 1 differ significantly" in text
     assert rows[0]["p"] < 0.05
     assert "zero_shot ct" in compare_runs(first, second, everything=True)[0]
     with pytest.raises(ConfigError, match="holds no run"):

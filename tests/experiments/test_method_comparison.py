@@ -104,7 +104,7 @@ def test_a_method_that_cannot_be_run_is_left_out_with_its_reason(config, tmp_pat
     manifest.write_text("\n".join([lines[0], *own]) + "\n")
     table = compare_methods(config, tmp_path / "t", [0], ["medbind_bridges"])
     row = next(r for r in table["rows"] if r["method"] == "medbind_bridges")
-    assert "patients with two modalities" in row["skipped"] and "left out" in as_text(table)
+    assert "patients with two modalities" in row["skipped"] and "skipped" in as_text(table)
 
 
 def test_an_unknown_row_offers_the_nearest(config, tmp_path):

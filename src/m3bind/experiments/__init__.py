@@ -1,5 +1,6 @@
-"""Many runs and many tables: suites, ablations, binding methods side by side, the paper's tables.
+"""Experiments of several runs: suites, ablations, comparison of binding methods, the paper's tables.
 
-* `suite`: jobs, each computed once. * `evaluated_model`: a model or a space under measurement.
-* `paper_tables`, `ablation`, `method_comparison`, `lora_finetune`. * `commands`: what the command line calls.
+* `suite`: jobs, each computed once. * `evaluated_model`: a model or a space under evaluation.
+* `paper_tables`, `ablation`, `method_comparison` (with `method_metrics`), `lora_finetune`.
+* `commands`: called by the command line.
 """

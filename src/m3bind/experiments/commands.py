@@ -1,4 +1,8 @@
-"""What the commands around experiments do: suites, the paper's tables, spaces on own files, comparing runs, leaks."""
+"""Experiments called by the command line.
+
+* `evaluate_suite`, `report_suite`: suites and the paper's tables. * `evaluate_space`: a space on a manifest's files.
+* `compare_runs`: two runs. * `leak_report`: overlap of test and training data.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -32,6 +36,7 @@ from m3bind.experiments.suite import Suite, SuiteConfig, TableCell, load_suite
 from m3bind.pipeline.features import FeatureExtractor
 from m3bind.pipeline.outputs import WIDTH
 from m3bind.pipeline.run import differences
+from m3bind.report.text_table import aligned
 from m3bind.space.bundle import Space, load
 
 # ---- suites ----------------------------------------------------------------------------------------------------------
@@ -40,9 +45,9 @@ from m3bind.space.bundle import Space, load
 def evaluate_suite(
     source: str, change: Sequence[str], out: Path, only: Sequence[str], missing: bool, json_file: Path | None
 ) -> int:
-    """Compute a suite's cells and print and write the tables; 1 when something could not be done, else 0.
+    """Compute a suite's cells and print and write the tables; 1 if jobs failed, else 0.
 
-    `missing`: compute nothing, list what is missing.
+    `missing`: compute nothing, list missing cells.
     """
     config = load_suite(source, change)
     suite = Suite(config, out / f"suite-{config.name}")
@@ -53,26 +58,26 @@ def evaluate_suite(
         print("\n".join(reasons) or "nothing is missing")
         return 1 if reasons else 0
     print(paper_tables.as_text(cells))
-    print(f"\ncells computed of those wanted\n{paper_tables.coverage_text(cells)}")
+    print(f"\ncomputed cells of all cells\n{paper_tables.coverage_text(cells)}")
     print(f"\npage: {paper_tables.write_page(cells, suite.tables, suite.folder, config.name, suite.calibration())}")
     if failed:
-        print(f"{len(failed)} jobs could not be done; the reasons are above and in {suite.folder / 'missing.json'}")
+        print(f"{len(failed)} jobs failed; the reasons are above and in {suite.folder / 'missing.json'}")
     if json_file:
         write_json(json_file, [_json(cell) for cell in cells])
     return 1 if failed else 0
 
 
 def report_suite(folder: Path | None) -> str:
-    """The tables of a suite's folder as text, tables.html written beside; without a folder the paper's own tables.
+    """The tables of a suite's folder as text, also written to tables.html; without a folder, the paper's tables.
 
     Raises:
-        ConfigError: the folder holds no suite.
+        ConfigError: the folder does not contain a suite.
     """
     if folder is None:
         return paper_tables.as_text(Suite(load_suite("paper"), Path("runs") / "suite-paper").cells())
     path = folder / "suite.yaml"
     if not path.is_file():
-        raise ConfigError(f"{folder} holds no suite (no suite.yaml); make one with m3bind evaluate --suite paper")
+        raise ConfigError(f"{folder} holds no suite (no suite.yaml); create one with m3bind evaluate --suite paper")
     config = checked(SuiteConfig, read_yaml(path), path)
     suite = Suite(config, folder)
     cells = suite.cells()
@@ -95,34 +100,33 @@ def _json(cell: TableCell) -> dict[str, Any]:
     }
 
 
-# ---- a space on one's own files --------------------------------------------------------------------------------------
+# ---- a space on the files of a manifest ------------------------------------------------------------------------------
 
 
 def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) -> tuple[ResultTable, bool]:
-    """Measure a saved space on the files of a manifest, print the figures; also whether anything was set aside.
+    """Evaluate a saved space on the files of a manifest, print the metrics; also whether files were quarantined.
 
     Raises:
         ConfigError: no rows of that split for the space's modalities.
     """
     space = load(folder / "space" if (folder / "space" / "space.json").exists() else folder)
-    found = read_manifest(manifest, root=root, modalities=space.modalities)
+    content = read_manifest(manifest, root=root, modalities=space.modalities)
     with TemporaryDirectory() as cache:
         model = of_space("space", space, FeatureExtractor(FeatureCache(cache)))
-        bad = list(found.bad)
+        bad = list(content.bad)
         files: dict[str, dict[str, list[Record]]] = {split: {}, "train": {}}
         for s, part in files.items():
             for m in space.modalities:
-                part[m], unread = model.readable([r for r in found.records if (r.modality, r.split) == (m, s)])
-                bad += unread
+                part[m], unreadable = model.readable([r for r in content.records if (r.modality, r.split) == (m, s)])
+                bad += unreadable
         names = [m for m, records in files[split].items() if records]
         if not names:
             raise ConfigError(
                 f"{manifest}: no rows of split {split!r} for {', '.join(space.modalities)}; choose another --split"
             )
-        images = {
-            s: {m: model.images(part[m]) if part[m] else np.zeros((0, space.dim), np.float32) for m in names}
-            for s, part in files.items()
-        }
+        images: dict[str, dict[str, NDArray[np.float32]]] = {}
+        for s, part in files.items():
+            images[s] = {m: model.images(part[m]) if part[m] else np.zeros((0, space.dim), np.float32) for m in names}
     student = "student" in space.text_encoders
     means = _means(space, names)
     view = View(
@@ -140,15 +144,15 @@ def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) 
     table = ResultTable(measure(view, [], EvaluateConfig(probe=False, gap_correction=known), split, 0))
     if bad:
         print(format_bad_rows(bad))
-    if not tasks_for(found.records, found.records):
-        print("no zero-shot task fits these labels; give the rows labels, or add a prompt file")
+    if not tasks_for(content.records, content.records):
+        print("no zero-shot task matches these labels; add labels to the rows, or a prompt file")
     terminal = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     terminal.print(console(table, title=f"{folder} on {manifest.name}"))
     return table, bool(bad)
 
 
 def _means(space: Space, names: Sequence[str]) -> dict[str, NDArray[np.float32]] | None:
-    """Stored mean embeddings, for gap correction; None where one was not stored."""
+    """Stored mean embeddings, for gap correction; None if one is missing."""
     try:
         return {m: space.image_mean(m) for m in names}
     except SpaceError:
@@ -159,10 +163,10 @@ def _means(space: Space, names: Sequence[str]) -> dict[str, NDArray[np.float32]]
 
 
 def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[str, list[dict[str, Any]]]:
-    """What differs between two runs, for people and as rows; `everything`: also figures that did not change.
+    """The differences between two runs as text and as rows; `everything`: also metrics that did not change.
 
     Raises:
-        ConfigError, M3BindError: one is no finished run.
+        ConfigError, M3BindError: one is not a finished run.
     """
     settings: list[dict[str, Any]] = []
     for folder in (first, second):
@@ -175,25 +179,22 @@ def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[s
     lines = ["settings: " + ("; ".join(differences(settings[0], settings[1])) or "the same")]
     changed = differences(*facts)
     lines.append("data and versions: " + ("; ".join(changed) or ("the same" if all(facts) else "not recorded")))
-    tables = [ResultTable.load(folder / "results.json") for folder in (first, second)]
-    found = compare_rows(*tables)
-    shown = found if everything else [d for d in found if d.change]
-    rows = [("figure", "first", "second", "change", "interval", "p (Holm)", "")]
+    compared = compare_rows(*(ResultTable.load(folder / "results.json") for folder in (first, second)))
+    shown = compared if everything else [d for d in compared if d.change]
+    rows = [("metric", "first", "second", "change", "interval", "p (Holm)", "")]
     for d in sorted(shown, key=lambda d: (not d.significant, -abs(d.change))):
         row = d.row
-        name = " ".join(
-            filter(None, (row.stage, row.protocol, row.modality, row.task, row.metric, row.variant, row.text_encoder))
-        )
+        parts = (row.stage, row.protocol, row.modality, row.task, row.metric, row.variant, row.text_encoder)
+        name = " ".join(filter(None, parts))
         verdict = ("better" if d.better else "worse") if d.significant else d.why or "not significant"
         interval = "" if d.why else f"{number(d.low, row.metric)} to {number(d.high, row.metric)}"
         p = "" if d.why else f"{d.p:.3g}"
         values = (number(d.first, row.metric), number(d.second, row.metric), f"{d.change:+.3f}")
         rows.append((name, *values, interval, p, verdict))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
-    significant = sum(d.significant for d in found)
+    lines += aligned(rows)
+    significant = sum(d.significant for d in compared)
     lines.append(
-        f"{len(found)} figures in both, {len(shown)} shown, {significant} differ significantly (p < .05, Holm)"
+        f"{len(compared)} metrics in both, {len(shown)} shown, {significant} differ significantly (p < .05, Holm)"
     )
     return "\n".join(lines), [plain(d.row) | {"first": d.first, "second": d.second, "p": d.p} for d in shown]
 
@@ -202,25 +203,25 @@ def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[s
 
 
 def leak_report(manifest: Path, root: Path | None, space: Path | None, threshold: float | None) -> tuple[str, bool]:
-    """What test shares with training, per modality, and whether anything was found."""
-    found = read_manifest(manifest, root=root)
+    """Overlap of test and training data per modality, and whether there is any."""
+    content = read_manifest(manifest, root=root)
     texts, leaked = [], False
     with TemporaryDirectory() as cache:
         model = of_space("space", load(space), FeatureExtractor(FeatureCache(cache))) if space else None
-        for m in dict.fromkeys(record.modality for record in found.records):
-            records = [record for record in found.records if record.modality == m]
-            report = split_leaks(records, found.bad)
+        for m in dict.fromkeys(record.modality for record in content.records):
+            records = [record for record in content.records if record.modality == m]
+            report = split_leaks(records, content.bad)
             if model is not None and m in model.models:
-                _look_with(model, m, records, report, threshold)
+                _add_near_duplicates(model, m, records, report, threshold)
             leaked |= bool(report.patients or report.contents or report.duplicates or report.seen)
             texts.append(f"{m}\n{report.report()}")
     return "\n\n".join(texts), leaked
 
 
-def _look_with(
+def _add_near_duplicates(
     model: EvaluatedModel, modality: str, records: Sequence[Record], report: LeakReport, threshold: float | None
 ) -> None:
-    """What only a space can tell: near-duplicates, and data sets that its model has seen."""
+    """Add near-duplicates by the space's embeddings, and data sets that its model was trained on."""
     sides = {s: model.readable([r for r in records if r.split == s])[0] for s in ("test", "train")}
     if all(sides.values()):
         rows = {s: model.images(side) for s, side in sides.items()}

@@ -1,7 +1,8 @@
-"""Whom a protocol measures: a published model alone, or a bound space. Frozen towers run over a file or text once.
+"""Models under evaluation: published models or bound spaces. Embeddings of frozen towers are cached.
 
-* `ModelSource`: where it is; `source_hash`.
-* `EvaluatedModel`: images, features, texts, scores of labels. * `open_evaluated`.
+* `ModelSource`: where a model is stored; `source_hash`: hash of its files.
+* `EvaluatedModel`: embeddings of images and texts, features, scores of labels.
+* `open_evaluated`, `ablated_runs`, `of_space`: models from a source, runs of an ablation, a model from a space.
 
 Shapes: n files, p texts, d joint dimension, f width of the image trunk's features, k labels.
 """
@@ -37,11 +38,11 @@ Stage = Literal["unbound", "closed_form", "aligned", "distilled"]
 
 
 class ModelSource(Strict, frozen=True):
-    """Where a model is: a model and its weights, a space, a run at one of its stages, or a variant of an ablation."""
+    """A model with its weights, a space, a run at one of its stages, or a variant of an ablation."""
 
     model: str = ""
     checkpoint: str | None = None
-    untrained: bool = False  # take the model as it is built, without weights
+    untrained: bool = False  # use the model without weights
     settings: dict[str, Any] = {}
     space: str = ""  # folder or hub id
     run: str = ""  # folder that m3bind fit wrote
@@ -49,7 +50,7 @@ class ModelSource(Strict, frozen=True):
     variant: str = "base"  # of the ablation
     seeds: tuple[int, ...] = ()  # of the ablation; empty: all
     stage: Stage = "distilled"  # of the run or variant
-    missing: str = ""  # why there is none, where none can be had
+    missing: str = ""  # the reason if no model is available
 
     @model_validator(mode="after")
     def _one(self) -> "ModelSource":
@@ -60,21 +61,21 @@ class ModelSource(Strict, frozen=True):
 
 @dataclass
 class EvaluatedModel:
-    """Models by modality, and for a space the way into it. `fingerprint` is the hash of all weights."""
+    """Models by modality, and their space if they are bound. `fingerprint` is the hash of all weights."""
 
     name: str
     models: dict[str, DualEncoder]
     fingerprint: str
     encoder: FeatureExtractor
     space: Space | None = None
-    any_modality: bool = False  # a model that takes pictures of every modality
-    seed: int = 0  # of the run it comes from
+    any_modality: bool = False  # the model accepts images of every modality
+    seed: int = 0  # of its run
 
     def model(self, modality: str) -> DualEncoder:
         """The model that embeds `modality`.
 
         Raises:
-            ConfigError: the model does not know it.
+            ConfigError: the model does not support it.
         """
         if self.any_modality:
             return next(iter(self.models.values()))
@@ -94,7 +95,7 @@ class EvaluatedModel:
         return own if self.space is None else self.space.project(own, modality)
 
     def features(self, records: Sequence[Record]) -> Array:
-        """(n, f): what the image trunk gives before the projection, or the embedding where that is too wide to keep."""
+        """(n, f): features of the image trunk before the projection, or embeddings if these are too wide to cache."""
         model = self.model(records[0].modality)
         if getattr(model.image_head, "in_features", 0) > WIDE:
             return self.images(records)
@@ -102,14 +103,14 @@ class EvaluatedModel:
 
     @property
     def has_student(self) -> bool:
-        """Whether there is a shared text encoder."""
+        """Whether the space has a shared text encoder."""
         return self.space is not None and STUDENT in self.space.text_encoders
 
-    def text_encoder(self, modality: str, asked: str = "") -> str:
-        """The text tower that is meant: "student" where there is one and "teacher" was not asked for."""
-        if asked == "student" and not self.has_student:
+    def text_encoder(self, modality: str, requested: str = "") -> str:
+        """The text encoder to use: "student" if the space has one, unless "teacher" is `requested`."""
+        if requested == "student" and not self.has_student:
             raise ConfigError(f"{self.name} has no student")
-        return STUDENT if self.has_student and asked != "teacher" else modality
+        return STUDENT if self.has_student and requested != "teacher" else modality
 
     def texts(self, texts: Sequence[str], path: str) -> Array:
         """(p, d) unit rows of texts by "student" or the text tower of a modality."""
@@ -128,15 +129,15 @@ class EvaluatedModel:
 
     @torch.inference_mode()
     def label_scores(self, records: Sequence[Record]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-        """Label names and (n, k) logits of a model that was trained on labels.
+        """Label names and (n, k) logits of a model trained on labels.
 
         Raises:
-            ConfigError: it has no layer for labels.
+            ConfigError: the model has no classification layer.
         """
         model = self.model(records[0].modality)
         logits = getattr(model, "label_logits", None)
         if logits is None:
-            raise ConfigError(f"{self.name} has no layer for labels; it cannot be measured as a classifier")
+            raise ConfigError(f"{self.name} has no classification layer; it cannot be evaluated as a classifier")
         wide = getattr(model.image_head, "in_features", 0) > WIDE
         rows = self.encoder.image_embeddings(records, model) if wide else self.encoder.image_features(records, model)
         names: tuple[str, ...] = model.labels  # type: ignore[assignment]
@@ -148,32 +149,32 @@ class EvaluatedModel:
         return finetune_of(self.model(records[0].modality), records, self.encoder, folder)
 
     def training_data(self, modality: str) -> tuple[str, ...]:
-        """Names of the data sets its model has seen, from its card."""
+        """Names of the data sets that the model was trained on, from its card."""
         return tuple(self.model(modality).card.training_data)
 
 
 def source_hash(source: ModelSource) -> str:
-    """Hash of the source and of the files behind it, without opening them as models.
+    """Hash of the source and of its files, without opening them as models.
 
     Raises:
-        ConfigError: it states that it is missing, or its files are not there.
+        ConfigError: the source is missing, or its files do not exist.
     """
-    _there(source)
+    _check_available(source)
     parts = [source.model_dump_json()]
     for place in filter(None, (source.checkpoint, source.space, source.run, source.ablation)):
         path = Path(place)
         if not path.exists():
             if place in (source.run, source.ablation):
-                raise ConfigError(f"{place}: no such folder; make it with m3bind fit or m3bind ablate")
-            if "/" not in place or path.suffix or place.count("/") > 1:  # no id of a hub
+                raise ConfigError(f"{place}: no such folder; create it with m3bind fit or m3bind ablate")
+            if "/" not in place or path.suffix or place.count("/") > 1:  # not a hub id
                 raise ConfigError(f"{place}: no such file or folder; see m3bind models for how to get the weights")
             continue
         parts += [f"{file.relative_to(path)} {_file_hash(file)}" for file in _files(source, path)]
     return sha256_text(*parts)
 
 
-def _there(source: ModelSource) -> None:
-    """Raise ConfigError where the source states that it is missing, or names a model without weights."""
+def _check_available(source: ModelSource) -> None:
+    """Raise ConfigError if the source is missing, or names a model without weights."""
     if source.missing:
         raise ConfigError(source.missing)
     if source.model and source.checkpoint is None and not source.untrained:
@@ -181,7 +182,7 @@ def _there(source: ModelSource) -> None:
 
 
 def _files(source: ModelSource, path: Path) -> list[Path]:
-    """The files that decide what the model is: all of a checkpoint or space; settings and weights of runs."""
+    """The files that determine the model: all files of a checkpoint or space; settings and weights of runs."""
     if path.is_file():
         return [path]
     if source.checkpoint or source.space:
@@ -201,13 +202,13 @@ def _content_hash(path: str, size: int, modified: int) -> str:
 
 
 def open_evaluated(name: str, source: ModelSource, modality: str, cache: Path) -> list[EvaluatedModel]:
-    """The model, or one per seed of an ablation; `modality` is what a lone model is asked about.
+    """The model, or one per seed of an ablation; `modality` is that of a single dual encoder.
 
     Raises:
-        ConfigError: it states that it is missing, or there are no weights.
+        ConfigError: the source is missing, or has no weights.
         CheckpointError: weights that cannot be read or do not fit.
     """
-    _there(source)
+    _check_available(source)
     encoder = FeatureExtractor(FeatureCache(cache))
     if source.model:
         model = registry.load(source.model, source.checkpoint, **source.settings)
@@ -221,14 +222,14 @@ def open_evaluated(name: str, source: ModelSource, modality: str, cache: Path) -
 
 
 def ablated_runs(folder: Path, variant: str) -> list[Run]:
-    """The runs of one variant that `m3bind ablate` left in `folder`, one per seed.
+    """The runs of one variant in a `folder` of `m3bind ablate`, one per seed.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no such runs.
     """
     places = sorted(folder.glob(f"seed*/{variant}/config.yaml"))
     if not places:
-        raise ConfigError(f"{folder}: no runs of {variant}; make them with m3bind ablate --only {variant}")
+        raise ConfigError(f"{folder}: no runs of {variant}; create them with m3bind ablate --only {variant}")
     runs = []
     for place in places:
         settings = validate(read_yaml(place), str(place))
@@ -241,7 +242,7 @@ def ablated_runs(folder: Path, variant: str) -> list[Run]:
 def of_space(
     name: str, space: Space, encoder: FeatureExtractor, fingerprint: str = "", seed: int = 0
 ) -> EvaluatedModel:
-    """A space as a model."""
+    """A space as a model under evaluation."""
     models = {m: space.model(m) for m in space.modalities}
     return EvaluatedModel(name, models, fingerprint or space.fingerprint, encoder, space, seed=seed)
 

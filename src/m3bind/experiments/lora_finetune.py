@@ -1,10 +1,10 @@
 """Few-shot by fine-tuning: low-rank adapters in a model's image tower and a linear layer on its features.
 
-* `LoraFinetune`: a few-shot method (`evaluate.adapters.Adapter`) for `few_shot_rows`; it trains with training/loop.py.
+* `LoraFinetune`: a few-shot method (`evaluate.adapters.Adapter`) for `few_shot_rows`, trained by training/loop.py.
 * `finetune_of`: the method for the files of given records.
 
-The method stands here and not in `evaluate/adapters/` because it needs the tower and the stage-1 adapters, while
-evaluation sees embeddings only. AdamW 1e-4 and 50 epochs are FLAIR's for fine-tuning; its early stop is not used.
+The method is not in `evaluate/adapters/` because it needs the tower and the adapters of stage 1, while evaluation uses
+only embeddings. AdamW 1e-4 and 50 epochs are those of FLAIR for fine-tuning; its early stopping is not used.
 
 Shapes: n samples, f features, c classes or labels.
 """
@@ -31,9 +31,9 @@ from m3bind.models.base import DualEncoder
 from m3bind.pipeline.features import WIDE, FeatureExtractor
 from m3bind.training import loop
 
-Inputs = Callable[[Sequence[str]], NDArray[np.float32]]  # ids of files -> what the model's `preprocess` makes of them
+Inputs = Callable[[Sequence[str]], NDArray[np.float32]]  # ids of files -> model inputs
 SETTINGS = TrainConfig(lr=1e-4, batch=16, weight_decay=0.01)
-HEAD_LR = 10.0  # rate of the new layer as a multiple of the adapters'
+HEAD_LR = 10.0  # learning rate of the new layer as a multiple of the adapters'
 
 
 class LoraFinetune(Adapter):
@@ -47,31 +47,31 @@ class LoraFinetune(Adapter):
         settings: TrainConfig = SETTINGS,
         lora: LoraConfig | None = None,
         epochs: int = 50,
-        most_steps: int = 2000,
+        max_steps: int = 2000,
     ) -> None:
-        """`settings` without its number of steps, which follows from `epochs` and the samples, up to `most_steps`.
+        """The number of steps follows from `epochs` and the samples, up to `max_steps`, not from `settings`.
 
-        Each list of samples and seed trains in a folder of its own below `folder`; a finished one is loaded.
+        Each list of samples and seed trains in a separate folder below `folder`; a finished one is loaded.
         """
         super().__init__("lora_finetune")
         self.model, self.inputs, self.folder, self.settings = model, inputs, folder, settings
-        self.lora, self.epochs, self.most_steps = lora, epochs, most_steps
+        self.lora, self.epochs, self.max_steps = lora, epochs, max_steps
 
     def fit(self, train: Samples, valid: Samples | None, problem: FewShotProblem) -> Scorer:
-        """A scorer through the adapted tower; `valid` is not used, the model is left as it was.
+        """A scorer of the adapted tower; `valid` is not used, the model does not change.
 
         Raises:
             ConfigError: the model's card names no LoRA targets for images.
             NotFiniteError: training diverged.
         """
-        twin = _with_own_trunk(self.model)
+        model = _with_own_trunk(self.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(problem.seed)
-            inject(twin, "image", self.lora)
-            tower = _TunedTower(twin, np.asarray(train.features), len(problem.classes))
+            inject(model, "image", self.lora)
+            tower = _TunedTower(model, np.asarray(train.features), len(problem.classes))
         freeze_running_stats(tower.trunk)
         size = len(train)
-        steps = min(self.epochs * (size // min(self.settings.batch, size)), self.most_steps)
+        steps = min(self.epochs * (size // min(self.settings.batch, size)), self.max_steps)
         settings = self.settings.model_copy(update={"steps": steps})
         stage = _Stage(tower, train, self.inputs, settings.batch, problem.seed)
         name = sha256_text(str(problem.seed), str(self.lora), *train.ids)[:16]
@@ -103,10 +103,10 @@ def finetune_of(
 
 def _with_own_trunk(model: DualEncoder) -> DualEncoder:
     """The model with a copy of its image trunk; everything else is shared."""
-    twin = copy.copy(model)
-    twin._modules = dict(model._modules)
-    twin.image_trunk = copy.deepcopy(model.image_trunk)
-    return twin
+    copied = copy.copy(model)
+    copied._modules = dict(model._modules)
+    copied.image_trunk = copy.deepcopy(model.image_trunk)
+    return copied
 
 
 class _TunedTower(nn.Module):
@@ -131,7 +131,7 @@ class _TunedTower(nn.Module):
 
 
 class _Stage:
-    """What the training loop runs."""
+    """The training stage."""
 
     name = "lora_finetune"
 
@@ -142,7 +142,7 @@ class _Stage:
         self.truth = truth.float() if samples.several else truth.long()
 
     def groups(self) -> list[loop.ParameterGroup]:
-        """Adapters and the layer."""
+        """The adapters and the new layer."""
         adapters = list(lora_parameters(self.tower.trunk).values())
         return [
             loop.ParameterGroup("lora", adapters),
@@ -150,7 +150,7 @@ class _Stage:
         ]
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """What a checkpoint holds."""
+        """The trunk and the new layer."""
         return {"trunk": self.tower.trunk, "head": self.tower.head}
 
     def losses(self, step: int) -> dict[str, Tensor]:

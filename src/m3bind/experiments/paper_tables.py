@@ -1,7 +1,8 @@
-"""The paper's tables beside ours: value, difference, interval, what differs in the set-up, what is missing and why.
+"""The paper's tables and ours: values, differences, intervals, differences of the set-up, missing cells with reasons.
 
 * `as_text`: for the terminal. * `write_page`: tables.html. * `coverage`: data set x protocol. * `few_shot_plots`:
   accuracy against shots (the paper's Figure 3). * `significance`: each line against its block's reference, paired.
+* `ours`: our result of a cell. * `conflicts`, `contaminated`: notes on the paper's values and on training data.
 """
 
 import html
@@ -21,13 +22,14 @@ from m3bind.evaluate.tables import Block, TableFile
 from m3bind.experiments.suite import TableCell
 from m3bind.report.page import Section, figure, page
 from m3bind.report.plots import Plot, Theme, draw
+from m3bind.report.text_table import aligned
 
 SHAPES = "osD^vP*X"
 
 
 @dataclass(frozen=True)
 class OurResult:
-    """Our figure in the units the paper prints: mean over seeds, spread, interval of the bootstrap (patients)."""
+    """Our value in the paper's units: mean over seeds, spread, interval of the bootstrap (patients)."""
 
     value: float
     spread: float | None
@@ -39,13 +41,13 @@ class OurResult:
 
 
 def ours(cell: TableCell) -> OurResult | None:
-    """Our figure of a cell; None where there is none."""
+    """Our result of a cell; None if it is missing."""
     if not cell.rows:
         return None
-    found, scale = cell_of(cell.rows), 100.0 if cell.column.percent else 1.0
-    spread = found.spread * scale if found.seeds > 1 else None
-    values = (found.value * scale, found.ci_low * scale, found.ci_high * scale, found.chance * scale)
-    return OurResult(values[0], spread, values[1], values[2], found.n, values[3], cell.rows[0].gallery)
+    mean, scale = cell_of(cell.rows), 100.0 if cell.column.percent else 1.0
+    spread = mean.spread * scale if mean.seeds > 1 else None
+    values = (mean.value * scale, mean.ci_low * scale, mean.ci_high * scale, mean.chance * scale)
+    return OurResult(values[0], spread, values[1], values[2], mean.n, values[3], cell.rows[0].gallery)
 
 
 def _number(value: float | None, percent: bool) -> str:
@@ -64,20 +66,20 @@ def _paper(cell: TableCell) -> str:
     return text + (" [!]" if cell.paper.conflict else "")
 
 
-def _mine(found: OurResult, percent: bool) -> str:
-    return _number(found.value, percent) + (f" ± {_number(found.spread, percent)}" if found.spread is not None else "")
+def _mine(mine: OurResult, percent: bool) -> str:
+    return _number(mine.value, percent) + (f" ± {_number(mine.spread, percent)}" if mine.spread is not None else "")
 
 
-def _difference(cell: TableCell, found: OurResult) -> str:
+def _difference(cell: TableCell, mine: OurResult) -> str:
     if cell.paper is None:
         return "–"
-    change = found.value - cell.paper.value * (100 if cell.column.percent else 1)
+    change = mine.value - cell.paper.value * (100 if cell.column.percent else 1)
     return f"{change:+.2f}" if cell.column.percent else f"{change:+.3f}"
 
 
 def significance(cells: Sequence[TableCell]) -> dict[tuple[int, str, str, str], Difference]:
     """Table, block, method and column -> the cell minus the block's reference line; p corrected (Holm) per table."""
-    found: dict[tuple[int, str, str, str], Difference] = {}
+    tested: dict[tuple[int, str, str, str], Difference] = {}
     for number, group in groupby(cells, key=lambda cell: cell.table.number):
         place = {(c.block.name, c.line.method, c.column.name): c for c in group}
         differences: dict[tuple[int, str, str, str], Difference] = {}
@@ -87,8 +89,8 @@ def significance(cells: Sequence[TableCell]) -> dict[tuple[int, str, str, str], 
             if method != reference and cell.rows and other.rows:
                 differences[number, block, method, column] = paired(other.rows, cell.rows)
         corrected = holm([d.p for d in differences.values()])
-        found |= {key: replace(d, p=p) for (key, d), p in zip(differences.items(), corrected)}
-    return found
+        tested |= {key: replace(d, p=p) for (key, d), p in zip(differences.items(), corrected)}
+    return tested
 
 
 def _key(cell: TableCell) -> tuple[int, str, str, str]:
@@ -96,7 +98,7 @@ def _key(cell: TableCell) -> tuple[int, str, str, str]:
 
 
 def _against(cell: TableCell, difference: Difference | None) -> str:
-    """The difference to the reference line in words; "" for the reference itself."""
+    """The difference to the reference line as text; "" for the reference itself."""
     if difference is None:
         return ""
     change = difference.change * (100 if cell.column.percent else 1)
@@ -107,38 +109,38 @@ def _against(cell: TableCell, difference: Difference | None) -> str:
 
 
 def conflicts(cells: Iterable[TableCell]) -> list[str]:
-    """What the paper says elsewhere about a value it prints, one sentence per cell."""
+    """Contradicting statements of the paper about its values, one sentence per cell."""
     return [f"{cell.title}: {cell.paper.conflict}" for cell in cells if cell.paper and cell.paper.conflict]
 
 
 def contaminated(cells: Iterable[TableCell]) -> list[str]:
-    """Whose figures owe something to training data, by the models' cards."""
+    """Methods and data sets that the models were trained on, by their cards."""
     return list(dict.fromkeys(f"{c.line.method}, {c.column.dataset}: {', '.join(c.seen)}" for c in cells if c.seen))
 
 
 def _blocks(cells: Sequence[TableCell]) -> list[tuple[int, str, Block, list[TableCell]]]:
     groups = groupby(cells, key=lambda cell: (cell.table.number, cell.table.title, cell.block.name))
-    return [(number, title, (found := list(part))[0].block, found) for (number, title, _), part in groups]
+    return [(number, title, (own := list(part))[0].block, own) for (number, title, _), part in groups]
 
 
 # ---- for the terminal ------------------------------------------------------------------------------------------------
 
 
 def as_text(cells: Sequence[TableCell]) -> str:
-    """Every cell: paper | ours | difference | interval, or why there is nothing; conflicts and set-up below."""
+    """Every cell: paper | ours | difference | interval, or the reason why it is missing; conflicts and notes below."""
     lines: list[str] = []
     differences = significance(cells)
-    for number, title, block, found in _blocks(cells):
+    for number, title, block, part in _blocks(cells):
         lines += ["", f"Table {number}, {block.name} ({title})"]
-        rows = [("method", "figure", "paper", "ours", "difference", "interval", "n", "chance", "against the reference")]
-        for cell in found:
+        rows = [("method", "metric", "paper", "ours", "difference", "interval", "n", "chance", "against the reference")]
+        for cell in part:
             mine = ours(cell)
             head = (cell.line.method, cell.column.name, _paper(cell))
             if mine is None:
                 rows.append((*head, "missing", "", "", "", "", ""))
                 continue
             percent = cell.column.percent
-            figures = (
+            values = (
                 _mine(mine, percent),
                 _difference(cell, mine),
                 f"{_number(mine.low, percent)} to {_number(mine.high, percent)}",
@@ -146,18 +148,17 @@ def as_text(cells: Sequence[TableCell]) -> str:
                 _number(mine.chance, percent),
                 _against(cell, differences.get(_key(cell))),
             )
-            rows.append((*head, *figures))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+            rows.append((*head, *values))
+        lines += [f"  {row}" for row in aligned(rows)]
         lines += [f"  note: {block.note}"] if block.note else []
         lines += [f"  note: {line.method}: {line.note}" for line in block.rows if line.note]
-        lines += [f"  [!] {text}" for text in conflicts(found)]
-        lines += [f"  seen in training: {text}" for text in contaminated(found)]
-        reasons = {f"{cell.line.model}: {cell.missing}": None for cell in found if cell.missing}
+        lines += [f"  [!] {text}" for text in conflicts(part)]
+        lines += [f"  seen in training: {text}" for text in contaminated(part)]
+        reasons = {f"{cell.line.model}: {cell.missing}": None for cell in part if cell.missing}
         lines += [f"  missing: {reason}" for reason in reasons]
-    there = sum(bool(cell.rows) for cell in cells)
+    computed = sum(bool(cell.rows) for cell in cells)
     how = "reference: the line without a test; * p < .05, paired bootstrap over patients and seeds, Holm per table"
-    return "\n".join([*lines[1:], "", how, f"{there} of {len(cells)} cells computed"])
+    return "\n".join([*lines[1:], "", how, f"{computed} of {len(cells)} cells computed"])
 
 
 # ---- coverage --------------------------------------------------------------------------------------------------------
@@ -165,24 +166,29 @@ def as_text(cells: Sequence[TableCell]) -> str:
 
 def coverage(cells: Sequence[TableCell]) -> dict[tuple[str, str], tuple[int, int]]:
     """(data set, protocol) -> cells computed, cells of the paper."""
-    found: dict[tuple[str, str], tuple[int, int]] = {}
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
     for cell in cells:
         key = (cell.column.dataset, cell.line.protocol or cell.column.protocol)
-        done, total = found.get(key, (0, 0))
-        found[key] = (done + bool(cell.rows), total + 1)
-    return found
+        computed, total = counts.get(key, (0, 0))
+        counts[key] = (computed + bool(cell.rows), total + 1)
+    return counts
 
 
 def coverage_text(cells: Sequence[TableCell]) -> str:
-    """The same as a table: one line per data set, one column per protocol, "computed/wanted"."""
-    found = coverage(cells)
-    sets, protocols = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
-    rows = [["data set", *(p.replace("_", " ") for p in protocols)]]
-    for name in sets:
-        parts = [found.get((name, protocol)) for protocol in protocols]
+    """The same as a table: one line per data set, one column per protocol, "computed/total"."""
+    protocols, counts = _coverage_rows(cells)
+    rows = [["data set", *protocols]]
+    for name, parts in counts:
         rows.append([name, *(f"{part[0]}/{part[1]}" if part else "" for part in parts)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(aligned(rows))
+
+
+def _coverage_rows(cells: Sequence[TableCell]) -> tuple[list[str], list[tuple[str, list[tuple[int, int] | None]]]]:
+    """The names of the protocols, and each data set with its counts per protocol."""
+    counts = coverage(cells)
+    protocols = list(dict.fromkeys(protocol for _, protocol in counts))
+    rows = [(name, [counts.get((name, p)) for p in protocols]) for name in dict.fromkeys(name for name, _ in counts)]
+    return [p.replace("_", " ") for p in protocols], rows
 
 
 # ---- page ------------------------------------------------------------------------------------------------------------
@@ -196,11 +202,11 @@ def write_page(
     differences = significance(cells)
     for number, group in groupby(_blocks(cells), key=lambda part: part[0]):
         parts = list(group)
-        body = "".join(_html_block(block, found, differences) for _, _, block, found in parts)
+        body = "".join(_html_block(block, own, differences) for _, _, block, own in parts)
         sections.append((f"table{number}", f"Table {number}. {parts[0][1]}", body))
-    pictures = few_shot_plots(cells)
-    if pictures:
-        body = "".join(figure(picture, heading) for heading, picture in pictures.items())
+    plots = few_shot_plots(cells)
+    if plots:
+        body = "".join(figure(plot, heading) for heading, plot in plots.items())
         sections.append(("shots", "Accuracy against shots", f'<div class="plots">{body}</div>'))
     if calibration:
         text = "Calibration of zero-shot probabilities"
@@ -209,12 +215,12 @@ def write_page(
     known = [*tables.notes, *conflicts(cells)]
     if known:
         items = "".join(f"<li>{html.escape(text)}</li>" for text in known)
-        sections.append(("conflicts", "What the paper contradicts itself in", f"<ul>{items}</ul>"))
-    there = sum(bool(cell.rows) for cell in cells)
+        sections.append(("conflicts", "Contradictions within the paper", f"<ul>{items}</ul>"))
+    computed = sum(bool(cell.rows) for cell in cells)
     notes = [
-        f"{there} of {len(cells)} cells computed; intervals are 95 % bootstrap intervals over patients.",
-        "To reference: difference to the line without a test; * where p < .05 in a paired bootstrap over patients and, "
-        "where there are several, training seeds, corrected by Holm's method within a table.",
+        f"{computed} of {len(cells)} cells computed; intervals are 95 % bootstrap intervals over patients.",
+        "To reference: difference to the line without a test; *: p < .05 in a paired bootstrap over patients and "
+        "training seeds (if several), corrected by Holm's method within a table.",
     ]
     target = folder / "tables.html"
     write_text(target, page(name, sections, kind="m3bind experiments", notes=notes))
@@ -262,12 +268,10 @@ def _html_cell(cell: TableCell, test: Difference | None) -> str:
 
 
 def _html_coverage(cells: Sequence[TableCell]) -> str:
-    found = coverage(cells)
-    sets, protocols = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
-    heads = "".join(f'<th scope="col" class="num">{html.escape(p.replace("_", " "))}</th>' for p in protocols)
+    protocols, counts = _coverage_rows(cells)
+    heads = "".join(f'<th scope="col" class="num">{html.escape(p)}</th>' for p in protocols)
     body = ""
-    for name in sets:
-        parts = [found.get((name, protocol)) for protocol in protocols]
+    for name, parts in counts:
         shown = "".join(
             '<td class="num none">–</td>' if part is None else f'<td class="num">{part[0]} of {part[1]}</td>'
             for part in parts
@@ -283,20 +287,20 @@ def _html_coverage(cells: Sequence[TableCell]) -> str:
 
 
 def few_shot_plots(cells: Sequence[TableCell]) -> dict[str, Plot]:
-    """Heading -> figure against the amount of training data, a line per method, the paper's values dashed.
+    """Heading -> plot of a metric against the amount of training data, a line per method, the paper's values dashed.
 
-    One plot for each data set, task and metric of which at least one of our figures is there.
+    One plot for each data set, task and metric with at least one of our values.
     """
     groups: dict[tuple[str, str, str], list[TableCell]] = {}
     for cell in cells:
         if cell.column.protocol == "few_shot":
             name = f"{cell.column.dataset}, {cell.column.task.replace('_', ' ')}"
             groups.setdefault((name, cell.column.metric, cell.column.unit), []).append(cell)
-    return {
-        f"{name}, {metric.replace('_', ' ')}": few_shot_plot(found, name, metric, unit)
-        for (name, metric, unit), found in groups.items()
-        if any(cell.rows for cell in found)
-    }
+    plots: dict[str, Plot] = {}
+    for (name, metric, unit), part in groups.items():
+        if any(cell.rows for cell in part):
+            plots[f"{name}, {metric.replace('_', ' ')}"] = few_shot_plot(part, name, metric, unit)
+    return plots
 
 
 def few_shot_plot(cells: Sequence[TableCell], name: str, metric: str, unit: str) -> Plot:
@@ -311,9 +315,9 @@ def few_shot_plot(cells: Sequence[TableCell], name: str, metric: str, unit: str)
             mine = {c.column.amount: c for c in cells if c.line.method == method}
             color = theme.hues[i % len(theme.hues)]
             place = [a for a in amounts if a in mine and mine[a].rows]
-            found = [cell_of(mine[a].rows) for a in place]
+            means = [cell_of(mine[a].rows) for a in place]
             axes.errorbar(
-                place, [f.value for f in found], [f.spread for f in found], color=color, marker=SHAPES[i % len(SHAPES)],
+                place, [m.value for m in means], [m.spread for m in means], color=color, marker=SHAPES[i % len(SHAPES)],
                 label=method, capsize=3,
             )  # fmt: skip
             theirs = {a: p for a in amounts if a in mine and (p := mine[a].paper)}

@@ -1,14 +1,14 @@
-"""Tables of experiments, job by job: each is computed once and kept by its hashes; one that fails stops no other.
+"""Tables of experiments, job by job: each is computed once and stored by its hash; failed jobs do not stop others.
 
-* `SuiteConfig`, `load_suite`: which tables, where the data sets are, who the models are.
-* `Suite`: `run` computes what is not there yet; `cells` is every cell with what is known of it.
+* `SuiteConfig`, `load_suite`: the tables, data sets and models. * `suites`: names of the packaged suites.
+* `Suite`: `run` computes missing jobs; `cells` returns every cell (`TableCell`) with its results.
 
 A suite's folder:
     suite.yaml          the resolved settings
-    cells/HASH.json     what one job was computed from; its figures are beside it in HASH.rows.json
+    cells/HASH.json     the inputs of one job; its metrics are in HASH.rows.json
     shots/              few-shot lists, by data set and task
-    missing.json        jobs that could not be done, with reasons
-    quarantine.csv      files that were set aside
+    missing.json        failed jobs, with reasons
+    quarantine.csv      unreadable files
 """
 
 import csv
@@ -42,17 +42,17 @@ from m3bind.privacy import redact_path
 
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parents[1] / "configs" / "suites"
-PROTOCOLS_VERSION = 1  # raised when the same job on the same data gives other figures
+PROTOCOLS_VERSION = 1  # incremented when the same job on the same data gives other metrics
 
 
 class SuiteConfig(Strict):
-    """Everything a suite needs."""
+    """Settings of a suite."""
 
     name: FolderName = "suite"
     tables: str = "paper"
-    data: str = "runs/data"  # folder of the prepared data sets, each in a folder of its name
+    data: str = "runs/data"  # folder of the prepared data sets, each in a subfolder of its name
     cache: str = "runs/cache"
-    datasets: dict[str, DatasetSource] = {}  # where they are not below `data`
+    datasets: dict[str, DatasetSource] = {}  # data sets that are not below `data`
     models: dict[str, ModelSource] = {}
     seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1)  # of few-shot draws
     bootstrap: int = Field(1000, ge=1)
@@ -68,7 +68,7 @@ def load_suite(source: str, overrides: Sequence[str] = ()) -> SuiteConfig:
 
     Raises:
         UnknownNameError: neither a suite nor a file.
-        ConfigError: an unknown or bad setting; names it.
+        ConfigError: an unknown or invalid setting; names it.
     """
     path = FOLDER / f"{source}.yaml" if source in suites() else Path(source)
     if not path.is_file():
@@ -84,7 +84,7 @@ def load_suite(source: str, overrides: Sequence[str] = ()) -> SuiteConfig:
 
 @dataclass(frozen=True)
 class TableCell:
-    """One cell of a table: what the paper printed, our rows (one per seed), or why there are none."""
+    """A cell of a table: the paper's value, our rows (one per seed), or the reason why there are none."""
 
     table: Table
     block: Block
@@ -93,27 +93,27 @@ class TableCell:
     paper: Printed | None
     rows: tuple[Row, ...] = ()
     missing: str = ""
-    seen: tuple[str, ...] = ()  # names on the model's card that mean this data set: it was trained on it
+    seen: tuple[str, ...] = ()  # names of this data set on the model's card, if it was trained on it
 
     @property
     def title(self) -> str:
-        """For people: "table 1 Retina, CLIP, MESSIDOR naive"."""
+        """A readable name, e.g. "table 1 Retina, CLIP, MESSIDOR naive"."""
         return f"table {self.table.number} {self.block.name}, {self.line.method}, {self.column.name}"
 
 
 @dataclass
 class _Work:
-    """What one call of `run` opens on its way, kept as long as it is of use."""
+    """Open models and unreadable files of one model's jobs."""
 
     models: dict[str, list[EvaluatedModel]] = field(default_factory=dict)
     bad: dict[str, BadRow] = field(default_factory=dict)
 
 
 class Suite:
-    """Tables, their settings, and the folder the results are kept in."""
+    """Tables, their settings, and the folder of the results."""
 
     def __init__(self, config: SuiteConfig, folder: Path) -> None:
-        """Nothing is opened or computed yet.
+        """Read the tables; data sets and models are opened when needed.
 
         Raises:
             UnknownNameError, ConfigError: the tables cannot be read.
@@ -123,7 +123,7 @@ class Suite:
         self._data: dict[str, Dataset | M3BindError] = {}
         self._sources: dict[str, str | M3BindError] = {}
 
-    # ---- what there is to do
+    # ---- jobs
 
     def places(self) -> Iterator[tuple[Table, Block, TableRow, int]]:
         """Every cell's table, block, line and number of the column."""
@@ -134,14 +134,14 @@ class Suite:
                         yield table, block, line, number
 
     def jobs(self, only: Sequence[str] = ()) -> dict[str, list[Job]]:
-        """Model -> its jobs; those that have each word of `only` in "table=1 retina clip zero shot messidor2 ..."."""
-        found: dict[str, dict[Job, None]] = {}
+        """Model -> its jobs; those with all words of `only` in "table=1 retina clip zero shot messidor2 ..."."""
+        unique: dict[str, dict[Job, None]] = {}
         for table, block, line, number in self.places():
             job = job_of(block, block.columns[number], line)
             text = f"table={table.number} {block.name} {line.model} {job.title}".casefold()
             if all(word.casefold() in text for word in only):
-                found.setdefault(line.model, {})[job] = None
-        return {model: list(jobs) for model, jobs in found.items()}
+                unique.setdefault(line.model, {})[job] = None
+        return {model: list(jobs) for model, jobs in unique.items()}
 
     def dataset(self, name: str) -> Dataset:
         """A data set, read once.
@@ -150,23 +150,21 @@ class Suite:
             M3BindError: it is not prepared, or cannot be read.
         """
         if name not in self._data:
-            source = self.config.datasets.get(name)
+            prepared = DatasetSource(manifest=str(Path(self.config.data) / name / "manifest.csv"))
             try:
-                self._data[name] = load_dataset(
-                    name, source or DatasetSource(manifest=str(Path(self.config.data) / name / "manifest.csv"))
-                )
+                self._data[name] = load_dataset(name, self.config.datasets.get(name, prepared))
             except M3BindError as error:
                 self._data[name] = error
-        found = self._data[name]
-        if isinstance(found, M3BindError):
-            raise found
-        return found
+        data = self._data[name]
+        if isinstance(data, M3BindError):
+            raise data
+        return data
 
     def key(self, model: str, job: Job) -> str:
-        """Hash of everything the rows of a job depend on: weights, data, prompts, settings.
+        """Hash of all inputs of a job: weights, data, prompts, settings.
 
         Raises:
-            M3BindError: the model or the data set is not there.
+            M3BindError: the model or the data set is missing.
         """
         source = self._source(model)
         if model not in self._sources:
@@ -192,7 +190,7 @@ class Suite:
     # ---- computing
 
     def run(self, only: Sequence[str] = ()) -> dict[str, str]:
-        """Compute every job that is not there yet; those that could not be done, with reasons, by "model: job".
+        """Compute all missing jobs; returns the failed ones with reasons, by "model: job".
 
         Raises:
             BusyError: another process works on the folder.
@@ -203,38 +201,38 @@ class Suite:
     def _run(self, only: Sequence[str]) -> dict[str, str]:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "suite.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
-        wanted = self.jobs(only)
+        selected = self.jobs(only)
         path = self.folder / "missing.json"
         missing: dict[str, str] = dict(read_json(path)) if path.is_file() else {}
         failed: dict[str, str] = {}
-        with progress("experiments", total=sum(map(len, wanted.values()))) as bar:
-            for model, jobs in wanted.items():
+        with progress("experiments", total=sum(map(len, selected.values()))) as bar:
+            for model, jobs in selected.items():
                 work = _Work()  # a model is closed before the next one is opened
                 for job in jobs:
                     name = f"{model}: {job.title}"
                     missing.pop(name, None)
                     try:
-                        self._do(model, job, work)
+                        self._compute(model, job, work)
                     except M3BindError as error:
-                        failed[name] = missing[name] = " ".join(str(error).split("\n")[0].split())
+                        failed[name] = missing[name] = _first_line(error)
                     bar.advance(note=name)
                     write_json(path, missing)
                 self._quarantine(work)
         return failed
 
-    def _do(self, model: str, job: Job, work: _Work) -> None:
+    def _compute(self, model: str, job: Job, work: _Work) -> None:
         path = self._path(self.key(model, job))
         if path.is_file():
             return
         source = self._source(model)
-        place = job.modality if source.model else ""  # a lone model is opened for one modality, a space for all
+        place = job.modality if source.model else ""  # a dual encoder is opened for one modality, a space for all
         if place not in work.models:
             work.models[place] = open_evaluated(model, source, job.modality, Path(self.config.cache))
         start, rows, data = time.monotonic(), [], self.dataset(job.dataset)
         measure = Measure(tuple(self.config.seeds), self.config.bootstrap, self.folder / "shots")
-        for one in work.models[place]:
-            found, bad = run_job(job, one, data, measure)
-            rows += found
+        for evaluated in work.models[place]:
+            measured, bad = run_job(job, evaluated, data, measure)
+            rows += measured
             work.bad |= {str(fault.path): fault for fault in bad}
         ResultTable(rows).save(path.with_suffix(".rows.json"))
         write_json(
@@ -242,7 +240,7 @@ class Suite:
             {
                 "model": model,
                 "source": source.model_dump(mode="json", exclude_defaults=True),
-                "weights": [one.fingerprint for one in work.models[place]],
+                "weights": [evaluated.fingerprint for evaluated in work.models[place]],
                 "job": asdict(job),
                 "data": data.hash,
                 "prompts": task_hash(job.task),
@@ -265,20 +263,20 @@ class Suite:
         lines = dict.fromkeys([*known, *buffer.getvalue().splitlines()])
         write_text(path, "\n".join(["row,path,reason", *lines]) + "\n")
 
-    # ---- what there is
+    # ---- results
 
     def cells(self) -> list[TableCell]:
-        """Every cell of every table, with our rows or why there are none."""
+        """Every cell of every table, with our rows or the reason why there are none."""
         path = self.folder / "missing.json"
         missing: dict[str, str] = dict(read_json(path)) if path.is_file() else {}
-        found: dict[tuple[str, Job], tuple[tuple[Row, ...], str, tuple[str, ...]]] = {}
+        results: dict[tuple[str, Job], tuple[tuple[Row, ...], str, tuple[str, ...]]] = {}
         cells = []
         for table, block, line, number in self.places():
             column = block.columns[number]
             job = job_of(block, column, line)
-            if (line.model, job) not in found:
-                found[line.model, job] = self._rows(line.model, job, missing)
-            rows, reason, seen = found[line.model, job]
+            if (line.model, job) not in results:
+                results[line.model, job] = self._rows(line.model, job, missing)
+            rows, reason, seen = results[line.model, job]
             mine = tuple(row for row in rows if matches(row, column, line))
             if rows and not mine:
                 reason = skip_reason(job, column, rows)
@@ -287,7 +285,7 @@ class Suite:
         return cells
 
     def calibration(self) -> list[Row]:
-        """Calibration rows of all zero-shot jobs that are there, each once; `stage` is the model."""
+        """Calibration rows of all computed zero-shot jobs, without duplicates; `stage` is the model."""
         rows: dict[Row, None] = {}
         for model, jobs in self.jobs(["zero shot"]).items():
             for job in jobs:
@@ -298,15 +296,22 @@ class Suite:
         try:
             path = self._path(self.key(model, job))
         except M3BindError as error:
-            return (), " ".join(str(error).split("\n")[0].split()), ()
+            return (), _first_line(error), ()
         if path.is_file():
             rows = tuple(ResultTable.load(path.with_suffix(".rows.json")))
             return rows, "", tuple(read_json(path).get("seen", ()))
         return (), missing.get(f"{model}: {job.title}", "not computed yet"), ()
 
 
+def _first_line(error: M3BindError) -> str:
+    return " ".join(str(error).split("\n")[0].split())
+
+
 def _seen(models: Sequence[EvaluatedModel], job: Job) -> tuple[str, ...]:
-    """Entries of the model's cards that name the job's data set."""
+    """Entries of the models' cards that name the job's data set."""
     names = known_as(job.dataset)
-    found = {e for one in models for m in job.modality.split("->") for e in seen_by(one.training_data(m), names)}
-    return tuple(sorted(found))
+    seen: set[str] = set()
+    for model in models:
+        for m in job.modality.split("->"):
+            seen.update(seen_by(model.training_data(m), names))
+    return tuple(sorted(seen))

@@ -25,6 +25,7 @@ from m3bind.pipeline.tower_cost import (
     measure_tower,
     update_seconds,
 )
+from m3bind.report.text_table import aligned
 
 GB = 1e9
 FULL, LOW_RANK = 4, 3  # cost of a step in forward passes: two forward passes, and a backward pass to all weights or to
@@ -253,9 +254,9 @@ def as_text(plan: RunPlan) -> str:
     ]
     disk = [f"  {name}: {size / GB:.2f} GB" for name, size in plan.disk.items() if size >= 0.005 * GB]
     lines = [
-        *_table(head, rows),
+        *aligned([head, *rows]),
         "",
-        *_table(titles, stages),
+        *aligned([titles, *stages]),
         "",
         f"cached on disk: {sum(plan.disk.values()) / GB:.2f} GB",
     ]
@@ -268,9 +269,3 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / divisor:.3g} {unit}"
     return f"{seconds / 86400:.3g} days"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    form = "  ".join(f"{{:{width}}}" for width in widths)
-    return [form.format(*row).rstrip() for row in (head, *rows)]
