@@ -1,6 +1,5 @@
 """Ablations: what a variant changes, what a row shows."""
 
-import json
 import math
 
 import pytest
@@ -81,8 +80,3 @@ def test_rows_hold_mean_and_spread_over_seeds():
 def test_an_unknown_variant_offers_the_nearest(tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'amb_off'"):
         ablation.ablate(load_config("demo"), tmp_path, [0], ["amb_of"])
-
-
-def test_finished_rows_are_read_back(tmp_path):
-    (tmp_path / "ablation.json").write_text(json.dumps({"seeds": [0], "rows": [{"variant": "base"}]}))
-    assert ablation.load(tmp_path) == [{"variant": "base"}]

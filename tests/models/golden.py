@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 import m3bind.models as models
-from m3bind.align.lora import inject, load_lora_state, lora_parameters, lora_state, merge
+from m3bind.align.lora import inject, lora_parameters, merge
 from m3bind.config import LoraConfig
 from m3bind.models.base import DualEncoder, Tokens
 
@@ -131,16 +131,12 @@ def assert_lora(model: DualEncoder, part: str, encode: Callable[[], torch.Tensor
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
         adapted = encode()
         assert (adapted - before).abs().max() > 10 * atol, "adapters have no effect"
-        state = lora_state(getattr(model, attribute))
-        assert sum(v.numel() for v in state.values()) * 4 < 20e6, "adapters alone are megabytes"
+        adapters = lora_parameters(getattr(model, attribute))
+        assert sum(v.numel() for v in adapters.values()) * 4 < 20e6, "adapters alone are megabytes"
         merge(getattr(model, attribute))
         torch.testing.assert_close(encode(), adapted, atol=atol, rtol=0)
         assert list(getattr(model, attribute).state_dict()) == keys
         setattr(model, attribute, plain)
-        inject(model, part, LoraConfig())  # type: ignore[arg-type]
-        load_lora_state(getattr(model, attribute), state)
-        torch.testing.assert_close(encode(), adapted, atol=atol, rtol=0)
-        merge(getattr(model, attribute))
     return len(names)
 
 

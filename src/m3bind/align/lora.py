@@ -2,7 +2,7 @@
 
 * `inject`: adapters on the modules named by a model's card, everything else frozen.
 * `freeze_running_stats`: BatchNorm statistics and codebooks stay unchanged, also after `.train()`.
-* `lora_parameters`, `lora_state`, `load_lora_state`: the adapters alone, to and from a flat dict of tensors.
+* `lora_parameters`: the adapters' parameters by name.
 * `merge`: adapters added to the weights; module classes and state-dict keys are those of the model again.
 
 An adapter adds (alpha / r) * B A to a weight W (out, in), with A (r, in) and B (out, r), B starting at zero.
@@ -14,15 +14,13 @@ supports no adapter dropout there (it is set to 0 if every target is such a modu
 """
 
 import types
-from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from m3bind.config import LoraConfig
-from m3bind.errors import CheckpointError, ConfigError
+from m3bind.errors import ConfigError
 from m3bind.models.base import DualEncoder
 
 Part = Literal["text", "image"]
@@ -121,35 +119,6 @@ def _stay_in_eval(self: nn.Module, mode: bool = True) -> nn.Module:
 def lora_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The adapters' parameters by their names in `module`."""
     return {name: parameter for name, parameter in module.named_parameters() if ".lora_" in f".{name}"}
-
-
-def lora_state(module: nn.Module) -> dict[str, Tensor]:
-    """Contiguous CPU copies of the adapters' tensors, ready for safetensors."""
-    return {name: parameter.detach().clone().contiguous().cpu() for name, parameter in lora_parameters(module).items()}
-
-
-def load_lora_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy the result of `lora_state` into the adapters of `module`.
-
-    Raises:
-        CheckpointError: names or shapes differ; nothing is changed in this case.
-    """
-    own = lora_parameters(module)
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or extra:
-        raise CheckpointError(
-            f"adapters do not fit: missing {missing[:3] or 'none'}, unexpected {extra[:3] or 'none'}. "
-            "Inject with the same targets before loading."
-        )
-    for name, parameter in own.items():
-        if parameter.shape != state[name].shape:
-            raise CheckpointError(
-                f"adapter {name} is {tuple(state[name].shape)} in the file, {tuple(parameter.shape)} here; "
-                "use the same rank r."
-            )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
 
 
 def merge(model: nn.Module) -> int:

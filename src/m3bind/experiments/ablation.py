@@ -2,7 +2,7 @@
 
 * `VARIANTS`: the changes, by name: the paper's Table 4 (number of modalities) and Table 5 (AMB x SESKD), and ours.
 * `ablate`: runs them; stage 0 and cached features are shared between the variants of a seed.
-* `headline`: the metrics of an ablation row. * `as_text`, `load`: the table. * `experiment`: a locked folder.
+* `headline`: the metrics of an ablation row. * `as_text`: the table. * `experiment`: a locked folder.
 
 SESKD, the closed form and gap correction need no additional run: every run is evaluated before and after each of them.
 """
@@ -18,7 +18,6 @@ import numpy as np
 
 from m3bind.config import RunConfig, merge, validate
 from m3bind.core.files import only_one, write_json
-from m3bind.core.stored import read_json
 from m3bind.errors import UnknownNameError
 from m3bind.evaluate.results import ResultTable
 from m3bind.pipeline.run import Run
@@ -254,8 +253,3 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
             cells.append("-" if value is None else f"{value:.3f}" + (f"±{spread:.3f}" if spread is not None else ""))
         lines.append(cells)
     return "\n".join(aligned(lines))
-
-
-def load(folder: Path) -> list[dict[str, Any]]:
-    """Rows written by `ablate`."""
-    return list(read_json(folder / "ablation.json")["rows"])

@@ -2,7 +2,7 @@
 
 * `ENTRIES`: the rows and their changes of `align`. * `entry_config`: the settings of a row.
 * `compare_methods`: runs and measures them, one file per method and seed, from which a killed comparison resumes.
-* `summary`, `as_text`, `load`: the table. * `paired`: difference of two rows with its interval and p value.
+* `summary`, `as_text`: the table. * `paired`: difference of two rows with its interval and p value.
 
 Significance: paired bootstrap over seeds x patients. All rows of a seed start from the same stage 0 and are measured
 on the same test items with the same resampling (by patient), so replicate b of one row minus replicate b of another
@@ -257,8 +257,3 @@ def _chance(cell: Mapping[str, Any]) -> str:
     if cell["chance"] is None:
         return ""
     return f"{cell['chance']:.3f}" + (f" ({cell['gallery']:.0f})" if cell["gallery"] else "")
-
-
-def load(folder: Path) -> dict[str, Any]:
-    """The table written by `compare_methods`."""
-    return dict(read_json(folder / "methods.json"))
