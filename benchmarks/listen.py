@@ -52,12 +52,12 @@ def ours(folder: Path, pipe: Any) -> None:
     """m3bind's listener, without an encoder."""
     from m3bind.hospital.deidentify import Deidentifier
     from m3bind.hospital.intake import Intake
-    from m3bind.hospital.listener import Listener
+    from m3bind.hospital.listener import Listener, ListenerSettings
     from m3bind.hospital.pseudonyms import Pseudonyms
     from m3bind.hospital.spool import Spool
 
     intake = Intake(Spool(folder), Deidentifier(Pseudonyms(b"only for benchmarks")), ("ct",))
-    listener = Listener(intake, "ANY")
+    listener = Listener(intake, ListenerSettings("ANY"))
     listener.start("127.0.0.1", 0)
     pipe.send(listener.port)
     pipe.recv()

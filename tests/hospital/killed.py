@@ -25,7 +25,7 @@ from m3bind.hospital import encoder as encoding
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.encoder import SpoolEncoder
 from m3bind.hospital.intake import Intake
-from m3bind.hospital.listener import Listener
+from m3bind.hospital.listener import Listener, ListenerSettings
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.spool import Spool
 from m3bind.index import create_index, open_index
@@ -98,7 +98,7 @@ def live(folder: Path, quiet: float, calls: int) -> None:
         Spool(folder / "spool", quiet=quiet) as spool,
         open_index(index, writable=True) if index.exists() else create_index(index, DIM, StandIn.fingerprint) as opened,
     ):
-        listener = Listener(Intake(spool, NAMES, StandIn.modalities), timeout=20)
+        listener = Listener(Intake(spool, NAMES, StandIn.modalities), ListenerSettings(timeout=20))
         listener.start("127.0.0.1", 0)
         print("port", listener.port, flush=True)
         worker = SpoolEncoder(StandIn(), opened, spool)  # type: ignore[arg-type]

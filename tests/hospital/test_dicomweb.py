@@ -121,7 +121,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive
 @pytest.fixture
 def intake(tmp_path: Path) -> Iterator[Intake]:
     with Spool(tmp_path / "spool") as spool:
-        yield Intake(spool, Deidentifier(Pseudonyms(b"a salt only for tests")), ("xray",), most=1 << 20)
+        yield Intake(spool, Deidentifier(Pseudonyms(b"a salt only for tests")), ("xray",), max_bytes=1 << 20)
 
 
 def fetch(archive: Archive, intake: Intake, **wanted: Any) -> dict[str, int]:
@@ -168,7 +168,7 @@ def test_objects_that_are_refused_or_too_large(archive: Archive, intake: Intake)
     archive.objects[1], archive.objects[3] = b"no DICOM" * 50, bytes(2 << 20)
     assert fetch(archive, intake) == {"series": 5, "objects": 3, "refused": 2}
     assert fetch(archive, intake) == {"skipped": 5, "listed before": 2}
-    intake.spool.most = 10
+    intake.spool.max_bytes = 10
     archive.uids[0] = (archive.uids[0][0], "1.2.3")
     with pytest.raises(Refused, match="spool is full"):
         fetch(archive, intake)

@@ -41,7 +41,7 @@ def put(spool: Spool, folder: Path, *datasets: object) -> set[str]:
     """Take objects in; their units."""
     intake = Intake(spool, NAMES, ("xray", "ct", "ecg", "retina"))
     folder.mkdir(exist_ok=True)
-    return {intake.accept(save(dataset, folder / f"{number}.dcm")) for number, dataset in enumerate(datasets)}
+    return {intake.take(save(dataset, folder / f"{number}.dcm")).unit for number, dataset in enumerate(datasets)}
 
 
 def test_items_are_what_the_space_makes_of_the_files(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_unreadable_files_are_quarantined(space: Space, index: Index, spool: Spo
     put(spool, tmp_path / "in", flat, cut, radiograph(1))
     encoder = SpoolEncoder(space, index, spool)
     encoder.drain()
-    assert encoder.counts == {"xray": 1, "set aside": 2} and len(os.listdir(spool.aside)) == 2
+    assert encoder.counts == {"xray": 1, "quarantined": 2} and len(os.listdir(spool.aside)) == 2
     told = (spool.folder / "aside.csv").read_text()
     assert told.count("\n") == 3 and "4711" not in told and "cut short" in told
 
@@ -192,7 +192,7 @@ def test_killed_between(space: Space, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_modalities_that_the_space_does_not_hold(spool: Spool, tmp_path: Path) -> None:
     intake = Intake(spool, NAMES, ("ecg",))
     with pytest.raises(Refused, match="does not hold"):
-        intake.accept(save(radiograph(), tmp_path / "a.dcm"))
+        intake.take(save(radiograph(), tmp_path / "a.dcm"))
     assert intake.counts == {"refused": 1} and spool.waiting() == 0
 
 

@@ -53,7 +53,7 @@ def liar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 @pytest.fixture
 def intake(tmp_path: Path) -> Iterator[Intake]:
     with Spool(tmp_path / "spool", quiet=1e9) as spool:
-        yield Intake(spool, Deidentifier(Pseudonyms(b"a salt only for tests")), ("xray", "ct"), most=1 << 20)
+        yield Intake(spool, Deidentifier(Pseudonyms(b"a salt only for tests")), ("xray", "ct"), max_bytes=1 << 20)
 
 
 def pulled(server: Liar, intake: Intake, bounds: Bounds = BOUNDS, **wanted: Any) -> Pull:

@@ -22,7 +22,7 @@ def test_bad_files_and_a_damaged_ledger(space_folder: Path, environment: dict[st
     with Spool(spool) as opened:
         intake = Intake(opened, NAMES, ("xray", "ct"))
         for one in series(Path("/nowhere"), None, 8):
-            unit = intake.accept(save(one, tmp_path / "in.dcm"))
+            unit = intake.take(save(one, tmp_path / "in.dcm")).unit
     lost = sorted((spool / "units" / unit).iterdir())
     lost[2].write_bytes(b"")
     lost[5].write_bytes(os.urandom(1000))

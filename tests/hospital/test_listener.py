@@ -25,7 +25,7 @@ from hospital.planted import Names, electrocardiogram, plant, radiograph, series
 from m3bind.hospital import wire
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.intake import Intake
-from m3bind.hospital.listener import Listener
+from m3bind.hospital.listener import Listener, ListenerSettings
 from m3bind.hospital.porch import Porch
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.spool import BROKEN, Spool
@@ -41,9 +41,9 @@ def listening(tmp_path: Path) -> Iterator[Callable[..., tuple[Listener, Intake]]
     found: list[tuple[Listener, Spool]] = []
 
     def start(most: int = 1 << 30, room: int = 50 << 30, **options: Any) -> tuple[Listener, Intake]:
-        spool = Spool(tmp_path / "spool", quiet=0.3, most=room)
-        intake = Intake(spool, NAMES, ("xray", "ct", "ecg"), most=most)
-        listener = Listener(intake, **{"timeout": 5.0, **options})
+        spool = Spool(tmp_path / "spool", quiet=0.3, max_bytes=room)
+        intake = Intake(spool, NAMES, ("xray", "ct", "ecg"), max_bytes=most)
+        listener = Listener(intake, ListenerSettings(**{"timeout": 5.0, **options}))
         listener.start("127.0.0.1", 0)
         found.append((listener, spool))
         return listener, intake
@@ -335,7 +335,7 @@ def test_half_open_connections_block_no_sender(listening: Callable[..., tuple[Li
 
 def test_too_many_half_open_connections_push_each_other_out() -> None:
     got: list[Any] = []
-    porch = Porch(lambda connection, address: got.append(connection), lambda: None, 60.0, most=3)
+    porch = Porch(lambda connection, address: got.append(connection), lambda: None, 60.0, maximum=3)
     pairs = [socket.socketpair() for _ in range(5)]
     for ours, _ in pairs:
         porch.add(ours, None)

@@ -52,8 +52,8 @@ def liar(told: Told, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., 
 
 @pytest.fixture
 def intake(tmp_path: Path) -> Iterator[Intake]:
-    with Spool(tmp_path / "spool", most=8 << 20) as spool:
-        yield Intake(spool, Deidentifier(Pseudonyms(b"a salt only for tests")), ("xray",), most=1 << 20)
+    with Spool(tmp_path / "spool", max_bytes=8 << 20) as spool:
+        yield Intake(spool, Deidentifier(Pseudonyms(b"a salt only for tests")), ("xray",), max_bytes=1 << 20)
 
 
 def pulled(server: Liar, intake: Intake, bounds: Bounds = BOUNDS, **wanted: Any) -> Pull:

@@ -125,7 +125,7 @@ def check(held: Held, folder: Path) -> None:
     good = {unit: len(objects) for unit, objects in held.units.items() if unit != held.bad}
     assert found == good
     with Spool(folder / "index.spool") as spool:
-        assert all(set(spool.done(unit)) == held.units[unit] for unit in good)
+        assert all(set(spool.ledger.done(unit)) == held.units[unit] for unit in good)
         assert spool.waiting() == 0 and not os.listdir(spool.work) and not os.listdir(spool.units)
         assert os.listdir(spool.aside) == [held.bad] and len(list(spool.aside.rglob("*.dcm"))) == 1
     with open(folder / "index.spool" / "aside.csv", newline="", encoding="utf-8") as handle:

@@ -47,7 +47,7 @@ def made(space_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         objects = [radiograph(), electrocardiogram(), *series(Path("/nowhere"), None)]
         for number, dataset in enumerate(objects):
             dataset.PatientName, dataset.SpecificCharacterSet = "Müller^Jörg", "ISO_IR 100"
-            intake.accept(save(dataset, folder / "sent" / f"{number}.dcm"))
+            intake.take(save(dataset, folder / "sent" / f"{number}.dcm"))
         SpoolEncoder(space, index, spool).drain(at_once=True)
         yield folder, space, index, mapping
 

@@ -19,7 +19,7 @@ from m3bind.hospital import held as holding
 from m3bind.hospital.encoder import SpoolEncoder
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.spool import STOPPED, Spool
-from m3bind.hospital.spooled import SpoolFileError, doubts, look
+from m3bind.hospital.spooled import SpoolFileError, doubts, inspect
 from m3bind.index import Index, create_index
 
 SCAN = 7
@@ -35,10 +35,10 @@ def fill(folder: Path, complete: bool = True) -> tuple[str, str]:
     """A spool with a series, `complete` or not, and a picture, as a process that was killed leaves it; their units."""
     with Spool(folder) as spool:
         intake = Intake(spool, NAMES, StandIn.modalities)
-        scan = [intake.accept(save(one, folder.parent / "in.dcm")) for one in series(Path("/nowhere"), None, SCAN)]
+        scan = [intake.take(save(one, folder.parent / "in.dcm")).unit for one in series(Path("/nowhere"), None, SCAN)]
         if complete:
             spool.complete(scan)
-        return scan[0], intake.accept(save(radiograph(), folder.parent / "in.dcm"))
+        return scan[0], intake.take(save(radiograph(), folder.parent / "in.dcm")).unit
 
 
 def aside(folder: Path) -> list[list[str]]:
@@ -119,14 +119,14 @@ def test_what_is_no_folder_of_objects_is_moved_away(tmp_path: Path, index: Index
 def test_a_file_without_rights(tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is for who is not root."""
     scan, _ = fill(folder := tmp_path / "spool")
-    closed, real = sorted((folder / "units" / scan).iterdir())[2], encoding.look
+    closed, real = sorted((folder / "units" / scan).iterdir())[2], encoding.inspect
 
     def refusing(path: Path) -> object:
         if path.name == closed.name:
             raise SpoolFileError("cannot be opened (Permission denied)")
         return real(path)
 
-    monkeypatch.setattr(encoding, "look", refusing)
+    monkeypatch.setattr(encoding, "inspect", refusing)
     encode(folder, index)
     assert index.counts() == {"ct": 1, "xray": 1} and "Permission denied" in aside(folder)[0][2]
 
@@ -150,7 +150,7 @@ def test_an_unexpected_error_stops_only_one_unit(
     with Spool(folder) as spool:  # one slice more, and it is tried again with those of the quarantine
         intake = Intake(spool, NAMES, StandIn.modalities)
         again = shutil.copy(sorted((folder / "aside" / scan).iterdir())[0], tmp_path / "again.dcm")
-        assert look(Path(again)).modality == "ct"
+        assert inspect(Path(again)).modality == "ct"
         spool.units.joinpath(scan).mkdir()
         shutil.copy(again, spool.units / scan / sorted((folder / "aside" / scan).iterdir())[0].name)
         assert intake.counts == {}
@@ -203,7 +203,7 @@ def test_a_ledger_of_before(tmp_path: Path) -> None:
         file.execute("CREATE TABLE done (unit TEXT, object TEXT, PRIMARY KEY (unit, object))")
         file.execute("INSERT INTO done VALUES ('a', 'b')")
     with Spool(folder) as spool:
-        assert spool.done("a") == {"b": ""}
+        assert spool.ledger.done("a") == {"b": ""}
 
 
 def test_the_list_is_written_before_anything_is_moved(tmp_path: Path, index: Index) -> None:
@@ -242,7 +242,7 @@ def test_what_is_held_is_bounded(tmp_path: Path, index: Index, monkeypatch: pyte
     monkeypatch.setattr(encoding, "ahead", decoded)
     fill(folder)
     encode(folder, index)
-    with Spool(folder, most=5000) as spool:
+    with Spool(folder, max_bytes=5000) as spool:
         spool.ready()
         assert not any(spool.held.folder.iterdir())
 
@@ -252,8 +252,8 @@ def test_doubts(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool") as spool:
         intake = Intake(spool, NAMES, StandIn.modalities)
         for one in series(Path("/nowhere"), None, 12):
-            intake.accept(save(one, tmp_path / "in.dcm"))
-        facts = sorted((look(path) for path in spool.units.glob("*/*.dcm")), key=lambda one: one.number or 0)
+            intake.take(save(one, tmp_path / "in.dcm"))
+        facts = sorted((inspect(path) for path in spool.units.glob("*/*.dcm")), key=lambda one: one.number or 0)
     assert doubts(facts) == [] and doubts(facts, 12) == []
     assert doubts(facts, 20) == ["12 objects of 20 that the archive counts"]
     gap = doubts(facts[:4] + facts[7:])

@@ -17,7 +17,7 @@ from hospital.planted import electrocardiogram, radiograph, series
 from m3bind.errors import ConfigError
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.intake import Intake
-from m3bind.hospital.listener import Listener, refuse_open
+from m3bind.hospital.listener import Listener, ListenerSettings, refuse_open
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.send import SendError, destination
 from m3bind.hospital.spool import Spool
@@ -32,7 +32,7 @@ def listener(tmp_path: Path, signed: dict[str, Path]) -> Iterator[Listener]:
     tls = Certificates(signed["own.pem"], signed["own.key"], signed["ca.pem"]).server()
     with Spool(tmp_path / "spool", quiet=0.3) as spool:
         names = Deidentifier(Pseudonyms(b"a salt only for tests"))
-        made = Listener(Intake(spool, names, ("xray", "ct", "ecg")), timeout=5.0, tls=tls)
+        made = Listener(Intake(spool, names, ("xray", "ct", "ecg")), ListenerSettings(timeout=5.0, tls=tls))
         made.start("127.0.0.1", 0)
         yield made
         made.stop(2)

@@ -1,7 +1,9 @@
-"""What a DICOMweb server answers: its bytes, unpacked and bounded, and its faults in words that name nobody.
+"""Answers of a DICOMweb server: their bytes, decompressed and bounded, and their faults without identifiers.
 
-* `WebError`, `Failing`, `ServerUnavailableError`, `TransientError` (worth a retry): what can fail.
-* `content`: the bytes of an answer. * `meaning`, `reason_of`, `called`, `seconds`: what a refusal says.
+* `WebError`, `Failing`, `ServerUnavailableError`: a server that refuses, fails, or is absent.
+  `TransientError`: worth a retry.
+* `content`: the bytes of an answer. httpx decompresses without a limit on a block's output, so zlib is called here.
+* `meaning`, `reason_of`, `printable`, `called`: a refusal as text. `seconds`: its Retry-After.
 """
 
 import email.utils
@@ -9,20 +11,23 @@ import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from m3bind.errors import M3BindError
 
+if TYPE_CHECKING:
+    from httpx import Response
+
 VARIABLE = "M3BIND_DICOMWEB_AUTH"
-BLOCK = 1 << 20  # bytes that are unpacked at a time
-SAID, QUOTED = 4096, 160  # bytes of a server's reason that are looked at, characters that are quoted
+BLOCK = 1 << 20  # decompressed bytes at a time
+SAID, QUOTED = 4096, 160  # bytes of a server's reason that are read, characters that are quoted
 
 
 class WebError(M3BindError):
-    """A server that says no, or what nobody can use. The message has its address, never a path below."""
+    """A server that refuses, or whose answer cannot be used. The message has its address, never a path below."""
 
     def __init__(self, text: str, status: int = 0) -> None:
-        """`status`: of the answer, 0 where there was none or it was no answer to the question."""
+        """`status`: of the answer, 0 without one or if it does not fit the request."""
         super().__init__(text)
         self.status = status
 
@@ -43,21 +48,21 @@ class TransientError(Exception):
         self.after = after
 
 
-def content(answer: Any, most: int) -> Iterator[bytes]:
-    """The bytes of an answer, unpacked in small pieces.
+def content(answer: "Response", maximum: int) -> Iterator[bytes]:
+    """The bytes of an answer, decompressed in small pieces.
 
     Raises:
-        TransientError: packed, and damaged or cut short.
-        WebError: more than `most`, or packed in a way that was not asked for.
+        TransientError: compressed, and damaged or cut short.
+        WebError: more than `maximum`, or of an encoding that was not requested.
     """
     coding = answer.headers.get("Content-Encoding", "").strip().lower()
     if coding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-        raise WebError("an answer packed in a way that was not asked for; look at the server's settings")
+        raise WebError("an answer with an encoding that was not asked for; check the server's settings")
     size = 0
     for piece in answer.iter_raw() if coding in ("", "identity") else _unpacked(answer.iter_raw()):
         size += len(piece)
-        if size > most:
-            raise WebError(f"an answer of more than {most:,} bytes")
+        if size > maximum:
+            raise WebError(f"an answer of more than {maximum:,} bytes")
         yield piece
 
 
@@ -69,13 +74,13 @@ def _unpacked(blocks: Iterable[bytes]) -> Iterator[bytes]:
                 yield piece
                 block = unpack.unconsumed_tail
     except zlib.error:
-        raise TransientError("a packed answer that is damaged") from None
+        raise TransientError("a compressed answer that is damaged") from None
     if not unpack.eof:
         raise TransientError("an answer that ends early")
 
 
-def meaning(answer: Any) -> str:
-    """What a status means and what to do, and the reason that came with it."""
+def meaning(answer: "Response") -> str:
+    """What a status means and what to do, and the server's reason."""
     import httpx
 
     status = answer.status_code
@@ -84,15 +89,15 @@ def meaning(answer: Any) -> str:
     if 300 <= status < 400:
         return ", a redirection, which is not followed; give the address of the DICOMweb root itself"
     try:
-        said = reason_of(b"".join(content(answer, 1 << 14)), answer.headers.get("Content-Type", ""))
+        reason = reason_of(b"".join(content(answer, 1 << 14)), answer.headers.get("Content-Type", ""))
     except (TransientError, WebError, httpx.HTTPError):
-        said = ""
-    told = f' ("{said}")' if said else ""
-    return told + ("; check the address of the DICOMweb root" if status == 404 else "")
+        reason = ""
+    quoted = f' ("{reason}")' if reason else ""
+    return quoted + ("; check the address of the DICOMweb root" if status == 404 else "")
 
 
 def seconds(text: str | None) -> float:
-    """What Retry-After asks for: a number of seconds or a date; 0 for anything else."""
+    """The seconds of a Retry-After, which is a number or a date; 0 for anything else."""
     text = (text or "")[:64].strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
@@ -103,10 +108,9 @@ def seconds(text: str | None) -> float:
 
 
 def reason_of(data: bytes, kind: str) -> str:
-    """A server's reason as one short line: printable, without tags and without what may be an identifier."""
-    if not re.match(
-        r"(text/(plain|html|xml)|application/([\w.-]+\+)?(json|xml))?\s*(;|$)", kind.strip(), re.IGNORECASE
-    ):
+    """A server's reason as one short line: printable, without tags and possible identifiers."""
+    textual = r"(text/(plain|html|xml)|application/([\w.-]+\+)?(json|xml))?\s*(;|$)"
+    if not re.match(textual, kind.strip(), re.IGNORECASE):
         return ""
     text = data[:SAID].decode("utf-8", "replace")
     title = re.search(r"<title[^>]{0,99}>([^<]*)", text, re.IGNORECASE)
@@ -114,13 +118,13 @@ def reason_of(data: bytes, kind: str) -> str:
 
 
 def printable(text: str) -> str:
-    """One short line of a text, without numbers of four digits and more and without what is written like a name."""
+    """One short line of a text, without numbers of four or more digits and without words in the form of DICOM names."""
     text = "".join(letter if letter.isprintable() else " " for letter in text[:SAID]).replace('"', "'")
     text = re.sub(r"[0-9][0-9.\-]{3,}", "...", " ".join("..." if "^" in word else word for word in text.split()))
     return text if len(text) <= QUOTED else text[: QUOTED - 3] + "..."
 
 
 def called(kind: str) -> str:
-    """A content type in words."""
+    """A content type as text."""
     kind = kind.partition(";")[0].strip().lower()
     return "a web page" if kind in ("text/html", "application/xhtml+xml") else f"{printable(kind) or 'something else'}"

@@ -1,10 +1,10 @@
 """Series fetched from a DICOMweb server (QIDO-RS, WADO-RS) into the spool, from where they go into the index.
 
-* `Pull`: finds series (`m3bind.hospital.qido`), fetches those that are not done yet, object by object to disk.
+* `Pull`: finds series (`m3bind.hospital.qido`) and fetches those that are not done yet, object by object to disk.
 
-Stopped at any moment, the same call goes on: a series is done when all its items are in the index, or in the list with
-a reason, and is fetched again only when that is not so or when the server has more of it than then. What a server does
-wrong with one series, study or answer is counted and listed, and the rest goes on.
+Stopped at any moment, the same call resumes: a series is done when all its items are in the index, or in the list with
+a reason, and is fetched again only if that is not so or if the server now has more of it. A fault of one series, study
+or answer is counted and listed; the others continue.
 """
 
 import logging
@@ -14,30 +14,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from m3bind.errors import DiskError
 from m3bind.hospital.answers import Failing, ServerUnavailableError, WebError, content
 from m3bind.hospital.deidentify import Refused
-from m3bind.hospital.http import Web
+from m3bind.hospital.http import Request, Web
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.ledger import Pulled
 from m3bind.hospital.multipart import objects_to_files
 from m3bind.hospital.qido import Catalogue, FoundSeries, Wanted
 
+if TYPE_CHECKING:
+    from httpx import Response
+
 _ANY = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-_ONE = f"{_ANY}, application/dicom; transfer-syntax=*"
-_NO_USE = (401, 403)  # to ask for the objects of a series one by one
-SUSPECT = 3  # series in a row that fail before the server is asked whether it is still there
-HOPELESS = 3  # objects in a row that cannot be had, of a series that is fetched one by one
-Place = Literal["index", "list", ""]  # where a unit is that has left the spool
+_SINGLE = f"{_ANY}, application/dicom; transfer-syntax=*"
+_FORBIDDEN = (401, 403)  # for the objects of a series one by one as well
+SUSPECT = 3  # consecutive failed series after which the server's presence is checked
+HOPELESS = 3  # consecutive failed objects after which a series that is fetched one by one is given up
+Place = Literal["index", "list", ""]  # of a unit that has left the spool
 
 
 @dataclass
-class _Got:
-    """What came of a series."""
+class _Received:
+    """What was received of a series."""
 
-    objects: set[str] = field(default_factory=set)  # keys of those that were taken
+    objects: set[str] = field(default_factory=set)  # keys of the accepted ones
     units: set[str] = field(default_factory=set)
     refused: int = 0
     unfit: int = 0  # of the refused: of another kind, so no part of an item
@@ -45,39 +48,38 @@ class _Got:
 
 
 class Pull:
-    """One run over what is wanted. Iterated, it fetches series after series and yields what was done so far.
+    """One run over the wanted series. Iterated, it fetches series after series and yields the counts so far.
 
-    Counted are "series" (fetched), "skipped" (done before), "objects", "refused", and, unless nothing is wrong,
-    "incomplete" (series, fetched but with fewer objects than the server has), "failed" (series, studies and answers
-    that could not be had), "listed before" (skipped series of which something is in the list), "other kinds".
+    Counts: "series" (fetched), "skipped" (done before), "objects", "refused", and, if there are any, "incomplete"
+    (series, fetched but with fewer objects than the server has), "failed" (series, studies and answers that could not
+    be fetched), "listed before" (skipped series with a line in the list), "other kinds".
     """
 
     def __init__(
         self, web: Web, intake: Intake, wanted: Wanted, place: Callable[[str], Place] = lambda unit: "index"
     ) -> None:
-        """`place`: where a unit is that has left the spool; "" where it is lost and must be fetched again.
+        """`place`: where a unit is that has left the spool; "" if it is lost and must be fetched again.
 
         Raises:
-            ConfigError: `wanted` makes no sense.
+            ConfigError: `wanted` is invalid.
         """
         self._web, self._intake, self._wanted, self._place = web, intake, wanted, place
         self._spool = intake.spool
         self._catalogue = Catalogue(web, wanted, self._doubt)
-        self._tried = self._in_a_row = 0  # series; failures
+        self._tried = self._in_a_row = 0  # series; consecutive failures
         self.counts: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()  # why something is missing
+        self.reasons: Counter[str] = Counter()  # of missing objects, series and studies
 
     @property
     def whole(self) -> bool:
-        """Whether everything that was asked for is here."""
-        wrong = ("failed", "incomplete", "refused", "listed before")
-        return not any(self.counts[name] for name in wrong)
+        """Whether everything wanted was received."""
+        return not any(self.counts[name] for name in ("failed", "incomplete", "refused", "listed before"))
 
     def __iter__(self) -> Iterator[Counter[str]]:
         """Run.
 
         Raises:
-            WebError: the search cannot begin, or the server is gone.
+            WebError: the search cannot begin, or the server no longer answers.
             Refused: the spool or the disk is full.
         """
         seen: set[str] = set()
@@ -108,8 +110,8 @@ class Pull:
             self.counts["other kinds"] = self._catalogue.other_kinds
 
     def _is_done(self, key: str, expected: int) -> bool:
-        """Whether a series came to its end before, and all of it waits complete, is in the index or in the list."""
-        before = self._spool.pulled(key)
+        """Whether a series was received to its end before, and all of it waits, is in the index or in the list."""
+        before = self._spool.ledger.pulled(key)
         if before is None or not expected or before.objects < expected:
             return False
         places = [self._place(unit) for unit in before.units if not self._spool.waits(unit)]
@@ -122,12 +124,12 @@ class Pull:
     # -- one series ----------------------------------------------------------------------------------------------------
 
     def _fetch(self, series: FoundSeries, key: str) -> bool:
-        """One series into the spool; where the server cannot send it as a whole, object by object.
+        """One series into the spool; if the server cannot send it as a whole, object by object.
 
         Returns:
-            Whether it came to its end.
+            Whether it was received to its end.
         """
-        got, end = _Got(), time.monotonic() + self._web.bounds.seconds
+        got, end = _Received(), time.monotonic() + self._web.bounds.seconds
         expected = series.count
         try:
             try:
@@ -135,7 +137,7 @@ class Pull:
             except ServerUnavailableError:
                 raise
             except WebError as error:
-                if error.status in _NO_USE or 300 <= error.status < 400 or time.monotonic() >= end:
+                if error.status in _FORBIDDEN or 300 <= error.status < 400 or time.monotonic() >= end:
                     raise
                 got.refused = got.unfit = 0
                 expected = max(expected, self._one_by_one(series, key, got, end, error))
@@ -155,25 +157,25 @@ class Pull:
             self.counts["objects"] += len(got.objects)
             self.counts["refused"] += got.refused
 
-    def _fetched(self, key: str, got: _Got, expected: int) -> None:
-        """A series came to its end."""
-        came = len(got.objects) + got.refused
-        if came < expected and not got.partial:
-            got.partial = f"{came} of {expected} objects came"
+    def _fetched(self, key: str, got: _Received, expected: int) -> None:
+        """Record a series that was received to its end."""
+        count = len(got.objects) + got.refused
+        if count < expected and not got.partial:
+            got.partial = f"{count} of {expected} objects came"
         if got.partial:
             self.counts["incomplete"] += 1
             self._list(key, got.partial)
         self._spool.complete({key} & got.units, max(0, expected - got.unfit))
         self._spool.complete(got.units - {key})
-        self._spool.set_pulled(key, Pulled(came, got.refused, tuple(got.units)))
+        self._spool.ledger.set_pulled(key, Pulled(count, got.refused, tuple(got.units)))
         self.counts["series"] += 1
         self._in_a_row = 0
 
-    def _one_by_one(self, series: FoundSeries, key: str, got: _Got, end: float, why: WebError) -> int:
-        """What can be had of a series object by object; how many objects the server has of it.
+    def _one_by_one(self, series: FoundSeries, key: str, got: _Received, end: float, why: WebError) -> int:
+        """Fetch a series object by object; the number of objects the server has of it.
 
         Raises:
-            WebError: nothing can be had this way either: `why` the series could not be had as a whole.
+            WebError: this fails as well: `why` the series could not be fetched as a whole.
         """
         path = f"studies/{series.study}/series/{series.uid}/instances"
         try:
@@ -187,7 +189,7 @@ class Pull:
             if self._intake.key("object", uid) in got.objects:
                 continue
             try:
-                self._receive(f"{path}/{uid}", _ONE, key, got, end)
+                self._receive(f"{path}/{uid}", _SINGLE, key, got, end)
                 in_a_row = 0
             except ServerUnavailableError:
                 raise
@@ -201,36 +203,36 @@ class Pull:
             got.partial = f"{missing} of {len(uids)} objects cannot be had: {why}"
         return len(uids)
 
-    def _receive(self, path: str, accept: str, key: str, got: _Got, end: float) -> None:
-        """The objects of an answer, again from its start where the connection broke; what was taken before counts."""
+    def _receive(self, path: str, accept: str, key: str, got: _Received, end: float) -> None:
+        """The objects of an answer, from its start again if the connection broke; accepted objects count once."""
         refused: Counter[str] = Counter()
-        bounds = self._web.bounds
 
-        def read(answer: Any) -> None:
+        def read(answer: "Response") -> None:
             refused.clear()
             if answer.status_code == 206:
                 got.partial = "the server says that it sends only a part"
-            kind = answer.headers.get("Content-Type", "")
-            blocks = content(answer, self._spool.most + self._intake.most)
-            for file in objects_to_files(blocks, kind, self._spool.incoming, self._intake.most, bounds.parts):
+            kind, maximum = answer.headers.get("Content-Type", ""), self._intake.max_bytes
+            blocks = content(answer, self._spool.max_bytes + maximum)
+            for file in objects_to_files(blocks, kind, self._spool.incoming, maximum, self._web.bounds.parts):
                 refused[self._take(file, key, got)] += 1
 
+        headers = {"Accept": accept, "Accept-Encoding": "identity"}
         try:
-            self._web.request("GET", path, read, {"Accept": accept, "Accept-Encoding": "identity"}, end=end)
+            self._web.request(Request("GET", path, headers), read, end=end)
         finally:
             got.refused += refused.total() - refused[""]
             got.unfit += refused["kind"]
 
-    def _take(self, file: Path | None, key: str, got: _Got) -> str:
-        """Why an object that came is refused, or ""; a full disk ends the whole."""
+    def _take(self, file: Path | None, key: str, got: _Received) -> str:
+        """Why a received object is refused, or ""; a full disk ends the run."""
         if file is None:
             self._intake.counts["refused"] += 1
-            self._spool.note(key, "", f"larger than {self._intake.most:,} bytes")
+            self._spool.quarantine.note(key, "", f"larger than {self._intake.max_bytes:,} bytes")
             return "full"
         try:
             cleaned = self._intake.take(file, key)
         except Refused as refused:
-            if refused.why == "full" and file.stat().st_size <= self._intake.most:
+            if refused.why == "full" and file.stat().st_size <= self._intake.max_bytes:
                 raise
             return refused.why
         finally:
@@ -239,13 +241,13 @@ class Pull:
         got.objects.add(cleaned.instance)
         return ""
 
-    # -- what went wrong -----------------------------------------------------------------------------------------------
+    # -- faults --------------------------------------------------------------------------------------------------------
 
     def _failed(self, key: str, error: WebError) -> None:
-        """Count and list what could not be had; after some in a row, ask whether the server is still there.
+        """Count and list a failure; after some in a row, check whether the server still answers.
 
         Raises:
-            ServerUnavailableError: it is not.
+            ServerUnavailableError: it does not.
         """
         self.counts["failed"] += 1
         self._list(key, str(error))
@@ -257,16 +259,16 @@ class Pull:
         except WebError as gone:
             if not gone.status:
                 raise ServerUnavailableError(
-                    f"{self._web.host}: no longer answers ({error}); the same command goes on"
+                    f"{self._web.host}: no longer answers ({error}); the same command resumes"
                 ) from None
         self._in_a_row = 0
 
     def _doubt(self, uid: str, reason: str) -> None:
-        """Something may be missing."""
+        """Count and list that a series, or a part of the search, may be missing."""
         self.counts["failed"] += 1
         self._list(self._intake.key("series", uid) if uid else "", reason)
 
     def _list(self, key: str, reason: str) -> None:
-        self._spool.note(key, "", reason)
+        self._spool.quarantine.note(key, "", reason)
         self.reasons[reason] += 1
         logging.getLogger(__name__).info("%s", reason)

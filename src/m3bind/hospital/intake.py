@@ -1,8 +1,8 @@
-"""The way of an object from a file that somebody sent into the spool.
+"""From a received file into the spool.
 
-    file -> size, room (spool) -> without names (deidentify) -> mapping, where asked for -> spool
+    file -> size, room (spool) -> de-identified (deidentify) -> mapping, if enabled -> spool
 
-* `Intake`: where it returns, the object is safe on disk; `encoder` goes on from there.
+* `Intake`: when it returns, the object is safe on disk; `encoder` continues from there.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from m3bind.hospital.tags import STORAGE
 
 
 class Intake:
-    """Takes files in. Threads may call it at the same time; one object at a time is in memory."""
+    """Accepts files. Thread-safe; one object at a time is in memory."""
 
     def __init__(
         self,
@@ -27,48 +27,43 @@ class Intake:
         deidentifier: Deidentifier,
         modalities: Sequence[str],
         mapping: Mapping | None = None,
-        most: int = 1 << 30,
+        max_bytes: int = 1 << 30,
     ) -> None:
-        """`modalities`: those of the space. `most`: bytes of one object."""
-        self.spool, self.most, self.counts = spool, most, Counter[str]()
+        """`modalities`: those of the space. `max_bytes`: of one object."""
+        self.spool, self.max_bytes, self.counts = spool, max_bytes, Counter[str]()
         self._deidentifier, self._modalities, self._mapping = deidentifier, tuple(modalities), mapping
         self._one = threading.Lock()
 
     @property
     def kinds(self) -> list[str]:
-        """SOP classes of objects that can be taken: those of which the space holds the modality."""
+        """Accepted SOP classes: those whose modality is in the space."""
         return [uid for uid, modality in STORAGE.items() if not modality or modality in self._modalities]
 
-    def accept(self, path: Path) -> str:
-        """`take`, for who asks only for the unit the object belongs to."""
-        return self.take(path).unit
-
     def take(self, path: Path, series: str = "") -> Cleaned:
-        """Take an object in; returns what was stored of it. It is durable when this returns.
+        """Accept an object; returns its stored form, which is durable when this returns.
 
-        `series`: key of the one it must be part of; "": any.
+        `series`: key of the series it must belong to; "": any.
 
         Raises:
-            Refused: too large, no room, of a kind that is not taken, not readable, of another series, or against the
-                rules.
+            Refused: too large, no room, of an unsupported kind, not readable, of another series, or against the rules.
             DiskError: the mapping, the ledger or the list cannot be written.
         """
         try:
             try:
                 size = path.stat().st_size
             except OSError as error:
-                raise Refused("full", f"what was received is not on the disk ({error.strerror})") from None
-            if size > self.most:
-                raise Refused("full", f"larger than {self.most:,} bytes")
+                raise Refused("full", f"the received file is not on the disk ({error.strerror})") from None
+            if size > self.max_bytes:
+                raise Refused("full", f"larger than {self.max_bytes:,} bytes")
             with self._one:
                 self.spool.room(size)
                 cleaned = self._deidentifier.clean_file(path)
                 if cleaned.origin.sop_class not in self.kinds:
                     raise Refused("kind", "of a modality that this space does not hold")
                 if series and cleaned.series != series:
-                    raise Refused("policy", "of another series than the one that was asked for")
+                    raise Refused("policy", "of another series than the requested one")
                 if self._mapping is not None:
-                    self._mapping.keep(cleaned)
+                    self._mapping.add(cleaned)
                 self.spool.put(cleaned)
         except Refused as refused:
             self.refuse(refused.reason)
@@ -81,7 +76,7 @@ class Intake:
         return self._deidentifier.names.key(kind, uid)
 
     def refuse(self, reason: str) -> None:
-        """Count and list an object that is not taken."""
+        """Count and list a refused object."""
         self.counts["refused"] += 1
-        with contextlib.suppress(DiskError):  # it was promised nothing
-            self.spool.note("", "", reason)
+        with contextlib.suppress(DiskError):  # its sender was not told that it is stored
+            self.spool.quarantine.note("", "", reason)

@@ -1,9 +1,9 @@
-"""What a spool remembers beyond its files, in one SQLite file.
+"""The state of a spool beyond its files, in one SQLite file.
 
-* `Ledger`: which objects made an item and what they held, which series were pulled, and how far waiting units are.
-* `Pulled`: what is remembered of a series that `pull` received to its end.
+* `Ledger`: the objects of each item with their digests, the pulled series, and the marks of waiting units.
+* `Pulled`: the record of a series that `pull` received to its end.
 
-Each call is durable when it returns. A damaged file is named, never guessed at.
+Each call is durable when it returns. A damaged file is an error, never repaired silently.
 """
 
 import contextlib
@@ -29,26 +29,25 @@ _TABLES = (
 class Pulled:
     """A series that was received to its end."""
 
-    objects: int  # that came, those that were refused among them
+    objects: int  # received, including the refused ones
     refused: int
-    units: tuple[str, ...]  # what they are part of
+    units: tuple[str, ...]  # they belong to
 
 
 class Ledger:
-    """Threads may call it at the same time."""
+    """Thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file.
+        """Open or create the file.
 
         Raises:
-            ConfigError: it is damaged, or something else.
+            ConfigError: it is damaged, or not a ledger.
         """
         self._path, self._guard = path, threading.Lock()
         try:
             self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._file.execute("PRAGMA synchronous=FULL")
-            found = self._file.execute("PRAGMA quick_check").fetchone()[0]
-            if found != "ok":
+            if self._file.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("its pages contradict each other")
             for table in _TABLES:
                 self._file.execute(table)
@@ -56,8 +55,8 @@ class Ledger:
                 self._file.execute("ALTER TABLE done ADD COLUMN digest TEXT DEFAULT ''")
         except sqlite3.Error as error:
             raise ConfigError(
-                f"{path}: the ledger of the spool cannot be used ({error}). Move it away and start again: what waits "
-                "is encoded all the same; only which objects were done before is then no longer known."
+                f"{path}: the ledger of the spool cannot be used ({error}). Move it away and start again: waiting "
+                "objects are encoded all the same; only the record of the objects that were done before is lost."
             ) from None
 
     @contextlib.contextmanager
@@ -65,7 +64,7 @@ class Ledger:
         """The connection, for one caller at a time, in one transaction.
 
         Raises:
-            DiskError: the file cannot be read or written any more.
+            DiskError: the file can no longer be read or written.
         """
         with self._guard:
             try:
@@ -76,12 +75,12 @@ class Ledger:
                 raise DiskError(f"{self._path}: the ledger of the spool cannot be used ({error})") from None
 
     def done(self, unit: str) -> dict[str, str]:
-        """The objects that made an item, each with the digest of its file ("" where none was taken)."""
+        """The objects of an encoded item, each with the digest of its file ("" if none was recorded)."""
         with self._open() as file:
             return dict(file.execute("SELECT object, digest FROM done WHERE unit = ?", (unit,)).fetchall())
 
     def finish(self, unit: str, objects: Mapping[str, str]) -> None:
-        """Remember which objects made the item."""
+        """Record the objects of an encoded item."""
         with self._open() as file:
             file.execute("DELETE FROM done WHERE unit = ?", (unit,))
             rows = [(unit, name, digest) for name, digest in objects.items()]
@@ -93,32 +92,32 @@ class Ledger:
             file.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", [(unit, mark, value) for unit in units])
 
     def unmark(self, unit: str, mark: Mark) -> None:
-        """Take a mark away."""
+        """Remove a mark."""
         with self._open() as file:
             file.execute("DELETE FROM marks WHERE unit = ? AND mark = ?", (unit, mark))
 
     def forget(self, unit: str) -> None:
-        """Take all marks of a unit away."""
+        """Remove all marks of a unit."""
         with self._open() as file:
             file.execute("DELETE FROM marks WHERE unit = ?", (unit,))
 
     def marked(self, mark: Mark) -> dict[str, int]:
-        """Units with a mark, and its value."""
+        """Units with a mark, and the mark's value."""
         with self._open() as file:
             return dict(file.execute("SELECT unit, value FROM marks WHERE mark = ?", (mark,)).fetchall())
 
     def pulled(self, series: str) -> Pulled | None:
-        """What is remembered of a series; None: it was never received to its end."""
+        """The record of a series; None if it was never received to its end."""
         with self._open() as file:
-            found = file.execute("SELECT objects, refused, units FROM pulled WHERE series = ?", (series,)).fetchone()
-        return Pulled(found[0], found[1], tuple(json.loads(found[2]))) if found else None
+            row = file.execute("SELECT objects, refused, units FROM pulled WHERE series = ?", (series,)).fetchone()
+        return Pulled(row[0], row[1], tuple(json.loads(row[2]))) if row else None
 
-    def set_pulled(self, series: str, found: Pulled) -> None:
-        """Remember a series that was received to its end."""
-        row = series, found.objects, found.refused, json.dumps(sorted(found.units))
+    def set_pulled(self, series: str, pulled: Pulled) -> None:
+        """Record a series that was received to its end."""
+        row = series, pulled.objects, pulled.refused, json.dumps(sorted(pulled.units))
         with self._open() as file:
             file.execute("INSERT OR REPLACE INTO pulled VALUES (?, ?, ?, ?)", row)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()

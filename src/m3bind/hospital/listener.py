@@ -1,18 +1,19 @@
-"""A C-STORE listener: takes what scanners and archives send, and answers only when it is safe on disk.
+"""A C-STORE listener: accepts objects of scanners and archives, and answers only when they are safe on disk.
 
-* `Listener`: starts and stops. * `refuse_open`: who may send, where others can reach it.
+* `Listener`: starts and stops; `ListenerSettings`: its titles, limits and TLS.
+* `refuse_open`: an address that other machines reach needs named or proven senders.
 
 | answer | meaning |
 |---|---|
-| 0x0000 | it is de-identified and on disk, and will be in the index, or in the list of what could not be read |
+| 0x0000 | it is de-identified and on disk, and will be in the index, or in the list of unreadable objects |
 | 0xA700 | out of resources: too large, the spool or a disk is full; send it again later |
-| 0xA900 | a kind of object or transfer syntax that is not taken |
-| 0xC000 | cannot be understood |
+| 0xA900 | an unsupported kind of object or transfer syntax |
+| 0xC000 | cannot be parsed |
 | 0x0124 | refused by rule: burned-in text, the label of a slide |
 
-Received bytes go to the spool's folder as they come, never into memory as a whole; an association that sends an object
-larger than allowed is aborted. There are no more associations at a time than allowed; connections that do not ask for
-one wait on the `porch`. A series stays open while an association that sent some of it is: see `Spool`.
+Received bytes go to the spool's folder as they arrive, never into memory as a whole; an association that sends an
+object larger than allowed is aborted. The number of associations is limited; connections that have not requested one
+wait on the `porch`. A series stays open while an association that sent some of it is open: see `Spool`.
 """
 
 import ipaddress
@@ -22,6 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from m3bind.errors import ConfigError, DiskError
@@ -37,12 +39,24 @@ _SYNTAXES = [
     *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)),
 ]  # fmt: skip
 SLACK = 1 << 20  # bytes of headers and commands beside an object
-HELLO = 10.0  # seconds until a connection must have asked for an association
+HELLO = 10.0  # seconds until a connection must have requested an association
 Complete = Literal["quiet", "release"]
 
 
+@dataclass(frozen=True)
+class ListenerSettings:
+    """Who may send, how many at a time, and when a series is complete."""
+
+    aet: str = "M3BIND"  # our application entity title
+    allow: Sequence[str] = ()  # titles that may send; empty: all
+    associations: int = 8  # at a time
+    timeout: float = 60.0  # seconds
+    complete: Complete = "quiet"  # see `Spool`
+    tls: ssl.SSLContext | None = None  # None: plain DICOM
+
+
 def refuse_open(host: str, allow: Sequence[str], proven: bool = False) -> None:
-    """Refuse to listen where other machines reach us without saying who may send; `proven`: by certificates.
+    """Refuse an address that other machines reach, unless the senders are named or `proven` by certificates.
 
     Raises:
         ConfigError: no titles are named.
@@ -60,24 +74,13 @@ def refuse_open(host: str, allow: Sequence[str], proven: bool = False) -> None:
 
 
 class Listener:
-    """One DICOM application entity that takes objects in."""
+    """One DICOM application entity that accepts objects."""
 
-    def __init__(
-        self,
-        intake: Intake,
-        aet: str = "M3BIND",
-        allow: Sequence[str] = (),
-        associations: int = 8,
-        timeout: float = 60.0,
-        complete: Complete = "quiet",
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        """`allow`: titles that may send; all where empty. `complete`: when a series is, see `Spool`.
-
-        Over TLS where `tls` is given.
+    def __init__(self, intake: Intake, settings: ListenerSettings | None = None) -> None:
+        """Configure it.
 
         Raises:
-            ConfigError: a title that is none.
+            ConfigError: an invalid title.
         """
         from pynetdicom import AE, _config
         from pynetdicom.sop_class import Verification
@@ -86,37 +89,37 @@ class Listener:
 
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_HANDLER_LEVEL = "none"
-        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # it quotes what it was sent
-        self._intake, self._complete, self._tls = intake, complete, tls
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # it quotes received values
+        self._intake, self._settings = intake, settings or ListenerSettings()
         try:
-            self._ae = AE(aet)
+            self._ae = AE(self._settings.aet)
             self._ae.require_called_aet = True
-            self._ae.require_calling_aet = list(allow)
+            self._ae.require_calling_aet = list(self._settings.allow)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"an application entity title has 1 to 16 characters: {error}") from error
-        self._ae.maximum_associations = associations
-        self._ae.acse_timeout = self._ae.dimse_timeout = self._ae.network_timeout = timeout
+        self._ae.maximum_associations = self._settings.associations
+        self._ae.acse_timeout = self._ae.dimse_timeout = self._ae.network_timeout = self._settings.timeout
         self._ae.maximum_pdu_size = PDU // 4
         self._ae.add_supported_context(Verification)
         for uid in intake.kinds:
             self._ae.add_supported_context(uid, _SYNTAXES)
         self._server: Any = None
         self._porch: Porch | None = None
-        self._before: Any = None  # what pynetdicom did with what it received
+        self._before: Any = None  # pynetdicom's class for received files
         self._guard = threading.Lock()
         self._received: Counter[Any] = Counter()  # bytes of the object an association is sending
-        self._connected: set[Any] = set()  # associations, until it is known how they ended
+        self._connected: set[Any] = set()  # associations that are not known to have ended
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port it listens on."""
         return int(self._server.server_address[1])
 
     def start(self, host: str, port: int) -> None:
         """Listen. Port 0 takes a free one.
 
         Raises:
-            ConfigError: the address cannot be had.
+            ConfigError: the address is not available.
         """
         from pynetdicom import evt
 
@@ -126,13 +129,13 @@ class Listener:
             (evt.EVT_CONN_OPEN, self._opened),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_DATA_RECV, self._count),
-            (evt.EVT_ACSE_RECV, self._told),
+            (evt.EVT_ACSE_RECV, self._acse),
             (evt.EVT_CONN_CLOSE, lambda event: self._gone(event.assoc)),
         ]
         self._porch = Porch(self._deliver, self._sweep, min(HELLO, self._ae.network_timeout))
         try:
             self._server = self._ae.make_server(
-                (host, port), evt_handlers=handlers, server_class=_server(self._porch, self._tls)
+                (host, port), evt_handlers=handlers, server_class=_server(self._porch, self._settings.tls)
             )
         except OSError as error:
             self._porch.close()
@@ -142,7 +145,7 @@ class Listener:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
 
     def _deliver(self, connection: Any, address: Any) -> None:
-        """Let a connection that has asked for an association have its thread, unless there are too many."""
+        """Give a connection that has requested an association its thread, unless there are too many."""
         connection.settimeout(self._ae.network_timeout)
         if len(self._server.active_associations) < 4 * self._ae.maximum_associations:
             self._server.begin(connection, address)
@@ -150,7 +153,7 @@ class Listener:
             self._server.shutdown_request(connection)
 
     def stop(self, seconds: float) -> None:
-        """Take no more associations, let running ones end for at most `seconds`, then abort them."""
+        """Accept no more associations, wait up to `seconds` for running ones, then abort them."""
         from m3bind.hospital.wire import restore
 
         self._server.shutdown()
@@ -173,20 +176,20 @@ class Listener:
             self._connected.add(event.assoc)
 
     def _store(self, event: Any) -> int:
-        """Take one object in."""
+        """Accept one object."""
         try:
             failed = getattr(event.request._dataset_file, "failed", "")
             if failed:
-                self._intake.refuse(f"what was received cannot be written ({failed})")
+                self._intake.refuse(f"the received file cannot be written ({failed})")
                 return OUT_OF_RESOURCES
-            unit = self._intake.accept(event.dataset_path)
+            unit = self._intake.take(event.dataset_path).unit
         except Refused as refused:
             return _ANSWERS[refused.why]
         except DiskError as error:
-            log.error("%s; senders are told to come again", error)
+            log.error("%s; the answer asks senders to try again later", error)
             return OUT_OF_RESOURCES
         except Exception as error:
-            log.error("an object could not be taken in (%s)", type(error).__name__)
+            log.error("an object could not be accepted (%s)", type(error).__name__)
             return OUT_OF_RESOURCES
         finally:
             self._received.pop(event.assoc, None)
@@ -194,27 +197,27 @@ class Listener:
         return SUCCESS
 
     def _count(self, event: Any) -> None:
-        """Abort an association whose object grows too large; in a thread, as this one must go on reading."""
+        """Abort an association whose object grows too large; in a thread, as this one must continue to read."""
         with self._guard:
             self._received[event.assoc] += len(event.data)
-            over = self._received[event.assoc] > self._intake.most + SLACK
+            over = self._received[event.assoc] > self._intake.max_bytes + SLACK
             if over:
                 self._received[event.assoc] = -(1 << 62)
         if over:
-            self._intake.refuse(f"larger than {self._intake.most:,} bytes: association aborted")
+            self._intake.refuse(f"larger than {self._intake.max_bytes:,} bytes: association aborted")
             threading.Thread(target=event.assoc.abort, daemon=True).start()
 
-    def _told(self, event: Any) -> None:
-        """A sender that asks for the end of its association has sent all it has."""
+    def _acse(self, event: Any) -> None:
+        """A sender that releases its association has sent everything."""
         from pynetdicom.pdu_primitives import A_RELEASE
 
         if isinstance(event.primitive, A_RELEASE):
             units = self._intake.spool.left(event.assoc, broken=False)
-            if self._complete == "release":
+            if self._settings.complete == "release":
                 self._intake.spool.complete(units)
 
     def _gone(self, association: Any) -> None:
-        """Forget an association and what it left half received; where it did not ask for its end, it was broken off."""
+        """Forget an association and its partly received file; without a release, its series are broken off."""
         with self._guard:
             self._connected.discard(association)
             self._received.pop(association, None)
@@ -225,7 +228,7 @@ class Listener:
             path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Forget associations of which nobody said how they ended."""
+        """Forget associations that ended without an event."""
         with self._guard:
             ended = [association for association in self._connected if not association.is_alive()]
         for association in ended:
@@ -233,7 +236,7 @@ class Listener:
 
 
 def _server(porch: Porch, tls: ssl.SSLContext | None) -> Any:
-    """A server whose connections wait on a porch until they ask for an association."""
+    """A server whose connections wait on a porch until they request an association."""
     from pynetdicom.transport import ThreadedAssociationServer
 
     class Server(ThreadedAssociationServer):  # type: ignore[misc]  # its package has no types
@@ -254,6 +257,6 @@ def _server(porch: Porch, tls: ssl.SSLContext | None) -> Any:
             super().process_request(request, client_address)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """Without the traceback, which says who called."""
+            """No traceback, which would name the client."""
 
     return Server

@@ -1,4 +1,4 @@
-"""By option: which object an item was made of, in a private file. It names patients; keep it as you keep the salt.
+"""Optional: the original objects of each item, in a private file. It identifies patients; protect it like the salt.
 
 * `Mapping`: item -> the identifiers of its objects (`Origin`), in one SQLite file of mode 0600.
 """
@@ -8,8 +8,8 @@ import os
 import sqlite3
 import stat
 import threading
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from m3bind.errors import ConfigError, DiskError
@@ -20,15 +20,15 @@ class Mapping:
     """See above."""
 
     def __init__(self, path: Path, make: bool = True) -> None:
-        """Open the file; with `make`, a new one where there is none.
+        """Open the file; with `make`, create it if missing.
 
         Raises:
-            ConfigError: there is none, others may read it, or it is something else.
-            DiskError: it cannot be made.
+            ConfigError: it is missing, others may read it, or it is not a mapping.
+            DiskError: it cannot be created.
         """
         if not make and not path.exists():
-            raise ConfigError(f"{path}: no mapping there; results need one, kept by listen or pull with --mapping")
-        if path.is_symlink():  # it would be written where somebody else wants it
+            raise ConfigError(f"{path}: no mapping there; results need one, written by listen or pull with --mapping")
+        if path.is_symlink():  # another user could choose the place that is written
             raise ConfigError(f"{path}: a link; name the file itself")
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -36,7 +36,7 @@ class Mapping:
             mode = os.fstat(descriptor).st_mode
             os.close(descriptor)
         except OSError as error:
-            raise DiskError(f"{path}: no mapping can be kept there ({error.strerror})") from error
+            raise DiskError(f"{path}: cannot hold a mapping ({error.strerror})") from error
         if not stat.S_ISREG(mode):
             raise ConfigError(f"{path}: not a plain file; name another")
         if stat.S_IMODE(mode) & 0o077:
@@ -51,13 +51,13 @@ class Mapping:
         except sqlite3.DatabaseError as error:
             raise ConfigError(f"{path}: not a mapping ({error}); name another file") from error
 
-    def keep(self, cleaned: Cleaned) -> None:
-        """Remember the object of an item; durable when this returns.
+    def add(self, cleaned: Cleaned) -> None:
+        """Record the object of an item; durable when this returns.
 
         Raises:
             DiskError: the file cannot be written.
         """
-        row = cleaned.unit, cleaned.instance, json.dumps(cleaned.origin.as_dict())
+        row = cleaned.unit, cleaned.instance, json.dumps(asdict(cleaned.origin))
         try:
             with self._guard:
                 self._file.execute("INSERT OR REPLACE INTO origins VALUES (?, ?, ?)", row)
@@ -65,7 +65,7 @@ class Mapping:
             raise DiskError(f"{self._path}: the mapping cannot be written ({error})") from None
 
     def origins(self, item: str) -> list[Origin]:
-        """The objects an item was made of.
+        """The original objects of an item.
 
         Raises:
             ConfigError: the item is not in this mapping, or the mapping is damaged.
@@ -81,11 +81,11 @@ class Mapping:
         return origins
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

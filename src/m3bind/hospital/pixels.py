@@ -1,21 +1,25 @@
-"""Pixels and samples without what may hide around them.
+"""Pixels and samples without text hidden around them.
 
-* `clean_bulk`: the bytes of one dataset, cut to what its header says they hold.
+* `clean_bulk`: the bytes of one dataset, cut to the size its header states.
+* `clean_stream`: a compressed frame. * `clean_profile`: a colour profile.
 
-Text can stand behind the last pixel, in the bits above the stored ones (overlays of old), and in the comment and
+Text can stand behind the last pixel, in the bits above the stored ones (old overlays), and in the comment and
 application segments of JPEG, JPEG-LS and JPEG 2000 streams. The first is cut off, the second cleared, and the segments
-are filled with zeros, but for what says how colours are stored (JFIF, Adobe), so that everything keeps its place and
-its value. Of a colour profile the numbers stay.
+are filled with zeros except for the storage of colours (JFIF, Adobe), so that all positions and values are unchanged.
+A colour profile is reduced to its numbers.
 """
 
 import re
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from m3bind.hospital.tags import BULK
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "")
 _RLE = "1.2.840.10008.1.2.5"
@@ -23,13 +27,13 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # not stuffed zeros or restarts
 _IN_SCAN_LS = re.compile(rb"\xff([\x80-\xcf\xd8-\xfe])")  # JPEG-LS stuffs one bit
 _BOX = b"\0\0\0\x0cjP  "  # a JPEG 2000 file around the stream
-_SIZE = b"\xff\x4f\xff\x51"  # how a JPEG 2000 stream begins
+_SIZE = b"\xff\x4f\xff\x51"  # first bytes of a JPEG 2000 stream
 _OF_A_PROFILE = (b"XYZ ", b"curv", b"para", b"mft1", b"mft2", b"mAB ", b"mBA ", b"sf32")  # kinds of entries: numbers
-_MOST_OFFSETS = 1 << 32  # bytes a basic offset table can point over
+_MAX_OFFSET = 1 << 32  # bytes a basic offset table can address
 
 
-def clean_bulk(dataset: Any, made: Any, syntax: str, above: Sequence[Any] = ()) -> None:
-    """Put the allowed bytes of `dataset` into `made`, which holds the entries that describe them.
+def clean_bulk(dataset: "Dataset", made: "Dataset", syntax: str, above: Sequence["Dataset"] = ()) -> None:
+    """Copy the allowed bytes of `dataset` into `made`, which holds the entries that describe them.
 
     Args:
         dataset: with the bytes.
@@ -38,9 +42,9 @@ def clean_bulk(dataset: Any, made: Any, syntax: str, above: Sequence[Any] = ()) 
         above: the datasets that `dataset` is an item of.
 
     Raises:
-        ValueError, KeyError, AttributeError, struct.error: they are not what the header says.
+        ValueError, KeyError, AttributeError, struct.error: they do not fit the header.
     """
-    for keyword, most in BULK.items():
+    for keyword, maximum in BULK.items():
         if keyword not in dataset or (keyword in _PIXELS and above):
             continue
         value = dataset[keyword].value
@@ -54,17 +58,15 @@ def clean_bulk(dataset: Any, made: Any, syntax: str, above: Sequence[Any] = ()) 
             bits = int(made.WaveformBitsAllocated)
             needed = int(made.NumberOfWaveformChannels) * int(made.NumberOfWaveformSamples) * bits // 8
             made.add_new(keyword, "OW" if bits > 8 else "OB", _even(value[:needed]))
-        elif keyword == "ICCProfile":
-            if len(value) <= (most or 0) and (profile := clean_profile(value)):
-                made.add_new(keyword, "OB", _even(profile))
-        else:
-            limit = most or 0
-            if len(value) <= limit:
+        elif len(value) <= (maximum or 0):
+            if keyword != "ICCProfile":
                 made.add_new(keyword, "OW" if len(value) % 2 == 0 else "OB", _even(value))
+            elif profile := clean_profile(value):
+                made.add_new(keyword, "OB", _even(profile))
 
 
 def clean_profile(profile: bytes) -> bytes:
-    """A colour profile (ICC) with the numbers that turn colours, without texts, dates and devices; b"" of none.
+    """A colour profile (ICC) with the numbers of the transform, without texts, dates and devices; b"" if invalid.
 
     Raises:
         struct.error: cut short.
@@ -85,7 +87,7 @@ def _even(data: bytes) -> bytes:
     return data + b"\0" * (len(data) % 2)
 
 
-def _put_pixels(made: Any, keyword: str, value: bytes, syntax: str) -> None:
+def _put_pixels(made: "Dataset", keyword: str, value: bytes, syntax: str) -> None:
     if syntax in _NATIVE:
         kind = {"FloatPixelData": "OF", "DoubleFloatPixelData": "OD"}.get(keyword, "")
         bits = int(made.BitsAllocated) if not kind else 32 if kind == "OF" else 64
@@ -99,14 +101,14 @@ def _put_pixels(made: Any, keyword: str, value: bytes, syntax: str) -> None:
     frames = generate_frames(value, number_of_frames=count)
     cleaned = [frame if syntax == _RLE else clean_stream(frame) for frame in frames]
     if len(cleaned) != count:
-        raise ValueError("another number of frames than the header says")
+        raise ValueError("another number of frames than the header states")
     total = sum(map(len, cleaned)) + 8 * count
-    made.add_new(keyword, "OB", encapsulate(cleaned, has_bot=total < _MOST_OFFSETS))
+    made.add_new(keyword, "OB", encapsulate(cleaned, has_bot=total < _MAX_OFFSET))
     made[keyword].is_undefined_length = True
 
 
-def _needed(made: Any, bits: int | None = None) -> int:
-    """Bytes that uncompressed pixels take by the header."""
+def _needed(made: "Dataset", bits: int | None = None) -> int:
+    """Bytes of uncompressed pixels, from the header."""
     samples = int(made.get("SamplesPerPixel") or 1)
     if made.get("PhotometricInterpretation") in ("YBR_FULL_422", "YBR_PARTIAL_422"):
         samples = 2
@@ -114,8 +116,8 @@ def _needed(made: Any, bits: int | None = None) -> int:
     return (count * (int(made.BitsAllocated) if bits is None else bits) + 7) // 8
 
 
-def _stored_bits(made: Any, value: bytes, bits: int) -> bytes:
-    """Uncompressed pixels without what stands in the bits that hold no pixel, sign extended."""
+def _stored_bits(made: "Dataset", value: bytes, bits: int) -> bytes:
+    """Uncompressed pixels with unused bits cleared, sign extended."""
     stored = int(made.get("BitsStored") or bits)
     if bits not in (8, 16, 32) or not 0 < stored < bits:
         return value
@@ -132,10 +134,10 @@ def _stored_bits(made: Any, value: bytes, bits: int) -> bytes:
 
 
 def clean_stream(frame: bytes) -> bytes:
-    """A JPEG, JPEG-LS or JPEG 2000 stream, comments and application data zeroed, what stands around it cut off.
+    """A JPEG, JPEG-LS or JPEG 2000 stream, comments and application data zeroed, bytes around it cut off.
 
     Raises:
-        ValueError: it is none of these, or its segments do not follow each other.
+        ValueError: it is none of these, or its segments are not contiguous.
     """
     start = frame.find(_SIZE, 0, 4096) if frame.startswith(_BOX) else 0
     data = bytearray(frame[max(start, 0) :])
@@ -149,7 +151,7 @@ def clean_stream(frame: bytes) -> bytes:
 
 
 def _length(data: bytearray, position: int) -> int:
-    """The length a segment states at `position`, checked against what is there."""
+    """The length a segment states at `position`, checked against the stream's."""
     length = int.from_bytes(data[position : position + 2], "big")
     if length < 2 or position + length > len(data):
         raise ValueError("a segment that reaches beyond its stream")
@@ -183,7 +185,7 @@ def _jpeg(data: bytearray) -> int:
 
 
 def _of_colour(code: int, body: bytes) -> bytes:
-    """What an application segment says of the colours, which its readers need; b"" where it says nothing of them."""
+    """The colour information of an application segment, which readers need; b"" if it has none."""
     if code == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14:
         return b"JFIF\0\1\1\0\0\1\0\1\0\0"  # a density of 1 to 1, no thumbnail
     if code == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:

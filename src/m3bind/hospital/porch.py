@@ -1,10 +1,10 @@
-"""Where connections wait until they ask for an association, so that those that never do keep nobody else out.
+"""Connections that have not requested an association yet, so that idle ones do not block others.
 
-* `Porch`: watches them in one thread, without a thread or a place among the senders for each; what is too slow or too
-  many is closed, the oldest first.
+* `Porch`: watches them in one thread, without a thread or a sender's slot for each; slow connections are closed, and
+  the oldest if there are too many.
 
-A connection is handed on when its request is there as a whole. Over TLS, what it sends cannot be looked at without
-taking it: there it is handed on when the keys are agreed on and it has sent something.
+A connection is delivered when its request has arrived completely. Over TLS, received bytes cannot be inspected without
+consuming them: it is delivered when the handshake is done and bytes are there.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-MOST = 256  # connections
-HEAD = 6  # bytes of a message that say its kind and length
-REQUEST = 1  # kind of the message that asks for an association
-PEEKED = 32 << 10  # bytes of a request that are waited for; longer ones are handed on with so many
-SLOW = 0.05  # seconds between looks at a request that came in part
+CONNECTIONS = 256
+HEAD = 6  # bytes of a message with its kind and length
+REQUEST = 1  # kind of the message that requests an association
+PEEKED = 32 << 10  # bytes of a request to wait for; longer ones are delivered at this length
+SLOW = 0.05  # seconds between checks of a request that arrived in part
 TICK = 1.0  # seconds between calls of `tick`
 
 
 @dataclass(eq=False)
 class _Visitor:
-    """A connection that waits."""
+    """A waiting connection."""
 
     connection: socket.socket
     address: Any
     since: float = field(default_factory=time.monotonic)
-    agreed: bool = False  # on keys, over TLS
+    agreed: bool = False  # the TLS handshake is done
     begun: bool = False  # a part of its request is there
 
 
@@ -41,30 +41,35 @@ class Porch:
     """See above."""
 
     def __init__(
-        self, deliver: Callable[[socket.socket, Any], None], tick: Callable[[], None], seconds: float, most: int = MOST
+        self,
+        deliver: Callable[[socket.socket, Any], None],
+        tick: Callable[[], None],
+        seconds: float,
+        maximum: int = CONNECTIONS,
     ) -> None:
-        """`deliver` takes a connection over; `tick` is called now and then; `seconds`: longest wait."""
-        self._deliver, self._tick, self._seconds, self._most = deliver, tick, seconds, most
+        """`deliver` takes over a connection; `tick` is called every second; `seconds`: longest wait."""
+        self._deliver, self._tick, self._seconds, self._maximum = deliver, tick, seconds, maximum
         self._selector = selectors.DefaultSelector()
         self._guard = threading.Lock()
-        self._visitors: dict[_Visitor, None] = {}  # in the order they came
+        self._visitors: dict[_Visitor, None] = {}  # in order of arrival
         self._open = True
         self._thread = threading.Thread(target=self._run, name="porch", daemon=True)
         self._thread.start()
 
     def add(self, connection: socket.socket, address: Any) -> None:
-        """Let a connection wait."""
+        """Add a connection."""
         connection.setblocking(False)
         visitor = _Visitor(connection, address)
         with self._guard:
             self._visitors[visitor] = None
-            oldest = next(iter(self._visitors)) if len(self._visitors) > self._most else None
+            oldest = next(iter(self._visitors)) if len(self._visitors) > self._maximum else None
         if oldest is not None:
             self._close(oldest)
-        self._watch(visitor)
+        with contextlib.suppress(KeyError, ValueError, OSError):  # closed meanwhile
+            self._selector.register(connection, selectors.EVENT_READ, visitor)
 
     def close(self) -> None:
-        """Close all that wait."""
+        """Close all waiting connections."""
         self._open = False
         self._thread.join(5)
         for visitor in list(self._visitors):
@@ -72,28 +77,27 @@ class Porch:
         self._selector.close()
 
     def _run(self) -> None:
-        told = time.monotonic()
+        ticked = time.monotonic()
         while self._open:
             begun = [visitor for visitor in list(self._visitors) if visitor.begun]
             ready = [key.data for key, _ in self._selector.select(SLOW if begun else SLOW * 4)]
             for visitor in dict.fromkeys(ready + begun):
-                self._look(visitor)
+                self._check(visitor)
             now = time.monotonic()
             for visitor in list(self._visitors):
                 if now - visitor.since > self._seconds:
                     self._close(visitor)
-            if now - told > TICK:
-                told = now
+            if now - ticked > TICK:
+                ticked = now
                 self._tick()
 
-    def _watch(self, visitor: _Visitor) -> None:
-        with contextlib.suppress(KeyError, ValueError, OSError):  # closed meanwhile
-            self._selector.register(visitor.connection, selectors.EVENT_READ, visitor)
-
-    def _forget(self, visitor: _Visitor) -> bool:
-        """Whether it still waited."""
+    def _unwatch(self, visitor: _Visitor) -> None:
         with contextlib.suppress(KeyError, ValueError, OSError):
             self._selector.unregister(visitor.connection)
+
+    def _forget(self, visitor: _Visitor) -> bool:
+        """Remove a connection; whether it was still waiting."""
+        self._unwatch(visitor)
         with self._guard:
             return visitor in self._visitors and self._visitors.pop(visitor, None) is None
 
@@ -101,10 +105,10 @@ class Porch:
         if self._forget(visitor):
             visitor.connection.close()
 
-    def _look(self, visitor: _Visitor) -> None:
-        """Hand a connection on if it has asked, close it if it has gone."""
+    def _check(self, visitor: _Visitor) -> None:
+        """Deliver a connection with a request, close a broken one."""
         try:
-            complete = self._has_asked(visitor)
+            complete = self._has_request(visitor)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
         except (OSError, ValueError):
@@ -113,16 +117,15 @@ class Porch:
         if complete:
             if self._forget(visitor):
                 self._deliver(visitor.connection, visitor.address)
-        elif not visitor.begun:  # it is looked at now and then: there is always something to read
+        elif not visitor.begun:  # polled from now on: the selector would report it all the time
             visitor.begun = True
-            with contextlib.suppress(KeyError, ValueError, OSError):
-                self._selector.unregister(visitor.connection)
+            self._unwatch(visitor)
 
-    def _has_asked(self, visitor: _Visitor) -> bool:
-        """Whether the request is there.
+    def _has_request(self, visitor: _Visitor) -> bool:
+        """Whether the request has arrived completely.
 
         Raises:
-            OSError: nothing is there yet, or the connection has gone.
+            OSError: no bytes yet, or the connection is closed.
         """
         connection = visitor.connection
         if isinstance(connection, ssl.SSLSocket):
@@ -138,12 +141,12 @@ class Porch:
 
 
 def _peeked(connection: socket.socket, count: int) -> bytes:
-    """What can be read, left where it is.
+    """The received bytes, without consuming them.
 
     Raises:
-        OSError: nothing is there yet, or the connection has gone.
+        OSError: no bytes yet, or the connection is closed.
     """
-    found = socket.socket.recv(connection, count, socket.MSG_PEEK)
-    if not found:
+    data = socket.socket.recv(connection, count, socket.MSG_PEEK)
+    if not data:
         raise ConnectionResetError
-    return found
+    return data

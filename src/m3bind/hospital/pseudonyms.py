@@ -1,7 +1,7 @@
-"""What identifiers become: keyed hashes, the same for the same salt, which nobody without the salt can repeat.
+"""Replacements of identifiers: keyed hashes, the same for the same salt, not reproducible without it.
 
 * `Pseudonyms`: patients, UIDs, days and file names under one salt.
-* `open_salt`: the salt of the environment variable M3BIND_SALT, or of a file that is made once and is private.
+* `open_salt`: the salt of the environment variable M3BIND_SALT, or of a private file that is created once.
 """
 
 import hashlib
@@ -18,22 +18,22 @@ from m3bind.core.stored import bytes_given
 from m3bind.errors import ConfigError, DiskError
 
 VARIABLE = "M3BIND_SALT"
-LEAST = 16  # characters of a salt
-SPAN = 3650  # days by which dates are moved back at most
+SHORTEST = 16  # characters of a salt
+SPAN = 3650  # days: maximum by which dates are moved back
 
 
 def default_salt() -> Path:
-    """Where the salt is kept if nobody says where: the user's folder of settings."""
+    """The default file of the salt, in the user's folder of settings."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(base) / "m3bind" / "salt"
 
 
 def open_salt(path: Path | None = None) -> bytes:
-    """The salt: of M3BIND_SALT where no `path` is given and it is set, else of the file, which is made if missing.
+    """The salt: M3BIND_SALT if it is set and no `path` is given, else the file's, which is created if missing.
 
     Raises:
         ConfigError: shorter than 16 characters, or a file that others may read.
-        DiskError: the file cannot be made or read.
+        DiskError: the file cannot be created or read.
     """
     text = os.environ.get(VARIABLE, "") if path is None else ""
     if text:
@@ -46,12 +46,12 @@ def open_salt(path: Path | None = None) -> bytes:
             raise ConfigError(f"{path}: others may read the salt; chmod 600 it, and take a new one if they did")
         return _checked(bytes_given(path, "--salt-file").strip(), str(path))
     except OSError as error:
-        raise DiskError(f"{path}: no salt can be kept there ({error.strerror}); name another --salt-file") from error
+        raise DiskError(f"{path}: cannot hold a salt ({error.strerror}); name another --salt-file") from error
 
 
 def _checked(salt: bytes, where: str) -> bytes:
-    if len(salt) < LEAST:
-        raise ConfigError(f"{where}: a salt of {len(salt)} characters; take {LEAST} or more that nobody can guess")
+    if len(salt) < SHORTEST:
+        raise ConfigError(f"{where}: a salt of {len(salt)} characters; use {SHORTEST} or more random ones")
     return salt
 
 
@@ -73,7 +73,7 @@ def _make(path: Path) -> None:
 
 
 class Pseudonyms:
-    """Identifiers under one salt. The same input gives the same output, in any process and on any day."""
+    """Identifiers under one salt. The same input always gives the same output."""
 
     def __init__(self, salt: bytes) -> None:
         self._salt = salt
@@ -87,11 +87,11 @@ class Pseudonyms:
         return state.digest()
 
     def key(self, kind: str, *texts: str) -> str:
-        """24 hexadecimal digits, for ids and file names; `kind` keeps a patient's number and a series' apart."""
+        """24 hexadecimal digits, for ids and file names; `kind` separates a patient's number from a series' UID."""
         return self._digest(kind, *texts).hex()[:24]
 
     def uid(self, uid: str) -> str:
-        """A UID in place of another one, of the form 2.25.<number>; "" stays ""."""
+        """The replacement of a UID, of the form 2.25.<number>; "" stays ""."""
         return f"2.25.{uuid.UUID(bytes=self._digest('uid', uid)[:16], version=4).int}" if uid else ""
 
     def patient(self, number: str, issuer: str = "", study: str = "") -> str:
@@ -100,22 +100,22 @@ class Pseudonyms:
         return self.key("patient", issuer, number) if number else self.key("patient of study", study)
 
     def moved(self, day: str, patient: str) -> str:
-        """A DICOM date (YYYYMMDD) some 1 to 3,650 days earlier, the same number for all dates of a patient's pseudonym.
+        """A DICOM date (YYYYMMDD) 1 to 3,650 days earlier, the same number for all dates of a patient's pseudonym.
 
-        "" for what is no date or would leave the calendar.
+        "" for an invalid date, or one that would leave the calendar.
         """
         try:
-            found = date(int(day[:4]), int(day[4:6]), int(day[6:8]))
+            value = date(int(day[:4]), int(day[4:6]), int(day[6:8]))
             back = timedelta(days=1 + int.from_bytes(self._digest("days", patient)[:4], "little") % SPAN)
-            return (found - back).strftime("%Y%m%d") if len(day) == 8 and found.year > 1000 + SPAN // 365 else ""
+            return (value - back).strftime("%Y%m%d") if len(day) == 8 and value.year > 1000 + SPAN // 365 else ""
         except (ValueError, OverflowError):
             return ""
 
     def moved_time(self, moment: str, study: str) -> str:
-        """A DICOM time (HHMMSS.FFFFFF) as another one in the same order within a study; "" for what is no time.
+        """A DICOM time (HHMMSS.FFFFFF) as another one in the same order within a study; "" for an invalid time.
 
-        Half of the time since midnight and a number of seconds, below half a day, of each study. Of a date before it
-        19000101 is left.
+        Half of the time since midnight plus a number of seconds per study, below half a day. A date before the time
+        becomes 19000101.
         """
         found = re.fullmatch(r"(\d{8})?(\d{2})(\d{2})?(\d{2})?(?:\.(\d{1,6}))?(?:[+-]\d{4})?", moment.strip())
         if found is None:

@@ -1,51 +1,50 @@
-"""What a spool cannot use: the files in a folder, and a list that says why.
+"""Unusable files of a spool: the files in a folder, and a list with the reasons.
 
-* `Quarantine`: takes units and single files; one line in the list for each.
+* `Quarantine`: takes units and single files, with one line in the list for each.
 """
 
 import contextlib
 import csv
 import os
-import shutil
 import threading
 from pathlib import Path
 from typing import TextIO
 
 from m3bind.core.files import open_lock
 from m3bind.errors import ConfigError, DiskError
+from m3bind.hospital.held import move_files
 from m3bind.privacy import redact_path
 
 LIST = "aside.csv"
-FILES = "files"  # in the folder: single files that are damaged or not ours
-NOTES = 16 << 20  # bytes of the list after which refusals, which were promised nothing, are no longer listed
+FILES = "files"  # in the folder: single files that are damaged or external
+NOTES = 16 << 20  # bytes of the list after which refused objects are no longer listed
 
 
 class Quarantine:
-    """`SPOOL/aside/` and `SPOOL/aside.csv`. Threads may call it at the same time."""
+    """`SPOOL/aside/` and `SPOOL/aside.csv`. Thread-safe."""
 
     def __init__(self, spool: Path) -> None:
-        """See that the list can be written.
+        """Check that the list can be written.
 
         Raises:
-            ConfigError: it is a folder, a link, a pipe or a device, or may not be written.
+            ConfigError: it is a folder, a link, a pipe or a device, or not writable.
         """
         self.folder, self._list = spool / "aside", spool / LIST
-        self.count = 0  # units and files taken by this process
+        self.count = 0  # units and files quarantined by this process
         self._guard = threading.Lock()
         try:
             self._open().close()
         except OSError as error:
             raise ConfigError(
-                f"{self._list}: the list of what cannot be used cannot be written ({error.strerror}); "
-                "move away what stands there"
+                f"{self._list}: the list of quarantined files cannot be written ({error.strerror}); move it away"
             ) from None
 
     def _open(self) -> TextIO:
-        """The list, to be added to: a plain file of ours, no link and no pipe."""
+        """The list, opened for appending: a plain file of ours, not a link or a pipe."""
         return os.fdopen(open_lock(self._list, 0o644), "a", newline="", encoding="utf-8")
 
     def note(self, unit: str, modality: str, reason: str) -> None:
-        """One line of the list, durable when this returns; lines without a unit do not let it grow without end.
+        """Add a line to the list, durable when this returns; lines without a unit are dropped in a list over `NOTES`.
 
         Raises:
             DiskError: it cannot be written.
@@ -64,27 +63,23 @@ class Quarantine:
             raise DiskError(f"{self._list}: cannot be written ({error.strerror}); free space") from error
 
     def take(self, folder: Path, modality: str, reason: str) -> None:
-        """Take the files of a unit, beside those of it that are here already.
+        """Quarantine the files of a unit, beside those that are already here.
 
         Raises:
             DiskError: the list cannot be written; the files stay where they are.
         """
         self.note(folder.name, modality, reason)
-        target = self.folder / folder.name
-        target.mkdir(exist_ok=True, mode=0o700)
-        for file in folder.iterdir():
-            os.replace(file, target / file.name)
-        shutil.rmtree(folder)  # renaming over another name of the same file left that
+        move_files(folder, self.folder / folder.name)
         self.count += 1
 
     def take_file(self, path: Path, unit: str, reason: str) -> None:
-        """Take one file or folder that is damaged or does not belong where it lies. Nothing is raised."""
+        """Quarantine one file or folder that is damaged or in the wrong place. Nothing is raised."""
         self.count += 1
         number, target = 0, self.folder / FILES / path.name
         while target.exists() or target.is_symlink():
             number, target = number + 1, self.folder / FILES / f"{number}_{path.name}"
         with contextlib.suppress(DiskError):
             self.note(unit, "", f"{redact_path(path.name)}: {reason}")
-        with contextlib.suppress(OSError):  # a folder without rights stays, and is left alone
+        with contextlib.suppress(OSError):  # a folder without permissions stays
             target.parent.mkdir(exist_ok=True, mode=0o700)
             os.replace(path, target)

@@ -1,15 +1,15 @@
-"""Labels with probabilities of an item, as a DICOM structured report or as JSON. For research only, and it says so.
+"""Labels with probabilities of an item, as a DICOM structured report or as JSON, marked as for research only.
 
 * `findings`: zero-shot probabilities of items of an index -> `Finding`.
 * `as_report`: DICOM Comprehensive SR after TID 1500, which refers to the original objects by their own UIDs, so it
-  needs the mapping. * `as_json`: the same as plain values; original UIDs only where a mapping is given.
+  needs the mapping. * `as_json`: the same as plain values; original UIDs only with a mapping.
 """
 
 import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,12 +21,16 @@ from m3bind.index.calibration import calibration_of
 from m3bind.search.zero_shot import ZeroShotClassifier, labels_of
 from m3bind.space.bundle import Space
 
+if TYPE_CHECKING:
+    from highdicom.sr import ComprehensiveSR
+    from pydicom.dataset import Dataset
+
 NOTICE = "RESEARCH USE ONLY. Made by an algorithm, not reviewed by a physician; not for diagnosis or treatment."
 UNLIKE = "The object is unlike what the archive holds of its kind; a label would mean nothing."
 SCHEME = "99M3BIND"
 SERIES_NUMBER = 9900
 _MEANING = 64  # characters of a coded meaning
-_LEFT_OUT = ("1.2.840.10008.5.1.4.1.1.9.",)  # waveforms: evidence, but no pictures a measurement could point to
+_WAVEFORMS = "1.2.840.10008.5.1.4.1.1.9."  # evidence, but not images a measurement could refer to
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Finding:
     modality: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
-    calibrated: bool  # fitted on labelled items of the index; otherwise as the model says
-    unlike: bool  # unlike what the index holds of the modality: the labels mean nothing
+    calibrated: bool  # fitted on labelled items of the index; otherwise the model's own
+    unlike: bool  # unlike the index's items of the modality: the labels mean nothing
     space: str  # fingerprint
     synthetic: bool
     incomplete: str = ""  # why the item may lack a part
@@ -57,7 +61,7 @@ def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[
         UnknownNameError: an id that is not in the index.
     """
     if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise ConfigError("results need two or more different labels; parts them by commas: --labels normal,pneumonia")
+        raise ConfigError("results need two or more different labels, separated by commas: --labels normal,pneumonia")
     if index.gap_corrected:
         raise ConfigError(f"{index.uri} is gap-corrected, for image search only; results need an index without")
     table, rows = index.items(items), index.vectors(items)
@@ -85,7 +89,7 @@ def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[
 
 def as_json(finding: Finding, origins: Sequence[Origin] = ()) -> dict[str, Any]:
     """A finding as JSON values; with `origins`, the UIDs of study and objects."""
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "notice": NOTICE,
         "item": finding.item,
         "modality": finding.modality,
@@ -98,22 +102,22 @@ def as_json(finding: Finding, origins: Sequence[Origin] = ()) -> dict[str, Any]:
         "synthetic_space": finding.synthetic,
     }
     if origins:
-        found["study"], found["series"] = origins[0].study, origins[0].series
-        found["objects"] = [origin.sop_instance for origin in origins]
-    return found
+        values["study"], values["series"] = origins[0].study, origins[0].series
+        values["objects"] = [origin.sop_instance for origin in origins]
+    return values
 
 
-def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
+def as_report(finding: Finding, origins: Sequence[Origin]) -> "ComprehensiveSR":
     """A finding as Comprehensive SR in the study of the original objects, preliminary and unverified.
 
-    Made again with the same result, it has the same UIDs.
+    The same result gives the same UIDs.
     """
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
     device = _uid("device", finding.space)
-    said = _conclusion(finding)
-    as_values = finding.item, finding.space, *finding.labels, *(f"{p:.6f}" for p in finding.probabilities), said
+    conclusion = _conclusion(finding)
+    as_values = finding.item, finding.space, *finding.labels, *(f"{p:.6f}" for p in finding.probabilities), conclusion
     observer = sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
@@ -125,11 +129,11 @@ def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
         procedure_reported=sr.CodedConcept("ZEROSHOT", SCHEME, "Zero-shot classification, research use only"),
         imaging_measurements=[_group(finding, number, origins) for number in range(len(finding.labels))],
     )
-    for text in (NOTICE, said):
+    for text in (NOTICE, conclusion):
         content[0].ContentSequence.append(
             sr.TextContentItem(name=codes.DCM.Comment, value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
         )
-    made = sr.ComprehensiveSR(
+    return sr.ComprehensiveSR(
         evidence=[_evidence(origin) for origin in origins],
         content=content[0],
         series_instance_uid=_uid("series", origins[0].study, finding.space),
@@ -146,11 +150,10 @@ def as_report(finding: Finding, origins: Sequence[Origin]) -> Any:
         is_verified=False,
         specific_character_set="ISO_IR 192",
     )
-    return made
 
 
 def _conclusion(finding: Finding) -> str:
-    """What to make of the probabilities, in words."""
+    """The result as sentences."""
     best = f"{finding.labels[finding.best]}, probability {finding.probabilities[finding.best]:.3f}"
     fitted = "fitted on labelled items of the archive" if finding.calibrated else "not calibrated"
     sentences = [
@@ -169,10 +172,10 @@ def _group(finding: Finding, number: int, origins: Sequence[Origin]) -> Any:
 
     label = finding.labels[number]
     value = hashlib.sha256(label.encode()).hexdigest()[:14].upper()
-    pictures = [
+    images = [
         sr.SourceImageForMeasurementGroup(origin.sop_class, origin.sop_instance)
         for origin in origins
-        if not origin.sop_class.startswith(_LEFT_OUT)
+        if not origin.sop_class.startswith(_WAVEFORMS)
     ]
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
@@ -189,12 +192,12 @@ def _group(finding: Finding, number: int, origins: Sequence[Origin]) -> Any:
                 unit=codes.UCUM.NoUnits,
             )
         ],
-        source_images=pictures or None,
+        source_images=images or None,
     )
 
 
-def _evidence(origin: Origin) -> Any:
-    """What a report needs to know of an original object."""
+def _evidence(origin: Origin) -> "Dataset":
+    """The entries of an original object that a report refers to."""
     from pydicom.dataset import Dataset
 
     made = Dataset()

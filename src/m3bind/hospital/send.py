@@ -1,6 +1,6 @@
-"""An object to another archive: by C-STORE, or by DICOMweb (STOW-RS).
+"""Send an object to another archive: by C-STORE, or by DICOMweb (STOW-RS).
 
-* `destination`: what "AET@HOST:PORT" or an address says -> a function that sends one dataset.
+* `destination`: "AET@HOST:PORT" or an address -> a function that sends one dataset.
 """
 
 import contextlib
@@ -9,11 +9,15 @@ import re
 import secrets
 import ssl
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from m3bind.errors import ConfigError, M3BindError
 from m3bind.hospital.answers import content, reason_of
-from m3bind.hospital.http import Web
+from m3bind.hospital.http import Request, Web
+
+if TYPE_CHECKING:
+    from httpx import Response
+    from pydicom.dataset import Dataset
 
 OURS = "M3BIND"
 SECONDS = 30.0
@@ -24,25 +28,25 @@ _REASON = re.compile(rb"00081197[^0-9\]}]{0,200}?Value\W{0,99}([0-9]{1,5})\b")
 
 
 class SendError(M3BindError):
-    """Another archive does not take an object."""
+    """Another archive refuses an object."""
 
 
 @contextlib.contextmanager
 def destination(
     text: str, kinds: list[str], auth: str = "", aet: str = OURS, tls: ssl.SSLContext | None = None
-) -> Iterator[Callable[[Any], None]]:
-    """A function that sends one dataset; it raises SendError or WebError where it is not taken.
+) -> Iterator[Callable[["Dataset"], None]]:
+    """A function that sends one dataset; it raises SendError or WebError if that is refused.
 
     Args:
         text: "AET@HOST:PORT", or the DICOMweb root, http://... or https://...
         kinds: SOP classes of what will be sent.
         auth: value of the header Authorization.
         aet: our title in an association.
-        tls: own certificates, or whom to trust; None: a plain association, or https as usual.
+        tls: own and trusted certificates; None: a plain association, or https as usual.
 
     Raises:
         ConfigError: `text` is neither.
-        SendError: nobody answers there, or the association is refused.
+        SendError: no server answers there, or the association is refused.
     """
     if text.startswith(("http://", "https://")):
         with Web(text, auth, tls=tls) as web:
@@ -56,7 +60,7 @@ def destination(
 
 def _association(
     peer: str, host: str, port: int, kinds: list[str], aet: str, tls: ssl.SSLContext | None
-) -> Iterator[Callable[[Any], None]]:
+) -> Iterator[Callable[["Dataset"], None]]:
     from pynetdicom import AE
 
     entity = AE(aet)
@@ -69,15 +73,15 @@ def _association(
         what = "title, host, port, certificates (--tls-...)" if tls else "title, host, port"
         raise SendError(f"{peer}@{host}:{port} {why}; check {what}, and whether it knows {aet}")
 
-    def send(dataset: Any) -> None:
+    def send(dataset: "Dataset") -> None:
         try:
             status = association.send_c_store(dataset)
         except (RuntimeError, ValueError):
             raise SendError(f"{peer}@{host}:{port} does not take this kind of object") from None
         code = status.Status if "Status" in status else None
         if code is None or (code != 0 and code >> 12 != 0xB):
-            said = "nothing" if code is None else f"0x{code:04X}"
-            raise SendError(f"{peer}@{host}:{port} answers {said} to an object; look at its log")
+            answer = "nothing" if code is None else f"0x{code:04X}"
+            raise SendError(f"{peer}@{host}:{port} answers {answer} to an object; check its log")
 
     try:
         yield send
@@ -85,11 +89,11 @@ def _association(
         association.release()
 
 
-def _stow(web: Web, dataset: Any) -> None:
-    """Send by STOW-RS; taken is what the answer does not call failed.
+def _stow(web: Web, dataset: "Dataset") -> None:
+    """Send by STOW-RS; an object is accepted unless the answer reports a failure.
 
     Raises:
-        SendError: it is not taken.
+        SendError: it is refused.
         WebError: no such answer.
     """
     file, boundary = io.BytesIO(), secrets.token_hex(16)
@@ -99,13 +103,13 @@ def _stow(web: Web, dataset: Any) -> None:
     kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
     headers = {"Content-Type": kind, "Accept": "application/dicom+json", "Accept-Encoding": "identity"}
 
-    def read(answer: Any) -> None:
-        said, of = b"".join(content(answer, web.bounds.answer)), answer.headers.get("Content-Type", "")
-        if answer.status_code == 409 or _FAILED.search(said):
-            code = _REASON.search(said)
-            why = f"failure 0x{int(code[1]):04X}" if code else f'"{reason_of(said, of)}"' if said else "a conflict"
-            raise SendError(f"{web.host} does not take an object ({why}); look at its log")
+    def read(answer: "Response") -> None:
+        data, of = b"".join(content(answer, web.bounds.answer)), answer.headers.get("Content-Type", "")
+        if answer.status_code == 409 or _FAILED.search(data):
+            code = _REASON.search(data)
+            why = f"failure 0x{int(code[1]):04X}" if code else f'"{reason_of(data, of)}"' if data else "a conflict"
+            raise SendError(f"{web.host} does not take an object ({why}); check its log")
         if "html" in of.lower():
             raise SendError(f"{web.host} answers with a web page; is this the DICOMweb root, and does it want a login?")
 
-    web.request("POST", "studies", read, headers, body=body, also=(201, 202, 409))
+    web.request(Request("POST", "studies", headers, body=body, also=(201, 202, 409)), read)

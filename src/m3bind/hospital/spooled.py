@@ -1,14 +1,14 @@
-"""One of our own files in the spool, looked at before it is used; and whether the files of a series are all of it.
+"""Files of the spool, checked before they are used; and whether the files of a series are complete.
 
-* `look`: file -> `ObjectFacts`; a file that is damaged, foreign or no file at all is refused with a reason.
-* `doubts`: why an item made of some objects may be incomplete; nothing where nothing speaks against it.
+* `inspect`: file -> `ObjectFacts`; `SpoolFileError` if it is damaged, external or not a regular file.
+* `doubts`: why an item of some objects may be incomplete; empty if nothing is missing. `counted`: "2 objects".
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,14 +18,17 @@ from m3bind.hospital.deidentify import METHOD
 from m3bind.hospital.tags import STORAGE, WHOLE_SLIDE
 from m3bind.modalities.formats.dicom_files import PIXELS, UNKNOWN_LENGTH, quiet
 
-WIDE = 1.5  # times the usual distance of slices that is a gap
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+WIDE = 1.5  # times the usual distance of slices: a gap
 _KEYWORDS = ("SOPClassUID", "PatientID", "StudyDate", "InstanceNumber", "ImagePositionPatient",
              "ImageOrientationPatient", "DeidentificationMethod", "PatientIdentityRemoved", *PIXELS)  # fmt: skip
 _LAZY = 1024  # bytes of a value that is not read
 
 
 class SpoolFileError(M3BindError):
-    """A file in the spool that cannot be used; `reason` says why, without its name."""
+    """A file of the spool that cannot be used; `reason` is without its name."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -34,28 +37,28 @@ class SpoolFileError(M3BindError):
 
 @dataclass(frozen=True)
 class ObjectFacts:
-    """What an object in the spool says of itself."""
+    """The header of an object in the spool."""
 
     path: Path
     digest: str  # SHA-256 of the file
     sop_class: str
     patient: str  # pseudonym
-    day: str  # YYYYMMDD, "" where dates are left out
+    day: str  # YYYYMMDD, "" if dates are left out
     number: int | None  # InstanceNumber
-    position: tuple[float, ...]  # ImagePositionPatient, mm; () without one
+    position: tuple[float, ...]  # ImagePositionPatient, mm; () if missing
     orientation: tuple[float, ...]
 
     @property
     def modality(self) -> str:
-        """That reads it, "" where its pixels must tell."""
+        """That reads it, "" if only its pixels can tell."""
         return STORAGE[self.sop_class]
 
 
-def look(path: Path) -> ObjectFacts:
-    """Read the header of one of our own files, and see that the file is whole.
+def inspect(path: Path) -> ObjectFacts:
+    """Read the header of a file of the spool, and check that the file is complete.
 
     Raises:
-        Damaged: it cannot be opened or read, is cut short, or is not one that was de-identified here.
+        SpoolFileError: it cannot be opened or read, is cut short, or was not de-identified here.
     """
     if path.is_symlink() or not path.is_file():
         raise SpoolFileError("not a regular file")
@@ -71,7 +74,7 @@ def look(path: Path) -> ObjectFacts:
     except (SpoolFileError, MemoryError):
         raise
     except Exception:  # pydicom raises anything for damaged files
-        raise SpoolFileError("not a readable DICOM file: damaged, or something else") from None
+        raise SpoolFileError("not a readable DICOM file: damaged, or of another format") from None
 
 
 def _facts(path: Path, digest: str) -> ObjectFacts:
@@ -86,40 +89,38 @@ def _facts(path: Path, digest: str) -> ObjectFacts:
         length, start = getattr(element, "length", 0), getattr(element, "value_tell", 0)
         if element is not None and length != UNKNOWN_LENGTH and start + length > path.stat().st_size:
             raise SpoolFileError("cut short")
+    number = dataset.get("InstanceNumber")
     return ObjectFacts(
         path,
         digest,
         sop_class,
         str(dataset.get("PatientID") or ""),
         str(dataset.get("StudyDate") or ""),
-        _number(dataset.get("InstanceNumber")),
-        _several(dataset.get("ImagePositionPatient"), 3),
-        _several(dataset.get("ImageOrientationPatient"), 6),
+        None if number is None or number == "" else int(number),
+        _floats(dataset, "ImagePositionPatient", 3),
+        _floats(dataset, "ImageOrientationPatient", 6),
     )
 
 
-def _number(value: Any) -> int | None:
-    return None if value is None or value == "" else int(value)
-
-
-def _several(value: Any, count: int) -> tuple[float, ...]:
-    found = tuple(map(float, value)) if value is not None and not isinstance(value, str) else ()
-    return found if len(found) == count else ()
+def _floats(dataset: "Dataset", keyword: str, count: int) -> tuple[float, ...]:
+    value = dataset.get(keyword)
+    values = tuple(map(float, value)) if value is not None and not isinstance(value, str) else ()
+    return values if len(values) == count else ()
 
 
 def doubts(objects: Sequence[ObjectFacts], expected: int = 0) -> list[str]:
-    """Why a series made of these objects may be incomplete. `expected`: how many the archive counts, 0: unknown."""
+    """Why a series of these objects may be incomplete. `expected`: the archive's count, 0: unknown."""
     found = []
     if expected > len(objects):
         found.append(f"{counted(len(objects), 'object')} of {expected} that the archive counts")
-    if len(objects) > 1 and objects[0].sop_class != WHOLE_SLIDE:  # whose label and overview are not taken
-        found += [said for said in (_numbers(objects), _positions(objects)) if said]
+    if len(objects) > 1 and objects[0].sop_class != WHOLE_SLIDE:  # whose label and overview are not accepted
+        found += filter(None, (_numbers(objects), _positions(objects)))
     return found
 
 
 def _numbers(objects: Sequence[ObjectFacts]) -> str:
-    """What is missing among the instance numbers; a numbering with a step of its own has no gaps."""
-    numbers = sorted({one.number for one in objects if one.number is not None})
+    """Missing instance numbers; a numbering with a constant step has no gaps."""
+    numbers = sorted({facts.number for facts in objects if facts.number is not None})
     if len(numbers) < 2:
         return ""
     steps = np.diff(numbers)
@@ -133,9 +134,9 @@ def _numbers(objects: Sequence[ObjectFacts]) -> str:
 def _positions(objects: Sequence[ObjectFacts]) -> str:
     """Gaps between the slices of the largest stack."""
     stacks: dict[tuple[float, ...], list[tuple[float, ...]]] = defaultdict(list)
-    for one in objects:
-        if one.position and one.orientation:
-            stacks[tuple(round(value, 3) for value in one.orientation)].append(one.position)
+    for facts in objects:
+        if facts.position and facts.orientation:
+            stacks[tuple(round(value, 3) for value in facts.orientation)].append(facts.position)
     if not stacks:
         return ""
     orientation, positions = max(stacks.items(), key=lambda stack: len(stack[1]))

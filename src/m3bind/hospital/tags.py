@@ -1,16 +1,17 @@
-"""The header entries that are kept, and what each may hold; everything else of an object goes.
+"""The header entries that are retained, and their allowed values; everything else of an object is removed.
 
-* `ALLOWED`: keyword -> rule. A rule takes the values of an entry and gives those that may stay, or None.
-* `DECISIVE`: of these, what an array is computed from: kept as it is, or the object is not taken.
-* `MAPPED`: UIDs that are replaced by others. `NAMED`: labels that are, where they are not plain. `TIMES`: of CT slices.
-  `SEQUENCES`: entries whose items are cleaned in the same way.
-  `CODES`: sequences of codes, of which only known ones stay. `BULK`: bytes, see `pixels`.
-* `WRITTEN`: entries that are made anew, `EMPTY` among them.
-* `STORAGE`: the kinds of objects that are taken, and the modality that reads each.
+* `ALLOWED`: keyword -> rule. A rule maps the values of an entry to those that are retained, or None.
+  `whole`, `number`, `words`: rules.
+* `DECISIVE`: of these, entries that arrays are computed from: left unchanged, or the object is refused.
+* `MAPPED`: UIDs that are replaced. `NAMED`: labels that are replaced unless they are plain. `TIMES`: of CT slices.
+  `SEQUENCES`: entries whose items are cleaned in the same way. `BULK`: bytes, see `pixels`.
+  `CODES`: sequences of codes, of which only known ones are retained (`known_code`, `unit_code`, `lead_code`).
+* `WRITTEN`: entries that de-identification fills in, `EMPTY` among them.
+* `STORAGE`: the accepted kinds of objects, and the modality that reads each.
 
-Kept is what reading and showing needs: geometry, description of pixels and of waveforms, kind, body part. Nowhere free
-text: words come from the lists below, numbers are bounded, and rounded to 9 digits where no array rests on them, so
-that a name or a record number that was written into the wrong field does not stay either.
+Retained is what reading and display need: geometry, description of pixels and waveforms, kind, body part. No free
+text: words come from the lists below, and numbers are bounded, and rounded to 9 digits unless arrays are computed from
+them, so that a name or a record number in the wrong field is removed as well.
 """
 
 import math
@@ -27,9 +28,9 @@ from m3bind.modalities.formats.signals_units import AMBIGUOUS, to_millivolt, uni
 from m3bind.privacy import technical
 
 Rule = Callable[[Sequence[Any]], "list[Any] | None"]
-DIGITS = 9  # of a number that is kept
+DIGITS = 9  # of a retained number
 _ROOT = "1.2.840.10008.5.1.4.1.1."
-STORAGE = {  # SOP class -> modality; "" where its pixels must tell
+STORAGE = {  # SOP class -> modality; "" if only its pixels can tell
     f"{_ROOT}1": "xray", f"{_ROOT}1.1": "xray", f"{_ROOT}1.1.1": "xray",
     f"{_ROOT}2": "ct", f"{_ROOT}2.1": "ct", f"{_ROOT}2.2": "ct",
     f"{_ROOT}9.1.1": "ecg", f"{_ROOT}9.1.2": "ecg",
@@ -38,36 +39,36 @@ STORAGE = {  # SOP class -> modality; "" where its pixels must tell
     f"{_ROOT}77.1.4": "",
 }  # fmt: skip
 WHOLE_SLIDE = f"{_ROOT}77.1.6"
-SERIES = {f"{_ROOT}2", f"{_ROOT}2.1", f"{_ROOT}2.2", WHOLE_SLIDE}  # of which several objects make one item
+SERIES = {f"{_ROOT}2", f"{_ROOT}2.1", f"{_ROOT}2.2", WHOLE_SLIDE}  # several objects form one item
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def whole(most: int = 10**6) -> Rule:
-    """Whole numbers below `most`, of either sign."""
+def whole(bound: int = 10**6) -> Rule:
+    """Whole numbers below `bound` in absolute value."""
 
     def rule(values: Sequence[Any]) -> list[Any] | None:
         found = [int(value) for value in values]
-        return found if found and all(abs(value) < most for value in found) else None
+        return found if found and all(abs(value) < bound for value in found) else None
 
     return rule
 
 
-def number(most: float = 1e6, rounded: bool = True) -> Rule:
-    """Finite numbers below `most`, of either sign, rounded to `DIGITS` digits, or as they are."""
+def number(rounded: bool = True) -> Rule:
+    """Finite numbers below a million in absolute value, rounded to `DIGITS` digits, or unchanged."""
 
     def rule(values: Sequence[Any]) -> list[Any] | None:
         found = [float(f"{float(value):.{DIGITS}g}") if rounded else float(value) for value in values]
-        fits = found and all(math.isfinite(value) and abs(value) < most for value in found)
+        fits = found and all(math.isfinite(value) and abs(value) < 1e6 for value in found)
         return [int(value) if value.is_integer() else value for value in found] if fits else None
 
     return rule
 
 
 def words(text: str, other: str | None = None) -> Rule:
-    """The words of a list parted by blanks, "~" where a word has one; `other` in place of those that are not listed."""
+    """The words of a list separated by blanks ("~": a blank in a word); `other` in place of unlisted ones."""
     known = {word.replace("~", " ") for word in text.split()}
 
     def rule(values: Sequence[Any]) -> list[Any] | None:
@@ -79,7 +80,7 @@ def words(text: str, other: str | None = None) -> Rule:
 
 
 def _technical(keyword: str) -> Rule:
-    """What `m3bind.privacy.technical` lets pass."""
+    """Values that `m3bind.privacy.technical` allows."""
 
     def rule(values: Sequence[Any]) -> list[Any] | None:
         found = [technical(keyword, value) for value in values]
@@ -94,7 +95,7 @@ def _orientation(values: Sequence[Any]) -> list[Any] | None:
 
 
 def _float_padding(values: Sequence[Any]) -> list[Any] | None:
-    """A number below a million, or a limit of what floats can hold, as padding is."""
+    """A number below a million, or the largest float, which is usual as padding."""
     value = abs(float(values[0]))
     bound = any(math.isclose(value, float(np.finfo(kind).max), rel_tol=1e-6) for kind in (np.float32, np.float64))
     return [float(values[0])] if bound or value < 1e6 else None
@@ -108,7 +109,7 @@ def _pointer(values: Sequence[Any]) -> list[Any] | None:
 
 
 def _unit(values: Sequence[Any]) -> list[Any] | None:
-    """The unit of rescaled values; that there is another one stays known, not which."""
+    """The unit of rescaled values; "OTHER" in place of an unknown one."""
     unit = unit_of(values[0]) if values else ""
     return [unit if unit in _UNITS.split() else "OTHER"] if unit else None
 
@@ -117,7 +118,7 @@ _OTHER_LEADS = frozenset({"V7", "V8", "V9", "V3R", "V4R", "V5R", "V6R"})
 
 
 def _lead(values: Sequence[Any]) -> list[Any] | None:
-    """The lead a label means to the reader of ECGs, as we write it."""
+    """The lead that the reader of ECGs finds in a label, in our own spelling."""
     lead, sign = parse_lead(str(values[0])) if values else ("", 1)
     if lead:
         return [lead if sign > 0 else f"-{lead}"]
@@ -223,7 +224,7 @@ SEQUENCES = _names("""ModalityLUTSequence VOILUTSequence SharedFunctionalGroupsS
     WaveformSequence ChannelDefinitionSequence""")
 
 _KERNEL = r"[BHIJTUDQ][rvfplsn]?\d{2}[fhstm]?|FC\d{2}|\d|STANDARD|STND|SOFT|LUNG|BONE|CHEST|DETAIL|EDGE|ULTRA|[BLC]"
-NAMED = {  # words that tell frames and slices apart, replaced by others unless they are of this form
+NAMED = {  # words that distinguish frames and slices, replaced unless they have this form
     "ConvolutionKernel": re.compile(_KERNEL),
     "StackID": re.compile(r"\d{1,3}"),
     "OpticalPathIdentifier": re.compile(r"\d{1,3}"),
@@ -232,16 +233,16 @@ TIMES = frozenset({"AcquisitionTime", "ContentTime", "AcquisitionDateTime", "Fra
 
 CODES = frozenset({"ChannelSourceSequence", "ChannelSensitivityUnitsSequence", "AnatomicRegionSequence"})
 
-BULK = {  # keyword -> most bytes; None: as many as pixels or samples need
+BULK = {  # keyword -> maximum of bytes; None: as many as pixels or samples need
     "PixelData": None, "FloatPixelData": None, "DoubleFloatPixelData": None, "WaveformData": None,
     "LUTData": 1 << 17, "RedPaletteColorLookupTableData": 1 << 17, "GreenPaletteColorLookupTableData": 1 << 17,
     "BluePaletteColorLookupTableData": 1 << 17, "WaveformPaddingValue": 4, "ChannelMinimumValue": 4,
     "ChannelMaximumValue": 4, "ICCProfile": 4 << 20,
 }  # fmt: skip
 
-NO_DAY = "19000101"  # where a class demands a day and none is kept
+NO_DAY = "19000101"  # if a class requires a day and dates are left out
 _RADIOGRAPH = ("BodyPartExamined", "ViewPosition", "PatientOrientation", "Laterality")
-EMPTY = {  # entries that a class of objects demands, though they may be empty
+EMPTY = {  # entries that a class of objects requires, though they may be empty
     **{f"{_ROOT}{n}": _RADIOGRAPH for n in ("1", "1.1", "1.1.1")},
     f"{_ROOT}2": ("PositionReferenceIndicator", "AcquisitionNumber"),
     **{f"{_ROOT}9.1.{n}": ("AcquisitionContextSequence",) for n in (1, 2)},
@@ -268,14 +269,14 @@ Code = tuple[str, str, str]  # value, scheme, meaning
 
 
 def known_code(scheme: str, value: str, meaning: str) -> Code | None:
-    """A code that is known, with our own words for it; None for others."""
+    """A known code with its own meaning; None for others."""
     return (value, scheme, _KNOWN_CODES[scheme, value]) if (scheme, value) in _KNOWN_CODES else None
 
 
 def unit_code(scheme: str, value: str, meaning: str) -> Code | None:
-    """A coded unit as the reader of ECGs takes it: of voltage, or one that it does not take; None without one.
+    """A coded unit as the reader of ECGs parses it: of voltage, or one that it refuses; None if missing.
 
-    Where value and meaning contradict each other they go on doing so.
+    If value and meaning contradict each other, the result does so as well.
     """
     unit, doubt = unit_of_code(value, meaning)
     if not unit.strip():
@@ -283,7 +284,7 @@ def unit_code(scheme: str, value: str, meaning: str) -> Code | None:
     factor = to_millivolt(unit)
     if factor is None:
         return "other", "99M3BIND", "other"
-    if unit.strip() in AMBIGUOUS:  # readers say so
+    if unit.strip() in AMBIGUOUS:  # readers warn of it
         return unit.strip(), "99M3BIND", unit.strip()
     code, word = _UNIT_WORDS.get(factor, (f"{factor:.9g} mV", ""))
     if doubt:
@@ -292,7 +293,7 @@ def unit_code(scheme: str, value: str, meaning: str) -> Code | None:
 
 
 def lead_code(scheme: str, value: str, meaning: str) -> Code:
-    """The source of a channel as the reader of ECGs names it; one that is no lead keeps a code that says so."""
+    """The source of a channel as the reader of ECGs names it; a source that is not a lead gets the code "other"."""
     name = name_of_code(value, scheme, meaning)
     number = next((key for key, lead in NUMBERS.items() if lead == name), None)
     if number is None and (known := re.fullmatch(r"lead number (\d{1,3})", name)):

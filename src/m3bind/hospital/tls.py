@@ -1,6 +1,6 @@
-"""Certificates for DICOM over TLS (PS3.15, BCP 195 profile: TLS 1.2 or newer), both ways.
+"""Certificates for DICOM over TLS (PS3.15, BCP 195 profile: TLS 1.2 or newer), for servers and clients.
 
-* `Certificates`: the files. * `Certificates.of`: what the options of a command say, or None.
+* `Certificates`: the files. * `Certificates.of`: from the options of a command, or None.
 """
 
 import ssl
@@ -12,7 +12,7 @@ from m3bind.errors import ConfigError
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM files: our own certificate with its key, and those that sign the other side's."""
+    """PEM files: our own certificate with its key, and the authorities of the other side's."""
 
     own: Path | None
     key: Path | None
@@ -20,7 +20,7 @@ class Certificates:
 
     @classmethod
     def of(cls, own: Path | None, key: Path | None, trusted: Path | None) -> "Certificates | None":
-        """None where no file is named.
+        """None if no file is named.
 
         Raises:
             ConfigError: a certificate without its key, or a key without its certificate.
@@ -30,23 +30,23 @@ class Certificates:
         return cls(own, key, trusted) if own or trusted else None
 
     def server(self) -> ssl.SSLContext:
-        """For a listener; with `trusted`, only who has a certificate signed by those may connect.
+        """For a listener; with `trusted`, only clients with a certificate signed by those may connect.
 
         Raises:
-            ConfigError: no certificate of our own, or files that are none.
+            ConfigError: no certificate of our own, or invalid files.
         """
         if self.own is None:
-            raise ConfigError("a listener that speaks TLS needs a certificate: --tls-cert FILE --tls-key FILE")
+            raise ConfigError("a listener with TLS needs a certificate: --tls-cert FILE --tls-key FILE")
         context = self._loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
         if self.trusted is not None:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
     def client(self) -> ssl.SSLContext:
-        """For who connects: the other side must have a certificate for the name it is called by.
+        """For a client: the server must have a certificate for the name it is called by.
 
         Raises:
-            ConfigError: files that are none.
+            ConfigError: invalid files.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if self.trusted is None:
@@ -60,11 +60,13 @@ class Certificates:
                 raise ConfigError(f"{path}: not a plain file; name a file with certificates in PEM")
         try:
             if self.own is not None:
-                context.load_cert_chain(self.own, self.key, password="")  # refuse a key that needs one: do not ask
+                context.load_cert_chain(self.own, self.key, password="")  # refuse an encrypted key without a prompt
             if self.trusted is not None:
                 context.load_verify_locations(self.trusted)
         except (OSError, ValueError) as error:
             files = ", ".join(str(path) for path in (self.own, self.key, self.trusted) if path)
-            said = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            raise ConfigError(f"{files}: no certificates in PEM that fit ({said}), or a key with a password") from None
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"{files}: no certificates in PEM that fit ({reason}), or a key with a password"
+            ) from None
         return context

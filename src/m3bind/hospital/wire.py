@@ -1,11 +1,13 @@
-"""What makes pynetdicom's connections safe to leave open to others.
+"""Hardening of pynetdicom's connections against untrusted senders.
 
-* `guard`: of one connection: messages of bounded length and time, timers of a clock that nobody can set.
-* `receive_into`: objects go to files of a folder of ours as they come; a disk that refuses breaks nothing.
+* `guard`: bounds one connection: length and time of messages, timers on a monotonic clock.
+* `receive_into`: objects go to files of our own folder as they arrive; errors of the disk are recorded, not raised.
+  `restore` undoes it. * `Received`: such a file.
 
-Both reach into pynetdicom, whose version is bounded in pyproject.toml.
+Both use internals of pynetdicom, whose version is bounded in pyproject.toml.
 """
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -20,7 +22,7 @@ PDU = 1 << 20  # bytes of one message of the protocol
 
 
 class _Timer(Timer):  # type: ignore[misc]  # its package has no types
-    """A timer that a change of the clock neither ends nor delays."""
+    """A timer that changes of the system clock neither end nor delay."""
 
     def start(self) -> None:
         self._start_time = time.monotonic()
@@ -37,9 +39,9 @@ class _Timer(Timer):  # type: ignore[misc]  # its package has no types
 
 
 def guard(association: Any, seconds: float, refuse: Callable[[str], None]) -> None:
-    """Bound what one message may cost, whatever length it declares, before the connection is read from.
+    """Bound the memory and time of one message, whatever length it declares, before the connection is read.
 
-    An association whose message cannot be understood is aborted, and `refuse` is told why.
+    An association whose message cannot be parsed is aborted, and `refuse` is called with the reason.
     """
     provider = association.dul
     provider.artim_timer, provider._idle_timer = _Timer(association.acse_timeout), _Timer(association.network_timeout)
@@ -47,15 +49,15 @@ def guard(association: Any, seconds: float, refuse: Callable[[str], None]) -> No
 
     def receive(count: int) -> bytearray:
         if count > PDU:
-            raise OSError("a message longer than any that was agreed on")
-        end, found = time.monotonic() + seconds, bytearray()
-        while len(found) < count:
+            raise OSError("a message longer than the negotiated maximum")
+        end, data = time.monotonic() + seconds, bytearray()
+        while len(data) < count:
             plain.settimeout(max(end - time.monotonic(), 0.001))
-            piece = plain.recv(min(count - len(found), 1 << 16))
+            piece = plain.recv(min(count - len(data), 1 << 16))
             if not piece:
                 break
-            found += piece
-        return found
+            data += piece
+        return data
 
     provider.socket.recv = receive
     act = provider.state_machine.do_action
@@ -64,16 +66,16 @@ def guard(association: Any, seconds: float, refuse: Callable[[str], None]) -> No
         try:
             act(event)
         except Exception:  # pynetdicom raises anything here, which would end its thread with a traceback
-            refuse("a message that cannot be understood: association aborted")
+            refuse("a message that cannot be parsed: association aborted")
             _abort(association)
 
     provider.state_machine.do_action = acted
 
 
 def _abort(association: Any) -> None:
-    """End an association from its own thread, whose state is not what it should be."""
+    """End an association from its own thread, whose state is invalid."""
     provider, pdu = association.dul, A_ABORT_RQ()
-    pdu.source, pdu.reason_diagnostic = 2, 0  # the service provider, for no reason that is told
+    pdu.source, pdu.reason_diagnostic = 2, 0  # the service provider, reason not specified
     association.is_aborted, association.is_established = True, False
     association._kill = provider._kill_thread = True
     if provider.socket is not None:
@@ -82,19 +84,19 @@ def _abort(association: Any) -> None:
 
 
 class Received:
-    """The file of an object that is being received. A disk that refuses is remembered in `failed`, not raised."""
+    """The file of an object that is being received. An error of the disk is recorded in `failed`, not raised."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{secrets.token_hex(12)}.dcm"
         self.name, self.file, self.failed = str(self.path), self, ""
         self._out: IO[bytes] | None = None
         try:
-            self._out = open(self.path, "xb")  # noqa: SIM115  closed when the object is there
+            self._out = open(self.path, "xb")  # noqa: SIM115  closed when the object is complete
         except OSError as error:
             self._fail(error)
 
     def write(self, data: bytes) -> int:
-        """Write as much as the disk takes."""
+        """Write, unless the disk refused before."""
         try:
             if self._out is not None:
                 self._out.write(data)
@@ -103,7 +105,7 @@ class Received:
         return len(data)
 
     def flush(self) -> None:
-        """Give to the system what was written."""
+        """Flush to the system."""
         try:
             if self._out is not None:
                 self._out.flush()
@@ -111,7 +113,7 @@ class Received:
             self._fail(error)
 
     def close(self) -> None:
-        """Write no more."""
+        """Flush and close."""
         self.flush()
         if self._out is not None:
             self._out.close()
@@ -122,14 +124,12 @@ class Received:
         out, self._out = self._out, None
         self.path.unlink(missing_ok=True)
         if out is not None:
-            try:
+            with contextlib.suppress(OSError):  # of buffered bytes
                 out.close()
-            except OSError:  # what it could not write before
-                return
 
 
 def receive_into(folder: Path) -> Any:
-    """Have pynetdicom put what it receives into `folder`; returns what it did before, for `restore`."""
+    """Make pynetdicom write received objects into `folder`; returns its former class, for `restore`."""
     before = dimse_messages.NamedTemporaryFile
     dimse_messages.NamedTemporaryFile = lambda *_, **__: Received(folder)
     return before
