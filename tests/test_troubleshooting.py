@@ -311,12 +311,12 @@ def _():
 
 @leads_to("no-hospital")
 def _():
-    hospital.listen(Path("space"), "index")
+    hospital.listen(space=Path("space"), index="index")
 
 
 @leads_to("no-mapping")
 def _():
-    hospital.send_results("index", Path("space"), "a,b", modality="xray", out=Path("results"))
+    hospital.send_results(index="index", space=Path("space"), labels="a,b", modality="xray", out=Path("results"))
 
 
 @leads_to("open-listener")

@@ -207,7 +207,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_a_command_that_cannot_be_understood_ends_its_association(
+def test_a_command_that_cannot_be_parsed_ends_its_association(
     listening: Callable[..., tuple[Listener, Intake]], capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
     """pynetdicom raises in its own threads then; nobody sees a traceback, and nobody else waits."""
@@ -230,7 +230,7 @@ def test_a_command_that_cannot_be_understood_ends_its_association(
         assert time.monotonic() < end, "the sender is not told"
         time.sleep(0.02)
     assert intake.counts["refused"] == 2
-    assert "cannot be understood" in (intake.spool.folder / "aside.csv").read_text()
+    assert "cannot be parsed" in (intake.spool.folder / "aside.csv").read_text()
     while listener._ae.active_associations:
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -72,7 +72,7 @@ def _link(path: Path) -> None:
 
 BAD: dict[str, tuple[str, Callable[[Path], object]]] = {
     "empty": ("an empty file", lambda path: path.write_bytes(b"")),
-    "noise": ("damaged, or something else", lambda path: path.write_bytes(os.urandom(5000))),
+    "noise": ("damaged, or of another format", lambda path: path.write_bytes(os.urandom(5000))),
     "head": ("not", lambda path: path.write_bytes(path.read_bytes()[:300] + b"\xff" * 400)),
     "short": ("cut short", lambda path: os.truncate(path, path.stat().st_size - 500)),
     "foreign": ("not a file that was de-identified here", _other),
@@ -144,7 +144,7 @@ def test_an_unexpected_error_stops_only_one_unit(
 
     monkeypatch.setattr(encoding, "ahead", broken)
     encode(folder, index)
-    assert index.counts() == {"xray": 1} and "nobody expected" in aside(folder)[0][2]
+    assert index.counts() == {"xray": 1} and "unexpected error" in aside(folder)[0][2]
     assert len(list((folder / "aside" / scan).iterdir())) == SCAN and "Doe" not in caplog.text
     monkeypatch.setattr(encoding, "ahead", decoded)
     with Spool(folder) as spool:  # one slice more, and it is tried again with those of the quarantine

@@ -36,8 +36,10 @@ class Failing(WebError):
     """A fault that may pass and did not: too slow, too busy, broken off; another request may go well."""
 
 
-class ServerUnavailableError(WebError):
-    """A server that cannot be reached, however often it was tried."""
+class ServerUnavailableError(M3BindError):
+    """A server that cannot be reached after all tries; not a `WebError`, as it ends a run."""
+
+    status = 0
 
 
 class TransientError(Exception):

@@ -79,7 +79,8 @@ class Pull:
         """Run.
 
         Raises:
-            WebError: the search cannot begin, or the server no longer answers.
+            WebError: the search cannot begin.
+            ServerUnavailableError: the server cannot be reached, or no longer answers.
             Refused: the spool or the disk is full.
         """
         seen: set[str] = set()
@@ -102,8 +103,6 @@ class Pull:
     def _series_of(self, study: str) -> Iterator[FoundSeries]:
         try:
             yield from self._catalogue.series(study)
-        except ServerUnavailableError:
-            raise
         except WebError as error:
             self._failed(self._intake.key("study", study), error)
         if self._catalogue.other_kinds:
@@ -124,18 +123,12 @@ class Pull:
     # -- one series ----------------------------------------------------------------------------------------------------
 
     def _fetch(self, series: FoundSeries, key: str) -> bool:
-        """One series into the spool; if the server cannot send it as a whole, object by object.
-
-        Returns:
-            Whether it was received to its end.
-        """
+        """One series into the spool, object by object if it cannot be sent as a whole; whether its end was received."""
         got, end = _Received(), time.monotonic() + self._web.bounds.seconds
         expected = series.count
         try:
             try:
                 self._receive(f"studies/{series.study}/series/{series.uid}", _ANY, key, got, end)
-            except ServerUnavailableError:
-                raise
             except WebError as error:
                 if error.status in _FORBIDDEN or 300 <= error.status < 400 or time.monotonic() >= end:
                     raise
@@ -143,8 +136,6 @@ class Pull:
                 expected = max(expected, self._one_by_one(series, key, got, end, error))
             if not got.objects and not got.refused:
                 raise WebError("an answer without objects")
-        except ServerUnavailableError:
-            raise
         except WebError as error:
             self._failed(key, error)
             return False
@@ -174,14 +165,11 @@ class Pull:
     def _one_by_one(self, series: FoundSeries, key: str, got: _Received, end: float, why: WebError) -> int:
         """Fetch a series object by object; the number of objects the server has of it.
 
-        Raises:
-            WebError: this fails as well: `why` the series could not be fetched as a whole.
+        WebError: this fails as well: `why` the series could not be fetched as a whole.
         """
         path = f"studies/{series.study}/series/{series.uid}/instances"
         try:
             uids = list(islice(self._catalogue.instances(series.study, series.uid), self._web.bounds.parts))
-        except ServerUnavailableError:
-            raise
         except WebError:
             raise why from None
         missing = in_a_row = 0
@@ -191,8 +179,6 @@ class Pull:
             try:
                 self._receive(f"{path}/{uid}", _SINGLE, key, got, end)
                 in_a_row = 0
-            except ServerUnavailableError:
-                raise
             except WebError as error:
                 missing, in_a_row, why = missing + 1, in_a_row + 1, error
                 if in_a_row == HOPELESS or time.monotonic() >= end:
@@ -244,11 +230,7 @@ class Pull:
     # -- faults --------------------------------------------------------------------------------------------------------
 
     def _failed(self, key: str, error: WebError) -> None:
-        """Count and list a failure; after some in a row, check whether the server still answers.
-
-        Raises:
-            ServerUnavailableError: it does not.
-        """
+        """Count and list a failure; after some in a row, ServerUnavailableError if the server no longer answers."""
         self.counts["failed"] += 1
         self._list(key, str(error))
         self._in_a_row = self._in_a_row + 1 if isinstance(error, Failing) else 0
@@ -256,7 +238,7 @@ class Pull:
             return
         try:
             self._web.search("studies", {"limit": 1}, tries=1)
-        except WebError as gone:
+        except (WebError, ServerUnavailableError) as gone:
             if not gone.status:
                 raise ServerUnavailableError(
                     f"{self._web.host}: no longer answers ({error}); the same command resumes"

@@ -130,11 +130,7 @@ class SpoolEncoder:
                 self._reject(unit, "", UNEXPECTED)
 
     def _encode(self, units: Sequence[str]) -> None:
-        """Take units, decode, embed and write them; unusable ones are quarantined.
-
-        Raises:
-            DiskError: see `step`. After any error, the units wait again.
-        """
+        """Take units, decode, embed and write them; unusable ones are quarantined. After any error, they wait again."""
         try:
             taken = {unit: found for unit in units if (found := self._take(unit)) is not None}
             vectors: list[Array] = []
@@ -303,11 +299,7 @@ class SpoolEncoder:
 
 
 def _store(source: Path, target: Path) -> None:
-    """Link or copy a file, or the files of a folder, to `target`.
-
-    Raises:
-        DiskError: the file system refused.
-    """
+    """Link or copy a file, or the files of a folder, to `target`. DiskError: the file system refused."""
     try:
         for file in sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]:
             place = target / file.name if source.is_dir() else target

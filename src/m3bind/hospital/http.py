@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from m3bind.core.stored import read_given
-from m3bind.errors import ConfigError
+from m3bind.errors import ConfigError, M3BindError
 from m3bind.hospital import answers
 from m3bind.hospital.answers import VARIABLE, Failing, ServerUnavailableError, TransientError, WebError
 from m3bind.hospital.watch import AnswerTimer
@@ -252,11 +252,7 @@ class Web:
 
 
 def _address(url: str) -> tuple[str, bool]:
-    """(host, whether by https) of an address.
-
-    Raises:
-        ConfigError: it is invalid.
-    """
+    """(host, whether by https) of an address. ConfigError: it is invalid."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
@@ -273,7 +269,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _described(error: BaseException, bounds: Bounds) -> tuple[str, type[WebError]]:
+def _described(error: BaseException, bounds: Bounds) -> tuple[str, type[M3BindError]]:
     """A connection's fault as a clause, and the class to raise."""
     import httpx
 

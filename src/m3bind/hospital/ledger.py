@@ -61,11 +61,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for one caller at a time, in one transaction.
-
-        Raises:
-            DiskError: the file can no longer be read or written.
-        """
+        """The connection, for one caller at a time, in one transaction. DiskError: it cannot be used any longer."""
         with self._guard:
             try:
                 with self._file:

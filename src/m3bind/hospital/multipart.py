@@ -104,11 +104,7 @@ class _Source:
         self._blocks, self.data = iter(blocks), b""
 
     def more(self, otherwise: str = "an answer that ends early") -> None:
-        """The next block.
-
-        Raises:
-            TransientError: the answer has ended.
-        """
+        """Read the next block. TransientError: the answer has ended."""
         for block in self._blocks:
             if block:
                 self.data += block
@@ -116,11 +112,7 @@ class _Source:
         raise TransientError(otherwise)
 
     def until(self, mark: re.Pattern[bytes], otherwise: str = "an answer that ends early") -> re.Match[bytes]:
-        """Drop all bytes up to the end of `mark`.
-
-        Raises:
-            WebError: it is missing.
-        """
+        """Drop all bytes up to the end of `mark`. WebError: it is missing."""
         start = 0
         while (found := mark.search(self.data, start)) is None:
             start = max(0, len(self.data) - LONGEST)

@@ -122,11 +122,7 @@ class Porch:
             self._unwatch(visitor)
 
     def _has_request(self, visitor: _Visitor) -> bool:
-        """Whether the request has arrived completely.
-
-        Raises:
-            OSError: no bytes yet, or the connection is closed.
-        """
+        """Whether the request has arrived completely. OSError: no bytes yet, or the connection is closed."""
         connection = visitor.connection
         if isinstance(connection, ssl.SSLSocket):
             if not visitor.agreed:
@@ -141,11 +137,7 @@ class Porch:
 
 
 def _peeked(connection: socket.socket, count: int) -> bytes:
-    """The received bytes, without consuming them.
-
-    Raises:
-        OSError: no bytes yet, or the connection is closed.
-    """
+    """The received bytes, without consuming them. OSError: no bytes yet, or the connection is closed."""
     data = socket.socket.recv(connection, count, socket.MSG_PEEK)
     if not data:
         raise ConnectionResetError

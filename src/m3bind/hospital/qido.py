@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m3bind.errors import ConfigError
-from m3bind.hospital.answers import WebError
+from m3bind.hospital.answers import ServerUnavailableError, WebError
 from m3bind.hospital.http import Page, Web
 from m3bind.modalities.formats.files import DICOM_KINDS
 
@@ -87,8 +87,7 @@ class _Search:
     def page(self, web: Web, path: str, offset: int) -> Page:
         """One page. Forms are changed on the first page only, so that pages belong together.
 
-        Raises:
-            WebError: no answer, or a refusal of all forms: the first of them.
+        WebError: no answer, or a refusal of all forms: the first of them.
         """
         refusal = None
         for at in range(self._at, len(self._forms) if not offset else self._at + 1):
@@ -106,7 +105,7 @@ class _Search:
 
 
 class Catalogue:
-    """The entries a server reports, without repetitions."""
+    """The entries a server reports, without repetitions. Iteration raises WebError if the first page fails."""
 
     def __init__(self, web: Web, wanted: Wanted, doubt: Doubt) -> None:
         """`doubt` is called with each reason why something may be missing.
@@ -125,11 +124,7 @@ class Catalogue:
         self.other_kinds = 0  # series
 
     def studies(self) -> Iterator[str]:
-        """UIDs of the wanted studies.
-
-        Raises:
-            WebError: the first page cannot be fetched.
-        """
+        """UIDs of the wanted studies."""
         first, last = self._wanted.days()
         for uid, item in self._pages("studies", self._for_studies, STUDY, PATIENCE):
             day = re.sub(r"[^0-9]", "", value(item, _DAY))
@@ -142,11 +137,7 @@ class Catalogue:
                 yield uid
 
     def series(self, study: str) -> Iterator[FoundSeries]:
-        """The wanted series of a study.
-
-        Raises:
-            WebError: the first page cannot be fetched.
-        """
+        """The wanted series of a study."""
         wanted = self._wanted.modality.upper()
         for uid, item in self._pages(f"studies/{study}/series", self._for_series, SERIES, 1):
             code = value(item, _KIND).upper()
@@ -158,11 +149,7 @@ class Catalogue:
                 self.other_kinds += 1
 
     def instances(self, study: str, series: str) -> Iterator[str]:
-        """UIDs of the objects of a series.
-
-        Raises:
-            WebError: the first page cannot be fetched.
-        """
+        """UIDs of the objects of a series."""
         path = f"studies/{study}/series/{series}/instances"
         for uid, _ in self._pages(path, self._for_instances, INSTANCE, 1):
             yield uid
@@ -174,7 +161,7 @@ class Catalogue:
         for number in range(self._web.bounds.pages):
             try:
                 page = search.page(self._web, path, offset)
-            except WebError as error:
+            except (WebError, ServerUnavailableError) as error:
                 if not number:
                     raise
                 if error.status not in _BEYOND or first >= self._wanted.page:

@@ -35,7 +35,7 @@ class SendError(M3BindError):
 def destination(
     text: str, kinds: list[str], auth: str = "", aet: str = OURS, tls: ssl.SSLContext | None = None
 ) -> Iterator[Callable[["Dataset"], None]]:
-    """A function that sends one dataset; it raises SendError or WebError if that is refused.
+    """A function that sends one dataset; it raises SendError, WebError or ServerUnavailableError.
 
     Args:
         text: "AET@HOST:PORT", or the DICOMweb root, http://... or https://...
@@ -90,12 +90,7 @@ def _association(
 
 
 def _stow(web: Web, dataset: "Dataset") -> None:
-    """Send by STOW-RS; an object is accepted unless the answer reports a failure.
-
-    Raises:
-        SendError: it is refused.
-        WebError: no such answer.
-    """
+    """Send by STOW-RS. SendError: the answer reports a failure of the object; WebError: no such answer."""
     file, boundary = io.BytesIO(), secrets.token_hex(16)
     dataset.save_as(file, enforce_file_format=True)
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()

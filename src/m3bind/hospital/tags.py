@@ -146,7 +146,6 @@ _MEASURES = _names("""SliceThickness KVP ReconstructionDiameter PixelAspectRatio
     FilterHighFrequency NotchFilterFrequency LossyImageCompressionRatio""")
 _FLOAT_PADDING = _names("""FloatPixelPaddingValue FloatPixelPaddingRangeLimit DoubleFloatPixelPaddingValue
     DoubleFloatPixelPaddingRangeLimit""")
-_YES_NO = words("YES NO")
 _UNITS = "HU HU_MOD OD US MGML Z_EFF ED EDW PCT"
 
 _IMAGE_TYPE = words(
@@ -159,14 +158,11 @@ _IMAGE_TYPE = words(
 )
 
 ALLOWED: dict[str, Rule] = {
-    **{keyword: whole() for keyword in _SIZES},
-    **{keyword: number() for keyword in _MEASURES},
-    **{keyword: number(rounded=False) for keyword in _EXACT},
+    **dict.fromkeys(_SIZES, whole()),
+    **dict.fromkeys(_MEASURES, number()),
+    **dict.fromkeys(_EXACT, number(rounded=False)),
     **dict.fromkeys(_FLOAT_PADDING, _float_padding),
-    "InstanceNumber": whole(10**5),
-    "AcquisitionNumber": whole(10**5),
-    "ExposureTime": whole(10**5),
-    "XRayTubeCurrent": whole(10**5),
+    **dict.fromkeys(("InstanceNumber", "AcquisitionNumber", "ExposureTime", "XRayTubeCurrent"), whole(10**5)),
     "NumberOfWaveformSamples": whole(10**8),
     "Modality": words(" ".join(DICOM_KINDS) + " XC"),
     "ImageType": _IMAGE_TYPE,
@@ -186,14 +182,10 @@ ALLOWED: dict[str, Rule] = {
     "PresentationIntentType": words("FOR~PRESENTATION FOR~PROCESSING"),
     "PatientPosition": words("HFS HFP FFS FFP HFDR HFDL FFDR FFDL SITTING"),
     "PatientOrientation": _orientation,
-    "BodyPartExamined": _technical("BodyPartExamined"),
-    "ViewPosition": _technical("ViewPosition"),
-    "Laterality": _technical("Laterality"),
-    "ImageLaterality": _technical("ImageLaterality"),
-    "BurnedInAnnotation": _YES_NO,
-    "SpecimenLabelInImage": _YES_NO,
-    "ExtendedDepthOfField": _YES_NO,
-    "SyntheticData": _YES_NO,
+    **{name: _technical(name) for name in ("BodyPartExamined", "ViewPosition", "Laterality", "ImageLaterality")},
+    **dict.fromkeys(
+        ("BurnedInAnnotation", "SpecimenLabelInImage", "ExtendedDepthOfField", "SyntheticData"), words("YES NO")
+    ),
     "FocusMethod": words("AUTO MANUAL"),
     "VolumetricProperties": words("VOLUME SAMPLED DISTORTED MIXED"),
     "VolumeBasedCalculationTechnique": words("NONE MAX_IP MIN_IP VOLUME_RENDER SURFACE_RENDER MPR CURVED_MPR"),

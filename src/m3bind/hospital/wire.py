@@ -97,20 +97,12 @@ class Received:
 
     def write(self, data: bytes) -> int:
         """Write, unless the disk refused before."""
-        try:
-            if self._out is not None:
-                self._out.write(data)
-        except OSError as error:
-            self._fail(error)
+        self._run(lambda out: out.write(data))
         return len(data)
 
     def flush(self) -> None:
         """Flush to the system."""
-        try:
-            if self._out is not None:
-                self._out.flush()
-        except OSError as error:
-            self._fail(error)
+        self._run(lambda out: out.flush())
 
     def close(self) -> None:
         """Flush and close."""
@@ -119,13 +111,20 @@ class Received:
             self._out.close()
             self._out = None
 
-    def _fail(self, error: OSError) -> None:
-        self.failed = error.strerror or "refused"
-        out, self._out = self._out, None
-        self.path.unlink(missing_ok=True)
-        if out is not None:
+    def _run(self, action: Callable[[IO[bytes]], object]) -> None:
+        out = self._out
+        if out is None:
+            return
+        try:
+            action(out)
+        except OSError as error:
+            self._fail(error)
             with contextlib.suppress(OSError):  # of buffered bytes
                 out.close()
+
+    def _fail(self, error: OSError) -> None:
+        self.failed, self._out = error.strerror or "refused", None
+        self.path.unlink(missing_ok=True)
 
 
 def receive_into(folder: Path) -> Any:

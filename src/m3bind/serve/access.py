@@ -1,8 +1,8 @@
-"""Who may ask: the token of the service, as a header or as the cookie that a login sets.
+"""Authorization: the token of the service, as a header or as the cookie that a login sets.
 
-* `Access`: compares, in the same time whatever is wrong. * `read_token`: from the environment or a file.
+* `Access`: compares in constant time. * `read_token`: from the environment or a file.
 
-The cookie holds no token: a time and its HMAC under the token, so it ends by itself and with a change of the token.
+The cookie holds a time and its HMAC under the token, not the token: it expires by itself and with a new token.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ SHORTEST = 16  # characters of a token
 
 
 class Access:
-    """The token, or none: then everybody may ask."""
+    """The token, or None: then every client may send requests."""
 
     def __init__(self, token: str | None, seconds: float, clock: Callable[[], float] = time.time) -> None:
         """A login lasts `seconds`."""
@@ -35,7 +35,7 @@ class Access:
         return self._token is None
 
     def fits(self, token: str) -> bool:
-        """Whether it is the token."""
+        """Whether the token is right."""
         return self._token is not None and hmac.compare_digest(token.encode(), self._token)
 
     def allows(self, headers: Mapping[str, str]) -> bool:
@@ -68,7 +68,7 @@ class Access:
 def read_token(file: Path | None) -> str | None:
     """The token in a file, or in the environment variable M3BIND_TOKEN; None without both.
 
-    Never a value of the command line: everybody on the machine could read it there.
+    Never a value of the command line, which every user of the machine can read.
 
     Raises:
         ConfigError: the file cannot be read, or the token is too short to be safe.

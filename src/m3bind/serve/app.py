@@ -1,10 +1,10 @@
-"""The whole service as one ASGI application.
+"""The service as one ASGI application.
 
-* `make_app`: of a space and an index. From outside to inside:
+* `make_app`: from a space and an index -> `App`. From outside to inside:
 
     Observed (metrics)  counts, logs, and turns exceptions into answers
-    Guard               host, origin, token; security lines of every answer
-    Watch               size and time of a body, time of the whole, clients that leave
+    Guard               host, origin, token; security headers of every answer
+    RequestTimer        size and time of a body, time of the whole, disconnected clients
     FastAPI             routes_*: checks values, puts work into the queues of `Service`
 """
 
@@ -12,13 +12,13 @@ import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 from m3bind.core.version import __version__
 from m3bind.errors import M3BindError
@@ -34,18 +34,18 @@ from m3bind.serve.settings import NOTICE, ServiceSettings
 from m3bind.serve.watch import InFlightBytes, RequestTimer
 from m3bind.space.bundle import Space
 
-_CODES = {404: ("not_found", "There is nothing here."), 405: ("method", "This address takes other methods.")}
+_CODES = {404: ("not_found", "No such address."), 405: ("method", "This address takes other methods.")}
 
 
 @dataclass
 class App:
-    """The ASGI application, and what is behind it."""
+    """The ASGI application, and its parts."""
 
     service: Service
     inner: FastAPI
     outer: Observed
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         await self.outer(scope, receive, send)
 
@@ -63,14 +63,13 @@ def make_app(
     """A service of one space and one index.
 
     Args:
-        space: what the index was encoded with.
+        space: the space the index was encoded with.
         source: an index, its URI, an encoded archive, or its folder.
-        token: what clients have to know; None: everybody who reaches the service may ask.
+        token: required of clients; None: every client that reaches the service may send requests.
         hosts: names the service may be called by; None: any.
         texts: further phrases for "nearest phrases".
         settings: limits.
-        roots: folders below which files of items may be shown; None: wherever the index says they are, which is for
-            an index of one's own.
+        roots: folders below which files of items may be shown; None: all paths in the index, for one's own index only.
 
     Raises:
         SpaceError: the index is of another space, or cannot be opened.
@@ -90,7 +89,7 @@ def make_app(
         title="m3bind",
         version=__version__,
         description=NOTICE,
-        docs_url=None,  # both would load scripts from elsewhere
+        docs_url=None,  # both would load third-party scripts
         redoc_url=None,
         openapi_url="/api/openapi.json",
         lifespan=lifespan,
@@ -116,7 +115,7 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """Which value is wrong and why, without the value."""
+    """The field and the reason, without the value."""
     assert isinstance(error, RequestValidationError)
     lines = [f"{'.'.join(map(str, line['loc']))}: {line['msg']}" for line in error.errors()[:5]]
     return await _refused(request, Refusal(422, "invalid", "; ".join(lines)))

@@ -1,10 +1,10 @@
-"""The index as it is now: opened anew, beside running requests, when another process changed it.
+"""The current index: opened again, beside running requests, when another process changed it.
 
 * `Archive`: gives the current `ArchiveState` to readers.
-* `ArchiveState`: a `Searcher` with what is asked of it again and again.
+* `ArchiveState`: a `Searcher` with cached facts about the index.
 
-Readers hold a lease; a state that was replaced is closed when its last reader is done. Whether something changed is
-seen by the stamp of one small file (of Milvus: by what it keeps about the index), at most once a second.
+Readers hold a lease; a replaced state is closed when its last reader is done. Changes are detected by the stamp of one
+small file (of Milvus: by its metadata of the index), at most once a second.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from m3bind.search.zero_shot import ZeroShotClassifier, labels_of
 from m3bind.space.bundle import Space
 
 log = logging.getLogger("m3bind.serve")
-LOOKED_AT = 64  # items that say whether an index keeps paths
+CHECKED = 64  # items by which it is decided whether an index stores paths
 
 
 @dataclass
@@ -34,7 +34,7 @@ class ArchiveState:
     """The index at one moment."""
 
     searcher: Searcher
-    mark: str  # what it was like on disk; names the state
+    mark: str  # of its files on disk; identifies the state
     readers: int = 0
     replaced: bool = False
 
@@ -50,20 +50,20 @@ class ArchiveState:
 
     @cached_property
     def labels(self) -> dict[str, list[str]]:
-        """The most frequent labels of each modality, sorted; none where the index keeps no labels."""
+        """The most frequent labels of each modality, sorted; empty if the index stores no labels."""
         return labels_of(self.index)
 
     @property
     def classifier(self) -> ZeroShotClassifier:
-        """What tells labels apart."""
+        """The zero-shot classifier of this state."""
         return ZeroShotClassifier(self.searcher.space, self.index, self.searcher.calibration, self.labels)
 
     @cached_property
     def pictures(self) -> bool:
-        """Whether items have files to draw pictures from."""
+        """Whether items have files to draw images from."""
         if "path" not in self.index.columns:
             return False
-        ids, _ = self.index.sample(LOOKED_AT)
+        ids, _ = self.index.sample(CHECKED)
         return bool(ids) and bool((self.index.items(ids)["path"] != "").any())
 
 
@@ -71,7 +71,7 @@ class Archive:
     """A space's index, shared by threads."""
 
     def __init__(self, space: Space, source: Source, check_seconds: float = 1.0) -> None:
-        """Open it.
+        """Open the index.
 
         Raises:
             SpaceError: the index is of another space, or cannot be opened.
@@ -88,8 +88,8 @@ class Archive:
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[ArchiveState]:
-        """The current state, which stays open meanwhile."""
-        self._look()
+        """The current state, which stays open in the context."""
+        self._check()
         with self._lock:
             state = self._now
             state.readers += 1
@@ -104,16 +104,16 @@ class Archive:
 
     @property
     def items(self) -> dict[str, int]:
-        """Items per modality, without looking at the disk."""
+        """Items per modality, without access to the disk."""
         return self._now.counts
 
     @property
     def stale(self) -> bool:
-        """Whether the index changed and cannot be opened any more: the last good state still answers."""
+        """Whether the index changed and can no longer be opened: the last good state still answers."""
         return bool(self._tried)
 
     def mark(self, index: Index | None) -> str:
-        """What the index is like now, in microseconds (Milvus: milliseconds); "" where that cannot be told."""
+        """A mark of the index on disk, in microseconds (Milvus: milliseconds); "" if there is none."""
         if isinstance(index, MilvusIndex):
             return index.mark
         source = index.uri if index is not None else self._source
@@ -121,18 +121,18 @@ class Archive:
             return ""
         for name in (CURRENT, MARKER):
             try:
-                found = os.stat(Path(source) / name)
+                status = os.stat(Path(source) / name)
             except OSError:
                 continue
-            return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+            return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
         return ""
 
     def close(self) -> None:
         """Close the index; requests must be over."""
         self._close(self._now)
 
-    def _look(self) -> None:
-        """Begin to open the index anew if it changed, looking once a second at most; the old one is used until then."""
+    def _check(self) -> None:
+        """Start to open the index again if it changed, at most once a second; the old one is used until then."""
         with self._lock:
             now = time.monotonic()
             if self._opening or now - self._checked < self._every:
@@ -143,7 +143,7 @@ class Archive:
             mark = self.mark(self._now.index)
             changed = mark not in ("", self._now.mark, self._tried)
         except Exception as error:
-            log.warning("cannot look at the index (%s)", type(error).__name__)
+            log.warning("cannot check the index (%s)", type(error).__name__)
             changed = False
         if changed:
             threading.Thread(target=self._reopen, args=(mark,), name="reopen", daemon=True).start()
@@ -174,7 +174,7 @@ class Archive:
             self._opening = False
 
     def _warm(self, state: ArchiveState) -> None:
-        """Compute what requests would wait for."""
+        """Compute the facts that requests would wait for."""
         _ = state.counts, state.labels, state.pictures
 
     def _close(self, state: ArchiveState) -> None:

@@ -1,11 +1,12 @@
-"""A map of the archive: a sample of its items in two dimensions, near each other where they are about the same.
+"""A map of the archive: a sample of its items in two dimensions, near each other if their content is alike.
 
-* `MapLayout`: computed in the background, once per state of the index; `place`: where a question lies.
+* `MapLayout`: computed in the background, once per state of the index; `place`: the position of a query.
+* `MapPoints`: a computed map; `draw`, `flat`: its computation.
 
-Embeddings of one modality lie together, whatever they show. So items are looked at along the directions in which the
+Embeddings of one modality lie together, whatever they show. So items are projected to the directions in which the
 phrases of the vocabulary differ most, and each modality is standardised in each; then t-SNE. On the demo's space an
-item's ten neighbours on the map are of its own modality in 72 % (95 % when the modality's mean alone is taken out, 21 %
-by chance) and have its label in 58 % (52 %, 8 %). Without enough phrases: means taken out, principal components.
+item's ten neighbours on the map are of its own modality in 72 % (95 % if only the modality's mean is subtracted, 21 %
+by chance) and have its label in 58 % (52 %, 8 %). Without enough phrases: means subtracted, principal components.
 
 Shapes: n items of the sample, p phrases, d dimension.
 """
@@ -26,14 +27,14 @@ from m3bind.serve.errors import Refusal
 
 log = logging.getLogger("m3bind.serve")
 DIRECTIONS = 16  # in which phrases differ most
-COMPONENTS = 50  # where there are no phrases
+COMPONENTS = 50  # without phrases
 PERPLEXITY = 30.0
-LEAST = 8  # items for t-SNE; fewer are drawn by their principal components
-NEAREST = 10  # points a question is placed among
+FEWEST = 8  # items for t-SNE; fewer are placed by their principal components
+NEAREST = 10  # points that place a query
 TINY = 1e-9
-BEHIND = 10  # niceness of the thread that draws: questions come first
-STEEP = 3.0  # how much nearer points count more
-METHOD = "t-SNE of {n} items along what words tell apart, each modality standardised: near means alike in content"
+NICENESS = 10  # of the thread that computes maps: requests come first
+STEEPNESS = 3.0  # of the weights of near points
+METHOD = "t-SNE of {n} items along the directions of texts, each modality standardised: near items are alike"
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class MapPoints:
     xy: NDArray[np.float64]  # (n, 2)
 
     def place(self, row: Array, alone: str | None) -> tuple[float, float]:
-        """Where a unit vector (d,) lies: among the points that are nearest to it for their modality.
+        """The position of a unit vector (d,): among its nearest points, standardised by modality.
 
-        `alone`: the item that it is, if it is one; where that is a point itself, that is the place.
+        `alone`: the item whose vector it is, if any; if that is a point of the map, its position.
         """
         if alone in self.ids:
             x, y = self.xy[self.ids.index(alone)]
@@ -60,17 +61,17 @@ class MapPoints:
             own = names == name
             near[own] = (near[own] - near[own].mean()) / max(float(near[own].std()), 1e-4)
         best = np.argsort(-near, kind="stable")[:NEAREST]
-        weights = np.exp(STEEP * (near[best] - near[best[0]]))
+        weights = np.exp(STEEPNESS * (near[best] - near[best[0]]))
         x, y = weights @ self.xy[best] / weights.sum()
         return float(x), float(y)
 
 
 class MapLayout:
-    """The map of the archive as it is now."""
+    """The map of the current archive."""
 
-    def __init__(self, archive: Archive, most: int) -> None:
-        """A sample of at most `most` items."""
-        self._archive, self._most = archive, most
+    def __init__(self, archive: Archive, maximum: int) -> None:
+        """A sample of up to `maximum` items."""
+        self._archive, self._maximum = archive, maximum
         self._phrases: Array | None = None
         self._may = threading.Event()
         self._points: MapPoints | None = None
@@ -78,12 +79,12 @@ class MapLayout:
         self._lock = threading.Lock()
 
     def allow(self, phrases: Array) -> None:
-        """Maps are drawn from now on, with the vectors (p, d) of the vocabulary."""
+        """Allow the computation of maps, with the vectors (p, d) of the vocabulary."""
         self._phrases = phrases
         self._may.set()
 
     def begin(self, state: ArchiveState) -> MapPoints | None:
-        """The map of the last state there is one of; another one is begun where that is not this state."""
+        """The newest map, if there is any; unless it is of this state, another one is started."""
         with self._lock:
             points = self._points
             if (points is None or points.mark != state.mark) and not self._working:
@@ -95,9 +96,9 @@ class MapLayout:
         try:
             self._may.wait()
             with contextlib.suppress(OSError, AttributeError):  # other systems have no priority of a thread
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BEHIND)
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
             with self._archive.lease() as state:
-                self._points = draw(state, self._most, self._phrases)
+                self._points = draw(state, self._maximum, self._phrases)
         except Exception as error:
             log.error("the map cannot be computed (%s)", type(error).__name__)
         finally:
@@ -117,35 +118,35 @@ class MapLayout:
         """The values of `PlaceAnswer`.
 
         Raises:
-            Refusal: there is no map yet, or nothing on it.
+            Refusal: there is no map yet, or it is empty.
         """
         points = self.begin(state)
         if points is None:
-            raise Refusal(503, "computing", "The map is being computed; ask again in a few seconds.", 3)
+            raise Refusal(503, "computing", "The map is being computed; try again in a few seconds.", 3)
         if not points.ids:
-            raise Refusal(404, "empty", "The map is empty: the archive holds no items.")
+            raise Refusal(404, "empty", "The map is empty: the archive has no items.")
         x, y = points.place(row, alone)
         return {"x": round(x, 4), "y": round(y, 4)}
 
 
-def draw(state: ArchiveState, most: int, phrases: Array | None) -> MapPoints:
+def draw(state: ArchiveState, maximum: int, phrases: Array | None) -> MapPoints:
     """The map of a state; the same sample for the same index."""
-    ids, rows = state.index.sample(most, seed=0)
+    ids, rows = state.index.sample(maximum, seed=0)
     names = state.index.items(ids)["modality"].tolist() if ids else []
     return MapPoints(state.mark, ids, names, rows, flat(rows, names, phrases))
 
 
 def flat(rows: Array, modality: list[str], phrases: Array | None) -> NDArray[np.float64]:
-    """(n, 2) places of unit rows (n, d), within -1..1."""
+    """(n, 2) positions of unit rows (n, d), within -1..1."""
     if len(rows) < 2:
         return np.zeros((len(rows), 2))
     seen = _content(rows, np.array(modality), phrases)
     xy = _components(seen, 2)
-    if len(rows) >= LEAST:
+    if len(rows) >= FEWEST:
         from sklearn.manifold import TSNE
 
         perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
-        noise = np.random.default_rng(0).normal(size=xy.shape)  # no two items at one place: its tree would not end
+        noise = np.random.default_rng(0).normal(size=xy.shape)  # no equal positions: its tree would not end
         start = (1e-4 * xy / max(float(xy[:, 0].std()), TINY) + 1e-6 * noise).astype(np.float32)
         xy = TSNE(2, perplexity=perplexity, init=start, random_state=0, n_jobs=1).fit_transform(seen.astype(np.float32))
     xy = xy.astype(np.float64) - xy.mean(axis=0)
@@ -153,23 +154,23 @@ def flat(rows: Array, modality: list[str], phrases: Array | None) -> NDArray[np.
 
 
 def _content(rows: Array, modality: NDArray[np.str_], phrases: Array | None) -> NDArray[np.float64]:
-    """(n, m) unit rows in which modalities differ less than what they show."""
+    """(n, m) unit rows in which modalities differ less than contents."""
     seen = rows.astype(np.float64)
-    spoken = phrases is not None and len(phrases) >= 2 * DIRECTIONS and rows.shape[1] > DIRECTIONS
-    if spoken:
-        assert phrases is not None
+    if phrases is None or len(phrases) < 2 * DIRECTIONS or rows.shape[1] <= DIRECTIONS:
+        phrases = None
+    else:
         seen = seen @ np.linalg.svd(phrases - phrases.mean(axis=0), full_matrices=False)[2][:DIRECTIONS].T
     for name in np.unique(modality):
         own = modality == name
         seen[own] -= seen[own].mean(axis=0)
-        if spoken:
+        if phrases is not None:
             seen[own] /= np.maximum(seen[own].std(axis=0), TINY)
     seen /= np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), TINY)
-    return seen if spoken else _components(seen, COMPONENTS)
+    return _components(seen, COMPONENTS) if phrases is None else seen
 
 
-def _components(rows: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """(n, most) values along the principal components, zeros where there are fewer."""
+def _components(rows: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """(n, count) values along the principal components, padded with zeros."""
     left, sizes, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
-    found = (left * sizes)[:, :most]
-    return np.pad(found, ((0, 0), (0, most - found.shape[1])))
+    values = (left * sizes)[:, :count]
+    return np.pad(values, ((0, 0), (0, count - values.shape[1])))

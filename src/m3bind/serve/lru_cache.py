@@ -1,6 +1,6 @@
-"""Values that cost something to make, kept within a number of bytes.
+"""A cache of expensive values, bounded in bytes.
 
-* `LruCache`: by key; the least recently used go first.
+* `LruCache`: by key; the least recently used are evicted first.
 """
 
 import threading
@@ -12,28 +12,28 @@ T = TypeVar("T")
 
 
 class LruCache(Generic[T]):
-    """Thread-safe. Two that ask for the same at the same time may both make it."""
+    """Thread-safe. Concurrent calls for the same key may both compute it."""
 
-    def __init__(self, most: int, size: Callable[[T], int]) -> None:
-        """At most `most` bytes (but one value in any case), each of `size(value)`."""
-        self.most, self.nbytes, self._size = most, 0, size
+    def __init__(self, max_bytes: int, size: Callable[[T], int]) -> None:
+        """Up to `max_bytes` (but always one value), each of `size(value)`."""
+        self.max_bytes, self.nbytes, self._size = max_bytes, 0, size
         self._values: OrderedDict[Hashable, T] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of `key`, made where it is not there; what `make` raises is not kept."""
+        """The value of `key`, computed if missing; errors of `make` are not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-        made = make()
+        value = make()
         with self._lock:
             if key not in self._values:
-                self._values[key] = made
-                self.nbytes += self._size(made)
-            while self.nbytes > self.most and len(self._values) > 1:
+                self._values[key] = value
+                self.nbytes += self._size(value)
+            while self.nbytes > self.max_bytes and len(self._values) > 1:
                 self.nbytes -= self._size(self._values.popitem(last=False)[1])
-        return made
+        return value
 
     def __len__(self) -> int:
         return len(self._values)

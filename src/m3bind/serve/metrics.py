@@ -1,79 +1,73 @@
-"""What is counted, what is logged, and the last resort: every exception becomes an answer.
+"""Metrics, the access log, and the last resort: every exception becomes an answer.
 
 * `Metrics`: counters and gauges of one service, for Prometheus. * `Observed`: an ASGI application around another one.
-* `answer`: sends a refusal.
 
 Labels are templates of routes ("/api/items/{id}"), methods and statuses; a log line holds these and milliseconds.
 """
 
 import logging
 import time
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-from m3bind.serve.errors import Refusal, body_of, refusal_of
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from m3bind.serve.errors import answer, refusal_of
 from m3bind.serve.service import Service
 from m3bind.serve.watch import InFlightBytes
 
 log = logging.getLogger("m3bind.serve.access")
 METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-GONE = 499  # the client left before its answer
-
-
-async def answer(refusal: Refusal, scope: Any, receive: Any, send: Any) -> None:
-    """Send a refusal as JSON."""
-    from starlette.responses import JSONResponse
-
-    await JSONResponse(body_of(refusal), refusal.status, refusal.headers())(scope, receive, send)
+GONE = 499  # the client disconnected before its answer
 
 
 class Metrics:
-    """Of one service, in a registry of its own."""
+    """The metrics of one service, in a registry of its own."""
 
-    def __init__(self, service: Service, flying: InFlightBytes) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+    def __init__(self, service: Service, in_flight: InFlightBytes) -> None:
+        self.registry = own = CollectorRegistry()
+        names = ["route", "method", "status"]
+        self.requests = Counter("m3bind_requests", "answered requests", names, registry=own)
+        self.seconds = Histogram(
+            "m3bind_request_seconds", "time to the answer", ["route"], buckets=BUCKETS, registry=own
+        )
+        self.running = Gauge("m3bind_requests_running", "requests that are being answered", registry=own)
+        ProcessCollector(registry=own)
 
-        self.registry = CollectorRegistry()
-        own: Any = {"registry": self.registry}
-        self.requests = Counter("m3bind_requests", "answered requests", ["route", "method", "status"], **own)
-        self.seconds = Histogram("m3bind_request_seconds", "time to the answer", ["route"], buckets=BUCKETS, **own)
-        self.running = Gauge("m3bind_requests_running", "requests that are being answered", **own)
-        ProcessCollector(registry=self.registry)
-
-        def gauge(name: str, text: str, value: Any) -> None:
-            Gauge(name, text, **own).set_function(value)
+        def gauge(name: str, text: str, value: Callable[[], float]) -> None:
+            Gauge(name, text, registry=own).set_function(value)
 
         gauge("m3bind_uploads", "uploads in memory", lambda: len(service.uploads))
         gauge("m3bind_upload_bytes", "memory of uploads", lambda: service.uploads.nbytes)
         gauge("m3bind_picture_bytes", "memory of decoded items", lambda: service.previews.nbytes)
-        gauge("m3bind_body_bytes", "bytes of bodies that are being received", lambda: flying.nbytes)
+        gauge("m3bind_body_bytes", "bytes of bodies that are being received", lambda: in_flight.nbytes)
         gauge("m3bind_index_items", "items of the index", lambda: sum(service.archive.items.values()))
         gauge("m3bind_index_stale", "1: the index changed and cannot be opened", lambda: service.archive.stale)
         for queue in (service.towers, service.files):
             for name in ("waiting", "running"):
-                gauge(f"m3bind_{queue.name}_{name}", f"requests, {name}", lambda q=queue, n=name: getattr(q, n))
+                gauge(f"m3bind_{queue.name}_{name}", f"requests, {name}", partial(getattr, queue, name))
 
     def text(self) -> bytes:
-        """All of it in Prometheus' format."""
-        from prometheus_client import generate_latest
-
+        """All metrics in Prometheus' format."""
         return generate_latest(self.registry)
 
 
 class Observed:
-    """Counts requests, logs them, and answers where an exception comes out of `app`."""
+    """Counts and logs requests, and answers if `app` raises."""
 
-    def __init__(self, app: Any, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self._metrics = app, metrics
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         begun, status = time.perf_counter(), 0
 
-        async def seen(message: Any) -> None:
+        async def seen(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -86,13 +80,13 @@ class Observed:
             status = status or GONE
         except Exception as error:
             if status:
-                raise _Broken from None  # the answer began: only closing the connection can say that it is not whole
+                raise _Broken from None  # the answer has begun: only a closed connection shows that it is incomplete
             await answer(refusal_of(error), scope, receive, seen)
         finally:
             self._metrics.running.dec()
             self._count(scope, status or GONE, time.perf_counter() - begun)
 
-    def _count(self, scope: Any, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
         static = "/static/{path}" if scope["path"].startswith("/static/") else "other"
         route = getattr(scope.get("route"), "path", "") or static
         method = scope["method"] if scope["method"] in METHODS else "other"
@@ -102,4 +96,4 @@ class Observed:
 
 
 class _Broken(Exception):
-    """An answer that broke off."""
+    """An incomplete answer."""

@@ -1,6 +1,7 @@
-"""A multipart body into files of a private folder, as it comes in: at no time is more than a piece of it in memory.
+"""A multipart body into files of a private folder as it arrives: memory never holds more than a piece of it.
 
-* `receive`: the files and the fields of a request.
+* `receive`: a request's body -> `Form`, its files and fields. The parser is python-multipart's; Starlette's forms
+  would drop the files' names and write them to the system's temporary folder.
 
 Names are reduced to plain letters, so that none leaves the folder; a WFDB header still finds its signals by name.
 """
@@ -13,24 +14,24 @@ from typing import IO
 
 from m3bind.serve.errors import Refusal
 
-FIELD_BYTES = 1024  # of a field that is no file
+FIELD_BYTES = 1024  # of a field that is not a file
 HEADER_BYTES = 4096  # of the head of one part
 NAME_CHARS = 100
 
 
 @dataclass
 class Form:
-    """What came: files in the order they came, and fields."""
+    """The received files in order of arrival, and fields."""
 
     files: list[Path] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
 
 
 class _Receiver:
-    """What the parser calls."""
+    """Callbacks of the parser."""
 
-    def __init__(self, folder: Path, most: int) -> None:
-        self.form, self._folder, self._most = Form(), folder, most
+    def __init__(self, folder: Path, max_files: int) -> None:
+        self.form, self._folder, self._max_files, self.complete = Form(), folder, max_files, False
         self._head, self._name, self._value = 0, b"", b""
         self._headers: dict[bytes, bytes] = {}
         self._file: IO[bytes] | None = None
@@ -39,7 +40,10 @@ class _Receiver:
     def callbacks(self) -> dict[str, object]:
         """By the names of the parser."""
         names = ("part_begin", "part_data", "part_end", "header_field", "header_value", "header_end")
-        return {f"on_{name}": getattr(self, name) for name in (*names, "headers_finished")}
+        return {f"on_{name}": getattr(self, name) for name in (*names, "headers_finished", "end")}
+
+    def end(self) -> None:
+        self.complete = True
 
     def part_begin(self) -> None:
         self._headers, self._head, self._name, self._value, self._text = {}, 0, b"", b"", b""
@@ -68,18 +72,18 @@ class _Receiver:
         if kind != b"form-data" or b"name" not in options:
             raise _malformed()
         if self._headers.get(b"content-transfer-encoding", b"binary").lower() not in (b"binary", b"8bit", b"7bit"):
-            raise Refusal(415, "encoded", "Send the bytes of a file as they are.")
+            raise Refusal(415, "encoded", "Send the bytes of a file without a transfer encoding.")
         self._field = options[b"name"].decode("utf-8", "replace")
         if b"filename" not in options:
             return
-        if len(self.form.files) >= self._most:
-            raise Refusal(413, "too_many_files", f"At most {self._most} files in one upload.")
+        if len(self.form.files) >= self._max_files:
+            raise Refusal(413, "too_many_files", f"The maximum is {self._max_files} files in one upload.")
         path = self._folder / self._plain(options[b"filename"].decode("utf-8", "replace"))
         self._file = open(path, "xb")  # noqa: SIM115  closed at the end of the part
         self.form.files.append(path)
 
     def _plain(self, name: str) -> str:
-        """A name of its own in the folder."""
+        """A free name in the folder."""
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", re.split(r"[/\\]", name)[-1])[-NAME_CHARS:].lstrip(".-_")
         plain, number = plain or "file", 0
         while (self._folder / (name := f"{number}_{plain}" if number else plain)).exists():
@@ -101,14 +105,14 @@ class _Receiver:
             self.form.fields[self._field] = self._text.decode("utf-8", "replace")
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the current file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
-async def receive(content_type: str, body: AsyncIterable[bytes], folder: Path, most: int) -> Form:
-    """Write the files of a multipart body into `folder`, at most `most`.
+async def receive(content_type: str, body: AsyncIterable[bytes], folder: Path, max_files: int) -> Form:
+    """Write the files of a multipart body into `folder`.
 
     Raises:
         Refusal: not multipart, malformed, without a file, or over a limit.
@@ -119,15 +123,9 @@ async def receive(content_type: str, body: AsyncIterable[bytes], folder: Path, m
     kind, options = parse_options_header(content_type.encode("latin-1", "replace"))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise Refusal(415, "no_form", "Send files as multipart/form-data with a boundary.")
-    receiver = _Receiver(folder, most)
-    complete = False
-
-    def ended() -> None:
-        nonlocal complete
-        complete = True
-
+    receiver = _Receiver(folder, max_files)
     try:
-        parser = MultipartParser(options[b"boundary"], {**receiver.callbacks(), "on_end": ended})  # type: ignore[arg-type]
+        parser = MultipartParser(options[b"boundary"], receiver.callbacks())  # type: ignore[arg-type]
         async for piece in body:
             parser.write(piece)
         parser.finalize()
@@ -135,10 +133,10 @@ async def receive(content_type: str, body: AsyncIterable[bytes], folder: Path, m
         raise _malformed() from None
     finally:
         receiver.close()
-    if not complete:
+    if not receiver.complete:
         raise _malformed()
     if not receiver.form.files:
-        raise Refusal(400, "no_file", "There is no file in this upload; name the parts 'file'.")
+        raise Refusal(400, "no_file", "This upload has no file; name the parts 'file'.")
     return receiver.form
 
 

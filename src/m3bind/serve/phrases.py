@@ -1,16 +1,16 @@
-"""Phrases that a question, an item or an upload is near to: a hint why something was found, never a report.
+"""Phrases near to a query, an item or an upload: a hint why an item was found, never a report.
 
-* `phrases_for`: the vocabulary: what the prompt files say about modalities of the space, labels of the index, and what
-  the operator gave. * `Vocabulary`: it, encoded.
+* `phrases_for`: the vocabulary: the prompt files' phrases for modalities of the space, labels of the index, and the
+  operator's own. * `Vocabulary`: the same, encoded.
 
-Some phrases are near to everything. So a phrase t is judged by how much nearer it is to q than to other things R:
+Some phrases are near to everything. So a phrase t is scored by how much nearer it is to q than to a reference R:
 
     z = (<t, q> - mean_{r in R} <t, r>) / sd_{r in R} <t, r>        percentile = 100 * share of R with <t, r> < <t, q>
 
-R are the calibration's items of q's modality (of all, where there are few) where q is an item or upload, else the
-phrases. The best z come first; for an item or upload only phrases that are said of its modality.
+R are the calibration's items of q's modality (of all modalities if there are few) if q is an item or upload, else the
+phrases. The highest z come first; for an item or upload only phrases for its modality.
 
-Shapes: p phrases, r other things, d dimension.
+Shapes: p phrases, r reference rows, d dimension.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +22,8 @@ from m3bind.index.calibration import FEW, FLAT
 from m3bind.models.embedding import Array
 from m3bind.serve.settings import TEXT_CHARS
 
-MOST = 4000  # phrases
-Phrases = dict[str, set[str]]  # text -> modalities it is said of; none: of any
+MAX_PHRASES = 4000
+Phrases = dict[str, set[str]]  # text -> its modalities; empty: any
 
 
 class Vocabulary:
@@ -40,10 +40,10 @@ class Vocabulary:
         """The k best phrases for a unit vector (d,).
 
         Args:
-            row: what they are to be near to.
-            k: how many; fewer where there are fewer.
-            others: (r, d) things that phrases are judged among; default: the phrases.
-            modality: of the thing; phrases of others are left out.
+            row: the vector.
+            k: maximum of phrases.
+            others: (r, d) reference; default: the phrases.
+            modality: of the vector; phrases for others are left out.
         """
         fits = [at for at, names in enumerate(self._of) if not modality or not names or modality in names]
         if not fits:
@@ -68,7 +68,8 @@ def phrases_for(modalities: Sequence[str], labels: Mapping[str, Sequence[str]], 
     """Distinct phrases: the operator's `more` first, labels of the index, then prompt files."""
     found: Phrases = {}
     spelled: dict[str, str] = {}
-    for text, modality in (*((text, "") for text in more), *_said(labels), *_prompts(modalities)):
+    named = [(label.replace("_", " "), name) for name, values in labels.items() for label in values]
+    for text, modality in (*((text, "") for text in more), *named, *_prompts(modalities)):
         plain = " ".join(text.split())[:TEXT_CHARS]
         if not plain:
             continue
@@ -77,15 +78,11 @@ def phrases_for(modalities: Sequence[str], labels: Mapping[str, Sequence[str]], 
             found[plain] = {modality} - {""}
         elif found[plain] and modality:
             found[plain].add(modality)
-    return dict(list(found.items())[:MOST])
-
-
-def _said(labels: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    return [(label.replace("_", " "), name) for name, values in labels.items() for label in values]
+    return dict(list(found.items())[:MAX_PHRASES])
 
 
 def _prompts(modalities: Sequence[str]) -> list[tuple[str, str]]:
-    """Names and sentences of classes that are written out, with their modality."""
+    """Names and sentences of classes with explicit texts, with their modality."""
     found = []
     for name in prompt_sets():
         for task in load_prompts(name).content.tasks.values():

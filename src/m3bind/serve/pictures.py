@@ -1,4 +1,4 @@
-"""Pictures and signals of items and uploads, as bytes of an answer.
+"""Images and signals of items and uploads, as bytes of an answer.
 
 * `thumbnail`, `picture`, `signal`: of a `Preview`. * `png`: an image as a file. * `WINDOWS`: names of CT windows.
 """
@@ -25,7 +25,7 @@ WINDOWS: dict[str, tuple[float, float]] = {
 
 
 def thumbnail(preview: Preview, size: int) -> bytes:
-    """A PNG at most `size` pixels wide and high."""
+    """A PNG of up to `size` pixels in width and height."""
     if preview.sheet is None:
         return png(modalities.get(preview.modality).thumbnail(preview.sample(), size))
     small = preview.sheet.copy()
@@ -34,10 +34,10 @@ def thumbnail(preview: Preview, size: int) -> bytes:
 
 
 def picture(preview: Preview, size: int, at: int | None, window: Window | None) -> bytes:
-    """A PNG at most `size` pixels wide and high: slice `at` (default: the middle) of a volume in a window, or all.
+    """A PNG of up to `size` pixels in width and height: slice `at` (default: the middle) of a volume, or the image.
 
     Raises:
-        Refusal: no such slice, or a slice or window of what is no volume.
+        Refusal: no such slice, or a slice or window of an item that is not a volume.
     """
     if preview.kind != "volume":
         if at is not None or window is not None:
@@ -59,7 +59,7 @@ def picture(preview: Preview, size: int, at: int | None, window: Window | None) 
 
 
 def _window(preview: Preview, plane: images.Array) -> tuple[float, float]:
-    """What shows most of a slice: all there is without Hounsfield units, lung where there is lung."""
+    """The window that shows most of a slice: everything without Hounsfield units, lung if it contains lung."""
     if preview.spacing is None:
         return PICTURE_HU
     return LUNG_WINDOW if float(((plane > -950) & (plane < -500)).mean()) > 0.1 else SOFT_WINDOW
@@ -69,10 +69,10 @@ def signal(preview: Preview) -> dict[str, Any]:
     """A 12-lead signal as JSON values, in steps of a microvolt.
 
     Raises:
-        Refusal: it is no signal.
+        Refusal: it is not a signal.
     """
     if preview.kind != "signal" or preview.rate is None or len(preview.array) != len(LEADS):
-        raise Refusal(400, "no_signal", "Only 12-lead ECGs have signals; ask for the picture.")
+        raise Refusal(400, "no_signal", "Only 12-lead ECGs have signals; request the picture.")
     lines = np.round(preview.array.astype(np.float64), 3)
     return {"rate": preview.rate, "leads": list(LEADS), "mv": lines.tolist(), "seconds": preview.seconds}
 

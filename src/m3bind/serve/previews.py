@@ -1,9 +1,9 @@
-"""What can be seen of one file, in little memory: enough for pictures of any size a page shows, slices and traces.
+"""The visible content of one file, in little memory: enough for images of any size on the page, slices and traces.
 
-* `Preview`: it.
+* `Preview`: this content.
 
-A volume is kept as int16 Hounsfield units with every slice, its rows and columns thinned out where it is too large; a
-picture as float16, at most `SIDE` pixels wide; a signal as float32 at no more than `RATE` Hz, its first `SECONDS`.
+A volume is stored as int16 Hounsfield units with every slice, rows and columns subsampled if it is too large; an image
+as float16, up to `SIDE` pixels wide; a signal as float32 up to `RATE` Hz, its first `SECONDS`.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from m3bind.modalities import Sample
 SIDE = 1536  # pixels
 RATE = 500.0  # Hz
 SECONDS = 30.0
-SHEET = 512  # pixels of the small picture of a volume
+SHEET = 512  # pixels of the small image of a volume
 VOLUME_BYTES = 160 << 20
 Kind = Literal["image", "volume", "signal"]
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A reduced `Sample`; `sheet` is the small picture of a volume, `seconds` the length of a whole signal."""
+    """A reduced `Sample`; `sheet` is the small image of a volume, `seconds` the length of the whole signal."""
 
     modality: str
     kind: Kind
@@ -38,11 +38,11 @@ class Preview:
 
     @classmethod
     def of(cls, sample: Sample, volume_bytes: int = VOLUME_BYTES) -> "Preview":
-        """That of a decoded file; a volume takes at most `volume_bytes`."""
+        """The preview of a decoded file; a volume takes up to `volume_bytes`."""
         array, spacing = sample.array, sample.spacing
         if sample.rate is not None:
-            kept, rate = _slower(array[:, : round(SECONDS * sample.rate)], sample.rate)
-            return cls(sample.modality, "signal", kept, rate=rate, seconds=array.shape[1] / sample.rate)
+            signal, rate = _slower(array[:, : round(SECONDS * sample.rate)], sample.rate)
+            return cls(sample.modality, "signal", signal, rate=rate, seconds=array.shape[1] / sample.rate)
         if array.ndim == 3 and array.shape[2] != 3:
             step = 1
             while array[:, ::step, ::step].size * 2 > volume_bytes and step < min(array.shape[1:]):
@@ -60,16 +60,16 @@ class Preview:
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Its memory."""
         return int(self.array.nbytes) + 3 * SHEET * SHEET * (self.sheet is not None)
 
     def sample(self) -> Sample:
-        """As a modality draws it."""
+        """As a `Sample`, for a modality's thumbnail."""
         return Sample(self.modality, self.array.astype(np.float32), spacing=self.spacing, rate=self.rate)
 
 
 def _smaller(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A picture (H, W) or (H, W, 3) at most `SIDE` wide and high."""
+    """An image (H, W) or (H, W, 3) of up to `SIDE` in width and height."""
     height, width = array.shape[:2]
     scale = SIDE / max(height, width)
     if scale >= 1:
@@ -81,7 +81,7 @@ def _smaller(array: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _slower(array: NDArray[np.float32], rate: float) -> tuple[NDArray[np.float32], float]:
-    """A signal at `RATE` Hz at most, low-passed."""
+    """A signal at up to `RATE` Hz, low-passed."""
     if rate <= RATE:
         return np.array(array, np.float32), rate
     from fractions import Fraction

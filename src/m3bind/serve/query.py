@@ -1,6 +1,6 @@
-"""Parts of a question -> one unit vector.
+"""Parts of a query -> one unit vector.
 
-* `Questions`: asks the towers, the index and the uploads.
+* `Questions`: gets vectors from the towers, the index and the uploads. * `need_texts`: whether texts fit an index.
 
 Shapes: d dimension of the space.
 """
@@ -19,16 +19,16 @@ from m3bind.serve.schemas import QuestionPart, Source
 from m3bind.serve.uploads import Uploads
 from m3bind.space.bundle import STUDENT, Space
 
-REMEMBERED = 1024  # texts whose vectors are kept
+CACHED = 1024  # texts whose vectors are cached
 
 
 class Questions:
-    """For threads: nothing here waits for the event loop."""
+    """For threads: no method waits for the event loop."""
 
     def __init__(self, space: Space, uploads: Uploads) -> None:
         self.space, self._uploads = space, uploads
         self._tower = STUDENT if STUDENT in space.text_encoders else space.modalities[0]
-        self.text = lru_cache(REMEMBERED)(self._text)
+        self.text = lru_cache(CACHED)(self._text)
 
     def _text(self, text: str) -> Array:
         row: Array = self.texts([text])[0]
@@ -36,22 +36,22 @@ class Questions:
         return row
 
     def texts(self, texts: Sequence[str]) -> Array:
-        """Texts -> (n, d), by the shared text encoder, or the first modality's own where there is none."""
+        """Texts -> (n, d), by the shared text encoder if there is any, else by the first modality's own."""
         return self.space.encode_text(texts, self._tower)
 
     def vector(self, state: ArchiveState, parts: Sequence[QuestionPart]) -> Array:
-        """The question (d,).
+        """The query (d,).
 
         Raises:
-            Refusal: an upload that is gone, parts that cancel each other out, texts where they do not fit.
-            UnknownNameError: an item that is not there.
+            Refusal: an upload that has expired, parts that cancel each other out, texts on a gap-corrected index.
+            UnknownNameError: a missing item.
         """
         rows = np.stack([self._row(state, part.kind, part.value) for part in parts])
         weighted = query.Query(tuple(query.QueryPart("item", "", part.weight) for part in parts))
         try:
             return weighted.combine(rows)
         except ConfigError:
-            reason = "The parts cancel each other out, or more is avoided than looked for; change their weights."
+            reason = "The parts cancel each other out, or negative weights prevail; change the weights."
             raise Refusal(400, "cancelled", reason) from None
 
     def source(self, state: ArchiveState, source: Source) -> tuple[Array, str]:
@@ -77,11 +77,11 @@ class Questions:
 
 
 def need_texts(state: ArchiveState) -> None:
-    """Refuse texts on an index without its modalities' means.
+    """Refuse texts on a gap-corrected index.
 
     Raises:
-        Refusal: it is such a one.
+        Refusal: it is gap-corrected.
     """
     if state.index.gap_corrected:
-        reason = "This archive was encoded with gap correction, which texts do not fit; ask with items and files."
+        reason = "This archive was encoded with gap correction, which texts do not fit; search by items and files."
         raise Refusal(400, "gap_corrected", reason)

@@ -1,9 +1,9 @@
-"""Work off the event loop: a few threads, a bounded number of requests that wait for them, and a refusal beyond.
+"""Work off the event loop: a few threads, a bounded number of waiting requests, and a refusal beyond.
 
-* `Queue`: one such. The service has one in front of the towers and the index, and one in front of the decoders.
+* `Queue`: the service has one in front of the towers and the index, and one in front of the decoders.
 
-A request whose client left, or whose time is over, gives its place up at once where it waits; where its thread is at
-work already, the place is free when that ends.
+A request whose client disconnected, or whose time is over, frees its place at once while it waits; if its thread is
+already running, the place is free when that ends.
 """
 
 import asyncio
@@ -15,17 +15,17 @@ from typing import Any, TypeVar
 from m3bind.serve.errors import Refusal
 
 T = TypeVar("T")
-USUAL = 0.05  # seconds of one piece of work, before any was measured
-MOST_RETRY = 30.0
+INITIAL_SECONDS = 0.05  # of one piece of work, before any measurement
+MAX_RETRY = 30.0
 
 
 class Queue:
-    """`workers` threads and at most `most` requests in front of them."""
+    """`workers` threads and up to `max_waiting` requests in front of them."""
 
-    def __init__(self, name: str, workers: int, most: int) -> None:
-        self.name, self.workers, self.most = name, workers, most
+    def __init__(self, name: str, workers: int, max_waiting: int) -> None:
+        self.name, self.workers, self.max_waiting = name, workers, max_waiting
         self.waiting = self.running = 0
-        self._seconds = USUAL  # running mean
+        self._seconds = INITIAL_SECONDS  # running mean
         self._free = asyncio.Semaphore(workers)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
 
@@ -33,10 +33,10 @@ class Queue:
         """`work(*arguments)` in a thread.
 
         Raises:
-            Refusal: too many wait already (503, with the time after which to try again).
+            Refusal: too many are waiting (503, with the time after which to try again).
         """
-        if self.waiting >= self.most:
-            wait = min(MOST_RETRY, self._seconds * self.waiting / self.workers)
+        if self.waiting >= self.max_waiting:
+            wait = min(MAX_RETRY, self._seconds * self.waiting / self.workers)
             raise Refusal(503, "busy", "Too many requests are waiting; try again in a moment.", wait)
         self.waiting += 1
         try:
@@ -58,8 +58,8 @@ class Queue:
         self._seconds += 0.1 * (time.perf_counter() - begun - self._seconds)
         self._free.release()
         if future is not None and not future.cancelled():
-            future.exception()  # nobody may be there any more to take it
+            future.exception()  # mark it as retrieved: its request may be cancelled
 
     def close(self) -> None:
-        """Let nothing new begin."""
+        """Start no further work."""
         self._pool.shutdown(wait=False, cancel_futures=True)

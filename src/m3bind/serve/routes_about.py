@@ -1,4 +1,4 @@
-"""What the service is, the login, health, metrics, and the page.
+"""About the service, the login, health, metrics, and the page.
 
 * `add`: these routes.
 """
@@ -31,7 +31,7 @@ def add(router: APIRouter, service: Service, access: Access, metrics: Metrics) -
 
     @router.get("/api/about", response_model=AboutAnswer, tags=["about"])
     async def about() -> Any:
-        """What this service holds and takes."""
+        """The content and limits of this service."""
         return JSONResponse(await service.ask(lambda state: describe(service, state)))
 
     @router.post("/api/login", status_code=204, tags=["about"])
@@ -41,7 +41,7 @@ def add(router: APIRouter, service: Service, access: Access, metrics: Metrics) -
             return Response(status_code=204)
         if not access.fits(given.token):
             await asyncio.sleep(WRONG_TOKEN_SECONDS)
-            raise Refusal(401, "token", "That is not the token of this service.")
+            raise Refusal(401, "token", "This is not the token of the service.")
         response = Response(status_code=204)
         response.set_cookie(
             COOKIE, access.cookie(), max_age=int(access.seconds), path="/", httponly=True, samesite="strict",
@@ -56,7 +56,7 @@ def add(router: APIRouter, service: Service, access: Access, metrics: Metrics) -
 
     @router.get("/readyz", tags=["operation"], response_class=PlainTextResponse)
     async def readyz() -> PlainTextResponse:
-        """Whether questions are answered."""
+        """Whether queries are answered."""
         if service.stopping or not service.ready:
             return PlainTextResponse("stopping\n" if service.stopping else "starting\n", 503, {"Retry-After": "1"})
         return PlainTextResponse("ready\n")
@@ -69,15 +69,15 @@ def add(router: APIRouter, service: Service, access: Access, metrics: Metrics) -
     @router.get("/", include_in_schema=False)
     async def page() -> Response:
         if not (WEB / "index.html").is_file():
-            raise Refusal(404, "no_page", "This installation has no page; the API is described at /api/openapi.json.")
+            raise Refusal(404, "no_page", "This installation has no page; see the API at /api/openapi.json.")
         return FileResponse(WEB / "index.html", headers={"cache-control": "no-cache"})
 
 
 class Static(StaticFiles):
-    """The files of the page; a browser asks each time whether they changed."""
+    """The files of the page; a browser revalidates them each time."""
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
-        """As in Starlette, with a word on caching."""
+        """As in Starlette, with a cache header."""
         response = super().file_response(*arguments, **options)
         response.headers["cache-control"] = "no-cache"
         return response

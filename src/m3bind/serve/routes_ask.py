@@ -1,4 +1,4 @@
-"""Questions: search, encode, zero-shot, nearest phrases, the map.
+"""Queries: search, encode, zero-shot, nearest phrases, the map.
 
 * `add`: these routes.
 """
@@ -22,7 +22,7 @@ def add(router: APIRouter, service: Service) -> None:
 
     @router.post("/api/search", response_model=schemas.SearchAnswer, tags=["search"])
     async def search(asked: Search) -> Any:
-        """The nearest items to a question of texts, items and uploads."""
+        """The nearest items to a query of texts, items and uploads."""
         begun = time.perf_counter()
 
         def work(state: ArchiveState) -> dict[str, Any]:
@@ -49,22 +49,22 @@ def add(router: APIRouter, service: Service) -> None:
 
     @router.post("/api/zero-shot", response_model=schemas.ZeroShotAnswer, tags=["search"])
     async def zero_shot(asked: ZeroShot) -> Any:
-        """Which of some labels fits an item or an upload, and whether that can be said at all."""
+        """Probabilities of labels for an item or an upload, or an abstention."""
         return JSONResponse(await service.ask(lambda state: service.zero_shot.answer(state, asked)))
 
     @router.post("/api/texts", response_model=schemas.PhrasesAnswer, tags=["search"])
     async def phrases(asked: Phrases) -> Any:
-        """The phrases of the vocabulary that are nearest to a question."""
+        """The phrases of the vocabulary that are nearest to a query."""
         return JSONResponse({"texts": await service.ask(lambda state: service.near(state, asked.parts, asked.k))})
 
     @router.get("/api/map", response_model=schemas.MapAnswer, tags=["map"])
     async def layout() -> Any:
-        """A sample of the items, in two dimensions; computed in the background, anew when the index changed."""
+        """A sample of the items in two dimensions; computed in the background, again when the index changed."""
         return JSONResponse(await service.ask(service.layout.answer))
 
     @router.post("/api/map/place", response_model=schemas.PlaceAnswer, tags=["map"])
     async def place(asked: Place) -> Any:
-        """Where a question lies among the points of the map: 503 while there is no map."""
+        """The position of a query on the map: 503 while there is no map."""
 
         def work(state: ArchiveState) -> dict[str, float]:
             row = service.questions.vector(state, asked.parts)

@@ -1,11 +1,12 @@
-"""Items and uploads as they can be seen: facts, thumbnails, pictures, signals, phrases; and bringing files.
+"""Items and uploads: facts, thumbnails, images, signals, phrases; and the upload of files.
 
 * `add`: these routes, each for items of the index and for uploads.
 """
 
 import hashlib
 from collections.abc import Callable
-from typing import Annotated, Any
+from enum import Enum
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -21,118 +22,84 @@ from m3bind.serve.previews import Preview
 from m3bind.serve.schemas import QuestionPart
 from m3bind.serve.service import Service
 
+T = TypeVar("T")
 Thumb = Annotated[int, Query(ge=16, le=512, description="pixels of the longer side")]
 Size = Annotated[int, Query(ge=16, le=2048, description="pixels of the longer side")]
 Slice = Annotated[int | None, Query(ge=0, le=100_000, description="of a volume, 0 is nearest to the feet")]
 Count = Annotated[int, Query(ge=1, le=50)]
 PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "a PNG"}}
-FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
-                        "modality": {"type": "string"},
-                    },
-                }
-            }
-        },
-    }
-}
+_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+_SCHEMA = {"type": "object", "required": ["file"], "properties": {"file": _FILES, "modality": {"type": "string"}}}
+FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _SCHEMA}}}}
 
 
 def add(router: APIRouter, service: Service) -> None:
     """Add the routes to `router`."""
-    _add_bringing(router, service)
-    _add_uploads(router, service)
-    _add_items(router, service)
+    _add_upload(router, service)
+    _add_views(router, service, "upload", "/api/uploads/{id}")
+    _add_views(router, service, "item", "/api/items/{id:path}")
 
 
-def _add_bringing(router: APIRouter, service: Service) -> None:
+def _add_upload(router: APIRouter, service: Service) -> None:
     @router.post(
         "/api/uploads", response_model=schemas.UploadAnswer, status_code=201, tags=["uploads"], openapi_extra=FORM
     )
     async def bring(request: Request) -> Any:
-        """Encode a file, the slices of a series, or the files of a WFDB record; kept in memory for a while."""
+        """Encode a file, the slices of a series, or the files of a WFDB record; stored in memory for a while."""
         kind = request.headers.get("content-type", "")
         with temporary_folder() as folder:
             form = await receive(kind, request.stream(), folder, service.settings.files)
             modality = form.fields.get("modality") or None
             if modality is not None and modality not in service.space.modalities:
                 known = ", ".join(service.space.modalities)
-                raise Refusal(400, "unknown", f"This space holds no such modality; known: {known}.")
+                raise Refusal(400, "unknown", f"This space has no such modality; known: {known}.")
             decoded = await service.files.run(uploads.decode, service.space, form.files, modality)
         upload = await service.towers.run(uploads.embed, service.space, decoded)
         name = service.uploads.add(upload)
-        told = {"id": name, "modality": upload.modality, "warnings": upload.warnings, "steps": upload.steps}
-        return JSONResponse(told, 201)
+        facts = {"id": name, "modality": upload.modality, "warnings": upload.warnings, "steps": upload.steps}
+        return JSONResponse(facts, 201)
 
 
-def _add_uploads(router: APIRouter, service: Service) -> None:
-    kept = service.uploads
+def _add_views(router: APIRouter, service: Service, kind: Literal["item", "upload"], root: str) -> None:
+    tags: list[str | Enum] = [f"{kind}s"]
 
-    @router.get("/api/uploads/{id}", response_model=schemas.ItemAnswer, tags=["uploads"])
-    async def facts(id: str) -> Any:
-        """What is known of an upload."""
-        upload = kept.get(id)
-        return JSONResponse(_facts(id, upload.modality, {}, upload.preview))
+    async def see(id: str, work: Callable[..., T], *arguments: Any) -> T:
+        """`work(preview, *arguments)`."""
+        if kind == "upload":
+            return await service.files.run(work, service.uploads.get(id).preview, *arguments)
+        return await service.see(lambda state: work(service.preview(service.seen(state, id)), *arguments))
 
-    @router.get("/api/uploads/{id}/thumbnail", responses=PNG, response_class=Response, tags=["uploads"])
+    @router.get(root + "/thumbnail", responses=PNG, response_class=Response, tags=tags)
     async def thumbnail(id: str, request: Request, size: Thumb = 160) -> Response:
-        """A small picture."""
-        return _png(request, await service.files.run(pictures.thumbnail, kept.get(id).preview, size))
-
-    @router.get("/api/uploads/{id}/picture", responses=PNG, response_class=Response, tags=["uploads"])
-    async def picture(
-        id: str, request: Request, size: Size = 768, slice: Slice = None, window: Window | None = None
-    ) -> Response:
-        """A picture; of a volume one slice."""
-        return _png(request, await service.files.run(pictures.picture, kept.get(id).preview, size, slice, window))
-
-    @router.get("/api/uploads/{id}/signal", response_model=schemas.SignalAnswer, tags=["uploads"])
-    async def signal(id: str) -> Any:
-        """The leads of an ECG."""
-        return JSONResponse(await service.files.run(pictures.signal, kept.get(id).preview))
-
-    @router.get("/api/uploads/{id}/texts", response_model=schemas.PhrasesAnswer, tags=["uploads"])
-    async def texts(id: str, k: Count = 5) -> Any:
-        """The nearest phrases of the vocabulary."""
-        return JSONResponse({"texts": await service.ask(_near(service, "upload", id, k))})
-
-
-def _add_items(router: APIRouter, service: Service) -> None:
-    def on_preview(id: str, work: Callable[..., Any], *arguments: Any) -> Callable[[ArchiveState], Any]:
-        return lambda state: work(service.preview(service.seen(state, id)), *arguments)
-
-    @router.get("/api/items/{id:path}/thumbnail", responses=PNG, response_class=Response, tags=["items"])
-    async def thumbnail(id: str, request: Request, size: Thumb = 160) -> Response:
-        """A small picture."""
+        """A small image."""
+        if kind == "upload":
+            return _png(request, await see(id, pictures.thumbnail, size))
         return _png(request, await service.see(lambda state: service.thumbnail(service.seen(state, id), size)))
 
-    @router.get("/api/items/{id:path}/picture", responses=PNG, response_class=Response, tags=["items"])
+    @router.get(root + "/picture", responses=PNG, response_class=Response, tags=tags)
     async def picture(
         id: str, request: Request, size: Size = 768, slice: Slice = None, window: Window | None = None
     ) -> Response:
-        """A picture; of a volume one slice."""
-        return _png(request, await service.see(on_preview(id, pictures.picture, size, slice, window)))
+        """An image; of a volume one slice."""
+        return _png(request, await see(id, pictures.picture, size, slice, window))
 
-    @router.get("/api/items/{id:path}/signal", response_model=schemas.SignalAnswer, tags=["items"])
+    @router.get(root + "/signal", response_model=schemas.SignalAnswer, tags=tags)
     async def signal(id: str) -> Any:
         """The leads of an ECG."""
-        return JSONResponse(await service.see(on_preview(id, pictures.signal)))
+        return JSONResponse(await see(id, pictures.signal))
 
-    @router.get("/api/items/{id:path}/texts", response_model=schemas.PhrasesAnswer, tags=["items"])
+    @router.get(root + "/texts", response_model=schemas.PhrasesAnswer, tags=tags)
     async def texts(id: str, k: Count = 5) -> Any:
         """The nearest phrases of the vocabulary."""
-        return JSONResponse({"texts": await service.ask(_near(service, "item", id, k))})
+        parts = [QuestionPart(kind=kind, value=id)]
+        return JSONResponse({"texts": await service.ask(lambda state: service.near(state, parts, k))})
 
-    @router.get("/api/items/{id:path}", response_model=schemas.ItemAnswer, tags=["items"])
+    @router.get(root, response_model=schemas.ItemAnswer, tags=tags)
     async def facts(id: str) -> Any:
-        """What is known of an item."""
+        """The facts of an item or an upload."""
+        if kind == "upload":
+            upload = service.uploads.get(id)
+            return JSONResponse(_facts(id, upload.modality, {}, upload.preview))
 
         def work(state: ArchiveState) -> dict[str, Any]:
             item = service.seen(state, id)
@@ -145,10 +112,6 @@ def _add_items(router: APIRouter, service: Service) -> None:
         return JSONResponse(await service.see(work))
 
 
-def _near(service: Service, kind: Any, name: str, k: int) -> Callable[[ArchiveState], Any]:
-    return lambda state: service.near(state, [QuestionPart(kind=kind, value=name)], k)
-
-
 def _facts(name: str, modality: str, fields: dict[str, str], preview: Preview | None) -> dict[str, Any]:
     kind = "image" if preview is None else preview.kind
     slices = None if preview is None else preview.slices
@@ -157,7 +120,7 @@ def _facts(name: str, modality: str, fields: dict[str, str], preview: Preview | 
 
 
 def _png(request: Request, data: bytes) -> Response:
-    """A picture that a browser may keep; nothing but 304 where it has it already."""
+    """An image that a browser may cache; 304 if it has it already."""
     mark = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     lines = {"etag": mark, "cache-control": "private, max-age=3600"}
     if mark in request.headers.get("if-none-match", ""):

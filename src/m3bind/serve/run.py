@@ -1,11 +1,12 @@
-"""The service as a process: from start to an orderly end.
+"""The service as a process: from start to an orderly shutdown.
 
-* `serve`: runs an application until SIGTERM or Ctrl-C; returns when what was running is finished. * `make_server`.
-* `refuse_open`: before that, what must not be bound to other than this machine.
-* `leave`: after it, the end of the process though something still computes in the background.
+* `serve`: runs an application until SIGTERM or Ctrl-C; returns when running requests are finished.
+  `make_server`: without running it. `log_to_stderr`: its log.
+* `refuse_open`: an address that other machines reach needs a token. * `is_loopback`: whether they do not.
+* `leave`: ends the process although a background thread still computes.
 
-Clients that are slow with the head of a request, or that leave an answer unread, lose their connection; a body that is
-slow is `watch`'s. On SIGTERM nothing new is taken, running requests get `Settings.stop_seconds`.
+Clients that are slow with the head of a request, or that leave an answer unread, are disconnected; `watch` bounds the
+body. On SIGTERM no request is accepted, and running ones get `ServiceSettings.stop_seconds`.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from m3bind.serve.access import VARIABLE
 from m3bind.serve.settings import ServiceSettings
 
 HEAD_BYTES = 32 << 10  # of a request's head
-BACKGROUND = ("warm-up", "map", "reopen")  # threads of the service that nobody waits for
+BACKGROUND = ("warm-up", "map", "reopen")  # threads of the service that are not joined
 QUIET_SECONDS = 20  # between requests of a connection
 
 
@@ -37,7 +38,7 @@ def refuse_open(host: str, token: str | None) -> None:
     """Refuse to serve other machines without a token.
 
     Raises:
-        ConfigError: that is asked for.
+        ConfigError: the address is not a loopback one, and there is no token.
     """
     if token is None and not is_loopback(host):
         raise ConfigError(
@@ -59,7 +60,7 @@ def is_loopback(host: str) -> bool:
 def serve(
     app: Any, host: str, port: int, settings: ServiceSettings | None = None, started: Callable[[str], None] = print
 ) -> None:
-    """Run until told to stop; `started` gets the address.
+    """Run until a signal to stop; `started` gets the address.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -71,7 +72,7 @@ def serve(
 def make_server(
     app: Any, host: str, port: int, settings: ServiceSettings, started: Callable[[str], None]
 ) -> tuple[uvicorn.Server, socket.socket]:
-    """A server that does not run yet, and the socket it will listen at.
+    """A server that does not run yet, and its bound socket.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -109,13 +110,13 @@ def leave() -> None:
 
 
 def log_to_stderr(level: int) -> None:
-    """Log lines of the service on standard error; uvicorn's own are few and name nobody."""
+    """Log lines of the service on standard error; uvicorn's own are few and hold no identifiers."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-    for name, least in (("m3bind.serve", level), ("uvicorn.error", logging.ERROR)):
+    for name, lowest in (("m3bind.serve", level), ("uvicorn.error", logging.ERROR)):
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
-        log.setLevel(least)
+        log.setLevel(lowest)
     logging.getLogger("m3bind.index.calibration").setLevel(logging.ERROR)  # it names the folder of the index
 
 
@@ -132,7 +133,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Ends with exit code 0 when it was told to stop."""
+    """Ends with exit code 0 after a signal to stop."""
 
     on_start: Callable[[], None]
 
@@ -161,14 +162,14 @@ class _Server(uvicorn.Server):
 
 
 def _protocol(seconds: float, unread: float) -> type[H11Protocol]:
-    """HTTP/1.1 that ends a connection whose head is not complete, refused body not over, or answer not read in time."""
+    """HTTP/1.1 that closes a connection if a head, a refused body or the reading of an answer takes too long."""
 
     class Timed(H11Protocol):
         _late: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            with contextlib.suppress(OSError, AttributeError):  # Linux: also for what waits at a closed window
+            with contextlib.suppress(OSError, AttributeError):  # Linux: covers bytes that wait at a closed window
                 wire = transport.get_extra_info("socket")
                 wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * unread))
             self._watch()
@@ -191,7 +192,7 @@ def _protocol(seconds: float, unread: float) -> type[H11Protocol]:
             self.loop.call_later(seconds, self.transport.abort)
 
         def _watch(self) -> None:
-            """Start the clock where the client has to go on, stop it where we have to."""
+            """Start the clock when it is the client's turn, stop it when it is ours."""
             busy = self.cycle is not None and not self.cycle.response_complete
             if busy or self.transport.is_closing():
                 self._forget()

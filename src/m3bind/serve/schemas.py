@@ -1,8 +1,9 @@
-"""Shapes of questions and answers, checked where they come in and described in the OpenAPI.
+"""Shapes of requests and answers, validated on receipt and described in the OpenAPI.
 
-Questions: `Search`, `Encode`, `ZeroShot`, `Phrases`, `Place`, `Login`, with their parts:
-`QuestionPart`, `Conditions` and `Source`.
-Answers have the same names with `Answer` behind, or are named by what they are.
+* Requests: `Search`, `Encode`, `ZeroShot`, `Phrases`, `Place`, `Login`, with their parts `QuestionPart`, `Conditions`
+  and `Source`.
+* Answers: the same names followed by `Answer`, `UploadAnswer`, `ItemAnswer`, `SignalAnswer`, `MapAnswer`,
+  `AboutAnswer`, and their parts.
 """
 
 from typing import Annotated, Literal
@@ -20,10 +21,10 @@ Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 class QuestionPart(Strict):
-    """One thing in a question; a negative weight avoids it."""
+    """One part of a query; a negative weight avoids it."""
 
     kind: Literal["text", "item", "upload"]
-    value: Value = Field(description="the words, or the id")
+    value: Value = Field(description="the text, or the id")
     weight: Weight = 1.0
 
     @model_validator(mode="after")
@@ -39,7 +40,7 @@ Parts = Annotated[list[QuestionPart], Field(min_length=1, max_length=PARTS)]
 
 
 class Conditions(Strict):
-    """Which items to look at; everything that is given must hold."""
+    """Filters of items; all given ones must hold."""
 
     modality: Annotated[list[Value], Field(max_length=64)] | None = None
     label: Annotated[list[Value], Field(max_length=64)] | None = None
@@ -48,7 +49,7 @@ class Conditions(Strict):
     until: Day | None = None
 
     def where(self) -> Where:
-        """The same as the index wants it; an empty list asks for anything."""
+        """The filters of an index; an empty list means any value."""
         modality, label, patient = (
             tuple(values) if values else None for values in (self.modality, self.label, self.patient)
         )
@@ -56,7 +57,7 @@ class Conditions(Strict):
 
 
 class Search(Strict):
-    """What to look for, and where."""
+    """A query with filters."""
 
     parts: Parts
     k: Annotated[int, Field(ge=1, le=HITS)] = 10
@@ -71,8 +72,8 @@ class AnswerHit(BaseModel):
     rank: int
     id: str
     modality: str
-    score: float = Field(description="cosine to the question")
-    calibrated: float = Field(description="standard deviations above the usual cosine of the question to such items")
+    score: float = Field(description="cosine to the query")
+    calibrated: float = Field(description="standard deviations above the mean cosine of the query to such items")
     percentile: float = Field(description="share of the items of this modality, in %, that are less near")
     fields: dict[str, str]
     picture: bool
@@ -100,7 +101,7 @@ class Encode(Strict):
 
 
 class EncodeAnswer(BaseModel):
-    """Unit vectors in the order asked."""
+    """Unit vectors in the order of the request."""
 
     vectors: list[list[float]]
 
@@ -113,12 +114,12 @@ class Source(Strict):
 
 
 class ZeroShot(Strict):
-    """Which of some labels fits."""
+    """Labels to choose from."""
 
     source: Source
     labels: Annotated[list[Text], Field(min_length=2, max_length=LABELS)]
     template: Annotated[str, StringConstraints(max_length=TEXT_CHARS)] | None = Field(
-        None, description="words with {} for the label; default: the modality's own"
+        None, description="text with {} for the label; default: the modality's own"
     )
     threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
 
@@ -136,13 +137,13 @@ class ZeroShotAnswer(BaseModel):
 
     modality: str
     probabilities: list[float]
-    calibrated: bool = Field(description="fitted on labelled items of this archive; otherwise as the model says")
+    calibrated: bool = Field(description="fitted on labelled items of this archive; otherwise the model's own")
     abstain: bool
     why: str
 
 
 class Phrases(Strict):
-    """Which phrases a question is near to."""
+    """A query for its nearest phrases."""
 
     parts: Parts
     k: Annotated[int, Field(ge=1, le=50)] = 5
@@ -153,7 +154,7 @@ class Phrase(BaseModel):
 
     text: str
     score: float = Field(description="cosine")
-    percentile: float = Field(description="share of other things, in %, that this phrase fits less")
+    percentile: float = Field(description="share of the reference, in %, that this phrase fits less")
 
 
 class PhrasesAnswer(BaseModel):
@@ -163,20 +164,20 @@ class PhrasesAnswer(BaseModel):
 
 
 class Place(Strict):
-    """Where a question lies on the map."""
+    """A query for its position on the map."""
 
     parts: Parts
 
 
 class PlaceAnswer(BaseModel):
-    """A place on the map."""
+    """A position on the map."""
 
     x: float
     y: float
 
 
 class AnswerPoints(BaseModel):
-    """Places of items, column by column."""
+    """Positions of items, column by column."""
 
     id: list[str]
     modality: list[str]
@@ -199,7 +200,7 @@ class Login(Strict):
 
 
 class UploadAnswer(BaseModel):
-    """What was made of a file."""
+    """How a file was read."""
 
     id: str
     modality: str
@@ -208,7 +209,7 @@ class UploadAnswer(BaseModel):
 
 
 class ItemAnswer(BaseModel):
-    """What is known of an item or an upload."""
+    """The facts of an item or an upload."""
 
     id: str
     modality: str
@@ -238,7 +239,7 @@ class ModalityAbout(BaseModel):
 
 
 class LimitsAbout(BaseModel):
-    """What one request may hold."""
+    """Limits of one request."""
 
     body_bytes: int
     text_chars: int
@@ -248,7 +249,7 @@ class LimitsAbout(BaseModel):
 
 
 class AboutAnswer(BaseModel):
-    """What this service is."""
+    """The content and limits of the service."""
 
     version: str
     synthetic: bool

@@ -1,6 +1,6 @@
-"""What all routes share: the space, the archive as it is now, queues, uploads, and what is kept of pictures.
+"""State that all routes share: the space, the current archive, queues, uploads, and caches of images.
 
-* `Service`: made once per process. * `Seen`: an item's file as far as it may be shown.
+* `Service`: created once per process. * `Seen`: an item with its file, if that may be shown.
 """
 
 import logging
@@ -37,17 +37,17 @@ from m3bind.space.bundle import Space
 
 log = logging.getLogger("m3bind.serve")
 T = TypeVar("T")
-THUMBNAIL_BYTES = 32 << 20  # of small pictures that are kept
+THUMBNAIL_BYTES = 32 << 20  # of cached small images
 WARM_UP = "normal"
 NO_PICTURE = (
-    "There is no picture of this item: the archive keeps no files, or they lie outside the folders that may be shown "
+    "There is no image of this item: the archive stores no files, or they lie outside the folders that may be shown "
     "(m3bind serve --files)."
 )
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An item: its modality, what else was kept, and its file ("" where there is none)."""
+    """An item: its modality, its other columns, and its file ("" if missing or not shown)."""
 
     id: str
     modality: str
@@ -66,28 +66,28 @@ class Service:
         texts: Sequence[str] = (),
         roots: Roots | None = None,
     ) -> None:
-        """Open the index; `texts` are further phrases, `roots` where files may be shown from (None: anywhere).
+        """Open the index; `texts` are further phrases, `roots` the folders of files that may be shown (None: any).
 
         Raises:
             SpaceError: the index is of another space, or cannot be opened.
         """
-        self.space, self.settings, made = space, settings, settings
+        self.space, self.settings = space, settings
         self.roots = roots or Roots(None)
-        self.archive = Archive(space, source, made.check_seconds)
-        self.towers = Queue("towers", made.workers, made.waiting)
-        self.files = Queue("files", made.decoders, made.waiting)
-        self.uploads = Uploads(made.uploads, made.upload_memory, made.upload_seconds)
+        self.archive = Archive(space, source, settings.check_seconds)
+        self.towers = Queue("towers", settings.workers, settings.waiting)
+        self.files = Queue("files", settings.decoders, settings.waiting)
+        self.uploads = Uploads(settings.uploads, settings.upload_memory, settings.upload_seconds)
         self.questions = Questions(space, self.uploads)
-        self.previews: LruCache[Preview] = LruCache(made.picture_memory, lambda preview: preview.nbytes)
+        self.previews: LruCache[Preview] = LruCache(settings.picture_memory, lambda preview: preview.nbytes)
         self.thumbnails: LruCache[bytes] = LruCache(THUMBNAIL_BYTES, len)
         self.phrases, self._texts = Vocabulary(), list(texts)
         self.zero_shot = ZeroShooter(self.questions)
-        self.layout = MapLayout(self.archive, made.map_points)
+        self.layout = MapLayout(self.archive, settings.map_points)
         self.ready = self.stopping = False
         self._begun = False
 
     def begin(self) -> None:
-        """Start in the background what the first requests would wait for."""
+        """Start the warm-up in the background."""
         if not self._begun:
             self._begun = True
             threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
@@ -105,10 +105,10 @@ class Service:
                 self.layout.allow(rows)
                 self.layout.begin(state)
         except Exception as error:
-            log.error("what requests need cannot be prepared (%s)", type(error).__name__)
+            log.error("the warm-up failed (%s)", type(error).__name__)
 
     def close(self) -> None:
-        """Let nothing new begin."""
+        """Start no further work."""
         self.stopping, self.ready = True, False
         for queue in (self.towers, self.files):
             queue.close()
@@ -126,7 +126,7 @@ class Service:
             return work(state)
 
     def near(self, state: ArchiveState, parts: Sequence[QuestionPart], k: int) -> list[dict[str, object]]:
-        """The phrases nearest to a question, judged among items of its modality where it is of one."""
+        """The phrases nearest to a query; for an item or upload with items of its modality as reference."""
         row = self.questions.vector(state, parts)
         if len(parts) > 1 or parts[0].kind == "text":
             return self.phrases.near(row, k)
@@ -141,7 +141,7 @@ class Service:
         """An item of the index.
 
         Raises:
-            UnknownNameError: it is not there.
+            UnknownNameError: it does not exist.
         """
         line = state.index.items([name]).iloc[0]
         rest = {str(key): str(value) for key, value in line.items() if key not in (KEY, "modality", "path") and value}
@@ -149,15 +149,15 @@ class Service:
         return Seen(name, str(line["modality"]), rest, path if self.roots.allow_all(path) else "")
 
     def preview(self, item: Seen) -> Preview:
-        """What can be seen of an item's file.
+        """The preview of an item's file.
 
         Raises:
-            Refusal: there is no file, or it cannot be read any more.
+            Refusal: the file is missing, or can no longer be read.
         """
         return self.previews.get(_key(item), lambda: Preview.of(_decoded(item)))
 
     def thumbnail(self, item: Seen, size: int) -> bytes:
-        """A small PNG of an item; a volume that nobody looks at otherwise is not kept for it.
+        """A small PNG of an item; for it alone, a volume is not cached.
 
         Raises:
             Refusal: as `preview`.
@@ -171,13 +171,13 @@ class Service:
 
 
 def _key(item: Seen) -> tuple[str, str, int]:
-    """Names an item's file as it is now."""
+    """The cache key of an item's file in its current state."""
     if not item.path:
         raise Refusal(404, "no_picture", NO_PICTURE)
     try:
         changed = os.stat(item.path).st_mtime_ns
     except OSError:
-        changed = 0  # a record named without its ending, or nothing: reading it tells
+        changed = 0  # a record named without its suffix, or missing: the reader decides
     return item.modality, item.path, changed
 
 
@@ -185,5 +185,4 @@ def _decoded(item: Seen) -> modalities.Sample:
     try:
         return modalities.decode(item.modality, Path(item.path))
     except ReadError as error:
-        reason = f"The file of this item cannot be read any more: {error.reason}."
-        raise Refusal(404, "no_picture", reason) from None
+        raise Refusal(404, "no_picture", f"The file of this item can no longer be read: {error.reason}.") from None

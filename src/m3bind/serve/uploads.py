@@ -1,7 +1,7 @@
-"""Files that people bring, for a while and in memory only: their embedding and what can be seen of them.
+"""Uploaded files, for a while and in memory only: their embedding and preview.
 
-* `Upload`: one. * `Uploads`: those that are kept: a bounded number and bytes, the least recently used go first.
-* `decode`, `embed`: files -> an upload, in two steps: the decoders' and the tower's.
+* `Upload`: one of them. * `Uploads`: a bounded number and bytes; the least recently used are removed first.
+* `decode`, `embed`: files -> an upload, in two steps (`Decoded` in between): the decoders' and the tower's.
 """
 
 import secrets
@@ -24,12 +24,12 @@ from m3bind.serve.previews import Preview
 from m3bind.space.bundle import Space
 
 VOLUME_BYTES = 32 << 20  # of the preview of an upload
-SHOWN = 20  # steps and warnings that are passed on
+SHOWN = 20  # steps and warnings in an answer
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What is kept of a file: its embedding (d,), what was done to it, and what can be seen of it."""
+    """A file's embedding (d,), steps and warnings of its reading, and preview."""
 
     modality: str
     row: Array
@@ -39,63 +39,63 @@ class Upload:
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Its memory."""
         return self.preview.nbytes + int(self.row.nbytes)
 
 
 class Uploads:
-    """Uploads by their ids, which nobody can guess. Thread-safe."""
+    """Uploads by their random ids. Thread-safe."""
 
-    def __init__(self, most: int, memory: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._memory, self._seconds, self._clock = most, memory, seconds, clock
-        self._kept: OrderedDict[str, tuple[float, Upload]] = OrderedDict()
+    def __init__(self, maximum: int, memory: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._maximum, self._memory, self._seconds, self._clock = maximum, memory, seconds, clock
+        self._stored: OrderedDict[str, tuple[float, Upload]] = OrderedDict()
         self._lock = threading.Lock()
         self.nbytes = 0
 
     def __len__(self) -> int:
         with self._lock:
             self._expire()
-            return len(self._kept)
+            return len(self._stored)
 
     def add(self, upload: Upload) -> str:
-        """Keep one; returns its id.
+        """Store one; returns its id.
 
         Raises:
-            Refusal: it alone is larger than all may be.
+            Refusal: it alone exceeds the memory of all.
         """
         if upload.nbytes > self._memory:
-            raise Refusal(413, "too_large", "This file takes too much memory to be kept.")
+            raise Refusal(413, "too_large", "This file takes too much memory to be stored.")
         name = f"u_{secrets.token_urlsafe(16)}"
         with self._lock:
             self._expire()
-            self._kept[name] = self._clock(), upload
+            self._stored[name] = self._clock(), upload
             self.nbytes += upload.nbytes
-            while len(self._kept) > self._most or self.nbytes > self._memory:
-                self._drop(next(iter(self._kept)))
+            while len(self._stored) > self._maximum or self.nbytes > self._memory:
+                self._drop_oldest()
         return name
 
     def get(self, name: str) -> Upload:
-        """One of them.
+        """An upload by its id.
 
         Raises:
-            Refusal: it is not there any more.
+            Refusal: it is no longer stored.
         """
         with self._lock:
             self._expire()
-            if name not in self._kept:
-                raise Refusal(404, "no_upload", "This upload is not kept any more; bring the file again.")
-            upload = self._kept[name][1]
-            self._kept[name] = self._clock(), upload
-            self._kept.move_to_end(name)
+            if name not in self._stored:
+                raise Refusal(404, "no_upload", "This upload is no longer stored; upload the file again.")
+            upload = self._stored[name][1]
+            self._stored[name] = self._clock(), upload
+            self._stored.move_to_end(name)
             return upload
 
     def _expire(self) -> None:
         limit = self._clock() - self._seconds
-        while self._kept and next(iter(self._kept.values()))[0] < limit:
-            self._drop(next(iter(self._kept)))
+        while self._stored and next(iter(self._stored.values()))[0] < limit:
+            self._drop_oldest()
 
-    def _drop(self, name: str) -> None:
-        self.nbytes -= self._kept.pop(name)[1].nbytes
+    def _drop_oldest(self) -> None:
+        self.nbytes -= self._stored.popitem(last=False)[1][1].nbytes
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,21 @@ class Decoded:
 
 
 def decode(space: Space, files: Sequence[Path], modality: str | None) -> Decoded:
-    """Read files that are one thing: a file, the slices of a series, or the files of a WFDB record.
+    """Read the files of one item: a file, the slices of a series, or the files of a WFDB record.
 
     Raises:
-        ReadError: nothing that a modality of the space reads.
-        Refusal: the model refuses what was read.
+        ReadError: no modality of the space reads them.
+        Refusal: the model refuses the sample.
     """
-    path = _one_path(files)
+    headers = [path for path in files if path.suffix.lower() == ".hea"]
+    path = headers[0] if headers else files[0] if len(files) == 1 else files[0].parent
     sample = modalities.read(modality, path) if modality else recognise(path, space.modalities)
     try:
         value = space.model(sample.modality).preprocess(sample)
     except M3BindError:
         raise
-    except Exception:  # models raise anything; their words may quote the file
-        reason = "The model cannot take this file; is it what it should be?"
-        raise Refusal(422, "unreadable", reason) from None
+    except Exception:  # models raise anything; their messages may quote the file
+        raise Refusal(422, "unreadable", "The model cannot process this file; check its content.") from None
     return Decoded(sample, value, Preview.of(sample, VOLUME_BYTES))
 
 
@@ -131,11 +131,3 @@ def embed(space: Space, decoded: Decoded) -> Upload:
     sample = decoded.sample
     row = space.encode_inputs([decoded.tower_input], sample.modality)[0]
     return Upload(sample.modality, row, sample.steps[:SHOWN], sample.warnings[:SHOWN], decoded.preview)
-
-
-def _one_path(files: Sequence[Path]) -> Path:
-    """What to read of several files in a folder of their own."""
-    headers = [path for path in files if path.suffix.lower() == ".hea"]
-    if headers:
-        return headers[0]
-    return files[0] if len(files) == 1 else files[0].parent

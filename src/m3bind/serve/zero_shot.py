@@ -1,9 +1,7 @@
-"""Which of some typed labels fits an item or an upload, how sure that is, and when no answer is given.
+"""Probabilities of labels for an item or an upload, or an abstention.
 
-* `ZeroShooter`: answers.
-
-There is no answer where the best label is less likely than the threshold, or where the thing is unlike what the index
-holds of its modality (`space.zero_shot`).
+* `ZeroShooter`: answers, or abstains if the best label is less likely than the threshold, or if the sample is unlike
+  the index's items of its modality (`m3bind.search.zero_shot`).
 """
 
 import numpy as np
@@ -27,7 +25,7 @@ class ZeroShooter:
         chances = predictions.probabilities[0]
         best = float(chances.max())
         if predictions.unlike[0]:
-            why = "The file is unlike what this archive holds of its kind; a label would mean nothing."
+            why = "The file is unlike the items of its modality in this archive; a label would mean nothing."
         elif best < asked.threshold:
             why = f"The likeliest label reaches {100 * best:.0f} %, less than {100 * asked.threshold:.0f} %."
         else:
@@ -37,5 +35,5 @@ class ZeroShooter:
             "probabilities": np.round(chances, 6).tolist(),
             "calibrated": predictions.calibrated,
             "abstain": bool(why),
-            "why": why or "The likeliest label reaches the threshold, and the file is like others of its kind.",
+            "why": why or "The likeliest label reaches the threshold, and the file is like others of its modality.",
         }

@@ -165,7 +165,7 @@ def test_why_shows_phrases_of_question_and_hit(open_page, clinic):
     both = own & set(columns.nth(0).locator(".phrase").all_inner_texts())
     assert marked == both
     assert page.inner_text(".scores .big").endswith("%")
-    fields = page.locator("#detail section", has_text="Kept with it").locator(".pairs").inner_text()
+    fields = page.locator("#detail section", has_text="Fields").locator(".pairs").inner_text()
     assert fields.split("\n")[::2] == ["label", "patient", "date", "id"]
     assert str(clinic[2]["xray"][0].parent) not in page.content()
 

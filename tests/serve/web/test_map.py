@@ -32,7 +32,7 @@ def drawn(page):
 
 @pytest.fixture
 def corners(open_page, served):
-    """Four points in the corners, and a question in the middle."""
+    """Four points in the corners, and a query in the middle."""
 
     def run(place=(5.0, 5.0)):
         page = open_page()
@@ -42,7 +42,7 @@ def corners(open_page, served):
         page.route("**/api/map/place", lambda route: route.fulfill(json={"x": place[0], "y": place[1]}))
         page.goto("about:blank")
         page.goto(f"{served}#/map?text=pneumonia")
-        page.wait_for_function("() => document.getElementById('map-note')?.textContent.includes('question')")
+        page.wait_for_function("() => document.getElementById('map-note')?.textContent.includes('query')")
         page.wait_for_function("() => document.getElementById('live').textContent")  # hits were found
         return page
 
@@ -60,13 +60,13 @@ def at(page, x, y):
 def test_the_real_map_shows_every_item_and_the_question(open_page):
     page = open_page("#/map?text=pneumonia")
     page.wait_for_selector(".map-frame canvas", timeout=60_000)
-    page.wait_for_function("() => document.getElementById('map-note').textContent.includes('your question')")
-    assert page.inner_text("#map-note") == "★ your question · ◯ 12 hits"
+    page.wait_for_function("() => document.getElementById('map-note').textContent.includes('your query')")
+    assert page.inner_text("#map-note") == "★ your query · ◯ 12 hits"
     assert page.locator(".legend .target").count() == 5
     page.wait_for_function(DRAWN)
     page.get_by_text("The points as a table").click()
     assert page.locator("#map-body tbody tr").count() == 25
-    page.get_by_role("button", name="On", exact=True).click()
+    page.get_by_role("button", name="Next", exact=True).click()
     page.wait_for_function("() => document.querySelectorAll('#map-body tbody tr').length === 15")
     page.locator("#map-body tbody button").first.click()
     page.wait_for_selector("#detail .phrases")

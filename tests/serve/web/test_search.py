@@ -136,10 +136,10 @@ def test_negative_parts_need_a_positive_part(open_page):
     page = open_page()
     page.fill("#q", "effusion")
     page.press("#q", "Shift+Enter")
-    assert "first what to look for" in page.inner_text("#ask-error")
+    assert "part to search for first" in page.inner_text("#ask-error")
     page.fill("#q", "")
     page.press("#q", "Enter")
-    assert "Type what to look for" in page.inner_text("#ask-error")
+    assert "Type a text" in page.inner_text("#ask-error")
 
 
 def test_filters_hold_and_are_taken_off(open_page, clinic):
@@ -157,7 +157,7 @@ def test_filters_hold_and_are_taken_off(open_page, clinic):
     page.press("#patient", "Enter")
     assert cards(page, 1) == ["ecg-06"]
     assert "(4)" in page.inner_text("#filter-count")
-    page.get_by_role("button", name="No longer only p6").click()
+    page.get_by_role("button", name="Remove the filter p6").click()
     cards(page, 2)
     page.click("#no-filters")
     cards(page, 40)

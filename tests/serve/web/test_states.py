@@ -58,7 +58,7 @@ def test_the_server_goes_and_comes_back(open_page):
     page.route("**/api/**", lambda route: route.abort("connectionrefused"))
     page.fill("#q", "normal")
     page.press("#q", "Enter")
-    page.wait_for_selector("text=The server is gone")
+    page.wait_for_selector("text=The server does not answer")
     assert "m3bind serve" in page.inner_text("#results")
     page.unroute_all()
     page.get_by_role("button", name="Try again").click()
@@ -100,7 +100,7 @@ def test_an_answer_that_comes_late_does_not_replace_a_newer_one(open_page):
 def test_no_hits_offer_to_take_the_filters_off(open_page):
     page = open_page("#/search?text=normal&since=2031-01-01")
     page.wait_for_selector("text=No hits")
-    assert "No item fits all of the filters" in page.inner_text("#results")
+    assert "No item fits all filters" in page.inner_text("#results")
     page.get_by_role("button", name="Search without filters").click()
     assert len(cards(page)) == 12 and "since" not in page.url
 
@@ -123,7 +123,7 @@ def test_files_that_cannot_be_read_stay_with_their_reason(open_page, tmp_path):
         page.get_by_label("Read it as").select_option("retina")
     assert caught.value.status == 422
     page.wait_for_selector(".sending.failed select")
-    page.get_by_role("button", name="Leave it out").click()
+    page.get_by_role("button", name="Discard").click()
     assert page.locator(".sending").count() == 0
 
 
@@ -175,7 +175,7 @@ def test_a_file_that_is_no_longer_stored_can_be_left_out(open_page, clinic):
     ask(page, "normal")
     page.set_input_files("#files", clinic[2]["xray"][0])
     page.wait_for_selector(".chip img")
-    gone = {"error": {"code": "no_upload", "message": "This upload is not kept any more; bring the file again."}}
+    gone = {"error": {"code": "no_upload", "message": "This upload is no longer stored; upload the file again."}}
 
     def forget(route):
         kept = "upload" not in route.request.post_data
@@ -184,7 +184,7 @@ def test_a_file_that_is_no_longer_stored_can_be_left_out(open_page, clinic):
     page.route("**/api/search", forget)
     page.reload()
     page.wait_for_selector("text=bring the file again")
-    page.get_by_role("button", name="Leave the files out").click()
+    page.get_by_role("button", name="Remove the files").click()
     assert len(cards(page)) == 12 and page.locator(".chip").count() == 1
 
 

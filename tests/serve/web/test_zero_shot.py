@@ -10,7 +10,7 @@ pytestmark = pytest.mark.whole
 def weigh(page, labels):
     page.fill("#zero-labels", "\n".join(labels))
     with page.expect_response("**/api/zero-shot") as caught:
-        page.get_by_role("button", name="Weigh labels").click()
+        page.get_by_role("button", name="Classify", exact=True).click()
     page.wait_for_selector(".shares")
     return json.loads(caught.value.request.post_data), caught.value.json()
 
@@ -64,7 +64,7 @@ def test_calibrated_or_not_is_reported(open_page):
 
 def test_a_hit_is_named_and_the_address_keeps_it(open_page):
     page = open_page("#/search?text=normal&open=retina-02")
-    page.get_by_role("button", name="Name it (zero-shot)").click()
+    page.get_by_role("button", name="Classify (zero-shot)").click()
     page.wait_for_selector(".source")
     assert "Fundus photograph" in page.inner_text(".source")
     page.get_by_role("button", name="Diabetic retinopathy").click()
@@ -91,5 +91,5 @@ def test_what_cannot_be_weighted_is_reported_at_once(open_page, address, labels,
     page.wait_for_selector(".ready")
     page.fill("#zero-labels", labels)
     page.fill("#template", template)
-    page.get_by_role("button", name="Weigh labels").click()
+    page.get_by_role("button", name="Classify", exact=True).click()
     assert reason in page.inner_text("#zero-error")

@@ -1,4 +1,4 @@
-// Calls of the service; every failure becomes an ApiError that says what happened and what to do.
+// Calls of the service; every failure becomes an ApiError with what happened and what to do.
 
 const ROOT = new URL("..", import.meta.url);
 const PATIENCE = 120000; // milliseconds
@@ -13,14 +13,14 @@ export class ApiError extends Error {
 
 let askForToken = null;
 
-/** What is called on a 401; it resolves when the person has signed in. */
+/** Set the function to call on a 401; it resolves after the login. */
 export function onTokenNeeded(run) {
   askForToken = run;
 }
 
 export const address = (path) => new URL(path, ROOT).href;
 
-/** Ask the service: GET, or POST where there is a body. */
+/** Send a request: GET, or POST with a body. */
 export async function call(path, { json, form, signal, again = true } = {}) {
   const options = { signal: AbortSignal.any([AbortSignal.timeout(PATIENCE), ...(signal ? [signal] : [])]) };
   if (json !== undefined)
@@ -33,8 +33,8 @@ export async function call(path, { json, form, signal, again = true } = {}) {
   } catch (error) {
     if (signal?.aborted) throw error;
     throw error.name === "TimeoutError"
-      ? new ApiError("slow", "The server took too long. Try again, or ask for less at once.")
-      : new ApiError("gone", "The server does not answer. See whether m3bind serve is still running, then try again.");
+      ? new ApiError("slow", "The server took too long. Try again, or request less at once.")
+      : new ApiError("gone", "The server does not answer. Check whether m3bind serve is still running, then try again.");
   }
   if (response.status === 401 && again && askForToken) {
     await askForToken();
@@ -46,7 +46,7 @@ export async function call(path, { json, form, signal, again = true } = {}) {
   throw new ApiError(body?.error?.code ?? "status", message, response.status);
 }
 
-/** Where things of an item or upload are: "thumbnail", "picture", "signal", "texts" or "" for itself. */
+/** The address of an item or upload: its "thumbnail", "picture", "signal", "texts" or "" for itself. */
 export function place(source, what = "", options = {}) {
   const root = `api/${source.kind}s/${encodeURIComponent(source.value)}`;
   const values = Object.entries(options).filter(([, value]) => value !== undefined && value !== null);

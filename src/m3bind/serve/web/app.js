@@ -1,4 +1,4 @@
-// The page: asks the service what it has, then starts the tabs.
+// The page: fetches the description of the service, then starts the tabs.
 
 import { call } from "./api.js";
 import { startDetail } from "./detail.js";

@@ -1,4 +1,4 @@
-// One item or upload, looked at closely: its picture, volume or trace, its scores, why it was found, its fields.
+// One item or upload in detail: its image, volume or ECG, its scores, why it was found, its fields.
 
 import { call, place } from "./api.js";
 import { $, bar, button, dot, fill, h, percent, plain, signed } from "./dom.js";
@@ -16,7 +16,7 @@ let about;
 let drawn = "";
 let opener = null;
 
-/** Make the dialog follow the state. */
+/** Bind the dialog to the state. */
 export function startDetail(known) {
   about = known;
   const dialog = $("detail");
@@ -73,9 +73,9 @@ async function load(open, parts, key) {
   } catch (error) {
     if (key !== drawn) return;
     const gone = error.status === 404 && open.kind === "item";
-    const message = gone ? "The index has no such item; it may have been taken out since." : error.message;
+    const message = gone ? "The index has no such item; it may have been removed." : error.message;
     const again = () => load(open, parts, key);
-    fill(dialog, head("Not to be had"), failure({ code: error.code, message }, again));
+    fill(dialog, head("Not available"), failure({ code: error.code, message }, again));
   }
   if (key !== drawn) return;
   rank();
@@ -92,7 +92,7 @@ function head(title, kind = null) {
   );
 }
 
-/** Where the item stands among the hits, which may be found before or after it is shown. */
+/** The rank of the item among the hits, which may arrive before or after it is shown. */
 function rank() {
   const hits = found();
   const at = hits.findIndex((hit) => hit.id === store.get().open?.value);
@@ -133,7 +133,7 @@ function content(open, item, parts) {
         actions(open, item),
         open.kind === "upload" ? remarks(notesOf(open.value)) : null,
         part("Why", why(open, others)),
-        Object.keys(item.fields ?? {}).length ? part("Kept with it", fields(open, item)) : null,
+        Object.keys(item.fields ?? {}).length ? part("Fields", fields(open, item)) : null,
       ),
     ),
   ];
@@ -147,7 +147,7 @@ function look(open, item, kind, label) {
     return h(
       "div",
       { class: "viewer nothing" },
-      h("p", {}, "No picture: this index keeps no files, or the service was started without pictures."),
+      h("p", {}, "No image: this index stores no files, or the service was started without access to them."),
     );
   if (item.kind === "signal") return signal(open, { title });
   return stage(open, { title, slices: item.kind === "volume" ? item.slices : null });
@@ -162,12 +162,12 @@ function scores(hit) {
       { class: "scores" },
       h("p", { class: "big" }, percent(hit.percentile)),
       bar(hit.percentile),
-      h("p", {}, `nearer to the question than ${percent(hit.percentile)} of all items of the kind ${title}`),
+      h("p", {}, `nearer to the query than ${percent(hit.percentile)} of all items of ${title}`),
       h(
         "dl",
         { class: "pairs" },
         h("dt", {}, "z"),
-        h("dd", {}, `${signed(hit.calibrated)} standard deviations above the usual`),
+        h("dd", {}, `${signed(hit.calibrated)} standard deviations above the mean`),
         h("dt", {}, "Cosine"),
         h("dd", {}, signed(hit.score, 3)),
       ),
@@ -189,7 +189,7 @@ function actions(open, item) {
     { class: "actions" },
     button({ text: "More like this", image: "plus", press: () => addPart(as(1)) }),
     button({ text: "Less like this", image: "minus", press: () => addPart(as(-0.5)) }),
-    button({ text: "Name it (zero-shot)", image: "scale", press: zero }),
+    button({ text: "Classify (zero-shot)", image: "scale", press: zero }),
   );
 }
 

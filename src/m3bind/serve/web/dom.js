@@ -1,4 +1,4 @@
-// Elements made from data. Everything that is shown goes in as text, never as markup.
+// Elements from data. Values are inserted as text, never as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
@@ -47,7 +47,7 @@ export function icon(name) {
   return svg;
 }
 
-/** A button with an icon; where `text` is left out, `label` is its accessible name and its tip. */
+/** A button with an icon; without `text`, `label` is its accessible name and its tooltip. */
 export function button({ text, label, image, kind = "", press, ...rest }) {
   const name = text ? {} : { "aria-label": label, title: label };
   const props = { type: "button", class: `button ${kind} ${text ? "" : "square"}`, ...name, ...rest };
@@ -63,18 +63,18 @@ export const zoomButtons = (what, closer, farther, whole) => [
 
 export const $ = (id) => document.getElementById(id);
 
-/** Put these children in the place of what is there. */
+/** Replace the children of an element. */
 export function fill(element, ...children) {
   element.replaceChildren(...children.flat(Infinity).filter(Boolean));
 }
 
-/** Say something to screen readers. */
+/** Announce a text to screen readers. */
 export function say(text) {
   const region = $("live");
   region.textContent = region.textContent === text ? `${text}\u00a0` : text;
 }
 
-/** A short message that goes away by itself. */
+/** A short message that disappears by itself. */
 export function toast(text) {
   say(text);
   const box = h("div", { class: "toast", "aria-hidden": "true" }, text);

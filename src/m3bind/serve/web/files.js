@@ -1,7 +1,7 @@
-// Files that a person dropped, pasted or picked, put together into the things they belong to.
+// Files that were dropped, pasted or picked, grouped into items.
 
-const MOST = 2000; // files of one drop
-const HEADERS = ["hea", "hdr", "mhd"]; // a file that goes with others of the same name
+const MAX_FILES = 2000; // of one drop
+const HEADERS = ["hea", "hdr", "mhd"]; // headers of files with the same name
 
 /** The files of a drop; folders are walked through. */
 export async function dropped(transfer) {
@@ -13,7 +13,7 @@ export async function dropped(transfer) {
 }
 
 async function walk(entry, files) {
-  if (files.length >= MOST) return;
+  if (files.length >= MAX_FILES) return;
   if (entry.isFile) {
     files.push(await new Promise((done, failed) => entry.file(done, failed)));
     return;
@@ -44,7 +44,7 @@ function named(name) {
   return { stem, ending, slice: ending === "" || ending === "dcm" || ending === "ima" };
 }
 
-/** Call `take(files)` for what is pasted, and for what is dropped anywhere on the page; `busy()` says when not to. */
+/** Call `take(files)` for pasted files and those dropped anywhere on the page, unless `busy()`. */
 export function watchFiles(take, busy) {
   let depth = 0;
   const shade = (on) => document.body.classList.toggle("dropping", on);

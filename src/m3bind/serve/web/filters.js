@@ -1,4 +1,4 @@
-// Which items are searched, and how hits are ordered.
+// Filters of items, and the order of hits.
 
 import { $, button, dot, fill, h, plain } from "./dom.js";
 import * as store from "./store.js";
@@ -8,7 +8,7 @@ const wide = matchMedia("(min-width: 900px)");
 
 let about;
 
-/** Make the filters for what this index keeps. */
+/** Set up the filters for the columns of this index. */
 export function startFilters(known) {
   about = known;
   for (const name of ["label", "patient"]) $(`${name}-field`).hidden = !about.columns.includes(name);
@@ -53,7 +53,7 @@ export function startFilters(known) {
 export const conditions = ({ modality, label, patient, since, until }) =>
   modality.length + label.length + patient.length + Boolean(since) + Boolean(until);
 
-/** The conditions as the service takes them. */
+/** The conditions in the form of a request. */
 export const asWhere = (where) => Object.fromEntries(Object.entries(where).filter(([, value]) => value.length));
 
 function where(change) {
@@ -65,7 +65,7 @@ function toggle(name, value) {
   where({ [name]: now.includes(value) ? now.filter((other) => other !== value) : [...now, value] });
 }
 
-/** An input whose values are gathered below it; one that is known in full is taken while it is typed. */
+/** An input whose values are listed below it; a known value is added while it is typed. */
 function taker(name, clean, known = () => false) {
   const input = $(name);
   const take = () => {
@@ -104,7 +104,7 @@ function draw(state) {
           {},
           h("span", {}, plain(value)),
           button({
-            label: `No longer only ${plain(value)}`,
+            label: `Remove the filter ${plain(value)}`,
             image: "close",
             press: () => {
               toggle(name, value);

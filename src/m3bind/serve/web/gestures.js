@@ -1,8 +1,8 @@
-// Moving and zooming of anything that can be looked at closely: mouse, wheel, touch, pinch.
+// Moving and zooming of images and the map: mouse, wheel, touch, pinch.
 
 const STEP = 1.0015; // zoom of one unit of a wheel
 
-/** Call `pan(dx, dy)`, `zoom(factor, x, y)` and `tap(x, y)` for what is done with `element`; in its pixels. */
+/** Call `pan(dx, dy)`, `zoom(factor, x, y)` and `tap(x, y)` for gestures on `element`; in its pixels. */
 export function watchGestures(element, { pan, zoom, tap, wheel }) {
   const held = new Map();
   let moved = 0;
@@ -49,10 +49,10 @@ export function watchGestures(element, { pan, zoom, tap, wheel }) {
   );
 }
 
-/** A magnified view: screen = scale * world + (x, y). Never smaller than at first, never out of sight. */
+/** A magnified view: screen = scale * world + (x, y). Never smaller than at first, never out of the frame. */
 export class View {
-  constructor(most = 16) {
-    this.most = most;
+  constructor(maximum = 16) {
+    this.maximum = maximum;
     this.reset();
   }
 
@@ -64,7 +64,7 @@ export class View {
 
   /** Zoom by a factor about a point of a frame of this width and height. */
   zoom(factor, x, y, width, height) {
-    const scale = Math.min(this.most, Math.max(1, this.scale * factor));
+    const scale = Math.min(this.maximum, Math.max(1, this.scale * factor));
     this.x = x - ((x - this.x) * scale) / this.scale;
     this.y = y - ((y - this.y) * scale) / this.scale;
     this.scale = scale;

@@ -1,11 +1,11 @@
-// The token of the service, asked for when it answers 401. It goes into a cookie that scripts cannot read.
+// The login with the token, shown when the service answers 401. It sets a cookie that scripts cannot read.
 
 import { call, onTokenNeeded } from "./api.js";
 import { $ } from "./dom.js";
 
 let waiting = null;
 
-/** Ask for the token whenever the service wants one. */
+/** Show the dialog whenever the service needs a token. */
 export function startLogin() {
   const dialog = $("login");
   dialog.addEventListener("cancel", (event) => event.preventDefault());
@@ -26,7 +26,7 @@ export function startLogin() {
     } catch (error) {
       $("login-error").textContent =
         error.status === 401
-          ? "The server does not know this token. m3bind serve printed the right one when it started, or it was set by whoever runs it."
+          ? "This is not the token of the server. m3bind serve printed it at the start, or its operator has set it."
           : error.message;
       $("token").select();
       return;

@@ -1,4 +1,4 @@
-// The map of the space: a sample of its items as points, with the question among them.
+// The map of the space: a sample of its items as points, with the query among them.
 
 import { call, place } from "./api.js";
 import { $, dot, fill, h, plain, plural, say, zoomButtons } from "./dom.js";
@@ -9,23 +9,23 @@ import { found, onFound } from "./search.js";
 import { block, failure, waiting } from "./states.js";
 import * as store from "./store.js";
 
-const POLL = 2000; // milliseconds between looks whether the map is ready
+const POLL = 2000; // milliseconds between requests until the map is ready
 const NEAR = 14; // pixels from a point that count as on it
 const EDGE = 34; // pixels left free around
-const STRETCH = 1.8; // by how much more one axis may be drawn out than the other
+const STRETCH = 1.8; // maximum ratio between the scales of the axes
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 let about;
 let data = null; // {id, modality, x, y}: columns of the sample
 let started = false;
-let query = null; // where the question lies
+let query = null; // position of the query
 let placed = "";
-let hidden = new Set(); // modalities not drawn
+let hidden = new Set(); // hidden modalities
 let chosen = -1;
 let canvas, frame, tip, view, timer;
 const cache = new Map(); // id -> item
 
-/** Make the tab work; the map is fetched when it is first looked at. */
+/** Set up the tab; the map is fetched when it is first shown. */
 export function startMap(known) {
   about = known;
   store.watch(look);
@@ -70,7 +70,7 @@ async function load() {
 function show({ points, method }) {
   data = points;
   if (!data.id.length) {
-    fill($("map-body"), block({ image: "none", title: "Nothing to draw", text: "The index is empty." }));
+    fill($("map-body"), block({ image: "none", title: "No items", text: "The index is empty." }));
     return;
   }
   view = new View(40);
@@ -102,7 +102,7 @@ function show({ points, method }) {
     $("map-body"),
     h(
       "div",
-      { class: "legend", role: "group", "aria-label": "Shown kinds" },
+      { class: "legend", role: "group", "aria-label": "Shown modalities" },
       about.modalities.filter((kind) => data.modality.includes(kind.name)).map(toggle),
       h("span", { class: "grow" }),
       h("span", { class: "legend-note", id: "map-note" }),
@@ -111,7 +111,7 @@ function show({ points, method }) {
     h(
       "p",
       { class: "caption", id: "map-help" },
-      `${data.id.length < about.items ? `A sample of ${plural(data.id.length, "item")} of ${about.items.toLocaleString("en")}. ` : ""}${method ? `Made by ${method}. ` : ""}Arrow keys move to the next point, Enter opens it; plus, minus and 0 zoom.`,
+      `${data.id.length < about.items ? `A sample of ${plural(data.id.length, "item")} of ${about.items.toLocaleString("en")}. ` : ""}${method ? `Computed by ${method}. ` : ""}Arrow keys move to the next point, Enter opens it; plus, minus and 0 zoom.`,
     ),
     table(data, { kinds: about.modalities, describe, open }),
   );
@@ -166,10 +166,10 @@ async function locate(parts) {
   mark();
 }
 
-/** Say what the signs on the map are, and draw it. */
+/** Set the legend of the signs, and draw the map. */
 function mark() {
   const rings = found().filter((hit) => data.id.includes(hit.id)).length;
-  $("map-note").textContent = query ? `★ your question${rings ? ` · ◯ ${plural(rings, "hit")}` : ""}` : "";
+  $("map-note").textContent = query ? `★ your query${rings ? ` · ◯ ${plural(rings, "hit")}` : ""}` : "";
   draw();
 }
 
@@ -251,7 +251,7 @@ function star(pen, x, y, radius, fill, line) {
   pen.fill();
 }
 
-/** The point next to a place on the screen, -1 where none is near. */
+/** The point nearest to a position on the screen, -1 if none is near. */
 function nearest(x, y) {
   const at = projection();
   let best = -1;
@@ -312,7 +312,7 @@ function press(event) {
   event.preventDefault();
 }
 
-/** Go to the next point in a direction; from the question, or the middle, where none is chosen. */
+/** Move to the next point in a direction; without a chosen one, from the query or the middle. */
 function step([dx, dy]) {
   const at = projection();
   const [width, height] = size();

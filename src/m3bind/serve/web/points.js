@@ -1,10 +1,10 @@
-// The points of the map as rows, for those who do not see it.
+// The points of the map as a table, for screen readers.
 
 import { button, dot, fill, h, plain } from "./dom.js";
 
 const LINES = 25; // of a page
 
-/** Columns `data` of points; `describe(i)` fetches what one is, `open(i)` shows it. */
+/** Columns `data` of points; `describe(i)` fetches the facts of one, `open(i)` shows it. */
 export function table(data, { kinds, describe, open }) {
   const body = h("tbody");
   const where = h("span", { role: "status" });
@@ -53,7 +53,7 @@ export function table(data, { kinds, describe, open }) {
           h(
             "tr",
             {},
-            ["Kind", "Label", "x", "y", "Item"].map((text, n) =>
+            ["Modality", "Label", "x", "y", "Item"].map((text, n) =>
               h("th", { scope: "col", class: n === 2 || n === 3 ? "num" : "" }, text),
             ),
           ),
@@ -64,9 +64,9 @@ export function table(data, { kinds, describe, open }) {
     h(
       "div",
       { class: "pager" },
-      button({ text: "Back", image: "left", press: () => turn(-LINES) }),
+      button({ text: "Previous", image: "left", press: () => turn(-LINES) }),
       where,
-      button({ text: "On", image: "right", press: () => from + LINES < data.id.length && turn(LINES) }),
+      button({ text: "Next", image: "right", press: () => from + LINES < data.id.length && turn(LINES) }),
     ),
   );
   details.addEventListener("toggle", () => details.open && !body.children.length && turn(0));

@@ -1,16 +1,16 @@
-// The question: words and files as chips with a sign and a weight.
+// The query: texts and files as chips with a sign and a weight.
 
 import { call, pictureOf, place } from "./api.js";
 import { $, button, fill, h, icon, plain, say } from "./dom.js";
 import * as store from "./store.js";
 import { upload } from "./uploads.js";
 
-const AVOIDED = -0.5; // weight of what is to be avoided, where nothing else is said
+const AVOIDED = -0.5; // default weight of an avoided part
 const STEPS = [0.25, 0.5, 0.75, 1, 1.5, 2, 3];
 
 let about;
 
-/** Make the form of the question work. */
+/** Set up the form of the query. */
 export function startQuery(known) {
   about = known;
   $("ask").addEventListener("submit", (event) => {
@@ -40,25 +40,25 @@ export function startQuery(known) {
   draw(store.get());
 }
 
-/** Send files; each that can be read becomes a part. */
+/** Send files; each readable one becomes a part. */
 export function takeFiles(files) {
   const done = ({ id, modality }) => addPart({ kind: "upload", value: id, weight: 1, modality });
   upload(files, { list: $("sending"), about, done });
 }
 
-/** Add a part to the question, and search. */
+/** Add a part to the query, and search. */
 export function addPart(part) {
   const parts = store.get().parts.filter((old) => old.kind !== part.kind || old.value !== part.value);
   const most = about.limits?.parts ?? Infinity;
   if (parts.length >= most) {
-    complain(`A question has at most ${most} parts; remove one first.`);
+    complain(`A query has at most ${most} parts; remove one first.`);
     return;
   }
   complain("");
   store.set({ parts: [...parts, part], open: null, tab: "search" });
 }
 
-/** Ask for these words and nothing else. */
+/** Search for this text alone. */
 export function askFor(text) {
   store.set({ parts: [{ kind: "text", value: text, weight: 1 }], open: null, tab: "search" });
 }
@@ -66,11 +66,11 @@ export function askFor(text) {
 function addTyped(weight) {
   const text = $("q").value.trim();
   if (!text) {
-    if (!store.get().parts.length) complain("Type what to look for, or add a file.");
+    if (!store.get().parts.length) complain("Type a text, or add a file.");
     return;
   }
   if (weight < 0 && !store.get().parts.length) {
-    complain("Say first what to look for, then what to avoid.");
+    complain("Add a part to search for first, then one to avoid.");
     return;
   }
   $("q").value = "";
@@ -96,7 +96,7 @@ function remove(index) {
   say("Removed");
 }
 
-/** Items that came with an address are known by their id only: ask what they are. */
+/** Items from an address are known by their id only: fetch their facts. */
 async function complete(parts) {
   const bare = parts.filter((part) => part.kind === "item" && !part.modality);
   const found = await Promise.allSettled(bare.map((part) => call(place(part))));
@@ -120,7 +120,7 @@ function draw({ parts }, before) {
       ?.focus();
   $("parts").hidden = !parts.length;
   $("ask-more").hidden = $("avoid").hidden = !parts.length;
-  $("q").placeholder = parts.length ? "Add more words …" : "Describe a finding, or drop a file";
+  $("q").placeholder = parts.length ? "Add more text …" : "Describe a finding, or drop a file";
   $("submit-word").textContent = parts.length ? "Add" : "Search";
   $("unshared").hidden = !parts.some((part) => part.kind === "upload");
 }
@@ -135,8 +135,8 @@ function chip(part, index) {
     {
       type: "button",
       class: "sign",
-      "aria-label": avoided ? `Avoided: ${name}. Look for it instead` : `Looked for: ${name}. Avoid it instead`,
-      title: avoided ? "Avoided; press to look for it" : "Looked for; press to avoid it",
+      "aria-label": avoided ? `Avoided: ${name}. Search for it instead` : `Searched for: ${name}. Avoid it instead`,
+      title: avoided ? "Avoided; press to search for it" : "Searched for; press to avoid it",
       data: { key: `sign${index}` },
       on: { click: () => change(index, { weight: -part.weight }) },
     },
@@ -171,13 +171,13 @@ function body(part, name) {
   const open = () => store.set({ open: { kind: part.kind, value: part.value } });
   return h(
     "button",
-    { type: "button", class: "chip-name look", title: "Look at it", on: { click: open } },
+    { type: "button", class: "chip-name look", title: "Open it", on: { click: open } },
     thumb,
     h("span", {}, name),
   );
 }
 
-/** What a part is called. */
+/** The name of a part. */
 export function nameOf(part) {
   if (part.kind === "text") return part.value;
   const title = about.modalities.find((kind) => kind.name === part.modality)?.title;

@@ -1,11 +1,11 @@
-// Hits as cards with pictures; arrow keys move among them.
+// Hits as cards with images; arrow keys move among them.
 
 import { pictureOf } from "./api.js";
 import { bar, button, dot, h, percent, plain, signed } from "./dom.js";
 import { addPart } from "./query.js";
 import * as store from "./store.js";
 
-/** The part that stands for a hit in a question. */
+/** The part of a query that stands for a hit. */
 export const partOf = (hit, weight) => ({
   kind: "item",
   value: hit.id,
@@ -14,7 +14,7 @@ export const partOf = (hit, weight) => ({
   label: hit.fields?.label,
 });
 
-/** A list of hits, in groups where they come modality by modality. */
+/** A list of hits, or groups of them by modality. */
 export function cards(hits, about, grouped) {
   const titled = (name) => about.modalities.find((kind) => kind.name === name) ?? { title: name, color: "#888" };
   const groups = new Map();
@@ -50,7 +50,7 @@ function card(hit, kind) {
   const part = hit.fields?.incomplete ?? "";
   const name =
     `Hit ${hit.rank}: ${kind.title}${label ? `, ${label}` : ""}${part ? ", may be incomplete" : ""}. ` +
-    `Nearer than ${percent(hit.percentile)} of its kind`;
+    `Nearer than ${percent(hit.percentile)} of its modality`;
   const open = () => store.set({ open: { kind: "item", value: hit.id } });
   return h(
     "li",
@@ -70,7 +70,7 @@ function card(hit, kind) {
           "span",
           { class: "card-numbers" },
           h("strong", {}, percent(hit.percentile)),
-          h("span", { title: "standard deviations above what is usual for its kind" }, `z ${signed(hit.calibrated)}`),
+          h("span", { title: "standard deviations above the mean of its modality" }, `z ${signed(hit.calibrated)}`),
         ),
       ),
     ),
@@ -93,9 +93,9 @@ function card(hit, kind) {
   );
 }
 
-/** The picture of an item, or words in its place. */
+/** The image of an item, or a text in its place. */
 export function shot(hit, kind, size = 320) {
-  const missing = () => h("span", { class: "shot missing" }, "No picture kept");
+  const missing = () => h("span", { class: "shot missing" }, "No image stored");
   if (!hit.picture) return missing();
   const image = h("img", {
     src: pictureOf({ kind: "item", value: hit.id }, "thumbnail", { size }),

@@ -1,4 +1,4 @@
-// The search tab: asks the service whenever the question changes, and shows what it found.
+// The search tab: sends a request whenever the query changes, and shows the hits.
 
 import { call } from "./api.js";
 import { $, button, dot, fill, h, plain, plural, say, toast } from "./dom.js";
@@ -20,7 +20,7 @@ const listeners = [];
 /** The hits on the page, in order. */
 export const found = () => hits;
 
-/** Call `run()` whenever other hits were found. */
+/** Call `run()` whenever the hits change. */
 export function onFound(run) {
   listeners.push(run);
 }
@@ -30,7 +30,7 @@ function keep(others) {
   for (const run of listeners) run();
 }
 
-/** Make the tab work. */
+/** Set up the tab. */
 export function startSearch(known) {
   about = known;
   store.watch((state) => search(state));
@@ -78,11 +78,11 @@ const busy = (on) => $("results").setAttribute("aria-busy", String(on));
 
 const heading = (...text) => h("h2", { id: "results-title", tabindex: "-1" }, ...text);
 
-/** Where a file is no longer kept by the server, offer to go on without it. */
+/** If a file is no longer stored by the server, offer to continue without it. */
 function lost(error, { parts }) {
   const rest = parts.filter((part) => part.kind !== "upload");
   if (error.status !== 404 || rest.length === parts.length) return [];
-  return [button({ text: "Leave the files out", press: () => store.set({ parts: rest }) })];
+  return [button({ text: "Remove the files", press: () => store.set({ parts: rest }) })];
 }
 
 function show(answer, state) {
@@ -112,7 +112,7 @@ function show(answer, state) {
     h(
       "p",
       { class: "caption below" },
-      "The bar and percentage say how much of all items of the same kind fit less well; z, by how many standard deviations a hit is nearer than usual for its kind.",
+      "Bar and percentage: share of all items of the modality that fit less well. z: standard deviations above the mean of the modality.",
     ),
   );
   say(`${plural(hits.length, "hit")}; the first: ${describe(hits[0])}`);
@@ -142,19 +142,19 @@ function nothing(state) {
     block({
       image: "none",
       title: "No hits",
-      text: n ? "No item fits all of the filters." : "The index holds no item this question can be compared with.",
+      text: n ? "No item fits all filters." : "The index has no item this query can be compared with.",
       actions: n ? [button({ text: "Search without filters", kind: "primary", press: free })] : [],
     }),
   );
 }
 
-/** A few labels for each kind, none of them twice. */
+/** A few labels for each modality, without duplicates. */
 function deal(piles) {
   const used = new Set();
   const dealt = piles.map(() => []);
   for (let round = 0; round < EXAMPLES; round += 1) {
     piles.forEach((pile, at) => {
-      const label = pile.find((one) => !used.has(one) && !one.includes("|"));
+      const label = pile.find((name) => !used.has(name) && !name.includes("|"));
       if (label === undefined) return;
       used.add(label);
       dealt[at].push(label);
@@ -172,7 +172,7 @@ function empty(state) {
       block({
         image: "none",
         title: "The index is empty",
-        text: "Encode files into it with m3bind encode; they are found here without a restart.",
+        text: "Encode files into it with m3bind encode; they appear here without a restart.",
       }),
     );
     return;
@@ -202,14 +202,14 @@ function empty(state) {
     h(
       "div",
       { class: "welcome" },
-      h("h2", {}, "Ask in words, or with a picture, a scan or a trace"),
+      h("h2", {}, "Search by text, image, scan or ECG"),
       h(
         "p",
         {},
-        "Every kind of file lies in one space with language: a sentence finds X-rays, an X-ray finds ECGs, and several can be added up or held against each other.",
+        "All modalities share one embedding space with text: a sentence finds X-rays, an X-ray finds ECGs, and parts can be added or avoided.",
       ),
-      n ? h("p", { class: "caption" }, `${plural(n, "filter")} set; they hold for the next question.`) : null,
-      h("h3", {}, "Try one"),
+      n ? h("p", { class: "caption" }, `${plural(n, "filter")} set; they apply to the next query.`) : null,
+      h("h3", {}, "Examples"),
       h("ul", { class: "kinds" }, groups),
     ),
   );

@@ -16,7 +16,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 export function signal(source, { title }) {
   const host = h("div", { class: "viewer" });
   const load = async () => {
-    fill(host, waiting("Reading the trace …"));
+    fill(host, waiting("Reading the ECG …"));
     try {
       fill(host, ...paper(await call(place(source, "signal")), title));
     } catch (error) {
@@ -33,7 +33,7 @@ function paper(data, title) {
   const canvas = h("canvas", {});
   const scroll = h(
     "div",
-    { class: "paper", tabindex: "0", role: "group", "aria-label": "The trace; scroll with the arrow keys" },
+    { class: "paper", tabindex: "0", role: "group", "aria-label": "The ECG; scroll with the arrow keys" },
     canvas,
   );
   const legend = h("p", { class: "caption" });
@@ -104,7 +104,7 @@ function paper(data, title) {
       "div",
       { class: "tools" },
       zoomButtons(
-        "trace",
+        "ECG",
         () => zoom(1),
         () => zoom(-1),
         () => zoom(-view.zoom),

@@ -1,15 +1,15 @@
-// A picture that can be zoomed and moved; of a volume, one slice of many through a window of grey values.
+// An image that can be zoomed and moved; of a volume, one slice in a window of grey values.
 
 import { pictureOf } from "./api.js";
 import { button, h, say, zoomButtons } from "./dom.js";
 import { View, watchGestures } from "./gestures.js";
 import { smallFailure } from "./states.js";
 
-const SIZE = 1024; // pixels asked for
+const SIZE = 1024; // pixels of requested images
 const NOTCH = 60; // of a wheel, for one slice
 const WINDOWS = { auto: "Auto", lung: "Lung", soft: "Soft tissue", bone: "Bone" };
 
-/** A viewer of `source`: { kind, value } with `slices` where it is a volume. */
+/** A viewer of `source`: { kind, value } with `slices` for a volume. */
 export function stage(source, { title, slices = null }) {
   const view = new View(12);
   const picture = h("img", { alt: "", draggable: "false" });
@@ -68,7 +68,7 @@ export function stage(source, { title, slices = null }) {
     "div",
     { class: "stage-tools", role: "group", "aria-label": "Zoom" },
     zoomButtons(
-      "picture",
+      "image",
       () => zoom(1.4),
       () => zoom(1 / 1.4),
       reset,
@@ -84,7 +84,7 @@ function watchPicture({ picture, frame, trouble }, load) {
   });
   picture.addEventListener("error", () => {
     frame.classList.remove("loading");
-    const error = { message: "The picture cannot be shown: its file is gone or damaged, or the server is." };
+    const error = { message: "The image cannot be shown: its file is missing or damaged, or the server does not answer." };
     trouble.replaceChildren(smallFailure(error, load));
   });
 }

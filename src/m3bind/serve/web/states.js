@@ -1,8 +1,8 @@
-// What stands where there is nothing to show: loading, nothing found, something went wrong.
+// Placeholders without content: loading, no results, errors.
 
 import { button, h, icon, say } from "./dom.js";
 
-/** A block of an icon, a heading, a text, and things to press. */
+/** A block of an icon, a heading, a text, and buttons. */
 export function block({ image, title, text, role, actions = [] }) {
   return h(
     "div",
@@ -14,13 +14,13 @@ export function block({ image, title, text, role, actions = [] }) {
   );
 }
 
-/** What went wrong, and a button to try again. */
+/** An error, and a button to try again. */
 export function failure(error, retry, more = []) {
   const gone = error.code === "gone";
   return block({
     image: "alert",
     role: "alert",
-    title: gone ? "The server is gone" : "This did not work",
+    title: gone ? "The server does not answer" : "The request failed",
     text: error.message,
     actions: [retry ? button({ text: "Try again", kind: "primary", press: retry }) : null, ...more],
   });

@@ -1,11 +1,11 @@
-// What the page shows, in one object, kept in the address so that it can be shared and gone back to.
+// The state of the page in one object, stored in the address for links and the history.
 //
-// All of it stands behind the "#", which browsers do not send: the words of a question reach no access log.
-// Uploads are left out of the address; they stay in the history of this browser only.
+// It stands behind the "#", which browsers do not send: query texts reach no access log.
+// Uploads are not in the address; they stay in the history of this browser only.
 
 const START = {
   tab: "search",
-  parts: [], // {kind: text | item | upload, value, weight, modality of what is no text}
+  parts: [], // {kind: text | item | upload, value, weight, modality unless text}
   where: { modality: [], label: [], patient: [], since: "", until: "" },
   k: 12,
   rank: "calibrated",
@@ -18,7 +18,7 @@ const LISTS = ["modality", "label", "patient"];
 const DAYS = ["since", "until"];
 const WEIGHTED = /^(-?\d*\.?\d+)~/;
 
-/** The state behind an address. */
+/** The state in an address. */
 export function read(hash) {
   const [name, query = ""] = hash.replace(/^#\/?/, "").split("?");
   const state = structuredClone(START);
@@ -40,7 +40,7 @@ export function read(hash) {
   return state;
 }
 
-/** The address of a state; what is as at the start is left out. */
+/** The address of a state; defaults are omitted. */
 export function write(state) {
   const query = new URLSearchParams();
   for (const { kind, value, weight } of state.parts) {
@@ -66,7 +66,7 @@ function part(kind, text) {
   return weight ? { kind, value: text.slice(match[0].length), weight } : { kind, value: text, weight: 1 };
 }
 
-/** The state of an entry of the history; one that another version of the page left there is not believed. */
+/** The state of an entry of the history; that of another version of the page is ignored. */
 function now(entry) {
   const kept = entry?.m3bind;
   const whole = kept && Object.keys(START).every((name) => name in kept);
@@ -83,7 +83,7 @@ export function watch(run) {
   listeners.push(run);
 }
 
-/** Change some of the state; `quiet` changes the present entry of the history instead of adding one. */
+/** Change parts of the state; `quiet` changes the current entry of the history instead of adding one. */
 export function set(change, { quiet = false } = {}) {
   const before = state;
   state = { ...state, ...change };
@@ -92,10 +92,10 @@ export function set(change, { quiet = false } = {}) {
   for (const run of listeners) run(state, before);
 }
 
-/** Nothing asked: the page as on a first visit. */
+/** An empty query: the page as on a first visit. */
 export const clear = () => set({ parts: [], where: structuredClone(START.where), open: null });
 
-/** The parts as the service takes them. */
+/** The parts in the form of a request. */
 export const asked = (parts) => parts.map(({ kind, value, weight }) => ({ kind, value, weight }));
 
 addEventListener("popstate", (event) => {

@@ -1,10 +1,10 @@
-// Files sent to the service. It keeps them in memory for a while and answers with an id that stands for each.
+// Files sent to the service, which stores them in memory for a while and returns an id for each.
 
 import { ApiError, call } from "./api.js";
 import { grouped } from "./files.js";
 import { button, fill, h, icon, plural } from "./dom.js";
 
-const notes = new Map(); // upload id -> what the service said while reading it
+const notes = new Map(); // upload id -> warnings and steps of its reading
 
 /** Warnings and steps of an upload of this visit. */
 export const notesOf = (id) => notes.get(id) ?? { warnings: [], steps: [] };
@@ -14,7 +14,7 @@ async function send(files, modality, about) {
   const most = about.limits?.body_bytes ?? Infinity;
   if (bytes > most) {
     const size = (n) => `${(n / 2 ** 20).toFixed(1)} MB`;
-    throw new ApiError("size", `This is ${size(bytes)}, and the server takes at most ${size(most)} at once.`, 413);
+    throw new ApiError("size", `This is ${size(bytes)}; the server accepts at most ${size(most)} at once.`, 413);
   }
   const form = new FormData();
   for (const file of files) form.append("file", file, file.name);
@@ -25,9 +25,9 @@ async function send(files, modality, about) {
 }
 
 /**
- * Send files and show in `list` how it goes, one line for each thing they make up.
+ * Send files and show the progress in `list`, one line for each item.
  *
- * A line with an error stays: there the person can say what the file is, or send the files one by one.
+ * A line with an error stays: there the user can choose the modality, or send the files one by one.
  */
 export function upload(files, { list, about, done }) {
   for (const group of grouped(files)) attempt(group, { list, about, done });
@@ -64,7 +64,7 @@ async function attempt(files, { list, about, done, modality = "", line = h("li",
       error.status === 413 ? null : choice,
       files.length > 1 && error.status !== 413 ? button({ text: "One by one", press: single }) : null,
       button({ text: "Try again", press: () => again(modality) }),
-      button({ label: "Leave it out", image: "close", press: () => line.remove() }),
+      button({ label: "Discard", image: "close", press: () => line.remove() }),
     );
     line.classList.add("failed");
   }

@@ -1,4 +1,4 @@
-// Why a hit was found: the phrases nearest to the question beside those nearest to the item.
+// Why a hit was found: the phrases nearest to the query beside those nearest to the item.
 
 import { call, place } from "./api.js";
 import { bar, fill, h, percent } from "./dom.js";
@@ -7,11 +7,11 @@ import { asked } from "./store.js";
 
 const PHRASES = 6;
 
-/** Two lists side by side; without a question, the item's alone. */
+/** Two lists side by side; without a query, the item's alone. */
 export function why(source, parts) {
   const host = h("div", { class: "why" });
   const load = async () => {
-    fill(host, waiting("Looking for the nearest phrases …"));
+    fill(host, waiting("Searching for the nearest phrases …"));
     try {
       const [own, other] = await Promise.all([
         call(place(source, "texts", { k: PHRASES })),
@@ -49,10 +49,10 @@ function lists(own, other) {
     h(
       "div",
       { class: "why-columns" },
-      other ? column("The question is nearest to", other) : null,
+      other ? column("The query is nearest to", other) : null,
       column("This is nearest to", own),
     ),
-    h("p", { class: "caption" }, `${note} The percentage says how many other things a phrase fits less.`),
+    h("p", { class: "caption" }, `${note} The percentage is the share of the reference that a phrase fits less.`),
   ];
 }
 

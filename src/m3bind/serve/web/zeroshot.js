@@ -1,4 +1,4 @@
-// The zero-shot tab: how well labels of the person's own fit one file or item, and when no answer is given.
+// The zero-shot tab: probabilities of the user's own labels for one file or item, or an abstention.
 
 import { call, pictureOf, place } from "./api.js";
 import { $, bar, button, dot, fill, h, percent, plain, say } from "./dom.js";
@@ -12,7 +12,7 @@ let about;
 let running = null;
 let shown = "";
 
-/** Make the tab work. */
+/** Set up the tab. */
 export function startZeroShot(known) {
   about = known;
   $("zero").addEventListener("submit", (event) => {
@@ -34,7 +34,7 @@ export function startZeroShot(known) {
   draw(store.get());
 }
 
-/** Send a file and take it as what is to be named. */
+/** Send a file and use it as the source. */
 export function takeZeroFiles(files) {
   const done = ({ id, modality }) => change({ source: { kind: "upload", value: id, modality } });
   upload(files, { list: $("zero-sending"), about, done });
@@ -56,13 +56,13 @@ function ask() {
   const template = $("template").value.trim();
   const most = about.limits?.labels ?? Infinity;
   const wrong = !source
-    ? "Choose a file first, or open a hit and press Name it."
+    ? "Choose a file first, or open a hit and press Classify."
     : labels.length < 2
-      ? "Type at least two labels, one per line; one alone cannot be weighed against anything."
+      ? "Type at least two labels, one per line; a single one has nothing to be compared with."
       : labels.length > most
-        ? `At most ${most} labels are weighed at once.`
+        ? `At most ${most} labels are compared at once.`
         : template && !template.includes("{}")
-          ? "The sentence needs {} where the label goes."
+          ? "The template needs {} where the label goes."
           : "";
   $("zero-error").textContent = wrong;
   if (wrong) return;
@@ -96,8 +96,8 @@ function draw(state) {
       $("zero-results"),
       block({
         image: "scale",
-        title: "Weigh your own labels",
-        text: "Choose a file or an item and type labels: their calibrated probabilities appear here, or the reason why no answer is given.",
+        title: "Classify with your own labels",
+        text: "Choose a file or an item and type labels: their calibrated probabilities appear here, or the reason for an abstention.",
       }),
     );
     return;
@@ -115,7 +115,7 @@ async function drawSource(source) {
   if (!source) {
     fill(
       host,
-      h("p", { class: "caption" }, "Nothing chosen yet: drop, paste or choose a file, or press “Name it” on a hit."),
+      h("p", { class: "caption" }, "Nothing chosen yet: drop, paste or choose a file, or press “Classify” on a hit."),
     );
     return;
   }
@@ -142,8 +142,8 @@ async function drawSource(source) {
         {
           type: "button",
           class: "look",
-          title: "Look at it",
-          "aria-label": `Look at ${name}`,
+          title: "Open it",
+          "aria-label": `Open ${name}`,
           on: { click: () => store.set({ open: { kind: source.kind, value: source.value } }) },
         },
         image,
@@ -191,7 +191,7 @@ async function weigh(asked) {
   const { signal } = running;
   const host = $("zero-results");
   host.setAttribute("aria-busy", "true");
-  fill(host, waiting("Weighing the labels …"));
+  fill(host, waiting("Computing the probabilities …"));
   try {
     const answer = await call("api/zero-shot", { json: asked, signal });
     if (!signal.aborted) show(answer, asked);
@@ -223,11 +223,11 @@ function show(answer, { labels, threshold }) {
         "div",
         { class: "verdict" },
         h("h2", {}, best.label),
-        h("p", {}, answer.why || `${percent(best.share)}, at or above the ${percent(100 * threshold)} asked for.`),
+        h("p", {}, answer.why || `${percent(best.share)}, at or above the threshold of ${percent(100 * threshold)}.`),
       );
   const note = answer.calibrated
     ? "The probabilities are calibrated: of all answers given with 80 %, about 80 % are right on data like that of the calibration."
-    : "The probabilities are not calibrated; take their order, not their size.";
+    : "The probabilities are not calibrated; use their order, not their values.";
   fill(
     $("zero-results"),
     verdict,
