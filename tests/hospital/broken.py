@@ -8,7 +8,7 @@ from hospital.planted import Names, electrocardiogram, radiograph, series
 
 
 def broken(names: Names) -> list[Any]:
-    """Datasets with a planted name or UID in elements that cannot be what they say."""
+    """Datasets with a planted name or UID in elements with invalid values."""
     found = []
     for number, dataset in enumerate(
         [radiograph(), radiograph(1), electrocardiogram(), *series(Path("/nowhere"), None)]

@@ -53,7 +53,7 @@ def space_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Names]:
-    """The CT series (36 real slices where there are any), a CR, a 12-lead ECG and a fundus photograph; all planted."""
+    """The CT series (36 real slices if available), a CR, a 12-lead ECG and a fundus photograph; all planted."""
     shared = Path(os.environ.get("M3BIND_TEST_DATA") or SHARED)
     folder, names = tmp_path_factory.mktemp("objects"), Names()
     found = series(shared / "native" / "dicom" / "ct_series", names)
@@ -67,7 +67,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Names
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Of commands that the tests start."""
+    """The environment of commands that the tests start."""
     return {**os.environ, "M3BIND_SALT": SALT, "M3BIND_PROGRESS": "off", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
             "XDG_CONFIG_HOME": str(tmp_path / "settings")}  # fmt: skip
 
@@ -91,7 +91,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 
 @pytest.fixture(scope="session")
 def signed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A certificate authority, and a certificate of this machine and of a stranger's authority."""
+    """A certificate authority, a certificate of this machine, and one of another authority."""
     program = shutil.which("openssl")
     if program is None:
         pytest.skip("no openssl to make certificates with")

@@ -36,7 +36,7 @@ UNREADABLE = 1  # pixels of this value everywhere cannot be read
 
 
 def embedding(files: Sequence[Path]) -> Any:
-    """A unit row (8,) that any other set of pictures does not have."""
+    """A unit row (8,) that is unique to this set of images."""
     found = np.zeros(DIM)
     for file in files:
         digest = hashlib.sha256(pydicom.dcmread(file).PixelData).digest()
@@ -45,7 +45,7 @@ def embedding(files: Sequence[Path]) -> Any:
 
 
 class StandIn:
-    """As much of a space as the encoder asks for."""
+    """The parts of a space that the encoder needs."""
 
     modalities, dim, fingerprint = ("xray", "ct"), DIM, "f" * 64
 
@@ -54,7 +54,7 @@ class StandIn:
 
 
 def decoded(space: object, rows: Any, *_: object) -> Iterator[tuple[str, DecodedItem]]:
-    """In place of processes that decode."""
+    """In place of decoding processes."""
     for unit, row in rows:
         path = Path(row["path"])
         files = sorted(path.glob("*.dcm")) if path.is_dir() else [path]

@@ -21,7 +21,7 @@ JSON = "application/dicom+json"
 
 
 class Liar:
-    """The server. `routes`: answers in place of the honest ones, by what is asked for."""
+    """The server. `routes`: answers in place of the honest ones, by resource."""
 
     def __init__(self, objects: list[bytes], uids: list[tuple[str, str, str]], routes: dict[str, Answer]) -> None:
         self.objects, self.uids, self.routes = objects, uids, routes
@@ -76,7 +76,7 @@ class Liar:
         return not self.stopped.is_set()
 
     def _place(self, path: str) -> str:
-        """What is asked for, where a lie may be told: "studies", or of the second study "series", "objects", ..."""
+        """The requested resource, if its answer may be false: "studies", or of the second study "series", ..."""
         if path == "studies":
             return "studies"
         if f"/{self.uids[1][0]}/" not in f"{path}/":
@@ -126,7 +126,7 @@ def multipart(*objects: bytes, boundary: str = "B", newline: bytes = b"\r\n", he
 
 
 def say(connection: socket.socket, body: bytes, status: int = 200, kind: str = JSON, **headers: str) -> None:
-    """A whole answer."""
+    """A complete answer."""
     lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     connection.sendall("\r\n".join([*lines, "", ""]).encode("utf-8") + body)
@@ -140,7 +140,7 @@ def answer(body: bytes = b"", status: int = 200, kind: str = JSON, **headers: st
 
 
 def sends(build: Callable[[bytes], bytes], kind: str = MULTIPART, status: int = 200, **headers: str) -> Answer:
-    """The second object, packed by `build`."""
+    """The second object, wrapped by `build`."""
     return lambda liar, connection, query: say(connection, build(liar.objects[1]), status, kind, **headers)
 
 
@@ -161,7 +161,7 @@ def raw(*pieces: bytes, then: str = "close") -> Answer:
 
 
 def drips(start: bytes, drop: bytes, every: float = 0.05) -> Answer:
-    """Some bytes, and then a few again and again for ever."""
+    """Some bytes, and then a few repeated for ever."""
 
     def tell(liar: Liar, connection: socket.socket, query: Query) -> None:
         connection.sendall(start)
@@ -183,7 +183,7 @@ def once(fault: Answer, place: str = "objects") -> Answer:
 
 
 def refuses(word: str, reason: bytes = b"not supported") -> Answer:
-    """400 where a parameter is, or looks like, `word`."""
+    """400 if a parameter is, or matches, `word`."""
 
     def tell(liar: Liar, connection: socket.socket, query: Query) -> None:
         if any(re.search(word, f"{name}={value}") for name, value in query.items()):
@@ -238,7 +238,7 @@ def second_page_fails(liar: Liar, connection: socket.socket, query: Query) -> No
 
 
 def ignores_days(liar: Liar, connection: socket.socket, query: Query) -> None:
-    """Also an old study, whatever was asked."""
+    """Also an old study, whatever the query."""
     start = int(query.get("offset", 0))
     old = {"0020000D": "1.9.9", "00080020": "19990101"}
     say(connection, rows([old, *liar.studies()][start:]))
@@ -255,7 +255,7 @@ JSON_BOMB = gzip.compress(b"[" + b" " * (64 << 20) + b"]", 9)
 
 @dataclass(frozen=True)
 class Lie:
-    """Where it is told, how, and what has to come of it."""
+    """A false answer: of which resource, its content, and the expected outcome."""
 
     place: str
     how: Answer
@@ -318,7 +318,7 @@ def _objects() -> Iterator[tuple[str, Lie]]:
     yield lie("packed bomb", answer(BOMB, kind=MULTIPART, Content_Encoding="gzip"), "boundary|more than")
     bomb = gzip.compress(PART + bytes(64 << 20), 9)
     yield lie("packed bomb in a part", answer(bomb, kind=MULTIPART, Content_Encoding="gzip"), "more than")
-    yield lie("packed in a strange way", answer(b"xx", kind=MULTIPART, Content_Encoding="br"), "not asked for")
+    yield lie("packed in a strange way", answer(b"xx", kind=MULTIPART, Content_Encoding="br"), "not requested")
     cut = sends(lambda data: gzip.compress(multipart(data))[:-400], Content_Encoding="gzip")
     yield lie("packed and cut short", cut, "ends early|damaged")
     yield lie("packed, but not so", sends(multipart, Content_Encoding="gzip"), "damaged")
@@ -384,7 +384,7 @@ def _series() -> Iterator[tuple[str, Lie]]:
     yield lie("very many entries", answer(b"[" + b"{}," * 1_500_000 + b"{}]"), "entries")
     yield lie("JSON cut short", answer(b'[{"0020000E"'), "in place of DICOM JSON")
     yield lie("JSON login page", answer(HTML, kind="text/html"), "a web page in place of DICOM JSON")
-    yield lie("JSON that is no list", answer(b'{"error": 1}'), "no list")
+    yield lie("JSON that is no list", answer(b'{"error": 1}'), "not a list")
     yield lie("JSON packed bomb", answer(JSON_BOMB, Content_Encoding="gzip"), "more than")
     yield lie(
         "JSON without end", drips(OK + b"Content-Type: application/json\r\n\r\n[", b" " * 65536, 0.0), "more than"

@@ -17,14 +17,14 @@ USER, PASSWORD = "tester", "only-for-tests"
 
 
 def find_orthanc() -> tuple[str, Path] | None:
-    """(program, plugin), or None where one is missing."""
+    """(program, plugin), or None if one is missing."""
     program = shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     plugin = next((path for path in PLUGINS if path.exists()), None)
     return (program, plugin) if program and plugin else None
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
+    """A free port."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -23,7 +23,7 @@ LEADS = {"I": "2:1", "II": "2:2", "III": "2:61", "aVR": "2:62", "aVL": "2:63", "
 
 
 class Names:
-    """Names like "QZBCDV", and other texts, handed out one by one; all that were."""
+    """Names like "QZBCDV", and other texts, generated one by one and recorded."""
 
     def __init__(self) -> None:
         self.used: list[str] = []
@@ -52,7 +52,7 @@ class Names:
 
 
 def text_keywords() -> list[str]:
-    """Keywords of entries that may hold text, of the usual groups, without those a picture cannot be read without."""
+    """Keywords of entries that may hold text, of the usual groups, without those that reading an image needs."""
     return [
         entry[4]
         for tag, entry in sorted(DicomDictionary.items())
@@ -129,7 +129,7 @@ def put_pixels(dataset: Any, pixels: Any, photometric: str, stored: int) -> Any:
 
 
 def chest(seed: int = 0, size: int = 128) -> Any:
-    """A smooth grey picture of 12 bits."""
+    """A smooth grey image of 12 bits."""
     from scipy.ndimage import gaussian_filter
 
     noise = gaussian_filter(np.random.default_rng(seed).normal(size=(size, size)), 6)
@@ -154,7 +154,7 @@ def hidden(dataset: Any, names: Names) -> Any:
 
 
 def photograph(names: Names) -> Any:
-    """A fundus photograph in JPEG with a comment and EXIF, and something behind its end."""
+    """A fundus photograph in JPEG with a comment and EXIF, and bytes behind its end."""
     from PIL import Image
     from pydicom.encaps import encapsulate
 
@@ -175,7 +175,7 @@ def photograph(names: Names) -> Any:
 
 
 def electrocardiogram(names: Names | None = None, rate: int = 500, seconds: int = 10) -> Any:
-    """A 12-lead ECG waveform object; with `names`, its free texts hold some."""
+    """A 12-lead ECG waveform object; with `names`, its free texts contain some."""
     name = names or (lambda: "")
     t = np.arange(rate * seconds) / rate
     beat = np.exp(-(((t % 0.8) - 0.3) ** 2) / 3e-4) + 0.2 * np.exp(-(((t % 0.8) - 0.55) ** 2) / 3e-3)
@@ -208,7 +208,7 @@ def electrocardiogram(names: Names | None = None, rate: int = 500, seconds: int 
 
 
 def series(folder: Path, names: Names | None, slices: int = 6) -> list[Any]:
-    """The real CT series in `folder`, or a small made-up one where there is none; with `names`, full of them."""
+    """The real CT series in `folder`, or else a small synthetic one; with `names`, full of them."""
     files = sorted(folder.glob("*.dcm")) if folder.is_dir() else []
     if files:
         found = [pydicom.dcmread(file) for file in files]

@@ -28,12 +28,12 @@ PHASES = b"-fsei"  # nothing yet, fetch, spool, encode, index
 
 
 def count_of(vector: Any) -> int:
-    """Of how many objects an item was made."""
+    """The number of objects of an item."""
     return round(math.atan2(vector[1], vector[0]) * TURN)
 
 
 class StandIn:
-    """What a pull needs of a space."""
+    """The parts of a space that a pull needs."""
 
     modalities, dim, fingerprint = ("xray", "ct"), DIM, "stand-in"
 
@@ -44,7 +44,7 @@ class StandIn:
 
 
 def stand_in_ahead(space: Any, rows: Any, *_: Any) -> Iterator[tuple[str, Any]]:
-    """In place of decoding: how many files there are."""
+    """In place of decoding: the number of files."""
     from m3bind.encode.decode_pool import DecodedItem
 
     for unit, row in rows:
@@ -57,7 +57,7 @@ def stand_in_ahead(space: Any, rows: Any, *_: Any) -> Iterator[tuple[str, Any]]:
 
 
 def marked(phase: mmap.mmap, letter: bytes, function: Callable[..., Any], then: bytes = b"") -> Callable[..., Any]:
-    """`function`, which says that it is running, and what runs after it."""
+    """`function`, which reports that it is running, and the next step."""
 
     def call(*arguments: Any, **named: Any) -> Any:
         phase[:1] = letter
@@ -71,7 +71,7 @@ def marked(phase: mmap.mmap, letter: bytes, function: Callable[..., Any], then: 
 
 
 def prepare(phase: mmap.mmap) -> None:
-    """Put the stand-in in, and have each step say that it is running."""
+    """Install the stand-in, and make each step report that it is running."""
     import m3bind.space.bundle
     from m3bind.hospital import encoder
     from m3bind.hospital.dicomweb import Pull

@@ -16,7 +16,7 @@ EVERY = {"ct": 1, "ecg": 1, "retina": 1, "xray": 1}
 
 
 class Command:
-    """A command in the background; its words go to a file."""
+    """A command in the background; its output goes to a file."""
 
     def __init__(self, log: Path, environment: dict[str, str], *arguments: str) -> None:
         self.log = log
@@ -63,7 +63,7 @@ def leaks(names: Names, *places: Path) -> dict[str, list[str]]:
 
 
 def counts(index: Path) -> dict[str, int]:
-    """Items of an index that may not be there yet."""
+    """Items of an index that may not exist yet."""
     if not (index / "CURRENT").exists():
         return {}
     with open_index(index) as opened:

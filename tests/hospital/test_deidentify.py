@@ -39,7 +39,7 @@ def written(dataset: Dataset, path: Path) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """pydicom says much about values like these."""
+    """pydicom warns about such values."""
     with quiet():
         yield
 
@@ -55,7 +55,7 @@ def tags_of(dataset: Dataset) -> list[tuple[int, str, object]]:
     return found
 
 
-# --- what is kept -----------------------------------------------------------------------------------------------------
+# --- retained entries -------------------------------------------------------------------------------------------------
 
 _TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\\\0"), min_size=1, max_size=16)
 _KEYWORDS = sorted(entry[4] for tag, entry in DicomDictionary.items() if entry[4] and tag >> 16 not in (0, 2, 0xFFFE))

@@ -38,7 +38,7 @@ def index(space: Space, tmp_path: Path) -> Iterator[Index]:
 
 
 def put(spool: Spool, folder: Path, *datasets: object) -> set[str]:
-    """Take objects in; their units."""
+    """Accept objects; their units."""
     intake = Intake(spool, NAMES, ("xray", "ct", "ecg", "retina"))
     folder.mkdir(exist_ok=True)
     return {intake.take(save(dataset, folder / f"{number}.dcm")).unit for number, dataset in enumerate(datasets)}
@@ -73,7 +73,7 @@ def test_the_same_again_is_not_encoded_again(space: Space, index: Index, spool: 
 
 @pytest.mark.parametrize("keeps", [False, True])
 def test_late_slices_replace_the_item(space: Space, index: Index, spool: Spool, tmp_path: Path, keeps: bool) -> None:
-    """What came before and what comes late are one item: that of the whole series sent at once."""
+    """Early and late objects form one item: the same as of the whole series sent at once."""
     scan = series(Path("/nowhere"), None, slices=8)
     encoder = SpoolEncoder(space, index, spool, tmp_path / "kept" if keeps else None)
     (unit,) = put(spool, tmp_path / "a", *scan[:3], *scan[5:])
@@ -91,7 +91,7 @@ def test_late_slices_replace_the_item(space: Space, index: Index, spool: Spool, 
 
 
 def test_slices_that_come_too_late(space: Space, index: Index, spool: Spool, tmp_path: Path) -> None:
-    """Where the files of the item are gone, it says what it lacks, and the late ones wait for the whole series."""
+    """If the files of the item are gone, it is marked as incomplete, and the late ones wait for the whole series."""
     scan = series(Path("/nowhere"), None, slices=8)
     encoder = SpoolEncoder(space, index, spool)
     (unit,) = put(spool, tmp_path / "a", *scan[:5])
@@ -115,7 +115,7 @@ def test_slices_that_come_too_late(space: Space, index: Index, spool: Spool, tmp
 def test_other_pixels_under_the_same_uid_are_not_repeated(
     space: Space, index: Index, spool: Spool, tmp_path: Path
 ) -> None:
-    """The newer content replaces the older one: of a picture, of a slice, of a file that is kept; and it is noted."""
+    """The newer content replaces the older one: of an image, of a slice, of a stored file; and it is noted."""
     encoder = SpoolEncoder(space, index, spool, tmp_path / "kept")
     picture, scan = radiograph(), series(Path("/nowhere"), None)
     units = put(spool, tmp_path / "a", picture, *scan)
@@ -168,7 +168,7 @@ def test_an_index_that_cannot_be_written(
 
 @pytest.mark.parametrize("moment", ["upsert", "finish"])
 def test_killed_between(space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """What a killed encoder had taken is encoded by the next one; an item written before is the same item."""
+    """Units taken by a killed encoder are encoded by the next one; an item written before is the same item."""
 
     class Killed(BaseException):
         pass
@@ -212,7 +212,7 @@ def test_a_photograph_is_recognised_by_its_pixels(space: Space, index: Index, sp
 
 
 def test_complete_survives_a_kill(space: Space, index: Index, tmp_path: Path) -> None:
-    """A unit that was called complete, or is one object, is ready after a restart; one that was not waits."""
+    """A unit that was declared complete, or is one object, is ready after a restart; others wait."""
     scan, half = series(Path("/nowhere"), None), series(Path("/nowhere"), None)
     with Spool(tmp_path / "spool", quiet=1e9) as spool:
         (whole,) = put(spool, tmp_path / "a", *scan)

@@ -93,7 +93,7 @@ def test_the_search_cannot_begin(how: Any, said: str, liar: Callable[..., Liar],
 
 
 def test_a_server_that_goes_away_ends_the_pull(liar: Callable[..., Liar], intake: Intake) -> None:
-    """Three series in a row, then it is asked whether it is there; it is not."""
+    """Three series in a row fail, then the server is checked and does not answer."""
     server = liar(8)
 
     def away(server: Liar, connection: socket.socket, query: dict[str, str]) -> None:
@@ -127,7 +127,7 @@ def test_a_row_of_bad_series_does_not_end_the_pull(liar: Callable[..., Liar], in
 def test_series_listed_under_another_study_are_fetched_under_their_own(
     liar: Callable[..., Liar], intake: Intake, wrong: int
 ) -> None:
-    """A server that answers a search in one study with the series of all: what fails there is not lost."""
+    """A server that answers a search in one study with the series of all studies: a failure there loses nothing."""
     server = liar(4)
     study = server.uids[wrong][0]
 
@@ -147,7 +147,7 @@ def test_series_listed_under_another_study_are_fetched_under_their_own(
 
 
 def test_object_by_object(liar: Callable[..., Liar], intake: Intake, tmp_path: Path) -> None:
-    """A server that cannot send a series as a whole sends its objects; one that it cannot send is said."""
+    """A server that cannot send a series as a whole sends its objects; a missing one is reported."""
     scan = series(Path("/nowhere"), None, 6)
     server = liar(datasets=[radiograph(0, 32), *scan], objects=answer(b"", 501))
     server.one_by_one, server.kinds = True, {str(scan[0].SeriesInstanceUID): "CT"}
@@ -182,7 +182,7 @@ def test_objects_of_another_series_are_not_taken(liar: Callable[..., Liar], inta
 
 @pytest.fixture
 def secure(signed: dict[str, Path]) -> Iterator[tuple[str, list[bytes]]]:
-    """The address of an https server that answers [] to all, and the heads of the requests it got."""
+    """The address of an https server that answers [] to all requests, and the heads of those."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(signed["own.pem"], signed["own.key"])
     listening, heads = socket.create_server(("127.0.0.1", 0)), []

@@ -28,7 +28,7 @@ SLICES, SERIES, PICTURES = 6, 4, 6  # of a cycle of 50 lives
 
 
 class Lives:
-    """The process that is killed and begun again."""
+    """The process that is killed and restarted."""
 
     def __init__(self, folder: Path, quiet: float) -> None:
         command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(folder), "--quiet", str(quiet)]
@@ -64,7 +64,7 @@ class Lives:
 
 
 def objects(cycle: int) -> list[Any]:
-    """Series of slices that all differ, some pictures, and some that nobody can read."""
+    """Series of slices that all differ, some images, and some unreadable files."""
     found: list[Any] = []
     for number in range(SERIES):
         scan = series(Path("/nowhere"), None, SLICES)
@@ -79,7 +79,7 @@ def objects(cycle: int) -> list[Any]:
 
 
 def send_until_it_dies(port: int, waiting: list[Any], acknowledged: dict[str, Any], pause: float) -> None:
-    """Send what is still waiting, as a sender that tries again does."""
+    """Send the remaining objects, like a sender that retries."""
     association = associate(port)
     with contextlib.suppress(RuntimeError, ValueError):
         while association.is_established and waiting:
@@ -93,7 +93,7 @@ def send_until_it_dies(port: int, waiting: list[Any], acknowledged: dict[str, An
 
 
 def kill_again_and_again(folder: Path, kills: int, seed: int) -> dict[str, int]:
-    """Lives that end at a moment drawn at random: a time, or a call that changes the disk. What came of it."""
+    """Processes that end at a random moment: a time, or a call that changes the disk. Returns the outcome."""
     print("seed", seed)
     draw, acknowledged, waiting, ends = random.Random(seed), dict[str, Any](), list[Any](), [0, 0]
     lives = Lives(folder, 0.05)
@@ -128,7 +128,7 @@ def _kill(number: int) -> None:
 
 
 def found(folder: Path, acknowledged: dict[str, Any]) -> dict[str, int]:
-    """Where everything is that was acknowledged; nothing else may be anywhere."""
+    """The place of every acknowledged object; nothing else may be stored."""
     counts = {"acknowledged": len(acknowledged), "in the index": 0, "listed": 0, "items": 0}
     with Spool(folder / "spool", quiet=1e9) as spool, open_index(folder / "index") as index:
         assert spool.waiting() == 0 and not any(spool.work.iterdir()) and not any(spool.incoming.iterdir())
@@ -164,7 +164,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_200_times(tmp_path: Path) -> None:
-    """Prints what came of it. M3BIND_TEST_KILLS: another number."""
+    """Prints the outcome. M3BIND_TEST_KILLS: another number."""
     counts = kill_again_and_again(tmp_path, KILLS, seed=int(time.time()))
     print(counts)
     assert counts["listed"] and counts["in the index"] > counts["items"] > 10

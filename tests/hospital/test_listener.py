@@ -66,7 +66,7 @@ def associate(
 
 
 def send(port: int, *datasets: Any, **options: Any) -> list[int]:
-    """Status of each object sent; -1 without one."""
+    """Status of each sent object; -1 if missing."""
     association = associate(port, **options)
     assert association.is_established
     found = [int(association.send_c_store(dataset).get("Status", -1)) for dataset in datasets]
@@ -210,7 +210,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
 def test_a_command_that_cannot_be_parsed_ends_its_association(
     listening: Callable[..., tuple[Listener, Intake]], capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    """pynetdicom raises in its own threads then; nobody sees a traceback, and nobody else waits."""
+    """pynetdicom raises in its own threads then; no traceback is printed, and no other sender waits."""
     listener, intake = listening(associations=2)
     command = pydicom.Dataset()
     given = {"AffectedSOPClassUID": CR, "AffectedSOPInstanceUID": "1.2.4711", "CommandField": 1, "MessageID": 1}
@@ -243,7 +243,7 @@ def test_a_command_that_cannot_be_parsed_ends_its_association(
 def test_an_open_association_keeps_its_series_open(
     listening: Callable[..., tuple[Listener, Intake]], ending: str
 ) -> None:
-    """A pause longer than `quiet` does not close a series whose sender is still there; how it left is known."""
+    """A pause longer than `quiet` does not close a series whose sender is connected; its kind of ending is recorded."""
     listener, intake = listening()
     scan = series(Path("/nowhere"), None)
     association = associate(listener.port)
@@ -290,7 +290,7 @@ def test_a_sender_that_reconnects_completes_its_series(listening: Callable[..., 
 def test_a_clock_that_is_set_changes_nothing(
     listening: Callable[..., tuple[Listener, Intake]], monkeypatch: pytest.MonkeyPatch, shift: float
 ) -> None:
-    """Neither when a series is complete, nor whether an association is alive, here or after a restart."""
+    """Neither the completeness of a series nor an association's timers, here or after a restart."""
     listener, intake = listening()
     intake.spool.quiet = 2.0
     scan, real = series(Path("/nowhere"), None), time.time
@@ -359,7 +359,7 @@ def test_too_many_half_open_connections_push_each_other_out() -> None:
 def test_a_full_disk_is_an_answer(
     listening: Callable[..., tuple[Listener, Intake]], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Where what is received cannot be written, the sender is told to come again, on the same association."""
+    """If a received file cannot be written, the answer asks for a retry, on the same association."""
     listener, intake = listening()
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -25,14 +25,14 @@ pytestmark = pytest.mark.whole
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """A command in this process; its exit code and what it said."""
+    """A command in this process; its exit code and output."""
     done = CliRunner().invoke(app, list(arguments))
     said = done.output + str(done.exception or "")
     return done.exit_code, said
 
 
 def search(index: Path, space: Path, out: Path) -> list[dict[str, str]]:
-    """Hits of a text query, as the command tells them."""
+    """Hits of a text query, from the command's output."""
     query = ["--text", "CT of the chest", "--json", str(out), "--html", str(out.with_suffix(".html"))]
     code, said = run("search", str(index), "--space", str(space), *query)
     assert code == 0, said

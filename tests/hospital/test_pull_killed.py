@@ -81,7 +81,7 @@ class Puller:
 
 @dataclass(frozen=True)
 class Held:
-    """What the server has: unit -> objects, and the unit that cannot be read."""
+    """The server's content: unit -> objects, and the unreadable unit."""
 
     server: Liar
     units: dict[str, set[str]]
@@ -100,7 +100,7 @@ def puller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Puller]:
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
-    """Two CT series of 5 and 4 slices, four radiographs, one of which cannot be read."""
+    """Two CT series of 5 and 4 slices, and four radiographs, one of them unreadable."""
     made = [*series(Path("/nowhere"), None, 5), *series(Path("/nowhere"), None, 4)]
     made += [*(radiograph(k, 32) for k in range(3)), radiograph(9, BAD)]
     folder = tmp_path_factory.mktemp("held")
@@ -117,7 +117,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
 
 
 def check(held: Held, folder: Path) -> None:
-    """Every object is in the item it belongs to, once, or listed with its reason; nothing else is anywhere."""
+    """Every object is in its item, once, or listed with its reason; nothing else is stored."""
     with open_index(folder / "index") as index:
         ids, vectors = index.sample(100)
         found = {name: count_of(vector) for name, vector in zip(ids, np.asarray(vectors), strict=True)}
@@ -134,7 +134,7 @@ def check(held: Held, folder: Path) -> None:
 
 
 def killed(puller: Puller, held: Held, tmp_path: Path, kills: int) -> Counter[str]:
-    """Pulls killed `kills` times in all, each up to three times before it is left alone; what they were doing."""
+    """Pulls killed `kills` times in total, each up to three times before it may finish; their phases."""
     dice, phases = random.Random(20), Counter[str]()
     for name in ("warm", "first"):
         (tmp_path / name).mkdir()

@@ -177,7 +177,7 @@ def test_the_mapping_is_private(made: tuple[Path, Space, Index, Mapping], tmp_pa
 @pytest.mark.parametrize("make", [True, False])
 @pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "device", "folder"])
 def test_a_mapping_is_a_plain_file(tmp_path: Path, kind: str, make: bool) -> None:
-    """What a link leads to may be somebody else's, and would be written over."""
+    """The target of a link may belong to another user, and would be overwritten."""
     path, other = tmp_path / "mapping.db", tmp_path / "other"
     {
         "link": lambda: (other.write_bytes(b""), other.chmod(0o600), path.symlink_to(other)),
@@ -208,7 +208,7 @@ def test_reports_arrive_in_the_original_study(
     space_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By C-STORE and by STOW-RS, into a real Orthanc that holds the study already."""
+    """By C-STORE and by STOW-RS, into a real Orthanc that already has the study."""
     folder, _, _, _ = made
     server = orthanc()
     server.store(sorted((folder / "sent").glob("*.dcm")))
@@ -228,7 +228,7 @@ def test_reports_arrive_in_the_original_study(
 def test_one_that_is_not_taken_does_not_keep_the_others(
     made: tuple[Path, Space, Index, Mapping], space_folder: Path, tmp_path: Path
 ) -> None:
-    """The first is refused in the answer to STOW-RS, the second is sent; the exit code says so."""
+    """The first is refused in the answer to STOW-RS, the second is sent; the exit code is 1."""
     from hospital.lying import Liar, say
 
     folder, _, index, _ = made

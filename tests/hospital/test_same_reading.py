@@ -37,7 +37,7 @@ def facts(sample: Sample) -> tuple[Any, ...]:
 
 
 def same(modality: str, source: Any, folder: Path) -> Sample:
-    """Assert that an object is read the same after cleaning; what was read."""
+    """Assert that an object is read the same after cleaning; returns the reading."""
     before, after = save(source, folder / "a.dcm"), folder / "b.dcm"
     save(CLEAN.clean_file(before).dataset, after)
     one, two = get(modality).read(before), get(modality).read(after)
@@ -51,7 +51,7 @@ def same(modality: str, source: Any, folder: Path) -> Sample:
 
 @pytest.mark.parametrize("modality", sorted(CLASSES))
 def test_pydicoms_files_read_the_same(tmp_path: Path, modality: str) -> None:
-    """Files of kinds that are not taken are labelled as one that is, so that more of them are compared."""
+    """Files of unsupported kinds are labelled as a supported one, so that more of them are compared."""
     compared = 0
     for path in sorted((Path(DATA_ROOT) / "test_files").rglob("*.dcm")):
         try:
@@ -213,7 +213,7 @@ def test_floats_and_their_padding(tmp_path: Path, value: float) -> None:
 def test_what_decides_and_may_not_stay_is_refused() -> None:
     source = radiograph()
     source.WindowCenter, source.WindowWidth = 4711123, 4711124
-    with pytest.raises(Refused, match="WindowCenter that may not be kept") as told:
+    with pytest.raises(Refused, match="WindowCenter that may not be retained") as told:
         CLEAN.clean(source)
     assert told.value.why == "policy" and "4711" not in told.value.reason
 
@@ -231,7 +231,7 @@ def test_what_decides_and_may_not_stay_is_refused() -> None:
     ],
 )  # fmt: skip
 def test_two_volumes_in_one_series(tmp_path: Path, keyword: str, values: tuple[Any, Any]) -> None:
-    """Twice six slices at the same places, told apart by one entry."""
+    """Twice six slices at the same positions, distinguished by one entry."""
     for number in range(12):
         slice_ = put_pixels(bare(CLASSES["ct"], "CT"), chest() // 4 + 40 * (number % 2), "MONOCHROME2", 12)
         slice_.StudyInstanceUID, slice_.SeriesInstanceUID, slice_.SOPInstanceUID = "1.2.1", "1.2.2", f"1.2.3.{number}"

@@ -32,7 +32,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
 
 
 def fill(folder: Path, complete: bool = True) -> tuple[str, str]:
-    """A spool with a series, `complete` or not, and a picture, as a process that was killed leaves it; their units."""
+    """A spool with a series, `complete` or not, and an image, as a killed process leaves it; their units."""
     with Spool(folder) as spool:
         intake = Intake(spool, NAMES, StandIn.modalities)
         scan = [intake.take(save(one, folder.parent / "in.dcm")).unit for one in series(Path("/nowhere"), None, SCAN)]
@@ -83,7 +83,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file_is_quarantined_alone(tmp_path: Path, index: Index, kind: str) -> None:
-    """One of a series and one that is a whole unit; the rest of the series is an item that says what it lacks."""
+    """One of a series and one that is a whole unit; the rest of the series becomes an item marked as incomplete."""
     scan, picture = fill(folder := tmp_path / "spool")
     lost = sorted((folder / "units" / scan).iterdir())[3]
     reason, spoil = BAD[kind]
@@ -117,7 +117,7 @@ def test_what_is_no_folder_of_objects_is_moved_away(tmp_path: Path, index: Index
 
 
 def test_a_file_without_rights(tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is for who is not root."""
+    """As for users other than root."""
     scan, _ = fill(folder := tmp_path / "spool")
     closed, real = sorted((folder / "units" / scan).iterdir())[2], encoding.inspect
 
@@ -228,7 +228,7 @@ def test_a_restart_in_the_middle_of_a_series_is_reported(tmp_path: Path, index: 
 
 
 def test_what_is_held_is_bounded(tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By time, which a clock cannot change while the process runs, and by bytes; across starts."""
+    """By time on a monotonic clock, and by bytes; across starts."""
     fill(folder := tmp_path / "spool")
     encode(folder, index)
     with Spool(folder) as spool:
@@ -248,7 +248,7 @@ def test_what_is_held_is_bounded(tmp_path: Path, index: Index, monkeypatch: pyte
 
 
 def test_doubts(tmp_path: Path) -> None:
-    """Of what came: gaps in numbers and in places, a late beginning, fewer than the archive counts; else none."""
+    """Gaps in numbers and positions, a late first number, fewer objects than the archive counts; else none."""
     with Spool(tmp_path / "spool") as spool:
         intake = Intake(spool, NAMES, StandIn.modalities)
         for one in series(Path("/nowhere"), None, 12):

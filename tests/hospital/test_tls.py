@@ -28,7 +28,7 @@ CR, CT, ECG = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("1", "2", "9.1.1"))
 
 @pytest.fixture
 def listener(tmp_path: Path, signed: dict[str, Path]) -> Iterator[Listener]:
-    """One that only takes what our authority signed."""
+    """One that only accepts certificates of our authority."""
     tls = Certificates(signed["own.pem"], signed["own.key"], signed["ca.pem"]).server()
     with Spool(tmp_path / "spool", quiet=0.3) as spool:
         names = Deidentifier(Pseudonyms(b"a salt only for tests"))

@@ -23,7 +23,7 @@ SIZE = {"width": 1280, "height": 900}
 
 @pytest.fixture
 def heard(browser: Any) -> Iterator[tuple[Any, list[str]]]:
-    """A page, and every text that the service answered to it."""
+    """A page, and every text of the service's answers to it."""
     context = browser.new_context(viewport=SIZE, locale="en-GB")
     page, texts = context.new_page(), []
     page.set_default_timeout(30_000)
@@ -39,7 +39,7 @@ def heard(browser: Any) -> Iterator[tuple[Any, list[str]]]:
 
 
 def kinds(page: Any, request: Callable[[], None]) -> list[dict[str, Any]]:
-    """The hits that the page asks for and shows."""
+    """The hits that the page requests and shows."""
     with page.expect_response("**/api/search") as caught:
         request()
     hits = caught.value.json()["hits"]

@@ -23,7 +23,7 @@ def _registered():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A saved space with a student, files of five modalities, and an index of 60 items of which those have files."""
+    """A saved space with a student, files of five modalities, and an index of 60 items, some with these files."""
     return make_world(tmp_path_factory.mktemp("served"))
 
 
@@ -119,7 +119,7 @@ def live(world):
 
 
 def until(condition, seconds=20):
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came true"

@@ -68,7 +68,7 @@ def test_phrases_of_other_modalities_are_not_shown():
 
 @pytest.fixture(scope="module")
 def labelled(world, tmp_path_factory):
-    """200 items near the text of one of two labels, further ones of none, one that is like nothing."""
+    """200 items near the text of one of two labels, further ones near neither, one unlike all others."""
     rng = np.random.default_rng(0)
     texts = unit(rng.normal(size=(2, 8)))
     truth = rng.integers(0, 2, 200)

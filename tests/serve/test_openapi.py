@@ -12,7 +12,7 @@ EXAMPLES = 6
 
 
 def ask_everything(served, examples):
-    """Ask every operation; returns their names."""
+    """Call every operation; returns their names."""
     import schemathesis
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance

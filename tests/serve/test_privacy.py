@@ -33,7 +33,7 @@ def planted(world, tmp_path):
 
 
 def requests(client, bad):
-    """Requests that meet identifiers in every way, sound and faulty."""
+    """Requests with identifiers in every form, valid and invalid."""
     item = f"/api/items/{SECRET}/"
     said = {"kind": "text", "value": f"{SECRET} pneumonia"}
     yield from (client.get(f"{item}{n}{end}") for n in range(1, 6) for end in ("", "/thumbnail", "/picture", "/signal"))

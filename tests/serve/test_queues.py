@@ -42,7 +42,7 @@ def test_who_leaves_gives_the_place_up():
             task.cancel()
         await asyncio.sleep(0.02)
         assert queue.waiting == 0
-        first.cancel()  # its thread is at work and keeps the place until it ends
+        first.cancel()  # its thread is running and occupies the place until it ends
         await asyncio.sleep(0.02)
         assert queue.running == 1
         gate.set()

@@ -22,7 +22,7 @@ def settings(tmp_path, monkeypatch):
 
 @pytest.fixture
 def strange(world, tmp_path, monkeypatch):
-    """An index from somebody else: item -> whether it may be shown. Its own folder holds files and links."""
+    """A third-party index: item -> whether it may be shown. Its own folder holds files and links."""
     private, folder = tmp_path / "private", tmp_path / "index"
     private.mkdir()
     own = {name: shutil.copy(path, private) for name, path in world.files.items() if name in ("xray", "ct")}
@@ -60,7 +60,7 @@ def strange(world, tmp_path, monkeypatch):
 
 
 def shown(client, names):
-    """Which items have a picture, by each way to ask for one."""
+    """The items with an image, by each route."""
     found = {}
     for name in names:
         ways = [client.get(f"/api/items/{name}/{what}").status_code for what in ("thumbnail", "picture", "signal")]
@@ -113,7 +113,7 @@ def test_any_file_may_be_shown_if_no_folder_is_given(tmp_path):
 
 
 def test_commands_remember_what_they_were_given(world, tmp_path, monkeypatch):
-    """encode -> index -> serve shows pictures without another word, and none where --files says otherwise."""
+    """encode -> index -> serve shows images without further options, and none outside --files."""
     from m3bind.cli import app
     from m3bind.serve import run
 

@@ -59,7 +59,7 @@ def content(answer: "Response", maximum: int) -> Iterator[bytes]:
     """
     coding = answer.headers.get("Content-Encoding", "").strip().lower()
     if coding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-        raise WebError("an answer with an encoding that was not asked for; check the server's settings")
+        raise WebError("an answer with an encoding that was not requested; check the server's settings")
     size = 0
     for piece in answer.iter_raw() if coding in ("", "identity") else _unpacked(answer.iter_raw()):
         size += len(piece)

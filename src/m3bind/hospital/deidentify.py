@@ -232,7 +232,7 @@ def _put(made: "Dataset", keyword: str, dataset: "Dataset", around: list["Datase
     if keyword not in tags.DECISIVE:
         return
     if any(_usable(value) for value in values):
-        raise Refused("policy", f"with a {keyword} that may not be kept, and decides what is read")
+        raise Refused("policy", f"with a {keyword} that may not be retained but decides what is read")
     made.add_new(keyword, str(dictionary_VR(keyword)).split(" or ")[0], None)
 
 

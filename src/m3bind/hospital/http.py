@@ -152,7 +152,7 @@ class Web:
         except (ValueError, RecursionError):
             raise WebError(f"{self.host}: answers {answers.called(kind)} in place of DICOM JSON; {_ROOT}") from None
         if not isinstance(items, list):
-            raise WebError(f"{self.host}: an answer that is no list; {_ROOT}")
+            raise WebError(f"{self.host}: an answer that is not a list; {_ROOT}")
         return [item if isinstance(item, dict) else {} for item in items]
 
     def request(self, request: Request, read: Callable[["Response"], T], tries: int = 0, end: float = 0.0) -> T:

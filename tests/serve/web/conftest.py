@@ -36,7 +36,7 @@ def served(_known, clinic):
 
 @pytest.fixture
 def open_page(browser, served):
-    """Open the page; everything it complains about, or asks of anybody else, fails the test."""
+    """Open the page; every error and every third-party request fails the test."""
     contexts, faults = [], []
 
     def run(address="", expected=(), **options):

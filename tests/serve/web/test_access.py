@@ -81,7 +81,7 @@ def focus(page):
 
 
 def test_a_whole_visit_by_keys_alone(open_page):
-    """Ask, look through hits, open one, walk a volume, close, ask for more, weigh labels; the mouse stays untouched."""
+    """Search, move through hits, open one, scroll a volume, close, search again, classify; without a mouse."""
     page = open_page()
     page.wait_for_selector(".ready")
     key = page.keyboard.press

@@ -20,7 +20,7 @@ def look(open_page, modality, **options):
 
 
 def settle(page):
-    """Until the picture is there."""
+    """Wait for the image."""
     page.wait_for_function(
         "() => { const i = document.querySelector('.stage img'); return i.complete && i.naturalWidth > 0; }"
     )
@@ -139,7 +139,7 @@ def test_a_trace_is_drawn_to_scale_on_millimetre_paper(open_page, clinic):
 
 
 def test_the_trace_is_the_signal_of_the_file(open_page, clinic):
-    """The ink of lead II over ten seconds goes as high as the signal does."""
+    """The drawn line of lead II over ten seconds is as high as the signal."""
     from m3bind import modalities
 
     page = look(open_page, "ecg")

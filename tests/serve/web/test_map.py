@@ -22,7 +22,7 @@ POINTS = {
 
 
 def drawn(page):
-    """How many pixels are painted, once that no longer changes."""
+    """The number of painted pixels, once it no longer changes."""
     last, now = -1, page.evaluate(DRAWN)
     while now != last:
         page.wait_for_timeout(150)
@@ -50,7 +50,7 @@ def corners(open_page, served):
 
 
 def at(page, x, y):
-    """Where a corner is on the screen, by the shares of the frame's free part."""
+    """The position of a corner on the screen, from fractions of the frame's free part."""
     box = page.locator(".map-frame").bounding_box()
     side = {"x": box["width"] - 68, "y": box["height"] - 68}
     unit = min(side["x"], 1.8 * min(side.values())), min(side["y"], 1.8 * min(side.values()))

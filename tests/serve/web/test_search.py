@@ -19,7 +19,7 @@ TITLES = {"xray": "Chest X-ray", "ct": "CT", "ecg": "12-lead ECG", "retina": "Fu
 
 
 def ask(page, text, key="Enter"):
-    """Type a text; returns what the page asked the service and its answer."""
+    """Type a text; returns the page's request and the answer."""
     page.fill("#q", text)
     with page.expect_response("**/api/search") as caught:
         page.press("#q", key)
@@ -39,7 +39,7 @@ def cards(page, count=None):
 
 
 def sent_files(files, modality):
-    """What a person would bring of one item."""
+    """The files that a user would upload for one item."""
     path = files[modality][0]
     return [path, path.with_suffix(".dat")] if modality == "ecg" else [path]
 

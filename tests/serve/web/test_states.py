@@ -183,7 +183,7 @@ def test_a_file_that_is_no_longer_stored_can_be_left_out(open_page, clinic):
 
     page.route("**/api/search", forget)
     page.reload()
-    page.wait_for_selector("text=bring the file again")
+    page.wait_for_selector("text=upload the file again")
     page.get_by_role("button", name="Remove the files").click()
     assert len(cards(page)) == 12 and page.locator(".chip").count() == 1
 

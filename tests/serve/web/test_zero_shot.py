@@ -16,7 +16,7 @@ def weigh(page, labels):
 
 
 def shown(page):
-    """Label -> share as on the page."""
+    """Label -> probability as on the page."""
     names = page.locator(".share-name").all_inner_texts()
     numbers = page.locator(".share-number").all_inner_texts()
     return {name: float(number.replace("\u2009%", "")) for name, number in zip(names, numbers)}
