@@ -309,7 +309,7 @@ def test_a_clock_that_is_set_changes_nothing(
 
 
 def test_half_open_connections_block_no_sender(listening: Callable[..., tuple[Listener, Intake]]) -> None:
-    """Fifty that say nothing, stop in the head or in the middle of their request, or drip; senders are served."""
+    """Fifty that send nothing, a part of their request, or single bytes; senders are served."""
     listener, intake = listening(associations=2, timeout=30.0)
     request = struct.pack(">BBL", 1, 0, 200) + b"\0\1" + bytes(66)
     starts = [b"", request[:3], request[:6], request]
