@@ -90,7 +90,7 @@ BAD = {
     "missing file": (row(52, path="gone.png"), "no such file"),
     "missing folder": (row(53, path="gone/f.png"), "its folder does not exist"),
     "duplicate id": (row(54, id="i3"), "same id as row 5"),
-    "empty text": (row(55, caption=" XXXX "), "the text is empty and there are no labels"),
+    "empty text": (row(55, caption=" XXXX "), "the text is empty and labels are missing"),
     "unknown split": (row(56, split="holdout"), "unknown split 'holdout'; use train, valid, test"),
     "path outside": (row(57, path="../f.png"), "leads out of the data folder"),
     "absolute path": (row(58, path="/etc/hostname"), "leads out of the data folder"),
@@ -153,7 +153,7 @@ def test_the_same_file_in_two_modalities_is_quarantined_everywhere(tmp_path: Pat
     path = write(tmp_path, rows)
     (tmp_path / "f0b.png").unlink()
     (tmp_path / "f0b.png").hardlink_to(tmp_path / "f0.png")  # the same content under another name
-    with pytest.raises(ManifestError, match="no usable row; 4 rows set aside"):
+    with pytest.raises(ManifestError, match="no usable row; 4 rows quarantined"):
         read_manifest(path)
     manifest = read_manifest(write(tmp_path, [*rows, row(9)]))
     assert [r.id for r in manifest.records] == ["i9"]
@@ -246,7 +246,7 @@ def test_report_shows_twenty_rows_and_counts_the_rest(tmp_path: Path) -> None:
     path = write(tmp_path, rows, files=False)
     lines = read_manifest(path).report().splitlines()
     assert lines[:2] == ["m.csv: 3 usable rows", "  xray: 3 train"]
-    assert lines[2] == "30 rows set aside (30 with a missing file)" and lines[-1] == "  ... and 10 more"
+    assert lines[2] == "30 rows quarantined (30 with a missing file)" and lines[-1] == "  ... and 10 more"
     assert lines[3] == "  row 5: no such file  [img0.png]" and len(lines) == 24
     assert format_bad_rows([]) == "no bad rows"
 

@@ -58,7 +58,7 @@ DAMAGED = {
     "odd.csv": ("modality,path,label\n".encode("utf-16") + b"x", "starts as UTF-16"),
     "other.csv": (b"a,b\n1,2\n", "no column 'modality'; found 'a', 'b'"),
     "empty.csv": (b"", "the file is empty"),
-    "bad.parquet": (b"PAR1" + b"\x00" * 40, "no Parquet table, or a damaged one"),
+    "bad.parquet": (b"PAR1" + b"\x00" * 40, "not a Parquet table, or damaged"),
 }
 
 

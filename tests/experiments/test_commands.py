@@ -79,7 +79,7 @@ def test_a_saved_space_is_evaluated_and_bad_files_are_quarantined(
     (tmp_path / "m.csv").write_text("\n".join(["modality,path,label,patient,split", *rows]) + "\n")
     arguments = ("evaluate", str(space), "--manifest", str(tmp_path / "m.csv"), "--json", str(tmp_path / "out.json"))
     assert run(*arguments, monkeypatch=monkeypatch) == 1
-    assert "1 rows set aside" in capsys.readouterr().out
+    assert "1 rows quarantined" in capsys.readouterr().out
     table = ResultTable.load(tmp_path / "out.json")
     assert {row.n for row in table.where(protocol="zero_shot")} == {7}
     (tmp_path / "7.png").unlink()
@@ -92,7 +92,7 @@ def test_prepare_writes_a_manifest_and_reports_what_differs(tmp_path: Path, monk
     assert run("prepare", "sicapv2", "--root", str(root), "--out", str(tmp_path / "runs"), monkeypatch=monkeypatch) == 1
     text = capsys.readouterr().out
     assert "published 2,122" in text
-    assert "rows set aside" in text  # the tree has some
+    assert "rows quarantined" in text  # the tree has some
     assert (tmp_path / "runs" / "data" / "sicapv2" / "manifest.csv").is_file()
     assert run("prepare", "sicapv2", monkeypatch=monkeypatch) == 2
     assert "--root" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is learned from: manifests, texts, splits; the other files of this folder (batching, cache, phantom) by name."""
+"""Training data: manifests, texts and splits; import the other modules (batching, cache, phantom) by name."""
 
 from m3bind.data.manifest import read_manifest, usable_modalities
 from m3bind.data.records import BadRow, Manifest, Record, format_bad_rows

@@ -1,11 +1,11 @@
-"""Which samples and texts a step sees, as pure functions of (seed, step).
+"""Samples and texts of a step, as pure functions of (seed, step).
 
-Nothing here has state that must be saved: the batch of step s is the same whatever came before, whatever the number of
-workers or processes, so a run resumed in the middle of an epoch goes on with exactly the batches it would have had.
+No state has to be saved: the batch of step s does not depend on earlier steps or on the number of workers or processes,
+so a run resumed in the middle of an epoch continues with exactly the batches of an uninterrupted run.
 
 * `rng(seed, *names)`: a counter-based generator for a named purpose.
 * `EpochSampler`: batches without replacement within an epoch.
-* `PoolSampler`: texts of the shared batch, modality by probability (Eq. 3 hands in p_m), then uniformly within it.
+* `PoolSampler`: texts of the shared batch, modality by probability (p_m of Eq. 3), then uniformly within it.
 * `length_buckets`: sequences grouped by length under a token budget.
 """
 
@@ -20,20 +20,20 @@ IntArray = NDArray[np.int64]
 
 
 def rng(seed: int, *names: object) -> np.random.Generator:
-    """A generator that depends on `seed` and `names` alone."""
+    """A generator that depends on `seed` and `names` only."""
     digest = sha256_text(str(seed), *map(str, names))
     return np.random.Generator(np.random.Philox(key=int(digest[:32], 16)))
 
 
 class EpochSampler:
-    """Batches of indices 0..n-1: each epoch is a fresh permutation cut into whole batches.
+    """Batches of indices 0..n-1: each epoch is a new permutation cut into whole batches.
 
-    Within a batch no index appears twice; a batch larger than n is cut to n; the rest of an epoch that does not fill a
-    batch is left out of that epoch (another permutation brings it back in the next).
+    Within a batch no index appears twice; a batch larger than n is cut to n; the remainder of an epoch that does not
+    fill a batch is dropped (the next epoch has another permutation).
     """
 
     def __init__(self, n: int, batch: int, seed: int, name: str = "") -> None:
-        """`n` items, `batch` indices a step; `name` keeps samplers of one run apart."""
+        """`n` items, `batch` indices per step; `name` distinguishes samplers of one run."""
         self.n, self.size, self.seed, self.name = n, batch, seed, name
         self._order: dict[int, IntArray] = {}
 
@@ -59,7 +59,7 @@ class PoolSampler:
         self.size, self.seed, self.name = batch, seed, name
 
     def batch(self, step: int) -> tuple[IntArray, IntArray]:
-        """(text ids, index of the modality each was drawn from), both of shape (batch,)."""
+        """(text ids, index of each one's modality), both of shape (batch,)."""
         random = rng(self.seed, self.name, step)
         source = random.choice(len(self.pools), size=self.size, p=self.probabilities)
         ids = np.array([self.pools[m][random.integers(len(self.pools[m]))] for m in source], dtype=np.int64)
@@ -69,7 +69,7 @@ class PoolSampler:
 def length_buckets(lengths: Sequence[int], budget: int) -> list[IntArray]:
     """Indices grouped so that (items x longest item) of a group stays within `budget` tokens, longest group first.
 
-    A single item longer than the budget forms a group of its own. Every index appears exactly once.
+    An item longer than the budget forms its own group. Every index appears exactly once.
     """
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     groups: list[IntArray] = []

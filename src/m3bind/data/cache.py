@@ -1,17 +1,18 @@
-"""What is frozen is computed once: rows of features kept on disk, keyed by content, weights and preprocessing.
+"""Cache of frozen features on disk, keyed by content, weights and preprocessing.
 
 * `file_key`: hash of a file's content (for an ECG record: header and signal files together).
 * `FeatureCache`: `get_or_compute(kind, weights_hash, items, compute, ...)` returns one row per item and calls `compute`
-  only for what is missing.
-* `Rows`: the answer; an array read from the memory-mapped shards as it is indexed.
+  only for missing ones.
+* `Rows`: its result; an array read from the memory-mapped shards when indexed.
 
-On disk: `<folder>/<hash of (kind, weights)>/<hash of the shard>.safetensors`, each shard holding `keys` (n, 32) uint8
-and `rows` (n, ...) float32, float16 or uint8. A shard is named by the hash of its bytes, so it verifies itself, appears
-whole or not at all, and several processes may read and add at once. A shard whose bytes do not fit its name is set
-aside (`.damaged`) and its rows are computed again.
+On disk: `<folder>/<hash of (kind, weights)>/<hash of the shard>.safetensors`, each shard with `keys` (n, 32) uint8 and
+`rows` (n, ...) float32, float16 or uint8. A shard is named by the hash of its bytes, so it can be verified, appears
+atomically, and several processes may read and add concurrently. A shard whose bytes do not match its name is
+quarantined (`.damaged`) and its rows are computed again. Shards are written and read by hand, since the safetensors
+package copies all rows to write them (half as fast) and has no limit on headers below 100 MB.
 
 Batches are cut at fixed positions of the distinct items, wherever an earlier run stopped: a run that was killed and
-continued calls `compute` with exactly the batches of an uninterrupted one, hence gets the same bits.
+resumed calls `compute` with exactly the batches of an uninterrupted one, hence gets the same bits.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.core.files import atomic_path, sha256_file, sha256_text, write_json
-from m3bind.core.progress import Progress, progress
+from m3bind.core.progress import progress
 from m3bind.core.stored import StoredFileError, checked, parse_json, read_json
 from m3bind.errors import M3BindError, NotFiniteError, ReadError
 from m3bind.modalities.formats.limits import check_bytes
@@ -37,30 +38,32 @@ from m3bind.modalities.formats.signals_wfdb_header import named_files
 
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
 FLUSH_BYTES = 64 << 20  # a shard is written when this much has been computed ...
-FLUSH_SECONDS = 10.0  # ... or this much time has passed
-MOST_HEADER = 1 << 16  # bytes of a shard's header
-SETTLED = 2.0  # seconds after which a file's time stamp is taken as proof that it did not change
+FLUSH_SECONDS = 10.0  # ... or after this time
+MAX_HEADER = 1 << 16  # bytes of a shard's header
+SETTLED = 2.0  # seconds after which an equal time stamp proves that a file did not change
 
 log = logging.getLogger(__name__)
 Array = NDArray[Any]
 
 
 def file_key(path: Path | str) -> str:
-    """Hex SHA-256 of what a file holds, whatever it is called.
+    """Hex SHA-256 of a file's content, independent of its name.
 
     A WFDB record (`path` without its ending, or its `.hea`) is its header with every file of its folder that the header
-    or the header of a segment names; a
-    folder is the names and contents of all files below it.
+    or the header of a segment names; a folder is the names and contents of all files below it.
 
     Raises:
-        ReadError: there is no such file, record or folder, or it is larger than a file may be.
+        ReadError: no such file, record or folder, or it is above the size limit.
     """
-    parts = [*_parts(Path(path))]
+    parts = _parts(Path(path))
     if len(parts) == 1:
         return sha256_file(parts[0])
     base = Path(path)
-    names = [part.relative_to(base).as_posix() if base.is_dir() else part.suffix for part in parts]
-    return sha256_text(*(text for name, part in zip(names, parts) for text in (name, sha256_file(part))))
+    texts: list[str] = []
+    for part in parts:
+        name = part.relative_to(base).as_posix() if base.is_dir() else part.suffix
+        texts += (name, sha256_file(part))
+    return sha256_text(*texts)
 
 
 def _parts(path: Path) -> list[Path]:
@@ -80,10 +83,11 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _of_record(header: Path) -> list[Path]:
-    """The files beside a WFDB header that it names, and those that the headers of its segments name."""
-    named = [header.parent / name for name in named_files(header)]
-    of_segments = [header.parent / name for file in named if file.suffix == ".hea" for name in named_files(file)]
-    return sorted({file for file in (*named, *of_segments) if file.is_file()} - {header})
+    """The files beside a WFDB header that are named by it or by the headers of its segments."""
+    files = {header.parent / name for name in named_files(header)}
+    for segment in [file for file in files if file.suffix == ".hea"]:
+        files |= {header.parent / name for name in named_files(segment)}
+    return sorted(file for file in files - {header} if file.is_file())
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class _Shard:
 
 
 class Rows:
-    """n rows of one shape that stay on disk until they are asked for.
+    """n rows of one shape on disk, loaded when indexed.
 
     `rows[3]`, `rows[10:20]`, `rows[[5, 1, 1]]` and `np.asarray(rows)` give arrays in memory, in the order of the items.
     """
@@ -125,17 +129,17 @@ class Rows:
 
 
 class FeatureCache:
-    """Feature rows of any number of kinds and weights in one folder. Safe to share between processes."""
+    """Feature rows of any number of kinds and weights in one folder. Processes may share it."""
 
     def __init__(self, folder: Path | str) -> None:
-        """`folder` is made when the first row is written; removing it loses nothing but time."""
+        """`folder` is created with the first row; it can be deleted at any time."""
         self.folder = Path(folder)
         self._groups: dict[Path, dict[str, _Shard]] = {}
         self._memo: dict[str, str] | None = None
-        self._saved = (0, 0.0)  # entries of the memo on disk, and when they were written
+        self._saved = (0, 0.0)  # entries of the memo on disk, and the time of writing
 
     def file_keys(self, paths: Sequence[Path | str]) -> list[str]:
-        """`file_key` of each path, remembered by (path, size, time stamp) so that unchanged files are not read again.
+        """`file_key` of each path, memoised by (path, size, time stamp) so that unchanged files are not read again.
 
         Raises:
             ReadError: a file is missing.
@@ -146,18 +150,18 @@ class FeatureCache:
                 memo = self.folder / "files.json"
                 self._memo = checked(dict[str, str], read_json(memo), memo)
             self._saved = (len(self._memo), 0.0)
-        answer = []
+        keys = []
         for path in paths:
             stats = [(part, part.stat()) for part in _parts(Path(path))]
             marks = [f"{os.path.abspath(part)}|{stat.st_size}|{stat.st_mtime_ns}" for part, stat in stats]
-            mark = sha256_text(*marks)  # a hash, so that the file holds no names
+            mark = sha256_text(*marks)  # a hash, so that the memo contains no names
             key = self._memo.get(mark) or file_key(path)
             if all(time.time() - stat.st_mtime > SETTLED for _, stat in stats):
                 self._memo[mark] = key
-            answer.append(key)
-        if len(paths) > 1 or time.monotonic() - self._saved[1] > FLUSH_SECONDS:  # asked one by one: now and then
+            keys.append(key)
+        if len(paths) > 1 or time.monotonic() - self._saved[1] > FLUSH_SECONDS:  # not at every call for one path
             self._save_memo()
-        return answer
+        return keys
 
     def _save_memo(self) -> None:
         if self._memo and len(self._memo) > self._saved[0]:
@@ -173,19 +177,19 @@ class FeatureCache:
         batch: int = 64,
         progress: str | None = None,
     ) -> Rows:
-        """One row per item, computed only where it is missing.
+        """One row per item; missing rows are computed.
 
         Args:
-            kind: what the rows are, with everything else they depend on (e.g. "image/224/flip" or a hash of it).
-            weights_hash: hash of the weights that make them.
+            kind: name of the rows, with everything else they depend on (e.g. "image/224/flip" or a hash of it).
+            weights_hash: hash of the weights.
             items: content key per item (`file_keys`, or the text itself); equal items share a row.
             compute: positions in `items` -> array (len, ...) of float32, float16 or uint8.
-            batch: most positions per call of `compute`.
-            progress: label of a progress bar; None shows none.
+            batch: maximum number of positions per call of `compute`.
+            progress: label of a progress bar; None: no bar.
 
         Raises:
-            NotFiniteError: a computed row holds NaN or infinity; nothing of its batch is kept.
-            M3BindError: `compute` returned another number, type or shape of rows than the cache holds.
+            NotFiniteError: a computed row contains NaN or infinity; its batch is not stored.
+            M3BindError: `compute` returned another number, type or shape of rows than the cached ones.
         """
         self._save_memo()
         group = self.folder / sha256_text(kind, weights_hash)[:32]
@@ -216,7 +220,7 @@ class FeatureCache:
         label: str | None,
         total: int,
     ) -> None:
-        """Call `compute` batch by batch and write shards; what was computed before an error is kept."""
+        """Call `compute` batch by batch and write shards; rows computed before an error are stored."""
         keys: list[bytes] = []
         rows: list[Array] = []
         started = time.monotonic()
@@ -234,13 +238,14 @@ class FeatureCache:
                     if full or time.monotonic() - started >= FLUSH_SECONDS:
                         _write_shard(group, keys, rows)
                         keys, rows, started = [], [], time.monotonic()
-                    _advance(bar, len(chunk))
+                    if bar is not None:
+                        bar.advance(len(chunk))
         finally:
             if rows:
                 _write_shard(group, keys, rows)
 
     def _index(self, group: Path) -> dict[bytes, tuple[int, int]]:
-        """(shard, row) of every key on disk, after taking in shards that are new."""
+        """(shard, row) of every key on disk, including new shards."""
         shards = self._groups.setdefault(group, {})
         for path in sorted(group.glob("*.safetensors")):
             if path.stem not in shards and (shard := _open_shard(path)):
@@ -252,18 +257,13 @@ class FeatureCache:
         return known
 
     def _same_shape(self, kind: str, shards: list[Array]) -> None:
-        """Raise unless all shards hold rows of one shape and type."""
-        found = sorted({(shard.shape[1:], str(shard.dtype)) for shard in shards}, key=str)
-        if len(found) > 1:
+        """Raise unless the rows of all shards have the same shape and type."""
+        shapes = sorted({(shard.shape[1:], str(shard.dtype)) for shard in shards}, key=str)
+        if len(shapes) > 1:
             raise M3BindError(
-                f"cached rows of {kind!r} in {self.folder} have different shapes: {found}; "
+                f"cached rows of {kind!r} in {self.folder} have different shapes: {shapes}; "
                 "the preprocessing changed under the same name, so give `kind` a new name or remove the cache folder"
             )
-
-
-def _advance(bar: Progress | None, n: int) -> None:
-    if bar is not None:
-        bar.advance(n)
 
 
 def _checked(values: Array, n: int, like: Array | None, kind: str) -> Array:
@@ -280,7 +280,7 @@ def _checked(values: Array, n: int, like: Array | None, kind: str) -> Array:
             f"{like.shape[1:]}; the preprocessing changed under the same name, so give `kind` a new name"
         )
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise NotFiniteError(f"computing {kind!r} gave NaN or infinity; look at the weights and the inputs")
+        raise NotFiniteError(f"computing {kind!r} gave NaN or infinity; check the weights and the inputs")
     return values
 
 
@@ -305,13 +305,13 @@ def _write_shard(group: Path, keys: list[bytes], rows: list[Array]) -> None:
 
 
 def _open_shard(path: Path) -> _Shard | None:
-    """A verified shard, or None (and the file quarantined) when its bytes are not what its name says."""
+    """A verified shard, or None (and the file quarantined) if its bytes do not match its name."""
     try:
         if sha256_file(path) == path.stem:
             return _shard_in(path)
     except FileNotFoundError:
         return None  # another process quarantined it
-    except (OSError, ValueError, KeyError, TypeError):  # no plain file, or a header that `_write_shard` does not write
+    except (OSError, ValueError, KeyError, TypeError):  # not a plain file, or not a header of `_write_shard`
         pass
     log.warning("cache shard %s is damaged; it is quarantined and its rows are computed again", path.name)
     with contextlib.suppress(FileNotFoundError):
@@ -323,8 +323,8 @@ def _shard_in(path: Path) -> _Shard:
     """The keys and rows of a file that `_write_shard` wrote; others raise ValueError, KeyError or TypeError."""
     with open(path, "rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
-        if length > MOST_HEADER:
-            raise ValueError("a header that is too long")
+        if length > MAX_HEADER:
+            raise ValueError("header too long")
         header = parse_json(handle.read(length), path)
     spec, begin = header["rows"], 8 + length
     dtype, shape = DTYPES[spec["dtype"]], tuple(spec["shape"])

@@ -1,8 +1,9 @@
-"""What the cells of a table mean that a person saved: from a spreadsheet, a database, pandas.
+"""Normalisation of table cells from spreadsheets, databases and pandas.
 
-* `plain`: a cell as text; `identifier`: one that names a person, a visit, an item; `key`: what makes two labels one.
-* `column`: a column's name. * `one_spelling`: the spelling to use for each label that a table spells in several ways.
-* `path_spellings`: the paths that a cell may mean, however it writes separators and accented letters.
+* `plain`: a cell as text; `identifier`: the id of a person, visit or item; `key`: equal for spellings of one label.
+* `column`: a column's name. `one_spelling`: the spelling to use for each label with several spellings.
+* `lost_digits`: whether a spreadsheet shortened an identifier.
+* `path_spellings`: the paths that a cell may mean, for any separators and composition of accented letters.
 """
 
 import re
@@ -14,45 +15,45 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
-# What programs write for "no value". "none" and "na" in small letters may be words; pandas takes them as such too.
+# Written by programs for "no value". "none" and "na" in lower case may be words; pandas treats them as such, too.
 _EMPTY = frozenset(("nan", "-nan", "null", "n/a", "#n/a", "#n/a n/a", "#na", "<na>", "nat", "1.#qnan", "-1.#ind"))
 _EMPTY_AS_WRITTEN = frozenset(("NA", "None"))
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?")
-_LOST = re.compile(r"\d\.\d+[eE]\+?\d{2,3}")  # as spreadsheets show a number of many digits
+_LOST = re.compile(r"\d\.\d+[eE]\+?\d{2,3}")  # spreadsheet format of a number with many digits
 
 
 def column(name: str) -> str:
-    """A column's name without case, blanks at its ends and invisible characters."""
+    """A column's name without case, outer spaces and invisible characters."""
     return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", name)).split()).casefold()
 
 
 @lru_cache(maxsize=1 << 16)
 def plain(cell: str) -> str:
-    """A cell's text: composed letters (NFC), single blanks, nothing invisible; "" for "nan", "NULL", "N/A" and such."""
+    """A cell's text: composed letters (NFC), single spaces, no invisible characters; "" for "nan", "N/A" etc."""
     text = " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", cell)).split())
     return "" if text.casefold() in _EMPTY or text in _EMPTY_AS_WRITTEN else text
 
 
 def identifier(cell: str) -> str:
-    """A cell that names somebody or something: `plain`, and 10001.0, 1.0001e4 and '10001 are all "10001".
+    """An id of a person or item: `plain`, and 10001.0, 1.0001e4 and '10001 are all "10001".
 
     Leading zeros are part of a name: "007" is not "7".
     """
     text = plain(unicodedata.normalize("NFKC", cell))
-    if re.fullmatch(r"'\d+", text):  # how a spreadsheet keeps digits from being a number
+    if re.fullmatch(r"'\d+", text):  # spreadsheet notation of digits as text
         text = text[1:]
     return _whole(text) or text
 
 
 @lru_cache(maxsize=1 << 16)
 def key(label: str) -> str:
-    """The same for two spellings of one label: without case and spare blanks, 1.0 as 1."""
+    """Equal for two spellings of one label: without case and extra spaces, 1.0 as 1."""
     text = plain(plain(label).casefold())
     return _whole(text) or text
 
 
 def _whole(text: str) -> str:
-    """The digits of a number that is written as a decimal but is whole; "" for all else, and for digits as they are."""
+    """The digits of an integer written as a decimal; "" for other texts, and for plain digits."""
     if len(text) > 40 or text.isdigit() or not _NUMBER.fullmatch(text):
         return ""
     try:
@@ -63,14 +64,14 @@ def _whole(text: str) -> str:
 
 
 def lost_digits(cell: str) -> bool:
-    """Whether an identifier is a number that a spreadsheet shortened ("1.23457E+11"): others may look the same."""
+    """Whether an identifier is a number that a spreadsheet shortened ("1.23457E+11"): others may have the same text."""
     return _LOST.fullmatch(cell.strip()) is not None
 
 
 def one_spelling(labels: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """The spelling to use for each label that should be written otherwise, and a sentence on each such group.
+    """The spelling to use instead of each variant, and a sentence on each such group.
 
-    The most frequent spelling of a group (same `key`) wins, the first of several.
+    The most frequent spelling of a group (same `key`) is used, the first of several.
     """
     groups: dict[str, Counter[str]] = {}
     for label in labels:
@@ -90,23 +91,23 @@ def one_spelling(labels: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def path_spellings(base: Path, text: str, endings: Sequence[str] = ()) -> Iterator[str]:
-    """The ways to read a cell that means a path below `base`, the literal one first.
+    """Interpretations of a cell as a path below `base`, the literal one first.
 
-    The others: "/" for backslashes, and the names that are there whose letters are the same but composed otherwise
-    (NFC, NFD); `endings` may be left out in the cell.
+    The others: "/" for backslashes, and existing names with the same letters in another composition (NFC, NFD);
+    `endings` may be missing in the cell.
     """
     yield text
     slashed = text.replace("\\", "/")
     if slashed != text:
         yield slashed
     if not text.isascii():
-        found = _by_letters(base, slashed, endings)
-        if found is not None:
-            yield found
+        existing = _by_letters(base, slashed, endings)
+        if existing is not None:
+            yield existing
 
 
 def _by_letters(base: Path, text: str, endings: Sequence[str]) -> str | None:
-    """The path, each part as it is written on disk, whose letters are those of `text`; None without one."""
+    """The existing path with the letters of `text`, each part as on disk; None if missing."""
     place = base
     *folders, last = PurePosixPath(text).parts
     for part in folders:
@@ -114,16 +115,16 @@ def _by_letters(base: Path, text: str, endings: Sequence[str]) -> str | None:
         if name is None:
             return None
         place = place / name
-    there = _names_of(place)
+    names = _names_of(place)
     for ending in ("", *endings):
-        name = there.get(unicodedata.normalize("NFC", last) + ending)
+        name = names.get(unicodedata.normalize("NFC", last) + ending)
         if name is not None:
             return str(place.relative_to(base) / name.removesuffix(ending))
     return None
 
 
 def _names_of(folder: Path) -> Mapping[str, str]:
-    """The names in a folder by their composed form; empty where it is none."""
+    """The names in a folder by their composed form; empty if it is not a folder."""
     try:
         return _listed(folder, folder.stat().st_mtime_ns)
     except OSError:

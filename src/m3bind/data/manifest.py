@@ -1,21 +1,23 @@
-"""Manifests: tables of files with their texts -> validated records; bad rows are set aside with a reason.
+"""Manifests: tables of files with their texts -> validated records; bad rows are quarantined with a reason.
 
-Formats: CSV (also with semicolons, tabs or a line "sep=;", UTF-8 or UTF-16), Parquet, JSONL. What bytes and cells mean
-says `cells.py`: "nan" and "NULL" are empty, 10001.0 is the patient 10001. Columns (others are ignored):
+* `read_manifest`: the records of a manifest. `usable_modalities`: modalities with enough training records.
+
+Formats: CSV (also with semicolons, tabs or a line "sep=;", UTF-8 or UTF-16), Parquet, JSONL. Cells are normalised by
+`cells.py`: "nan" and "NULL" are empty, 10001.0 is the patient 10001. Columns (others are ignored):
     id         unique; the path if absent
     modality   a registered name (xray, ct, retina, ecg, pathology, ...)            required
-    set        data set the file is from; decides the templates; the modality if absent
+    set        data set of the file; determines the templates; the modality if absent
     path       relative to the manifest's folder or to `root`; ECG records without extension     required
     label      the main class;  labels: all findings, "|" between them;  caption (or text): the report     one of these
-               labels that differ in case or blanks are one, in the spelling that most rows use
-    patient    who it is, across modalities and sets; the id if absent; kept as a salted hash (see m3bind.privacy)
+               labels that differ only in case or spaces are merged, in the spelling that most rows use
+    patient    the person, across modalities and sets; the id if absent; stored as a salted hash (see m3bind.privacy)
     split      train, valid or test; by a hash of the patient if absent (80 / 10 / 10 %)
-    visit      rows of one visit belong together, e.g. an X-ray and the ECG of the same stay; kept as a salted hash
+    visit      rows of one visit belong together, e.g. an X-ray and the ECG of the same stay; stored as a salted hash
     rescale    "slope;intercept" that a CT's values still need to be Hounsfield units
     licence    not read
 
-Rules across rows: an id occurs once; a file belongs to one modality; a patient belongs to one split. Where a patient is
-in two splits, test is kept before valid and valid before train, and the patient's other rows are set aside.
+Rules across rows: an id occurs once; a file belongs to one modality; a patient belongs to one split. For a patient in
+two splits, test takes precedence over valid and valid over train, and the patient's other rows are quarantined.
 Reasons name rows and columns, never report texts or patients.
 """
 
@@ -45,7 +47,7 @@ _SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "val": 
 
 
 class _Bad(Exception):
-    """Internal: this row is bad; `kind` groups reasons."""
+    """Internal: a bad row; `kind` groups reasons."""
 
     def __init__(self, kind: str, reason: str) -> None:
         self.kind, self.reason = kind, reason
@@ -61,15 +63,15 @@ def read_manifest(
     seed: int = 0,
     templates: Path | str | None = None,
 ) -> Manifest:
-    """Read and validate a manifest; `sets` and `modalities` keep only those rows.
+    """Read and validate a manifest; `sets` and `modalities` select rows.
 
-    `root` replaces the manifest's folder as what paths are relative to and must stay inside of. `fractions` and `seed`
-    rule the hash split of rows without a split. `templates` is a folder of further template files (see texts.py).
+    Paths are relative to `root` (default: the manifest's folder) and must stay inside of it. `fractions` and `seed`
+    determine the hash split of rows without a split. `templates` is a folder of further template files (see texts.py).
 
     Raises:
         ManifestError: file or `root` missing, not readable, without a required column, or without a usable row.
-        UnknownNameError: `sets` or `modalities` names something that is not there.
-        ConfigError: fractions that are none.
+        UnknownNameError: an unknown name in `sets` or `modalities`.
+        ConfigError: invalid fractions.
     """
     path = Path(path)
     base = Path(os.path.abspath(root if root is not None else path.parent))
@@ -94,7 +96,7 @@ def read_manifest(
                 continue
             drafts.append(_draft(row, modality, set_name, base, folder, seen_ids))
         except _Bad as fault:
-            bad.append(BadRow(row.number, fault.reason, row.cells.get("path", "")[:200], fault.kind))
+            _quarantine(row, fault.kind, fault.reason, bad)
     for name in sets or ():
         if name not in seen_sets:
             raise UnknownNameError(f"set in {path.name}", name, seen_sets)
@@ -116,7 +118,7 @@ def read_manifest(
 
 @dataclass
 class _Draft:
-    """A row that is good by itself, before the rules across rows."""
+    """A row that is valid by itself, before the rules across rows."""
 
     row: ManifestRow
     record: Record
@@ -151,11 +153,11 @@ def _draft(
     label = cells.get("label", "")
     labels = tuple(dict.fromkeys(filter(None, cells.get("labels", "").split("|"))))
     if (length := len(cells.get("caption", ""))) > MAX_TEXT:
-        raise _Bad("with an endless text", f"the text has {length:,} characters, more than {MAX_TEXT:,}; shorten it")
+        raise _Bad("with an oversized text", f"the text has {length:,} characters, more than {MAX_TEXT:,}; shorten it")
     captions, concepts = describe(set_name, modality, label, labels, cells.get("caption", ""), folder)
     if not captions:
-        why = "the text is empty and there are no labels" if not label and not labels else "no text can be made of it"
-        raise _Bad("without text", f"{why}; fill caption, label or labels")
+        reason = "the text is empty and labels are missing" if not label and not labels else "it gives no text"
+        raise _Bad("without text", f"{reason}; fill caption, label or labels")
     identity = cells.get("id", "")
     if identity and identity in ids:
         raise _Bad("with a duplicate id", f"same id as row {ids[identity]}")
@@ -173,7 +175,7 @@ def _rescale(text: str, modality: str) -> tuple[float, float] | None:
     """ "slope;intercept" as numbers.
 
     Raises:
-        _Bad: not of that form, or not of a CT.
+        _Bad: another format, or not of a CT.
     """
     if not text:
         return None
@@ -187,7 +189,7 @@ def _rescale(text: str, modality: str) -> tuple[float, float] | None:
 
 
 def _fresh(path: str, ids: dict[str, int]) -> str:
-    """An id made of the path, not taken yet."""
+    """An unused id made of the path."""
     name, count = path, 1
     while name in ids:
         count += 1
@@ -196,9 +198,9 @@ def _fresh(path: str, ids: dict[str, int]) -> str:
 
 
 def _locate(text: str, modality: str, base: Path) -> tuple[Path, tuple[int, int]]:
-    """The absolute path a cell means, and the identity (device, inode) of the file behind it.
+    """The absolute path of a cell, and the identity (device, inode) of its file.
 
-    The path may leave out the ending if a file with one of the modality's endings exists, and be a folder where the
+    The path may omit the ending if a file with one of the modality's endings exists, and may be a folder if the
     modality reads folders.
     """
     if not text:
@@ -213,59 +215,58 @@ def _locate(text: str, modality: str, base: Path) -> tuple[Path, tuple[int, int]
     where = Path(os.path.abspath(base / text))
     if os.path.isdir(where):
         raise _Bad("with a folder", "the path is a folder, not a file")
+    reason = "no such file" + ("" if os.path.isdir(where.parent) else "; its folder does not exist")
     if re.match(r"[A-Za-z]:[\\/]", text):
-        raise _Bad("with a missing file", "no such file: a path of another computer; write it relative to the manifest")
-    raise _Bad(
-        "with a missing file", "no such file" + ("" if os.path.isdir(where.parent) else "; its folder does not exist")
-    )
+        reason = "no such file: a path of another computer; write it relative to the manifest"
+    raise _Bad("with a missing file", reason)
 
 
 def _file_at(where: Path, modality: str) -> tuple[int, int] | None:
-    """The identity (device, inode) of what a modality reads at a path, None where there is nothing."""
+    """The identity (device, inode) of the file or folder that a modality reads at a path; None if missing."""
     kind = get(modality)
     for place in (where, *(where.with_name(where.name + suffix) for suffix in kind.suffixes)):
         try:
-            found = os.stat(place)
+            status = os.stat(place)
         except (OSError, ValueError):
             continue
-        if stat.S_ISDIR(found.st_mode):
+        if stat.S_ISDIR(status.st_mode):
             if kind.folders and place == where and any(where.iterdir()):
-                return found.st_dev, found.st_ino
+                return status.st_dev, status.st_ino
             continue
         if kind.suffixes and not place.name.lower().endswith(kind.suffixes):
             raise _Bad("of another kind", f"{modality} reads {' '.join(kind.suffixes)}, not this kind of file")
-        if found.st_size == 0:
+        if status.st_size == 0:
             raise _Bad("with an empty file", "the file is empty")
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
     return None
 
 
 # --- rules across rows ------------------------------------------------------------------------------------------------
 
 
-def _set_aside(draft: _Draft, kind: str, reason: str, bad: list[BadRow]) -> None:
-    bad.append(BadRow(draft.row.number, reason, draft.row.cells.get("path", "")[:200], kind))
+def _quarantine(row: ManifestRow, kind: str, reason: str, bad: list[BadRow]) -> None:
+    bad.append(BadRow(row.number, reason, row.cells.get("path", "")[:200], kind))
 
 
 def _one_modality_per_file(drafts: list[_Draft], bad: list[BadRow]) -> list[_Draft]:
-    """Set aside all rows of a file that is listed under two modalities: nobody can say which is right."""
+    """Quarantine all rows of a file that is listed under two modalities, since the right one is unknown."""
     first: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
     for draft in drafts:
         first[draft.file].setdefault(draft.record.modality, draft.row.number)
-    kept = []
+    remaining = []
     for draft in drafts:
         others = [(m, row) for m, row in first[draft.file].items() if m != draft.record.modality]
         if others:
             modality, row = others[0]
             reason = f"the same file is {modality} in row {row} and {draft.record.modality} here"
-            _set_aside(draft, "in two modalities", reason, bad)
+            _quarantine(draft.row, "in two modalities", reason, bad)
         else:
-            kept.append(draft)
-    return kept
+            remaining.append(draft)
+    return remaining
 
 
 def _one_spelling(drafts: list[_Draft], folder: Path | None) -> list[str]:
-    """Give labels that differ in case or blanks one spelling, and their texts with them; says which."""
+    """Unify labels that differ in case or spaces, and their texts; returns a sentence on each."""
     use, notes = one_spelling(name for d in drafts for name in (d.record.label, *d.record.labels) if name)
     for draft in drafts if use else ():
         old = draft.record
@@ -278,20 +279,20 @@ def _one_spelling(drafts: list[_Draft], folder: Path | None) -> list[str]:
 
 
 def _doubtful_names(drafts: list[_Draft]) -> list[str]:
-    """Sentences on patients that may be the same or may be several, without naming one."""
+    """Sentences on patients that may be identical or may be several, without naming one."""
     patients = {draft.record.patient for draft in drafts}
     short = sum(draft.row.shortened for draft in drafts)
     zeros = [p for p in patients if p.isdigit() and p.startswith("0") and p.lstrip("0") in patients]
     notes = []
     if zeros:
-        notes.append(f"{len(zeros)} patients differ from another one by leading zeros alone; taken as different")
+        notes.append(f"{len(zeros)} patients differ from another one only by leading zeros; treated as different")
     if short:
         notes.append(f"{short} rows name their patient as a shortened number (1.23E+11): several may look the same")
     return notes
 
 
 def _fill_splits(drafts: list[_Draft], fractions: Mapping[str, float], seed: int) -> None:
-    """Rows without a split follow their patient's other rows, else the hash split."""
+    """Rows without a split follow their patient's other rows, or the hash split."""
     stated: dict[str, str] = {}
     for record in (draft.record for draft in drafts if draft.record.split):
         stated[record.patient] = max(stated.get(record.patient, "train"), record.split, key=SPLITS.index)
@@ -303,37 +304,35 @@ def _fill_splits(drafts: list[_Draft], fractions: Mapping[str, float], seed: int
 
 
 def _without_names(records: list[Record]) -> list[Record]:
-    """The records with patients and visits as salted hashes; the salt is all patients together, or M3BIND_SALT."""
-    salt = os.environ.get("M3BIND_SALT") or sha256_text(*sorted({record.patient for record in records}))
-    keys = {patient: patient_key(patient, salt) for patient in {record.patient for record in records}}
-    return [
-        replace(record, patient=keys[record.patient], visit=patient_key(record.visit, salt) if record.visit else "")
-        for record in records
-    ]
+    """The records with patients and visits as salted hashes; the salt is M3BIND_SALT, or a hash of all patients."""
+    patients = {record.patient for record in records}
+    salt = os.environ.get("M3BIND_SALT") or sha256_text(*sorted(patients))
+    keys = {name: patient_key(name, salt) for name in patients | {record.visit for record in records}} | {"": ""}
+    return [replace(record, patient=keys[record.patient], visit=keys[record.visit]) for record in records]
 
 
 def _one_split_per_patient(drafts: list[_Draft], bad: list[BadRow]) -> list[_Draft]:
-    """Set aside rows whose patient, or whose file, is also in a split that is kept before theirs."""
+    """Quarantine rows whose patient, or whose file, is also in a split with precedence."""
     home: dict[object, tuple[str, int]] = {}
     for draft in drafts:
         for owner in (draft.record.patient, draft.file):
             old = home.get(owner)
             if old is None or SPLITS.index(draft.record.split) > SPLITS.index(old[0]):
                 home[owner] = (draft.record.split, draft.row.number)
-    kept = []
+    remaining = []
     for draft in drafts:
         for what, owner in (("patient", draft.record.patient), ("file", draft.file)):
             split, row = home[owner]
             if split != draft.record.split:
-                reason = f"leak: its {what} is in {split} too (row {row}); this {draft.record.split} row is set aside"
-                _set_aside(draft, "that would leak", reason, bad)
+                reason = f"leak: its {what} is in {split} too (row {row}); this {draft.record.split} row is quarantined"
+                _quarantine(draft.row, "that would leak", reason, bad)
                 break
         else:
-            kept.append(draft)
-    return kept
+            remaining.append(draft)
+    return remaining
 
 
-# --- questions about records ------------------------------------------------------------------------------------------
+# --- modalities -------------------------------------------------------------------------------------------------------
 
 
 def usable_modalities(records: Sequence[Record], minimum: int = 2) -> tuple[tuple[str, ...], list[str]]:

@@ -1,6 +1,6 @@
-"""The rows of a manifest file: its columns in our wording, its cells as what they mean, or why a line is no row.
+"""The rows of a manifest file: columns by their standard names, normalised cells, and faults of unreadable lines.
 
-* `is_manifest`: whether a file is one. * `read_rows`: its rows, one `ManifestRow` each. * `quoted`: a cell, shown.
+* `is_manifest`: whether a file is a manifest. `read_rows`: its rows as `ManifestRow`. `quoted`: a cell for messages.
 """
 
 import csv
@@ -25,13 +25,13 @@ _REQUIRED = ("modality", "path")
 _NAMES = ("id", "patient", "visit")  # columns whose cells are identifiers
 _PARQUET, _JSON_LINES = (".parquet", ".pq"), (".jsonl", ".ndjson")
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *_PARQUET, *_JSON_LINES)
-_SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is not UTF-8
-_MAX_LINES, _MAX_LETTERS = 500, 1 << 21  # that quoted cells of a row may span
+_SURROGATE = re.compile("[\ud800-\udfff]")  # represents a byte that is not UTF-8
+_MAX_LINES, _MAX_LETTERS = 500, 1 << 21  # of the quoted cells of a row
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One row: its cells by column name, or the fault (kind, reason) that keeps it from being split into cells."""
+    """One row: its cells by column name, or the fault (kind, reason) that makes it unusable."""
 
     number: int
     cells: dict[str, str]
@@ -43,7 +43,7 @@ def read_rows(path: Path) -> Iterator[ManifestRow]:
     """The rows of a CSV (.csv, .tsv, also .gz), JSONL (.jsonl, .ndjson) or Parquet file.
 
     Raises:
-        ManifestError: missing, unreadable, of another kind, or without the required columns.
+        ManifestError: missing, unreadable, of another type, or without the required columns.
     """
     name = path.name.lower()
     if not path.exists():
@@ -82,15 +82,15 @@ def _parquet_rows(path: Path) -> Iterator[ManifestRow]:
         table = read_parquet(path, most_unpacked(path)).to_pandas()
     except StoredFileError as error:
         raise ManifestError(f"{error}; made to harm, or the same again and again: save it as CSV") from error
-    except Exception as error:  # pyarrow raises many kinds
-        raise ManifestError(f"{path}: cannot be read (no Parquet table, or a damaged one); export it again") from error
+    except Exception as error:  # pyarrow raises many types
+        raise ManifestError(f"{path}: cannot be read (not a Parquet table, or damaged); export it again") from error
     columns = _columns(path, [str(name) for name in table.columns])
     for number, values in enumerate(table.itertuples(index=False, name=None), 1):
         yield _checked(number, dict(zip(columns, map(_cell, values))), None)
 
 
 def _cell(value: object) -> str:
-    """A cell of a typed table as text: missing is "", lists become "a|b"."""
+    """A cell of a typed table as text: "" for missing values, "a|b" for lists."""
     if isinstance(value, (list, tuple, np.ndarray)):
         return "|".join(_cell(item) for item in value)
     if isinstance(value, bytes):
@@ -98,14 +98,14 @@ def _cell(value: object) -> str:
     return "" if value is None or str(value) in ("<NA>", "NaT", "nan") else str(value)
 
 
-def _columns(path: Path, found: Sequence[str]) -> list[str]:
-    """Column names in our wording.
+def _columns(path: Path, names: Sequence[str]) -> list[str]:
+    """Standard column names.
 
     Raises:
-        ManifestError: a required column is missing, or one is there twice.
+        ManifestError: a required column is missing, or a column occurs twice.
     """
-    columns = _renamed(found)
-    shown = ", ".join(quoted(name) for name in found[:30])
+    columns = _renamed(names)
+    shown = ", ".join(quoted(name) for name in names[:30])
     for name in COLUMNS:
         if columns.count(name) > 1:
             raise ManifestError(f"{path}: two columns mean {name!r}; keep one. Found {shown}")
@@ -117,14 +117,14 @@ def _columns(path: Path, found: Sequence[str]) -> list[str]:
     return columns
 
 
-def _renamed(found: Sequence[str]) -> list[str]:
-    return [_OTHER_NAMES.get(name, name) for name in map(column, found)]
+def _renamed(names: Sequence[str]) -> list[str]:
+    return [_OTHER_NAMES.get(name, name) for name in map(column, names)]
 
 
-def _csv_rows(path: Path, lines: Sequence[str], usual: str) -> Iterator[ManifestRow]:
-    """Rows of a CSV. A quotation mark that is never closed costs one line, not the rest of the file."""
+def _csv_rows(path: Path, lines: Sequence[str], default: str) -> Iterator[ManifestRow]:
+    """Rows of a CSV. A quotation mark that is never closed invalidates one line, not the rest of the file."""
     columns: list[str] = []
-    shape = layout(lines[:20], usual, _REQUIRED)
+    shape = layout(lines[:20], default, _REQUIRED)
     at, delimiter = shape.skip, shape.delimiter
     odd = [line.count('"') % 2 == 1 for line in lines]
     while at < len(lines):
@@ -146,7 +146,7 @@ def _csv_rows(path: Path, lines: Sequence[str], usual: str) -> Iterator[Manifest
             continue
         wrong = len(cells) != len(columns)
         if at - first > 1 and (wrong or open_):
-            at = first + 1  # read the swallowed lines again, each by itself
+            at = first + 1  # read the following lines again, each by itself
             fault = ("unreadable", "a quotation mark is not closed; double it or close it")
         elif wrong and not fault:
             fault = ("with wrong columns", f"{len(cells)} cells, the header has {len(columns)}; put texts in quotes")
@@ -156,8 +156,8 @@ def _csv_rows(path: Path, lines: Sequence[str], usual: str) -> Iterator[Manifest
 
 
 def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[ManifestRow]:
-    """Rows of a JSONL file: one object a line."""
-    found: dict[str, None] = {}
+    """Rows of a JSONL file: one object per line."""
+    names: dict[str, None] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -168,23 +168,23 @@ def _json_rows(path: Path, lines: Sequence[str]) -> Iterator[ManifestRow]:
         if not isinstance(value, dict):
             yield ManifestRow(number, {}, ("unreadable", "not a JSON object"))
             continue
-        found |= dict.fromkeys(value)
+        names |= dict.fromkeys(value)
         cells = dict(zip(_renamed(list(value)), map(_cell, value.values())))
         yield _checked(number, cells, None)
-    _columns(path, list(found))
+    _columns(path, list(names))
 
 
 def _checked(number: int, cells: dict[str, str], fault: tuple[str, str] | None) -> ManifestRow:
-    """The row with what its cells mean, and a fault if a cell that is used is not UTF-8."""
+    """The row with normalised cells, and a fault if a cell of a known column is not UTF-8."""
     for used in COLUMNS:
         if _SURROGATE.search(cells.get(used, "")):
             cells = {name: cell.encode("utf-8", "replace").decode() for name, cell in cells.items()}
             fault = fault or ("badly encoded", f"column {used} is not UTF-8; save the file as UTF-8")
-    meant = {name: _meant(name, cell) for name, cell in cells.items()}
-    return ManifestRow(number, meant, fault, lost_digits(cells.get("patient", "")))
+    normalised = {name: _normalised(name, cell) for name, cell in cells.items()}
+    return ManifestRow(number, normalised, fault, lost_digits(cells.get("patient", "")))
 
 
-def _meant(column: str, cell: str) -> str:
+def _normalised(column: str, cell: str) -> str:
     if column in _NAMES:
         return identifier(cell)
     if column in ("path", "caption"):
@@ -193,5 +193,5 @@ def _meant(column: str, cell: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """A cell in quotes, unless it may be a report or the like."""
+    """A cell in quotes, unless it may be a report."""
     return repr(value) if len(value) <= 30 and value.count(" ") <= 3 else "(a long text: are the columns shifted?)"

@@ -1,7 +1,7 @@
-"""Splitting by patient, so that no patient is learned from and tested on.
+"""Splits by patient, so that no patient is in both training and test data.
 
 * `patient_splits`: patient -> train / valid / test by a hash; adding patients never moves another one.
-* `carve_valid`: a valid split out of train, by patient, with the label mix kept as well as possible.
+* `carve_valid`: a valid split out of train, by patient, stratified by label as well as possible.
 * `leak_check`: patients, and files, that are in more than one split.
 """
 
@@ -30,7 +30,7 @@ def patient_splits(
 ) -> dict[str, str]:
     """Assign each distinct patient to a split: [0, 1) is cut at the cumulative fractions, in their order.
 
-    Each patient's place depends on nobody else, so sizes meet the fractions only on average.
+    Each patient's place is independent of the others, so sizes meet the fractions only on average.
 
     Raises:
         ConfigError: unknown split, negative fraction, or a sum other than 1.
@@ -41,28 +41,25 @@ def patient_splits(
         raise ConfigError(f"fractions {dict(fractions)} add up to {sum(fractions.values()):g}; they must add up to 1")
     used = [name for name, fraction in fractions.items() if fraction > 0]
     edges = list(accumulate(fractions[name] for name in used))
-    placed = {}
-    for patient in patients:
-        place = bisect_right(edges, patient_position(patient, seed))
-        placed[patient] = used[min(place, len(used) - 1)]
-    return placed
+    places = {patient: bisect_right(edges, patient_position(patient, seed)) for patient in patients}
+    return {patient: used[min(place, len(used) - 1)] for patient, place in places.items()}
 
 
 def carve_valid(records: "Sequence[Record]", fraction: float = 0.15, seed: int = 0) -> "list[Record]":
     """The records in their order, with about `fraction` of the train patients moved to valid.
 
-    Only (modality, set) pairs without any valid record are carved from; a chosen patient moves with all train records.
-    Patients are grouped by the rarest (modality, set, label) they have; each group gives its share, rounded so that
-    the total is met (largest remainder), in hash order.
+    Only (modality, set) pairs without any valid record are split; a selected patient moves with all train records.
+    Patients are grouped by the rarest (modality, set, label) they have; from each group its share is selected in hash
+    order, rounded so that the total is met (largest remainder).
 
     Raises:
         ConfigError: `fraction` outside [0, 1).
     """
     if not 0 <= fraction < 1:
         raise ConfigError(f"valid fraction {fraction}: must be at least 0 and below 1")
-    done = {(r.modality, r.set) for r in records if r.split == "valid"}
-    train = [r for r in records if r.split == "train" and (r.modality, r.set) not in done]
-    fixed = {r.patient for r in records if r.split == "train" and (r.modality, r.set) in done}
+    complete = {(r.modality, r.set) for r in records if r.split == "valid"}
+    train = [r for r in records if r.split == "train" and (r.modality, r.set) not in complete]
+    fixed = {r.patient for r in records if r.split == "train" and (r.modality, r.set) in complete}
     strata = _strata([r for r in train if r.patient not in fixed])
     shares = {key: len(patients) * fraction for key, patients in strata.items()}
     quota = {key: int(share) for key, share in shares.items()}
@@ -91,7 +88,7 @@ def _strata(records: "Sequence[Record]") -> dict[tuple[str, str, str], set[str]]
 
 
 def leak_check(records: "Sequence[Record]") -> list[str]:
-    """Problems, one sentence each (no identifiers); empty when every patient and file is in one split only."""
+    """Problems, one sentence each (no identifiers); empty if every patient and file is in one split only."""
     problems = []
     owners = (("patient", lambda r: r.patient), ("file", lambda r: str(r.path)))
     for what, owner in owners:
@@ -102,6 +99,6 @@ def leak_check(records: "Sequence[Record]") -> list[str]:
             both = [counts for counts in where.values() if counts[a] and counts[b]]
             if both:
                 rows = sum(counts[a] + counts[b] for counts in both)
-                some = f"{len(both)} {what}{'s are' if len(both) > 1 else ' is'}"
-                problems.append(f"{some} in both {a} and {b} ({rows} records)")
+                subject = f"{len(both)} {what}{'s are' if len(both) > 1 else ' is'}"
+                problems.append(f"{subject} in both {a} and {b} ({rows} records)")
     return problems

@@ -1,8 +1,8 @@
-"""Tables of text as people save them: which bytes are letters, which line is the header, what stands between cells.
+"""Text tables of any encoding, delimiter and compression.
 
-* `open_table`: the text of a table: UTF-8 or UTF-16, with or without a mark, gzip or not.
-* `lines_of`, `all_lines`: its lines, of bounded length and number.
-* `layout`: which character stands between cells, and whether a line "sep=;" comes first.
+* `open_table`: the text of a table: UTF-8 or UTF-16, with or without a byte order mark, gzip or not.
+* `lines_of`, `all_lines`: its lines, of bounded length and number. `most_unpacked`: the limit on its unpacked size.
+* `layout`, `header`: the delimiter, and whether a line "sep=;" comes first; the column names.
 * `read_rows`: the rows of such a table.
 """
 
@@ -22,24 +22,24 @@ from typing import TextIO
 from m3bind.data.cells import column
 from m3bind.errors import ManifestError
 
-csv.field_size_limit(1 << 27)  # letters of a cell: reports, lists of readings
-LINE, LINES = 1 << 27, 10_000_000  # letters of a line; lines of a table that is held in memory
-HEAD = 4096  # bytes that the encoding is guessed from
-SLACK, RATIO = 1 << 30, 50  # bytes that any table may unpack to, and beyond them bytes per stored one
+csv.field_size_limit(1 << 27)  # characters of a cell: reports, lists of readings
+LINE, LINES = 1 << 27, 10_000_000  # characters of a line; lines of a table in memory
+HEAD = 4096  # bytes from which the encoding is detected
+SLACK, RATIO = 1 << 30, 50  # bytes that any table may unpack to, and additional bytes per stored byte
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 
 
 @contextlib.contextmanager
 def open_table(path: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
-    """The text of a table, line ends as they are; what is gzip or UTF-16 is told by its first bytes, not by its name.
+    """The text of a table, with unchanged line ends; gzip and UTF-16 are detected by the first bytes, not by the name.
 
-    `errors`: what becomes of bytes that are not UTF-8, as in `open`.
+    `errors`: treatment of bytes that are not UTF-8, as in `open`.
 
     Raises:
-        ManifestError: missing, damaged or cut short; also where that shows while reading.
+        ManifestError: missing, damaged or truncated; also while reading.
     """
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise ManifestError(f"{path}: not a plain file, but a folder, a pipe or a device; name a table")
     try:
         with open(path, "rb") as raw:
@@ -65,46 +65,46 @@ def lines_of(path: Path, handle: TextIO) -> Iterator[str]:
     """The lines of an open table, with their ends.
 
     Raises:
-        ManifestError: one is longer than any row of a table, so it is none.
+        ManifestError: a line is longer than `LINE`.
     """
     while line := handle.readline(LINE):
         if len(line) == LINE:
-            raise ManifestError(f"{path}: a line of more than {LINE:,} letters; this is no table, or a damaged one")
+            raise ManifestError(f"{path}: a line of more than {LINE:,} letters; not a table, or a damaged one")
         yield line
 
 
 def all_lines(path: Path, handle: TextIO) -> list[str]:
-    """`lines_of`, held in memory.
+    """`lines_of` as a list.
 
     Raises:
-        ManifestError: as there, or more lines than any table has.
+        ManifestError: a line is longer than `LINE`, or there are more than `LINES`.
     """
-    found = list(islice(lines_of(path, handle), LINES + 1))
-    if len(found) > LINES:
+    lines = list(islice(lines_of(path, handle), LINES + 1))
+    if len(lines) > LINES:
         raise ManifestError(f"{path}: more than {LINES:,} lines; give it in parts")
-    return found
+    return lines
 
 
 def most_unpacked(path: Path) -> int:
-    """Bytes that a table may unpack to: what takes more is made of the same again and again, and made to harm."""
+    """Bytes that a table may unpack to; larger ones are repetitive and probably malicious."""
     return SLACK + RATIO * path.stat().st_size
 
 
 def _check_unpacked(path: Path, data: gzip.GzipFile) -> None:
-    """Refuse a table that unpacks to more than it may, before a row of it is used.
+    """Check the unpacked size before a row is used.
 
     Raises:
-        ManifestError: it does.
+        ManifestError: it is above `most_unpacked`.
     """
     most = most_unpacked(path)
     while data.read(1 << 20):
         if data.tell() > most:
-            raise ManifestError(f"{path}: unpacks to more than {most:,} bytes; if it is sound, unpack it first")
+            raise ManifestError(f"{path}: unpacks to more than {most:,} bytes; if it is valid, unpack it first")
     data.seek(0)
 
 
 def _encoding(head: bytes) -> str:
-    """By the mark at the start, else by where the zero bytes of plain letters lie."""
+    """By the byte order mark, or by the positions of the zero bytes of ASCII letters."""
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
@@ -116,56 +116,54 @@ def _encoding(head: bytes) -> str:
 
 @dataclass(frozen=True)
 class TableLayout:
-    """How a table of text is laid out: `delimiter` between cells, `skip` lines before the header."""
+    """`delimiter` between cells, `skip` lines before the header."""
 
     delimiter: str
     skip: int
 
 
-def layout(lines: Sequence[str], usual: str, wanted: Iterable[str]) -> TableLayout:
-    """The layout of the table that starts with `lines`; `usual` unless another delimiter gives all columns `wanted`.
+def layout(lines: Sequence[str], default: str, required: Iterable[str]) -> TableLayout:
+    """The layout of the table that starts with `lines`; `default` unless another delimiter has all `required` columns.
 
-    A line "sep=;" before the header, as Excel reads and writes, decides. Names are compared by `column`.
+    A line "sep=;" before the header, as in Excel, takes precedence. Names are compared by `column`.
     """
     stated = re.fullmatch(r"[\"']?sep=(.)[\"']?\s*", lines[0], re.I | re.S) if lines else None
     if stated:
         return TableLayout(stated[1], 1)
     head = next((line for line in lines if line.strip()), "")
-    for delimiter in (usual, ",", ";", "\t", "|"):
-        if set(wanted) <= set(header(head, delimiter)):
+    for delimiter in (default, ",", ";", "\t", "|"):
+        if set(required) <= set(header(head, delimiter)):
             return TableLayout(delimiter, 0)
-    return TableLayout(usual, 0)
+    return TableLayout(default, 0)
 
 
 def header(line: str, delimiter: str) -> list[str]:
-    """The column names of a header line; empty where it cannot be split into cells."""
+    """The column names of a header line; empty if it cannot be split into cells."""
     try:
         return [column(cell) for cell in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error:
         return []
 
 
-def read_rows(path: Path, wanted: Iterable[str], usual: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a table of text as (line number, cells by column name); a missing cell is "".
+def read_rows(path: Path, required: Iterable[str], default: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a text table as (line number, cells by column name); a missing cell is "".
 
-    Column names keep their case where they are so `wanted`.
+    `default` delimiter; `required` columns have the given spelling in the result.
 
     Raises:
-        ManifestError: missing, damaged, not a table, or without a column that is `wanted`.
+        ManifestError: missing, damaged, not a table, or without a `required` column.
     """
-    wanted = tuple(wanted)
-    asked = {column(name): name for name in wanted}
+    spelling = {column(name): name for name in required}
     with open_table(path, errors="replace") as handle:
         lines = lines_of(path, handle)
         first = list(islice(lines, 20))
-        shape = layout(first, usual, asked)
+        shape = layout(first, default, spelling)
         try:
             reader = csv.reader(chain(first[shape.skip :], lines), delimiter=shape.delimiter)
-            names = [asked.get(column(name), name.strip("\ufeff ")) for name in next(reader, [])]
-            missing = [name for name in wanted if name not in names]
-            if missing:
-                found = ", ".join(names[:30])
-                raise ManifestError(f"{path}: no column {', '.join(map(repr, missing))}; found {found}")
+            names = [spelling.get(column(name), name.strip("\ufeff ")) for name in next(reader, [])]
+            if missing := [name for name in spelling.values() if name not in names]:
+                columns = ", ".join(names[:30])
+                raise ManifestError(f"{path}: no column {', '.join(map(repr, missing))}; found {columns}")
             for row in reader:
                 if any(cell.strip() for cell in row):
                     cells = [cell.strip() for cell in row] + [""] * (len(names) - len(row))

@@ -1,6 +1,6 @@
-"""What a file of templates may say, since it may be a stranger's.
+"""Validation of template files, which may be third-party.
 
-* `check_pattern`: a regular expression that cannot try without end. * `check_sentences`: patterns with known fields.
+* `check_pattern`: a regular expression without catastrophic backtracking. `check_sentences`: only known fields.
 """
 
 import re
@@ -9,26 +9,26 @@ from string import Formatter
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse an expression that may try without end: comparing must take less than a moment, whatever the text is.
+    """Check that an expression matches any text in bounded time.
 
     Raises:
-        ValueError: no expression, one that repeats groups, refers to them or looks around, or repeats too much.
+        ValueError: not an expression, one with repeated groups, references or lookaround, or with too many repetitions.
     """
     plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", pattern, flags=re.S)  # escapes and classes as letters
-    plain, ahead = re.subn(r"\(\?P<\w+>|\(\?:", "(", plain)[0], re.search(r"\\[1-9]", pattern)
-    if ahead or "(?" in plain or re.search(r"\)[*+?{]", plain) or len(re.findall(r"[*+?{]", plain)) > 3:
+    plain, reference = re.sub(r"\(\?P<\w+>|\(\?:", "(", plain), re.search(r"\\[1-9]", pattern)
+    if reference or "(?" in plain or re.search(r"\)[*+?{]", plain) or len(re.findall(r"[*+?{]", plain)) > 3:
         raise ValueError("caption_pattern may repeat single letters and classes, three times in all, and nothing else")
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError):
-        raise ValueError("caption_pattern is no regular expression") from None
+        raise ValueError("caption_pattern is not a regular expression") from None
 
 
 def check_sentences(sentences: Iterable[str], known: Collection[str]) -> None:
-    """Refuse sentences that have other fields than those `known`, or anything but a name inside the braces.
+    """Check that sentences have only `known` fields, with nothing but a name inside the braces.
 
     Raises:
-        ValueError: names the sentence.
+        ValueError: with the sentence.
     """
     for text in sentences:
         try:

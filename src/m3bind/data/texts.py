@@ -1,24 +1,24 @@
-"""Texts: cleaning reports, making captions and shared concepts from labels, lengths, the text corpus.
+"""Texts: cleaning of reports, captions and shared concepts from labels, lengths, the text corpus.
 
-* `clean_text`, `is_informative`, `unique_texts`: what every text goes through before a tower sees it.
-* `describe`: captions and concepts of one manifest row, by templates kept as data in `templates/*.yaml`.
-* `concept_phrases`: other wordings of a shared concept.
+* `clean_text`, `is_informative`, `unique_texts`: preprocessing of every text.
+* `describe`: captions and concepts of one manifest row, by templates stored as data in `templates/*.yaml`.
+* `concept_phrases`: synonyms of a shared concept.
 * `length_report`: word counts and their percentiles.
 * `load_extra_texts`: texts without images (`text/corpus.csv.gz`).
 
-A template file is named after a data set, or after a modality for sets without one; `generic.yaml` serves the rest:
-    texts_from:     columns whose values are worded: label, labels
+A template file is named after a data set, or after a modality for sets without one; `generic.yaml` applies to the rest:
+    texts_from:     columns whose values become sentences: label, labels
     concepts_from:  columns whose values give concepts: label, labels
-    canonical:      "caption" or "labels": which text comes first and is the one used in evaluation;
-                    "caption_only": labels are worded only where the caption is missing
-    ignore:         patterns of values that are no findings ("texture:*")
-    labels:         value -> {phrases: [...], concepts: [...], alone: [whole sentences when it is the only finding]};
+    canonical:      "caption" or "labels": the first text, which is used in evaluation;
+                    "caption_only": labels become sentences only if the caption is missing
+    ignore:         patterns of values that are not findings ("texture:*")
+    labels:         value -> {phrases: [...], concepts: [...], alone: [whole sentences if it is the only finding]};
                     sentences list findings in the order of this table
-    sentences:      patterns with {findings}, {Findings} (first letter raised), {title} (of the modality)
-    label_sentence: one more pattern, filled from `label` alone, where sentences speak of `labels`
+    sentences:      patterns with {findings}, {Findings} (capitalised), {title} (of the modality)
+    label_sentence: an additional pattern, filled from `label` only, if sentences use `labels`
     same_as:        use the template of that name instead
-    caption_pattern, caption_sentences:  a regular expression on the caption (at most 500 letters); its groups (and
-                    {caption}) fill sentences; see `template_checks` for what it may hold
+    caption_pattern, caption_sentences:  a regular expression on the caption (at most 500 characters); its groups (and
+                    {caption}) fill sentences; see `template_checks` for its limits
     caption_concepts:  part of the caption -> concepts
 """
 
@@ -29,6 +29,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from m3bind.modalities.base import get, names
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_CAPTIONS = 8
 MAX_TEXT = 1 << 20  # characters of a caption or report
-_MATCHED = 500  # characters of the longest caption that a template's pattern is compared with
+_MATCHED = 500  # maximum length of a caption that is compared with a template's pattern
 ALIASES = {"cxr": "xray", "histo": "pathology", "histology": "pathology", "fundus": "retina", "ekg": "ecg"}
 
 _PLACEHOLDER = re.compile(
@@ -66,11 +67,11 @@ _EMPTY = frozenset(
 
 
 def clean_text(text: str) -> str:
-    """A report or caption as plain text on one line; cleaning twice changes nothing more.
+    """A report or caption as plain text on one line; idempotent.
 
-    Removes control characters, HTML entities, placeholders of de-identification (XXXX, [** **], ___; a sentence of
-    mostly placeholders goes altogether), "4.46 unbestaetigter bericht" and editors' notes of PTB-XL, repeated words
-    and repeated phrases; repairs capital umlauts inside lower-case words and "#" written for "ü".
+    Removes control characters, HTML entities, placeholders of de-identification (XXXX, [** **], ___; also sentences of
+    mostly placeholders), "4.46 unbestaetigter bericht" and editors' notes of PTB-XL, repeated words and repeated
+    phrases; repairs capital umlauts inside lower-case words and "#" written for "ü".
     """
     for _ in range(8):
         cleaned = _clean_once(text)
@@ -103,13 +104,13 @@ def _clean_once(text: str) -> str:
 
 
 def _without_placeholders(sentence: str) -> str:
-    """The sentence without its placeholders; empty when they were half of its words or more."""
+    """The sentence without its placeholders; empty if they were half of its words or more."""
     rest, count = _PLACEHOLDER.subn(" ", sentence)
     return "" if 2 * count >= len(sentence.split()) else rest
 
 
 def _umlauts(text: str) -> str:
-    """Lower capital umlauts where the surrounding letters are lower-case; "#" before a letter becomes "ü"."""
+    """Lower capital umlauts next to lower-case letters; "#" before a letter becomes "ü"."""
     if re.search("[a-z]", text) and not re.search("[A-Z]", text):
         text = re.sub("[ÄÖÜÅÉ]", lambda hit: hit.group().lower(), text)
     else:
@@ -122,23 +123,23 @@ def _without_repeats(text: str) -> str:
     if text.count(",") == 0 or len(text) > 200 or re.search(r"[.!?]\s", text):
         return text
     items = [item.strip() for item in text.split(",")]
-    kept = list(dict.fromkeys(items))
-    return ", ".join(kept) if len(kept) < len(items) else text
+    distinct = list(dict.fromkeys(items))
+    return ", ".join(distinct) if len(distinct) < len(items) else text
 
 
 def is_informative(text: str) -> bool:
-    """Whether a cleaned text says something: a word of three letters that is not filler, and no known empty formula."""
+    """Whether a cleaned text has content: a word of three letters that is no stop word, and no empty phrase."""
     plain = text.casefold().strip(" .")
     return plain not in _EMPTY and any(word not in _STOP for word in _WORD.findall(plain))
 
 
 def text_key(text: str) -> str:
-    """What makes two texts the same: case and white space do not count."""
+    """Equal for two texts that differ only in case and white space."""
     return " ".join(text.casefold().split())
 
 
 def unique_texts(texts: Iterable[str]) -> list[str]:
-    """The first of each text, in order (sameness by `text_key`); empty ones are dropped."""
+    """The first of equal texts (by `text_key`), in order; empty ones are dropped."""
     first: dict[str, str] = {}
     for text in texts:
         if text.strip():
@@ -172,16 +173,16 @@ def _label_key(value: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def load_template(file: Path) -> Template:
-    """Read and check one template file; label names are matched without regard to case and underscores.
+    """Read and check one template file; label names are matched without case and underscores.
 
     Raises:
-        ConfigError: no YAML mapping, or a field that no template has.
+        ConfigError: not a YAML mapping, or an unknown field.
     """
     try:
         content: Any = read_yaml(file)
         known = set(Template.__dataclass_fields__)
         if not isinstance(content, dict) or not set(content) <= known:
-            extra = sorted(map(str, set(content) - known)) if isinstance(content, dict) else "no mapping"
+            extra = sorted(map(str, set(content) - known)) if isinstance(content, dict) else "not a mapping"
             raise ConfigError(f"{file}: not a template ({extra}); fields are {', '.join(sorted(known))}")
         if "same_as" in content:
             return _same_as(file, str(content["same_as"]))
@@ -190,7 +191,8 @@ def load_template(file: Path) -> Template:
         template = checked(Template, content, file)
         check_pattern(template.caption_pattern)
         named = re.findall(r"\(\?P<(\w+)>", template.caption_pattern)
-        check_sentences([text for entry in labels.values() for text in (entry or {}).get("alone", ())], ["title"])
+        for entry in template.labels.values():
+            check_sentences(entry.get("alone", ()), ["title"])
         check_sentences([*template.sentences, template.label_sentence], ["findings", "Findings", "title"])
         check_sentences(template.caption_sentences, ["caption", "Caption", "label", "Label", "title", *named])
         return template
@@ -203,10 +205,10 @@ def load_template(file: Path) -> Template:
 
 
 def _same_as(file: Path, name: str) -> Template:
-    """The template beside `file` that it names instead of saying something itself.
+    """The template beside `file` that its `same_as` names.
 
     Raises:
-        ConfigError: it names itself, or something that is no template beside it.
+        ConfigError: it names itself, or another template with `same_as`.
     """
     other = file.with_name(f"{name}.yaml") if re.fullmatch(r"[\w-]+", name) else file
     if other == file or "same_as" in (read_yaml(other) or {}):
@@ -215,11 +217,10 @@ def _same_as(file: Path, name: str) -> Template:
 
 
 def find_template(set_name: str, modality: str, folder: Path | None = None) -> Template:
-    """The template of a data set, else of its modality, else the generic one; `folder` is searched first."""
-    for name in (set_name, modality, "generic"):
-        for place in (folder, TEMPLATES):
-            if place and re.fullmatch(r"[\w-]+", name) and (place / f"{name}.yaml").is_file():
-                return load_template(place / f"{name}.yaml")
+    """The template of a data set, of its modality, or the generic one; `folder` is searched first."""
+    for name, place in product((set_name, modality, "generic"), (folder, TEMPLATES)):
+        if place and re.fullmatch(r"[\w-]+", name) and (place / f"{name}.yaml").is_file():
+            return load_template(place / f"{name}.yaml")
     raise ConfigError(f"no template in {TEMPLATES}; reinstall m3bind")
 
 
@@ -229,27 +230,28 @@ def describe(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Captions (the canonical one first, at most 8) and concepts of one row; both may be empty.
 
-    `label` may hold several values separated by "|". The result depends on nothing but the arguments, so equal labels
-    give equal texts.
+    `label` may contain several values separated by "|". The result depends only on the arguments, so equal labels give
+    equal texts.
     """
     template = find_template(set_name, modality, folder)
     columns = {"label": tuple(label.split("|")), "labels": labels}
     caption = clean_text(caption)
     caption = caption if is_informative(caption) else ""
-    if template.canonical == "caption_only" and caption:
-        return (caption,), _concepts(template, columns, caption)
-    made = _label_sentences(template, template.sentences, modality, _findings(template, columns, template.texts_from))
-    if template.label_sentence:
-        found = _findings(template, columns, ["label"])
-        made += _label_sentences(template, (template.label_sentence,), modality, found)[:1]
-    from_caption = _caption_sentences(template, caption, label, modality)
-    ordered = [*made, caption, *from_caption] if template.canonical == "labels" else [caption, *from_caption, *made]
     concepts = _concepts(template, columns, caption)
+    if template.canonical == "caption_only" and caption:
+        return (caption,), concepts
+    findings = _findings(template, columns, template.texts_from)
+    texts = _label_sentences(template, template.sentences, modality, findings)
+    if template.label_sentence:
+        findings = _findings(template, columns, ["label"])
+        texts += _label_sentences(template, (template.label_sentence,), modality, findings)[:1]
+    from_caption = [caption, *_caption_sentences(template, caption, label, modality)]
+    ordered = [*texts, *from_caption] if template.canonical == "labels" else [*from_caption, *texts]
     return tuple(unique_texts(ordered)[:MAX_CAPTIONS]), concepts
 
 
 def _findings(template: Template, columns: dict[str, tuple[str, ...]], use: Sequence[str]) -> list[str]:
-    """Values of the first column in `use` that names any, in the order of the template's table."""
+    """Values of the first non-empty column in `use`, in the order of the template's table."""
     order = {key: place for place, key in enumerate(template.labels)}
     for column in use:
         values = [value.strip() for value in columns[column] if value.strip()]
@@ -264,45 +266,44 @@ def _label_sentences(template: Template, patterns: Sequence[str], modality: str,
     if not findings:
         return []
     entries = [template.labels.get(_label_key(value), {}) for value in findings]
-    title = get(modality).title if modality in names() else modality
+    title = _title(modality)
     if len(findings) == 1 and entries[0].get("alone"):
         return [sentence.format(title=title) for sentence in entries[0]["alone"]]
     phrases = [entry.get("phrases") or [value.replace("_", " ")] for entry, value in zip(entries, findings)]
-    count = max(len(patterns), *(len(options) for options in phrases)) if patterns else 0
+    count = max(len(patterns), *map(len, phrases)) if patterns else 0
     sentences = []
     for k in range(count):
         listed = join_phrases([options[k % len(options)] for options in phrases])
         pattern = patterns[k % len(patterns)]
-        sentences.append(pattern.format(findings=listed, Findings=_raised(listed), title=title))
+        sentences.append(pattern.format(findings=listed, Findings=_capitalised(listed), title=title))
     return sentences
 
 
 def _caption_sentences(template: Template, caption: str, label: str, modality: str) -> list[str]:
-    """Fuller sentences around a caption that matches the template's pattern."""
+    """Sentences from a caption that matches the template's pattern."""
     pattern = template.caption_pattern
-    hit = (
-        re.fullmatch(pattern or ".*", caption, re.S) if caption and (not pattern or len(caption) <= _MATCHED) else None
-    )
-    if not hit:
+    fits = caption and (not pattern or len(caption) <= _MATCHED)
+    match = re.fullmatch(pattern or ".*", caption, re.S) if fits else None
+    if not match:
         return []
     plain = caption.rstrip(".")
-    fields = {"caption": plain, "Caption": _raised(plain), "label": label, "Label": _raised(label)}
-    fields |= {"title": get(modality).title if modality in names() else modality, **hit.groupdict("")}
+    fields = {"caption": plain, "Caption": _capitalised(plain), "label": label, "Label": _capitalised(label)}
+    fields |= {"title": _title(modality), **match.groupdict("")}
     return [sentence.format(**fields) for sentence in template.caption_sentences]
 
 
 def _concepts(template: Template, columns: dict[str, tuple[str, ...]], caption: str) -> tuple[str, ...]:
-    """Concepts of all values and of the caption; "normal" yields to "abnormal"."""
-    found: dict[str, None] = {}
+    """Concepts of all values and of the caption; "abnormal" replaces "normal"."""
+    concepts: dict[str, None] = {}
     for column in template.concepts_from:
         for value in columns[column]:
-            found |= dict.fromkeys(template.labels.get(_label_key(value), {}).get("concepts", []))
-    for part, concepts in template.caption_concepts.items():
+            concepts |= dict.fromkeys(template.labels.get(_label_key(value), {}).get("concepts", []))
+    for part, names_of_part in template.caption_concepts.items():
         if part in caption.casefold():
-            found |= dict.fromkeys(concepts)
-    if "abnormal" in found:
-        found.pop("normal", None)
-    return tuple(found)
+            concepts |= dict.fromkeys(names_of_part)
+    if "abnormal" in concepts:
+        concepts.pop("normal", None)
+    return tuple(concepts)
 
 
 def join_phrases(phrases: Sequence[str]) -> str:
@@ -310,19 +311,23 @@ def join_phrases(phrases: Sequence[str]) -> str:
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
-def _raised(text: str) -> str:
+def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _title(modality: str) -> str:
+    return get(modality).title if modality in names() else modality
 
 
 @functools.lru_cache(maxsize=1)
 def concept_table() -> dict[str, tuple[str, ...]]:
-    """Every shared concept with its wordings, the name itself first (`templates/concepts.yaml`)."""
+    """Every shared concept with its synonyms, the name itself first (`templates/concepts.yaml`)."""
     content = yaml.safe_load((TEMPLATES / "concepts.yaml").read_text(encoding="utf-8"))
-    return {name: (name, *(phrase for phrase in phrases if phrase != name)) for name, phrases in content.items()}
+    return {name: (name, *filter(name.__ne__, phrases)) for name, phrases in content.items()}
 
 
 def concept_phrases(concept: str) -> tuple[str, ...]:
-    """Wordings of a concept, its name first; a concept outside the table has only its name."""
+    """Synonyms of a concept, its name first; a concept outside the table has only its name."""
     return concept_table().get(concept, (concept,))
 
 
@@ -340,15 +345,14 @@ class LengthReport:
     percentiles: dict[int, int]
 
     def __str__(self) -> str:
-        """One line for people."""
-        shown = ", ".join(f"p{p} {words}" for p, words in self.percentiles.items())
-        return (
-            f"{self.texts} texts ({self.distinct} distinct), words: mean {self.mean:.1f}, {shown}, max {self.longest}"
-        )
+        """One line of text."""
+        points = ", ".join(f"p{p} {words}" for p, words in self.percentiles.items())
+        words = f"words: mean {self.mean:.1f}, {points}, max {self.longest}"
+        return f"{self.texts} texts ({self.distinct} distinct), {words}"
 
 
 def length_report(texts: Sequence[str]) -> LengthReport:
-    """How long texts are, in words separated by white space (word pieces are about 1.3 to 2 times as many)."""
+    """Lengths of texts in words separated by white space (word pieces are about 1.3 to 2 times as many)."""
     words = np.array([len(text.split()) for text in texts] or [0])
     percentiles = {p: int(np.percentile(words, p, method="inverted_cdf")) for p in (10, 50, 90, 99)}
     distinct = len({text_key(text) for text in texts})
@@ -368,17 +372,16 @@ class CorpusText:
 def load_extra_texts(path: Path | str) -> list[CorpusText]:
     """Clean, informative, distinct texts of a CSV with the columns modality, source, licence, text (may be .gz).
 
-    Modality names cxr and histo become xray and pathology. A text that occurs in two modalities is kept in both.
+    Modality names cxr and histo become xray and pathology. A text that occurs in two modalities is in both.
 
     Raises:
         ManifestError: the file is missing, unreadable, or has no column modality or text.
     """
-    path = Path(path)
-    found: dict[tuple[str, str], CorpusText] = {}
-    for _, row in read_rows(path, ("modality", "text")):
+    texts: dict[tuple[str, str], CorpusText] = {}
+    for _, row in read_rows(Path(path), ("modality", "text")):
         text, modality = clean_text(row["text"][:MAX_TEXT]), row["modality"].casefold()
         modality = ALIASES.get(modality, modality)
         if is_informative(text):
             entry = CorpusText(modality, row.get("source", ""), row.get("licence", ""), text)
-            found.setdefault((modality, text_key(text)), entry)
-    return list(found.values())
+            texts.setdefault((modality, text_key(text)), entry)
+    return list(texts.values())
