@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from m3bind.cli import app
 from m3bind.core import stored
-from m3bind.core.stored import MOST_SECRET, StoredFileError, lines_given, read_bytes, read_given
+from m3bind.core.stored import MAX_SECRET, StoredFileError, lines_given, read_bytes, read_given
 from m3bind.errors import ConfigError
 from m3bind.hospital.http import authorization
 from m3bind.hospital.pseudonyms import open_salt
@@ -96,9 +96,9 @@ def test_a_pipe_is_read_to_its_end(option: str) -> None:
 
 def test_bounds_are_exact(tmp_path: Path) -> None:
     path = tmp_path / "given"
-    path.write_bytes(b"a" * MOST_SECRET)
-    assert len(read_given(path, "--x")) == MOST_SECRET == len(read_bytes(path, MOST_SECRET))
-    path.write_bytes(b"a" * (MOST_SECRET + 1))
+    path.write_bytes(b"a" * MAX_SECRET)
+    assert len(read_given(path, "--x")) == MAX_SECRET == len(read_bytes(path, MAX_SECRET))
+    path.write_bytes(b"a" * (MAX_SECRET + 1))
     with pytest.raises(ConfigError, match="65,537 bytes, more than 65,536"):
         read_given(path, "--x")
     with pytest.raises(StoredFileError, match="not a plain file"):  # of a third-party folder

@@ -1,6 +1,6 @@
-"""Every error m3bind raises on purpose: one small hierarchy.
+"""The errors that m3bind raises on purpose, and `in_words`, which explains unexpected exceptions of libraries.
 
-Each message says what happened, in which file, row or setting, and what to do about it.
+Each message states what happened, in which file, row or setting, and what to do.
 `exit_code` is what the command line returns: 1 for work that failed, 2 for wrong use.
 """
 
@@ -13,32 +13,32 @@ from collections.abc import Iterable
 
 from m3bind.privacy import redact_path
 
-_WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (  # the first that fits counts
+_REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (  # the first match counts
     ((EOFError,), "it ends early"),
-    ((UnicodeError,), "it holds bytes that are no text of its encoding"),
+    ((UnicodeError,), "it contains bytes that are invalid in its encoding"),
     ((zlib.error, lzma.LZMAError, zipfile.BadZipFile), "its compressed data are damaged"),
     ((ImportError,), "a library that it needs is not installed"),
     ((RecursionError,), "it is nested too deeply"),
-    ((NotImplementedError,), "it is of a kind that its decoder does not know"),
-    ((MemoryError,), "it needs more memory than there is"),
+    ((NotImplementedError,), "its decoder does not support this variant"),
+    ((MemoryError,), "it needs more memory than is available"),
     ((TimeoutError,), "no answer in time"),
     ((ConnectionError,), "the connection broke"),
     ((ArithmeticError,), "a number in its header is zero or out of range"),
-    ((LookupError,), "an entry that its format demands is missing, or points to nothing"),
-    ((AttributeError, TypeError, ValueError, AssertionError, struct.error), "a value is not what its format demands"),
+    ((LookupError,), "an entry that its format requires is missing or invalid"),
+    ((AttributeError, TypeError, ValueError, AssertionError, struct.error), "a value does not fit its format"),
 )
 
 
 def in_words(error: BaseException) -> str:
-    """What an unexpected exception of a library means for a file or an answer, as one clause for people.
+    """What an unexpected exception of a library means for a file or an answer, as one clause for users.
 
-    Neither the exception's name, which means nothing to them, nor its words, which may quote the file.
+    It contains neither the exception's name, which users do not know, nor its message, which may quote the file.
     """
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]
     if type(error).__name__ == "BadGzipFile":  # an OSError without a number
         return "its compressed data are damaged"
-    return next((words for kinds, words in _WORDS if isinstance(error, kinds)), "it cannot be decoded")
+    return next((reason for kinds, reason in _REASONS if isinstance(error, kinds)), "it cannot be decoded")
 
 
 class M3BindError(Exception):
@@ -48,16 +48,16 @@ class M3BindError(Exception):
 
 
 class ConfigError(M3BindError):
-    """A setting is missing, unknown or contradicts another one."""
+    """A setting is missing, unknown, or contradicts another setting."""
 
     exit_code = 2
 
 
 class UnknownNameError(ConfigError):
-    """A name (of a modality, model, method, prompt set, preset) that nobody registered; offers the nearest ones."""
+    """A name (of a modality, model, method, prompt set, preset) is not registered; suggests the nearest names."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        """`kind` is what was looked for ("modality"), `known` the names that exist."""
+        """`kind` is the kind of name ("modality"), `known` the registered names."""
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names) or 'none'}."
@@ -66,40 +66,40 @@ class UnknownNameError(ConfigError):
 
 
 class ManifestError(M3BindError):
-    """A manifest cannot be used at all (single bad rows are set aside instead)."""
+    """A manifest cannot be used at all (single bad rows are quarantined instead)."""
 
 
 class ReadError(M3BindError):
     """A file cannot be read as its modality. `path` is the file, `reason` one short clause without identifiers.
 
-    Messages end in logs, so this one masks names in the path that could be a person's (`m3bind.privacy.redact_path`).
+    Messages reach logs, so names in the path that could be a person's are masked (`m3bind.privacy.redact_path`).
     """
 
     def __init__(self, path: object, reason: str, hint: str = "") -> None:
-        """`hint` says what the user can do."""
+        """`hint` tells the user what to do."""
         super().__init__(f"{redact_path(str(path))}: {reason}" + (f"; {hint}" if hint else ""))
         self.path, self.reason, self.hint = str(path), reason, hint
 
 
 class CheckpointError(M3BindError):
-    """Weights that do not fit, are damaged, or would need unsafe unpickling."""
+    """Weights do not fit, are damaged, or would need unsafe unpickling."""
 
 
 class NotFiniteError(M3BindError):
-    """A loss or gradient became NaN or infinite; training stopped and overwrote nothing."""
+    """A loss or gradient became NaN or infinite; training stopped without overwriting a checkpoint."""
 
 
 class DiskError(M3BindError):
-    """Writing failed (disk full, no permission); what stood there before is untouched."""
+    """Writing failed (disk full, no permission); the previous content is unchanged."""
 
 
 class ResultError(M3BindError):
-    """Results, settings or records of a run are missing, damaged, or not as they were written."""
+    """Results, settings or records of a run are missing, damaged, or changed since they were written."""
 
 
 class BusyError(ConfigError):
-    """Another process works on the same folder."""
+    """Another process is using the same folder."""
 
 
 class SpaceError(M3BindError):
-    """A bundle is incomplete, damaged or asked for something it does not hold."""
+    """A bundle is incomplete or damaged, or does not contain the requested part."""

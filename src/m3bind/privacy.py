@@ -1,14 +1,13 @@
-"""What of a file may be known outside the reader: an allow-list of technical header entries, and nothing else.
+"""What may leave a reader: only the technical header entries of an allow-list; and masking of names.
 
-* `TECHNICAL_TAGS`: DICOM keywords whose values describe how a picture was made, not whose it is.
-* `technical`: a value of such an entry as a short text, or None where it is free text after all.
-* `redact_path`: a path as logs, reports and error messages may print it; file names that could hold a person's name are
-  replaced by a hash.
-* `printable`: a text without what a terminal, a table or UTF-8 cannot hold. `is_utf8`: whether a table holds a path.
+* `TECHNICAL_TAGS`: DICOM keywords whose values describe the acquisition, not the patient.
+* `technical`: the value of such an entry as a short text, or None if it could be free text.
+* `redact_path`: a path as logs, reports and error messages may print it: names that could be a person's are hashed.
+* `printable`: a text with unprintable characters escaped. * `is_utf8`: whether tables can hold a path.
 * `patient_key`: a salted hash of a patient's identifier.
 
-M3BIND_IDENTIFIERS=show in the environment turns the masking of file names and the hashing of patients off: then logs
-and reports may name people.
+M3BIND_IDENTIFIERS=show in the environment disables the masking of file names and the hashing of patients: logs and
+reports may then name people.
 """
 
 import hashlib
@@ -51,7 +50,7 @@ _NUMBER = re.compile(r"\d{6,}")  # a date, a record number, a part of a UID
 
 
 def technical(keyword: str, value: object) -> str | None:
-    """The value of an allowed entry as text, or None: not allowed, empty, or not of the form such values have."""
+    """The value of an allowed entry as text; None if it is not allowed, empty, or not of the expected form."""
     if keyword not in TECHNICAL_TAGS or value is None:
         return None
     text = str(value).strip()
@@ -72,9 +71,9 @@ def technical(keyword: str, value: object) -> str | None:
 
 
 def redact_path(path: Path | str) -> str:
-    """`path` for people and logs: parts that could hold a name become "~" and a hash, endings are kept.
+    """`path` for users and logs: parts that could be a person's name become "~" and a hash, with their extension.
 
-    Generic words and numbers below six digits ("img_0001.png", "slice12.dcm") are shown as they are.
+    Generic words and numbers of fewer than six digits ("img_0001.png", "slice12.dcm") are shown unchanged.
     """
     if os.environ.get("M3BIND_IDENTIFIERS") == "show":
         return printable(str(path))
@@ -84,17 +83,17 @@ def redact_path(path: Path | str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with line ends, marks of direction and bytes that are no UTF-8 as escapes ("R\\xf6ntgen.png")."""
+    """`text` with line ends, direction marks and bytes that are not UTF-8 as escapes ("R\\xf6ntgen.png")."""
     return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
 
 
 def is_utf8(path: Path | str) -> bool:
-    """Whether a path can stand in a table: JSON, Parquet and databases hold UTF-8 alone."""
+    """Whether tables can hold a path: JSON, Parquet and databases accept only UTF-8."""
     return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 def _escape(letter: str) -> str:
-    if "\udc80" <= letter <= "\udcff":  # how Python holds a byte of a name that is no UTF-8
+    if "\udc80" <= letter <= "\udcff":  # Python's surrogate for a byte that is not UTF-8
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape").decode("ascii")
 
@@ -103,23 +102,17 @@ def _masked(name: str) -> str:
     stem, dot, ending = name.partition(".")
     if not re.fullmatch(r"[A-Za-z0-9.]{0,8}", ending):
         stem, dot, ending = name, "", ""
-    if (
-        name.isprintable()
-        and not _NUMBER.search(stem)
-        and all(_is_generic(word.lower()) for word in _WORD.findall(stem))
-    ):
+    words = [word.lower() for word in _WORD.findall(stem)]
+    generic = all(word in _GENERIC or word.removesuffix("s") in _GENERIC for word in words)
+    if generic and name.isprintable() and not _NUMBER.search(stem):
         return name
     return "~" + hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8] + dot + ending
 
 
-def _is_generic(word: str) -> bool:
-    return word in _GENERIC or word.removesuffix("s") in _GENERIC
-
-
 def patient_key(patient: str, salt: str) -> str:
-    """A key that is the same for the same patient and salt, and does not tell the patient: 16 hexadecimal digits.
+    """16 hexadecimal digits that are equal for the same patient and salt and do not reveal the patient.
 
-    With M3BIND_IDENTIFIERS=show the patient's own name or number.
+    With M3BIND_IDENTIFIERS=show, the patient's own name or number.
     """
     if os.environ.get("M3BIND_IDENTIFIERS") == "show":
         return patient

@@ -44,7 +44,7 @@ def nested(levels):
     ("value", "reason"),
     [
         (nested(100), "nested"),
-        ({"a": float("nan")}, "no number"),
+        ({"a": float("nan")}, "not a finite number"),
         ("x" * (2 << 20), "characters"),
         ([0] * 3_000_000, "values"),
     ],
@@ -56,7 +56,7 @@ def test_values_without_measure_are_refused(value, reason):
 
 
 def test_a_key_stands_once_in_an_object():
-    with pytest.raises(StoredFileError, match="'a' stands twice"):
+    with pytest.raises(StoredFileError, match="'a' occurs twice"):
         parse_json('{"b": {"a": 1, "a": 2}}', "x.json")
 
 

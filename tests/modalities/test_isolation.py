@@ -84,7 +84,7 @@ def test_a_sample_comes_back_whole(evil) -> None:
         ("memory", "more than 0.3 GB of memory"),
         ("deep", "nested too deeply"),
         ("typed", "blank"),
-        ("words", "not readable: a value is not what its format demands"),
+        ("words", "not readable: a value does not fit its format"),
     ],
 )
 def test_bad_readers_cost_one_typed_error(evil, what: str, said: str) -> None:

@@ -162,7 +162,7 @@ def test_broken_entry_points_are_named_and_skipped(tmp_path, monkeypatch, caplog
     assert "thermometer" in models.names() and "clip" in models.names()
     assert set(registry._registry.broken) == set(points) - {"theirs"}
     assert "no licence found" in caplog.text and "package.module:Class" in registry._registry.broken["module"]
-    assert "the name 'thermometer' is that of their_models.Thermometer" in registry._registry.broken["twice"]
+    assert "the name 'thermometer' is already used by their_models.Thermometer" in registry._registry.broken["twice"]
 
 
 def test_a_damaged_folder(third_party, tmp_path):

@@ -1,13 +1,13 @@
-"""Child Pythons, started so that nothing can run that merely lies where the user stands.
+"""Child Python processes that cannot import modules from the current folder by accident.
 
-* `command`: what to start for one of our modules: Python with -P, which leaves the current folder out of the places to
-  import from. * `environment`: this process's, with its places to import from as PYTHONPATH.
-* `import_path`: these places. * `home_of`: where a module of the user's own lies, if it is none of them.
+* `command`: the command line for one of our modules: Python with -P, which excludes the current folder from imports.
+* `environment`: this process's environment, with `import_path` as PYTHONPATH.
+* `import_path`: the folders a child imports from. * `home_of`: the folder of a user's module outside `import_path`.
 
-This process may look for modules in its current folder (`python -c`, a notebook) or beside a script; such a folder can
-be an archive somebody sent, where `nibabel.py` or a folder `dl` would stand in for a library. It is not handed on,
-unless m3bind itself came from there or PYTHONPATH names it. A modality defined there is found all the same: its folder
-is told to the worker, which looks there last, so that nothing in it can take a library's place.
+This process may import from its current folder (`python -c`, a notebook) or from the folder of a script; such a folder
+can be an untrusted archive, where `nibabel.py` or a folder `dl` would shadow a library. It is not passed to children,
+unless m3bind itself was imported from there or PYTHONPATH names it. A modality defined there still works: the worker
+gets its folder and searches it last, so that nothing in it can shadow a library.
 """
 
 import os
@@ -23,23 +23,23 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of a child: this process's, `more`, and where modules are found."""
+    """The environment of a child: this process's, `more`, and PYTHONPATH."""
     return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(import_path())}
 
 
 def import_path() -> list[str]:
-    """Where a child looks for modules, in order: `sys.path` without the current folder and the script's."""
+    """The folders a child imports from, in order: `sys.path` without the current folder and the script's."""
     named = {os.path.realpath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(p)}
     script = getattr(sys.modules.get("__main__"), "__file__", None)
-    left_out = {os.path.realpath(_STARTED), os.path.realpath(os.getcwd())}
+    excluded = {os.path.realpath(_STARTED), os.path.realpath(os.getcwd())}
     if script:
-        left_out.add(os.path.dirname(os.path.realpath(script)))
-    left_out -= {*named, str(Path(__file__).resolve().parents[2])}
-    return [entry for entry in sys.path if os.path.isabs(entry) and os.path.realpath(entry) not in left_out]
+        excluded.add(os.path.dirname(os.path.realpath(script)))
+    excluded -= {*named, str(Path(__file__).resolve().parents[2])}
+    return [entry for entry in sys.path if os.path.isabs(entry) and os.path.realpath(entry) not in excluded]
 
 
 def home_of(module: str) -> str | None:
-    """The folder that a loaded module was found in, where it is none that a child looks in by itself."""
+    """The folder a loaded module was imported from; None if a child searches that folder anyway."""
     top = sys.modules[module.partition(".")[0]]
     places = [*getattr(top, "__path__", ())] or [getattr(top, "__file__", None) or ""]
     homes = [os.path.dirname(os.path.realpath(place)) for place in places if place]

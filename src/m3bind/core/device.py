@@ -1,11 +1,9 @@
-"""Which number format this CPU multiplies matrices fastest in.
+"""The dtype in which this CPU multiplies matrices fastest.
 
-* `compute_dtype`: bfloat16 where the instruction set has it, else float32. * `may_round`: whether bfloat16 is wanted.
+* `compute_dtype`: bfloat16 if the instruction set has it, else float32. * `may_round`: whether bfloat16 is allowed.
 
 M3BIND_BFLOAT16=off makes every automatic choice float32, on any processor and GPU, so that machines can be compared.
-
-Detected from the instruction set, not timed: a timing on a busy machine could differ between two starts of the same
-run, and a resumed run must compute what the first one did.
+The dtype is detected, not timed: timings vary on a busy machine, and a resumed run must repeat the same arithmetic.
 """
 
 import os
@@ -15,7 +13,7 @@ import torch
 
 
 def may_round() -> bool:
-    """False where the environment says M3BIND_BFLOAT16=off."""
+    """False if the environment sets M3BIND_BFLOAT16=off."""
     return os.environ.get("M3BIND_BFLOAT16") != "off"
 
 

@@ -2,8 +2,8 @@
 
 * `atomic_path`: write to a temporary name beside the target, flush, rename.
 * `write_text`, `write_json`: small files (`stored` reads them). * `replace_between`: a part of a document.
-* `only_one`: one process at a time in a folder.
-* `open_plain`, `check_plain`: a file that is no pipe or device. * `sha256_file`, `sha256_text`: content hashes.
+* `only_one`, `open_lock`: one process at a time in a folder. * `flush`: fsync.
+* `open_plain`, `check_plain`: regular files only. * `sha256_file`, `sha256_text`: content hashes.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from m3bind.errors import BusyError, ConfigError, DiskError
 
-LOCK = ".lock"  # in a folder that one process at a time works on
+LOCK = ".lock"  # in a folder that only one process may write to
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -30,7 +30,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def atomic_path(target: Path | str, *, directory: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success flush it to disk and rename it over `target`.
 
-    On any exception the temporary file (or folder, with `directory=True`) is removed and `target` is left as it was.
+    On any exception the temporary file (or folder, with `directory=True`) is removed and `target` is unchanged.
 
     Raises:
         DiskError: the file system refused the write (full, read-only, no permission).
@@ -64,7 +64,7 @@ def atomic_path(target: Path | str, *, directory: bool = False) -> Iterator[Path
     except OSError as error:
         raise DiskError(
             f"cannot write {target}: {error.strerror or error}; free space or choose another --out. "
-            "What stood there before is unchanged."
+            "The previous content is unchanged."
         ) from error
     finally:
         if temporary.is_dir():
@@ -75,11 +75,11 @@ def atomic_path(target: Path | str, *, directory: bool = False) -> Iterator[Path
 
 @contextlib.contextmanager
 def only_one(folder: Path, what: str) -> Iterator[None]:
-    """Keep other processes that ask for the same `folder` out until the block ends or this process dies.
+    """Lock `folder` against other processes until the block ends or this process dies.
 
     Raises:
-        BusyError: another process is inside; says which and since when. `what` says what it is, for people.
-        DiskError: the folder cannot be made.
+        BusyError: another process holds the lock; the message names it and `what` the folder is ("run").
+        DiskError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,10 +104,10 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
 
 
 def open_lock(path: Path, mode: int) -> int:
-    """The descriptor of a lock file, made where it is missing; the folder may come from a stranger.
+    """The descriptor of a lock file, created if missing; the folder may come from a third party.
 
     Raises:
-        OSError: refused, or a link (what it leads to would be written over), a pipe or a device.
+        OSError: no permission, or a link (its target would be overwritten), a pipe or a device.
     """
     if path.is_symlink():
         raise OSError(errno.ELOOP, f"{path.name} is a link; remove it")
@@ -119,7 +119,7 @@ def open_lock(path: Path, mode: int) -> int:
 
 
 def flush(path: Path) -> None:
-    """Have the system put a file, or what a folder lists, on the disk."""
+    """Write a file, or a folder's list of entries, through to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -134,10 +134,10 @@ def write_text(target: Path | str, text: str) -> None:
 
 
 def replace_between(path: Path, start: str, end: str, text: str) -> None:
-    """Put `text` between two marks of a text file, what stood there before goes.
+    """Replace the lines between two marker lines of a text file by `text`.
 
     Raises:
-        ConfigError: the file or its marks are missing.
+        ConfigError: the file or its marker lines are missing.
     """
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, first, rest = old.partition(start)
@@ -148,16 +148,16 @@ def replace_between(path: Path, start: str, end: str, text: str) -> None:
 
 
 def write_json(target: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON to `target` atomically; names of files that are no UTF-8 are read as they were."""
+    """Write `value` as indented JSON to `target` atomically; file names that are not UTF-8 survive a round trip."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
     write_text(target, _SURROGATE.sub(lambda hit: f"\\u{ord(hit[0]):04x}", text) + "\n")
 
 
 def open_plain(path: Path | str) -> BinaryIO:
-    """A plain file, opened for reading; opening a pipe would wait for ever, and a device has no end.
+    """Open a regular file for reading; opening a pipe could block for ever, and a device has no end.
 
     Raises:
-        OSError: it is missing, refused, or no plain file.
+        OSError: missing, no permission, or not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -167,11 +167,7 @@ def open_plain(path: Path | str) -> BinaryIO:
 
 
 def check_plain(path: Path | str) -> None:
-    """See that a library can open a file without waiting.
-
-    Raises:
-        OSError: see `open_plain`.
-    """
+    """Raise OSError, as `open_plain`, if a library could not open the file without blocking."""
     open_plain(path).close()
 
 
@@ -189,7 +185,7 @@ def sha256_file(path: Path | str) -> str:
 
 
 def sha256_text(*parts: str) -> str:
-    """Hex SHA-256 of several strings; the boundary between parts counts."""
+    """Hex SHA-256 of several strings; boundaries between parts matter."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""What figures were made with: versions of the libraries they depend on, and hashes of settings and data."""
+"""What results were computed with: versions of libraries, and hashes of settings and data."""
 
 import platform
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ LIBRARIES = ("m3bind", "torch", "torchvision", "transformers", "timm", "open_cli
 
 def versions() -> dict[str, str]:
     """Version of Python and of each library that is installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def arithmetic() -> dict[str, str]:
-    """What decides the order of sums, and so the last bits of every result: torch, threads, instruction set, device."""
+    """What determines the order of sums, hence the last bits of results: torch, threads, instruction set, device."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
@@ -31,7 +31,7 @@ def arithmetic() -> dict[str, str]:
 
 
 def provenance(settings: Mapping[str, Any], files: Mapping[str, Path | str | None]) -> dict[str, Any]:
-    """Versions, what computed, hash of the settings, and of each file that is there."""
+    """Library versions, `arithmetic`, and hashes of the settings and of each existing file."""
     hashes = {name: sha256_file(path) for name, path in files.items() if path and Path(path).is_file()}
     facts = {"versions": versions(), "arithmetic": arithmetic()}
     return facts | {"settings": sha256_text(repr(sorted(settings.items()))), "files": hashes}

@@ -1,7 +1,7 @@
-"""Finding siblings by themselves: every file of a folder that defines a subclass of a base class is known by name.
+"""Registries: every subclass of a base class that a module of a package defines is registered by name.
 
-A modality, a model, a binding method, a data set or a few-shot method is added by dropping one file into its package,
-or by an installed distribution that names a class in an entry point; nothing else is edited.
+A modality, a model, a binding method, a data set or a few-shot method is added by one file in its package, or by an
+installed distribution that names a class in an entry point; nothing else is edited.
 """
 
 import importlib
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class Registry(Generic[T]):
-    """Names of the concrete subclasses of `base` found in the modules of `package` and in the entry points of `group`.
+    """Names of the concrete subclasses of `base` in the modules of `package` and in the entry points of `group`.
 
-    A class offers its names through the class attribute `names` (a tuple) or `name` (a string). An entry point says
-    `package.module:Class`; one that cannot be used is named in a warning and in `broken`, and the others are found.
-    Discovery happens once, at the first question, so importing the package stays cheap.
+    A class states its names in the class attribute `names` (a tuple) or `name` (a string). An entry point has the form
+    `package.module:Class`; a broken one is skipped with a warning and recorded in `broken`.
+    Discovery happens once, at first use, so importing the package stays cheap.
     """
 
     def __init__(self, kind: str, package: str, group: str, base: type[T]) -> None:
@@ -42,7 +42,7 @@ class Registry(Generic[T]):
                     found |= self._offered(point, found)
                 except Exception as error:  # another distribution's code, which may raise anything when imported
                     self.broken[point.name] = reason = str(error) or in_words(error)
-                    log.warning("%s %s (%s) is left out: %s", self.kind, point.name, point.value, reason)
+                    log.warning("%s %s (%s) is skipped: %s", self.kind, point.name, point.value, reason)
             self._classes = found
         return self._classes
 
@@ -57,13 +57,14 @@ class Registry(Generic[T]):
     def _offered(self, point: importlib.metadata.EntryPoint, known: dict[str, type[T]]) -> dict[str, type[T]]:
         cls = point.load()
         if not self._concrete(cls):
-            raise ConfigError(f"no subclass of {self.base.__name__}; an entry point says package.module:Class")
+            raise ConfigError(f"not a subclass of {self.base.__name__}; write the entry point as package.module:Class")
         names = names_of(cls)
         if not names:
             raise ConfigError("the class has no `name`")
         for name in names:
             if name in known:
-                raise ConfigError(f"the name {name!r} is that of {known[name].__module__}.{known[name].__qualname__}")
+                other = known[name]
+                raise ConfigError(f"the name {name!r} is already used by {other.__module__}.{other.__qualname__}")
         return dict.fromkeys(names, cls)
 
     def _concrete(self, value: object) -> bool:
@@ -77,7 +78,7 @@ class Registry(Generic[T]):
         """The class registered as `name`.
 
         Raises:
-            UnknownNameError: nothing is registered under it; the message offers the nearest names.
+            UnknownNameError: not registered; the message suggests the nearest names.
         """
         try:
             return self.classes()[name]
@@ -85,10 +86,10 @@ class Registry(Generic[T]):
             raise UnknownNameError(self.kind, name, self.classes()) from None
 
     def refresh(self) -> None:
-        """Forget what was found, so that the next question looks again."""
+        """Clear the registry, so that the next use discovers the classes again."""
         self._classes = None
 
 
 def names_of(cls: type) -> tuple[str, ...]:
-    """The public names of a class: its `names`, or its `name`, or none."""
+    """The public names of a class: its `names`, or its `name`; empty if it has neither."""
     return tuple(getattr(cls, "names", ()) or filter(None, [getattr(cls, "name", "")]))

@@ -1,13 +1,12 @@
-"""Reading small files: what m3bind wrote, in a folder that anybody may have made or changed, and what a user names.
+"""Reading small files: those of m3bind, in folders that anyone may have created or changed, and those of options.
 
-* `read_bytes`, `read_text`: of a plain file, bounded. * `bytes_given`, `read_given`, `lines_given`: what an option
-names, a file or a pipe. * `read_json`, `read_yaml`, `parse_yaml`: plain values, bounded.
-* `read_parquet`: a table, bounded.
-* `Strict`: a pydantic model that knows all its keys.
-* `checked`: plain values as the type they must have; names the key that does not fit.
-* `plain`: values of a size that settings have. * `inside`: a path in a folder that does not lead out of it.
+* `read_bytes`, `read_text`: a regular file of bounded size.
+* `bytes_given`, `read_given`, `lines_given`: a file or pipe that an option names.
+* `read_json`, `parse_json`, `read_yaml`, `parse_yaml`, `read_parquet`: plain values and tables of bounded size.
+* `Strict`: a pydantic model that rejects unknown keys. * `checked`: plain values validated as a type.
+* `plain`: rejects oversized settings. * `inside`: a path that cannot leave its folder.
 
-Everything that is wrong with such a file is a `StoredFileError` that names it.
+Every defect of such a file is a `StoredFileError` that names the file.
 """
 
 import json
@@ -26,71 +25,71 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from m3bind.errors import ConfigError, M3BindError, in_words
 
 T = TypeVar("T")
-MOST_JSON, MOST_YAML = 256 << 20, 256 << 10  # bytes of a file
-MOST_SECRET, MOST_LIST = 64 << 10, 256 << 20  # bytes of a token or key, and of a list, that an option names
-PIPE = 10.0  # seconds that a pipe may take
-_DEEP, _MANY, _LONG = 32, 2_000_000, 1 << 20  # levels, values and characters of one text that settings may have
-_AT_ONCE, _MOST_ROWS = 1 << 28, 65536  # bytes and rows of a table unpacked at once
-_MOST_COLUMNS = 4096  # of a table
-MOST_NODES = 200_000  # of a YAML file, what stands for other nodes counted with all of these
+MAX_JSON, MAX_YAML = 256 << 20, 256 << 10  # bytes of a file
+MAX_SECRET, MAX_LIST = 64 << 10, 256 << 20  # bytes of a token or key, and of a list, named by an option
+PIPE = 10.0  # seconds until a pipe must end
+_DEEP, _MANY, _LONG = 32, 2_000_000, 1 << 20  # maximum levels, values, and characters of one text in settings
+_BATCH_BYTES, _BATCH_ROWS = 1 << 28, 65536  # of a table, unpacked at a time
+_MAX_COLUMNS = 4096  # of a table
+MAX_NODES = 200_000  # of a YAML file, aliases counted as all nodes they refer to
 
 
 class Strict(BaseModel):
-    """Values of which each has a name that is known; another name is an error."""
+    """A pydantic model in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class StoredFileError(M3BindError, ValueError):
-    """A file does not hold what m3bind writes there: damaged, altered, or made to harm. `path`, `reason`."""
+    """A file is not as m3bind writes it: damaged, altered or malicious. Attributes: `path`, `reason`."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path, self.reason = Path(path), reason
 
 
-def read_bytes(path: Path | str, most: int) -> bytes:
-    """The content of a plain file.
+def read_bytes(path: Path | str, maximum: int) -> bytes:
+    """The content of a regular file.
 
     Raises:
-        OSError: it is missing, or refused.
-        StoredFileError: no plain file, or larger than `most` bytes.
+        OSError: missing, or no permission.
+        StoredFileError: not a regular file, or larger than `maximum` bytes.
     """
-    return _read(path, most)
+    return _read(path, maximum)
 
 
-def _read(path: Path | str, most: int, pipe: float = 0.0) -> bytes:
-    """The content of a plain file, or of a pipe that ends within `pipe` seconds."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe that nobody writes to is opened, too
+def _read(path: Path | str, maximum: int, pipe: float = 0.0) -> bytes:
+    """The content of a regular file, or of a pipe that ends within `pipe` seconds."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # never blocks on a pipe without a writer
     try:
         status = os.fstat(descriptor)
         is_pipe = bool(pipe) and stat.S_ISFIFO(status.st_mode)
         if not stat.S_ISREG(status.st_mode) and not is_pipe:
             raise StoredFileError(path, "neither a plain file nor a pipe" if pipe else "not a plain file")
-        if status.st_size > most:
-            raise StoredFileError(path, f"{status.st_size:,} bytes, more than {most:,}")
-        found, end = bytearray(), time.monotonic() + pipe
+        if status.st_size > maximum:
+            raise StoredFileError(path, f"{status.st_size:,} bytes, more than {maximum:,}")
+        content, end = bytearray(), time.monotonic() + pipe
         while True:
             if is_pipe and not select.select([descriptor], [], [], max(0.0, end - time.monotonic()))[0]:
                 raise StoredFileError(path, f"a pipe that does not end within {pipe:g} s")
-            piece = os.read(descriptor, min(1 << 20, most + 1 - len(found)))
+            piece = os.read(descriptor, min(1 << 20, maximum + 1 - len(content)))
             if not piece:
-                return bytes(found)
-            found += piece
-            if len(found) > most:
-                raise StoredFileError(path, f"more than {most:,} bytes")
+                return bytes(content)
+            content += piece
+            if len(content) > maximum:
+                raise StoredFileError(path, f"more than {maximum:,} bytes")
     finally:
         os.close(descriptor)
 
 
-def read_text(path: Path | str, most: int) -> str:
-    """The text of a plain file.
+def read_text(path: Path | str, maximum: int) -> str:
+    """The text of a regular file.
 
     Raises:
-        OSError: it is missing, or refused.
+        OSError: missing, or no permission.
         StoredFileError: see `read_bytes`; or not UTF-8.
     """
-    return _text(read_bytes(path, most), path)
+    return _text(read_bytes(path, maximum), path)
 
 
 def _text(data: bytes, path: Path | str) -> str:
@@ -100,14 +99,14 @@ def _text(data: bytes, path: Path | str) -> str:
         raise StoredFileError(path, "not UTF-8 text; save it as UTF-8") from None
 
 
-def bytes_given(path: Path, option: str, most: int = MOST_SECRET) -> bytes:
-    """The content of a small file that an option names, or of a pipe, as `--token-file <(pass show m3bind)` makes one.
+def bytes_given(path: Path, option: str, maximum: int = MAX_SECRET) -> bytes:
+    """The content of a small file that an option names, or of a pipe such as `--token-file <(pass show m3bind)`.
 
     Raises:
-        ConfigError: it cannot be read, is too long, or a pipe that does not end: names option and file.
+        ConfigError: unreadable, too long, or a pipe that does not end; names option and file.
     """
     try:
-        return _read(path, most, PIPE)
+        return _read(path, maximum, PIPE)
     except StoredFileError as error:
         reason = error.reason
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
@@ -115,46 +114,46 @@ def bytes_given(path: Path, option: str, most: int = MOST_SECRET) -> bytes:
     raise ConfigError(f"{option}: {path} cannot be read ({reason})")
 
 
-def read_given(path: Path, option: str, most: int = MOST_SECRET) -> str:
+def read_given(path: Path, option: str, maximum: int = MAX_SECRET) -> str:
     """The text of a small file or pipe that an option names.
 
     Raises:
         ConfigError: see `bytes_given`; or not UTF-8.
     """
     try:
-        return _text(bytes_given(path, option, most), path)
+        return _text(bytes_given(path, option, maximum), path)
     except StoredFileError as error:
         raise ConfigError(f"{option}: {path} cannot be read ({error.reason})") from None
 
 
 def lines_given(path: Path, option: str) -> list[str]:
-    """The lines of a list that an option names, without empty ones.
+    """The non-empty lines of a list that an option names.
 
     Raises:
         ConfigError: see `read_given`.
     """
-    return [line for line in read_given(path, option, MOST_LIST).splitlines() if line.strip()]
+    return [line for line in read_given(path, option, MAX_LIST).splitlines() if line.strip()]
 
 
-def read_json(path: Path | str, most: int = MOST_JSON) -> Any:
+def read_json(path: Path | str, maximum: int = MAX_JSON) -> Any:
     """The value in a JSON file.
 
     Raises:
-        OSError: it is missing, or refused.
-        StoredFileError: see `read_bytes`; or no JSON, or nested too deeply.
+        OSError: missing, or no permission.
+        StoredFileError: see `read_bytes` and `parse_json`.
     """
-    return parse_json(read_bytes(path, most), path)
+    return parse_json(read_bytes(path, maximum), path)
 
 
 def parse_json(text: bytes | str, path: Path | str) -> Any:
-    """The value of JSON text that stands in the file `path`.
+    """The value of JSON text; `path` is the file that errors name.
 
     Raises:
-        StoredFileError: no JSON, nested too deeply, or a key twice in one object.
+        StoredFileError: not JSON, nested too deeply, or a key twice in one object.
     """
     try:
-        return json.loads(text, object_pairs_hook=_each_once)
-    except _TwiceError as error:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except _DuplicateKeyError as error:
         raise StoredFileError(path, str(error)) from None
     except json.JSONDecodeError as error:
         raise StoredFileError(path, f"not valid JSON ({error.msg}, line {error.lineno})") from None
@@ -163,34 +162,33 @@ def parse_json(text: bytes | str, path: Path | str) -> Any:
         raise StoredFileError(path, "nested too deeply" if deep else "not valid JSON (bytes or numbers)") from None
 
 
-class _TwiceError(ValueError):
-    """Readers differ in which of two equal keys they take."""
+class _DuplicateKeyError(ValueError):
+    """Parsers differ in which of two equal keys they take."""
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise _TwiceError(f"the key {twice[:40]!r} stands twice in one object")
-    return made
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise _DuplicateKeyError(f"the key {key[:40]!r} occurs twice in one object")
+    return values
 
 
 def read_yaml(path: Path | str) -> Any:
     """The value in a YAML file, of plain types only.
 
     Raises:
-        OSError: it is missing, or refused.
+        OSError: missing, or no permission.
         StoredFileError: see `read_text` and `parse_yaml`.
     """
-    return parse_yaml(read_text(path, MOST_YAML), path)
+    return parse_yaml(read_text(path, MAX_YAML), path)
 
 
 def parse_yaml(text: str, path: Path | str) -> Any:
-    """The value of YAML text that stands in `path`, of plain types only.
+    """The value of YAML text, of plain types only; `path` is the file that errors name.
 
     Raises:
-        StoredFileError: not YAML, a tag that makes objects, nested too deeply, or many times larger than it looks
-            because its parts stand for one another.
+        StoredFileError: not YAML, a tag that creates objects, nested too deeply, or too large with aliases expanded.
     """
     loader = None
     try:
@@ -198,8 +196,8 @@ def parse_yaml(text: str, path: Path | str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if _size(node, {}) > MOST_NODES:
-            raise StoredFileError(path, f"more than {MOST_NODES:,} values (aliases counted as what they stand for)")
+        if _size(node, {}) > MAX_NODES:
+            raise StoredFileError(path, f"more than {MAX_NODES:,} values (aliases counted as the nodes they refer to)")
         return loader.construct_document(node)
     except StoredFileError:
         raise
@@ -207,7 +205,7 @@ def parse_yaml(text: str, path: Path | str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
         raise StoredFileError(path, f"not valid YAML ({error.problem}{line})") from None
     except RecursionError:
-        raise StoredFileError(path, "nested too deeply, or in itself") from None
+        raise StoredFileError(path, "nested too deeply, or contains itself") from None
     except Exception as error:  # PyYAML's constructors raise anything for a value that does not fit its tag
         raise StoredFileError(path, "not valid YAML (a value that cannot be read)") from error
     finally:
@@ -215,15 +213,14 @@ def parse_yaml(text: str, path: Path | str) -> Any:
             loader.dispose()
 
 
-def read_parquet(path: Path, most: int) -> Any:
-    """A Parquet table as Arrow, without the notes that other programs left in it for themselves.
+def read_parquet(path: Path, maximum: int) -> Any:
+    """A Parquet table as Arrow, without the metadata of other programs.
 
-    A text may be stored once and stand in every row: texts are read as numbers of texts and written out when it is
-    known how long they become.
+    One stored text may fill every row: texts are read dictionary-encoded and expanded once their total size is known.
 
     Raises:
-        StoredFileError: no plain file, more columns than tables have, or it unpacks to more than `most` bytes.
-        Exception: pyarrow raises many kinds for what is no such table.
+        StoredFileError: not a regular file, too many columns, or it unpacks to more than `maximum` bytes.
+        Exception: pyarrow raises many types for files that are not such a table.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -231,37 +228,38 @@ def read_parquet(path: Path, most: int) -> Any:
     if not path.is_file():
         raise StoredFileError(path, "not a plain file")
     with pq.ParquetFile(path) as file:
-        if file.metadata.num_columns > _MOST_COLUMNS:
-            raise StoredFileError(path, f"{file.metadata.num_columns:,} columns, more than {_MOST_COLUMNS:,}")
+        if file.metadata.num_columns > _MAX_COLUMNS:
+            raise StoredFileError(path, f"{file.metadata.num_columns:,} columns, more than {_MAX_COLUMNS:,}")
         schema, groups = file.schema_arrow, [file.metadata.row_group(at) for at in range(file.metadata.num_row_groups)]
     texts = [field.name for field in schema if _is_text(field.type)]
     width = sum(_width(field.type) for field in schema if field.name not in texts)
-    if sum(group.total_byte_size for group in groups) > most or width * sum(group.num_rows for group in groups) > most:
-        raise StoredFileError(path, "unpacks to more than it may")
+    rows = sum(group.num_rows for group in groups)
+    if sum(group.total_byte_size for group in groups) > maximum or width * rows > maximum:
+        raise StoredFileError(path, f"unpacks to more than {maximum:,} bytes")
     nested = any(not _is_text(field.type) and not _width(field.type) for field in schema)
     largest = max((group.total_byte_size for group in groups), default=0) if nested else width
     with pq.ParquetFile(path, read_dictionary=texts) as file:
         batches = []
-        for batch in file.iter_batches(min(_MOST_ROWS, max(1, _AT_ONCE // max(largest, 1)))):
-            most -= sum(map(_unpacked, batch.columns))
-            if most < 0:
-                raise StoredFileError(path, "unpacks to more than it may")
+        left = maximum
+        for batch in file.iter_batches(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(largest, 1)))):
+            left -= sum(map(_unpacked, batch.columns))
+            if left < 0:
+                raise StoredFileError(path, f"unpacks to more than {maximum:,} bytes")
             batches.append(batch)
     table = pa.Table.from_batches(batches) if batches else schema.empty_table()
     return table.cast(schema).replace_schema_metadata(None)
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether values of an Arrow type are letters or bytes of any number."""
+    """Whether values of an Arrow type are texts or bytes of variable length."""
     import pyarrow.types as kinds
 
-    return any(
-        is_one(kind) for is_one in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)
-    )
+    checks = (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)
+    return any(check(kind) for check in checks)
 
 
 def _width(kind: Any) -> int:
-    """Bytes of a value of an Arrow type, 0 where they are not always as many."""
+    """Bytes of a value of an Arrow type, 0 if they vary."""
     try:
         return max(1, int(kind.bit_width) // 8)
     except ValueError:
@@ -269,7 +267,7 @@ def _width(kind: Any) -> int:
 
 
 def _unpacked(column: Any) -> int:
-    """Bytes of an Arrow array with every text written out."""
+    """Bytes of an Arrow array once its dictionary is expanded."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -280,11 +278,7 @@ def _unpacked(column: Any) -> int:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Nodes below a node, an alias counted as all that it stands for.
-
-    Raises:
-        RecursionError: it stands in itself.
-    """
+    """Number of nodes from a node down, aliases expanded; RecursionError if it contains itself."""
     if id(node) in known:
         if not known[id(node)]:
             raise RecursionError
@@ -300,10 +294,10 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def checked(kind: type[T], value: Any, path: Path | str) -> T:
-    """A plain value as the type it must have: a dataclass, a pydantic model, or an annotated type.
+    """A plain value validated as a dataclass, a pydantic model, or an annotated type.
 
     Raises:
-        StoredFileError: names the key that is missing or does not fit.
+        StoredFileError: names the key that is missing or invalid.
     """
     try:
         return TypeAdapter(kind).validate_python(value)
@@ -316,11 +310,7 @@ def checked(kind: type[T], value: Any, path: Path | str) -> T:
 
 
 def plain(value: Any) -> None:
-    """Refuse values that are nested deeply or are huge, and numbers that are none.
-
-    Raises:
-        ValueError: which of them.
-    """
+    """Raise ValueError for values that are nested too deeply or too large, and for numbers that are not finite."""
     rest, values = [(value, 0)], 0
     while rest:
         item, depth = rest.pop()
@@ -334,16 +324,16 @@ def plain(value: Any) -> None:
         elif isinstance(item, str) and len(item) > _LONG:
             raise ValueError(f"a text of {len(item):,} characters")
         elif isinstance(item, float) and not math.isfinite(item):
-            raise ValueError(f"{item} is no number")
+            raise ValueError(f"{item} is not a finite number")
 
 
 def inside(folder: Path | str, name: str) -> Path:
     """The path of `name` in `folder`.
 
-    Files of a snapshot in the hub's cache are links into the `blobs` beside `snapshots`, which belong to it.
+    Links of a snapshot in the hub's cache into the `blobs` beside `snapshots` are allowed.
 
     Raises:
-        ValueError: the name is absolute, has `..` in it, or is a link that leads out of the folder.
+        ValueError: the name is absolute, contains `..`, or is a link that leads out of the folder.
     """
     folder = Path(folder)
     relative = PurePosixPath(name)
@@ -352,9 +342,9 @@ def inside(folder: Path | str, name: str) -> Path:
     path, root = folder / relative, folder.resolve()
     roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     try:
-        leads = path.resolve()
-    except (RuntimeError, OSError):  # a circle of links
+        target = path.resolve()
+    except (RuntimeError, OSError):  # a cycle of links
         raise ValueError(f"{name!r} is a link that leads to itself") from None
-    if not any(leads.is_relative_to(allowed) for allowed in roots):
+    if not any(target.is_relative_to(allowed) for allowed in roots):
         raise ValueError(f"{name!r} is a link that leads out of the folder; copy the file into it")
     return path

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 from pydantic import Field, ValidationError, model_validator
 
 from m3bind.core.files import sha256_text
-from m3bind.core.stored import MOST_YAML, StoredFileError, Strict, parse_yaml, read_text
+from m3bind.core.stored import MAX_YAML, StoredFileError, Strict, parse_yaml, read_text
 from m3bind.data.cells import key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.classification import MULTI, SINGLE
@@ -175,7 +175,7 @@ def load_prompts(name: str | Path) -> PromptSet:
     if not path.is_file():
         raise UnknownNameError("prompt set", str(name), prompt_sets())
     try:
-        return _parse(path, read_text(path, MOST_YAML))
+        return _parse(path, read_text(path, MAX_YAML))
     except StoredFileError as error:
         raise ConfigError(f"{error}; see prompts/mini5.yaml for the format.") from None
     except ValidationError as error:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from m3bind.core.stored import MOST_YAML, StoredFileError, Strict, read_text
+from m3bind.core.stored import MAX_YAML, StoredFileError, Strict, read_text
 from m3bind.errors import ConfigError, UnknownNameError
 
 FOLDER = Path(__file__).parent
@@ -124,7 +124,7 @@ def load_tables(name: str | Path) -> TableFile:
     if not path.is_file():
         raise UnknownNameError("table file", str(name), sorted(p.stem for p in FOLDER.glob("*.toml")))
     try:
-        return TableFile(**tomllib.loads(read_text(path, MOST_YAML)))
+        return TableFile(**tomllib.loads(read_text(path, MAX_YAML)))
     except StoredFileError as error:
         raise ConfigError(str(error)) from None
     except RecursionError:

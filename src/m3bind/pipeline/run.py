@@ -37,7 +37,7 @@ from m3bind.config import PostConfig, RunConfig, validate
 from m3bind.core import sums
 from m3bind.core.files import only_one, sha256_file, write_json, write_text
 from m3bind.core.provenance import provenance
-from m3bind.core.stored import MOST_JSON, parse_json, read_text, read_yaml
+from m3bind.core.stored import MAX_JSON, parse_json, read_text, read_yaml
 from m3bind.data.cache import FeatureCache
 from m3bind.data.records import BadRow, Record, format_bad_rows
 from m3bind.errors import ConfigError, ResultError
@@ -246,7 +246,7 @@ class Run:
         for folder in folders:
             path = folder / "log.jsonl"
             if path.exists():
-                rows += [parse_json(line, path) for line in read_text(path, MOST_JSON).splitlines()]
+                rows += [parse_json(line, path) for line in read_text(path, MAX_JSON).splitlines()]
         write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 

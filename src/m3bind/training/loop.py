@@ -32,7 +32,7 @@ from m3bind.core.device import compute_dtype, may_round
 from m3bind.core.files import sha256_text, write_text
 from m3bind.core.progress import progress
 from m3bind.core.provenance import arithmetic
-from m3bind.core.stored import MOST_JSON, read_text
+from m3bind.core.stored import MAX_JSON, read_text
 from m3bind.errors import CheckpointError, NotFiniteError
 from m3bind.training import checkpoint
 from m3bind.training.parallel import average_gradients, world
@@ -199,7 +199,7 @@ class _Run:
         checkpoint.unpack_optimizer(self.optimizer, self.parameters, packed)
         step = int(description["step"])
         if self.main:  # always written: a link at this path is replaced, not followed
-            text = read_text(self.log_path, MOST_JSON) if self.log_path.is_file() else ""
+            text = read_text(self.log_path, MAX_JSON) if self.log_path.is_file() else ""
             write_text(self.log_path, "".join(line + "\n" for line in text.splitlines() if _logged_step(line) <= step))
         return step
 

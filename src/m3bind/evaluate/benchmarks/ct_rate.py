@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from m3bind.core.stored import MOST_LIST, read_text
+from m3bind.core.stored import MAX_LIST, read_text
 from m3bind.data.splits import patient_position
 from m3bind.errors import in_words
 from m3bind.evaluate.benchmarks._cells import is_one, literal
@@ -136,7 +136,7 @@ def _by_volume(path: Path) -> dict[str, dict[str, str]]:
 def _not_chest(root: Path, split: str) -> frozenset[str]:
     """Names of volumes on the publisher's list of scans that are not of the chest."""
     lists = [*root.glob(f"no_chest_{split}.txt"), *root.glob(f"*/no_chest_{split}.txt")]
-    lines = "\n".join(read_text(path, MOST_LIST) for path in lists).splitlines()
+    lines = "\n".join(read_text(path, MAX_LIST) for path in lists).splitlines()
     return frozenset(line.strip().rpartition("/")[2] for line in lines if line.strip())
 
 
