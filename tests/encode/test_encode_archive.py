@@ -31,16 +31,16 @@ REASONS = {
     "PNG of absurd size": "not a PNG or JPEG or TIFF that can be read: it is a damaged PNG file",
     "head of a JPEG": "damaged or cut short: it cannot be decoded",
     "page for a JPEG": "not a PNG or JPEG or TIFF that can be read: it is a web page or XML",
-    "cut DICOM": "1 frames of 40 x 40 need 3,200 bytes, 1,372 are there",
+    "cut DICOM": "1 frames of 40 x 40 need 3,200 bytes, 1,372 are stored",
     "DICOM without pixels": "no pixels: a radiograph",
     "DICOM of another kind": "a DICOM object of kind PR",
     "cut NIfTI": "not a readable NIfTI file (cut short: 2,155 of 4,448 bytes)",
     "words for a NIfTI": "not a readable NIfTI file (another header)",
     "WFDB header alone": "a signal file named by the header is missing",
     "WFDB cut short": "not a readable WFDB record: cut short, the header declares 1,000 samples, "
-    "its signal file holds 791",
+    "its signal file contains 791",
     "three leads": "leads V1, V2, V3, V4, V5, V6 are missing",
-    "cut EDF": "not a readable EDF file: cut short, a header of 3,328 bytes, 300 are there",
+    "cut EDF": "not a readable EDF file: cut short, a header of 3,328 bytes, 300 are stored",
 }
 
 

@@ -74,7 +74,7 @@ def test_two_volumes_at_the_same_places(tmp_path: Path, what: str, numbers: str)
     by_number = what == "kernel" and numbers == "shuffled"  # where nothing else ranks them, the lowest number does
     np.testing.assert_array_equal(sample.array, TWO if by_number else ONE)
     said = said.replace("B30F", "B70F") if by_number else said
-    assert said in doubts(sample) and "left out 12 slices" in doubts(sample) and sample.unit == "HU"
+    assert said in doubts(sample) and "excluded 12 slices" in doubts(sample) and sample.unit == "HU"
     assert sample.spacing == pytest.approx((2.0, 0.8, 0.8))
 
 
@@ -155,14 +155,14 @@ def test_passes_by_number_are_separated(tmp_path: Path) -> None:
 def test_shuffled_numbers_without_any_fact_are_refused(tmp_path: Path, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(24)
     both = each(slices(ONE) + slices(TWO), InstanceNumber=lambda k: int(order[k]))
-    with pytest.raises(ReadError, match="12 of 12 places hold several slices, and nothing tells"):
+    with pytest.raises(ReadError, match="12 of 12 places have several slices, and no entry"):
         read(write(tmp_path / "s", both, seed))
 
 
 @pytest.mark.parametrize("numbers", [lambda k: 1, lambda k: k % 12, lambda k: 2 * (k % 12) + k // 12])
 def test_numbers_that_tell_nothing_are_refused(tmp_path: Path, numbers: Callable[[int], int]) -> None:
     both = each(slices(ONE) + slices(TWO), InstanceNumber=numbers)
-    with pytest.raises(ReadError, match="nothing tells which belong together"):
+    with pytest.raises(ReadError, match="no entry distinguishes them"):
         read(write(tmp_path / "s", both))
 
 
@@ -189,7 +189,7 @@ def test_several_series_in_one_folder(tmp_path: Path) -> None:
     write(folder, scouts)
     sample = read(folder)
     np.testing.assert_array_equal(sample.array, TWO)
-    assert "7 slices of 1 other series left out" in doubts(sample) and "2 localizer" in " ".join(sample.steps)
+    assert "7 slices of 1 other series excluded" in doubts(sample) and "2 localizer" in " ".join(sample.steps)
 
 
 def test_a_series_of_two_phases_does_not_win_by_its_number_of_files(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_fan_of_single_slices_is_refused(tmp_path: Path) -> None:
     for k, dataset in enumerate(slices(ONE)):
         turn = np.deg2rad(15 * k)
         fan += each([dataset], ImageOrientationPatient=[float(np.cos(turn)), float(np.sin(turn)), 0, 0, 0, -1])
-    with pytest.raises(ReadError, match="12 slices of 12 sizes, orientations or pixel spacings, none prevails"):
+    with pytest.raises(ReadError, match="12 slices of 12 sizes, orientations or pixel spacings, all different"):
         read(write(tmp_path / "s", fan))
 
 
@@ -256,7 +256,7 @@ def test_one_enhanced_file_with_two_volumes(tmp_path: Path, what: str, order: st
     sample = read(enhanced(tmp_path / "a.dcm", [frames[k] for k in chosen]))
     by_number = what == "kernel" and order == "shuffled"  # the first frame is of the second volume
     np.testing.assert_array_equal(sample.array, TWO if by_number else ONE)
-    assert "2 volumes at the same places" in doubts(sample) and "left out 12" in doubts(sample)
+    assert "2 volumes at the same places" in doubts(sample) and "excluded 12" in doubts(sample)
 
 
 def test_dimension_indices_tell_volumes_apart(tmp_path: Path) -> None:
@@ -270,12 +270,12 @@ def test_dimension_indices_tell_volumes_apart(tmp_path: Path) -> None:
         frames.append(((ONE, TWO)[phase][place], 2.0 * place, content))
     sample = read(enhanced(tmp_path / "a.dcm", frames, DimensionIndexSequence=dimensions))
     np.testing.assert_array_equal(sample.array, ONE)
-    assert "told apart by dimension" in doubts(sample)
+    assert "distinguished by dimension" in doubts(sample)
 
 
 def test_frames_that_cannot_be_assigned_are_refused(tmp_path: Path) -> None:
     frames = [((ONE, TWO)[(k + t) % 2][k], 2.0 * k, {}) for k in range(12) for t in range(2)]
-    with pytest.raises(ReadError, match="nothing tells which belong together"):
+    with pytest.raises(ReadError, match="no entry distinguishes them"):
         read(enhanced(tmp_path / "a.dcm", frames))
 
 
@@ -284,7 +284,7 @@ def test_several_enhanced_files_in_one_folder(tmp_path: Path) -> None:
         enhanced(tmp_path / "s" / f"{name}.dcm", [(volume[k], 2.0 * k, {}) for k in range(12)])
     sample = read(tmp_path / "s")
     np.testing.assert_array_equal(sample.array, ONE)
-    assert "2 volumes at the same places, told apart by file" in doubts(sample)
+    assert "2 volumes at the same places, distinguished by file" in doubts(sample)
 
 
 def test_parts_of_one_enhanced_volume_in_several_files(tmp_path: Path) -> None:

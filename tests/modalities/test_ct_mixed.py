@@ -54,7 +54,7 @@ def test_passes_by_number_that_lie_in_between_are_not_mixed(tmp_path: Path, what
     sample = read(write(tmp_path / "s", NUMBERED[what]()))
     np.testing.assert_array_equal(sample.array, ONE)
     assert sample.spacing == (2.0, 0.8, 0.8)
-    assert "in between each other, told apart by their numbers: took one with 12 slices" in doubts(sample)
+    assert "interleaved volumes, distinguished by their numbers: took one with 12 slices" in doubts(sample)
 
 
 @pytest.mark.parametrize("what", TIMED)
@@ -63,14 +63,14 @@ def test_passes_by_time_that_lie_in_between_are_not_mixed(tmp_path: Path, what: 
     both = each(slices(ONE), InstanceNumber=1, **first) + each(slices(TWO, z=1.0), InstanceNumber=1, **second)
     sample = read(write(tmp_path / "s", both))
     np.testing.assert_array_equal(sample.array, ONE)
-    assert f"told apart by {what}" in doubts(sample)
+    assert f"distinguished by {what}" in doubts(sample)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_alternating_slices_that_cannot_be_assigned_are_refused(tmp_path: Path, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(24)
     both = each(slices(ONE) + slices(TWO, z=1.0), InstanceNumber=lambda k: int(order[k]))
-    with pytest.raises(ReadError, match="slices beside each other are of different pictures"):
+    with pytest.raises(ReadError, match="neighbouring slices are of different volumes"):
         read(write(tmp_path / "s", both))
 
 
@@ -99,7 +99,7 @@ def outcome(path: Path) -> str:
     try:
         text = doubts(get("ct").read(path))
     except ReadError as error:
-        assert "slices beside each other are of different pictures" in error.reason
+        assert "neighbouring slices are of different volumes" in error.reason
         return "refused"
     return "doubted" if "perhaps several phases, kernels or windows" in text else text
 
@@ -220,7 +220,7 @@ def test_loose_slices_above_other_series_are_the_folders_own(tmp_path: Path) -> 
     assert list(files_below(top)) == [top, top / "other", top / "other" / "broken.dcm"]
     sample = read(top)
     np.testing.assert_array_equal(sample.array, ONE)
-    assert sample.warnings == [] and "20 slices of other series in folders below" in "; ".join(sample.steps)
+    assert sample.warnings == [] and "20 slices of other series in subfolders" in "; ".join(sample.steps)
     rest = series(slices(body(340.0, depth=24)), "2")[20:]
     write(top / "more", [*rest, *each(series(slices(ONE[:2], z=24.0, first=13), "1"))])
     assert read(top).array.shape == (14, 24, 24)

@@ -90,7 +90,7 @@ def test_padding_of_an_enhanced_file(tmp_path: Path) -> None:
     ("entries", "doubt"),
     [
         ({"RescaleSlope": 0}, "12 of 12 slices: its rescale slope is 0: taken as 1"),
-        ({"RescaleSlope": None}, "rescale slope is no number: taken as 1"),
+        ({"RescaleSlope": None}, "rescale slope is not a number: taken as 1"),
         ({"RescaleSlope": lambda k: 0 if k == 4 else 1}, "1 of 12 slices: its rescale slope is 0"),
     ],
 )
@@ -177,13 +177,13 @@ def located(k: int) -> str:
 @pytest.mark.parametrize(
     ("entries", "doubt"),
     [
-        ({"SpacingBetweenSlices": 5.0}, "positions lie 2 mm apart, SpacingBetweenSlices says 5 mm: positions taken"),
+        ({"SpacingBetweenSlices": 5.0}, "positions are 2 mm apart, SpacingBetweenSlices 5 mm: positions taken"),
         ({"SpacingBetweenSlices": -2.0}, ""),
         ({"SpacingBetweenSlices": 2.05}, ""),
         ({"SliceThickness": 5.0}, ""),  # slices may overlap
         ({"SliceLocation": located}, ""),
         ({"SliceLocation": lambda k: str(100 - 2 * k)}, ""),  # counted the other way
-        ({"SliceLocation": lambda k: str(0.5 * k)}, "positions lie 2 mm apart, slice locations 0.5 mm"),
+        ({"SliceLocation": lambda k: str(0.5 * k)}, "positions are 2 mm apart, slice locations 0.5 mm"),
         ({"SliceLocation": lambda k: str([5, 3, 9, 1, 0, 7, 2, 8, 4, 6, 11, 10][k])}, "another order of slices"),
         ({"SliceLocation": "0"}, "slice locations 0 mm"),
         ({"ImagerPixelSpacing": [0.8, 0.8]}, ""),

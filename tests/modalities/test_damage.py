@@ -64,7 +64,7 @@ KINDS = [("jpeg", None), ("jpeg", tail), ("jpeg", middle), ("jpeg2000", None), (
 def test_tiff_pictures(tmp_path: Path, compression: str, how: Damage | None, tile: tuple[int, int] | None) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, SLIDE, compression=compression, photometric="rgb", tile=tile)
-    picture = images.decode_picture(hurt_tiff(path, how))
+    picture = images.decode_image(hurt_tiff(path, how))
     assert len(doubts(picture.warnings)) == (how is not None)
 
 

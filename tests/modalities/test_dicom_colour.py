@@ -71,14 +71,14 @@ def read(path: Path, rgb: np.ndarray, stream: bytes, uid: str, label: str, **ent
         ("RGB", "", (82, 71, 66), False, "RGB", ""),
         ("RGB", "Adobe 0", (1, 2, 3), False, "RGB", ""),
         ("RGB", "", (1, 2, 3), False, "RGB", ""),
-        ("YBR", "", (1, 2, 3), False, "RGB", "labelled RGB, but the JPEG stream has no mark of RGB: taken as YBR"),
-        ("YBR", "", (0, 1, 2), True, "RGB", "labelled RGB, but colour at half the resolution says YBR: taken as YBR"),
-        ("YBR", "JFIF", (1, 2, 3), False, "RGB", "labelled RGB, but a JFIF marker says YBR: taken as YBR"),
-        ("YBR", "Adobe 1", (1, 2, 3), False, "RGB", "labelled RGB, but an Adobe marker (transform 1) says YBR"),
-        ("RGB", "JFIF", (1, 2, 3), False, "RGB", "labelled RGB, but a JFIF marker says YBR: taken as RGB"),
-        ("RGB", "Adobe 0", (1, 2, 3), False, "YBR_FULL", "labelled YBR_FULL, but an Adobe marker (transform 0) says"),
-        ("RGB", "", (82, 71, 66), False, "YBR_FULL_422", "component numbers that spell RGB says RGB: taken as RGB"),
-        ("YBR", "", (82, 71, 66), False, "YBR_FULL", "component numbers that spell RGB says RGB: taken as YBR"),
+        ("YBR", "", (1, 2, 3), False, "RGB", "labelled RGB, but the JPEG stream has no marker of RGB: taken as YBR"),
+        ("YBR", "", (0, 1, 2), True, "RGB", "labelled RGB, but YBR by colour at half the resolution: taken as YBR"),
+        ("YBR", "JFIF", (1, 2, 3), False, "RGB", "labelled RGB, but YBR by a JFIF marker: taken as YBR"),
+        ("YBR", "Adobe 1", (1, 2, 3), False, "RGB", "labelled RGB, but YBR by an Adobe marker (transform 1)"),
+        ("RGB", "JFIF", (1, 2, 3), False, "RGB", "labelled RGB, but YBR by a JFIF marker: taken as RGB"),
+        ("RGB", "Adobe 0", (1, 2, 3), False, "YBR_FULL", "labelled YBR_FULL, but RGB by an Adobe marker (transform 0)"),
+        ("RGB", "", (82, 71, 66), False, "YBR_FULL_422", "RGB by component numbers that spell RGB: taken as RGB"),
+        ("YBR", "", (82, 71, 66), False, "YBR_FULL", "RGB by component numbers that spell RGB: taken as YBR"),
     ],
 )
 def test_a_jpeg_shows_its_colours_whatever_it_is_labelled(
@@ -97,7 +97,7 @@ def test_a_jpeg_shows_its_colours_whatever_it_is_labelled(
         (True, "RGB", "YBR_RCT", ""),
         (False, "RGB", "RGB", ""),
         (False, "YBR", "YBR_FULL", ""),
-        (True, "RGB", "RGB", "labelled RGB, but its JPEG 2000 stream has a colour transform, which was undone"),
+        (True, "RGB", "RGB", "labelled RGB, but its JPEG 2000 stream has a colour transform, which was inverted"),
         (True, "RGB", "YBR_FULL", "labelled YBR_FULL, but its JPEG 2000 stream has a colour transform: taken as RGB"),
         (False, "RGB", "YBR_RCT", "labelled YBR_RCT, but its JPEG 2000 stream has no colour transform: taken as RGB"),
         (False, "YBR", "YBR_ICT", "labelled YBR_ICT, but its JPEG 2000 stream has no colour transform: taken as YBR"),
@@ -170,7 +170,7 @@ def test_another_precision_than_the_header_states(tmp_path: Path, bits: int, pre
     allocated = 8 if bits == 8 else 16
     array, doubts = grey(tmp_path / "a.dcm", values.astype("<u2" if allocated == 16 else "u1"), stream, JPEG_2000,
                          BitsAllocated=allocated, BitsStored=bits, HighBit=bits - 1)  # fmt: skip
-    assert f"the header says {bits} bits are stored, the compressed frame {precision}" in doubts
+    assert f"the header states {bits} bits, the compressed frame {precision}" in doubts
     np.testing.assert_allclose(array, values / values.max(), atol=1e-6)
 
 
@@ -181,7 +181,7 @@ def test_eight_bit_colours_labelled_deeper_are_not_dark(tmp_path: Path, bits: in
     array, doubts = read(tmp_path / "a.dcm", rgb, stream, JPEG_2000, "YBR_RCT",
                          BitsAllocated=16, BitsStored=bits, HighBit=bits - 1)  # fmt: skip
     np.testing.assert_allclose(array, rgb / 255, atol=0.01)
-    assert "bits are stored" in doubts
+    assert "bits, the compressed frame" in doubts
 
 
 @pytest.mark.parametrize("signed", [0, 1])
@@ -189,14 +189,14 @@ def test_another_sign_than_the_header_states(tmp_path: Path, signed: int) -> Non
     values = RAMP.astype(np.int16) * 4 if not signed else RAMP.astype(np.uint16) * 4
     stream = imagecodecs.jpeg2k_encode(values, reversible=True, codecformat="J2K")
     _, doubts = grey(tmp_path / "a.dcm", values.astype("<i2" if signed else "<u2"), stream, JPEG_2000)
-    assert f"the header says {('unsigned', 'signed')[signed]} values (taken)" in doubts
+    assert f"the header states {('unsigned', 'signed')[signed]} values (taken)" in doubts
 
 
 @pytest.mark.parametrize(("samples", "components"), [(1, 3), (3, 1)])
 def test_another_number_of_components_is_refused(tmp_path: Path, samples: int, components: int) -> None:
     rgb = photograph()
     stream = jpeg(rgb, "YBR") if components == 3 else imagecodecs.jpeg8_encode(rgb[..., 0].copy())
-    with pytest.raises(ReadError, match=f"says {samples} samples per pixel, the compressed frame {components}"):
+    with pytest.raises(ReadError, match=f"header: {samples} samples per pixel, compressed frame: {components}"):
         if samples == 1:
             grey(tmp_path / "a.dcm", rgb[..., 0], stream, BASELINE)
         else:

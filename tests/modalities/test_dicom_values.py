@@ -85,10 +85,10 @@ def test_no_padding_is_none() -> None:
         (None, None, (1, 0, False), ""),
         ([2.0], [-3.0], (2, -3, True), ""),
         ([0.0], [-1024.0], (1, -1024, True), "slope is 0: taken as 1"),
-        ([], [-1024.0], (1, -1024, True), "slope is no number: taken as 1"),
+        ([], [-1024.0], (1, -1024, True), "slope is not a number: taken as 1"),
         (None, [-1024.0], (1, -1024, True), "slope is missing: taken as 1"),
         ([2.0], None, (2, 0, True), "intercept is missing: taken as 0"),
-        ([2.0], [], (2, 0, True), "intercept is no number: taken as 0"),
+        ([2.0], [], (2, 0, True), "intercept is not a number: taken as 0"),
     ],
 )
 def test_an_unusable_rescaling_is_reported(
@@ -106,7 +106,7 @@ def test_units(value: object, unit: str) -> None:
     assert unit_of(value) == unit
 
 
-@pytest.mark.parametrize(("slope", "word"), [("0", "slope is 0"), ("nan", "slope is no number")])
+@pytest.mark.parametrize(("slope", "word"), [("0", "slope is 0"), ("nan", "slope is not a number")])
 def test_a_radiograph_with_such_a_slope_is_shown_with_a_doubt(tmp_path: Path, slope: str, word: str) -> None:
     stored = np.arange(64 * 64, dtype="<u2").reshape(64, 64)
     header = make(stored, RescaleIntercept="5", WindowCenter="2053.5", WindowWidth="4096")

@@ -73,7 +73,7 @@ def test_several_signals_of_one_name(tmp_path: Path, make_ecg: Make) -> None:
     header = tmp_path / "a.hea"
     header.write_text(header.read_text().replace(" X\n", " v1\n"))
     sample = get("ecg").read(stem)
-    assert np.array_equal(sample.array, expected) and "several signals named V1; the first counts" in sample.warnings
+    assert np.array_equal(sample.array, expected) and "several signals named V1; the first is taken" in sample.warnings
 
 
 @pytest.mark.parametrize("kept", [("I", "II"), ("II", "III"), ("I", "AVF"), ("AVR", "AVL"), ("I", "III", "AVL")])
@@ -100,7 +100,7 @@ def test_units(tmp_path: Path, make_ecg: Make) -> None:
     micro = get("ecg").read(make_ecg(tmp_path / "b", unit="uV"))
     np.testing.assert_allclose(micro.array, expected, atol=2e-3)
     assert micro.warnings == []
-    with pytest.raises(ReadError, match="none of its leads is calibrated: the unit 'NU' is no voltage"):
+    with pytest.raises(ReadError, match="none of its leads is calibrated: the unit 'NU' is not a voltage"):
         get("ecg").read(make_ecg(tmp_path / "c", unit="NU"))
 
 

@@ -19,6 +19,11 @@ from m3bind.modalities.formats import images, limits
 Make = Callable[..., Path]
 
 
+def read_image(path: Path) -> tuple[images.Array, list[str]]:
+    decoded = images.decode_image(path)
+    return decoded.array, decoded.steps
+
+
 @pytest.fixture
 def ramp() -> np.ndarray:
     return np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8) * 2
@@ -36,7 +41,7 @@ def test_eight_bit_grey_is_exact(tmp_path: Path, ramp: np.ndarray) -> None:
 def test_sixteen_bit_is_scaled_by_the_bits_in_use(tmp_path: Path, top: int, divisor: int) -> None:
     values = np.linspace(0, top, 80 * 80).astype(np.uint16).reshape(80, 80)
     Image.fromarray(values).save(tmp_path / "a.png")
-    array, steps = images.read_picture(tmp_path / "a.png")
+    array, steps = read_image(tmp_path / "a.png")
     np.testing.assert_allclose(array, values / divisor, atol=1e-6)
     assert steps == [f"16-bit values divided by {divisor}"]
 
@@ -67,10 +72,10 @@ def test_exif_orientation_is_applied(tmp_path: Path, ramp: np.ndarray) -> None:
 def test_wrong_modality_is_refused_or_doubted(five_files: dict[str, Path]) -> None:
     for modality in ("xray", "ct"):
         for picture in ("retina", "pathology"):
-            with pytest.raises(ReadError, match=r"a colour picture, not a.*check the modality"):
+            with pytest.raises(ReadError, match=r"a colour image, not a.*check the modality"):
                 get(modality).read(five_files[picture])
     for modality in ("retina", "pathology"):
-        with pytest.raises(ReadError, match=r"a grey picture, not .* check the modality"):
+        with pytest.raises(ReadError, match=r"a grey image, not .* check the modality"):
             get(modality).read(five_files["xray"])
     assert "stained tissue" in " ".join(get("retina").read(five_files["pathology"]).warnings)
     assert "fundus" in " ".join(get("pathology").read(five_files["retina"]).warnings)
@@ -189,14 +194,14 @@ def test_colour_tiff(tmp_path: Path, compression: str | None, tile: tuple[int, i
 def test_sixteen_bit_colour_and_white_is_zero(tmp_path: Path, ramp: np.ndarray, byteorder: str) -> None:
     colour = np.stack([ramp, ramp // 2, ramp // 3], axis=2).astype(np.uint16) * 256
     tifffile.imwrite(tmp_path / "c.tif", colour, photometric="rgb", byteorder=byteorder)
-    np.testing.assert_allclose(images.read_picture(tmp_path / "c.tif")[0], colour / 65535, atol=1.1 / 255)
+    np.testing.assert_allclose(read_image(tmp_path / "c.tif")[0], colour / 65535, atol=1.1 / 255)
     for values in (ramp, ramp.astype(np.uint16) * 257):
         tifffile.imwrite(tmp_path / "w.tif", values, photometric="miniswhite", byteorder=byteorder)
         if values.dtype == np.uint16 and byteorder == ">":  # Pillow does not know this one
             with pytest.raises(ReadError, match="it is a TIFF file; export it as PNG"):
-                images.read_picture(tmp_path / "w.tif")
+                read_image(tmp_path / "w.tif")
             continue
-        array, _ = images.read_picture(tmp_path / "w.tif")
+        array, _ = read_image(tmp_path / "w.tif")
         np.testing.assert_allclose(array, 1 - ramp / 255, atol=2e-3)
 
 
@@ -204,7 +209,7 @@ def test_sixteen_bit_colour_and_white_is_zero(tmp_path: Path, ramp: np.ndarray, 
 @pytest.mark.parametrize("turn", [1, 3, 6, 8])
 def test_tiff_orientation_is_applied_once(tmp_path: Path, ramp: np.ndarray, turn: int, compression: str | None) -> None:
     tifffile.imwrite(tmp_path / "a.tif", ramp, compression=compression, extratags=[(274, 3, 1, turn, True)])
-    array, steps = images.read_picture(tmp_path / "a.tif")
+    array, steps = read_image(tmp_path / "a.tif")
     np.testing.assert_allclose(array, np.rot90(ramp, {1: 0, 3: 2, 6: -1, 8: 1}[turn]) / 255, atol=1e-6)
     assert sum("upright" in step for step in steps) == (turn != 1)
 
@@ -212,23 +217,23 @@ def test_tiff_orientation_is_applied_once(tmp_path: Path, ramp: np.ndarray, turn
 def test_floating_point_tiff(tmp_path: Path, ramp: np.ndarray) -> None:
     for values in (ramp / 200, ramp * 31.0 - 900):
         tifffile.imwrite(tmp_path / "a.tif", values.astype(np.float32))
-        array, steps = images.read_picture(tmp_path / "a.tif")
+        array, steps = read_image(tmp_path / "a.tif")
         true = values if values.max() <= 1 else (values - values.min()) / np.ptp(values)
         np.testing.assert_allclose(array, true, atol=1e-5)
         assert bool(steps) == (values.max() > 1)
     tifffile.imwrite(tmp_path / "a.tif", np.where(ramp == 6, np.nan, ramp).astype(np.float32))
     with pytest.raises(ReadError, match="not finite"):
-        images.read_picture(tmp_path / "a.tif")
+        read_image(tmp_path / "a.tif")
 
 
 def test_pages_of_a_tiff(tmp_path: Path, ramp: np.ndarray) -> None:
     with tifffile.TiffWriter(tmp_path / "copy.tif") as writer:
         writer.write(ramp)
         writer.write(ramp[::2, ::2], subfiletype=1)
-    np.testing.assert_allclose(images.read_picture(tmp_path / "copy.tif")[0], ramp / 255, atol=1e-6)
+    np.testing.assert_allclose(read_image(tmp_path / "copy.tif")[0], ramp / 255, atol=1e-6)
     tifffile.imwrite(tmp_path / "pages.tif", np.stack([ramp] * 3), photometric="minisblack")
     with pytest.raises(ReadError, match="several pages"):
-        images.read_picture(tmp_path / "pages.tif")
+        read_image(tmp_path / "pages.tif")
 
 
 @pytest.mark.parametrize("target", ["itself", "back"])
@@ -246,7 +251,7 @@ def test_a_tiff_whose_pages_go_in_a_circle(tmp_path: Path, ramp: np.ndarray, tar
     path.write_bytes(data)
     start = time.monotonic()
     try:
-        np.testing.assert_allclose(images.read_picture(path)[0], ramp / 255, atol=1e-6)
+        np.testing.assert_allclose(read_image(path)[0], ramp / 255, atol=1e-6)
         assert target == "itself"
     except ReadError as error:
         assert "pages" in error.reason or "damaged" in error.reason

@@ -12,7 +12,7 @@ from m3bind import modalities
 from m3bind.data import read_manifest
 from m3bind.errors import ReadError
 from m3bind.modalities import get
-from m3bind.modalities.pathology import LEAST_SHARPNESS, sharpness
+from m3bind.modalities.pathology import MIN_SHARPNESS, sharpness
 
 PINK, GREEN = (225, 130, 190), (40, 160, 70)
 SVS = "wsi/cmu-1-small-region.svs"
@@ -89,7 +89,7 @@ def test_a_slide_of_unknown_size_of_pixel_is_read_at_level_0(tmp_path: Path) -> 
     sample = get("pathology").read(write_slide(tmp_path / "a.tif", picture, mpp=None))
     np.testing.assert_allclose(sample.array * 255, picture[:224, :224], atol=1e-3)
     assert sample.spacing is None and "level 0" in sample.steps[1]
-    assert any("does not tell the size" in text for text in sample.warnings)
+    assert any("does not state its pixel size" in text for text in sample.warnings)
     assert any("read at level 0" in text for text in sample.warnings)
 
 
@@ -150,13 +150,13 @@ def test_out_of_focus(tmp_path: Path) -> None:
 def test_real_tiles_are_in_focus_until_blurred(mini5: Path) -> None:
     records = read_manifest(mini5 / "manifest.csv", modalities=["pathology"]).records[::20]
     sharp = [get("pathology").read(record.path).array for record in records]
-    assert min(map(sharpness, sharp)) > 1.5 * LEAST_SHARPNESS
-    assert max(sharpness(gaussian_filter(array, (3, 3, 0))) for array in sharp) < LEAST_SHARPNESS
+    assert min(map(sharpness, sharp)) > 1.5 * MIN_SHARPNESS
+    assert max(sharpness(gaussian_filter(array, (3, 3, 0))) for array in sharp) < MIN_SHARPNESS
 
 
 def test_grey_and_damaged_files_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "grey.tif", tissue(96, 96)[..., 0])
-    with pytest.raises(ReadError, match="grey picture"):
+    with pytest.raises(ReadError, match="grey image"):
         get("pathology").read(tmp_path / "grey.tif")
     path = write_slide(tmp_path / "a.tif", tissue(300, 300))
     data = path.read_bytes()

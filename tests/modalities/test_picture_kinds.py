@@ -23,6 +23,11 @@ OPAQUE = np.full((H, W), 255, np.uint8)
 OPAQUE[:16], OPAQUE[16:24] = 0, 128
 
 
+def read_image(path: Path) -> tuple[images.Array, list[str]]:
+    decoded = images.decode_image(path)
+    return decoded.array, decoded.steps
+
+
 def tiff(path: Path, values: np.ndarray, **options: Any) -> Path:
     tifffile.imwrite(path, values, **options)
     return path
@@ -47,16 +52,16 @@ def test_numbers_are_stretched_and_never_clipped(
     tmp_path: Path, kind: str, low: float, high: float, options: dict[str, Any]
 ) -> None:
     values = (low + RAMP * (high - low)).astype(kind)
-    array, steps = images.read_picture(tiff(tmp_path / "a.tif", values, **options))
+    array, steps = read_image(tiff(tmp_path / "a.tif", values, **options))
     np.testing.assert_allclose(array, between(values), atol=1e-5)
-    assert any(step.startswith("stretched from its smallest value") for step in steps)
+    assert any(step.startswith("stretched from its minimum") for step in steps)
     assert len(np.unique(array)) > 0.9 * len(np.unique(values))
 
 
 @pytest.mark.parametrize("kind", ["u2", "u4", "i2", "i4"])
 def test_twelve_bits_are_twelve_bits_in_any_container(tmp_path: Path, kind: str) -> None:
     values = (RAMP * 4095).astype(kind)
-    array, steps = images.read_picture(tiff(tmp_path / "a.tif", values))
+    array, steps = read_image(tiff(tmp_path / "a.tif", values))
     np.testing.assert_allclose(array, values / 4095, atol=1e-6)
     assert steps == ["16-bit values divided by 4095"]
 
@@ -65,7 +70,7 @@ def test_twelve_bits_are_twelve_bits_in_any_container(tmp_path: Path, kind: str)
 def test_white_is_zero_is_turned_once(tmp_path: Path, kind: str) -> None:
     low, high = {"u1": (0, 255), "u2": (0, 65535), "i2": (-1024, 1016), "f4": (0, 1)}[kind]
     values = (high - RAMP * (high - low)).astype(kind)
-    array, _ = images.read_picture(tiff(tmp_path / "a.tif", values, photometric="miniswhite"))
+    array, _ = read_image(tiff(tmp_path / "a.tif", values, photometric="miniswhite"))
     np.testing.assert_allclose(array, RAMP, atol=5e-3)
 
 
@@ -80,14 +85,14 @@ def test_colours_of_sixteen_bits(tmp_path: Path, top: int, form: str) -> None:
         tiff(path, np.moveaxis(values, -1, 0), photometric="rgb", planarconfig="separate")
     else:
         tiff(path, values, photometric="rgb", byteorder=">" if form == "big-endian" else "<")
-    np.testing.assert_allclose(images.read_picture(path)[0], values / top, atol=1e-6)
+    np.testing.assert_allclose(read_image(path)[0], values / top, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["i2", "f4", "u4"])
 def test_colours_are_stretched_together(tmp_path: Path, kind: str) -> None:
     low, high = {"i2": (-1000, 1000), "f4": (-2, 7), "u4": (0, 4e9)}[kind]
     values = (low + COLOUR * (high - low)).astype(kind)
-    array, _ = images.read_picture(tiff(tmp_path / "a.tif", values, photometric="rgb"))
+    array, _ = read_image(tiff(tmp_path / "a.tif", values, photometric="rgb"))
     np.testing.assert_allclose(array, between(values), atol=1e-5)
 
 
@@ -98,7 +103,7 @@ def test_orientation_is_applied_whoever_reads(tmp_path: Path, turn: int, kind: s
     tiff(tmp_path / "a.tif", values, extratags=[(274, "H", 1, turn, True)])
     upright = {1: RAMP, 2: RAMP[:, ::-1], 3: RAMP[::-1, ::-1], 4: RAMP[::-1], 5: RAMP.T, 6: np.rot90(RAMP, -1),
                7: RAMP[::-1, ::-1].T, 8: np.rot90(RAMP)}[turn]  # fmt: skip
-    np.testing.assert_allclose(images.read_picture(tmp_path / "a.tif")[0], upright, atol=5e-3)
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif")[0], upright, atol=5e-3)
 
 
 @pytest.mark.parametrize("compression", ["jpeg2000", "webp", "jpegxl", "lzw", "zstd", "packbits", "lzma"])
@@ -106,7 +111,7 @@ def test_compressions_inside_tiff_are_read(tmp_path: Path, compression: str) -> 
     values = (COLOUR * 255).astype(np.uint8)
     options: dict[str, Any] = {"compressionargs": {"level": 100, "lossless": True}} if compression == "webp" else {}
     path = tiff(tmp_path / "a.tif", values, photometric="rgb", compression=compression, **options)
-    np.testing.assert_allclose(images.read_picture(path)[0], values / 255, atol=0.02)
+    np.testing.assert_allclose(read_image(path)[0], values / 255, atol=0.02)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -117,10 +122,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     data[at : at + count] = bytes(count)
     path.write_bytes(data)
     with pytest.raises(ReadError, match="cannot be decoded as JPEG 2000"):
-        images.read_picture(path)
+        read_image(path)
     values = np.zeros((H, W, 4), np.uint16)
     with pytest.raises(ReadError, match="colour model"):
-        images.read_picture(tiff(tmp_path / "b.tif", values[..., :3], photometric="icclab"))
+        read_image(tiff(tmp_path / "b.tif", values[..., :3], photometric="icclab"))
 
 
 # --- transparency -----------------------------------------------------------------------------------------------------
@@ -162,7 +167,7 @@ MODES = ["LA", "RGBA", "LA16", "RGBA16", "L key", "P key", "RGB key", "16-bit ke
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_transparent_is_seen_on_black(tmp_path: Path, mode: str) -> None:
     path = clear(tmp_path / ("a.tif" if mode.startswith("TIFF") else "a.png"), mode)
-    array, steps = images.read_picture(path)
+    array, steps = read_image(path)
     assert array[:16].max() == 0 and any("transparent" in step for step in steps)
     truth = COLOUR if array.ndim == 3 and mode != "P key" else RAMP
     if mode == "P key":
@@ -178,7 +183,7 @@ def test_what_is_transparent_is_seen_on_black(tmp_path: Path, mode: str) -> None
 def test_opaque_pictures_are_as_without_opacity(tmp_path: Path, mode: str) -> None:
     plain = (RAMP if mode == "LA" else COLOUR) * 255
     Image.fromarray(np.dstack([plain, np.full((H, W), 255)]).astype(np.uint8)).save(tmp_path / "a.png")
-    array, steps = images.read_picture(tmp_path / "a.png")
+    array, steps = read_image(tmp_path / "a.png")
     np.testing.assert_array_equal(array, plain.astype(np.uint8) * np.float32(1 / 255))
     assert not any("transparent" in step for step in steps)
 
@@ -210,7 +215,7 @@ def test_damaged_data_in_a_jpeg_are_reported(tmp_path: Path, kind: str, options:
         data[middle : middle + 300] = bytes(300)
     (tmp_path / "a.jpg").write_bytes(data)
     try:
-        doubts = images.decode_picture(tmp_path / "a.jpg").warnings
+        doubts = images.decode_image(tmp_path / "a.jpg").warnings
     except ReadError as error:
         assert "damaged" in error.reason
     else:
@@ -223,7 +228,7 @@ def test_valid_jpegs_are_not_doubted(tmp_path: Path, capfd: pytest.CaptureFixtur
     ):
         data = jpeg(**options) if "quality" not in options else jpeg(optimize=True)
         (tmp_path / f"{number}.jpg").write_bytes(data)
-        assert images.decode_picture(tmp_path / f"{number}.jpg").warnings == []
+        assert images.decode_image(tmp_path / f"{number}.jpg").warnings == []
     data = jpeg()
     assert damage.complaint(data[: len(data) // 2] + b"\xff\xd9") == "premature end of data segment"
     assert capfd.readouterr().err == ""
@@ -245,9 +250,9 @@ def png(rows: int) -> bytes:
 def test_a_png_with_rows_missing_is_refused(tmp_path: Path, rows: int) -> None:
     (tmp_path / "a.png").write_bytes(png(rows))
     with pytest.raises(ReadError, match="end before its last row"):
-        images.read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(png(H))
-    assert images.decode_picture(tmp_path / "b.png").warnings == []
+    assert images.decode_image(tmp_path / "b.png").warnings == []
 
 
 def test_a_png_with_a_wrong_checksum_is_doubted_or_refused(tmp_path: Path) -> None:
@@ -256,11 +261,11 @@ def test_a_png_with_a_wrong_checksum_is_doubted_or_refused(tmp_path: Path) -> No
     (length,) = struct.unpack(">I", data[at - 4 : at])
     data[at + 4 + length] ^= 1
     (tmp_path / "a.png").write_bytes(data)
-    assert any("checksum" in text for text in images.decode_picture(tmp_path / "a.png").warnings)
+    assert any("checksum" in text for text in images.decode_image(tmp_path / "a.png").warnings)
     data[at + 4 + length // 2] ^= 8
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(ReadError, match="damaged"):
-        images.read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("kind", ["u1", "i2", "f4"])
@@ -279,9 +284,9 @@ def test_a_gamma_that_is_not_applied_is_reported(tmp_path: Path, gamma: int) -> 
     data = png(H)
     at = data.find(b"IDAT") - 4
     (tmp_path / "a.png").write_bytes(data[:at] + chunk(b"gAMA", struct.pack(">I", gamma)) + data[at:])
-    assert any("gamma" in text for text in images.decode_picture(tmp_path / "a.png").warnings)
+    assert any("gamma" in text for text in images.decode_image(tmp_path / "a.png").warnings)
     (tmp_path / "a.png").write_bytes(data[:at] + chunk(b"gAMA", struct.pack(">I", 45_455)) + data[at:])
-    assert images.decode_picture(tmp_path / "a.png").warnings == []
+    assert images.decode_image(tmp_path / "a.png").warnings == []
 
 
 def test_no_reason_is_the_name_of_an_exception(tmp_path: Path) -> None:
@@ -310,14 +315,14 @@ def test_no_reason_is_the_name_of_an_exception(tmp_path: Path) -> None:
         ("a.png", imagecodecs.jpegxl_encode((COLOUR * 255).astype(np.uint8)), "a JPEG XL file"),
         ("a.jpg", b"\0\0\0\x24ftypheic" + bytes(200), "a HEIC file, as phones write"),
         ("a.jpg", b"\0\0\0\x20ftypavif" + bytes(200), "an AVIF file"),
-        ("a.jpg", b"\0\0\0\x18ftypmp42" + bytes(200), "a film, or a picture kept as one"),
+        ("a.jpg", b"\0\0\0\x18ftypmp42" + bytes(200), "a video, or an image stored as one"),
         ("a.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(200), "a damaged JPEG file"),
     ],
 )
 def test_pictures_that_are_not_read_are_named(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ReadError, match=f"it is {kind}"):
-        images.read_picture(tmp_path / name)
+        read_image(tmp_path / name)
 
 
 def profile(*columns: bytes, gamma: float | None = None) -> bytes:
@@ -347,7 +352,7 @@ def test_a_colour_profile_that_matters_is_reported(tmp_path: Path, icc: bytes, s
         tifffile.imwrite(tmp_path / name, (COLOUR * 65535).astype(np.uint16), photometric="rgb", iccprofile=icc)
     else:
         Image.fromarray((COLOUR * 255).astype(np.uint8)).save(tmp_path / name, icc_profile=icc)
-    picture = images.decode_picture(tmp_path / name)
+    picture = images.decode_image(tmp_path / name)
     assert [doubt for doubt in picture.warnings if "colour profile, which is not applied" in doubt] == (
         picture.warnings if said else []
     )
@@ -359,6 +364,6 @@ def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path, number: int) 
     exif = Image.Exif()
     exif[0x0112] = number
     Image.fromarray((RAMP * 255).astype(np.uint8)).save(tmp_path / "a.png", exif=exif)
-    array, steps = images.read_picture(tmp_path / "a.png")
+    array, steps = read_image(tmp_path / "a.png")
     np.testing.assert_allclose(array, RAMP, atol=5e-3)
     assert steps == []

@@ -96,8 +96,8 @@ def test_the_disc_identifies_the_eye(tmp_path: Path, disc: float, eye: str) -> N
     ("name", "what"),
     [
         ("CT_small.dcm", "a CT slice, not a fundus photograph"),
-        ("examples_rgb_color.dcm", "an ultrasound picture, not"),
-        ("image_dfl.dcm", "a grey picture, not a fundus photograph in colour"),
+        ("examples_rgb_color.dcm", "an ultrasound image, not"),
+        ("image_dfl.dcm", "a grey image, not a fundus photograph in colour"),
         ("test-SR.dcm", "a report"),
     ],
 )
@@ -106,7 +106,7 @@ def test_other_modalities_are_refused_by_name(name: str, what: str) -> None:
         get("retina").read(get_testdata_file(name))
 
 
-@pytest.mark.parametrize(("sop", "what"), [("77.1.5.4", "an OCT picture"), ("77.1.6", "a whole slide")])
+@pytest.mark.parametrize(("sop", "what"), [("77.1.5.4", "an OCT image"), ("77.1.6", "a whole slide")])
 def test_other_eye_and_light_pictures_are_refused(tmp_path: Path, sop: str, what: str) -> None:
     with pytest.raises(ReadError, match=what):
         get("retina").read(dicom(tmp_path / "a.dcm", fundus(64), sop))

@@ -141,7 +141,7 @@ def test_a_single_file_and_nested_folders(tmp_path: Path, truth: np.ndarray) -> 
     (folder / "readme.txt").write_text("not DICOM")
     nested = read(folder)
     np.testing.assert_array_equal(nested.array, truth)
-    assert "set aside: 1 no DICOM file" in said(nested)
+    assert "skipped: 1 not a DICOM file" in said(nested)
 
 
 def test_duplicated_slice_is_dropped(tmp_path: Path, truth: np.ndarray) -> None:
@@ -213,7 +213,7 @@ def test_localizers_captures_and_other_objects_are_excluded(tmp_path: Path, trut
     sample = read(folder)
     np.testing.assert_array_equal(sample.array, truth)
     assert "1 of the DICOM files not readable" in said(sample)
-    for what in ("1 localizer", "1 screen capture", "1 of modality PT", "1 of another modality", "1 without a picture"):
+    for what in ("1 localizer", "1 screen capture", "1 of modality PT", "1 of another modality", "1 without an image"):
         assert what in said(sample)
     assert "SECRET" not in said(sample)
     for name in changes:
@@ -226,15 +226,15 @@ def test_mixed_sizes_and_orientations(tmp_path: Path, truth: np.ndarray) -> None
     write_series(folder, truth, "coronal", lambda dataset, k: k < 3, "coronal")
     sample = read(folder)
     np.testing.assert_array_equal(sample.array, truth)
-    assert "3 of 13 slices of another size, orientation or pixel spacing set aside" in said(sample)
+    assert "3 of 13 slices of another size, orientation or pixel spacing excluded" in said(sample)
     write_series(folder, truth, "sagittal", name="sagittal")  # 12 slices, more than any other plane has
     sample = read(folder)
     np.testing.assert_array_equal(sample.array, truth)
-    assert "13 of 25 slices of another size, orientation or pixel spacing set aside" in said(sample)
+    assert "13 of 25 slices of another size, orientation or pixel spacing excluded" in said(sample)
     for k, path in enumerate(sorted(folder.glob("sagittal*"))[:2]):
         (tmp_path / "two").mkdir(exist_ok=True)
         shutil.copy(folder / f"{('slice', 'coronal')[k]}001.dcm", tmp_path / "two" / path.name)
-    with pytest.raises(ReadError, match="2 slices of 2 sizes, orientations or pixel spacings, none prevails"):
+    with pytest.raises(ReadError, match="2 slices of 2 sizes, orientations or pixel spacings, all different"):
         read(tmp_path / "two")
 
 
@@ -248,18 +248,18 @@ def test_gantry_tilt_is_reported(tmp_path: Path, truth: np.ndarray) -> None:
 
     sample = read(write_series(tmp_path / "s", truth, edit=tilt))
     assert "sheared by 15.0 degrees (gantry tilt -15 degrees in the header)" in said(sample)
-    assert f"lies {2 * s:.2f} mm beside" in said(sample)
+    assert f"each slice is shifted by {2 * s:.2f} mm" in said(sample)
     assert "tilted by 15 degrees" in said(sample)
     assert sample.spacing is not None and sample.spacing[0] == pytest.approx(2 * c, abs=1e-3)
     straight = read(write_series(tmp_path / "t", truth, edit=lambda d, k: setattr(d, "GantryDetectorTilt", 12)))
-    assert "gantry tilt 12 degrees in the header), although the slices are not sheared" in said(straight)
+    assert "gantry tilt 12 degrees in the header), but the slices are not sheared" in said(straight)
 
 
 def test_slices_that_jump_sideways(tmp_path: Path, truth: np.ndarray) -> None:
     def jump(dataset: Dataset, k: int) -> None:
         dataset.ImagePositionPatient[0] += 12.0 * (k == 5)
 
-    assert "up to 12.0 mm beside the line" in said(read(write_series(tmp_path / "s", truth, edit=jump)))
+    assert "up to 12.0 mm off the line" in said(read(write_series(tmp_path / "s", truth, edit=jump)))
 
 
 def test_missing_positions(tmp_path: Path, truth: np.ndarray) -> None:
@@ -393,7 +393,7 @@ def test_enhanced_ct_with_many_frames(tmp_path: Path, truth: np.ndarray) -> None
     short = pydicom.dcmread(tmp_path / "a.dcm")
     short.PerFrameFunctionalGroupsSequence = short.PerFrameFunctionalGroupsSequence[:-1]
     short.save_as(tmp_path / "c.dcm")
-    with pytest.raises(ReadError, match="10 frames, but 9 are described"):
+    with pytest.raises(ReadError, match="10 frames declared, 9 described"):
         read(tmp_path / "c.dcm")
     del short.PerFrameFunctionalGroupsSequence, short.SharedFunctionalGroupsSequence
     short.RescaleSlope, short.RescaleIntercept = 1, -1024
@@ -414,7 +414,7 @@ def test_a_zip_is_read_as_the_folder_is(tmp_path: Path, truth: np.ndarray, monke
     assert sample.spacing == pytest.approx(SIDES) and "1 archives inside" in said(sample)
     with zipfile.ZipFile(tmp_path / "text.zip", "w") as archive:
         archive.writestr("Secret.txt", "nothing")
-    with pytest.raises(ReadError, match=r"no CT slice in it \(1 no DICOM file\)") as caught:
+    with pytest.raises(ReadError, match=r"no CT slice in it \(1 not a DICOM file\)") as caught:
         read(tmp_path / "text.zip")
     assert caught.value.path == str(tmp_path / "text.zip")
 

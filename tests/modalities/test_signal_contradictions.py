@@ -56,7 +56,7 @@ def test_a_checksum_or_first_value_that_is_another(tmp_path: Path, field: int) -
     path.write_text("\n".join(lines))
     sample = get("ecg").read(path)
     assert sample.warnings == [
-        "checksum or first value in the header are not those of signals 3, 9: damaged, edited or of another record?"
+        "checksum or first value in the header do not match signals 3, 9: damaged, edited or of another record?"
     ]
     assert np.allclose(sample.array, beats(), atol=2e-3)
 
@@ -66,10 +66,10 @@ def test_a_signal_file_of_another_record_or_longer_than_declared(tmp_path: Path)
     data = path.with_name("a.dat").read_bytes()
     path.with_name("a.dat").write_bytes(data + data)
     assert get("ecg").read(path).warnings == [
-        "the header declares 3,000 samples, 6,000 are there; the declared ones are read"
+        "the header declares 3,000 samples, 6,000 are stored; the declared ones are read"
     ]
     path.with_name("a.dat").write_bytes(np.roll(np.frombuffer(data, "<i2").reshape(-1, 12), 2, axis=1).tobytes())
-    assert any("those of all signals" in warning for warning in get("ecg").read(path).warnings)
+    assert any("do not match all signals" in warning for warning in get("ecg").read(path).warnings)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_headers_written_otherwise(tmp_path: Path, change: Callable[[list[str]],
 
 def test_reasons_of_wfdb_headers(tmp_path: Path) -> None:
     path = write_record(tmp_path, [line.replace(" 16 1000", " 999 1000") for line in header(3000)], beats())
-    assert "samples in format 999, which is none of WFDB" in refusal(path)
-    assert "may hold no blanks" in refusal(write_record(tmp_path, header(3000, file="my a.dat"), beats(), "my a"))
+    assert "samples in format 999, which WFDB does not define" in refusal(path)
+    assert "contains blanks" in refusal(write_record(tmp_path, header(3000, file="my a.dat"), beats(), "my a"))
     path.write_text("\n".join(header(3000, file="b.dat")))
     (tmp_path / "b.dat.gz").write_bytes(b"\x1f\x8b")
     assert "is missing; unpack the .gz beside it" in refusal(path)
@@ -105,7 +105,7 @@ def test_reasons_of_wfdb_headers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "text", "reason"),
     [
-        (184, "4096", "its header states a length of 4,096 bytes, its 12 signals make 3,328"),
+        (184, "4096", "its header states a length of 4,096 bytes, its 12 signals need 3,328"),
         (184, "", "its header states no length"),
         (244, "0", "its data records have no duration"),
         (244, "-1", "its data records have no duration"),
@@ -231,7 +231,7 @@ def _a_document(source: Any) -> None:
     ("change", "reason"),
     [
         (_without_samples, "cut short, 0 of"),
-        (_of_another_width, "samples of 16 bits whose interpretation is that of another width"),
+        (_of_another_width, "samples of 16 bits with the interpretation of another width"),
         (_cut_in_its_header, "a waveform group without WaveformSampleInterpretation: damaged or cut short"),
         (_a_document, "a document (PDF) in DICOM, without waveforms"),
     ],

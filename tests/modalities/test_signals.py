@@ -229,7 +229,7 @@ def test_edf_with_gaps_is_refused(tmp_path: Path) -> None:
 def test_edf_cut_short(tmp_path: Path) -> None:
     path = write_edf(tmp_path / "a.edf")
     path.write_bytes(path.read_bytes()[:-30_000])
-    assert "cut short, the header declares 6 data records, 3 are there" in refusal(path)
+    assert "cut short, the header declares 6 data records, 3 are stored" in refusal(path)
     path.write_bytes(path.read_bytes()[:1000])
     assert "EDF file" in refusal(path)
     path.write_bytes(b"1" + path.read_bytes()[1:])
@@ -445,7 +445,7 @@ def test_csv_empty_cells_are_gaps(tmp_path: Path) -> None:
         ("# rate 500\nch1,ch2,ch3\n" + "1,2,3\n" * 3000, "none of the 12 standard leads is among its 3 signals"),
         ("# rate 500\nI,II,name\n" + f"1,2,{SECRETS[0]}\n" * 3000, "not a table of numbers below its header"),
         ("# rate 500\nI,II,V1\n" + "1,2,3\n1,2\n" * 3, "line 4 has fewer cells than the header names (3)"),
-        ("# rate fast\nI,II,V1\n" + "1,2,3\n" * 3, "holds no number"),
+        ("# rate fast\nI,II,V1\n" + "1,2,3\n" * 3, "has no number"),
         ("time,I,II\n0,1,2\n0.002,1,2\n0.010,1,2\n0.012,1,2\n", "not evenly spaced"),
         ("time,I,II\n0,1,2\n2,1,2\n4,1,2\n6,1,2\n", "a time column without a known unit; name it time (s)"),
         ("time (h),I,II\n0,1,2\n2,1,2\n4,1,2\n6,1,2\n", "a time column without a known unit"),
@@ -509,7 +509,7 @@ def test_npy_that_is_refused(tmp_path: Path, values: np.ndarray, note: Any, reas
 
 def test_npy_without_names_is_never_read_by_position(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", beats())
-    assert 'leads are never taken by position; write {"rate": 500' in refusal(tmp_path / "a.npy")
+    assert 'leads have no fixed positions; write {"rate": 500' in refusal(tmp_path / "a.npy")
 
 
 # --- HL7 annotated ECG ------------------------------------------------------------------------------------------------
@@ -554,7 +554,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "{}"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'.f
         ('<!DOCTYPE x SYSTEM "file:///etc/passwd">' + aecg(beats()), "document type declaration"),
         (aecg(beats())[:-40], "not a readable HL7 aECG file"),
         (aecg(beats()[:0]), "without signals"),
-        (aecg(beats(), step="0"), "its time increment is no number of seconds"),
+        (aecg(beats(), step="0"), "its time increment is not a number of seconds"),
         (aecg(beats()).replace("increment", "nothing"), "sampling rate"),
         (aecg(beats()).replace('10" unit="uV"', '10" unit="mV"'), "different units"),
         (f"<restingecgdata><name>{SECRETS[0]}</name></restingecgdata>", "Philips XML, not HL7 aECG"),

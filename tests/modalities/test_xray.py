@@ -66,7 +66,7 @@ def test_both_photometric_interpretations_show_the_same_patient(tmp_path: Path) 
         dicom(tmp_path / "b.dcm", 1 - chest(), PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE")
     )
     np.testing.assert_allclose(turned.array, plain.array, atol=1e-3)
-    assert turned.warnings == [] and sum("turned (once)" in step for step in turned.steps) == 1
+    assert turned.warnings == [] and sum("inverted (once)" in step for step in turned.steps) == 1
 
 
 def test_the_real_radiograph(native: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_real_radiograph(native: Path) -> None:
     sample = modalities.read("xray", path)
     assert ds.PhotometricInterpretation == "MONOCHROME1"
     np.testing.assert_allclose(sample.array, 1 - theirs, atol=2e-6)
-    assert sample.tags["Rows"] == "1760" and any("turned (once)" in step for step in sample.steps)
+    assert sample.tags["Rows"] == "1760" and any("inverted (once)" in step for step in sample.steps)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_the_real_radiograph(native: Path) -> None:
     [
         ("CT_small.dcm", "a CT slice, not a radiograph"),
         ("MR_small_jp2klossless.dcm", "an MR slice"),
-        ("examples_palette.dcm", "an ultrasound picture"),
-        ("JPEG2000.dcm", "a nuclear medicine picture"),
+        ("examples_palette.dcm", "an ultrasound image"),
+        ("JPEG2000.dcm", "a nuclear medicine image"),
         ("liver_1frame.dcm", "a segmentation or registration"),
         ("rtdose.dcm", "a radiotherapy object"),
         ("test-SR.dcm", "a report"),
@@ -105,7 +105,7 @@ def test_kinds_of_radiographs(tmp_path: Path, sop: str) -> None:
 def test_secondary_captures(tmp_path: Path) -> None:
     grey = get("xray").read(get_testdata_file("image_dfl.dcm"))
     assert grey.array.shape == (512, 512) and grey.tags["Modality"] == "OT"
-    with pytest.raises(ReadError, match="a colour picture, not an X-ray"):
+    with pytest.raises(ReadError, match="a colour image, not an X-ray"):
         get("xray").read(get_testdata_file("SC_rgb_rle.dcm"))
     path = dicom(tmp_path / "a.dcm", chest(), "7", Modality="OT")
     ds = pydicom.dcmread(path)
@@ -155,7 +155,7 @@ def test_doubts_from_the_picture(tmp_path: Path) -> None:
     assert xray.doubts(1 - chest()) == ["looks inverted: dark where a chest is dense"]
     framed = chest(200)
     framed[:, :40] = 0.5
-    assert xray.doubts(framed) == ["a flat border covers 20% of the picture at the left: crop it"]
+    assert xray.doubts(framed) == ["a flat border covers 20% of the image at the left: crop it"]
     assert xray.doubts(framed, background=True) == []
     coarse = np.rint(chest() * 31) / 31
     assert any("grey levels" in text for text in xray.doubts(coarse))

@@ -240,7 +240,7 @@ def test_bad_rows_and_files_are_quarantined_and_the_rest_continues(project, call
     code, shown = call("fit", "settings.yaml", "--set", "data.manifest=bad.csv", "--name", "bad", "--until", "pretrain")
     assert code == 1, shown[-2000:]
     aside = (folder / "runs/bad/quarantine.csv").read_text()
-    for part in ("50,", "no such file", "51,", "'xary'", "52,", "a colour picture", "53,", "'weekend'", "58,", "59,"):
+    for part in ("50,", "no such file", "51,", "'xary'", "52,", "a colour image", "53,", "'weekend'", "58,", "59,"):
         assert part in aside, part
     assert len(aside.splitlines()) - 1 >= 10
     assert "quarantined" in shown and "Traceback" not in shown

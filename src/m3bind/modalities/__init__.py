@@ -1,4 +1,4 @@
-"""What is read: one file per modality, from file formats to a canonical array."""
+"""Modalities, one file each: from file formats to a canonical array."""
 
 from m3bind.modalities.base import Cut, Modality, Sample, get, names
 from m3bind.modalities.formats.isolation import decode, decode_parts, read

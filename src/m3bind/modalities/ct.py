@@ -11,7 +11,7 @@ Axes of the array, whatever the file's own orientation is:
     D  slices, first = most inferior (towards the feet), last = most superior (towards the head)
     H  rows, first = anterior (front of the patient)
     W  columns, first = the patient's right
-so `array[k]` is an axial slice as radiologists look at it, and the whole is in the order that ITK readers give (LPS).
+so `array[k]` is an axial slice as radiologists view it, and the volume is in the order of ITK readers (LPS).
 """
 
 import math
@@ -33,7 +33,7 @@ from m3bind.modalities.formats.volumes import resample
 
 __all__ = ["CT", "resample"]
 
-PICTURE_HU = (-1000.0, 1000.0)  # where the black and white of a picture are put: most models clip there
+IMAGE_HU = (-1000.0, 1000.0)  # black and white of PNG and JPEG slices: most models clip there
 LUNG_WINDOW = (-1350.0, 150.0)  # level -600, width 1500
 SOFT_WINDOW = (-160.0, 240.0)  # level 40, width 400
 RAD_CHEST_CT = (0.8, 0.8, 0.8)  # mm; int16, clipped to -1000..1000 HU, slices from the head down
@@ -46,7 +46,7 @@ class CT(Modality):
     title: ClassVar[str] = "CT"
     color: ClassVar[str] = "#228833"
     suffixes: ClassVar[tuple[str, ...]] = (
-        *nifti.SUFFIXES, *dicom.SUFFIXES, *_archive.SUFFIXES, ".npz", *images.PICTURE_SUFFIXES,
+        *nifti.SUFFIXES, *dicom.SUFFIXES, *_archive.SUFFIXES, ".npz", *images.IMAGE_SUFFIXES,
     )  # fmt: skip
     folders: ClassVar[bool] = True
     version: ClassVar[int] = 2
@@ -55,7 +55,7 @@ class CT(Modality):
     def read(self, path: Path | str) -> Sample:
         """Decode a volume: array (D, H, W) in HU, spacing (D, H, W) in mm.
 
-        A folder is one DICOM series. A PNG or JPEG slice has lost its Hounsfield units: it becomes (1, H, W), black at
+        A folder is one DICOM series. A PNG or JPEG slice has no Hounsfield units: it becomes (1, H, W), black at
         -1000 and white at +1000, without spacing and with a warning.
 
         Raises:
@@ -73,7 +73,7 @@ class CT(Modality):
             return series.read_files([path], path)
         if kind in _archive.SUFFIXES:
             return self._read_archive(path)
-        if kind in images.PICTURE_SUFFIXES:
+        if kind in images.IMAGE_SUFFIXES:
             return self._read_slice(path)
         return self._read_npz(path) if kind == ".npz" else nifti.read_nifti(path)
 
@@ -94,20 +94,20 @@ class CT(Modality):
                     sample = self._read_npz(file) if file.suffix == ".npz" else nifti.read_nifti(file)
                 else:
                     sample = series.read_files(files, path)
-            except ReadError as error:  # the names in the folder mean nothing to the user
+            except ReadError as error:  # name the archive, not a file of the temporary folder
                 raise ReadError(path, error.reason, error.hint) from error
         sample.steps.insert(0, f"unpacked {len(files)} files")
         if volumes and slices:
-            sample.warnings.append(f"a DICOM series taken, {len(volumes)} other volumes (NIfTI, npz) in it left out")
+            sample.warnings.append(f"a DICOM series taken, {len(volumes)} other volumes (NIfTI, npz) in it skipped")
         if nested:
             sample.warnings.append(f"{nested} archives inside the archive were not opened")
         return sample
 
     def _read_slice(self, path: Path) -> Sample:
         grey, steps, warnings = images.read_grey(path, "a CT slice")
-        low, high = PICTURE_HU
-        steps.append(f"grey 0..1 put linearly on {low:g}..{high:g}")
-        warnings.append("a picture at some window level: its values are not Hounsfield units")
+        low, high = IMAGE_HU
+        steps.append(f"grey 0..1 mapped linearly to {low:g}..{high:g}")
+        warnings.append("an image at some window level: its values are not Hounsfield units")
         return Sample(self.name, (grey * (high - low) + low)[None], steps=steps, warnings=warnings)
 
     def _read_npz(self, path: Path) -> Sample:
@@ -137,13 +137,13 @@ class CT(Modality):
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
         """Four evenly spaced slices (2 x 2, feet to head) in a lung window; the middle one if there are fewer than 8.
 
-        A soft-tissue window is used where less than 10 % of the middle slice is as dark as lung.
+        A soft-tissue window is used if less than 10 % of the middle slice is as dark as lung.
         """
         volume = sample.array
         depth = volume.shape[0]
         middle = volume[depth // 2]
         lung = float(((middle > -950) & (middle < -500)).mean()) > 0.1
-        low, high = PICTURE_HU if sample.spacing is None else LUNG_WINDOW if lung else SOFT_WINDOW
+        low, high = IMAGE_HU if sample.spacing is None else LUNG_WINDOW if lung else SOFT_WINDOW
         rows, columns = (side if sample.spacing is None else side * mm
                          for side, mm in zip(middle.shape, (sample.spacing or (1, 1, 1))[1:]))  # fmt: skip
         picks = [depth // 2] if depth < 8 else [round(depth * f) for f in (0.2, 0.4, 0.6, 0.8)]
@@ -160,10 +160,10 @@ class CT(Modality):
 
 
 def _load_npz(path: Path) -> tuple[NDArray[Any], str, tuple[float, float, float] | None]:
-    """The volume of an npz file, the name of its array, and the three numbers of its array `spacing` (mm) if there.
+    """The volume of an npz file, the name of its array, and its array `spacing` of three numbers (mm) if present.
 
     Raises:
-        ReadError: no or several volumes, no plain numbers, over a limit.
+        ReadError: no or several volumes, not plain numbers, over a limit.
     """
     with zipfile.ZipFile(path) as archive:
         limits.check_count(path, len(archive.infolist()), "files")
@@ -177,21 +177,21 @@ def _load_npz(path: Path) -> tuple[NDArray[Any], str, tuple[float, float, float]
         if len(shape) != 3:
             raise ReadError(path, f"{len(shape)} dimensions, not a volume", "split it into 3-D volumes")
         if dtype.kind not in "iuf":
-            raise ReadError(path, "its array holds no plain numbers", "save it as int16 or float32")
+            raise ReadError(path, "its array is not of plain numbers", "save it as int16 or float32")
         limits.check_count(path, math.prod(shape), "voxels")
         limits.check_ratio(path, math.prod(shape) * dtype.itemsize, path.stat().st_size)
         spacing = None
         if heads.get("spacing", ((), dtype))[0] == (3,) and heads["spacing"][1].kind in "iuf":
             with archive.open(arrays["spacing"]) as handle:
-                found = np.lib.format.read_array(handle, allow_pickle=False).astype(float)
-            if np.isfinite(found).all() and (found > 0).all():
-                spacing = (float(found[0]), float(found[1]), float(found[2]))
+                sides = np.lib.format.read_array(handle, allow_pickle=False).astype(float)
+            if np.isfinite(sides).all() and (sides > 0).all():
+                spacing = (float(sides[0]), float(sides[1]), float(sides[2]))
         with archive.open(arrays[name]) as handle:
             return np.lib.format.read_array(handle, allow_pickle=False), name, spacing
 
 
 def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array inside an npz; its data are not unpacked."""
+    """Shape and dtype of an array inside an npz; its data are not unpacked."""
     with archive.open(info) as handle:
         version = np.lib.format.read_magic(handle)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -1,8 +1,8 @@
 """Electrocardiograms: WFDB, EDF, BDF, DICOM, CSV, npy, HL7 aECG -> (12, T) float32 in millivolt, standard lead order.
 
 A path names a file, or a WFDB record: without extension (`00001_lr`), or any of its files (`00001_lr.hea`,
-`00001_lr.dat`). `signals` reads the formats, `signals_twelve` makes leads of signals: by name, never
-by position. Here is what looks unlike a resting ECG, and the picture of one.
+`00001_lr.dat`). `signals` reads the formats, `signals_twelve` maps signals to leads by name, never by position. This
+module checks for signals unlike a resting ECG, and draws.
 """
 
 from pathlib import Path
@@ -21,10 +21,10 @@ from m3bind.modalities.formats.signals_wfdb import WFDB_SUFFIXES, header_of, rec
 
 __all__ = ["ECG", "LEADS", "draw", "parse_lead", "record_stem"]
 
-WILD = 50.0  # mV of swing of a single lead that no heart makes
+WILD = 50.0  # mV of swing of a single lead, impossible for a heart
 NOISE = 0.06  # see `_noise`; resting ECGs have 0.01, at most 0.03, noise alone 0.17
 DRIFT = 1.5  # mV by which the baseline of half of the leads moves; 0.1 is usual, 1.1 seen
-CLIPPED = 0.01  # share of samples that stay exactly at the highest (or lowest) value; sound leads: below 0.005
+CLIPPED = 0.01  # fraction of samples that stay exactly at the extreme value; valid leads: below 0.005
 
 Array = NDArray[np.float32]
 
@@ -40,7 +40,7 @@ class ECG(Modality):
     libraries: ClassVar[tuple[str, ...]] = ("wfdb", "pandas", "scipy.signal", "edfio", "pydicom")
 
     def read(self, path: Path | str) -> Sample:
-        """`decode`, and doubts: short, flat, clipped, noisy, swapped leads ...
+        """`decode`, with warnings: short, flat, clipped, noisy, swapped leads ...
 
         Raises:
             ReadError: as `decode`.
@@ -50,24 +50,21 @@ class ECG(Modality):
         return sample
 
     def decode(self, path: Path | str) -> Sample:
-        """A record; array (12, T) in mV, `rate` in Hz. Nothing is cut: T is all of the record.
+        """A record; array (12, T) in mV, `rate` in Hz; T is the whole record.
 
         Raises:
             ReadError: missing, damaged, cut short, over a limit, without names, calibration or rate, shorter than 1 s,
                 mostly NaN, or leads missing that cannot be computed from others (more than 4).
         """
         path = Path(path)
-        recording = signals.read_signals(self._check(path))
-        array, rate = twelve_leads(path, recording)
-        return Sample(
-            self.name, array, rate=rate, steps=recording.steps, warnings=recording.warnings, tags=recording.tags
-        )
+        found = signals.read_signals(self._check(path))
+        array, rate = twelve_leads(path, found)
+        return Sample(self.name, array, rate=rate, steps=found.steps, warnings=found.warnings, tags=found.tags)
 
     def decode_parts(self, path: Path | str, cut: Cut) -> Sample:
         """`decode`; a record of two windows or more becomes windows (n, 12, W), `places` in seconds from its start.
 
-        Windows follow each other without overlap; where they are more than `cut.most`, evenly chosen ones. What is left
-        at the end is no window.
+        Windows do not overlap; of more than `cut.most`, evenly spaced ones are taken. An incomplete one is dropped.
 
         Raises:
             ReadError: as `decode`.
@@ -85,7 +82,7 @@ class ECG(Modality):
         return sample
 
     def _check(self, path: Path) -> Path:
-        """`path`, once there is something at it that this modality reads."""
+        """`path`, once it is known to be readable by this modality."""
         ending = images.ending(path, self.suffixes)
         if ending in ("", *WFDB_SUFFIXES) and header_of(path).is_file():
             return path
@@ -99,7 +96,7 @@ class ECG(Modality):
         return images.check_file(path, self)
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
-        """Twelve leads of 2.5 s each (the same 2.5 s) in three rows of four on ECG paper."""
+        """The same 2.5 s of the twelve leads, in three rows of four on ECG paper."""
         return draw(sample.array, float(sample.rate or 500.0), size)
 
 
@@ -111,7 +108,7 @@ def _doubts(array: Array, rate: float) -> list[str]:
         found.append(f"only {seconds:.1f} s long")
     if not 50 <= rate <= 2000:
         found.append(f"unusual sampling rate {rate:g} Hz")
-    some = array[:, :: max(1, array.shape[1] // 2000)]  # enough for statistics
+    some = array[:, :: max(1, array.shape[1] // 2000)]  # a sufficient sample for statistics
     low, middle, high = np.quantile(some, [0.002, 0.5, 0.998], axis=1)
     swing = high - low
     if float(swing.max()) < 0.05:
@@ -127,11 +124,11 @@ def _doubts(array: Array, rate: float) -> list[str]:
     if clipped:
         found.append(f"clipped (saturated) leads: {', '.join(clipped)}")
     if _noise(array, rate, swing) > NOISE:
-        found.append("very noisy: hardly any quiet stretch between the beats")
+        found.append("very noisy: hardly any quiet interval between the beats")
     drift = _drift(array, rate)
     if drift > DRIFT:
         found.append(f"the baseline wanders by {drift:.1f} mV in half of the leads")
-    limb = array[:3, (array[:3] != 0).all(axis=0)]  # leads recorded one after the other are zero elsewhere
+    limb = array[:3, (array[:3] != 0).all(axis=0)]  # leads recorded one after another are zero elsewhere
     misfit = float(np.abs(limb[0] + limb[2] - limb[1]).mean()) if limb.size else 0.0
     if limb.size and misfit > 0.25 * float(np.abs(limb).mean()) + 0.02:
         found.append("I + III differs from II: limb leads swapped, mislabelled or filtered apart?")
@@ -139,7 +136,7 @@ def _doubts(array: Array, rate: float) -> list[str]:
 
 
 def _is_clipped(array: Array, middle: NDArray[np.floating], swing: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Whether each lead of (12, T) rests exactly at its highest or lowest value, far from its median."""
+    """Whether each lead of (12, T) stays exactly at its highest or lowest value, far from its median."""
     clipped = np.zeros(len(array), dtype=bool)
     for edge in (array.max(axis=1), array.min(axis=1)):
         at = array == edge[:, None]
@@ -149,7 +146,7 @@ def _is_clipped(array: Array, middle: NDArray[np.floating], swing: NDArray[np.fl
 
 
 def _noise(array: Array, rate: float, swing: NDArray[np.floating]) -> float:
-    """Typical change within 10 ms over the swing, median over leads: small where most samples lie between beats."""
+    """Median change within 10 ms over the swing, median over leads: small if most samples lie between beats."""
     lag = max(1, round(rate / 100))
     if array.shape[1] <= lag:
         return 0.0
@@ -159,7 +156,7 @@ def _noise(array: Array, rate: float, swing: NDArray[np.floating]) -> float:
 
 
 def _drift(array: Array, rate: float) -> float:
-    """Range of the medians of seconds in mV, median over leads."""
+    """Range of the medians of 1 s blocks in mV, median over leads."""
     block = max(1, round(rate))
     count = array.shape[1] // block
     medians = np.median(array[:, : count * block].reshape(12, count, block), axis=2)
@@ -167,15 +164,15 @@ def _drift(array: Array, rate: float) -> float:
 
 
 def draw(array: Array, rate: float, size: int) -> Image.Image:
-    """A (12, T) signal in mV as an RGB picture `size` wide: rows I-aVR-V1-V4, II-aVL-V2-V5, III-aVF-V3-V6.
+    """A (12, T) signal in mV as an RGB image `size` wide: rows I-aVR-V1-V4, II-aVL-V2-V5, III-aVF-V3-V6.
 
-    25 mm/s on a grid of 5 mm; 10 mm/mV, doubled or halved (all leads alike) to what fits. Names from 400 pixels on.
+    25 mm/s on a grid of 5 mm; 10 mm/mV, doubled or halved for all leads to fit. Lead names from 400 pixels on.
     """
-    factor, seconds = 3, 2.5  # drawn larger, then shrunk, for smooth lines
+    factor, seconds = 3, 2.5  # supersampled for smooth lines
     width, height = size * factor, round(size * 0.7) * factor
     mm = width / (4 * seconds * 25)
-    picture = Image.new("RGB", (width, height), (255, 250, 248))
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, height), (255, 250, 248))
+    pen = ImageDraw.Draw(image)
     for step, tone in ((5, (250, 224, 220)), (25, (240, 194, 188))):
         for k in range(0, round(width / mm) + 1, step):
             pen.line([(k * mm, 0), (k * mm, height)], fill=tone, width=1)
@@ -194,4 +191,4 @@ def draw(array: Array, rate: float, size: int) -> Image.Image:
         if size >= 400:
             pen.text((column * width / 4 + 2 * mm, row * height / 3 + mm), LEADS[lead], fill=(60, 60, 90),
                      font_size=11 * factor)  # fmt: skip
-    return picture.resize((size, height // factor), Image.Resampling.LANCZOS)
+    return image.resize((size, height // factor), Image.Resampling.LANCZOS)

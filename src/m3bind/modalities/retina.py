@@ -16,7 +16,7 @@ Array = NDArray[np.float32]
 
 LIT = 0.06  # brightest channel of a pixel inside the field
 DARK = 0.2  # mean of the brightest channel in the field
-BRIGHT = 0.3  # part of the field whose green is saturated
+BRIGHT = 0.3  # fraction of the field whose green is saturated
 BLURRED = 0.006  # standard deviation of the Laplacian of green, at 256 pixels a diameter
 _EYES = {"L": "left", "R": "right"}
 
@@ -31,17 +31,17 @@ class Field:
 
 
 class Retina(Modality):
-    """Fundus photographs; red-free and angiography pictures are grey and refused."""
+    """Fundus photographs; red-free and angiography images, which are grey, are rejected."""
 
     name: ClassVar[str] = "retina"
     title: ClassVar[str] = "Fundus photograph"
     color: ClassVar[str] = "#cc6633"
-    version: ClassVar[int] = 2  # colours by the codestream, pictures of every depth and opacity
-    suffixes: ClassVar[tuple[str, ...]] = (*dicom.SUFFIXES, *images.PICTURE_SUFFIXES, *images.TIFF_SUFFIXES)
+    version: ClassVar[int] = 2  # colours by the codestream, images of every depth and opacity
+    suffixes: ClassVar[tuple[str, ...]] = (*dicom.SUFFIXES, *images.IMAGE_SUFFIXES, *images.TIFF_SUFFIXES)
     libraries: ClassVar[tuple[str, ...]] = (*dicom.LIBRARIES, "scipy.ndimage")
 
     def read(self, path: Path | str) -> Sample:
-        """`decode`, with the circular field and the eye it shows in `steps`, and doubts: tissue, dark, blurred ...
+        """`decode`, with the circular field and the eye in `steps`, and warnings: tissue, dark, blurred ...
 
         Raises:
             ReadError: as `decode`.
@@ -57,35 +57,35 @@ class Retina(Modality):
         return sample
 
     def decode(self, path: Path | str) -> Sample:
-        """A fundus photograph; array (H, W, 3) in 0..1. Of a DICOM file with several frames the middle one.
+        """A fundus photograph; array (H, W, 3) in 0..1. Of a DICOM file with several frames, the middle frame.
 
-        The array is the whole picture: `crop_to_field` would change photographs whose field is cut by the frame or
-        has a margin, on which earlier results rest.
+        The array is the whole image: `crop_to_field` would change photographs whose field is cut by the frame or has a
+        margin, and with them earlier results.
 
         Raises:
             ReadError: missing, damaged, over a limit, without colour, or a DICOM file of another modality.
         """
         path = images.check_file(path, self)
-        if images.ending(path, (*images.PICTURE_SUFFIXES, *images.TIFF_SUFFIXES)):
+        if images.ending(path, (*images.IMAGE_SUFFIXES, *images.TIFF_SUFFIXES)):
             array, steps, warnings = images.read_colour(path, "a fundus photograph")
             return Sample(self.name, array, steps=steps, warnings=warnings)
         return _read_dicom(path)
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
-        """The photograph itself, small."""
+        """The photograph, reduced."""
         return images.to_thumbnail(sample.array, size)
 
 
 def _read_dicom(path: Path) -> Sample:
     dataset = dicom.open_dicom(path)
     kind = dicom.kind_of(dataset)
-    if kind not in ("fundus photograph", "visible-light picture", ""):
+    if kind not in ("fundus photograph", "visible-light image", ""):
         raise ReadError(path, f"{dicom.named(kind)}, not a fundus photograph", "check the modality of this file")
     if str(dataset.get("PhotometricInterpretation", "")) in dicom.MONOCHROME:
-        raise ReadError(path, "a grey picture, not a fundus photograph in colour", "check the modality of this file")
+        raise ReadError(path, "a grey image, not a fundus photograph in colour", "check the modality of this file")
     array, steps, warnings = dicom.colour(dataset, path)
-    images.check_side(path, array)
-    warnings += images.check_colour(path, array, "a fundus photograph") + images.picture_warnings(array)
+    images.check_side(path, array.shape)
+    warnings += images.check_colour(path, array, "a fundus photograph") + images.image_warnings(array)
     if dataset.get("BurnedInAnnotation", "") == "YES":
         warnings.append("burned-in text according to its header: it may name the patient")
     tags = dicom.technical_tags(dataset)
@@ -97,7 +97,7 @@ def _read_dicom(path: Path) -> Sample:
 
 
 def _describe(sample: Sample) -> None:
-    """Name the field and the eye in `steps`, and what is wrong with the photograph in `warnings`."""
+    """Record the field and the eye in `steps`, and the quality of the photograph in `warnings`."""
     field = field_of_view(sample.array)
     if field is None:
         sample.warnings += quality(sample.array)
@@ -112,10 +112,10 @@ def _describe(sample: Sample) -> None:
 
 
 def field_of_view(array: Array) -> Field | None:
-    """The circular field of a photograph (H, W, 3), or None where the picture is not a disc on a dark ground.
+    """The circular field of a photograph (H, W, 3), or None if the image is not a disc on a dark ground.
 
-    The box around what is lit gives centre and diameter (its longer side: cameras cut the circle at two sides). Inside
-    95 % of the radius nine tenths must be lit, and outside 104 % of it hardly anything.
+    The bounding box of lit pixels gives centre and diameter (its longer side: cameras cut the circle at two sides). At
+    least 90 % of the pixels within 95 % of the radius must be lit, and at most 10 % of those beyond 104 %.
     """
     step = max(1, max(array.shape[:2]) // 256)
     lit = images.channel_range(array[::step, ::step])[1] > LIT
@@ -136,9 +136,9 @@ def field_of_view(array: Array) -> Field | None:
 
 
 def crop_to_field(array: Array, field: Field | None = None) -> Array:
-    """The square (D, D, 3) around the circular field of a photograph (H, W, 3), black where the picture ends.
+    """The square (D, D, 3) around the circular field of a photograph (H, W, 3), black beyond the image.
 
-    Without `field` it is looked for; a picture without one, or framed to the pixel already, is returned as it is.
+    Without `field` it is detected; an image without a field, or already cropped to it, is returned unchanged.
     """
     field = field or field_of_view(array)
     if field is None:
@@ -155,10 +155,10 @@ def crop_to_field(array: Array, field: Field | None = None) -> Array:
 
 
 def eye_of(framed: Array) -> tuple[str, float] | None:
-    """("left" or "right", confidence) of a photograph cropped to its field, or None where no disc stands out.
+    """("left" or "right", confidence) of a photograph cropped to its field, or None if no disc stands out.
 
-    The optic disc, the brightest spot against its surroundings, lies towards the nose: in the right half of the picture
-    of a right eye, as long as the picture is not mirrored. Confidences are measured on 2,394 ODIR photographs.
+    The optic disc, the brightest spot against its surroundings, lies towards the nose: in the right half of the image
+    of a right eye, as long as the image is not mirrored. Confidences are measured on 2,394 ODIR photographs.
     """
     from scipy.ndimage import uniform_filter
 
@@ -188,9 +188,9 @@ def eye_of(framed: Array) -> tuple[str, float] | None:
 
 
 def quality(framed: Array) -> list[str]:
-    """Doubts about a photograph cropped to its field (or without one): dark, over-exposed, blurred.
+    """Warnings about a photograph cropped to its field (or without a field): dark, over-exposed, blurred.
 
-    Blurred is judged at 256 pixels a diameter, and not for pictures of less than 200 pixels.
+    Blur is measured at 256 pixels per diameter, and not for images of less than 200 pixels.
     """
     small = _resized(framed, 256) if min(framed.shape[:2]) >= 200 else framed
     height, width = small.shape[:2]
@@ -210,9 +210,9 @@ def quality(framed: Array) -> list[str]:
 
 
 def _resized(array: Array, side: int) -> Array:
-    """A picture (H, W, 3) as (side, side, 3), pixels averaged."""
+    """An image (H, W, 3) as (side, side, 3), pixels averaged."""
     if array.shape[:2] == (side, side):
         return array
-    step = max(1, min(array.shape[:2]) // (4 * side))  # enough for a mean, and quick for large pictures
+    step = max(1, min(array.shape[:2]) // (4 * side))  # sufficient for a mean, and fast for large images
     some = Image.fromarray(np.rint(np.clip(array[::step, ::step], 0, 1) * 255).astype(np.uint8))
     return np.asarray(some.resize((side, side), Image.Resampling.BILINEAR)).astype(np.float32) * np.float32(1 / 255)

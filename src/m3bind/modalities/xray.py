@@ -14,24 +14,24 @@ from m3bind.modalities.formats import dicom, images
 Array = NDArray[np.float32]
 
 INVERTED = -0.25  # `density_pattern` below which a radiograph looks inverted
-FLAT_BORDER = 0.1  # part of the width or height
+FLAT_BORDER = 0.1  # fraction of the width or height
 FEW_LEVELS = 48  # grey levels: fewer than 6 bits
 _LATERAL = ("LATERAL", "LAT", "LL", "RL", "LLD", "RLD", "LLO", "RLO", "ML", "LM")
 _CHEST = ("CHEST", "THORAX", "LUNG", "HEART")
 
 
 class XRay(Modality):
-    """Projection radiographs. Pictures carry no photometric note, so bright is taken to mean dense (MONOCHROME2)."""
+    """Projection radiographs. PNG, JPEG and TIFF do not state what bright means; it is taken as dense (MONOCHROME2)."""
 
     name: ClassVar[str] = "xray"
     title: ClassVar[str] = "Chest X-ray"
     color: ClassVar[str] = "#4477aa"
-    version: ClassVar[int] = 2  # pictures of every depth and opacity; padding inside of a picture stays
-    suffixes: ClassVar[tuple[str, ...]] = (*dicom.SUFFIXES, *images.PICTURE_SUFFIXES, *images.TIFF_SUFFIXES)
+    version: ClassVar[int] = 2  # images of every depth and opacity; padding values inside an image are retained
+    suffixes: ClassVar[tuple[str, ...]] = (*dicom.SUFFIXES, *images.IMAGE_SUFFIXES, *images.TIFF_SUFFIXES)
     libraries: ClassVar[tuple[str, ...]] = dicom.LIBRARIES
 
     def read(self, path: Path | str) -> Sample:
-        """`decode`, and doubts: inverted, black in large parts, a flat border, few grey levels.
+        """`decode`, with warnings: inverted, black in large parts, a flat border, few grey levels.
 
         Raises:
             ReadError: as `decode`.
@@ -41,13 +41,13 @@ class XRay(Modality):
         return sample
 
     def decode(self, path: Path | str) -> Sample:
-        """A radiograph; array (H, W) in 0..1. Of a DICOM file with several frames the middle one.
+        """A radiograph; array (H, W) in 0..1. Of a DICOM file with several frames, the middle frame.
 
         Raises:
             ReadError: missing, damaged, over a limit, in colour, or a DICOM file of another modality.
         """
         path = images.check_file(path, self)
-        if images.ending(path, (*images.PICTURE_SUFFIXES, *images.TIFF_SUFFIXES)):
+        if images.ending(path, (*images.IMAGE_SUFFIXES, *images.TIFF_SUFFIXES)):
             array, steps, warnings = images.read_grey(path, "an X-ray")
             return Sample(self.name, array, steps=steps, warnings=warnings)
         return self._read_dicom(path)
@@ -63,19 +63,19 @@ class XRay(Modality):
             array, steps, warnings = dicom.colour(dataset, path)
             array, more = images.to_grey(path, array, "an X-ray", steps)
             warnings += more
-        images.check_side(path, array)
+        images.check_side(path, array.shape)
         tags = dicom.technical_tags(dataset)
-        warnings += images.picture_warnings(array) + _header_doubts(dataset, tags)
+        warnings += images.image_warnings(array) + _header_doubts(dataset, tags)
         return Sample(self.name, array, steps=steps, warnings=warnings, tags=tags)
 
     def thumbnail(self, sample: Sample, size: int = 160) -> Image.Image:
-        """Grey picture, stretched between its 0.5 % and 99.5 % quantiles."""
+        """Grey image, stretched between its 0.5 % and 99.5 % quantiles."""
         low, high = np.quantile(images.sparse(sample.array, 256), [0.005, 0.995])
         return images.to_thumbnail((sample.array - low) / max(high - low, 1e-3), size)
 
 
 def _header_doubts(dataset: Any, tags: dict[str, str]) -> list[str]:
-    """What a DICOM header says against a frontal chest radiograph made for viewing."""
+    """Statements of a DICOM header that contradict a frontal chest radiograph for viewing."""
     found = []
     view, body = tags.get("ViewPosition", ""), tags.get("BodyPartExamined", "")
     orientation = dataset.get("PatientOrientation") or []
@@ -89,23 +89,23 @@ def _header_doubts(dataset: Any, tags: dict[str, str]) -> list[str]:
     if body and body.upper() not in _CHEST:
         found.append(f"body part {body}, not the chest")
     if tags.get("PresentationIntentType") == "FOR PROCESSING":
-        found.append("raw detector values (FOR PROCESSING), not made for viewing")
+        found.append("raw detector values (FOR PROCESSING), not for viewing")
     if dataset.get("BurnedInAnnotation", "") == "YES":
         found.append("burned-in text according to its header: it may name the patient")
     return found
 
 
 def doubts(array: Array, background: bool = False) -> list[str]:
-    """Doubts about a radiograph (H, W) in 0..1; `background` where a wide empty side is normal, as in mammograms."""
+    """Warnings about a radiograph (H, W) in 0..1; `background`: a wide empty side is normal, as in mammograms."""
     some = images.sparse(array, 256)
     found = []
     if float((images.sparse(array) < 0.03).mean()) > 0.6 and not background:
-        found.append("most of the picture is black: a CT slice or an uncropped scan?")
+        found.append("most of the image is black: a CT slice or an uncropped scan?")
     if min(array.shape) >= 96 and density_pattern(array) < INVERTED:
         found.append("looks inverted: dark where a chest is dense")
     side, part = flat_border(some)
     if part >= FLAT_BORDER and part < 1 and not background:
-        found.append(f"a flat border covers {part:.0%} of the picture at the {side}: crop it")
+        found.append(f"a flat border covers {part:.0%} of the image at the {side}: crop it")
     levels = len(np.unique(np.rint(some * 4095)))
     if 12 <= levels < FEW_LEVELS:
         found.append(f"only {levels} grey levels")
@@ -113,9 +113,9 @@ def doubts(array: Array, background: bool = False) -> list[str]:
 
 
 def density_pattern(array: Array) -> float:
-    """Correlation (-1..1) of a picture (H, W) with where a frontal chest is dense: below 0 when it is inverted.
+    """Correlation (-1..1) of an image (H, W) with where a frontal chest is dense: below 0 when it is inverted.
 
-    The picture in 8 x 8 means; dense are the spine and what lies under the diaphragm, not the lungs and the air above
+    Computed on 8 x 8 means; dense are the spine and the region below the diaphragm, not the lungs and the air above
     the shoulders. Of 864 NIH radiographs the lowest value is 0.06; 95 % are above 0.30.
     """
     rows, columns = (np.linspace(0, side, 9).astype(int) for side in array.shape)
@@ -131,7 +131,7 @@ def density_pattern(array: Array) -> float:
 
 
 def flat_border(array: Array) -> tuple[str, float]:
-    """The side with the widest border of one tone along each row or column, and its part of that extent."""
+    """The side with the widest border of one tone along each row or column, and its fraction of that extent."""
     sides = {"top": array, "bottom": array[::-1], "left": array.T, "right": array.T[::-1]}
     parts = {}
     for name, lines in sides.items():

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from m3bind import modalities
-from m3bind.modalities.ct import LUNG_WINDOW, PICTURE_HU, SOFT_WINDOW
+from m3bind.modalities.ct import LUNG_WINDOW, IMAGE_HU, SOFT_WINDOW
 from m3bind.modalities.ecg import LEADS
 from m3bind.modalities.formats import images
 from m3bind.serve.errors import Refusal
@@ -61,7 +61,7 @@ def picture(preview: Preview, size: int, at: int | None, window: Window | None) 
 def _window(preview: Preview, plane: images.Array) -> tuple[float, float]:
     """The window that shows most of a slice: everything without Hounsfield units, lung if it contains lung."""
     if preview.spacing is None:
-        return PICTURE_HU
+        return IMAGE_HU
     return LUNG_WINDOW if float(((plane > -950) & (plane < -500)).mean()) > 0.1 else SOFT_WINDOW
 
 

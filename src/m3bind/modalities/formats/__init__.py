@@ -1,5 +1,5 @@
-"""File formats, and how they are read safely: pictures, DICOM, CT series, NIfTI, slides, signals, archives.
+"""Safe readers of file formats: images, DICOM, CT series, NIfTI, slides, signals, archives.
 
-Each reader gives arrays with what was done and what is doubted; a modality decides what they mean. `isolation` reads in
-child processes (`worker`), `limits` bounds every size, `recognise` tells a file's kind from its bytes.
+Each reader returns arrays with processing steps and warnings; a modality interprets them. `isolation` reads in child
+processes (`worker`), `limits` bounds every size, `recognise` determines the modality of a file.
 """

@@ -1,12 +1,12 @@
 """Archives of a study: a zip or tar (also .tar.gz) is unpacked into a temporary folder that is always removed.
 
-* `extracted`: the context manager; its folder holds plain files named by number, never by what the archive calls them,
-  or, for records of several files that name each other, by their last names in numbered folders.
-* `temporary_folder`, `check_member`, `unpack_member`: the same for a single member, as weights are packed.
+* `extracted`: the context manager; its folder contains plain files with numbers as names, never those of the archive,
+  or, for records of several files that name each other, with their base names in numbered folders.
+* `temporary_folder`, `check_member`, `check_name`, `unpack_member`: the same for a single member, e.g. of weights.
 
-Refused: absolute names, `..`, links, devices, encrypted members, more files or bytes than `LIMITS` allow. Bytes are
-counted while they are unpacked, because an archive may declare fewer. Archives inside the archive are left packed;
-what file managers leave in archives (`__MACOSX`, `._*`, `.DS_Store`, `Thumbs.db`, `desktop.ini`) is left out.
+Rejected: absolute names, `..`, links, devices, encrypted members, more files or bytes than `LIMITS` allow. Bytes are
+counted while they are unpacked, because an archive may declare fewer. Nested archives are not unpacked; files of file
+managers (`__MACOSX`, `._*`, `.DS_Store`, `Thumbs.db`, `desktop.ini`) are skipped.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ from m3bind.errors import DiskError, ReadError, in_words
 from m3bind.modalities.formats import limits as _limits
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-_KEPT = re.compile(r"(\.nii\.gz|\.nii|\.npz|\.hdr|\.img|\.dcm|\.dicom|\.dic)$")  # endings a reader needs to see
+_EXTENSION = re.compile(r"(\.nii\.gz|\.nii|\.npz|\.hdr|\.img|\.dcm|\.dicom|\.dic)$")  # that readers need
 _NESTED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _LITTER = (".ds_store", "thumbs.db", "desktop.ini", ".localized", "ehthumbs.db")
 _CHUNK = 1 << 20
-_SPARE = 512 << 20  # bytes that any archive may unpack to
-_END, _ENTRY = 66_000, 1024  # bytes at the end in which a zip says where its list is; most that a file takes in it
-_PREFIX = "m3bind-unpacked-"
-_STALE = 3600.0  # seconds after which the folder of a process that was killed is removed
+_ALWAYS = 512 << 20  # bytes that any archive may unpack to
+_END, _ENTRY = 66_000, 1024  # bytes at the end that locate a zip's directory; maximum bytes of a file's entry in it
+_PREFIX, _NOT_A_FILE = "m3bind-unpacked-", "a member is a link or a device, not a file"
+_STALE = 3600.0  # seconds after which the folder of a killed process is removed
 
 
 class _Member(NamedTuple):
@@ -49,12 +49,12 @@ class _Member(NamedTuple):
 
 @contextlib.contextmanager
 def extracted(path: Path, limits: _limits.Limits | None = None, names: bool = False) -> Iterator[tuple[Path, int]]:
-    """A temporary folder with the files of the archive at `path`, and how many archives inside it were left packed.
+    """A temporary folder with the files of the archive at `path`, and how many nested archives were not unpacked.
 
-    With `names` the files keep their last names; each folder of the archive is one, numbered, of the temporary folder.
+    With `names` the files retain their base names, in one numbered folder per folder of the archive.
 
     Raises:
-        ReadError: no archive, damaged, encrypted, over a limit, or with a member that could leave the folder.
+        ReadError: not an archive, damaged, encrypted, over a limit, or with a member that could leave the folder.
     """
     with temporary_folder() as folder:
         yield folder, _extract(path, folder, limits or _limits.LIMITS, names)
@@ -62,16 +62,16 @@ def extracted(path: Path, limits: _limits.Limits | None = None, names: bool = Fa
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """An empty folder that is always removed, by a later process if this one is killed.
+    """An empty folder that is always removed, by a later process if this process is killed.
 
     Raises:
-        DiskError: there is no place where one can be made.
+        DiskError: it cannot be created.
     """
     _remove_stale()
     try:
         folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     except OSError as error:
-        raise DiskError(f"no temporary folder can be made ({error.strerror}); free space, or set TMPDIR") from error
+        raise DiskError(f"cannot create a temporary folder ({error.strerror}); free space, or set TMPDIR") from error
     try:
         yield folder
     finally:
@@ -82,7 +82,7 @@ def unpack_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, t
     """Unpack one member of the zip at `path` to `target`, within `LIMITS`.
 
     Raises:
-        ReadError: more bytes than allowed, declared or real, or more than are free on the disk.
+        ReadError: more bytes than allowed, declared or actual, or more than are free on the disk.
     """
     _check_declared(path, info.file_size, target.parent, _limits.LIMITS)
     with archive.open(info) as source, open(target, "xb") as out:
@@ -90,41 +90,38 @@ def unpack_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, t
 
 
 def _extract(path: Path, folder: Path, limits: _limits.Limits, names: bool) -> int:
-    """Unpack into `folder`; the number of nested archives left out."""
+    """Unpack into `folder`; returns the number of nested archives, which are skipped."""
     _limits.check_bytes(path, limits)
     kind = _kind(path)
     try:
         if kind == "zip":
             _check_directory(path, limits)
-        with _MEMBERS[kind](path, limits) as found:
-            members = [one for one in found if not _is_litter(one.name)] or found
-            wanted = [one for one in members if not _is_nested(one.name)]
-            _check_declared(path, sum(one.size for one in wanted), folder, limits)
-            left = min(limits.bytes, int(limits.ratio * path.stat().st_size), _most_packed(path, limits))
-            targets = _by_name(path, folder, wanted) if names else _by_number(folder, wanted)
-            for one, target in zip(wanted, targets):
-                source = one.open()
+        with _MEMBERS[kind](path, limits) as every:
+            members = [member for member in every if not _is_litter(member.name)] or every
+            chosen = [member for member in members if not _is_nested(member.name)]
+            _check_declared(path, sum(member.size for member in chosen), folder, limits)
+            left = min(limits.bytes, int(limits.ratio * path.stat().st_size), _max_unpacked(path, limits))
+            targets = _by_name(path, folder, chosen) if names else _by_number(folder, chosen)
+            for member, target in zip(chosen, targets):
+                source = member.open()
                 if source is None:
-                    raise ReadError(path, "a member is a link or a device, not a file", "pack plain files only")
+                    raise ReadError(path, _NOT_A_FILE, "pack plain files only")
                 with source, open(target, "xb") as out:
                     left = _copy(path, source, out, left)
-            return len(members) - len(wanted)
+            return len(members) - len(chosen)
     except (ReadError, MemoryError):
         raise
-    except gzip.BadGzipFile as error:  # an OSError
-        raise ReadError(path, f"not a readable {kind} ({in_words(error)})", "fetch or pack it again") from error
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # it names a place before its own start
-            raise ReadError(path, f"not a readable {kind}: damaged or cut short", "fetch or pack it again") from error
-        raise ReadError(path, f"unpacking failed ({error.strerror or in_words(error)})", "free some disk") from error
-    except (tarfile.TarError, EOFError) as error:
-        raise ReadError(path, f"not a readable {kind}: damaged or cut short", "fetch or pack it again") from error
     except Exception as error:  # zlib, struct.error and many others for damaged directories
-        raise ReadError(path, f"not a readable {kind} ({in_words(error)})", "fetch or pack it again") from error
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile) and error.errno != errno.EINVAL:
+            reason = f"unpacking failed ({error.strerror or in_words(error)})"
+            raise ReadError(path, reason, "free some disk") from error
+        cut = isinstance(error, tarfile.TarError | EOFError) or getattr(error, "errno", None) == errno.EINVAL
+        fault = ": damaged or cut short" if cut else f" ({in_words(error)})"  # EINVAL: an offset before its start
+        raise ReadError(path, f"not a readable {kind}{fault}", "fetch or pack it again") from error
 
 
 def _kind(path: Path) -> str:
-    """ "zip", "tar" or "gzip file" by what it begins with, which endings often contradict."""
+    """ "zip", "tar" or "gzip file" by the first bytes, which extensions often contradict."""
     name = path.name.lower()
     if name.endswith(".zip") and zipfile.is_zipfile(path):
         return "zip"
@@ -159,10 +156,10 @@ def _tar_members(path: Path, limits: _limits.Limits) -> Iterator[list[_Member]]:
             if not _is_litter(info.name):
                 check_name(path, info.name)
                 if not info.isreg():
-                    raise ReadError(path, "a member is a link or a device, not a file", "pack plain files only")
+                    raise ReadError(path, _NOT_A_FILE, "pack plain files only")
             members.append(_Member(info.name, info.size, partial(archive.extractfile, info)))
             total += info.size
-            _check_packing(path, total, limits)  # before its bytes are passed over
+            _check_packing(path, total, limits)  # before its bytes are skipped
             _limits.check_count(path, len(members), "files", limits)
         _limits.check_count(path, len(members), "files", limits)
         yield members
@@ -170,27 +167,23 @@ def _tar_members(path: Path, limits: _limits.Limits) -> Iterator[list[_Member]]:
 
 @contextlib.contextmanager
 def _gzip_member(path: Path, limits: _limits.Limits) -> Iterator[list[_Member]]:
-    yield [_Member(path.name[: -len(".gz")], 0, partial(_inflating, path))]
-
-
-def _inflating(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path))
+    yield [_Member(path.name[: -len(".gz")], 0, cast(Callable[[], IO[bytes]], partial(gzip.open, path)))]
 
 
 _MEMBERS = {"zip": _zip_members, "tar": _tar_members, "gzip file": _gzip_member}
 
 
 def _by_number(folder: Path, members: list[_Member]) -> list[Path]:
-    endings = (_KEPT.search(one.name.lower()) for one in members)
-    return [folder / f"{number:06d}{found.group() if found else ''}" for number, found in enumerate(endings)]
+    endings = (_EXTENSION.search(member.name.lower()) for member in members)
+    return [folder / f"{number:06d}{match.group() if match else ''}" for number, match in enumerate(endings)]
 
 
 def _by_name(path: Path, folder: Path, members: list[_Member]) -> list[Path]:
-    """Where each member goes: its last name in a folder, made here, that stands for its folder in the archive."""
+    """The target of each member: its base name in a new folder that represents its folder in the archive."""
     folders: dict[str, Path] = {}
     targets = []
-    for one in members:
-        place, _, name = re.sub(r"(^|/)(\./)+", r"\1", one.name.replace("\\", "/")).rpartition("/")
+    for member in members:
+        place, _, name = re.sub(r"(^|/)(\./)+", r"\1", member.name.replace("\\", "/")).rpartition("/")
         folders.setdefault(place, folder / f"{len(folders):06d}").mkdir(exist_ok=True)
         targets.append(folders[place] / name)
     if len(set(targets)) < len(targets):
@@ -199,11 +192,7 @@ def _by_name(path: Path, folder: Path, members: list[_Member]) -> list[Path]:
 
 
 def _check_directory(path: Path, limits: _limits.Limits) -> None:
-    """Refuse a list of members that is longer than any that may be unpacked, before it is read.
-
-    Raises:
-        ReadError: it is.
-    """
+    """Raise ReadError if the directory of a zip is too long for `limits.files`, before it is read."""
     with open(path, "rb") as file:
         start = file.seek(-min(path.stat().st_size, _END), os.SEEK_END)
         data = file.read()
@@ -220,15 +209,11 @@ def _check_directory(path: Path, limits: _limits.Limits) -> None:
 
 
 def check_member(path: Path, info: zipfile.ZipInfo) -> None:
-    """Refuse a member that could leave the folder, is no plain file, or cannot be unpacked.
-
-    Raises:
-        ReadError: it is one.
-    """
+    """Raise ReadError if a member could leave the folder, is not a plain file, or cannot be unpacked."""
     check_name(path, info.filename)
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
-        raise ReadError(path, "a member is a link or a device, not a file", "pack plain files only")
+        raise ReadError(path, _NOT_A_FILE, "pack plain files only")
     if info.flag_bits & 0x1:
         raise ReadError(path, "encrypted", "unpack it with its password first")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -236,25 +221,21 @@ def check_member(path: Path, info: zipfile.ZipInfo) -> None:
 
 
 def check_name(path: Path, name: str) -> None:
-    """Refuse a member's name that could leave the folder.
-
-    Raises:
-        ReadError: it could.
-    """
+    """Raise ReadError if a member's name could leave the folder."""
     name = name.replace("\\", "/")
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         raise ReadError(path, "a member's name leads out of the archive", "made to harm")
 
 
-def _most_packed(path: Path, limits: _limits.Limits) -> int:
-    """Bytes that medical files may take unpacked; those of bombs unpack to more."""
-    return max(_SPARE, int(limits.packing * path.stat().st_size))
+def _max_unpacked(path: Path, limits: _limits.Limits) -> int:
+    """Maximum unpacked bytes of medical files; archive bombs unpack to more."""
+    return max(_ALWAYS, int(limits.packing * path.stat().st_size))
 
 
 def _check_packing(path: Path, total: int, limits: _limits.Limits) -> None:
     _limits.check_ratio(path, total, path.stat().st_size, limits)
-    if total > _most_packed(path, limits):
-        reason = f"{total:,} bytes unpacked, more than {limits.packing:g} times as many as it has"
+    if total > _max_unpacked(path, limits):
+        reason = f"{total:,} bytes unpacked, more than {limits.packing:g} times its size"
         raise ReadError(path, reason, f"made to harm; or raise packing in the environment variable {_limits.VARIABLE}")
 
 
@@ -268,17 +249,17 @@ def _check_declared(path: Path, total: int, folder: Path, limits: _limits.Limits
 
 
 def _copy(path: Path, source: IO[bytes], out: IO[bytes], left: int) -> int:
-    """Copy one member; the number of bytes the archive may still unpack."""
+    """Copy one member; returns the number of bytes the archive may still unpack to."""
     while chunk := source.read(_CHUNK):
         left -= len(chunk)
         if left < 0:
-            raise ReadError(path, "unpacks to more bytes than it may", "damaged, or made to harm")
+            raise ReadError(path, "unpacks to more bytes than allowed", "damaged, or made to harm")
         out.write(chunk)
     return left
 
 
 def _is_litter(name: str) -> bool:
-    """Whether a member is what a file manager put there beside the user's files."""
+    """Whether a member was added by a file manager."""
     parts = name.replace("\\", "/").split("/")
     return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1].lower() in _LITTER
 
@@ -289,7 +270,7 @@ def _is_nested(name: str) -> bool:
 
 
 def _remove_stale() -> None:
-    """Folders left by a process that was killed while it read (a reader that ran out of time)."""
+    """Remove folders of processes that were killed while reading (readers that ran out of time)."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, ValueError):
             process = int(folder.name[len(_PREFIX) :].split("-")[0])

@@ -1,11 +1,11 @@
-"""Memory that a child process and its parent both see, and where a reader puts its result so that it lies there.
+"""Memory shared by a child process and its parent, in which a reader allocates its result.
 
-* `create`, `attach`: the memory, on the parent's and on the child's side.
-* `empty`: the float32 array a reader fills; in a child it lies in the shared memory, where there is room.
-* `place`: where in the shared memory an array is, if it is.
+* `create`, `attach`: the memory, on the parent's and on the child's side. * `reset`: reuse it for the next file.
+* `empty`: the float32 array a reader fills; in a child it lies in the shared memory, if there is room.
+* `place`: the index of an array in the shared memory.
 
-The memory keeps one size and is used again for file after file: pages that are already there cost nothing. The parent
-copies what it was told of, so nothing a child does later can change an array.
+The memory has a fixed size and is reused for every file: pages already allocated cost nothing. The parent copies each
+result, so a child cannot change an array later.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 SIZE = 64 << 20  # bytes; a larger array is sent through the channel instead
-_ADD_SEALS, _SEALS = 1033, 0x0001 | 0x0002 | 0x0004  # fcntl.F_ADD_SEALS: neither seals nor size change any more
+_ADD_SEALS, _SEALS = 1033, 0x0001 | 0x0002 | 0x0004  # fcntl.F_ADD_SEALS: seals and size are fixed
 
 _memory: Array | None = None  # of this process, when it is a child
-_used = 0  # values of it that arrays for the present file take
+_used = 0  # values of it in use by arrays of the present file
 
 
 def create() -> tuple[int, Array]:
@@ -34,7 +34,7 @@ def create() -> tuple[int, Array]:
         with tempfile.TemporaryFile() as unnamed:
             file = os.dup(unnamed.fileno())
     os.ftruncate(file, SIZE)
-    with contextlib.suppress(ImportError, OSError):  # a child that made it smaller would crash its parent
+    with contextlib.suppress(ImportError, OSError):  # a child that shrinks it would crash its parent
         import fcntl
 
         fcntl.fcntl(file, _ADD_SEALS, _SEALS)
@@ -46,14 +46,14 @@ def _map(file: int) -> Array:
 
 
 def attach(file: int) -> None:
-    """Make the memory behind `file` the one `empty` takes arrays from; closes `file`."""
+    """Let `empty` allocate from the memory behind `file`; closes `file`."""
     global _memory
     _memory = _map(file)
     os.close(file)
 
 
 def reset() -> None:
-    """Forget the arrays of the file before; they must not be used any more."""
+    """Release the arrays of the previous file, which must not be used any more."""
     global _used
     _used = 0
 
@@ -64,16 +64,13 @@ def empty(shape: Sequence[int]) -> Array:
     size = int(np.prod(shape, dtype=np.int64))
     if _memory is None or _used + size > len(_memory):
         return np.empty(shape, dtype=np.float32)
-    found = _memory[_used : _used + size].reshape(shape)
+    array = _memory[_used : _used + size].reshape(shape)
     _used += size
-    return found
+    return array
 
 
 def place(array: Array) -> int | None:
-    """Index in the shared memory at which a C-contiguous float32 `array` starts, after a copy where it lies elsewhere.
-
-    None where there is no room for it.
-    """
+    """Index in the shared memory of a C-contiguous float32 `array`, which is copied if elsewhere; None without room."""
     if _memory is None:
         return None
     start = (_address(array) - _address(_memory)) // _memory.itemsize

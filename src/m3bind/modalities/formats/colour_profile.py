@@ -1,7 +1,7 @@
-"""Colour profiles (ICC) of pictures and slides: not applied, as models learnt without, but said where they matter.
+"""Colour profiles (ICC) of images and slides: not applied, as models were trained without, but reported if they matter.
 
-* `doubt`: what a profile would change, "" for sRGB and what is close to it. `doubt_of_page`, `doubts_of_dicom`: of the
-  profile that a TIFF page or a DICOM object holds.
+* `doubt`: the warning about a profile that is not close to sRGB.
+* `doubt_of_page`, `doubts_of_dicom`: the same for the profile of a TIFF page or a DICOM object.
 """
 
 import io
@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-MOST_BYTES = 4 << 20
-LEAST_SHIFT = 0.05  # of full scale, the mean over all colours: Adobe RGB and Display P3 reach 0.03, ProPhoto 0.08
+MAX_BYTES = 4 << 20
+MIN_SHIFT = 0.05  # of full scale, mean over all colours: Adobe RGB and Display P3 reach 0.03, ProPhoto 0.08
 _TAG = 34675  # of a TIFF page
 _MODES = {"RGB": "RGB", "GRAY": "L"}
 
 
 def doubt(profile: object) -> str:
-    """The doubt about colours whose `profile` (bytes, or anything where there is none) is another than sRGB, or ""."""
-    if not isinstance(profile, bytes) or not 128 <= len(profile) <= MOST_BYTES:
+    """The warning about a colour `profile` (bytes; anything else counts as missing) other than sRGB, or ""."""
+    if not isinstance(profile, bytes) or not 128 <= len(profile) <= MAX_BYTES:
         return ""
     shift = _shift(profile)
-    if shift < LEAST_SHIFT:
+    if shift < MIN_SHIFT:
         return ""
     return f"its colour profile, which is not applied, would change values by {shift:.0%} on average"
 
@@ -34,18 +34,18 @@ def doubt_of_page(page: object) -> str:
 
 
 def doubts_of_dicom(dataset: Any) -> list[str]:
-    """`doubt` about a DICOM object, or of a slide's first optical path, as a list of one or none."""
+    """`doubt` about a DICOM object or a slide's first optical path, as a list of 0 or 1."""
     try:
         paths = list(dataset.get("OpticalPathSequence") or [])[:1]
         found = (doubt(source.get("ICCProfile")) for source in (dataset, *paths))
         return [text for text in found if text][:1]
-    except Exception:  # pydicom converts header values when they are asked for, and raises anything
+    except Exception:  # pydicom converts header values on access, and raises anything
         return []
 
 
 @lru_cache(maxsize=16)
 def _shift(profile: bytes) -> float:
-    """Mean change (0..1) of an even grid of colours, or of greys, by `profile`; 0 where it cannot be used."""
+    """Mean change (0..1) of an even grid of colours, or of greys, by `profile`; 0 if it is unusable."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODES[opened.profile.xcolor_space.strip()]
@@ -55,7 +55,7 @@ def _shift(profile: bytes) -> float:
             opened, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC
         )
         shown = np.asarray(ImageCms.applyTransform(Image.fromarray(grid), turn)).astype(np.float32)
-    except Exception:  # damaged, or of a kind that a picture cannot have; its words may quote the file
+    except Exception:  # damaged, or of a kind that an image cannot have
         return 0.0
     before = grid if mode == "RGB" else grid[..., None]
     return float(np.abs(shown - before).mean()) / 255

@@ -1,8 +1,8 @@
-"""Series of CT slices that are spread over folders side by side, of which one is read.
+"""CT series whose slices are spread over sibling folders, of which only one is read.
 
-* `parts_beside`: the doubt that it is a part.
+* `parts_beside`: the warning that a folder is a part of a series.
 
-`_files.files_below` takes the folder above for such a series, but where that holds whole series as well.
+`files.files_below` takes the parent folder for such a series, unless it contains whole series as well.
 """
 
 import os
@@ -16,13 +16,13 @@ from m3bind.modalities.formats.ct_choice import SAME_PLACE, normal_of, places_of
 from m3bind.modalities.formats.ct_headers import Slice, other_kind, slices_of
 from m3bind.modalities.formats.dicom_files import quiet
 
-MOST = 32  # folders beside it that are looked into
+MAX_FOLDERS = 32  # sibling folders that are searched
 
 
 def parts_beside(folder: Path, slices: Sequence[Slice]) -> list[str]:
-    """The doubt about `slices` of a folder whose series goes on, at other places, in one beside it; a list of 0 or 1.
+    """The warning about `slices` of a folder whose series continues in a sibling folder; a list of 0 or 1.
 
-    Only the first and the last file of each are looked at, and none where there are more than `MOST` folders.
+    Only the first and last file of each sibling are read, and none if there are more than `MAX_FOLDERS`.
     """
     places = places_of(slices)
     if places is None or slices[0].position is None:
@@ -33,7 +33,9 @@ def parts_beside(folder: Path, slices: Sequence[Slice]) -> list[str]:
                 continue
             place = float(other.position @ normal_of(slices[0]))
             if np.abs(places - place).min() > SAME_PLACE:
-                return ["slices of the same series lie in a folder beside it: a part of a volume? Put them into one"]
+                return [
+                    "slices of the same series lie in a sibling folder: a part of a volume? Put them into one folder"
+                ]
     return []
 
 
@@ -41,10 +43,10 @@ def _files_beside(folder: Path) -> Iterator[Path]:
     try:
         own = folder.resolve()
         others = sorted(entry.path for entry in os.scandir(own.parent) if entry.is_dir(follow_symlinks=False))
-    except OSError:  # nothing that could be looked at
+    except OSError:  # not accessible
         return
     beside = [Path(other) for other in others if Path(other) != own]
-    for other in beside if len(beside) <= MOST else []:
+    for other in beside if len(beside) <= MAX_FOLDERS else []:
         try:
             files = sorted(entry.path for entry in os.scandir(other) if entry.is_file())
         except OSError:
@@ -53,7 +55,7 @@ def _files_beside(folder: Path) -> Iterator[Path]:
 
 
 def _slices(path: Path) -> list[Slice]:
-    """The slices of a file; none where it is no CT."""
+    """The slices of a file; empty if it is not CT."""
     try:
         if not dicom.is_dicom(path):
             return []
@@ -62,5 +64,5 @@ def _slices(path: Path) -> list[Slice]:
             return [] if other_kind(header) else slices_of(header, path, path)
     except MemoryError:
         raise
-    except Exception:  # headers may hold anything; this is not the file that was asked for
+    except Exception:  # headers may contain anything; this is not the file being read
         return []

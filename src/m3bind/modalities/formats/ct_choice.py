@@ -1,24 +1,23 @@
-"""One volume out of all CT slices of a folder or file: which of them belong together, and what is left out.
+"""Selection of one volume among all CT slices of a folder or file.
 
-* `one_volume`: the slices of one volume, no place twice.
+* `one_volume`: the slices of one volume, each place once. * `joined`, `places_of`, `normal_of`, `values_of`: its steps.
 
-A series is not one volume by its UID alone: it may hold phases, time points, acquisitions, kernels or projections at
-the same places. The rule, always the same, with what was left out said:
+A series is not one volume by its UID alone: it may contain phases, time points, acquisitions, kernels or projections
+at the same places. The rule is deterministic, and excluded slices are reported:
 
-1. Groups of one series, size, orientation and pixel spacing are never mixed. The one with most places is taken; of
-   equal ones the one with the thinner slices, then with the lower number.
-2. For each fact of `ct_headers.FACTS` that differs within it, the slices are parted by its value and the parts ranked
-   in the same way, projections last. Parts that lie beside the first one (slabs) or fill holes in it are joined to it;
-   a part that lies at the same places, or in between, is another volume and left out.
-3. Places that are still repeated: copies are dropped; of a few others the lower number stays; of many the
-   longest pass from end to end by number. Where numbers do not tell, they are refused: any choice might alternate.
+1. Groups of one series, size, orientation and pixel spacing are never mixed. The group with the most places is taken;
+   among equal ones that with the thinner slices, then with the lower number.
+2. For each fact of `ct_headers.FACTS` that differs within the group, the slices are split by its value and the parts
+   ranked in the same way, projections last. Parts beside the first one (slabs) or in holes of it are joined to it; a
+   part at the same places, or in between, is another volume and is excluded.
+3. Places that are still repeated: copies are dropped; of a few others the lower number is retained; of many the longest
+   pass from end to end by number. Without distinct numbers they are rejected: any choice might alternate.
 
 Places are mm along the normal of the slices.
 """
 
 import re
-from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,12 +32,12 @@ from m3bind.modalities.formats.dicom_files import quiet
 Numbers = NDArray[np.float64]
 
 AXIAL = np.array([1.0, 0, 0, 0, 1, 0])
-SAME_PLACE = 0.01  # mm between positions that are one
-MANY = 64  # values of a fact from which on they rather number slices than volumes
-HOLE = 1.5  # usual distances between slices from which on there is a hole
-BESIDE = 0.34  # share of a part that may lie at the places of another one, where slabs overlap
-FEW = 0.1  # share of places that may be repeated by slices of unknown origin
-HALF = 0.5  # share of the places that one pass by number must hold
+SAME_PLACE = 0.01  # mm up to which positions are equal
+MANY = 64  # values of a fact above which it numbers slices rather than volumes
+HOLE = 1.5  # usual slice distances above which there is a hole
+BESIDE = 0.34  # fraction of a part that may lie at the places of another, where slabs overlap
+FEW = 0.1  # fraction of places that may be repeated by slices of unknown origin
+HALF = 0.5  # fraction of the places that one pass by number must cover
 _PROJECTIONS = {
     "MIP", "MINIP", "MAX_IP", "MIN_IP", "MAXIMUM", "MINIMUM", "PROJECTION IMAGE", "LOCALIZER", "VOLUME_RENDER",
 }  # fmt: skip
@@ -47,16 +46,16 @@ _KNOWN_WORDS = _PROJECTIONS | {
     "CT_SOM5 SPI", "CT_SOM5 SEQ", "STANDARD", "LUNG", "BONE", "BONEPLUS", "DETAIL", "SOFT", "CHEST", "EDGE",
 }  # fmt: skip
 _CODE = re.compile(r"-?\d{1,5}(\.\d+)?|[A-Z]{1,2}\d{1,3}[A-Z]{0,2}")  # a number, a kernel ("B30F")
-TIMES = ("trigger time", "acquisition time", "content time")  # often another for every slice of one volume
-_OF_REPEATS = (*TIMES, "centre")  # asked only where places are repeated
-_TELLING = ("stack", "temporal position", "cardiac phase", "respiratory phase", "dimension")  # also without places
+TIMES = ("trigger time", "acquisition time", "content time")  # may differ for every slice of one volume
+_OF_REPEATS = (*TIMES, "centre")  # considered only if places are repeated
+_DISTINCT = ("stack", "temporal position", "cardiac phase", "respiratory phase", "dimension")  # also without places
 
 
 def one_volume(slices: list[Slice], source: Any, steps: list[str], warnings: list[str]) -> list[Slice]:
     """The slices of one volume, each place once, in no order.
 
     Raises:
-        ReadError: slices that do not fit together, or repeated places of which nothing tells what belongs together.
+        ReadError: slices that do not fit together, or repeated places that no entry distinguishes.
     """
     slices = _with_places(_one_group(slices, source, steps, warnings), warnings)
     if len({item.patient for item in slices if item.patient}) > 1:
@@ -81,24 +80,23 @@ def _one_group(slices: list[Slice], source: Any, steps: list[str], warnings: lis
             group.append(item)
     key, best = min(
         ((key, group) for key, groups in series.items() for group in groups),
-        key=lambda found: (*_rank(found[1]), found[0]),
+        key=lambda candidate: (*_rank(candidate[1]), candidate[0]),
     )
     own = sum(map(len, series[key]))
     if len(best) == 1 and len(series[key]) > 1:
-        reason = f"{own} slices of {len(series[key])} sizes, orientations or pixel spacings, none prevails"
+        reason = f"{own} slices of {len(series[key])} sizes, orientations or pixel spacings, all different"
         raise ReadError(source, reason, "name a folder with one series")
     if len(series) > 1:
         steps.append(f"{len(series)} series; took the one with {own} of {len(slices)} slices")
         rest = len(slices) - own
-        warnings.append(f"{rest} slices of {len(series) - 1} other series left out; give each a folder of its own")
+        warnings.append(f"{rest} slices of {len(series) - 1} other series excluded; use a separate folder for each")
     if len(series[key]) > 1:
-        rest = own - len(best)
-        warnings.append(f"{rest} of {own} slices of another size, orientation or pixel spacing set aside")
+        warnings.append(f"{own - len(best)} of {own} slices of another size, orientation or pixel spacing excluded")
     return best
 
 
 def _with_places(slices: list[Slice], warnings: list[str]) -> list[Slice]:
-    """The slices; without positions where all state the same one, but different slice locations."""
+    """The slices; their positions are removed if all are equal but the slice locations differ."""
     positions = [item.position for item in slices if item.position is not None]
     locations = {item.location for item in slices}
     if len(positions) < len(slices) or None in locations or len(locations) < max(2, HALF * len(slices)):
@@ -122,7 +120,7 @@ def _alike(one: Slice, other: Slice) -> bool:
 
 
 def _rank(part: list[Slice]) -> tuple[int, float, float]:
-    """What decides between groups: most places, thinnest slices, lowest number; smaller is better."""
+    """Sort key of groups: most places, thinnest slices, lowest number; smaller is better."""
     places = places_of(part)
     count = len(part) if places is None else _distinct(places)
     thickness = min((item.thickness or item.apart or np.inf for item in part), default=np.inf)
@@ -130,13 +128,13 @@ def _rank(part: list[Slice]) -> tuple[int, float, float]:
 
 
 def normal_of(item: Slice) -> Numbers:
-    """The direction (3,) across a slice; towards the head where it states none."""
+    """The direction (3,) across a slice; towards the head if it states none."""
     across, down = (AXIAL if item.orientation is None else item.orientation).reshape(2, 3)
     return np.asarray(np.cross(across, down))
 
 
 def places_of(slices: Sequence[Slice]) -> Numbers | None:
-    """Places (N,) by position, else by slice location; None where not every slice states one."""
+    """Places (N,) by position, else by slice location; None if a slice states neither."""
     positions = [item.position for item in slices if item.position is not None]
     if len(positions) == len(slices):
         return np.asarray(np.stack(positions) @ normal_of(slices[0]))
@@ -153,45 +151,46 @@ def _distinct(places: Numbers) -> int:
 
 
 def _by_fact(slices: list[Slice], name: str, warnings: list[str]) -> list[Slice]:
-    """The slices of one value of a fact, and those of other values that lie elsewhere."""
+    """The slices of one value of a fact, with those of other values at other places."""
     places = places_of(slices)
     repeated = places is not None and _distinct(places) < len(places)
     parts: dict[Any, list[int]] = {}
     for number, item in enumerate(slices):
         parts.setdefault(_fact(item, name), []).append(number)
     only_repeats = name in _OF_REPEATS or len(parts) > MANY
-    if len(parts) == 1 or (only_repeats and not repeated) or (places is None and name not in _TELLING):
+    if len(parts) == 1 or (only_repeats and not repeated) or (places is None and name not in _DISTINCT):
         return slices
     order = sorted(parts, key=lambda value: _preference(value, [slices[k] for k in parts[value]], name))
-    kept, left, overlap = joined([parts[value] for value in order], places)
+    chosen, left, overlap = joined([parts[value] for value in order], places)
     if left:
-        taken, rest = _told(order[0], name), sum(len(parts[order[k]]) for k in left)
-        others = _listed(_told(order[k], name) for k in left)
+        taken, rest = _text(order[0], name), sum(len(parts[order[k]]) for k in left)
+        others = list(dict.fromkeys(_text(order[k], name) for k in left))
+        listed = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
         warnings.append(
-            f"{len(left) + 1} volumes at the same places, told apart by {name}: took {name} {taken} with {len(kept)} "
-            f"slices, left out {rest} slices ({others})"
+            f"{len(left) + 1} volumes at the same places, distinguished by {name}: took {name} {taken} with "
+            f"{len(chosen)} slices, excluded {rest} slices ({listed})"
         )
     if overlap:
         warnings.append(f"{overlap} slices dropped where parts of another {name} overlap")
-    return [slices[number] for number in sorted(kept)]
+    return [slices[number] for number in sorted(chosen)]
 
 
 def joined(parts: list[list[int]], places: Numbers | None) -> tuple[list[int], list[int], int]:
-    """The first part with all that lie beside it or in its holes.
+    """The first part with all others beside it or in its holes.
 
     Returns:
-        numbers of its slices, which parts are other volumes, and how many slices were dropped where parts overlap.
+        numbers of its slices, the parts that are other volumes, and the number of slices dropped where parts overlap.
     """
-    kept, left, overlap = list(parts[0]), [], 0
+    chosen, left, overlap = list(parts[0]), [], 0
     for which, numbers in enumerate(parts[1:], 1):
         part = np.array(numbers)
-        hit = np.ones(len(part), bool) if places is None else _among(places[part], np.sort(places[kept]))
-        if hit.sum() > BESIDE * min(len(part), len(kept)):
+        hit = np.ones(len(part), bool) if places is None else _among(places[part], np.sort(places[chosen]))
+        if hit.sum() > BESIDE * min(len(part), len(chosen)):
             left.append(which)
         else:
-            kept += part[~hit].tolist()
+            chosen += part[~hit].tolist()
             overlap += int(hit.sum())
-    return kept, left, overlap
+    return chosen, left, overlap
 
 
 def _fact(item: Slice, name: str) -> Hashable:
@@ -202,7 +201,7 @@ def _fact(item: Slice, name: str) -> Hashable:
 
 
 def _preference(value: Any, part: list[Slice], name: str) -> tuple[Any, ...]:
-    """Sorts parts: projections last, then as groups are; of equal ones the lower value, one that is stated first."""
+    """Sort key of parts: projections last, then as groups; among equal ones stated values first, then lower ones."""
     kinds = value if name == "image type" and isinstance(value, tuple) else ()
     projection, derived = not _PROJECTIONS.isdisjoint(kinds), "DERIVED" in kinds
     count, thickness, number = _rank(part)
@@ -213,7 +212,7 @@ def _preference(value: Any, part: list[Slice], name: str) -> tuple[Any, ...]:
 
 
 def _among(places: Numbers, others: Numbers) -> NDArray[np.bool_]:
-    """Which of `places` (N,) lie at one of the sorted `others` (M,) or between two of them, but not in a hole."""
+    """Which of `places` (N,) are at one of the sorted `others` (M,) or between two of them, but not in a hole."""
     right = np.searchsorted(others, places)
     after, before = others[np.minimum(right, len(others) - 1)], others[np.maximum(right - 1, 0)]
     at = np.minimum(np.abs(after - places), np.abs(before - places)) <= SAME_PLACE
@@ -221,12 +220,11 @@ def _among(places: Numbers, others: Numbers) -> NDArray[np.bool_]:
     gaps = np.sort(gaps[gaps > SAME_PLACE])
     usual = gaps[(len(gaps) - 1) // 2] if len(gaps) else 0.0
     between = (right > 0) & (right < len(others)) & (after - before <= HOLE * usual)
-    found: NDArray[np.bool_] = at | between
-    return found
+    return np.asarray(at | between)
 
 
-def _told(value: Any, name: str) -> str:
-    """A value for people: short numbers and known words, no free text."""
+def _text(value: Any, name: str) -> str:
+    """A value as a message may quote it: short numbers and known words, no free text."""
     if value is None:
         return "unstated"
     if name in _OF_REPEATS or name == "file":
@@ -235,18 +233,11 @@ def _told(value: Any, name: str) -> str:
     return "/".join(word if word in _KNOWN_WORDS or _CODE.fullmatch(word) else "..." for word in words)
 
 
-def _listed(names: Iterable[str]) -> str:
-    """Up to 6 different names, and how many more."""
-    counted = list(Counter(names))
-    more = f" and {len(counted) - 6} more" if len(counted) > 6 else ""
-    return ", ".join(counted[:6]) + more
-
-
 # --- 3. places that are still repeated --------------------------------------------------------------------------------
 
 
 def _each_place_once(slices: list[Slice], source: Any, warnings: list[str]) -> list[Slice]:
-    """Copies dropped; of other slices at one place the one that numbers tell."""
+    """Slices without copies; of others at one place, the slice chosen by number."""
     places = places_of(slices)
     if places is None or len(slices) == 1:
         return slices
@@ -267,19 +258,19 @@ def _each_place_once(slices: list[Slice], source: Any, warnings: list[str]) -> l
     if repeated > max(1, FEW * len(groups)):
         chosen = _one_pass(left, len(groups))
         if not chosen:
-            reason = f"{repeated} of {len(groups)} places hold several slices, and nothing tells which belong together"
-            raise ReadError(source, reason, "export each phase or acquisition as a series of its own")
+            reason = f"{repeated} of {len(groups)} places have several slices, and no entry distinguishes them"
+            raise ReadError(source, reason, "export each phase or acquisition as a separate series")
     else:
         chosen = [group[0] for group in groups.values()]
     warnings.append(
         f"{len(left) - len(chosen)} of {len(slices)} slices repeat a position and were dropped (other pixels; no "
-        "entry of the header tells them apart, taken by number)"
+        "entry of the header distinguishes them, taken by number)"
     )
     return chosen
 
 
 def _clusters(places: Numbers) -> NDArray[np.int64]:
-    """The number (N,) of the place of each slice, counted along the normal."""
+    """The index (N,) of the place of each slice, counted along the normal."""
     order = np.argsort(places, kind="stable")
     numbers = np.zeros(len(places), np.int64)
     numbers[order[1:]] = np.cumsum(np.diff(places[order]) > SAME_PLACE)
@@ -287,21 +278,21 @@ def _clusters(places: Numbers) -> NDArray[np.int64]:
 
 
 def _without_copies(group: list[Slice]) -> list[Slice]:
-    """Slices at one place, those with the same values as an earlier one left out."""
+    """Slices at one place, without those with the same values as an earlier one."""
     if len(group) == 1:
         return group
     seen: list[Any] = []
-    kept = []
+    different = []
     for item in group:
         values = values_of(item)
-        if values is None or not any(values.shape == other.shape and (values == other).all() for other in seen):
-            kept.append(item)
+        if values is None or not any(np.array_equal(values, other) for other in seen):
+            different.append(item)
             seen += [] if values is None else [values]
-    return kept
+    return different
 
 
 def values_of(item: Slice) -> Any:
-    """Rescaled values of a slice, None where they cannot be decoded."""
+    """Rescaled values of a slice, None if they cannot be decoded."""
     try:
         with quiet():
             stored = dicom.pixel_frames(dicom.open_dicom(item.path), item.path, item.frame or 0)
@@ -311,7 +302,7 @@ def values_of(item: Slice) -> Any:
 
 
 def _one_pass(slices: list[Slice], count: int) -> list[Slice]:
-    """The longest pass through the `count` places by number, and others beside it; [] where numbers do not tell."""
+    """The longest pass through the `count` places by number, and others beside it; [] without distinct numbers."""
     slices = sorted(slices, key=lambda item: item.order)
     if len({item.order[:2] for item in slices}) < len(slices):
         return []

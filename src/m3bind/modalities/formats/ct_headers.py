@@ -1,11 +1,11 @@
-"""What DICOM headers say of CT slices: kind, series, geometry, rescaling; of files with one frame or with many.
+"""DICOM headers of CT slices, in files of one or many frames: kind, series, geometry, rescaling.
 
 * `Slice`: the facts of one slice.
-* `FACTS`: what can tell volumes of one series apart.
-* `other_kind`: why an object is no CT slice.
-* `slices_of`: the slice of a header, or one per frame (functional groups of enhanced CT).
+* `FACTS`: entries that distinguish volumes of one series.
+* `other_kind`: why an object is not a CT slice.
+* `slices_of`, `slice_of`: the slice of a header, or one per frame (functional groups of enhanced CT).
 
-Header values are numbers from anywhere: entries that are missing, not finite or of the wrong count are None.
+Header values are untrusted: entries that are missing, not finite or of the wrong count are None.
 """
 
 import re
@@ -29,9 +29,7 @@ _KINDS = (
     "RTPLAN", "DOC", "REG", "OP", "SM", "ECG",
 )  # fmt: skip
 
-
-# What can tell volumes of one series apart, in the order in which it is asked: name for people, entries of the header,
-# functional group of enhanced files.
+# Facts that distinguish volumes of one series, in order: display name, header entries, functional group of enhanced CT.
 FACTS: dict[str, tuple[tuple[str, ...], str]] = {
     "stack": (("StackID",), "FrameContentSequence"),
     "temporal position": (("TemporalPositionIndex", "TemporalPositionIdentifier"), "FrameContentSequence"),
@@ -50,41 +48,41 @@ FACTS: dict[str, tuple[tuple[str, ...], str]] = {
                          "FrameContentSequence"),
     "content time": (("ContentTime",), ""),
 }  # fmt: skip
-_OF_A_PLACE = ("StackID", "InStackPositionNumber", "ImagePositionPatient", "FrameAcquisitionNumber")
+_SPATIAL = ("StackID", "InStackPositionNumber", "ImagePositionPatient", "FrameAcquisitionNumber")
 Fact = float | tuple[str, ...]
 
 
 @dataclass
 class Slice:
-    """What the header says of one slice. `order` is what it is sorted by where its position does not tell."""
+    """The header of one slice. `order` is its sort key if positions do not order the slices."""
 
     path: Path
     frame: int | None  # of a file with several frames
     series: tuple[float, str]  # number and UID; never shown
     shape: tuple[int, int]  # rows, columns
     order: tuple[float, float, str]  # acquisition, instance or frame, file name
-    facts: dict[str, Fact]  # of FACTS, as far as the header states them
+    facts: dict[str, Fact]  # those of FACTS that the header states
     position: Numbers | None = None  # (3,) of the first pixel's centre
     orientation: Numbers | None = None  # (6,) direction along a row, direction down a column
-    odd_orientation: str = ""  # what is wrong with the header's orientation
+    odd_orientation: str = ""  # the defect of the header's orientation
     sides: Numbers | None = None  # (2,) between rows, between columns
-    other_sides: Numbers | None = None  # (2,) at the detector, where the header states them as well
+    other_sides: Numbers | None = None  # (2,) at the detector, if the header states them as well
     scale: Rescaling = field(default_factory=Rescaling)
-    unit: str = ""  # of rescaled values as the header says, in capitals; HU are Hounsfield units
+    unit: str = ""  # of rescaled values by the header, in capitals; HU are Hounsfield units
     tilt: float = 0.0  # degrees, of the gantry
-    apart: float | None = None  # mm between slices, as the header says
+    apart: float | None = None  # mm between slices, by the header
     thickness: float | None = None  # mm
     location: float | None = None
     patient: str = ""  # only compared, never shown
 
 
 def other_kind(header: Any) -> str:
-    """Why a DICOM object is no CT slice, or ""."""
+    """Why a DICOM object is not a CT slice, or ""."""
     modality, kind = str(header.get("Modality", "")), str(header.get("SOPClassUID", ""))
     if modality != "CT" and (modality or not _CT_STORAGE.match(kind)):
         return f"of modality {modality}" if modality in _KINDS else "of another modality"
     if "Rows" not in header or "Columns" not in header:
-        return "without a picture"
+        return "without an image"
     if "LOCALIZER" in [str(part).upper() for part in _several(header.get("ImageType"))]:
         return "localizer"
     indices = str(header.get("PhotometricInterpretation", "")).strip().upper() == "PALETTE COLOR"
@@ -94,7 +92,7 @@ def other_kind(header: Any) -> str:
 
 
 def slices_of(header: Any, path: Path, source: Path) -> list[Slice]:
-    """The slice of a file, or all its frames that are no localizers."""
+    """The slice of a file, or all its frames that are not localizers."""
     frames = int(_number(header, "NumberOfFrames", 1.0) or 1)
     groups = header.get("PerFrameFunctionalGroupsSequence")
     first = slice_of(path, None, header, [header])
@@ -103,17 +101,17 @@ def slices_of(header: Any, path: Path, source: Path) -> list[Slice]:
     limits.check_count(source, frames * first.shape[0] * first.shape[1], "voxels")
     limits.check_count(source, frames, "files")
     if groups is not None and len(groups) != frames:
-        raise ReadError(source, f"{frames} frames, but {len(groups)} are described", "export it again")
+        raise ReadError(source, f"{frames} frames declared, {len(groups)} described", "export it again")
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
     slices = [slice_of(path, k, header, [*(groups or [])[k : k + 1], *shared, header]) for k in range(frames)]
     if not groups:
-        for item in slices:  # one position for all frames is none
+        for item in slices:  # one position for all frames is not a position of each
             item.position = None
     return [item for item in slices if "LOCALIZER" not in _words(item.facts.get("image type"))] or slices
 
 
 def slice_of(path: Path, frame: int | None, header: Any, groups: list[Any]) -> Slice:
-    """One slice from its header; `groups` are searched for its geometry, the first that knows wins."""
+    """One slice from its header; `groups` are searched in order for its geometry."""
 
     def inside(macro: str) -> list[Any]:
         found = (group if group is header else next(iter(group.get(macro) or []), None) for group in groups)
@@ -174,7 +172,7 @@ def _fact(keywords: tuple[str, ...], places: list[Any]) -> Fact | None:
 
 
 def _dimension(header: Any, group: Any) -> Fact | None:
-    """A frame's indices in those dimensions of an enhanced file that are no place."""
+    """A frame's indices in the non-spatial dimensions of an enhanced file."""
     content = next(iter(group.get("FrameContentSequence") or []), None)
     indices = [] if content is None else _several(content.get("DimensionIndexValues"))
     pointers = [item.get("DimensionIndexPointer") for item in header.get("DimensionIndexSequence") or []]
@@ -182,10 +180,8 @@ def _dimension(header: Any, group: Any) -> Fact | None:
         return None
     from pydicom.datadict import keyword_for_tag
 
-    kept = [
-        index for index, pointer in zip(indices, pointers) if pointer and keyword_for_tag(pointer) not in _OF_A_PLACE
-    ]
-    return tuple(kept) or None
+    pairs = zip(indices, pointers)
+    return tuple(index for index, tag in pairs if tag and keyword_for_tag(tag) not in _SPATIAL) or None
 
 
 def _words(fact: Fact | None) -> tuple[str, ...]:
@@ -211,7 +207,7 @@ def _number(group: Any, keyword: str, default: float) -> float:
 
 
 def _right_angled(orientation: Numbers | None) -> tuple[Numbers | None, str]:
-    """Two unit vectors at a right angle, or None where the header's are not; and what is odd about the header's."""
+    """Two unit vectors at a right angle, or None if the header's are not; and the defect of the header's."""
     if orientation is None:
         return None, ""
     pair = orientation.reshape(2, 3)
@@ -219,5 +215,5 @@ def _right_angled(orientation: Numbers | None) -> tuple[Numbers | None, str]:
     if (lengths < 0.01).any() or abs(pair[0] @ pair[1]) > 0.05 * lengths.prod():
         return None, "two directions that are not at a right angle"
     odd = (np.abs(lengths - 1) > 0.05).any()
-    text = f"directions of length {lengths[0]:.3g} and {lengths[1]:.3g} instead of 1: only their ways are taken"
+    text = f"directions of length {lengths[0]:.3g} and {lengths[1]:.3g} instead of 1: normalised"
     return np.asarray((pair / lengths[:, None]).ravel()), text if odd else ""

@@ -1,12 +1,12 @@
-"""Damage inside compressed pictures that decoders take all the same, as far as it can be seen.
+"""Detectable damage of compressed images that decoders nevertheless decode.
 
-* `of_stream`: the doubt about a JPEG or JPEG 2000 stream.
-* `of_rle`: the doubt about a DICOM RLE frame.
-* `listening`: what libjpeg, in whatever decoder, says of the data while they are decoded.
+* `of_stream`: the warning about a JPEG or JPEG 2000 stream.
+* `of_rle`: the warning about a DICOM RLE frame.
+* `listening`: complaints of libjpeg, in any decoder, while data are decoded.
 
-None of these formats has checksums. A wrong Huffman code is noticed where it changes how many pixels come out, a JPEG
-2000 stream where a byte cannot be, an RLE frame where a row does not end where it should. Other bytes decode to other
-pixels, and nothing tells.
+None of these formats has checksums. A wrong Huffman code is detected if it changes the number of pixels, a JPEG 2000
+stream by impossible bytes, an RLE frame by rows that do not end where they should. Other damage changes pixels without
+a trace.
 """
 
 import math
@@ -26,16 +26,16 @@ from m3bind.modalities.formats.codestream import SIZ, has_end, is_whole, parse
 _STDERR = 2
 _SOT, _SOD, _EOC = b"\xff\x90", b"\xff\x93", b"\xff\xd9"
 _COC, _COD = 0xFF53, 0xFF52
-_NO_DATA = re.compile(rb"\xff[\x90\x93-\xff]")  # what JPEG 2000 never writes inside of a tile; FF91, FF92 are marks
-_ZEROS = 64  # bytes in a row from which on they are no arithmetic code
-_ALIGNED = 4  # rows of RLE that end with a packet, before one that does not
-_one = threading.Lock()
+_NO_DATA = re.compile(rb"\xff[\x90\x93-\xff]")  # never occurs inside a JPEG 2000 tile; FF91, FF92 are markers
+_ZEROS = 64  # consecutive zero bytes, impossible in arithmetic code
+_ALIGNED = 4  # RLE rows that end with a packet, before one that does not
+_stderr_lock = threading.Lock()
 
 
 def of_stream(stream: bytes) -> str:
-    """The doubt about a compressed picture that is damaged although decoders take it; "" for others and for whole ones.
+    """The warning about a damaged image that decoders nevertheless decode; "" for other and for undamaged data.
 
-    Of JPEG a missing end marker and what libjpeg complains about, of JPEG 2000 what `_wrong_in_tiles` sees.
+    Checked are the end marker and complaints of libjpeg for JPEG, and `_wrong_in_tiles` for JPEG 2000.
     """
     if stream.startswith(SIZ):
         wrong = _wrong_in_tiles(stream) if has_end(stream) else "no end marker"
@@ -44,62 +44,61 @@ def of_stream(stream: bytes) -> str:
     if facts is None:
         return ""
     wrong = ""
-    if not facts.lossless and facts.precision in (8, 12):  # OpenCV takes 8 bits only; codes of both are alike
+    if not facts.lossless and facts.precision in (8, 12):  # OpenCV decodes 8 bits only; the codes of both are equal
         wrong = complaint(stream[: facts.depth_at] + b"\x08" + stream[facts.depth_at + 1 :])
     wrong = wrong or ("" if is_whole(stream) else "no end marker")
     return doubt("JPEG", wrong) if wrong else ""
 
 
 def doubt(kind: str, wrong: str) -> str:
-    """The words about data of `kind` with something `wrong`."""
-    return f"its {kind} data are damaged ({wrong}): parts of the picture may be wrong"
+    """The warning about damaged data of `kind`; `wrong` is the defect."""
+    return f"its {kind} data are damaged ({wrong}): parts of the image may be wrong"
 
 
 # --- JPEG -------------------------------------------------------------------------------------------------------------
 
 
 def complaint(stream: bytes) -> str:
-    """What libjpeg says of damaged data in a JPEG that it decodes all the same: "premature end of data segment", or "".
+    """The complaint of libjpeg about a JPEG that it nevertheless decodes ("premature end of data segment"), or "".
 
-    The picture is decoded at an eighth of its size, so this costs less than decoding it.
+    The image is decoded at an eighth of its size, which is faster than decoding it fully.
     """
     import cv2
 
-    with listening() as said:
+    with listening() as complaints:
         try:
             flags = cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_IGNORE_ORIENTATION
             cv2.imdecode(np.frombuffer(stream, np.uint8), flags)
-        except cv2.error:  # not for OpenCV: what it says of the data stands
+        except cv2.error:  # unsupported by OpenCV; complaints about the data still count
             pass
-    return said[0] if said else ""
+    return complaints[0] if complaints else ""
 
 
 @contextmanager
 def listening() -> Iterator[list[str]]:
-    """A list that holds libjpeg's complaint, if there was one, when the block has ended.
+    """A list that contains libjpeg's complaint, if any, once the block has ended.
 
-    No Python library hands it on: OpenCV and GDCM let libjpeg write it to the process's standard error, which is caught
-    for the moment.
+    No Python library returns it: OpenCV and GDCM let libjpeg write to standard error, which is captured meanwhile.
     """
-    said: list[str] = []
-    with _one, tempfile.TemporaryFile() as caught:
+    complaints: list[str] = []
+    with _stderr_lock, tempfile.TemporaryFile() as caught:
         try:
             before = os.dup(_STDERR)
-        except OSError:  # this process has none: nothing can be caught
-            yield said
+        except OSError:  # this process has no standard error to capture
+            yield complaints
             return
         try:
             os.dup2(caught.fileno(), _STDERR)
-            yield said
+            yield complaints
         finally:
             os.dup2(before, _STDERR)
             os.close(before)
             caught.seek(0)
-            said += _complaints(caught.read().decode("ascii", "replace"))
+            complaints += _complaints(caught.read().decode("ascii", "replace"))
 
 
 def _complaints(text: str) -> list[str]:
-    """The first complaint in what was written; the rest is written on."""
+    """The first complaint in captured output; the other lines are written to standard error."""
     rest = [line for line in text.splitlines(keepends=True) if not re.match("Corrupt JPEG|Premature end", line)]
     if rest:
         os.write(_STDERR, "".join(rest).encode())
@@ -111,9 +110,9 @@ def _complaints(text: str) -> list[str]:
 
 
 def _wrong_in_tiles(stream: bytes) -> str:
-    """What is wrong with the parts of tiles in a JPEG 2000 codestream, or "".
+    """The defect of the tile-parts of a JPEG 2000 codestream, or "".
 
-    Packets and their headers never hold FF and a byte above 8F, and many zeros in a row only where packets are empty.
+    Packets and their headers never contain FF and a byte above 8F, and many consecutive zeros only if they are empty.
     """
     try:
         at, empty = _main_header(stream)
@@ -129,13 +128,13 @@ def _wrong_in_tiles(stream: bytes) -> str:
             if empty is not None and bytes(max(_ZEROS, empty + _ZEROS)) in data:
                 return "zeros in place of data"
             at = end
-        return "" if stream.startswith(_EOC, at) else "a part does not end where it says"
+        return "" if stream.startswith(_EOC, at) else "a part does not end where its header states"
     except (struct.error, ValueError, ZeroDivisionError):
-        return "a header that makes no sense"
+        return "an invalid header"
 
 
 def _main_header(stream: bytes) -> tuple[int, int | None]:
-    """Where the first part of a tile begins, and how many packets of one tile may be empty, None where that is open."""
+    """Where the first tile-part begins, and how many packets of one tile may be empty, None if unknown."""
     width, height, left, top, tile_width, tile_height = struct.unpack_from(">6I", stream, 8)
     (components,) = struct.unpack_from(">H", stream, 40)
     size = (min(tile_width, width - left), min(tile_height, height - top))
@@ -151,7 +150,7 @@ def _main_header(stream: bytes) -> tuple[int, int | None]:
 
 
 def _packets(style: bytes, size: tuple[int, int], components: int) -> int | None:
-    """Packets of a tile of `size` by its coding style; None where parts of the code are plain bits."""
+    """Packets of a tile of `size` by its coding style; None if parts of the code are raw bits."""
     (layers,) = struct.unpack_from(">H", style, 2)
     levels, bypass = style[5], style[8] & 1
     if bypass:
@@ -169,30 +168,30 @@ def _packets(style: bytes, size: tuple[int, int], components: int) -> int | None
 
 
 def of_rle(stream: bytes, rows: int, columns: int) -> str:
-    """The doubt about an RLE frame of `rows` x `columns` pixels: rows are packed each by itself, and nothing is left.
+    """The warning about an RLE frame of `rows` x `columns` pixels: each row is packed separately, without a remainder.
 
-    Writers that pack over the ends of rows do so from the first one on.
+    Writers that pack across row ends do so from the first row on.
     """
     (count,) = struct.unpack_from("<I", stream)
     places = [*struct.unpack_from(f"<{count}I", stream, 4), len(stream)]
-    wrong = (_wrong_in_segment(stream[start:end], rows, columns) for start, end in pairwise(places))
-    found = next(filter(None, wrong), "")
-    return doubt("RLE", found) if found else ""
+    defects = (_wrong_in_segment(stream[start:end], rows, columns) for start, end in pairwise(places))
+    wrong = next(filter(None, defects), "")
+    return doubt("RLE", wrong) if wrong else ""
 
 
 def _wrong_in_segment(data: bytes, rows: int, columns: int) -> str:
-    at, made, row_end, aligned, mixed = 0, 0, columns, 0, False
-    while made < rows * columns and at < len(data):
+    at, count, row_end, aligned, mixed = 0, 0, columns, 0, False
+    while count < rows * columns and at < len(data):
         head = data[at]
-        made += head + 1 if head < 128 else 257 - head if head > 128 else 0
+        count += head + 1 if head < 128 else 257 - head if head > 128 else 0
         at += head + 2 if head < 128 else 2 if head > 128 else 1
         mixed |= head < 128
-        if made >= row_end:
-            if made > row_end and aligned >= _ALIGNED:
+        if count >= row_end:
+            if count > row_end and aligned >= _ALIGNED:
                 return "a row does not end where it should"
-            aligned = aligned + mixed if made == row_end else -rows
+            aligned = aligned + mixed if count == row_end else -rows
             mixed = False
-            row_end = (made // columns + 1) * columns
-    if made > rows * columns or data[at:].strip(b"\0"):
+            row_end = (count // columns + 1) * columns
+    if count > rows * columns or data[at:].strip(b"\0"):
         return "more data than pixels"
     return ""

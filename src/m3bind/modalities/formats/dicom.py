@@ -1,4 +1,4 @@
-"""DICOM files: opened within limits, stored pixels decoded, shown as a radiologist or an eye doctor would see them.
+"""DICOM files: opened within limits, pixels decoded, and rendered as for diagnosis.
 
 * `is_dicom`, `open_dicom`, `kind_of`, `technical_tags`: see `dicom_files`.
 * `frame_count`, `pixel_frames`, `decode`: stored values, before any rescaling or window; see `dicom_pixels`.
@@ -33,31 +33,18 @@ from m3bind.modalities.formats.dicom_files import (
 from m3bind.modalities.formats.dicom_pixels import LIBRARIES, decode, frame_count, pixel_frames
 from m3bind.modalities.formats.dicom_values import numbers, padding, rescaling_of
 
-__all__ = [
-    "LIBRARIES",
-    "SMALL",
-    "SUFFIXES",
-    "colour",
-    "decode",
-    "frame_count",
-    "grey",
-    "is_dicom",
-    "kind_of",
-    "named",
-    "open_dicom",
-    "pixel_frames",
-    "technical_tags",
-]
+__all__ = ["LIBRARIES", "SMALL", "SUFFIXES", "colour", "decode", "frame_count", "grey", "is_dicom", "kind_of", "named",
+           "open_dicom", "pixel_frames", "technical_tags"]  # fmt: skip
 
 Array = NDArray[np.float32]
 Values = NDArray[Any]
-MOST_OBLONG = 1.02  # height over width of a pixel, or the reverse, that is taken as square
+MAX_OBLONG = 1.02  # ratio of the sides of a pixel that counts as square
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 
 
 @dataclass
 class _Notes:
-    """What was done and what looks wrong, collected on the way."""
+    """Processing steps and warnings, collected on the way."""
 
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -67,12 +54,12 @@ def grey(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
     """The (middle) frame as (H, W) 0..1, bright = dense, with steps and warnings.
 
     Stored values go through the modality LUT or the rescaling (once), then through the first VOI LUT or the first
-    window (LINEAR, LINEAR_EXACT, SIGMOID) whose output is 0..1; without either, the frame's smallest and largest
-    values become 0 and 1. MONOCHROME1 and PresentationLUTShape INVERSE then turn it, once even where both are set.
-    Padding is made black and counts for nothing before; overlays are not drawn.
+    window (LINEAR, LINEAR_EXACT, SIGMOID) whose output is 0..1; without either, the frame's minimum and maximum become
+    0 and 1. MONOCHROME1 and PresentationLUTShape INVERSE then invert it, once even if both are set. Padding becomes
+    black and is ignored before; overlays are not drawn.
 
     Raises:
-        ReadError: as `pixel_frames`, or in colour, or with a LUT that cannot be used.
+        ReadError: as `pixel_frames`, or in colour, or with an unusable LUT.
     """
     photometric = str(dataset.get("PhotometricInterpretation", "") or "")
     if photometric and photometric not in MONOCHROME:
@@ -92,7 +79,7 @@ def grey(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
             array = _shown(dataset, path, frame, stored, notes)
     except (MemoryError, ReadError):
         raise
-    except Exception as error:  # pydicom converts header values when they are asked for, and raises anything
+    except Exception as error:  # pydicom converts header values on access, and raises anything
         reason = f"its look-up tables or windows cannot be used ({in_words(error)})"
         raise ReadError(path, reason, DAMAGED) from error
     notes.warnings += _not_square(dataset)
@@ -103,7 +90,7 @@ def grey(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
 
 
 def _middle(dataset: Any, path: Path, notes: _Notes) -> int:
-    """Number of the middle frame, noted where there are several."""
+    """Number of the middle frame, recorded if there are several."""
     frames = frame_count(dataset, path)
     if frames > 1:
         notes.steps.append(f"frame {frames // 2 + 1} of {frames} taken")
@@ -112,55 +99,52 @@ def _middle(dataset: Any, path: Path, notes: _Notes) -> int:
 
 
 def _not_square(dataset: Any) -> list[str]:
-    """The doubt about pixels that are not as high as they are wide, by their size or their ratio."""
+    """The warning about pixels that are not square, by their size or their ratio."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
         sides = numbers(dataset, keyword)
         if len(sides) == 2 and min(sides) > 0:
-            if max(sides) <= MOST_OBLONG * min(sides):
+            if max(sides) <= MAX_OBLONG * min(sides):
                 return []
-            return [f"pixels are not square: {sides[0]:.4g} high to {sides[1]:.4g} wide; shown as if they were"]
+            return [f"pixels are not square: {sides[0]:.4g} high to {sides[1]:.4g} wide; not resampled"]
     return []
 
 
 def _shown(dataset: Any, path: Path, frame: int, stored: Values, notes: _Notes) -> Array:
-    """Stored values (H, W) -> 0..1. Up to 16 bits it is done once for every possible value, then looked up."""
+    """Stored values (H, W) -> 0..1. Up to 16 bits it is computed once per possible value, then looked up."""
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         raise ReadError(path, "values that are not finite", DAMAGED)
     padding = _padding(dataset, stored, notes)
-    kept = stored if padding is None else stored[~padding]
-    low, high = kept.min(), kept.max()
+    content = stored if padding is None else stored[~padding]
+    low, high = content.min(), content.max()
     modality = _modality_lut(dataset, path, frame, notes)
     bounds = modality(np.array([low, high], dtype=np.float64))
     display = _voi(dataset, path, frame, notes, bool(modality(np.array([0.0]))[0] < 0 or bounds.min() < 0))
     if display is None:
         low_out, high_out = float(bounds.min()), float(bounds.max())
         if _table(dataset, frame, "ModalityLUTSequence") is not None:
-            every = modality(np.unique(kept).astype(np.float64))
+            every = modality(np.unique(content).astype(np.float64))
             low_out, high_out = float(every.min()), float(every.max())
         span = max(high_out - low_out, 1e-12)
         display = lambda values: (values - low_out) / span  # noqa: E731
-        notes.steps.append(f"no window: stretched from its smallest value {low_out:g} to its largest {high_out:g}")
-    turned = _turned(dataset, notes)
+        notes.steps.append(f"no window: stretched from its minimum {low_out:g} to its maximum {high_out:g}")
+    inverted = _is_inverted(dataset, notes)
 
     def chain(values: Values) -> Array:
         out = np.clip(display(modality(values.astype(np.float64))), 0, 1)
-        return (1 - out if turned else out).astype(np.float32)
+        return (1 - out if inverted else out).astype(np.float32)
 
-    if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
-        array = _looked_up(chain, stored)
-    else:
-        array = chain(stored)
+    array = _looked_up(chain, stored) if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2 else chain(stored)
     if padding is not None:
         array[padding] = 0
     return array
 
 
 def _looked_up(chain: Callable[[Values], Array], stored: Values) -> Array:
-    """`chain` of integers of at most 16 bits, computed once for every value between the smallest and the largest."""
+    """`chain` of integers of up to 16 bits, computed once for every value between minimum and maximum."""
     first, last = int(stored.min()), int(stored.max())
     table = np.zeros(1 << (8 * stored.dtype.itemsize), dtype=np.float32)
     values = np.arange(first, last + 1)
-    table[values % len(table)] = chain(values)  # a negative value has the place of the unsigned one with its bits
+    table[values % len(table)] = chain(values)  # a negative value is at the index of the unsigned value with its bits
     indices = stored.view(f"u{stored.dtype.itemsize}")
     out = buffer.empty(stored.shape)
     return np.take(table, indices, out=out, mode="clip")
@@ -176,15 +160,15 @@ def _group(dataset: Any, frame: int, macro: str) -> Any:
 
 
 def _padding(dataset: Any, stored: Values, notes: _Notes) -> NDArray[np.bool_] | None:
-    """Where pixels are padding, or None; says how many."""
-    found = padding(dataset, stored, notes.steps)
-    if found is None:
+    """Where pixels are padding, or None; their fraction is recorded."""
+    mask = padding(dataset, stored, notes.steps)
+    if mask is None:
         return None
-    if found.all():
+    if mask.all():
         notes.warnings.append("every pixel is padding")
         return None
-    notes.steps.append(f"padding of {float(found.mean()):.1%} of the pixels made black")
-    return found
+    notes.steps.append(f"padding of {float(mask.mean()):.1%} of the pixels set to black")
+    return mask
 
 
 def _table(dataset: Any, frame: int, keyword: str) -> Any:
@@ -198,7 +182,7 @@ def _table(dataset: Any, frame: int, keyword: str) -> Any:
 
 
 def _modality_lut(dataset: Any, path: Path, frame: int, notes: _Notes) -> Callable[[Values], Values]:
-    """Stored values -> values of the modality (Hounsfield, density), by LUT, by slope and intercept, or as they are."""
+    """Stored values -> modality values (Hounsfield, density), by LUT, by slope and intercept, or unchanged."""
     item = _table(dataset, frame, "ModalityLUTSequence")
     if item is not None:
         entries, first, bits = _entries(dataset, path, item, int(dataset.get("PixelRepresentation", 0)) == 1)
@@ -216,7 +200,7 @@ def _modality_lut(dataset: Any, path: Path, frame: int, notes: _Notes) -> Callab
 
 
 def _voi(dataset: Any, path: Path, frame: int, notes: _Notes, signed: bool) -> Callable[[Values], Values] | None:
-    """Values of the modality -> 0..1 by the first VOI LUT or window; None without a usable one."""
+    """Modality values -> 0..1 by the first VOI LUT or window; None without a usable one."""
     item = _table(dataset, frame, "VOILUTSequence")
     if item is not None:
         entries, first, bits = _entries(dataset, path, item, signed)
@@ -232,7 +216,7 @@ def _voi(dataset: Any, path: Path, frame: int, notes: _Notes, signed: bool) -> C
         notes.warnings.append("an unknown VOI LUT function is taken as LINEAR")
         function = "LINEAR"
     if not centres or not widths or widths[0] <= 0 or (function == "LINEAR" and widths[0] < 1):
-        notes.warnings.append("a window that cannot be used is left out")
+        notes.warnings.append("an unusable window is ignored")
         return None
     centre, width = centres[0], widths[0]
     others = f", the first of {len(widths)}" if len(widths) > 1 else ""
@@ -251,7 +235,7 @@ def _entries(dataset: Any, path: Path, item: Any, signed: bool) -> tuple[Values,
     """Entries of a LUT, the input value of the first one and the number of bits of an entry.
 
     Raises:
-        ReadError: shorter than it says, or of an unknown depth.
+        ReadError: shorter than declared, or of an unknown depth.
     """
     count, first, bits = (int(v) for v in item.LUTDescriptor)
     count = count or 65536
@@ -264,32 +248,31 @@ def _entries(dataset: Any, path: Path, item: Any, signed: bool) -> tuple[Values,
         data = np.frombuffer(data, dtype="u1" if packed else f"{order}u2")
     values = np.atleast_1d(np.asarray(data)).astype(np.int64) & 0xFFFF
     if not 1 <= bits <= 16 or not 1 <= count <= len(values):
-        raise ReadError(path, f"a look-up table of {count} entries of {bits} bits holds {len(values)}", DAMAGED)
+        raise ReadError(path, f"a look-up table of {count} entries of {bits} bits has {len(values)}", DAMAGED)
     return values[:count], first, max(bits, int(values[:count].max()).bit_length())
 
 
 def _look_up(entries: Values, first: int, values: Values) -> Values:
-    """Entries for values, the first and last one beyond the table; as floats."""
-    found: Values = entries[np.clip(values - first, 0, len(entries) - 1).astype(np.int64)].astype(np.float64)
-    return found
+    """Entries for values as floats; the first and last entry beyond the table."""
+    return np.asarray(entries[np.clip(values - first, 0, len(entries) - 1).astype(np.int64)], dtype=np.float64)
 
 
-def _turned(dataset: Any, notes: _Notes) -> bool:
+def _is_inverted(dataset: Any, notes: _Notes) -> bool:
     """Whether dark means dense: MONOCHROME1, PresentationLUTShape INVERSE or both."""
     inverted = dataset.get("PhotometricInterpretation", "") == "MONOCHROME1"
     shape = str(dataset.get("PresentationLUTShape", "") or "")
     if shape in ("INVERSE", "IDENTITY") and (shape == "INVERSE") != inverted:
         notes.warnings.append("photometric interpretation and PresentationLUTShape contradict each other")
     if inverted or shape == "INVERSE":
-        notes.steps.append("MONOCHROME1 turned (once): bright = dense" if inverted else "INVERSE turned (once)")
+        notes.steps.append("MONOCHROME1 inverted (once): bright = dense" if inverted else "INVERSE inverted (once)")
     return inverted or shape == "INVERSE"
 
 
 def colour(dataset: Any, path: Path) -> tuple[Array, list[str], list[str]]:
-    """The (middle) frame as RGB (H, W, 3) 0..1, with steps and warnings; RGB, YBR_* and PALETTE COLOR are read.
+    """The (middle) frame as RGB (H, W, 3) 0..1, with steps and warnings; RGB, YBR_* and PALETTE COLOR are supported.
 
     Raises:
-        ReadError: as `pixel_frames`, grey, or in a colour model that is not read.
+        ReadError: as `pixel_frames`, grey, or in an unsupported colour model.
     """
     photometric = str(dataset.get("PhotometricInterpretation", "") or "")
     if photometric in MONOCHROME:

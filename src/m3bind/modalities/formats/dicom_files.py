@@ -1,8 +1,8 @@
-"""Opening DICOM files within limits; `dicom` is the face of these functions.
+"""Opening DICOM files within limits; import these functions from `dicom`.
 
-* `is_dicom`, `open_dicom`: recognise and parse a file, refusing what is nested too deeply or inflates without end.
-* `kind_of`, `named`: what a file holds ("CT slice", "radiograph"), from its SOP class.
-* `technical_tags`: the allow-list of `m3bind.privacy` as texts.
+* `is_dicom`, `open_dicom`: recognise and parse a file, rejecting deep nesting and endless compressed data.
+* `kind_of`, `named`: the content of a file ("CT slice", "radiograph"), from its SOP class.
+* `technical_tags`: the allow-list of `m3bind.privacy` as texts. * `quiet`, `silence`: without pydicom's messages.
 """
 
 import io
@@ -21,7 +21,7 @@ from m3bind.modalities.formats import limits
 from m3bind.privacy import TECHNICAL_TAGS, technical
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
-SMALL = 1 << 24  # decoded bytes that harm nobody, however little is stored
+SMALL = 1 << 24  # decoded bytes that are accepted for any number of stored bytes
 DAMAGED = "export it again"
 HARM = "damaged, or made to harm"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -34,26 +34,26 @@ _LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b
 _SHORT = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL",
           b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}  # fmt: skip
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-_KINDS = {  # SOP classes, without the part all have in common, and what their files hold; the longest match counts
+_KINDS = {  # content of files by SOP class, without the common prefix; the longest match counts
     "1": "radiograph", "12.1": "radiograph", "12.2": "radiograph", "13.1": "radiograph",
-    "2": "CT slice", "4": "MR slice", "128": "PET slice", "130": "PET slice", "20": "nuclear medicine picture",
-    "3.1": "ultrasound picture", "6.1": "ultrasound picture", "6.2": "ultrasound picture",
-    "77.1": "visible-light picture", "77.1.5": "fundus photograph",
-    "77.1.5.4": "OCT picture", "77.1.5.7": "OCT picture", "77.1.5.8": "OCT picture",
-    "77.1.2": "microscope picture", "77.1.3": "microscope picture",
+    "2": "CT slice", "4": "MR slice", "128": "PET slice", "130": "PET slice", "20": "nuclear medicine image",
+    "3.1": "ultrasound image", "6.1": "ultrasound image", "6.2": "ultrasound image",
+    "77.1": "visible-light image", "77.1.5": "fundus photograph",
+    "77.1.5.4": "OCT image", "77.1.5.7": "OCT image", "77.1.5.8": "OCT image",
+    "77.1.2": "microscope image", "77.1.3": "microscope image",
     "77.1.6": "whole slide", "481": "radiotherapy object", "66": "segmentation or registration", "88": "report",
     "9": "waveform", "104": "encapsulated document", "11": "presentation state",
 }  # fmt: skip
-_MODALITIES = {  # for secondary captures, which do not say more
+_MODALITIES = {  # for secondary captures, which state only their modality
     "CR": "radiograph", "DX": "radiograph", "MG": "radiograph", "RF": "radiograph", "XA": "radiograph",
     "IO": "radiograph", "PX": "radiograph", "CT": "CT slice", "MR": "MR slice", "PT": "PET slice",
-    "NM": "nuclear medicine picture", "US": "ultrasound picture", "OP": "fundus photograph",
-    "OPT": "OCT picture", "SM": "whole slide", "ECG": "waveform",
+    "NM": "nuclear medicine image", "US": "ultrasound image", "OP": "fundus photograph",
+    "OPT": "OCT image", "SM": "whole slide", "ECG": "waveform",
 }  # fmt: skip
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has a DICOM preamble or, without one, begins like a data set. Never waits for a pipe."""
+    """Whether a file has a DICOM preamble or, without one, begins like a data set. Never blocks on a pipe."""
     if not path.is_file():
         return False
     with open(path, "rb") as handle:
@@ -73,13 +73,13 @@ def _begins_like_a_data_set(head: bytes) -> bool:
 
 
 def open_dicom(path: Path, stop_before_pixels: bool = False) -> Any:
-    """The dataset of a file, as pydicom gives it, with its transfer syntax in `file_meta` even where the file has none.
+    """The pydicom dataset of a file, with its transfer syntax in `file_meta` even if the file has none.
 
-    Files without a preamble are accepted when they hold a SOP class or pixels. A deflated data set is inflated within
-    limits, and its `file_meta` then says what it became: explicit VR, little endian.
+    Files without a preamble are accepted if they have a SOP class or pixels. A deflated data set is inflated within
+    limits, and its `file_meta` then states the result: explicit VR, little endian.
 
     Raises:
-        ReadError: not DICOM, damaged, nested deeper than `LIMITS.depth`, too large, or inflating without end.
+        ReadError: not DICOM, damaged, nested deeper than `LIMITS.depth`, too large, or inflating endlessly.
     """
     import pydicom
 
@@ -93,9 +93,10 @@ def open_dicom(path: Path, stop_before_pixels: bool = False) -> Any:
                 raise ReadError(path, "not a DICOM file", "check what it is")
             meta = pydicom.filereader.read_file_meta_info(path) if head[128:] == b"DICM" else None
             source: BinaryIO = handle
-            if meta is not None and str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
-                source = _inflated(path, handle, 144 + int(meta.FileMetaInformationGroupLength))
-            _check_depth(path, source, _syntax(meta) if source is handle else EXPLICIT)
+            syntax = "" if meta is None else str(meta.get("TransferSyntaxUID", ""))
+            if meta is not None and syntax == _DEFLATED:
+                source, syntax = _inflated(path, handle, 144 + int(meta.FileMetaInformationGroupLength)), EXPLICIT
+            _check_depth(path, source, syntax)
             source.seek(0)
             dataset = pydicom.dcmread(source, stop_before_pixels=stop_before_pixels, force=True)
         if meta is not None and source is not handle:
@@ -110,7 +111,7 @@ def open_dicom(path: Path, stop_before_pixels: bool = False) -> Any:
         raise
     except RecursionError:
         raise ReadError(path, "its sequences are nested too deeply", HARM) from None
-    except Exception as error:  # pydicom raises many kinds for damaged files
+    except Exception as error:  # pydicom raises many types for damaged files
         raise ReadError(path, f"not a readable DICOM file ({in_words(error)})", DAMAGED) from error
 
 
@@ -118,16 +119,16 @@ _silent = False
 
 
 def silence() -> None:
-    """Keep pydicom quiet for the rest of this process, which only reads; `quiet` then has nothing to do."""
+    """Silence pydicom for the rest of this process, which only reads; `quiet` then does nothing."""
     global _silent
     _silent = True
-    logging.getLogger("pydicom").disabled = True  # its level is set anew where it is imported
+    logging.getLogger("pydicom").disabled = True  # importing pydicom resets its level
     python_warnings.simplefilter("ignore")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps pydicom's warnings, which quote values of the header, away from logs."""
+    """Suppress pydicom's warnings, which quote values of the header."""
     if _silent:
         yield
         return
@@ -142,12 +143,8 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _syntax(meta: Any) -> str:
-    return "" if meta is None else str(meta.get("TransferSyntaxUID", ""))
-
-
 def _complete_meta(dataset: Any) -> None:
-    """Note the byte order pydicom found as the transfer syntax where the file names none."""
+    """Record the byte order detected by pydicom as the transfer syntax if the file states none."""
     import pydicom
 
     if getattr(dataset, "file_meta", None) is None:
@@ -159,15 +156,12 @@ def _complete_meta(dataset: Any) -> None:
 
 
 def _known_representations(dataset: Any) -> None:
-    """Take entries whose value representation is none ("QQ") for what the standard says they are, or as bytes.
-
-    pydicom would raise NotImplementedError whenever one is asked for.
-    """
+    """Replace invalid value representations ("QQ"), for which pydicom raises, by the standard's, or bytes."""
     from pydicom.datadict import dictionary_has_tag, dictionary_VR
     from pydicom.dataelem import RawDataElement
     from pydicom.valuerep import VR
 
-    known = {str(one) for one in VR}
+    known = set(map(str, VR))
     for tag in list(dataset.keys()):
         raw = dataset.get_item(tag)
         if isinstance(raw, RawDataElement) and raw.VR is not None and raw.VR not in known:
@@ -175,11 +169,11 @@ def _known_representations(dataset: Any) -> None:
 
 
 def _inflated(path: Path, handle: BinaryIO, start: int) -> BinaryIO:
-    """The deflated data set that begins at byte `start`, inflated piece by piece.
+    """The deflated data set that begins at byte `start`, inflated incrementally.
 
     Raises:
-        ReadError: past 16 MB, more than 200 bytes from each stored one (pictures reach 20, nothing but zeros 1,000), or
-            more than a quarter of `LIMITS.memory` in all.
+        ReadError: beyond 16 MB, more than 200 bytes per stored byte (images reach 20, zeros 1,000), or more than a
+            quarter of `LIMITS.memory` in all.
     """
     handle.seek(start)
     engine, used, out = zlib.decompressobj(-zlib.MAX_WBITS), 0, io.BytesIO()
@@ -193,29 +187,24 @@ def _inflated(path: Path, handle: BinaryIO, start: int) -> BinaryIO:
         size = out.tell()
         if size > SMALL and size > 200 * used:
             raise ReadError(path, f"inflates to more than {size:,} bytes from {used:,}", HARM)
-        if size > limits.LIMITS.memory // 4:
-            raise ReadError(
-                path, f"inflates to more than {limits.LIMITS.memory // 4:,} bytes", "save it without deflation"
-            )
+        if size > (maximum := limits.LIMITS.memory // 4):
+            raise ReadError(path, f"inflates to more than {maximum:,} bytes", "save it without deflation")
     return out
 
 
 @dataclass
 class _Open:
-    """A data set, sequence or item that a walk over element headers is inside of."""
+    """An enclosing data set, sequence or item during a walk over element headers."""
 
     end: int | None  # None: at its delimiter
-    explicit: bool | None  # whether VRs are written; None: not seen yet
+    explicit: bool | None  # whether VRs are stored; None: not yet known
     sequence: bool = False
 
 
 def _check_depth(path: Path, source: BinaryIO, syntax: str) -> None:
-    """Refuse a file whose sequences are nested deeper than `LIMITS.depth`, without parsing any value.
+    """Raise ReadError if sequences are nested deeper than `LIMITS.depth`, without parsing any value.
 
-    A walk over the element headers; where they stop making sense it ends, and pydicom is left to say what is wrong.
-
-    Raises:
-        ReadError: nested too deeply.
+    A walk over the element headers; it ends at an invalid one, which pydicom then reports.
     """
     source.seek(0)
     position = 132 if source.read(132)[128:] == b"DICM" else 0
@@ -223,7 +212,7 @@ def _check_depth(path: Path, source: BinaryIO, syntax: str) -> None:
     size = source.tell()
     order = ">" if syntax == BIG_ENDIAN else "<"
     inside = [_Open(size, syntax != IMPLICIT if syntax else None)]
-    window, begin = b"", 0  # part of the file, and where it begins
+    window, begin = b"", 0  # a part of the file, and its offset
 
     def peek(place: int, count: int) -> bytes:
         nonlocal window, begin
@@ -271,7 +260,7 @@ def _check_depth(path: Path, source: BinaryIO, syntax: str) -> None:
 
 
 def _value(header: bytes, length: int, explicit: bool, order: str, position: int) -> tuple[int, int]:
-    """Where the value of the element at `position` starts and how long it is; (0, 0) where its VR is none."""
+    """Start and length of the value of the element at `position`; (0, 0) if its VR is invalid."""
     if not explicit:
         return position + 8, length
     code = header[4:6]
@@ -283,9 +272,9 @@ def _value(header: bytes, length: int, explicit: bool, order: str, position: int
 
 
 def kind_of(dataset: Any) -> str:
-    """What a file holds by its SOP class ("radiograph", "CT slice", "fundus photograph", "report"), "" if unknown.
+    """The content of a file by its SOP class ("radiograph", "CT slice", "fundus photograph", "report"), "" if unknown.
 
-    Secondary captures are named by their modality code.
+    Secondary captures are classified by their modality code.
     """
     uid = str(dataset.get("SOPClassUID", ""))
     if not uid.startswith(_STORAGE) or uid.removeprefix(_STORAGE).split(".")[0] == "7":
@@ -308,6 +297,6 @@ def technical_tags(dataset: Any) -> dict[str, str]:
             try:
                 value = dataset.get(keyword)
                 found[keyword] = technical(keyword, meta.get(keyword) if value is None else value)
-            except Exception:  # an entry that cannot be converted says nothing
+            except Exception:  # an entry that cannot be converted
                 continue
     return {keyword: value for keyword, value in found.items() if value is not None}

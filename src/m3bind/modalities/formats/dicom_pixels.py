@@ -1,7 +1,7 @@
-"""Stored values of DICOM pixels; `dicom` is the face of these functions.
+"""Stored values of DICOM pixels; import these functions from `dicom`.
 
-* `frame_count`, `pixel_frames`: one frame or all, once the header was checked against what is stored.
-* `decode`: the same with what the compressed stream says of itself, and where the header contradicts it -> `Pixels`.
+* `frame_count`, `pixel_frames`: one frame or all, once the header is checked against the stored data.
+* `decode`: the same with the header of the compressed stream, and contradictions to the DICOM header -> `Pixels`.
 
 Decoders are pydicom (uncompressed, RLE), Pillow and GDCM (JPEG), imagecodecs (12-bit JPEG), pyjpegls (JPEG-LS) and
 OpenJPEG (JPEG 2000); none is under the GPL.
@@ -48,56 +48,52 @@ _COMPRESSIONS = {"50": "JPEG", "51": "JPEG", "57": "lossless JPEG", "70": "lossl
 
 @dataclass
 class Pixels:
-    """Stored values of one frame or all, how the header labels their colours, and what a compressed frame says."""
+    """Stored values of one frame or all, their colour model by the header, and the header of a compressed frame."""
 
     values: NDArray[Any]
-    label: str  # PhotometricInterpretation, "MONOCHROME2" where there is none
-    stream: Stream | None = None  # of the first frame; None: not compressed, or by RLE
+    label: str  # PhotometricInterpretation, "MONOCHROME2" if missing
+    stream: Stream | None = None  # of the first frame; None: uncompressed or RLE
     doubts: list[str] = field(default_factory=list)
 
 
 def frame_count(dataset: Any, path: Path) -> int:
-    """Number of frames; 1 where the header says nothing or 0.
+    """Number of frames; 1 if the header states none or 0.
 
     Raises:
         ReadError: not a number, or negative.
     """
-    return max(1, _whole(dataset, path, "NumberOfFrames", 0, 0))
+    return max(1, _integer(dataset, path, "NumberOfFrames", 0, 0))
 
 
 def pixel_frames(dataset: Any, path: Path, frame: int | None = None) -> NDArray[Any]:
-    """Stored values of one frame, (H, W) or (H, W, C); of all frames, (F, H, W) or (F, H, W, C), where `frame` is None.
+    """Stored values of one frame, (H, W) or (H, W, C); of all frames, (F, H, W) or (F, H, W, C), if `frame` is None.
 
-    Whole numbers as the header declares them (bits above BitsStored masked away), or floats. Colours are as stored,
-    except that JPEG 2000 undoes its own transform.
+    Integers as the header declares them (bits above BitsStored are masked), or floats. Colours are as stored, except
+    that the colour transform of JPEG 2000 is inverted.
 
     Raises:
-        ReadError: no pixels, sizes that are implausible, over a limit or do not fit what is stored, an unknown
-            compression, or a decoder that gives up.
+        ReadError: no pixels, sizes that are implausible, over a limit or inconsistent with the stored data, an
+            unknown compression, or a decoder that fails.
     """
     return decode(dataset, path, frame).values
 
 
-def _whole(dataset: Any, path: Path, keyword: str, least: int, default: int | None = None) -> int:
-    """A whole number of the header.
-
-    Raises:
-        ReadError: missing without a `default`, not one number, or below `least`.
-    """
+def _integer(dataset: Any, path: Path, keyword: str, minimum: int, default: int | None = None) -> int:
+    """An integer of the header. Raises ReadError: missing without a `default`, not one number, or below `minimum`."""
     try:
         value = dataset.get(keyword)
         number = default if value is None or value == "" else int(value)
-    except Exception:  # pydicom converts values when they are asked for, and raises anything
+    except Exception:  # pydicom converts values on access, and raises anything
         raise ReadError(path, f"{keyword} is not a number", DAMAGED) from None
     if number is None:
         raise ReadError(path, f"{keyword} is missing", DAMAGED)
-    if number < least:
+    if number < minimum:
         raise ReadError(path, f"{keyword} is {number}", DAMAGED)
     return number
 
 
 def decode(dataset: Any, path: Path, frame: int | None) -> Pixels:
-    """`pixel_frames`, and what the header and the compressed stream say of them; contradictions are doubts.
+    """`pixel_frames` with the headers of file and compressed stream; contradictions are doubts.
 
     Raises:
         ReadError: as `pixel_frames`.
@@ -105,13 +101,15 @@ def decode(dataset: Any, path: Path, frame: int | None) -> Pixels:
     stored, needed = _check_header(dataset, path)
     frames = frame_count(dataset, path)
     if frame is not None and not 0 <= frame < frames:
-        raise ReadError(path, f"frame {frame} of {frames}", "ask for one it holds")
+        raise ReadError(path, f"frame {frame} of {frames}", "choose an existing frame")
     uid = str(dataset.file_meta.TransferSyntaxUID)
     try:
         with quiet():
             if uid not in (IMPLICIT, EXPLICIT, BIG_ENDIAN):
                 if uid != _RLE and uid.removeprefix(_JPEG) not in _COMPRESSIONS:
-                    raise _unread(path, uid)
+                    known = technical("TransferSyntaxUID", uid) or "that is private"
+                    reason = f"pixels in a transfer syntax {known}, which is not supported"
+                    raise ReadError(path, reason, "export it uncompressed")
                 _check_streams(dataset, path, frames)
             first = _decode_frame(dataset, path, uid, frame or 0, frames)
             if uid in (IMPLICIT, EXPLICIT, BIG_ENDIAN) and stored >= 2 * needed > 0:
@@ -126,15 +124,10 @@ def decode(dataset: Any, path: Path, frame: int | None) -> Pixels:
             return Pixels(out, first.label, first.stream, first.doubts)
     except (MemoryError, ReadError):
         raise
-    except Exception as error:  # decoders raise many kinds
+    except Exception as error:  # decoders raise many types
         name = _COMPRESSIONS.get(uid.removeprefix(_JPEG), "RLE" if uid == _RLE else "uncompressed pixels")
-        what = f"its {stored:,} bytes of pixels cannot be decoded as {name}: damaged, or not what the header says"
+        what = f"its {stored:,} bytes of pixels cannot be decoded as {name}: damaged, or a wrong header"
         raise ReadError(path, what, "fetch or export it again") from error
-
-
-def _unread(path: Path, uid: str) -> ReadError:
-    known = technical("TransferSyntaxUID", uid) or "that is private"
-    return ReadError(path, f"pixels in a transfer syntax {known}, which is not read", "export it uncompressed")
 
 
 def _area(dataset: Any) -> int:
@@ -142,7 +135,7 @@ def _area(dataset: Any) -> int:
 
 
 def _check_header(dataset: Any, path: Path) -> tuple[int, int]:
-    """Refuse by what the header declares; the number of stored bytes of pixels, and that of uncompressed ones.
+    """Check the sizes that the header declares; returns the number of stored and of uncompressed bytes of pixels.
 
     Raises:
         ReadError: see `pixel_frames`.
@@ -152,39 +145,33 @@ def _check_header(dataset: Any, path: Path) -> tuple[int, int]:
         kind = kind_of(dataset)
         raise ReadError(path, "no pixels" + (f": {named(kind)}" if kind else ""), "check the modality of this file")
     stored = len(dataset.get_item(keyword).value or b"")
-    rows, columns = (_whole(dataset, path, name, 1) for name in ("Rows", "Columns"))
+    rows, columns = (_integer(dataset, path, name, 1) for name in ("Rows", "Columns"))
     limits.check_count(path, rows * columns, "pixels")
-    samples = _whole(dataset, path, "SamplesPerPixel", 1, 1)
-    allocated = _whole(dataset, path, "BitsAllocated", 1)
+    samples = _integer(dataset, path, "SamplesPerPixel", 1, 1)
+    allocated = _integer(dataset, path, "BitsAllocated", 1)
     if samples not in (1, 3) or allocated not in (1, 8, 16, 32, 64):
-        raise ReadError(
-            path, f"{samples} samples of {allocated} bits per pixel", "1 or 3 of 1, 8, 16, 32 or 64 are read"
-        )
+        reason = f"{samples} samples of {allocated} bits per pixel"
+        raise ReadError(path, reason, "1 or 3 samples of 1, 8, 16, 32 or 64 bits are supported")
     if keyword == "PixelData":
-        bits = _whole(dataset, path, "BitsStored", 1, allocated)
-        high = _whole(dataset, path, "HighBit", 0, bits - 1)
+        bits = _integer(dataset, path, "BitsStored", 1, allocated)
+        high = _integer(dataset, path, "HighBit", 0, bits - 1)
         if bits > allocated or high >= allocated:
             raise ReadError(path, f"{bits} bits up to bit {high} stored in {allocated}", DAMAGED)
-    if _whole(dataset, path, "PixelRepresentation", 0, 0) > 1:
+    if _integer(dataset, path, "PixelRepresentation", 0, 0) > 1:
         raise ReadError(path, "PixelRepresentation is neither 0 nor 1", DAMAGED)
     frames = frame_count(dataset, path)
     bits = _needed_bits(dataset, frames)
     uid = str(dataset.file_meta.TransferSyntaxUID)
     if uid in (IMPLICIT, EXPLICIT, BIG_ENDIAN) and stored < bits // 8:
-        raise ReadError(
-            path, f"{frames} frames of {columns} x {rows} need {bits // 8:,} bytes, {stored:,} are there", "cut short?"
-        )
+        reason = f"{frames} frames of {columns} x {rows} need {bits // 8:,} bytes, {stored:,} are stored"
+        raise ReadError(path, reason, "cut short?")
     if bits // 8 > SMALL:
         limits.check_ratio(path, bits // 8, stored)
     return stored, bits // 8
 
 
 def _check_streams(dataset: Any, path: Path, frames: int) -> None:
-    """Refuse compressed pixels with fewer pieces than frames, or cut short.
-
-    Raises:
-        ReadError: they are.
-    """
+    """Raise ReadError if compressed pixels have fewer fragments than frames, or are cut short."""
     from pydicom.encaps import parse_basic_offsets, parse_fragments
 
     pixels = io.BytesIO(dataset.PixelData)
@@ -198,14 +185,15 @@ def _check_streams(dataset: Any, path: Path, frames: int) -> None:
 
 
 def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) -> Pixels:
-    """One frame. Colours are as stored, but that the transform of JPEG 2000 is undone."""
+    """One frame. Colours are as stored, except that the transform of JPEG 2000 is inverted."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder
 
     label = str(dataset.get("PhotometricInterpretation", "") or "MONOCHROME2")
     tail = uid.removeprefix(_JPEG) if uid.startswith(_JPEG) else ""
     if not tail:
-        options = {"planar_configuration": 0} if _planes_unsaid(dataset) else {}
+        unknown = int(dataset.get("SamplesPerPixel") or 1) > 1 and dataset.get("PlanarConfiguration") in (None, "")
+        options = {"planar_configuration": 0} if unknown else {}
         decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
         values, _ = decoder.as_array(dataset, index=number, raw=True, correct_unused_bits=False, **options)
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -217,25 +205,25 @@ def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) 
         offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     stream = get_frame(dataset.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
     facts = _check_stream(dataset, path, stream)
-    # what decodes JPEG-LS takes seconds to notice
+    # the JPEG-LS decoder takes seconds to detect it
     ends = codestream.has_end(stream) if tail in _JPEG_LS else codestream.is_whole(stream)
     if tail in (*_JPEG_DCT, *_JPEG_LS) and not ends:
         raise ReadError(path, "a compressed frame is cut short", "fetch or export it again")
-    said: list[str] = []
+    complaints: list[str] = []
     if tail in _JPEG_2000:
         values = _jpeg_2000(dataset, stream)
     elif tail in _JPEG_DCT:
         values = _jpeg_dct(stream, facts)
     else:
-        with damage.listening() as said:
+        with damage.listening() as complaints:
             values = _by_plugin(dataset, number, _JPEG_PLUGINS[tail])
-    doubt = damage.doubt("JPEG", said[0]) if said else damage.of_stream(stream)
+    doubt = damage.doubt("JPEG", complaints[0]) if complaints else damage.of_stream(stream)
     doubts = _contradictions(dataset, facts, values) + ([doubt] if doubt else [])
     return Pixels(values, label, facts, doubts)
 
 
 def _of_rle(dataset: Any, number: int, frames: int) -> list[str]:
-    """The doubt about one frame that is packed by RLE, or none."""
+    """The warning about one RLE frame, as a list of 0 or 1."""
     from pydicom.encaps import get_frame
 
     stream = get_frame(dataset.PixelData, number, number_of_frames=frames)
@@ -244,7 +232,7 @@ def _of_rle(dataset: Any, number: int, frames: int) -> list[str]:
 
 
 def _left_over(dataset: Any, frames: int) -> list[str]:
-    """A doubt where uncompressed pixels are more than the header needs, by a row or more: one of its sizes is wrong."""
+    """A warning if uncompressed pixels exceed the header's sizes by a row or more: one of these is wrong."""
     stored = len(next(dataset.get_item(name).value for name in PIXELS if name in dataset))
     needed = _needed_bits(dataset, frames) // 8
     if stored - needed < max(2, needed // (frames * int(dataset.Rows))):
@@ -258,12 +246,8 @@ def _needed_bits(dataset: Any, frames: int) -> int:
     return bits // 3 * 2 if str(dataset.get("PhotometricInterpretation", "")) == "YBR_FULL_422" else bits
 
 
-def _planes_unsaid(dataset: Any) -> bool:
-    return int(dataset.get("SamplesPerPixel") or 1) > 1 and dataset.get("PlanarConfiguration") in (None, "")
-
-
 def _jpeg_dct(stream: bytes, facts: Stream) -> NDArray[Any]:
-    """The components of a baseline or extended JPEG as they are stored, no colours converted."""
+    """The stored components of a baseline or extended JPEG, without colour conversion."""
     import imagecodecs
 
     same = "YCBCR" if facts.components == 3 else None
@@ -286,17 +270,18 @@ def _by_plugin(dataset: Any, number: int, plugins: tuple[str, ...]) -> NDArray[A
 
 
 def _contradictions(dataset: Any, facts: Stream, values: NDArray[Any]) -> list[str]:
-    """Where a compressed frame is another than the header says; colours are judged where they are shown."""
-    found = []
+    """Contradictions of a compressed frame to the header; colours are checked in `dicom_colour`."""
+    doubts = []
     stored = int(dataset.get("BitsStored") or facts.precision)
     signed = int(dataset.get("PixelRepresentation") or 0)
     beyond = facts.precision > stored and int(values.max(initial=0)) >= 2 ** (stored - signed)
     if facts.precision < stored or beyond:
-        found.append(f"the header says {stored} bits are stored, the compressed frame {facts.precision}")
+        doubts.append(f"the header states {stored} bits, the compressed frame {facts.precision}")
     if facts.signed is not None and facts.signed != bool(signed):
         words = ("unsigned", "signed")
-        found.append(f"the header says {words[signed]} values (taken), the compressed frame {words[facts.signed]} ones")
-    return found
+        own = words[facts.signed]
+        doubts.append(f"the header states {words[signed]} values (taken), the compressed frame {own} ones")
+    return doubts
 
 
 def _stored_bits(dataset: Any, values: NDArray[Any]) -> NDArray[Any]:
@@ -312,7 +297,7 @@ def _stored_bits(dataset: Any, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _jpeg_2000(dataset: Any, stream: bytes) -> NDArray[Any]:
-    """A JPEG 2000 frame; where its sign and the header's differ, the header is right."""
+    """A JPEG 2000 frame; if its sign and the header's differ, the header's is taken."""
     import openjpeg.utils
 
     values: NDArray[Any] = openjpeg.utils.decode(stream)
@@ -324,19 +309,19 @@ def _jpeg_2000(dataset: Any, stream: bytes) -> NDArray[Any]:
 
 
 def _check_stream(dataset: Any, path: Path, stream: bytes) -> Stream:
-    """What a compressed frame says of itself, before anything is allocated for it.
+    """The header of a compressed frame, checked before memory is allocated for it.
 
     Raises:
-        ReadError: its size or number of components is not the header's, or it does not say.
+        ReadError: its size or number of components is missing or differs from the DICOM header.
     """
     own = codestream.parse(stream)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if own is None:
         raise ReadError(path, "a compressed frame without a size", "fetch or export it again")
     if (own.rows, own.columns) != (rows, columns):
-        raise ReadError(path, f"header says {columns} x {rows}, the compressed frame {own.columns} x {own.rows}", HARM)
+        raise ReadError(path, f"header: {columns} x {rows}, compressed frame: {own.columns} x {own.rows}", HARM)
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if own.components != samples:
-        reason = f"header says {samples} samples per pixel, the compressed frame {own.components}"
+        reason = f"header: {samples} samples per pixel, compressed frame: {own.components}"
         raise ReadError(path, reason, DAMAGED)
     return own

@@ -1,9 +1,9 @@
-"""What DICOM headers say about the meaning of stored values: the rules that all readers share.
+"""The meaning of stored values by the DICOM header: rules shared by all readers.
 
 * `numbers`: the finite numbers of an entry.
 * `padding`: which pixels are padding, by PixelPaddingValue and its range limit.
-* `rescaling`: slope and intercept, with a doubt where the header's cannot be used as they are.
-* `unit_of`: the unit of rescaled values, "" where the header names none.
+* `rescaling`, `rescaling_of`: slope and intercept, with a warning if the header's are unusable.
+* `unit_of`: the unit of rescaled values, "" if the header states none.
 
 Shapes: H rows, W columns.
 """
@@ -22,7 +22,7 @@ _PADDING = {  # kind of stored values and their bytes -> entries with the value 
 
 @dataclass(frozen=True)
 class Rescaling:
-    """Stored values x `slope` + `intercept`. `stated`: the header says either; `doubt`: what of it was not usable."""
+    """Stored values x `slope` + `intercept`. `stated`: the header has either; `doubt`: which was unusable."""
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -31,23 +31,23 @@ class Rescaling:
 
 
 def numbers(dataset: Any, keyword: str) -> list[float]:
-    """The finite numbers of an entry; [] where it is missing, is no number or holds one that is not finite.
+    """The finite numbers of an entry; [] if it is missing, not a number, or contains one that is not finite.
 
-    Decimal commas, which DICOM does not know but some writers leave, are read as points.
+    Decimal commas, which DICOM does not allow but some writers use, are read as points.
     """
     try:
         value = _value_of(dataset, keyword)
         if isinstance(value, str) and value:  # of a VR for texts
             value = value.split("\\")
         values = [] if value is None or value == "" else list(value) if hasattr(value, "__iter__") else [value]
-        found = [float(v.strip(" \0").replace(",", ".") if isinstance(v, str) else v) for v in values]
-    except Exception:  # pydicom converts values when they are asked for, and raises anything
+        floats = [float(v.strip(" \0").replace(",", ".") if isinstance(v, str) else v) for v in values]
+    except Exception:  # pydicom converts values on access, and raises anything
         return []
-    return found if all(np.isfinite(found)) else []
+    return floats if all(np.isfinite(floats)) else []
 
 
 def _value_of(dataset: Any, keyword: str) -> Any:
-    """The value of an entry; of one number that pydicom does not convert, its text."""
+    """The value of an entry; the text of one that pydicom cannot convert."""
     try:
         return dataset.get(keyword)
     except Exception:  # see `numbers`
@@ -55,10 +55,10 @@ def _value_of(dataset: Any, keyword: str) -> Any:
 
 
 def padding(dataset: Any, stored: NDArray[Any], steps: list[str] | None = None) -> NDArray[np.bool_] | None:
-    """Where `stored` (H, W) is padding by the header, (H, W) bool, or None where nothing is.
+    """Where `stored` (H, W) is padding by the header, (H, W) bool, or None without padding.
 
-    A value that lies among those of the picture, as 0 does among Hounsfield units, is padding only where it reaches
-    the border: inside it is what was measured. `steps` is told where that was so.
+    A padding value within the range of the image, such as 0 among Hounsfield units, is padding only in regions that
+    touch the border: elsewhere it is a measured value, which is recorded in `steps`.
     """
     kind, size = stored.dtype.kind, stored.dtype.itemsize
     value, limit = _PADDING.get((kind, size), ("PixelPaddingValue", "PixelPaddingRangeLimit"))
@@ -69,20 +69,20 @@ def padding(dataset: Any, stored: NDArray[Any], steps: list[str] | None = None) 
     if kind in "iu":
         bits = int((numbers(dataset, "BitsStored") or [8 * size])[0])
         limits = [_in_range(v, kind == "i", min(bits, 8 * size), 8 * size) for v in limits]
-    found: NDArray[np.bool_] = (stored >= min(limits)) & (stored <= max(limits))
-    if not found.any() or found.all():
-        return found if found.any() else None
-    rest = stored[~found]
+    mask: NDArray[np.bool_] = (stored >= min(limits)) & (stored <= max(limits))
+    if not mask.any() or mask.all():
+        return mask if mask.any() else None
+    rest = stored[~mask]
     if rest.min() < min(limits) and rest.max() > max(limits):
-        outer = found & _reaches_border(found)
-        if steps is not None and (left := int(found.sum() - outer.sum())):
-            steps.append(f"{left} pixels of the padding value inside of the picture left as measured")
-        found = outer
-    return found if found.any() else None
+        outer = mask & _reaches_border(mask)
+        if steps is not None and (inner := int(mask.sum() - outer.sum())):
+            steps.append(f"{inner} pixels of the padding value inside the image taken as measured")
+        mask = outer
+    return mask if mask.any() else None
 
 
 def _in_range(value: float, signed: bool, bits: int, width: int) -> float:
-    """A padding value as the pixels hold it: writers put signed numbers into unsigned entries, and the reverse."""
+    """A padding value in the pixels' dtype: writers put signed numbers into unsigned entries, and the reverse."""
     turn = float(1 << width)
     if not signed:
         return value + turn if value < 0 else value
@@ -91,29 +91,28 @@ def _in_range(value: float, signed: bool, bits: int, width: int) -> float:
     return value - (1 << bits) if 1 << (bits - 1) <= value < 1 << bits else value
 
 
-def _reaches_border(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The connected parts of `found` (H, W) that touch the picture's border."""
+def _reaches_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The connected parts of `mask` (H, W) that touch the image's border."""
     from scipy.ndimage import label
 
-    parts, _ = label(found)
+    parts, _ = label(mask)
     edges = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
-    outer: NDArray[np.bool_] = np.isin(parts, edges[edges > 0])
-    return outer
+    return np.asarray(np.isin(parts, edges[edges > 0]))
 
 
 def rescaling(slope: list[float] | None, intercept: list[float] | None) -> Rescaling:
-    """The rescaling by the `numbers` of RescaleSlope and RescaleIntercept; None: there is no such entry.
+    """The rescaling by the `numbers` of RescaleSlope and RescaleIntercept; None: the entry is missing.
 
-    A slope of 0, or one that is no finite number, is taken as 1; an intercept that is missing or no number as 0.
+    A slope of 0, or that is not a finite number, is taken as 1; an intercept that is missing or not a number as 0.
     """
     if slope is None and intercept is None:
         return Rescaling()
     doubts = []
     if not slope or slope[0] == 0:
-        what = "missing" if slope is None else "no number" if not slope else "0"
+        what = "missing" if slope is None else "not a number" if not slope else "0"
         doubts.append(f"its rescale slope is {what}: taken as 1")
     if not intercept:
-        doubts.append(f"its rescale intercept is {'missing' if intercept is None else 'no number'}: taken as 0")
+        doubts.append(f"its rescale intercept is {'missing' if intercept is None else 'not a number'}: taken as 0")
     usable = slope[0] if slope and slope[0] != 0 else 1.0
     return Rescaling(usable, intercept[0] if intercept else 0.0, True, "; ".join(doubts))
 
@@ -125,7 +124,7 @@ def rescaling_of(source: Any) -> Rescaling:
 
 
 def unit_of(value: Any) -> str:
-    """A RescaleType as a word in capitals; "" where it is missing or empty."""
+    """A RescaleType in capitals; "" if it is missing or empty."""
     if value is not None and not isinstance(value, str) and hasattr(value, "__iter__"):
         value = next(iter(value), None)
     return "" if value is None else str(value).strip(" \0").upper()

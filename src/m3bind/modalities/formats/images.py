@@ -1,11 +1,12 @@
-"""What the readers share: checking a file before it is opened, and decoding PNG, JPEG and TIFF within limits.
+"""Shared by the readers: checks of a file before it is opened, and decoding of PNG, JPEG and TIFF within limits.
 
-* `check_file`: it exists, is a regular file, is not empty and has an ending the modality reads.
-* `decode_picture`, `read_picture`: PNG, JPEG or one-page TIFF of any depth, grey or in colour -> float32 0..1, turned
-  upright by its EXIF note.
-* `read_grey`, `read_colour`: the same, refusing pictures that are plainly in colour, or plainly not.
-* `picture_warnings`: blank, tiny, drawn or very elongated pictures.
-* `to_thumbnail`: a grey or RGB array as a small RGB picture.
+* `check_file`: it exists, is a regular file, is not empty and has an extension the modality reads.
+* `decode_image`: PNG, JPEG or one-page TIFF of any depth, grey or in colour -> float32 0..1, oriented by EXIF.
+* `read_grey`, `read_colour`: the same, rejecting images that are clearly in colour, or clearly not.
+* `check_side`, `check_colour`, `to_grey`: the same checks of decoded arrays.
+* `image_warnings`: blank, tiny, drawn or very elongated images.
+* `ending`, `looks_like`: a file's extension, and its kind by its first bytes.
+* `sparse`, `colourfulness`, `channel_range`: statistics. * `to_thumbnail`: an array as a small RGB image.
 
 Shapes: H rows, W columns.
 """
@@ -23,8 +24,8 @@ from m3bind.modalities.formats import codestream, colour_profile, dicom, limits,
 from m3bind.modalities.formats import damage as _damage
 from m3bind.modalities.formats.picture_values import Values, grey_or_rgb, on_black, unit_range
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-TIFF_SUFFIXES = (".tif", ".tiff")  # `read_picture` reads them, too
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+TIFF_SUFFIXES = (".tif", ".tiff")
 MIN_SIDE = 16
 
 Array = NDArray[np.float32]
@@ -49,28 +50,28 @@ _MAGIC = {
 _BOXED = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "a HEIC file, as phones write"),
     **dict.fromkeys((b"avif", b"avis"), "an AVIF file"),
-}  # what follows "ftyp"
+}  # by the brand after "ftyp"
 
 
 def ending(path: Path, suffixes: tuple[str, ...]) -> str:
-    """The one of `suffixes` that the file name ends with, or ""."""
+    """The longest of `suffixes` that the file name ends with, or ""."""
     name = path.name.lower()
     return next((suffix for suffix in sorted(suffixes, key=len, reverse=True) if name.endswith(suffix)), "")
 
 
 def check_file(path: Path | str, modality: Modality) -> Path:
-    """`path` as a Path, once it is known to be a file with content and an ending `modality` reads.
+    """`path` as a Path, once it is known to be a non-empty file with an extension that `modality` reads.
 
     Raises:
-        ReadError: missing, a folder, a pipe or device, empty, over `LIMITS.bytes`, or of an ending it does not read
-            (names the modality that does); DICOM files need no ending where DICOM is read.
+        ReadError: missing, a folder, a pipe or device, empty, over `LIMITS.bytes`, or with another extension (names
+            the modality that reads it); DICOM files need no extension if the modality reads DICOM.
     """
     path = Path(path)
     if not path.exists():
         raise ReadError(path, "no such file", "check the path and the folder it is relative to")
     if path.is_dir():
         raise ReadError(path, "a folder, not a file", "name one file of it")
-    if not path.is_file():  # opening a pipe would wait for ever
+    if not path.is_file():  # opening a pipe could block for ever
         raise ReadError(path, "not a regular file", "name a file, not a pipe or a device")
     limits.check_bytes(path)
     if not ending(path, modality.suffixes) and not (".dcm" in modality.suffixes and dicom.is_dicom(path)):
@@ -83,7 +84,7 @@ def check_file(path: Path | str, modality: Modality) -> Path:
 
 
 def looks_like(path: Path) -> str:
-    """What a file's first bytes say it is, for error messages ("" when they say nothing)."""
+    """The kind of a file by its first bytes, for error messages ("" if unknown)."""
     with open(path, "rb") as handle:
         head = handle.read(132)
     if head[128:132] == b"DICM":
@@ -91,12 +92,12 @@ def looks_like(path: Path) -> str:
     if head.startswith(b"\xff\xd8\xff"):
         return _kind_of_jpeg(path)
     if head[4:8] == b"ftyp":
-        return _BOXED.get(head[8:12], "a film, or a picture kept as one")
+        return _BOXED.get(head[8:12], "a video, or an image stored as one")
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
 
 
 def _kind_of_jpeg(path: Path) -> str:
-    """Which variant of JPEG a file is that could not be read as a picture."""
+    """The variant of a JPEG file that could not be decoded."""
     with open(path, "rb") as handle:
         facts = codestream.parse(handle.read(1 << 20))
     if facts is not None and facts.lossless:
@@ -107,27 +108,21 @@ def _kind_of_jpeg(path: Path) -> str:
 
 
 @dataclass
-class Picture:
-    """A decoded PNG, JPEG or TIFF: (H, W) or (H, W, 3) in 0..1, what was done and what looks wrong with the file."""
+class DecodedImage:
+    """A decoded PNG, JPEG or TIFF: (H, W) or (H, W, 3) in 0..1, with processing steps and warnings."""
 
     array: Array
     steps: list[str]
     warnings: list[str] = field(default_factory=list)
 
 
-def read_picture(path: Path) -> tuple[Array, list[str]]:
-    """`decode_picture` without its warnings."""
-    picture = decode_picture(path)
-    return picture.array, picture.steps
-
-
-def decode_picture(path: Path) -> Picture:
+def decode_image(path: Path) -> DecodedImage:
     """Decode a PNG, JPEG or TIFF: float32 0..1, (H, W) of grey and (H, W, 3) of colour files.
 
-    Numbers of any kind keep their proportions (`picture_values.unit_range`); what is transparent is seen on black.
+    Values are scaled linearly (`picture_values.unit_range`); transparent pixels are blended with black.
 
     Raises:
-        ReadError: not such a picture, damaged, several pages, shorter than `MIN_SIDE`, more than `LIMITS.pixels`, or
+        ReadError: not such an image, damaged, several pages, shorter than `MIN_SIDE`, more than `LIMITS.pixels`, or
             declaring more than its stored bytes can hold.
     """
     try:
@@ -135,9 +130,9 @@ def decode_picture(path: Path) -> Picture:
             head = handle.read(8)
         if head[:4] in tiff.MAGIC and tiff.beyond_pillow(path):
             return _other_tiff(path)
-        # opened by handle: by name, Pillow 13 maps uncompressed TIFFs and scrambles those that lie on their side
+        # opened by handle: by name, Pillow 13 maps uncompressed TIFFs and scrambles those with a rotated orientation
         with open(path, "rb") as handle, Image.open(handle, formats=("PNG", "JPEG", "TIFF")) as image:
-            return _decoded(path, image)
+            return _by_pillow(path, image)
     except UnidentifiedImageError:
         kind = looks_like(path)
         it_is = f": it is {kind}" if kind else ""
@@ -146,103 +141,84 @@ def decode_picture(path: Path) -> Picture:
         raise ReadError(path, f"more than {limits.LIMITS.pixels:,} pixels", "shrink or tile it first") from None
     except (MemoryError, ReadError):
         raise
-    except Exception as error:  # Pillow raises many kinds for damaged files, and their words may quote the file
+    except Exception as error:  # Pillow raises many types for damaged files, and their messages may quote the file
         raise ReadError(path, f"damaged or cut short: {in_words(error)}", "fetch or export it again") from error
 
 
-def _other_tiff(path: Path) -> Picture:
-    """A TIFF that Pillow does not read, or not as what it is."""
-    picture = Picture(np.empty((0, 0), np.float32), [])
-    values, opacity, white_is_zero = tiff.read(path, picture.steps)
-    _check_sides(path, values.shape[1], values.shape[0])
-    picture.warnings += tile_streams.of_picture(path)
-    return _finished(path, picture, values, opacity, white_is_zero)
+def _other_tiff(path: Path) -> DecodedImage:
+    """A TIFF that Pillow cannot read, or misreads."""
+    decoded = DecodedImage(np.empty((0, 0), np.float32), [])
+    values, opacity, white_is_zero = tiff.read(path, decoded.steps)
+    check_side(path, values.shape)
+    decoded.warnings += tile_streams.of_image(path)
+    return _finished(path, decoded, values, opacity, white_is_zero)
 
 
-def _decoded(path: Path, image: Image.Image) -> Picture:
-    """A picture that Pillow has opened."""
-    picture = Picture(np.empty((0, 0), np.float32), [])
+def _by_pillow(path: Path, image: Image.Image) -> DecodedImage:
+    """Decode an image that Pillow has opened."""
+    decoded = DecodedImage(np.empty((0, 0), np.float32), [])
     width, height = image.size
     limits.check_count(path, width * height, "pixels")
-    _check_sides(path, width, height)
-    decoded = width * height * _bytes_per_pixel(image)
-    if decoded > dicom.SMALL:
-        limits.check_ratio(path, decoded, path.stat().st_size)
+    check_side(path, (height, width))
+    wide = 2 if image.mode.startswith("I;16") else 4 if image.mode in ("I", "F") else len(image.getbands())
+    size = width * height * wide
+    if size > dicom.SMALL:
+        limits.check_ratio(path, size, path.stat().st_size)
     tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     if image.format == "TIFF":
         _check_pages(path, image)
         if tags.get(274, 1) in tiff.TURNS:
-            picture.steps.append("turned upright as its orientation tag says")
+            decoded.steps.append("rotated upright by its orientation tag")
     facts = png.look(path) if image.format == "PNG" else None
-    image.load()  # turns a TIFF upright
+    image.load()  # applies the orientation of a TIFF
     if image.format == "TIFF":
-        picture.warnings += tile_streams.of_picture(path)
+        decoded.warnings += tile_streams.of_image(path)
     else:
         damage = _damage.of_stream(path.read_bytes()) if image.format == "JPEG" else ""
-        picture.warnings += filter(None, [damage, colour_profile.doubt(image.info.get("icc_profile"))])
+        decoded.warnings += filter(None, [damage, colour_profile.doubt(image.info.get("icc_profile"))])
     if facts is not None:
-        picture.warnings += _png_doubts(path, facts, image)
+        decoded.warnings += _png_doubts(path, facts, image)
     key = image.info.get("transparency")
-    values, opacity = png.sixteen_bit(path, key) if facts and facts.wide else grey_or_rgb(path, image, picture.steps)
+    values, opacity = png.sixteen_bit(path, key) if facts and facts.wide else grey_or_rgb(path, image, decoded.steps)
     if (turn := image.getexif().get(0x0112, 1)) in tiff.TURNS:
         values = tiff.turned(values, turn)
         opacity = None if opacity is None else tiff.turned(opacity, turn)
-        picture.steps.append("turned upright as its EXIF orientation says")
+        decoded.steps.append("rotated upright by its EXIF orientation")
     white_is_zero = tags.get(262) == 0 and (image.mode in ("I", "F") or image.mode.startswith("I;16"))
-    return _finished(path, picture, values, opacity, white_is_zero)
+    return _finished(path, decoded, values, opacity, white_is_zero)
 
 
-def _finished(path: Path, picture: Picture, values: Values, opacity: Array | None, white_is_zero: bool) -> Picture:
-    array = unit_range(path, values, picture.steps)
-    if white_is_zero:
-        picture.steps.append("white-is-zero turned (once)")
+def _finished(path: Path, decoded: DecodedImage, values: Values, opacity: Array | None, invert: bool) -> DecodedImage:
+    array = unit_range(path, values, decoded.steps)
+    if invert:
+        decoded.steps.append("white-is-zero inverted (once)")
         array = 1 - array
-    picture.array = on_black(array, opacity, picture.steps)
-    return picture
+    decoded.array = on_black(array, opacity, decoded.steps)
+    return decoded
 
 
 def _png_doubts(path: Path, facts: png.PngFacts, image: Image.Image) -> list[str]:
-    """Doubts about a loaded PNG.
-
-    Raises:
-        ReadError: its data end before its last row.
-    """
+    """Warnings about a loaded PNG. Raises ReadError: its data end before its last row."""
     last = np.asarray(image.crop((0, image.height - 1, image.width, image.height)))  # Pillow leaves it black
     if not last.any() and png.rows_missing(path, facts, image.width, image.height):
         raise ReadError(path, "damaged or cut short: its data end before its last row", "fetch or export it again")
-    found = []
+    doubts = []
     if wrong := [name for name in facts.wrong if name in ("IHDR", "PLTE", "IDAT", "tRNS")]:
-        found.append(f"a checksum in the file is wrong ({', '.join(sorted(set(wrong)))}): it was damaged or altered")
+        doubts.append(f"a checksum in the file is wrong ({', '.join(sorted(set(wrong)))}): it was damaged or altered")
     if facts.gamma is not None and not 0.35 <= facts.gamma <= 0.65:
-        found.append(f"the file states a gamma of {facts.gamma:.3g}, which is not applied: tones may differ")
-    return found
+        doubts.append(f"the file states a gamma of {facts.gamma:.3g}, which is not applied: tones may differ")
+    return doubts
 
 
-def check_side(path: Path, array: Array) -> None:
-    """Refuse a picture (H, W) or (H, W, 3) shorter than `MIN_SIDE`.
-
-    Raises:
-        ReadError: it is.
-    """
-    _check_sides(path, array.shape[1], array.shape[0])
-
-
-def _check_sides(path: Path, width: int, height: int) -> None:
+def check_side(path: Path, shape: tuple[int, ...]) -> None:
+    """Raise ReadError if an image of `shape` (H, W, ...) is shorter than `MIN_SIDE`."""
+    height, width = shape[:2]
     if min(width, height) < MIN_SIDE:
-        raise ReadError(path, f"only {width} x {height} pixels", f"at least {MIN_SIDE} a side are needed")
-
-
-def _bytes_per_pixel(image: Image.Image) -> int:
-    """Bytes of one decoded pixel of an opened image."""
-    return 2 if image.mode.startswith("I;16") else 4 if image.mode in ("I", "F") else len(image.getbands())
+        raise ReadError(path, f"only {width} x {height} pixels", f"at least {MIN_SIDE} per side are needed")
 
 
 def _check_pages(path: Path, image: Image.Image) -> None:
-    """Refuse a TIFF with a second page, unless that is a small copy of the first; leaves it at the first page.
-
-    Raises:
-        ReadError: it has.
-    """
+    """Raise ReadError if a TIFF has a second page that is not a small copy of the first; leaves it at the first."""
     try:
         image.seek(1)
     except EOFError:
@@ -250,11 +226,11 @@ def _check_pages(path: Path, image: Image.Image) -> None:
     reduced = int(image.tag_v2.get(254, 0)) & 1  # type: ignore[attr-defined]
     image.seek(0)
     if not reduced:
-        raise ReadError(path, "a TIFF of several pages", "save the page that is meant as a file of its own")
+        raise ReadError(path, "a TIFF of several pages", "save the required page as a separate file")
 
 
 def sparse(array: Array, side: int = 64) -> Array:
-    """Every k-th row and column, `side` to 2 x `side` of each: enough for statistics."""
+    """Every k-th row and column, `side` to 2 x `side` of each: a sufficient sample for statistics."""
     return array[:: max(1, array.shape[0] // side), :: max(1, array.shape[1] // side)]
 
 
@@ -273,27 +249,27 @@ def channel_range(array: Array) -> tuple[Array, Array]:
 
 
 def read_grey(path: Path, what: str) -> tuple[Array, list[str], list[str]]:
-    """A picture as (H, W) 0..1, with steps and warnings; `what` is the expected thing ("a chest X-ray").
+    """An image as (H, W) 0..1, with steps and warnings; `what` is the expected content ("a chest X-ray").
 
     Raises:
-        ReadError: as `decode_picture`, or the picture is plainly in colour.
+        ReadError: as `decode_image`, or the image is clearly in colour.
     """
-    picture = decode_picture(path)
-    array, warnings = to_grey(path, picture.array, what, picture.steps)
-    return array, picture.steps, picture.warnings + warnings + picture_warnings(array)
+    decoded = decode_image(path)
+    array, warnings = to_grey(path, decoded.array, what, decoded.steps)
+    return array, decoded.steps, decoded.warnings + warnings + image_warnings(array)
 
 
 def to_grey(path: Path, array: Array, what: str, steps: list[str]) -> tuple[Array, list[str]]:
-    """(H, W) or (H, W, 3) as (H, W), with doubts about its colours; adds to `steps`.
+    """(H, W) or (H, W, 3) as (H, W), with warnings about its colours; adds to `steps`.
 
     Raises:
-        ReadError: plainly in colour.
+        ReadError: clearly in colour.
     """
     warnings: list[str] = []
     if array.ndim == 3:
         colour = colourfulness(array)
         if colour > 0.1:
-            raise ReadError(path, f"a colour picture, not {what}", "check the modality of this file")
+            raise ReadError(path, f"a colour image, not {what}", "check the modality of this file")
         if colour > 0.01:
             warnings.append(f"slightly coloured, unusual for {what}")
         array = array @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -302,30 +278,30 @@ def to_grey(path: Path, array: Array, what: str, steps: list[str]) -> tuple[Arra
 
 
 def read_colour(path: Path, what: str) -> tuple[Array, list[str], list[str]]:
-    """A picture as (H, W, 3) 0..1 RGB, with steps and warnings; `what` is the expected thing ("a fundus photograph").
+    """An image as (H, W, 3) 0..1 RGB, with steps and warnings; `what` is the expected content ("a fundus photograph").
 
     Raises:
-        ReadError: as `decode_picture`, or the picture has no colour at all.
+        ReadError: as `decode_image`, or the image has no colour at all.
     """
-    picture = decode_picture(path)
-    doubts = check_colour(path, picture.array, what) + picture_warnings(picture.array)
-    return picture.array, picture.steps, picture.warnings + doubts
+    decoded = decode_image(path)
+    doubts = check_colour(path, decoded.array, what) + image_warnings(decoded.array)
+    return decoded.array, decoded.steps, decoded.warnings + doubts
 
 
 def check_colour(path: Path, array: Array, what: str) -> list[str]:
-    """Doubts about the colours of a picture that must have some.
+    """Warnings about the colours of an image that must be in colour.
 
     Raises:
-        ReadError: it has none.
+        ReadError: it has no colour.
     """
     colour = colourfulness(array)
     if colour < 0.01:
-        raise ReadError(path, f"a grey picture, not {what} in colour", "check the modality of this file")
+        raise ReadError(path, f"a grey image, not {what} in colour", "check the modality of this file")
     return [f"hardly any colour, unusual for {what}"] if colour < 0.06 else []
 
 
-def picture_warnings(array: Array) -> list[str]:
-    """Doubts about any picture, (H, W) or (H, W, 3): tiny, elongated, blank, drawn in a few flat tones."""
+def image_warnings(array: Array) -> list[str]:
+    """Warnings about any image, (H, W) or (H, W, 3): tiny, elongated, blank, drawn in a few flat tones."""
     height, width = array.shape[:2]
     some = sparse(array if array.ndim == 2 else array[..., 1])
     low, high = np.quantile(some, [0.01, 0.99])
@@ -342,8 +318,8 @@ def picture_warnings(array: Array) -> list[str]:
 
 
 def to_thumbnail(array: Array, size: int) -> Image.Image:
-    """(H, W) or (H, W, 3) in 0..1 as an RGB picture at most `size` pixels wide and high, sides in proportion."""
-    picture = Image.fromarray(np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)).convert("RGB")
-    scale = size / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
+    """(H, W) or (H, W, 3) in 0..1 as an RGB image at most `size` pixels wide and high, sides in proportion."""
+    image = Image.fromarray(np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)

@@ -1,11 +1,11 @@
-"""Reading in child processes, so that a hostile or damaged file costs neither the program nor its memory.
+"""Reading in child processes, so that a hostile or damaged file cannot crash the program or exhaust its memory.
 
-* `read`, `decode`, `decode_parts`: those of a modality, in one of a few worker processes (`worker`), which are kept
-  for the next file. `allow`: how many there may be.
+* `read`, `decode`, `decode_parts`: the methods of a modality, run in a pool of worker processes (`worker`).
+* `allow`: the size of the pool.
 
-A file that takes longer than `LIMITS.seconds` or crashes its decoder costs one worker, which is replaced; needing more
-memory than `LIMITS.memory` is a MemoryError inside the worker. The parent sees typed errors only. A file's time begins
-when its worker is ready: starting one and importing a reader's libraries takes seconds on a busy machine.
+A worker is replaced if a file crashes its decoder or takes longer than `LIMITS.seconds`; needing more memory than
+`LIMITS.memory` is a MemoryError inside the worker. The parent sees typed errors only. The time limit of a file starts
+when its worker is ready: starting a worker and importing a reader's libraries takes seconds on a busy machine.
 M3BIND_ISOLATION=off reads in this process instead.
 """
 
@@ -34,8 +34,8 @@ from m3bind.modalities.formats.limits import LIMITS, VARIABLE
 
 WORKERS = min(4, os.cpu_count() or 1)
 MAX_HEADER = 1 << 20  # bytes of an answer's first line
-STARTING = 600.0  # seconds for a worker to start and import what a modality needs, on the slowest of machines
-# For glibc: freed memory is used again for the next file instead of going back to the system, page by page.
+STARTING = 600.0  # seconds for a worker to start and import a modality's libraries, even on a slow machine
+# For glibc: freed memory is reused for the next file instead of being returned to the system page by page.
 _KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 
 
@@ -54,20 +54,20 @@ class _Worker:
             self.process = subprocess.Popen(
                 children.command("m3bind.modalities.formats.worker", str(theirs.fileno()), str(file)),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # decoders print, and quote what they read; it must not reach a log
+                stdout=subprocess.DEVNULL,  # output of decoders may quote the file and must not reach a log
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), file],
                 env=children.environment(**settings),
-                start_new_session=True,  # Ctrl-C is for the parent; the worker ends when the channel does
+                start_new_session=True,  # Ctrl-C is for the parent; the worker ends with the channel
             )
         os.close(file)
         self._rest = b""
 
     def ask(self, request: dict[str, Any], seconds: float) -> tuple[dict[str, Any], Any]:
-        """The worker's answer: header, and the array where there is one.
+        """The worker's answer: header, and the array unless it is an error.
 
         Raises:
-            _Gone: it died, took longer than `seconds` once it was ready, or sent something else than it announced.
+            _Gone: it died, took longer than `seconds` once ready, or its answer is inconsistent.
         """
         try:
             self._channel.sendall(json.dumps(request).encode() + b"\n")
@@ -94,19 +94,10 @@ class _Worker:
         while b"\n" not in self._rest:
             if len(self._rest) > MAX_HEADER:
                 raise _Gone
-            self._wait(end)
-            chunk = self._receive(1 << 16)
-            if not chunk:
-                raise _Gone
-            self._rest += chunk
+            chunk = bytearray(1 << 16)
+            self._rest += chunk[: self._receive(chunk, end)]
         line, _, self._rest = self._rest.partition(b"\n")
         return line
-
-    def _receive(self, most: int) -> bytes:
-        try:
-            return self._channel.recv(most)
-        except OSError as error:
-            raise _Gone from error
 
     def _fill(self, array: Any, end: float) -> None:
         target = array.data.cast("B") if array.size else memoryview(b"")
@@ -114,24 +105,25 @@ class _Worker:
         target[:start] = self._rest[:start]
         self._rest = self._rest[start:]
         while start < len(target):
-            self._wait(end)
-            try:
-                count = self._channel.recv_into(target[start:])
-            except OSError as error:
-                raise _Gone from error
-            if not count:
-                raise _Gone
-            start += count
+            start += self._receive(target[start:], end)
 
-    def _wait(self, end: float) -> None:
+    def _receive(self, target: bytearray | memoryview, end: float) -> int:
+        """Receive bytes into `target`; returns their number, 1 or more."""
         left = end - time.monotonic()
         if left <= 0 or not select.select([self._channel], [], [], left)[0]:
             raise _Gone("time")
+        try:
+            count = self._channel.recv_into(target)
+        except OSError as error:
+            raise _Gone from error
+        if not count:
+            raise _Gone
+        return count
 
     def kill(self, ended: bool = False) -> int:
-        """End the process; its exit code (negative: the signal). `ended`: it closed its end of the channel already."""
+        """End the process; returns its exit code (negative: the signal). `ended`: it has closed the channel."""
         code = self.process.poll()
-        if ended and code is None:  # its end is closed, so it is about to be gone by itself
+        if ended and code is None:  # its end is closed, so it is about to exit
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self.process.wait(1)
         self.process.kill()
@@ -141,7 +133,7 @@ class _Worker:
 
 
 class _Pool:
-    """At most `WORKERS` workers (more where `allow` said so), started when needed and kept; one file at a time each."""
+    """Up to `WORKERS` workers (more after `allow`), started when needed and reused; each reads one file at a time."""
 
     def __init__(self) -> None:
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
@@ -152,7 +144,7 @@ class _Pool:
         self.allow(WORKERS)
 
     def allow(self, workers: int) -> None:
-        """Let there be at least so many workers."""
+        """Raise the maximum number of workers to `workers`."""
         with self._lock:
             for _ in range(self._allowed, workers):
                 self._idle.put(None)
@@ -169,12 +161,12 @@ class _Pool:
                 worker = _Worker()
                 with self._lock:
                     self._all.add(worker)
-            asked = {"how": how, "class": name, "path": os.path.abspath(path), "cut": cut and asdict(cut)}
-            header, array = worker.ask({**asked, "home": children.home_of(kind.__module__)}, LIMITS.seconds)
+            request = {"how": how, "class": name, "path": os.path.abspath(path), "cut": cut and asdict(cut)}
+            header, array = worker.ask({**request, "home": children.home_of(kind.__module__)}, LIMITS.seconds)
             if not header.get("last"):
                 keep = worker
         except _Gone as gone:
-            raise _what_happened(path, gone, self._end(worker, ended=not gone.args)) from None
+            raise _read_error(path, gone, self._end(worker, ended=not gone.args)) from None
         finally:
             if keep is None and worker is not None:
                 self._end(worker)
@@ -203,7 +195,7 @@ class _Pool:
                 self._end(worker)
 
 
-def _what_happened(path: Path | str, gone: _Gone, code: int) -> ReadError:
+def _read_error(path: Path | str, gone: _Gone, code: int) -> ReadError:
     if gone.args == ("start",):
         reason = f"its reader's libraries could not be loaded within {STARTING:g} s"
         return ReadError(path, reason, "try again when the machine is less busy")
@@ -219,45 +211,44 @@ _starting = threading.Lock()
 
 
 def read(modality: str | Modality, path: Path | str) -> Sample:
-    """Decode one file as a modality, in a child process that a hostile or damaged file cannot leave.
+    """Decode one file as a modality, in a child process that isolates hostile and damaged files.
 
-    Safe to call from several threads. A modality defined in a script (`__main__`) cannot be found by a child and is
-    read in this process.
+    Thread-safe. A modality defined in a script (`__main__`) cannot be imported by a child and is read in this process.
 
     Raises:
         UnknownNameError: no such modality.
-        ReadError: the file is missing, damaged, over a limit, or plainly of another kind; or its decoder ran out of
+        ReadError: the file is missing, damaged, over a limit, or clearly of another kind; or its decoder ran out of
             memory or time, or crashed.
     """
-    return _elsewhere(modality, path, "read")
+    return _isolated(modality, path, "read")
 
 
 def decode(modality: str | Modality, path: Path | str) -> Sample:
-    """`read` without the doubts that need time (see `Modality.decode`), in a child process as well.
+    """`read` without slow checks (see `Modality.decode`), also in a child process.
 
     Raises:
         UnknownNameError: no such modality.
         ReadError: as `read`.
     """
-    return _elsewhere(modality, path, "decode")
+    return _isolated(modality, path, "decode")
 
 
 def decode_parts(modality: str | Modality, path: Path | str, cut: Cut) -> Sample:
-    """`decode`, with what is larger than one input in parts (see `Modality.decode_parts`), in a child process as well.
+    """`decode` in parts if larger than one input (see `Modality.decode_parts`), also in a child process.
 
     Raises:
         UnknownNameError: no such modality.
         ReadError: as `read`.
     """
-    return _elsewhere(modality, path, "decode_parts", cut)
+    return _isolated(modality, path, "decode_parts", cut)
 
 
 def allow(workers: int) -> None:
-    """Let there be at least `workers` child processes, for a caller with so many threads."""
+    """Raise the maximum number of child processes to `workers`, for a caller with as many threads."""
     _current().allow(workers)
 
 
-def _elsewhere(modality: str | Modality, path: Path | str, how: str, cut: Cut | None = None) -> Sample:
+def _isolated(modality: str | Modality, path: Path | str, how: str, cut: Cut | None = None) -> Sample:
     kind = get(modality) if isinstance(modality, str) else modality
     if os.environ.get("M3BIND_ISOLATION") == "off" or type(kind).__module__ == "__main__":
         if cut is not None:

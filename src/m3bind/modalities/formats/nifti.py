@@ -1,9 +1,9 @@
-"""NIfTI files (.nii, .nii.gz, packed or not whatever their ending says) -> (D, H, W) float32 in Hounsfield units.
+"""NIfTI files (.nii, .nii.gz, compressed or not, regardless of the extension) -> (D, H, W) float32 in Hounsfield units.
 
-* `read_nifti`: one volume, with what its header does not say or says twice.
+* `read_nifti`: one volume, with warnings about missing and contradictory header entries.
 
-The header is judged before the data are unpacked. Where sform and qform are both stated, the sform counts, as for most
-software, and what contradicts it is said.
+The header is checked before the data are unpacked. If sform and qform are both stated, the sform is used, as in most
+software, and contradictions are reported.
 
 Shapes: A, B, C the three axes as the file stores them; D, H, W in the patient (see `ct`). Lengths in mm.
 """
@@ -31,15 +31,15 @@ _GZIP = b"\x1f\x8b"
 _HEADER = 540  # bytes of the longer of the two versions
 _EXTENSIONS = 1 << 24  # bytes that may lie between header and data
 _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}  # code -> mm
-_SAME_SIZE = 0.01  # part by which two sizes that are one may differ
-_SAME_WAY = 1.0  # degrees by which two directions may
+_SAME_SIZE = 0.01  # fraction by which equal sizes may differ
+_SAME_WAY = 1.0  # degrees by which equal directions may differ
 _AGAIN = "fetch or export it again"
-_SILENT = logging.Logger("silent", logging.CRITICAL + 1)  # nibabel's words quote the header
+_SILENT = logging.Logger("silent", logging.CRITICAL + 1)  # nibabel's messages quote the header
 
 
 @dataclass
 class _Header:
-    """What a header says of one volume."""
+    """The header of one volume."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
@@ -53,7 +53,7 @@ class _Header:
 
 
 def read_nifti(path: Path) -> Sample:
-    """One volume, scaled once, turned to the patient's axes.
+    """One volume, scaled once, reoriented to the patient's axes.
 
     Raises:
         ReadError: damaged, over a limit, not one volume of plain numbers, or voxels without size.
@@ -65,20 +65,20 @@ def read_nifti(path: Path) -> Sample:
         raw = _stored(path, header, packed)
     except (ReadError, MemoryError):
         raise
-    except Exception as error:  # nibabel and zlib raise many kinds for damaged files
+    except Exception as error:  # nibabel and zlib raise many types for damaged files
         kind = "" if packed else images.looks_like(path)
         raise ReadError(path, f"not a readable NIfTI file ({kind or in_words(error)})", _AGAIN) from error
     steps, warnings = header.steps, header.warnings
     if packed != path.name.lower().endswith(".gz"):
-        steps.append(f"{'' if packed else 'not '}packed by gzip, whatever its ending says")
+        steps.append(f"{'' if packed else 'not '}compressed by gzip, contrary to its extension")
     sides = np.linalg.norm(header.affine[:3, :3], axis=0)
     # RAS to LPS; one direction per axis of `raw`
     directions = (np.diag([-1.0, -1.0, 1.0]) @ header.affine[:3, :3] / sides).T
     axes, flips, tilt = volumes.placement(directions)
     if tilt > volumes.TILT:
-        warnings.append(f"tilted by {tilt:.0f} degrees; turned to the nearest axes only")
+        warnings.append(f"tilted by {tilt:.0f} degrees; reoriented to the nearest axes only")
     volume, stack = volumes.empty(header.shape, axes, flips)
-    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported with the values
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities are reported by volumes.finish
         for k in range(raw.shape[2]):
             stack[:, :, k] = raw[:, :, k] * header.slope + header.intercept
     if (header.slope, header.intercept) != (1, 0):
@@ -92,10 +92,10 @@ def read_nifti(path: Path) -> Sample:
 
 
 def _stored(path: Path, header: _Header, packed: bool) -> NDArray[Any]:
-    """The values (A, B, C) before scaling; one whole gzip stream by libdeflate, twice as fast as zlib.
+    """The values (A, B, C) before scaling; a single gzip stream is inflated by libdeflate, twice as fast as zlib.
 
     Raises:
-        ReadError: fewer than the header promises.
+        ReadError: fewer than the header declares.
     """
     start, shape, dtype = header.offset, header.shape, header.dtype
     size = start + math.prod(shape) * dtype.itemsize
@@ -104,7 +104,7 @@ def _stored(path: Path, header: _Header, packed: bool) -> NDArray[Any]:
     import imagecodecs
 
     data: bytes | bytearray = b""
-    with contextlib.suppress(imagecodecs.DeflateError):  # several streams, more behind the volume, or damaged
+    with contextlib.suppress(imagecodecs.DeflateError):  # several streams, data after the volume, or damaged
         data = imagecodecs.gzip_decode(path.read_bytes(), out=size)
     if len(data) != size:
         data = inflated(path, size)
@@ -113,24 +113,23 @@ def _stored(path: Path, header: _Header, packed: bool) -> NDArray[Any]:
     return np.ndarray(shape, dtype, data, start, order="F")
 
 
-def _first_bytes(path: Path) -> bytes:
-    with open(path, "rb") as handle:
-        return handle.read(_HEADER)
-
-
-def _cut_short(path: Path, found: int, size: int) -> ReadError:
-    return ReadError(path, f"not a readable NIfTI file (cut short: {found:,} of {size:,} bytes)", _AGAIN)
+def _cut_short(path: Path, stored: int, size: int) -> ReadError:
+    return ReadError(path, f"not a readable NIfTI file (cut short: {stored:,} of {size:,} bytes)", _AGAIN)
 
 
 def _read_header(path: Path, packed: bool) -> _Header:
-    """Judge a header before anything else of the file is unpacked: a gzip stream may be endless.
+    """Check a header before anything else of the file is unpacked: a gzip stream may be endless.
 
     Raises:
-        ReadError: not one volume, not plain numbers, over a limit, or data that begin too far behind the header.
+        ReadError: not one volume, not plain numbers, over a limit, or data that begin too far after the header.
     """
     import nibabel  # slow to import; only volumes need it
 
-    head = bytes(inflated(path, _HEADER, checked=False)) if packed else _first_bytes(path)
+    if packed:
+        head = bytes(inflated(path, _HEADER, checked=False))
+    else:
+        with open(path, "rb") as handle:
+            head = handle.read(_HEADER)
     second = int.from_bytes(head[:4], "little") == 540 or int.from_bytes(head[:4], "big") == 540
     kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
     length = kind.template_dtype.itemsize
@@ -148,7 +147,7 @@ def _read_header(path: Path, packed: bool) -> _Header:
     shape, dtype = _shape(path, header), _dtype(path, header)
     stored = path.stat().st_size
     if not kind.single_vox_offset <= start <= _EXTENSIONS:
-        raise ReadError(path, "its data begin too far behind the header, or inside it", "damaged, or made to harm")
+        raise ReadError(path, "its data begin too far after the header, or inside it", "damaged, or made to harm")
     decoded = math.prod(shape) * dtype.itemsize
     limits.check_ratio(path, decoded, stored)
     if not packed and start + decoded > stored:
@@ -162,11 +161,7 @@ def _read_header(path: Path, packed: bool) -> _Header:
 
 
 def _shape(path: Path, header: Any) -> tuple[int, int, int]:
-    """The sides in voxels.
-
-    Raises:
-        ReadError: not one volume, or over a limit.
-    """
+    """The sides in voxels. Raises ReadError: not one volume, or over a limit."""
     shape = tuple(map(int, header.get_data_shape()))
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -181,31 +176,27 @@ def _shape(path: Path, header: Any) -> tuple[int, int, int]:
 
 
 def _dtype(path: Path, header: Any) -> np.dtype[Any]:
-    """The type of the stored values.
-
-    Raises:
-        ReadError: unknown, or no plain numbers.
-    """
+    """The dtype of the stored values. Raises ReadError: unknown, or not plain numbers."""
     try:
         dtype: np.dtype[Any] = header.get_data_dtype()
     except Exception:  # an unknown code
-        raise ReadError(path, f"data type code {int(header['datatype'])}, which is none", _AGAIN) from None
+        raise ReadError(path, f"unknown data type code {int(header['datatype'])}", _AGAIN) from None
     if dtype.fields is not None or dtype.kind == "c":
         raise ReadError(path, "colour or complex values, not a CT", "check the modality of this file")
     if dtype.kind not in "iuf":
-        raise ReadError(path, "its array holds no plain numbers", "save it as int16 or float32")
+        raise ReadError(path, "its array is not of plain numbers", "save it as int16 or float32")
     return dtype
 
 
 def _scaling(header: Any, warnings: list[str]) -> tuple[float, float]:
-    """Slope and intercept; 1 and 0 where the header states none."""
+    """Slope and intercept; 1 and 0 if the header states none."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not math.isfinite(slope):
         if math.isinf(slope) or (math.isfinite(intercept) and intercept != 0):
             warnings.append(f"scl_slope is {slope:g} and scl_inter {intercept:g}: taken as no scaling")
         return 1.0, 0.0
     if not math.isfinite(intercept):
-        warnings.append(f"scl_slope is {slope:g}, but scl_inter is no number: taken as 0")
+        warnings.append(f"scl_slope is {slope:g}, but scl_inter is not a number: taken as 0")
         intercept = 0.0
     return slope, intercept
 
@@ -224,28 +215,28 @@ def _millimetres(header: Any, steps: list[str], warnings: list[str]) -> float:
 
 
 def _affine(path: Path, header: Any, pixdim: Numbers, steps: list[str], warnings: list[str]) -> Numbers:
-    """Voxel numbers -> RAS: the sform where it is stated and usable, else the qform, else voxel sizes alone.
+    """Voxel numbers -> RAS: the sform if it is stated and usable, else the qform, else voxel sizes alone.
 
     Raises:
-        ReadError: none of them gives voxels a size.
+        ReadError: none of them states the size of voxels.
     """
     import nibabel
 
     codes = int(header["sform_code"]), int(header["qform_code"])
     stated = {name: code > 0 for name, code in zip(("sform", "qform"), codes)}
     forms = {name: _usable(header, name) for name in stated if stated[name]}
-    found = {name: form for name, form in forms.items() if form is not None}
-    taken = next(iter(found), "")
-    for name in forms.keys() - found.keys():
+    usable = {name: form for name, form in forms.items() if form is not None}
+    taken = next(iter(usable), "")
+    for name in forms.keys() - usable.keys():
         instead = f"the {taken}" if taken else "voxel sizes"
-        warnings.append(f"the header's {name} gives voxels no size or no direction; {instead} taken")
+        warnings.append(f"the header's {name} states no size or no direction of voxels; {instead} taken")
     if not taken:
         warnings.append("the header states no orientation: left and right, head and feet are a guess")
         if not (np.isfinite(pixdim).all() and (pixdim != 0).all()):
-            raise ReadError(path, "its header gives voxels without size", "export it again")
-    affine = np.asarray(found[taken] if taken else header.get_base_affine(), dtype=np.float64)
-    if len(found) == 2:
-        against = _differences(found["sform"], found["qform"])
+            raise ReadError(path, "its header states no size of voxels", "export it again")
+    affine = np.asarray(usable[taken] if taken else header.get_base_affine(), dtype=np.float64)
+    if len(usable) == 2:
+        against = _differences(usable["sform"], usable["qform"])
         if against:
             warnings.append(f"sform and qform contradict each other ({', '.join(against)}): the sform is taken")
     elif taken == "sform" and np.isfinite(pixdim).all() and (pixdim > 0).all():
@@ -256,15 +247,15 @@ def _affine(path: Path, header: Any, pixdim: Numbers, steps: list[str], warnings
     if shear > _SAME_WAY:
         warnings.append(f"sheared by {shear:.1f} degrees: its axes are not at right angles")
     named = "".join(code or "?" for code in nibabel.aff2axcodes(affine))
-    steps.append(f"turned from {named} to slices towards the head, rows to the back, columns to the left")
+    steps.append(f"reoriented from {named} to slices towards the head, rows to the back, columns to the left")
     return affine
 
 
 def _usable(header: Any, name: str) -> Numbers | None:
-    """The header's sform or qform, None where it is not finite or gives voxels no size."""
+    """The header's sform or qform, None if it is not finite or states no size of voxels."""
     try:
         form = np.asarray(header.get_sform() if name == "sform" else header.get_qform(), dtype=np.float64)
-    except Exception:  # a quaternion that is none
+    except Exception:  # an invalid quaternion
         return None
     sides = _sides(form)
     if not np.isfinite(form).all() or (sides <= 0).any():
@@ -277,20 +268,20 @@ def _sides(affine: Numbers) -> Numbers:
 
 
 def _differences(sform: Numbers, qform: Numbers) -> list[str]:
-    """In what two affine matrices differ, for people."""
+    """The differences of two affine matrices, as texts."""
     sizes = _sides(sform), _sides(qform)
-    told = [_other_sizes(*sizes)]
+    texts = [_other_sizes(*sizes)]
     directions = [form[:3, :3] / sides for form, sides in zip((sform, qform), sizes)]
     cosines = (directions[0] * directions[1]).sum(axis=0)
     ways = ("left and right", "front and back", "head and feet")
     opposite = [ways[int(np.abs(directions[0][:, k]).argmax())] for k in range(3) if cosines[k] < -0.5]
-    told += [f"{way} exchanged" for way in opposite]
+    texts += [f"{way} exchanged" for way in opposite]
     angle = float(np.degrees(np.arccos(np.clip(np.abs(cosines).min() if opposite else cosines.min(), -1, 1))))
-    told += [f"turned by {angle:.0f} degrees"] if angle > _SAME_WAY else []
+    texts += [f"turned by {angle:.0f} degrees"] if angle > _SAME_WAY else []
     apart = float(np.linalg.norm(sform[:3, 3] - qform[:3, 3]))
-    if not any(told) and apart > max(1.0, float(sizes[0].max())):
-        told.append(f"origins {apart:.4g} mm apart")
-    return [text for text in told if text]
+    if not any(texts) and apart > max(1.0, float(sizes[0].max())):
+        texts.append(f"origins {apart:.4g} mm apart")
+    return [text for text in texts if text]
 
 
 def _other_sizes(one: Numbers, other: Numbers) -> str:
@@ -301,7 +292,7 @@ def _other_sizes(one: Numbers, other: Numbers) -> str:
 
 
 def _shear(affine: Numbers) -> float:
-    """Degrees by which the axes are off right angles."""
+    """Degrees by which the axes deviate from right angles."""
     ways = affine[:3, :3] / _sides(affine)
     products = np.abs(ways.T @ ways - np.eye(3))
     return float(np.degrees(np.arcsin(min(1.0, float(products.max())))))

@@ -1,8 +1,8 @@
-"""Decoded values of PNG, JPEG and TIFF pictures -> float32 0..1.
+"""Decoded values of PNG, JPEG and TIFF images -> float32 0..1.
 
-* `unit_range`: numbers of any kind, in proportion: nothing is clipped, no order is changed.
-* `on_black`: what shows where parts of a picture are transparent.
-* `grey_or_rgb`: a Pillow picture of any mode as numbers (H, W) or (H, W, 3), its transparency and what was done.
+* * `unit_range`: values of any dtype, scaled linearly and never clipped.
+* * `on_black`: transparent pixels blended with black.
+* `grey_or_rgb`: a Pillow image of any mode as values (H, W) or (H, W, 3), with opacity and processing steps.
 
 Shapes: H rows, W columns.
 """
@@ -19,7 +19,7 @@ from m3bind.modalities.formats import buffer
 
 Array = NDArray[np.float32]
 Values = NDArray[Any]
-TRANSPARENT = "transparent pixels put on black"
+TRANSPARENT = "transparent pixels blended with black"
 
 
 def unit_range(path: Path, values: Values, steps: list[str]) -> Array:
@@ -27,7 +27,7 @@ def unit_range(path: Path, values: Values, steps: list[str]) -> Array:
 
     Bytes are divided by 255. Larger numbers without a negative one are divided by 2^b - 1, where b is the smallest of
     8, 10, 12, 14, 16 bits that holds their maximum, so that 12-bit radiographs stored in 16 bits are not nearly black.
-    Others are stretched from their smallest to their largest, but for floats that lie in 0..1 already.
+    Others are stretched from minimum to maximum, except floats already in 0..1.
 
     Raises:
         ReadError: values that are not finite.
@@ -46,7 +46,7 @@ def unit_range(path: Path, values: Values, steps: list[str]) -> Array:
         return (values.astype(np.float32) / np.float32(2**bits - 1)).astype(np.float32)
     if values.dtype.kind == "f" and low >= 0 and high <= 1:
         return values.astype(np.float32)
-    steps.append(f"stretched from its smallest value {low:g} to its largest {high:g}")
+    steps.append(f"stretched from its minimum {low:g} to its maximum {high:g}")
     if values.dtype == np.float32:
         stretched: Array = (values - np.float32(low)) / np.float32(max(high - low, 1e-12))
         return stretched.astype(np.float32)
@@ -54,7 +54,7 @@ def unit_range(path: Path, values: Values, steps: list[str]) -> Array:
 
 
 def on_black(array: Array, opacity: Array | None, steps: list[str]) -> Array:
-    """`array` (H, W) or (H, W, 3) seen on black through `opacity` (H, W) in 0..1; says so where that matters."""
+    """`array` (H, W) or (H, W, 3) blended with black by `opacity` (H, W) in 0..1; recorded in `steps` if not opaque."""
     if opacity is None or bool((opacity >= 1).all()):
         return array
     steps.append(TRANSPARENT)
@@ -63,45 +63,38 @@ def on_black(array: Array, opacity: Array | None, steps: list[str]) -> Array:
 
 
 def grey_or_rgb(path: Path, image: Image.Image, steps: list[str]) -> tuple[Values, Array | None]:
-    """Numbers of a loaded picture and its opacity (H, W) in 0..1 (None: opaque), in addition to `steps`.
+    """Values of a loaded image and its opacity (H, W) in 0..1 (None: opaque); adds to `steps`.
 
     Raises:
-        ReadError: a colour model that is not read.
+        ReadError: an unsupported colour model.
     """
     key = image.info.get("transparency")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if image.mode in ("1", "I", "F", "L", "RGB") or image.mode.startswith("I;16"):
         values = np.asarray(image)
-        return values, None if key is None else _unlike(values, key)
-    if image.mode == "1":
-        values = np.asarray(image)
-        return values, None if key is None else _unlike(values, bool(key))
-    if image.mode == "L":
-        values = np.asarray(image)
-        return values, None if not isinstance(key, int) else _unlike(values, key)
-    if image.mode == "RGB":
-        values = np.asarray(image)
-        return values, None if not isinstance(key, tuple) else _unlike(values, key)
+        key = bool(key) if image.mode == "1" and key is not None else key
+        keyed = isinstance(key, {"L": int, "RGB": tuple}[image.mode]) if image.mode in ("L", "RGB") else key is not None
+        return values, _unlike(values, key) if keyed else None
     if image.mode == "LA":
         pair = np.asarray(image)
-        return pair[..., 0], _share(pair[..., 1])
-    if image.mode in ("La", "RGBa"):  # multiplied by its opacity already: that is what shows on black
+        return pair[..., 0], _opacity(pair[..., 1])
+    if image.mode in ("La", "RGBa"):  # premultiplied by its opacity, hence already blended with black
         steps.append(TRANSPARENT)
         return np.asarray(image)[..., 0 if image.mode == "La" else slice(3)], None
     steps.append(f"{image.mode} converted to RGB")
     if image.mode in ("P", "PA", "RGBA"):
         four = np.asarray(image.convert("RGBA"))
-        return four[..., :3], _share(four[..., 3])
+        return four[..., :3], _opacity(four[..., 3])
     if image.mode not in ("CMYK", "YCbCr", "RGBX", "HSV", "LAB"):
-        raise ReadError(path, f"pixels in a colour model ({image.mode}) that is not read", "export it as RGB")
+        raise ReadError(path, f"pixels in the colour model {image.mode}, which is not supported", "export it as RGB")
     return np.asarray(image.convert("RGB")), None
 
 
 def _unlike(values: Values, key: Any) -> Array:
-    """1 where `values` (H, W) or (H, W, 3) are not the colour that a PNG declares transparent, else 0."""
+    """0 where `values` (H, W) or (H, W, 3) are the colour that a PNG declares transparent, else 1."""
     same = values == np.asarray(key)
     opacity: Array = 1 - (same.all(axis=-1) if values.ndim == 3 else same).astype(np.float32)
     return opacity
 
 
-def _share(values: Values) -> Array:
+def _opacity(values: Values) -> Array:
     return (values / np.float32(255)).astype(np.float32)

@@ -1,8 +1,8 @@
-"""What Pillow does not see in a PNG: checksums that are wrong, rows that are missing, the lower half of 16-bit colours.
+"""What Pillow ignores in a PNG: wrong checksums, missing rows, the lower byte of 16-bit colours.
 
-* `PngFacts`, `look`: what the chunks say, read once without decoding.
-* `sixteen_bit`: colours of 16 bits as they are.
-* `rows_missing`: whether the compressed data hold fewer rows than declared.
+* `PngFacts`, `look`: the facts of its chunks, read once without decoding.
+* `sixteen_bit`: 16-bit colours at full depth.
+* `rows_missing`: whether the compressed data contain fewer rows than declared.
 """
 
 import struct
@@ -34,7 +34,7 @@ class PngFacts:
 
     @property
     def wide(self) -> bool:
-        """Whether it has colours or opacity of 16 bits, which Pillow halves."""
+        """Whether it has colours or opacity of 16 bits, which Pillow reduces to 8."""
         return self.bits == 16 and self.kind in (2, 4, 6)
 
 
@@ -77,7 +77,7 @@ def look(path: Path) -> PngFacts:
 
 
 def rows_missing(path: Path, facts: PngFacts, width: int, height: int) -> bool:
-    """Whether the compressed data end before the last row; not looked at where rows are interlaced."""
+    """Whether the compressed data end before the last row; not checked for interlaced rows."""
     if facts.interlaced:
         return False
     needed = height * (1 + -(-width * _SAMPLES.get(facts.kind, 1) * facts.bits // 8))
@@ -94,7 +94,7 @@ def rows_missing(path: Path, facts: PngFacts, width: int, height: int) -> bool:
 
 
 def sixteen_bit(path: Path, key: Any) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """Numbers (H, W) or (H, W, 3) and opacity (H, W) in 0..1; `key`: the colour that is transparent.
+    """Values (H, W) or (H, W, 3) and opacity (H, W) in 0..1; `key`: the transparent colour.
 
     Raises:
         ReadError: damaged.

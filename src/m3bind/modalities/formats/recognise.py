@@ -1,6 +1,7 @@
-"""Which modality a file is, when nobody says so.
+"""Detection of a file's modality.
 
-* `candidates`: those that could read it, by header and ending alone. * `recognise`: the likeliest, by its content.
+* `candidates`: modalities that could read it, by header and extension. * `recognise`: the most likely, by its content.
+* `is_slice`: whether a grey image is a CT slice rather than a radiograph.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from m3bind.modalities.formats.isolation import read
 
 
 def candidates(path: Path) -> list[str]:
-    """Modalities that could read a path, the likeliest first, by header and ending only.
+    """Modalities that could read a path, the most likely first, by header and extension only.
 
     Raises:
         ReadError: a DICOM object of a kind that no modality reads.
@@ -25,33 +26,33 @@ def candidates(path: Path) -> list[str]:
     code = dicom_code(path)
     if code not in ANY_KIND:
         if code not in DICOM_KINDS:
-            raise ReadError(path, f"a DICOM object of kind {code}", "no modality here reads such objects")
+            raise ReadError(path, f"a DICOM object of kind {code}", "no modality reads such objects")
         return [DICOM_KINDS[code]]
     order = ["xray", "retina", "pathology", "ct", "ecg"]
     known = [name for name in order if name in names()]
     known += [name for name in names() if name not in known]
     if path.is_dir():
         return [name for name in known if name == "ct"] or known
-    if not path.is_file():  # a WFDB record named without its ending
+    if not path.is_file():  # a WFDB record named without extension
         return [name for name in known if name == "ecg"]
     fits = [name for name in known if path.name.lower().endswith(get(name).suffixes)]
     return fits or (known if is_dicom(path) else [])
 
 
 def recognise(path: Path, among: Sequence[str] = ()) -> Sample:
-    """The sample of the likeliest modality; how it was recognised is its first step, or, with a doubt, first warning.
+    """The sample of the most likely modality; its first step, or in doubt its first warning, is how it was recognised.
 
-    Every modality (of `among`, where given) whose endings fit tries to read the file; the one with the fewest warnings
-    has it.
+    Every modality (of `among`, if given) with a matching extension reads the file; the one with the fewest warnings
+    is taken.
 
     Raises:
-        ReadError: none reads it; the reason of the likeliest, of an archive that of each.
+        ReadError: none can read it; the reason of the most likely modality, or for an archive of each.
     """
     samples: list[Sample] = []
     errors: dict[str, ReadError] = {}
     packed = path.name.lower().endswith(archive.SUFFIXES)
     for name in candidates(path):
-        if (among and name not in among) or (packed and samples):  # what one has found in it is enough
+        if (among and name not in among) or (packed and samples):  # the first success is enough for an archive
             continue
         try:
             samples.append(read(name, path))
@@ -59,18 +60,18 @@ def recognise(path: Path, among: Sequence[str] = ()) -> Sample:
             errors[name] = error
     if not samples:
         if packed and len(errors) > 1:
-            told = "; ".join(f"as {name}: {error.reason}" for name, error in errors.items())
-            raise ReadError(path, told, "; ".join(dict.fromkeys(error.hint for error in errors.values())))
+            reasons = "; ".join(f"as {name}: {error.reason}" for name, error in errors.items())
+            raise ReadError(path, reasons, "; ".join(dict.fromkeys(error.hint for error in errors.values())))
         if errors:
             raise next(iter(errors.values()))
-        raise ReadError(path, "not a file that any modality reads", "convert it, or say --modality")
+        raise ReadError(path, "not a file that any modality reads", "convert it, or use --modality")
     samples.sort(key=lambda sample: len(sample.warnings))
     grey = {sample.modality: sample for sample in samples if sample.spacing is None}
-    if "xray" in grey and "ct" in grey:  # a grey picture; that a slice has lost its units says nothing against it
+    if "xray" in grey and "ct" in grey:  # a grey image; the warning about missing units does not count against CT
         if is_slice(grey["ct"]):
             grey["ct"].warnings.insert(0, "recognised as ct by its black surrounding; could as well be xray")
             return grey["ct"]
-        grey["xray"].steps.insert(0, "recognised as xray: a grey picture without a black surrounding")
+        grey["xray"].steps.insert(0, "recognised as xray: a grey image without a black surrounding")
         return grey["xray"]
     best, others = samples[0], samples[1:]
     close = [other.modality for other in others if len(other.warnings) == len(best.warnings)]
@@ -83,10 +84,10 @@ def recognise(path: Path, among: Sequence[str] = ()) -> Sample:
 
 
 def is_slice(sample: Sample) -> bool:
-    """Whether a grey picture, read as CT, is rather a slice than a radiograph: a body in a black surrounding.
+    """Whether a grey image, read as CT, is a slice rather than a radiograph: a body in a black surrounding.
 
-    More than 18 % black, and more than 40 % of the margin. Of 864 radiographs of mini5 3 % are so, of its 1,016 CT
-    slices 87 % (the limits were chosen on them).
+    More than 18 % of it and more than 40 % of the margin are black. This holds for 3 % of the 864 radiographs of mini5
+    and for 87 % of its 1,016 CT slices, on which the limits were chosen.
     """
     dark = sample.array[0] < -900
     part = max(1, min(dark.shape) // 20)

@@ -1,7 +1,7 @@
-"""The signals of a clinical file as they are stored: named, with unit and rate; what a name means is for `ecg` to say.
+"""The stored signals of a clinical file, with name, unit and rate; `signals_twelve` interprets the names.
 
-* `Signal`, `Recording`: one channel, and all of one file.
-* `decoding`, `check_size`: what every format's reader needs.
+* `Signal`, `Recording`: one channel, and all channels of one file.
+* `decoding`, `check_size`: shared by the readers of all formats.
 
 Shapes: T samples.
 """
@@ -25,9 +25,9 @@ Values = NDArray[np.float64]
 
 @dataclass
 class Signal:
-    """One channel: `values` (T,) in `unit`, NaN where the file marks a gap.
+    """One channel: `values` (T,) in `unit`, NaN in gaps marked by the file.
 
-    `unit` is "" where a table does not say; a format that demands a calibration and has none of it gives a `fault`.
+    `unit` is "" if a table states none; in formats that require a calibration, a missing one is a `fault`.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Signal:
     unit: str
     rate: float  # Hz
     start: float = 0.0  # seconds from the beginning of the recording
-    fault: str = ""  # why `values` are not in `unit`: they are never taken for a voltage
+    fault: str = ""  # why `values` are not in `unit`; they are never taken as a voltage
 
 
 @dataclass
 class Recording:
-    """The signals of one file, with what was done and what looks wrong; nothing in it identifies a person."""
+    """The signals of one file, with processing steps and warnings; without identifiers."""
 
     signals: list[Signal]
     steps: list[str] = field(default_factory=list)
@@ -50,18 +50,18 @@ class Recording:
 
 @contextmanager
 def decoding(path: Path, kind: str) -> Iterator[None]:
-    """Turn what a decoder raises into a ReadError that does not quote it: its words may quote the file."""
+    """Convert exceptions of a decoder into a ReadError without their messages, which may quote the file."""
     try:
         with python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")
             yield
     except (ReadError, MemoryError, RecursionError):
         raise
-    except Exception as error:  # decoders of foreign formats raise many kinds
+    except Exception as error:  # third-party decoders raise many types
         raise ReadError(path, f"not a readable {kind} ({in_words(error)})", AGAIN) from None
 
 
-def check_size(path: Path, least: int) -> None:
-    """Refuse a file whose bytes could hold too many samples of `least` bytes each."""
+def check_size(path: Path, width: int) -> None:
+    """Raise ReadError if a file could contain too many samples of `width` bytes each."""
     limits.check_bytes(path)
-    limits.check_count(path, max(1, path.stat().st_size // least), "samples")
+    limits.check_count(path, max(1, path.stat().st_size // width), "samples")

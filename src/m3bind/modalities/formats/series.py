@@ -1,14 +1,13 @@
-"""CT slices in DICOM -> one volume: in which order, how far apart, and in which units.
+"""CT slices in DICOM -> one volume, ordered, with spacing and units.
 
 * `read_folder`: the files of a folder.
 * `read_files`: any DICOM files, also one file with one slice or with many frames (enhanced CT).
 
-1. Each header is read (`ct_headers`). What is no CT slice (reports, localizers, other files) is set aside and counted.
+1. Each header is read (`ct_headers`). Other objects (reports, localizers, other files) are skipped and counted.
 2. The slices of one volume are chosen (`ct_choice`).
 3. They are sorted by their position along the slice normal; missing slices, varying distances, gantry tilt and entries
-   that contradict the positions are reported with numbers.
-4. They are decoded one after the other into one preallocated volume, rescaled to Hounsfield units once each; padding
-   becomes air.
+   that contradict the positions are reported with values.
+4. They are decoded one by one into a preallocated volume, rescaled to Hounsfield units once each; padding becomes air.
 
 Shapes: N slices of A rows and B columns as stored; D, H, W in the patient (see `ct`). Lengths in mm.
 """
@@ -36,9 +35,9 @@ from m3bind.modalities.formats.dicom_values import padding
 
 Numbers = NDArray[np.float64]
 
-EVEN = 0.05  # part of the usual distance between slices by which distances may differ
-ROUNDED = 0.11  # mm by which they may differ because headers hold one decimal
-SHEAR = 0.5  # degrees between the slice normal and the way from slice to slice
+EVEN = 0.05  # fraction of the usual slice distance by which distances may differ
+ROUNDED = 0.11  # mm by which they may differ because headers have one decimal
+SHEAR = 0.5  # degrees between the slice normal and the direction from slice to slice
 _UNITS = ("US", "OD", "HU_MOD", "PCT", "Z_EFF", "ED", "EDW", "MGML", "PCT", "KEV")  # of DICOM, besides HU
 
 
@@ -61,23 +60,23 @@ def read_folder(folder: Path) -> Sample:
 
 
 def read_files(paths: Iterable[Path], source: Path) -> Sample:
-    """One volume (D, H, W) in HU from DICOM files; `source` is what errors name.
+    """One volume (D, H, W) in HU from DICOM files; errors name `source`.
 
     Raises:
-        ReadError: no CT slice among them, slices that do not fit together or cannot be ordered, one that cannot be
-            decoded, a modality lookup table in place of slope and intercept, or more voxels than `LIMITS` allow.
+        ReadError: no CT slice among them, slices that do not fit together or cannot be ordered, a slice that cannot be
+            decoded, a modality lookup table instead of slope and intercept, or more voxels than `LIMITS` allow.
     """
     steps: list[str] = []
     warnings: list[str] = []
     scan = _scan_folder if source.is_dir() else _scan
-    found = scan(list(paths), source, steps, warnings)
-    slices = unmixed(one_volume(found, source, steps, warnings), warnings)
+    every = scan(list(paths), source, steps, warnings)
+    slices = unmixed(one_volume(every, source, steps, warnings), warnings)
     if source.is_dir():
         warnings += parts_beside(source, slices)
     slices, spacing, directions = _geometry(slices, source, steps, warnings)
     axes, flips, tilt = volumes.placement(directions)
     if tilt > volumes.TILT:
-        warnings.append(f"tilted by {tilt:.0f} degrees; turned to the nearest axes only")
+        warnings.append(f"tilted by {tilt:.0f} degrees; reoriented to the nearest axes only")
     shape = (len(slices), *slices[0].shape)
     limits.check_count(source, int(np.prod(shape, dtype=object)), "voxels")
     stored = sum(path.stat().st_size for path in {item.path for item in slices})
@@ -86,7 +85,7 @@ def read_files(paths: Iterable[Path], source: Path) -> Sample:
     tags = _fill(stack, slices, source, steps, warnings)
     if places_of(slices) is not None:
         check_alternation(stack, source, warnings)
-    else:  # in an order that is a guess
+    else:  # the order is a guess
         warnings += alternation_doubts(stack)
     sides = None if spacing is None else tuple(float(spacing[a]) for a in axes)
     hounsfield = volumes.finish(volume, sides, steps, warnings) and all(item.unit in ("", "HU") for item in slices)
@@ -96,54 +95,54 @@ def read_files(paths: Iterable[Path], source: Path) -> Sample:
     return Sample("ct", volume, spacing=sides, unit=unit, steps=steps, warnings=warnings, tags=tags)
 
 
-# --- 1. what is there -------------------------------------------------------------------------------------------------
+# --- 1. headers -------------------------------------------------------------------------------------------------------
 
 
 def _scan(paths: Iterable[Path], source: Path, steps: list[str], warnings: list[str]) -> list[Slice]:
     """The CT slices among the files."""
     slices: list[Slice] = []
-    aside: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     last: ReadError | None = None
     for path in paths:
         try:
             if not dicom.is_dicom(path) and not path.name.lower().endswith(dicom.SUFFIXES):
-                aside["no DICOM file"] += 1
+                skipped["not a DICOM file"] += 1
                 continue
             with quiet():
                 header = dicom.open_dicom(path, stop_before_pixels=True)
                 kind = ct_headers.other_kind(header)
                 if kind:
-                    aside[kind] += 1
+                    skipped[kind] += 1
                 else:
                     slices += ct_headers.slices_of(header, path, source)
         except MemoryError:
             raise
-        except Exception as error:  # headers may hold anything, and pydicom looks at it late
-            aside["not readable"] += 1
-            last = error if isinstance(error, ReadError) else _unreadable(path, error)
+        except Exception as error:  # headers may contain anything, and pydicom parses values late
+            skipped["not readable"] += 1
+            reason = f"its header cannot be read ({in_words(error)})"
+            last = error if isinstance(error, ReadError) else ReadError(path, reason, "export it again")
+    unreadable = skipped["not readable"]
+    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()) if count)
     if not slices:
-        if last is not None and sum(aside.values()) == aside["not readable"]:
-            count = aside["not readable"]
-            which = "" if count == 1 else f"none of {count} DICOM files is readable; the last: "
+        if last is not None and skipped.total() == unreadable:
+            which = "" if unreadable == 1 else f"none of {unreadable} DICOM files is readable; the last: "
             raise ReadError(source, which + last.reason, last.hint) from last
-        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(aside.items()))
         raise ReadError(source, f"no CT slice in it ({listed or 'no file'})", "check the modality of this path")
-    if aside:
-        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(aside.items()))
-        steps.append(f"set aside: {listed}")
-    if aside["not readable"]:
-        warnings.append(f"{aside['not readable']} of the DICOM files not readable and set aside")
+    if listed:
+        steps.append(f"skipped: {listed}")
+    if unreadable:
+        warnings.append(f"{unreadable} of the DICOM files not readable and skipped")
     return slices
 
 
 def _scan_folder(paths: list[Path], folder: Path, steps: list[str], warnings: list[str]) -> list[Slice]:
-    """The CT slices of a folder and those below it; where a series lies in the folder itself, none of another."""
+    """The CT slices of a folder and those below it; of a series in the folder itself, no other series."""
     here = [path for path in paths if path.parent == folder]
     own: list[Slice] = []
     own_steps: list[str] = []
     own_warnings: list[str] = []
     if 0 < len(here) < len(paths):
-        with contextlib.suppress(ReadError):  # no slice here
+        with contextlib.suppress(ReadError):  # no CT slice in the folder itself
             own = _scan(here, folder, own_steps, own_warnings)
     series = {key for key, count in Counter(item.series for item in own).items() if count > 1}
     if not series:
@@ -155,15 +154,11 @@ def _scan_folder(paths: list[Path], folder: Path, steps: list[str], warnings: li
     steps += own_steps
     warnings += own_warnings
     if len(same) < len(below):
-        steps.append(f"{len(below) - len(same)} slices of other series in folders below are not part of it")
+        steps.append(f"{len(below) - len(same)} slices of other series in subfolders excluded")
     return own + same
 
 
-def _unreadable(path: Path, error: Exception) -> ReadError:
-    return ReadError(path, f"its header cannot be read ({in_words(error)})", "export it again")
-
-
-# --- 3. where they are ------------------------------------------------------------------------------------------------
+# --- 3. positions -----------------------------------------------------------------------------------------------------
 
 
 def _geometry(
@@ -196,8 +191,8 @@ def _geometry(
         _judge_distance(slices, places, warnings)
     other = slices[0].other_sides
     if other is not None and slices[0].sides is not None and not np.allclose(other, slices[0].sides, rtol=0.01):
-        words = [volumes.spacing_text(tuple(sides)) for sides in (slices[0].sides, other)]
-        warnings.append(f"PixelSpacing is {words[0]}, ImagerPixelSpacing {words[1]}: PixelSpacing taken")
+        texts = [volumes.spacing_text(tuple(sides)) for sides in (slices[0].sides, other)]
+        warnings.append(f"PixelSpacing is {texts[0]}, ImagerPixelSpacing {texts[1]}: PixelSpacing taken")
     if distance is None or slices[0].sides is None:
         what = "pixel spacing" if slices[0].sides is None else "distance between slices"
         warnings.append(f"the header states no {what}: sizes in mm are unknown")
@@ -206,7 +201,7 @@ def _geometry(
 
 
 def _places(slices: list[Slice], source: Path, warnings: list[str]) -> Numbers:
-    """Places (N,) of slices along their normal in mm; where headers lack positions, the best guess."""
+    """Places (N,) of slices along their normal in mm; without positions in headers, the best guess."""
     places = places_of(slices)
     if len(slices) == 1:
         return np.zeros(1)
@@ -229,23 +224,23 @@ def _judge_distance(slices: list[Slice], places: Numbers, warnings: list[str]) -
     stated = [item.apart for item in slices if item.apart is not None]
     apart = float(np.median(stated)) if stated else own
     if abs(apart - own) > max(EVEN * own, ROUNDED):
-        warnings.append(f"positions lie {own:.4g} mm apart, SpacingBetweenSlices says {apart:.4g} mm: positions taken")
+        warnings.append(f"positions are {own:.4g} mm apart, SpacingBetweenSlices {apart:.4g} mm: positions taken")
     locations = [item.location for item in slices if item.location is not None]
     positions = [item.position for item in slices if item.position is not None]
     if not len(locations) == len(positions) == len(slices):
         return
     gaps = np.diff(locations)
-    ways = np.diff(np.stack(positions), axis=0)  # (N - 1, 3): locations are along the normal, the table or the way
+    ways = np.diff(np.stack(positions), axis=0)  # (N - 1, 3): locations may be along the normal, the table or these
     usual = float(np.median(np.abs(gaps)))
     near = [float(np.median(way)) for way in (np.diff(places), np.abs(ways).max(axis=1), np.linalg.norm(ways, axis=1))]
     if gaps.min() < 0 < gaps.max():
         warnings.append("slice locations and positions give another order of slices: positions taken")
     elif min(abs(usual - value) for value in near) > max(EVEN * own, ROUNDED):
-        warnings.append(f"positions lie {own:.4g} mm apart, slice locations {usual:.4g} mm: positions taken")
+        warnings.append(f"positions are {own:.4g} mm apart, slice locations {usual:.4g} mm: positions taken")
 
 
 def _distance(places: Numbers, warnings: list[str]) -> float:
-    """The usual distance in mm between neighbours of sorted `places` (N,); says where it is another."""
+    """The usual distance in mm between neighbours of sorted `places` (N,), with a warning if it varies."""
     gaps = np.diff(places)
     usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     odd = np.abs(gaps - usual) > max(EVEN * usual, ROUNDED)
@@ -258,7 +253,7 @@ def _distance(places: Numbers, warnings: list[str]) -> float:
         where = "1 place" if odd.sum() == 1 else f"{int(odd.sum())} places"
         warnings.append(
             f"{missing} slices missing in {where} (up to {gaps.max():.4g} mm apart, {usual:.4g} mm is usual); "
-            "what is above and below is stacked without a gap"
+            "the slices around are stacked without a gap"
         )
         return float(gaps[~odd].mean())
     warnings.append(f"distances between slices vary from {gaps.min():.4g} to {gaps.max():.4g} mm; {usual:.4g} mm taken")
@@ -268,11 +263,11 @@ def _distance(places: Numbers, warnings: list[str]) -> float:
 def _judge_shear(slices: list[Slice], normal: Numbers, warnings: list[str]) -> None:
     """Warn of slices that are not stacked along their normal (gantry tilt), or jump sideways."""
     tilt = float(np.median([item.tilt for item in slices]))
-    said = f" (gantry tilt {tilt:.4g} degrees in the header)" if abs(tilt) > SHEAR else ""
+    stated = f" (gantry tilt {tilt:.4g} degrees in the header)" if abs(tilt) > SHEAR else ""
     positions = [item.position for item in slices if item.position is not None]
     if len(positions) < len(slices):
-        if said:
-            warnings.append(f"perhaps sheared{said}")
+        if stated:
+            warnings.append(f"perhaps sheared{stated}")
         return
     places = np.stack(positions)
     way = places[-1] - places[0]
@@ -281,17 +276,17 @@ def _judge_shear(slices: list[Slice], normal: Numbers, warnings: list[str]) -> N
     angle = float(np.degrees(np.arctan2(np.linalg.norm(aside), abs(along))))
     if angle > SHEAR:
         shift = float(np.linalg.norm(aside)) / (len(slices) - 1)
-        warnings.append(f"sheared by {angle:.1f} degrees{said}: each slice lies {shift:.2f} mm beside the one before")
-    elif said:
-        warnings.append(f"taken with a tilted gantry{said}, although the slices are not sheared")
+        warnings.append(f"sheared by {angle:.1f} degrees{stated}: each slice is shifted by {shift:.2f} mm")
+    elif stated:
+        warnings.append(f"acquired with a tilted gantry{stated}, but the slices are not sheared")
     line = places[0] + ((places - places[0]) @ normal / along)[:, None] * way
     jump = float(np.linalg.norm(places - line, axis=1).max())
     side = 1.0 if slices[0].sides is None else float(slices[0].sides.max())
     if jump > 2 * side:
-        warnings.append(f"slices lie up to {jump:.1f} mm beside the line through the first and the last")
+        warnings.append(f"slices are up to {jump:.1f} mm off the line through the first and the last")
 
 
-# --- 4. what they hold ------------------------------------------------------------------------------------------------
+# --- 4. pixels --------------------------------------------------------------------------------------------------------
 
 
 def _fill(
@@ -300,7 +295,7 @@ def _fill(
     """Decode slices into `stack` (N, A, B), stored values times slope plus intercept, padding as air.
 
     Returns:
-        the technical tags of the first.
+        the technical tags of the first slice.
     """
     opened: Path | None = None
     dataset: Any = None
@@ -318,10 +313,10 @@ def _fill(
         stored = pixels.values
         doubts.update(pixels.doubts)
         if stored.shape != item.shape:
-            raise ReadError(source, f"slice {k + 1} holds {stored.shape}, not {item.shape} pixels", "export it again")
+            raise ReadError(source, f"slice {k + 1} has {stored.shape}, not {item.shape} pixels", "export it again")
         if "ModalityLUTSequence" in dataset:
-            raise ReadError(source, "a lookup table in place of slope and intercept", "export it in Hounsfield units")
-        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported with the values
+            raise ReadError(source, "a lookup table instead of slope and intercept", "export it in Hounsfield units")
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities are reported by volumes.finish
             stack[k] = stored * item.scale.slope + item.scale.intercept
         outside = padding(dataset, stored)
         if outside is not None:
@@ -337,7 +332,7 @@ def _fill(
 
 
 def _judge_rescaling(slices: list[Slice], steps: list[str], warnings: list[str]) -> None:
-    """Say how stored values became values of which unit, and what the header does not say of it."""
+    """Record the rescaling in `steps`, and missing or contradictory statements of the header in `warnings`."""
     pairs = {(item.scale.slope, item.scale.intercept) for item in slices}
     unknown = sum(not item.scale.stated for item in slices)
     if unknown:
@@ -353,4 +348,4 @@ def _judge_rescaling(slices: list[Slice], steps: list[str], warnings: list[str])
     if others:
         named = ", ".join(sorted(unit for unit in others if unit in _UNITS)) or "something else"
         which = f" of {others.total()} of {len(slices)} slices" if others.total() < len(slices) else ""
-        warnings.append(f"the header says that the values{which} are not Hounsfield units but {named}")
+        warnings.append(f"by the header the values{which} are not Hounsfield units but {named}")

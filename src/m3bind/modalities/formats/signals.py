@@ -1,6 +1,6 @@
-"""The signals of any clinical file, by its header and ending; one module per format (`_signals_*`).
+"""The signals of a clinical file, by its header and extension; one module per format (`signals_*`).
 
-An archive that holds one record, with all of its files, is that record.
+* `read_signals`: the signals of a file, or of an archive that contains one record with all its files.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from m3bind.privacy import redact_path
 
 PACKED = (*archive.SUFFIXES, ".edf.gz", ".bdf.gz", ".dcm.gz", ".xml.gz")
 SUFFIXES = (*WFDB_SUFFIXES, ".edf", ".bdf", *dicom.SUFFIXES, ".csv", ".npy", ".xml", *PACKED)
-REFUSED = {  # endings of formats that are known and not read
+REFUSED = {  # extensions of known, unsupported formats
     ".scp": ("an SCP-ECG file", "export it as DICOM or HL7 aECG, or convert it to WFDB or EDF"),
     ".ecg": ("an ISHNE Holter file", "convert it to WFDB or EDF"),
     ".mwf": ("an MFER file", "export it as DICOM or HL7 aECG"),
@@ -26,10 +26,10 @@ REFUSED = {  # endings of formats that are known and not read
 
 
 def read_signals(path: Path) -> Recording:
-    """The signals of a file that exists, by its header and ending.
+    """The signals of an existing file, by its header and extension.
 
     Raises:
-        ReadError: damaged, over a limit, without names or rate, or of a kind that is not read.
+        ReadError: damaged, over a limit, without names or rate, or in an unsupported format.
     """
     ending = images.ending(path, SUFFIXES)
     if ending in PACKED:
@@ -39,7 +39,9 @@ def read_signals(path: Path) -> Recording:
     elif dicom.is_dicom(path):
         found = read_dicom(path)
     elif ending in WFDB_SUFFIXES:
-        raise ReadError(path, "no WFDB header (.hea) of that name", "it holds names, gains and rate: put it beside")
+        raise ReadError(
+            path, "no WFDB header (.hea) of that name", "it states names, gains and rate: add it to the folder"
+        )
     else:
         readers = {".edf": read_edf, ".bdf": read_edf, ".csv": read_csv, ".npy": read_npy, ".xml": read_aecg}
         found = readers.get(ending, read_dicom)(path)
@@ -48,7 +50,7 @@ def read_signals(path: Path) -> Recording:
         raise ReadError(path, "no signal has any samples", AGAIN)
     for signal in found.signals:
         if not 0 < signal.rate < float("inf"):
-            raise ReadError(path, "a sampling rate that is no positive number", AGAIN)
+            raise ReadError(path, "a sampling rate that is not a positive number", AGAIN)
     seconds = max(signal.values.size / signal.rate for signal in found.signals)
     if seconds < 1:
         raise ReadError(path, f"only {seconds:.2f} s long", "at least 1 s is needed, 10 s usual")
@@ -59,7 +61,7 @@ def read_signals(path: Path) -> Recording:
 
 def _unpacked(path: Path) -> Recording:
     """The signals of the one record in an archive."""
-    from m3bind.modalities.formats.files import files_below  # knows which files are one record; it asks the modalities
+    from m3bind.modalities.formats.files import files_below  # imports the modalities
 
     with archive.extracted(path, names=True) as (folder, nested):
         files = list(files_below(folder, ["ecg"]))
@@ -71,7 +73,7 @@ def _unpacked(path: Path) -> Recording:
             raise ReadError(path, reason, "pack one record, with all of its files, per archive")
         try:
             found = read_signals(records[0])
-        except ReadError as error:  # the folder means nothing to the user
+        except ReadError as error:  # name the archive, not a file of the temporary folder
             raise ReadError(path, error.reason, error.hint) from None
     found.steps.append("unpacked from an archive")
     return found

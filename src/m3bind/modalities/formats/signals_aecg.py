@@ -35,12 +35,12 @@ def read_aecg(path: Path) -> Recording:
         found = Recording([])
         sets = []
         for place in (_RECORDED, _DERIVED):
-            some = [_set(path, each, place is _DERIVED, found.warnings) for each in root.findall(place)]
-            some = [each for each in some if each.names]
-            first = min((each.start for each in some), default=0.0)
-            for each in some:
-                each.start -= first
-            sets += some
+            every = (_set(path, element, place is _DERIVED, found.warnings) for element in root.findall(place))
+            named = [signal_set for signal_set in every if signal_set.names]
+            first = min((signal_set.start for signal_set in named), default=0.0)
+            for signal_set in named:
+                signal_set.start -= first
+            sets += named
         if not sets:
             raise ReadError(path, "an HL7 aECG file without signals", AGAIN)
         found.signals, found.steps, warnings = combined(sets, "sequence set")
@@ -48,12 +48,12 @@ def read_aecg(path: Path) -> Recording:
     return found
 
 
-def _set(path: Path, each: Element, derived: bool, warnings: list[str]) -> SignalSet:
-    """What one sequence set holds."""
+def _set(path: Path, element: Element, derived: bool, warnings: list[str]) -> SignalSet:
+    """One sequence set."""
     rate, start = 0.0, 0.0
     found: list[tuple[str, Element]] = []
     codes: list[tuple[str, str, str, str]] = []
-    for sequence in each.findall("component/sequence"):
+    for sequence in element.findall("component/sequence"):
         code, value = sequence.find("code"), sequence.find("value")
         if value is None:
             continue
@@ -70,7 +70,7 @@ def _set(path: Path, each: Element, derived: bool, warnings: list[str]) -> Signa
         warnings.extend(differing(codes))
         return [_signal(path, name, value, rate, result.start) for name, value in found]
 
-    seconds = longest / rate if rate > 0 else math.inf  # refused where it is read
+    seconds = longest / rate if rate > 0 else math.inf  # rejected by read_signals
     result = SignalSet([name for name, _ in found], seconds, start, derived, f"{len(found)} signals", read)
     return result
 
@@ -86,12 +86,12 @@ def _time(path: Path, value: Element, rate: float) -> tuple[float, float]:
         return rate, start
     step, unit = number(increment.get("value", "")), SECONDS.get(increment.get("unit", "").strip().lower())
     if step is None or step <= 0 or unit is None:
-        raise ReadError(path, "not a readable HL7 aECG file: its time increment is no number of seconds", AGAIN)
+        raise ReadError(path, "not a readable HL7 aECG file: its time increment is not a number of seconds", AGAIN)
     return 1 / (step * unit), start
 
 
 def _moment(text: str) -> float:
-    """Seconds of an HL7 time stamp (20200131120000.250) from some day on; 0 where it holds no seconds."""
+    """Seconds of an HL7 time stamp (20200131120000.250) since 1970; 0 if it states no seconds."""
     parts = re.match(r"(\d{14})(\.\d{1,9})?", text, re.ASCII)
     try:
         day = datetime.strptime(parts[1], "%Y%m%d%H%M%S") if parts else None
@@ -112,7 +112,7 @@ def _signal(path: Path, name: str, value: Element, rate: float, start: float) ->
     if value.find("scale") is None:
         fault = "no scale"
     elif scale is None or origin is None:
-        fault = "its scale or origin is no number"
+        fault = "its scale or origin is not a number"
     elif scale == 0:
         fault = "its scale is 0"
     elif not unit.strip():

@@ -24,12 +24,12 @@ _KINDS = {8: ("SB", "UB"), 16: ("SS", "US"), 32: ("SL", "UL"), 64: ("SV", "UV")}
 
 
 def read_dicom(path: Path) -> Recording:
-    """The multiplex groups of a DICOM waveform file that are the 12-lead rhythm.
+    """The multiplex groups of a DICOM waveform file that form the 12-lead recording.
 
-    Original groups count before derived ones (median beats); one with all leads before several that are merged.
+    Original groups are preferred to derived ones (median beats); one with all leads to several that are merged.
 
     Raises:
-        ReadError: no waveforms, samples that are missing, companded (mu-law, A-law) or big-endian.
+        ReadError: no waveforms, or samples that are missing, companded (mu-law, A-law) or big-endian.
     """
     dataset = dicom.open_dicom(path)
     with decoding(path, "DICOM waveform"):
@@ -48,7 +48,7 @@ def read_dicom(path: Path) -> Recording:
 
 
 def _group(path: Path, dataset: Any, index: int, warnings: list[str]) -> SignalSet:
-    """What the header says of a group."""
+    """One multiplex group by its header."""
     group = dataset.WaveformSequence[index]
     rate = _float(group, "SamplingFrequency") or 0.0
     samples = int(group.get("NumberOfWaveformSamples") or 0)
@@ -63,14 +63,14 @@ def _group(path: Path, dataset: Any, index: int, warnings: list[str]) -> SignalS
         padding = _padding(group, raw.dtype)
         signals = [_signal(item, raw[:, k], padding, rate, start) for k, item in enumerate(channels)]
         if turned := sum(math.prod(_calibration(item)[:2]) < 0 for item in channels):
-            warnings.append(f"{turned} channels of negative sensitivity, turned as it says")
+            warnings.append(f"{turned} channels of negative sensitivity, inverted accordingly")
         warnings.extend(dict.fromkeys(doubt for item in channels if (doubt := _unit(item)[1])))
         warnings.extend(differing(map(_names, channels)))
         return signals
 
     what = f"{len(channels)} channels of {samples} samples, {'original' if original else 'not marked original'}"
     names = [_name(item) for item in channels]
-    seconds = samples / rate if rate > 0 else math.inf  # refused where it is read
+    seconds = samples / rate if rate > 0 else math.inf  # rejected by read_signals
     return SignalSet(names, seconds, start, group.get("WaveformOriginality") == "DERIVED", what, read)
 
 
@@ -92,18 +92,22 @@ def _samples(path: Path, dataset: Any, index: int, warnings: list[str]) -> NDArr
         raise ReadError(path, "big-endian DICOM", "export it as little endian")
     bits, kind = int(group.WaveformBitsAllocated), str(group.WaveformSampleInterpretation)
     if kind not in _KINDS.get(bits, ()):
-        raise ReadError(path, f"samples of {bits} bits whose interpretation is that of another width", AGAIN)
-    there = len(group.get("WaveformData") or b"") // (channels * bits // 8)
-    if there < samples:
-        raise ReadError(path, f"fewer samples than the header declares: cut short, {there:,} of {samples:,}", AGAIN)
-    if there > samples:
-        warnings.append(f"the header declares {samples:,} samples, {there:,} are there; the declared ones are read")
+        raise ReadError(path, f"samples of {bits} bits with the interpretation of another width", AGAIN)
+    stored_count = len(group.get("WaveformData") or b"") // (channels * bits // 8)
+    if stored_count < samples:
+        raise ReadError(
+            path, f"fewer samples than the header declares: cut short, {stored_count:,} of {samples:,}", AGAIN
+        )
+    if stored_count > samples:
+        warnings.append(
+            f"the header declares {samples:,} samples, {stored_count:,} are stored; the declared ones are read"
+        )
     stored: NDArray[Any] = multiplex_array(dataset, index, as_raw=True)
     return stored
 
 
 def _padding(group: Any, kind: np.dtype[Any]) -> float | None:
-    """The stored value that means "no sample here", if the group has one."""
+    """The stored value of missing samples, if the group states one."""
     value = group.get("WaveformPaddingValue")
     if isinstance(value, bytes):
         return float(np.frombuffer(value[: kind.itemsize], dtype=kind)[0]) if len(value) >= kind.itemsize else None
@@ -127,28 +131,28 @@ def _signal(channel: Any, raw: NDArray[Any], padding: float | None, rate: float,
 
 
 def _calibration(channel: Any) -> tuple[float, float, float, str]:
-    """Sensitivity, correction factor and baseline of a channel, and why they are none ("" where they are)."""
-    usual = {"ChannelSensitivity": None, "ChannelSensitivityCorrectionFactor": 1.0, "ChannelBaseline": 0.0}
-    found: list[float] = []
-    for keyword, value in usual.items():
-        number = _float(channel, keyword, value)
+    """Sensitivity, correction factor and baseline of a channel, and the fault of these, or ""."""
+    defaults = {"ChannelSensitivity": None, "ChannelSensitivityCorrectionFactor": 1.0, "ChannelBaseline": 0.0}
+    values: list[float] = []
+    for keyword, default in defaults.items():
+        number = _float(channel, keyword, default)
         if number is None:
-            return 1.0, 1.0, 0.0, f"its {keyword} is no number" if keyword in channel else f"no {keyword}"
+            return 1.0, 1.0, 0.0, f"its {keyword} is not a number" if keyword in channel else f"no {keyword}"
         if number == 0 and keyword != "ChannelBaseline":
             return 1.0, 1.0, 0.0, f"its {keyword} is 0"
-        found.append(number)
-    return found[0], found[1], found[2], ""
+        values.append(number)
+    return values[0], values[1], values[2], ""
 
 
 def _unit(channel: Any) -> tuple[str, str]:
-    """(unit, doubt) of the sensitivity; the unit is "" where none is stated."""
+    """(unit, doubt) of the sensitivity; the unit is "" if none is stated."""
     items = channel.get("ChannelSensitivityUnitsSequence")
     code = _code(items[0]) if items else ("", "", "")
     return unit_of_code(code[0], code[2])
 
 
 def _name(channel: Any) -> str:
-    """What names the lead of a channel."""
+    """The name of a channel's lead."""
     return name_of_code(*_names(channel))
 
 
@@ -159,16 +163,16 @@ def _names(channel: Any) -> tuple[str, str, str, str]:
 
 
 def _code(item: Any) -> tuple[str, str, str]:
-    """Value, scheme and meaning of a code; long values and URNs have entries of their own."""
+    """Value, scheme and meaning of a code; long values and URNs have separate entries."""
     value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue") or ""
     return str(value), str(item.get("CodingSchemeDesignator") or ""), str(item.get("CodeMeaning") or "")
 
 
-def _float(dataset: Any, keyword: str, usual: float | None = None) -> float | None:
-    """A finite number of the header; `usual` where there is none, None where it is something else."""
+def _float(dataset: Any, keyword: str, default: float | None = None) -> float | None:
+    """A finite number of the header; `default` if it is missing, None if it is not a finite number."""
     try:
         value = dataset.get(keyword)
-        found = usual if value is None or value == "" else float(value)
+        number = default if value is None or value == "" else float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if found is not None and np.isfinite(found) else None
+    return number if number is not None and np.isfinite(number) else None

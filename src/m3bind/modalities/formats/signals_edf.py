@@ -1,4 +1,4 @@
-"""EDF, EDF+ and BDF: names, dates and texts of the header never leave this module.
+"""EDF, EDF+ and BDF; names of persons, dates and texts of the header never leave this module.
 
 A signal's value is  physical minimum + (stored - digital minimum) x physical range / digital range.
 """
@@ -19,7 +19,7 @@ _LIMITS = ("physical minimum", "physical maximum", "digital minimum", "digital m
 
 
 def read_edf(path: Path) -> Recording:
-    """An EDF, EDF+ or BDF file; each signal keeps its own rate.
+    """An EDF, EDF+ or BDF file; each signal has its own rate.
 
     Raises:
         ReadError: damaged, cut short, annotations only, or with gaps between its records (EDF+D).
@@ -30,7 +30,7 @@ def read_edf(path: Path) -> Recording:
         head = handle.read(256)
     kind = {b"\xffBIOSEMI": "BDF", b"0       ": "EDF"}.get(head[:8])
     if kind is None or len(head) < 256:
-        raise ReadError(path, "not an EDF or BDF file: its first bytes say neither", AGAIN)
+        raise ReadError(path, "not an EDF or BDF file by its first bytes", AGAIN)
     width = 3 if kind == "BDF" else 2
     check_size(path, width)
     with decoding(path, f"{kind} file"):
@@ -50,22 +50,22 @@ def read_edf(path: Path) -> Recording:
         found.signals = [_signal(signal, field) for signal, field in zip(edf.signals, ordinary, strict=True)]
         turned = sum(field.negative and not signal.fault for field, signal in zip(ordinary, found.signals))
         if turned:
-            found.warnings.append(f"{turned} signals of negative gain (physical minimum above maximum), turned so")
+            found.warnings.append(f"{turned} signals of negative gain (physical minimum above maximum), inverted so")
     return found
 
 
 @dataclass
 class _Fields:
-    """The header of one signal as it is written."""
+    """The header of one signal, unconverted."""
 
     label: str
     unit: str
-    limits: tuple[float | None, ...]  # in the order of `_LIMITS`; None: no number
+    limits: tuple[float | None, ...]  # in the order of `_LIMITS`; None: not a number
     samples: int  # per data record
 
     @property
     def annotations(self) -> bool:
-        """Whether it holds annotations instead of samples."""
+        """Whether it contains annotations instead of samples."""
         return self.label in ("EDF Annotations", "BDF Annotations")
 
     @property
@@ -75,10 +75,10 @@ class _Fields:
         return low is not None and high is not None and low > high
 
     def fault(self) -> str:
-        """Why the stored numbers cannot become physical values; "" where they can."""
+        """Why stored numbers cannot be converted to physical values, or ""."""
         for name, value in zip(_LIMITS, self.limits):
             if value is None:
-                return f"its {name} is no number"
+                return f"its {name} is not a number"
         low, high, least, most = (value or 0.0 for value in self.limits)
         if low == high:
             return f"physical minimum = maximum = {low:g}"
@@ -94,41 +94,33 @@ def _fields(path: Path, head: bytes) -> list[_Fields]:
     count = number(head[252:256].decode("latin-1"))
     size = path.stat().st_size
     if count is None or not 0 < count <= 9999 or count != int(count):
-        raise ReadError(path, f"{_UNREADABLE}its header gives no number of signals", AGAIN)
+        raise ReadError(path, f"{_UNREADABLE}its header states no number of signals", AGAIN)
     count = int(count)
     if size < 256 + 256 * count:
-        raise ReadError(
-            path,
-            f"{_UNREADABLE}cut short, a header of {256 + 256 * count:,} bytes, {size:,} are there",
-            AGAIN,
-        )
+        reason = f"{_UNREADABLE}cut short, a header of {256 + 256 * count:,} bytes, {size:,} are stored"
+        raise ReadError(path, reason, AGAIN)
     with open(path, "rb") as handle:
         handle.seek(256)
         text = handle.read(256 * count).decode("latin-1")
     columns, at = [], 0
-    for each in _WIDTHS:
-        columns.append([text[at + k * each : at + (k + 1) * each] for k in range(count)])
-        at += each * count
-    found = []
-    for label, _, unit, low, high, least, most, _, samples, _ in zip(*columns):
+    for width in _WIDTHS:
+        columns.append([text[at + k * width : at + (k + 1) * width] for k in range(count)])
+        at += width * count
+    fields = []
+    for label, _, unit, *limits, _, samples, _ in zip(*columns):
         per_record = number(samples)
         if per_record is None or per_record < 0 or per_record != int(per_record):
-            raise ReadError(path, f"{_UNREADABLE}its header gives a signal no number of samples", AGAIN)
-        limits = tuple(number(value) for value in (low, high, least, most))
-        found.append(_Fields(label.strip(), unit, limits, int(per_record)))
-    return found
+            raise ReadError(path, f"{_UNREADABLE}its header states no number of samples of a signal", AGAIN)
+        fields.append(_Fields(label.strip(), unit, tuple(map(number, limits)), int(per_record)))
+    return fields
 
 
 def _check_header(path: Path, head: bytes, fields: list[_Fields]) -> None:
-    """Compare the declared length of the header with its signals, and look at the duration of a data record.
-
-    Raises:
-        ReadError: another length; signals, but no duration.
-    """
+    """Raise ReadError if the header's length does not match its signals, or data records have no duration."""
     length = number(head[184:192].decode("latin-1"))
     if length != 256 + 256 * len(fields):
-        said = "no length" if length is None else f"a length of {length:,.0f} bytes"
-        reason = f"its header states {said}, its {len(fields)} signals make {256 + 256 * len(fields):,}"
+        stated = "no length" if length is None else f"a length of {length:,.0f} bytes"
+        reason = f"its header states {stated}, its {len(fields)} signals need {256 + 256 * len(fields):,}"
         raise ReadError(path, _UNREADABLE + reason, AGAIN)
     duration = number(head[244:252].replace(b",", b"?").decode("latin-1"))
     if not all(field.annotations for field in fields) and not (duration and duration > 0):
@@ -136,26 +128,22 @@ def _check_header(path: Path, head: bytes, fields: list[_Fields]) -> None:
 
 
 def _check_length(path: Path, head: bytes, fields: list[_Fields], width: int, warnings: list[str]) -> None:
-    """Compare the declared number of data records with the bytes that are there; -1 stands for an open recording.
-
-    Raises:
-        ReadError: fewer are there than declared, or none.
-    """
+    """Raise ReadError if fewer data records are stored than declared, or none; -1 declares an open recording."""
     declared = number(head[236:244].decode("latin-1"))
     record = width * sum(field.samples for field in fields)
     stored = path.stat().st_size - 256 - 256 * len(fields)
-    there = stored // record if record else 0
+    count = stored // record if record else 0
     if declared is None:
-        raise ReadError(path, f"{_UNREADABLE}its header gives no number of data records", AGAIN)
-    if declared > there or not there:
-        counts = f"the header declares {declared:,.0f} data records, {there:,} are there"
+        raise ReadError(path, f"{_UNREADABLE}its header states no number of data records", AGAIN)
+    if declared > count or not count:
+        counts = f"the header declares {declared:,.0f} data records, {count:,} are stored"
         raise ReadError(path, f"{_UNREADABLE}cut short, {counts}", AGAIN)
     if declared == -1:
-        warnings.append(f"the recording was not closed: the header leaves the number of data records open ({there:,})")
-    elif declared < there:
-        warnings.append(f"the header declares {declared:,.0f} data records, {there:,} are there; all are read")
-    elif stored > there * record:
-        warnings.append(f"{stored - there * record:,} bytes behind the last data record")
+        warnings.append(f"the recording was not closed: the header states no number of data records ({count:,})")
+    elif declared < count:
+        warnings.append(f"the header declares {declared:,.0f} data records, {count:,} are stored; all are read")
+    elif stored > count * record:
+        warnings.append(f"{stored - count * record:,} bytes after the last data record")
 
 
 def _signal(signal: Any, field: _Fields) -> Signal:

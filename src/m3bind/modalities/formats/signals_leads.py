@@ -1,7 +1,7 @@
-"""Names and codes of ECG leads as all formats write them: the one place that knows which lead they mean.
+"""Names and codes of ECG leads in all formats, mapped to standard leads.
 
-* `parse_lead`: a signal's name -> standard lead and its sign. * `name_of_code`: the same for a coded channel (DICOM).
-* `differing`: channels whose code and words mean different leads.
+* `parse_lead`: a signal's name -> standard lead and its sign. * `name_of_code`: the name of a coded channel (DICOM).
+* `differing`: channels whose code and texts mean different leads.
 """
 
 import re
@@ -22,11 +22,11 @@ _PREFIX = re.compile(rf"(?:{_WORDS})(?:\s+-\s+|[\s_:.]+|-)?")
 
 
 def parse_lead(name: str) -> tuple[str, int]:
-    """The standard lead a signal's name means, and -1 for an inverted one, else 1; ("", 1) for other names.
+    """The standard lead of a signal's name, and -1 for an inverted lead, else 1; ("", 1) for other names.
 
     "AVR", "lead avr", "ECG aVR-ref", "MDC_ECG_LEAD_AVR", "Lead aVR (Goldberger)", "Ableitung aVR" -> aVR;
     "-aVR", "aVRneg" -> inverted; "DI", "D1" -> I; numbers of ISO/IEEE 11073 ("2:1", "131073") -> I. "V", "MLII",
-    "V3R" and "C3" (an EEG electrode too) are no standard leads.
+    "V3R" and "C3" (also an EEG electrode) are not standard leads.
     """
     plain = unicodedata.normalize("NFKC", name[:80]).strip(" \0\t\r\n\"'").lower()
     if plain.startswith(("2:", "5.6.3-9-", "131")) and (number := _number(plain)) is not None:
@@ -42,9 +42,9 @@ def parse_lead(name: str) -> tuple[str, int]:
 
 def _number(code: str) -> int | None:
     """The number of a lead from its code, 0 (not specified) included; None for codes of another form."""
-    found = re.fullmatch(r"(?:5\.6\.3-9-|2:)(\d{1,3})", code)
-    if found:
-        number = int(found[1])
+    match = re.fullmatch(r"(?:5\.6\.3-9-|2:)(\d{1,3})", code)
+    if match:
+        number = int(match[1])
     elif re.fullmatch(r"131\d{3}", code):
         number = int(code) - _PARTITION
     else:
@@ -55,7 +55,7 @@ def _number(code: str) -> int | None:
 
 
 def _number_of_code(value: str, scheme: str) -> int:
-    """The number of the lead that a code means; 0 for codes of another form, and for leads that are not specified."""
+    """The lead number of a code; 0 for codes of another form, and for unspecified leads."""
     code = value.strip().lower()
     number = _number(code)
     if number is None and re.fullmatch("[0-9]{1,3}", code) and scheme.strip().upper() in ("MDC", "SCPECG"):
@@ -64,10 +64,10 @@ def _number_of_code(value: str, scheme: str) -> int:
 
 
 def name_of_code(value: str, scheme: str, meaning: str, label: str = "") -> str:
-    """What names the lead of a coded channel: a standard lead ("V1", "-aVR") where anything says one.
+    """The name of a coded channel: a standard lead ("V1", "-aVR") if code, meaning or label state one.
 
-    The code counts, whatever its scheme; where it is none that is known, or not specified, its meaning does, then the
-    channel's label. A code of another lead (V7, V3R) is that lead, whatever the label says.
+    The code counts in any scheme; if it is unknown or unspecified, its meaning, then the channel's label. The code of
+    another lead (V7, V3R) takes precedence over any label.
     """
     if number := _number_of_code(value, scheme):
         return NUMBERS.get(number, f"lead number {number}")
@@ -79,11 +79,11 @@ def name_of_code(value: str, scheme: str, meaning: str, label: str = "") -> str:
 
 
 def differing(channels: Iterable[tuple[str, str, str, str]]) -> list[str]:
-    """A doubt where code, meaning and label of channels (value, scheme, meaning, label) name different leads."""
-    found = []
+    """A warning if code, meaning and label of channels (value, scheme, meaning, label) name different leads."""
+    pairs = []
     for value, scheme, meaning, label in channels:
         texts = (name_of_code(value, scheme, ""), meaning, label)
         leads = [f"-{lead}" if sign < 0 else lead for lead, sign in map(parse_lead, texts) if lead]
         if len(set(leads)) > 1:
-            found.append(" or ".join(dict.fromkeys(leads)))
-    return [f"leads whose code and name differ: {', '.join(found[:12])}; the first of each is taken"] if found else []
+            pairs.append(" or ".join(dict.fromkeys(leads)))
+    return [f"leads whose code and name differ: {', '.join(pairs[:12])}; the first of each is taken"] if pairs else []

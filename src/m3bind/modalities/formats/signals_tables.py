@@ -1,9 +1,9 @@
 """Signals in tables.
 
-* `read_csv`: a table with a header line of names: "time (ms),I (uV),II (uV),...". The rate comes from the time column
-  or from a line `# rate 500` above the header, the unit from behind the names ("I (uV)", "lead_I_uV") or from a line
+* * `read_csv`: a table with a header line of names: "time (ms),I (uV),II (uV),...". The rate comes from the time column
+  or from a line `# rate 500` above the header, the unit from the names ("I (uV)", "lead_I_uV") or from a line
   `# unit uV`.
-* `read_npy`: (leads, T) or (T, leads) with a file of the same name that ends in .json beside it:
+* * `read_npy`: (leads, T) or (T, leads) with a .json file of the same name beside it:
   {"rate": 500, "unit": "mV", "leads": ["I", "II", ...]}.
 
 Shapes: T samples.
@@ -30,8 +30,8 @@ _EXAMPLE = '{"rate": 500, "unit": "mV", "leads": ["I", "II", ...]}'
 def read_csv(path: Path) -> Recording:
     """A table of numbers below a header line of names; separated by commas, semicolons or tabs.
 
-    In UTF-8, UTF-16 with its mark, or an encoding of one byte. Decimal commas are read where cells are not separated
-    by commas.
+    In UTF-8, UTF-16 with a byte order mark, or a single-byte encoding. Decimal commas are read if cells are not
+    separated by commas.
 
     Raises:
         ReadError: no header line, no rate, text in a cell, rows of unequal length, or times not evenly spaced.
@@ -53,10 +53,9 @@ def read_csv(path: Path) -> Recording:
     except MemoryError:
         raise
     except Exception as error:  # a text cell, no rows
-        what = "a cell is no number" if isinstance(error, ValueError) and "convert" in str(error) else in_words(error)
-        raise ReadError(
-            path, f"not a table of numbers below its header: {what}", "keep the lead columns and time in seconds"
-        ) from None
+        text = isinstance(error, ValueError) and "convert" in str(error)
+        reason = f"not a table of numbers below its header: {'a cell is not a number' if text else in_words(error)}"
+        raise ReadError(path, reason, "retain only the lead columns and time in seconds") from None
     found = Recording([], steps=["decimal commas read"] if comma else [])
     rate = _csv_rate(path, head.notes.get("rate", ""), names, units, table, found.steps)
     for name, unit, values in zip(names, units, table.T):
@@ -67,11 +66,11 @@ def read_csv(path: Path) -> Recording:
 
 @dataclass
 class _TableHead:
-    """What stands above the rows of a table."""
+    """The part above the rows of a table."""
 
     notes: dict[str, str]  # of the comment lines: "rate", "unit"
-    line: str  # names of the columns
-    lines: int  # up to it
+    line: str  # column names
+    lines: int  # up to and including it
     mark: str  # between cells
     encoding: str
 
@@ -83,20 +82,20 @@ def _csv_head(path: Path) -> _TableHead:
     with open(path, encoding=encoding, errors="replace") as handle:
         for count in range(1, 101):
             line = handle.readline(1 << 16)
-            said = re.match(r"\s*sep=([,;\t])\s*$", line)  # a hint for spreadsheet programs
-            if said:
-                mark = said[1]
+            separator = re.match(r"\s*sep=([,;\t])\s*$", line)  # a hint for spreadsheet programs
+            if separator:
+                mark = separator[1]
             elif line.strip() and not line.startswith("#"):
                 mark = mark or max((",", ";", "\t"), key=line.count)
                 return _TableHead(notes, line.strip(), count, mark, encoding)
             note = re.match(r"#\s*(rate|unit)\s*[:=]?\s*(\S+)", line, re.IGNORECASE)
             if note:
                 notes[note[1].lower()] = note[2]
-    raise ReadError(path, "no header line within the first 100 lines", "put one with the names of the leads first")
+    raise ReadError(path, "no header line within the first 100 lines", "add one with the names of the leads")
 
 
 def _encoding(path: Path) -> str:
-    """Of a text file, by its mark, else by whether its beginning is UTF-8."""
+    """The encoding of a text file by its byte order mark, else by whether its beginning is UTF-8."""
     with open(path, "rb") as handle:
         head = handle.read(1 << 16)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -120,7 +119,7 @@ def _check_rows(path: Path, head: _TableHead, columns: int) -> bool:
     """Whether numbers are written with decimal commas.
 
     Raises:
-        ReadError: a row with too few or too many cells, or numbers with commas that could be either kind.
+        ReadError: a row with too few or too many cells, or numbers with ambiguous commas.
     """
     short = 0
     commas: set[bool] = set()
@@ -131,13 +130,13 @@ def _check_rows(path: Path, head: _TableHead, columns: int) -> bool:
         if cells > columns and line.split(head.mark, columns)[columns].strip(f" {head.mark}"):
             raise ReadError(path, f"line {count:,} has {cells} cells, the header names {columns}", AGAIN)
         if cells < columns:
-            short, there = count, cells
+            short, short_cells = count, cells
         elif head.mark != "," and "," in line and count < head.lines + 1000:
             commas |= {number(cell) is not None for cell in line.split(head.mark) if "," in cell}
     if short:
-        raise ReadError(path, f"cut short: its last line, {short:,}, has {there} of {columns} cells", AGAIN)
+        raise ReadError(path, f"cut short: its last line, {short:,}, has {short_cells} of {columns} cells", AGAIN)
     if commas == {False}:
-        raise ReadError(path, "numbers with commas, decimal ones or between thousands", "write decimal points")
+        raise ReadError(path, "numbers with commas, either decimal or between thousands", "write decimal points")
     return bool(commas)
 
 
@@ -145,7 +144,7 @@ def _csv_columns(cells: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names and units of columns: "I (uV)", "I [uV]", "lead_II_mV" and "time_ms" have one."""
     names, units = [], []
     for cell in cells:
-        plain = cell.strip()[:80].strip("\"'").strip()  # the patterns below take long on long texts
+        plain = cell.strip()[:80].strip("\"'").strip()  # the patterns below are slow on long texts
         time = re.fullmatch(r"(time)_(m?s)", plain, re.IGNORECASE)
         name, unit = (time[1], time[2]) if time else split_unit(plain)
         names.append(name)
@@ -160,12 +159,12 @@ def _is_time(name: str) -> bool:
 def _csv_rate(
     path: Path, note: str, names: Sequence[str], units: Sequence[str], table: Values, steps: list[str]
 ) -> float:
-    """The sampling rate in Hz, from the note and the time column; both have to agree within 1 %."""
+    """The sampling rate in Hz, from the note and the time column, which must agree within 1 %."""
     rates = []
     if note:
         number = re.match(r"\d+(?:\.\d+)?", note)
         if number is None:
-            raise ReadError(path, "its line `# rate` holds no number", "write it as # rate 500")
+            raise ReadError(path, "its line `# rate` has no number", "write it as # rate 500")
         rates.append(float(number[0]))
     column = next((k for k, name in enumerate(names) if _is_time(name)), None)
     if column is not None and len(table) > 1:
@@ -188,14 +187,14 @@ def _csv_rate(
 
 
 def read_npy(path: Path) -> Recording:
-    """An array with a .json file of the same name beside it that says rate, unit and leads.
+    """An array with a .json file of the same name beside it that states rate, unit and leads.
 
     Raises:
-        ReadError: no such .json, or a shape in which the axis of the leads is not the only one of its length.
+        ReadError: no such .json, or a shape in which the axis of the leads is ambiguous.
     """
     note = path.with_suffix(".json")
     if not note.is_file() or note.stat().st_size > MAX_HEADER:
-        reason = "an array without a .json file beside it that says rate and leads: leads are never taken by position"
+        reason = "an array without a .json file beside it that states rate and leads: leads have no fixed positions"
         raise ReadError(path, reason, f"write {_EXAMPLE} to a file of the same name ending in .json")
     kind = "array with a .json file beside it"
     with decoding(path, kind):
@@ -214,26 +213,26 @@ def read_npy(path: Path) -> Recording:
 def _npy_note(path: Path, note: Path, kind: str) -> tuple[float, str, list[str]]:
     """Rate, unit and names of the leads of an array."""
     try:
-        said: Any = json.loads(note.read_text(encoding="utf-8-sig"))
+        content: Any = json.loads(note.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError):
-        raise ReadError(path, f"not a readable {kind}: the .json file is no JSON", f"write {_EXAMPLE}") from None
-    leads, unit = (said.get("leads"), said.get("unit")) if isinstance(said, dict) else (None, None)
+        raise ReadError(path, f"not a readable {kind}: the .json file is not JSON", f"write {_EXAMPLE}") from None
+    leads, unit = (content.get("leads"), content.get("unit")) if isinstance(content, dict) else (None, None)
     try:
-        rate = float(said["rate"])
+        rate = float(content["rate"])
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise ReadError(path, f"not a readable {kind}: the .json file says no rate", f"write {_EXAMPLE}") from None
+        raise ReadError(path, f"not a readable {kind}: the .json file states no rate", f"write {_EXAMPLE}") from None
     if not isinstance(leads, list) or not all(isinstance(lead, str) for lead in leads):
-        raise ReadError(path, f"not a readable {kind}: the .json file names no leads", f"write {_EXAMPLE}")
+        raise ReadError(path, f"not a readable {kind}: the .json file states no leads", f"write {_EXAMPLE}")
     return rate, unit if isinstance(unit, str) else "", leads
 
 
 def _check_npy(path: Path) -> None:
-    """Refuse an array file that holds fewer values than its header declares."""
+    """Raise ReadError if an array file has fewer values than its header declares."""
     with open(path, "rb") as handle:
         version = np.lib.format.read_magic(handle)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, kind = read(handle)
-        there = (path.stat().st_size - handle.tell()) // max(1, kind.itemsize)
+        stored = (path.stat().st_size - handle.tell()) // max(1, kind.itemsize)
     declared = int(np.prod(shape, dtype=object))
-    if not kind.hasobject and there < declared:
-        raise ReadError(path, f"cut short: the header declares {declared:,} values, {there:,} are there", AGAIN)
+    if not kind.hasobject and stored < declared:
+        raise ReadError(path, f"cut short: the header declares {declared:,} values, {stored:,} are stored", AGAIN)

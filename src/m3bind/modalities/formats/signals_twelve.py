@@ -1,10 +1,10 @@
-"""The signals of a recording -> its twelve leads (12, T) in mV at one rate, on one time.
+"""The signals of a recording -> its twelve leads (12, T) in mV at one rate, on one time axis.
 
-1. Names become leads (`signals_leads`), values millivolt (`signals_units`). A lead without a calibration is missing:
-   numbers of a converter are never called millivolt.
-2. Gaps are filled by straight lines; a lead that is there for one part of the record only is that part.
-3. Slower leads are resampled to the highest rate. Leads that overlap are cut to the time that all have; leads recorded
-   one after the other (3 x 4) stand where they were recorded, zeros elsewhere.
+1. Names are mapped to leads (`signals_leads`), values to millivolt (`signals_units`). A lead without a calibration is
+   missing: raw converter values are never taken as millivolt.
+2. Gaps are interpolated linearly; a lead that is present in one part of the record only is that part.
+3. Slower leads are resampled to the highest rate. Leads that overlap are cut to the common time; leads recorded in
+   sequence (3 x 4) are placed where they were recorded, with zeros elsewhere.
 4. Missing limb leads follow from two others that were recorded at the same time (Einthoven, Goldberger):
        III = II - I      aVR = -(I + II) / 2      aVL = I - II / 2      aVF = II - I / 2
 
@@ -13,6 +13,7 @@ Shapes: T samples.
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,11 @@ from m3bind.modalities.formats.recording import Recording, Signal, Values
 from m3bind.modalities.formats.signals_leads import LEADS, parse_lead
 from m3bind.modalities.formats.signals_units import AMBIGUOUS, to_millivolt, unit_text
 
-MAX_MISSING = 4  # leads filled with zeros before the record is refused
-MAX_VALUE = 1e9  # mV; beyond is no value at all
+MAX_MISSING = 4  # leads filled with zeros; with more the record is rejected
+MAX_VALUE = 1e9  # mV; larger values are invalid
 MAX_RATIO = 100  # between the sampling rates of two leads
 MAX_SWING = 15.0  # mV, median over leads; resting ECGs have 1 to 5
-SHORTEST_PART = 2.0  # s of a lead that is there for a part of the record only; printed ECGs have 2.5
+MIN_PART = 2.0  # s of a lead that is present in a part of the record only; printed ECGs have 2.5
 LIMB = {"I": (1.0, 0.0), "II": (0.0, 1.0), "III": (-1.0, 1.0),
         "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}  # fmt: skip
 
@@ -43,12 +44,12 @@ class _Lead:
 
     @property
     def begin(self) -> int:
-        """Its first sample on the common time."""
+        """Its first sample on the common time axis."""
         return round(self.start * self.rate)
 
     @property
     def end(self) -> int:
-        """The sample after its last one on the common time."""
+        """The sample after its last one on the common time axis."""
         return self.begin + len(self.values)
 
 
@@ -84,16 +85,15 @@ def twelve_leads(path: Path, recording: Recording) -> tuple[NDArray[np.float32],
 
 
 def _calibrated(path: Path, recording: Recording) -> tuple[dict[str, _Lead], dict[str, str]]:
-    """The leads in mV, and why others have no calibration.
+    """The leads in mV, and the faults of those without a calibration.
 
-    The first of several signals of one lead counts, one with a calibration before one without, one as it is before an
-    inverted one.
+    Of several signals of one lead, calibrated ones are preferred, then ones that are not inverted, then the first.
     """
     named = [(*parse_lead(signal.name), signal, _fault(signal)) for signal in recording.signals]
     named = sorted((item for item in named if item[0]), key=lambda item: (bool(item[3]), -item[1]))
     if not named:
         reason = f"none of the 12 standard leads is among its {len(recording.signals)} signals"
-        raise ReadError(path, reason, f"signals need the names {' '.join(LEADS)}; position does not count")
+        raise ReadError(path, reason, f"signals need the names {' '.join(LEADS)}; positions are not used")
     leads: dict[str, _Lead] = {}
     faults: dict[str, str] = {}
     unstated, odd, twice = set(), set(), set()
@@ -104,7 +104,7 @@ def _calibrated(path: Path, recording: Recording) -> tuple[dict[str, _Lead], dic
             faults[name] = fault
         else:
             factor = sign * (to_millivolt(signal.unit) or 1.0)
-            with np.errstate(all="ignore"):  # damaged files hold infinities
+            with np.errstate(all="ignore"):  # damaged files contain infinities
                 values = signal.values * factor
                 values = np.where(np.abs(values) < MAX_VALUE, values, np.nan)
             leads[name] = _Lead(values, signal.rate, signal.start)
@@ -120,16 +120,16 @@ def _calibrated(path: Path, recording: Recording) -> tuple[dict[str, _Lead], dic
         _check_unstated(path, [leads[name].values for name in unstated])
         recording.warnings.append(f"unit not known in {_listed(unstated)}; millivolt assumed")
     if odd:
-        recording.warnings.append(f"unit MV (megavolt as it is written) in {_listed(odd)}; millivolt taken")
+        recording.warnings.append(f"unit MV (literally megavolt) in {_listed(odd)}; millivolt taken")
     if twice:
-        recording.warnings.append(f"several signals named {_listed(twice)}; the first counts")
+        recording.warnings.append(f"several signals named {_listed(twice)}; the first is taken")
     return leads, faults
 
 
 def _fault(signal: Signal) -> str:
-    """Why the signal cannot be had in millivolt; "" where it can."""
+    """Why the signal cannot be converted to millivolt, or ""."""
     unknown = signal.unit.strip() and to_millivolt(signal.unit) is None
-    return signal.fault or (f"the unit {unit_text(signal.unit)} is no voltage" if unknown else "")
+    return signal.fault or (f"the unit {unit_text(signal.unit)} is not a voltage" if unknown else "")
 
 
 def _fault_texts(faults: dict[str, str]) -> list[str]:
@@ -142,11 +142,11 @@ def _fault_texts(faults: dict[str, str]) -> list[str]:
 
 
 def _check_unstated(path: Path, values: list[Values]) -> None:
-    """Refuse signals without a unit that cannot be in mV."""
+    """Raise ReadError if signals without a unit cannot be in mV."""
     some = [lead[:: max(1, len(lead) // 2000)] for lead in values]
     swings = [float(np.ptp(np.nanquantile(lead, [0.002, 0.998]))) for lead in some if np.isfinite(lead).any()]
     if swings and np.median(swings) > MAX_SWING:
-        reason = f"no unit is stated, and values that swing by {np.median(swings):,.4g} are no millivolt"
+        reason = f"no unit is stated, and values that swing by {np.median(swings):,.4g} cannot be millivolt"
         raise ReadError(path, reason, "state the unit, for example I (uV)")
 
 
@@ -158,10 +158,10 @@ def _listed(leads: set[str]) -> str:
 
 
 def _without_gaps(path: Path, leads: dict[str, _Lead], warnings: list[str]) -> dict[str, _Lead]:
-    """Leads with every value finite.
+    """Leads with only finite values.
 
-    Gaps are interpolated linearly. A lead that is NaN in half of its samples or more is missing, unless what it has is
-    one part of at least `SHORTEST_PART` seconds.
+    Gaps are interpolated linearly. A lead that is NaN in half of its samples or more is missing, unless its values form
+    one part of at least `MIN_PART` seconds.
     """
     found = {}
     gaps = []
@@ -179,19 +179,19 @@ def _without_gaps(path: Path, leads: dict[str, _Lead], warnings: list[str]) -> d
             lead = _Lead(filled, lead.rate, lead.start)
         found[name] = lead
     if gaps:
-        warnings.append(f"{len(gaps)} leads have gaps (up to {max(gaps):.1%}), filled by straight lines")
+        warnings.append(f"{len(gaps)} leads have gaps (up to {max(gaps):.1%}), interpolated linearly")
     if not found:
-        raise ReadError(path, "none of the 12 standard leads holds values", f"expected signals {' '.join(LEADS)}")
+        raise ReadError(path, "none of the 12 standard leads has values", f"expected signals {' '.join(LEADS)}")
     return found
 
 
 def _one_part(lead: _Lead, good: NDArray[np.bool_]) -> _Lead | None:
-    """The one part of the record for which a lead is there; None where it is there now and then, or hardly."""
+    """The part of the record in which a lead is present; None if it is intermittent or too short."""
     where = np.flatnonzero(good)
     if not where.size:
         return None
     first, last = int(where[0]), int(where[-1]) + 1
-    if (last - first) / lead.rate < SHORTEST_PART or where.size < 0.95 * (last - first):
+    if (last - first) / lead.rate < MIN_PART or where.size < 0.95 * (last - first):
         return None
     return _Lead(lead.values[first:last], lead.rate, lead.start + first / lead.rate)
 
@@ -200,7 +200,7 @@ def _one_part(lead: _Lead, good: NDArray[np.bool_]) -> _Lead | None:
 
 
 def _one_rate(path: Path, leads: dict[str, _Lead], steps: list[str]) -> float:
-    """Bring all leads to the highest of their rates, which is returned."""
+    """Resample all leads to the highest of their rates, which is returned."""
     highest = max(lead.rate for lead in leads.values())
     slower = [name for name, lead in leads.items() if lead.rate != highest]
     if any(highest > MAX_RATIO * leads[name].rate for name in slower):
@@ -221,7 +221,7 @@ def _one_rate(path: Path, leads: dict[str, _Lead], steps: list[str]) -> float:
 
 
 def _one_time(leads: dict[str, _Lead], rate: float, warnings: list[str]) -> None:
-    """Cut leads to the time that all have, where that is half of the longest or more; else leave each where it is."""
+    """Cut leads to their common time if that is at least half of the longest; else leave them unchanged."""
     begin, end = max(lead.begin for lead in leads.values()), min(lead.end for lead in leads.values())
     longest = max(len(lead.values) for lead in leads.values())
     if end - begin >= longest / 2:
@@ -234,25 +234,20 @@ def _one_time(leads: dict[str, _Lead], rate: float, warnings: list[str]) -> None
     parts: dict[tuple[int, int], set[str]] = {}
     for name, lead in leads.items():
         parts.setdefault((lead.begin - first, lead.end - first), set()).add(name)
-    told = [f"{_listed(names)} {low / rate:.3g}-{high / rate:.3g} s" for (low, high), names in sorted(parts.items())]
-    warnings.append(f"leads recorded for a part of the time each ({'; '.join(told)}), zeros elsewhere")
+    texts = [f"{_listed(names)} {low / rate:.3g}-{high / rate:.3g} s" for (low, high), names in sorted(parts.items())]
+    warnings.append(f"leads recorded for a part of the time each ({'; '.join(texts)}), zeros elsewhere")
 
 
 # --- 4. limb leads ----------------------------------------------------------------------------------------------------
 
 
 def _derive(leads: dict[str, _Lead], steps: list[str]) -> None:
-    """Add limb leads that are missing: each is a fixed mixture of I and II, solved for from two of the same time."""
-    known = [name for name in LIMB if name in leads]
-    pairs = [
-        (one, two)
-        for k, one in enumerate(known)
-        for two in known[k + 1 :]
-        if (leads[one].begin, leads[one].end) == (leads[two].begin, leads[two].end)
-    ]
-    if not pairs:
+    """Add missing limb leads: each is a fixed linear combination of I and II, solved from two of the same time."""
+    known = combinations([name for name in LIMB if name in leads], 2)
+    same = ((a, b) for a, b in known if (leads[a].begin, leads[a].end) == (leads[b].begin, leads[b].end))
+    pair = next(same, None)
+    if pair is None:
         return
-    pair = pairs[0]
     mixture = np.array([LIMB[name] for name in pair])
     first, second = np.linalg.solve(mixture, np.stack([leads[name].values for name in pair]))
     for name in [name for name in LIMB if name not in leads]:

@@ -1,9 +1,9 @@
-"""Units of voltage and numbers as headers of all formats write them: the one place that knows what they mean.
+"""Units of voltage and numbers in headers of all formats.
 
-* `to_millivolt`: "uV", "µV", "Microvolts", "10*-6.V", "MDC_DIM_MICRO_VOLT" -> .001; None for what is no voltage.
-* `unit_of_code`: of a coded unit (DICOM), whatever its scheme, version or spelling.
+* `to_millivolt`: "uV", "µV", "Microvolts", "10*-6.V", "MDC_DIM_MICRO_VOLT" -> .001; None for other units.
+* `unit_of_code`: a coded unit (DICOM) in any scheme, version or spelling.
 * `split_unit`: "lead_II_mV", "I (uV)" -> name and unit.
-* `number`: a number of a text header, with a decimal comma where that is unambiguous.
+* `number`: a number of a text header, with a decimal comma if that is unambiguous.
 * `unit_text`: a unit as messages may quote it.
 """
 
@@ -13,9 +13,9 @@ import unicodedata
 
 SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3,
            "us": 1e-6, "µs": 1e-6, "μs": 1e-6}  # fmt: skip
-AMBIGUOUS = ("MV", "Mv")  # megavolt as it is written, millivolt as it is meant: no heart makes a megavolt
+AMBIGUOUS = ("MV", "Mv")  # megavolt as written, millivolt as meant: a heart cannot produce a megavolt
 
-# The micro sign and the Greek letter, and what they become when their bytes are read in another encoding.
+# The micro sign and the Greek letter, also with their bytes decoded in another encoding.
 _MICRO = re.compile("[µμ]|Âµ|Î¼|Â[µμ]|¦Ì|\x83Ê|[ìæ](?=[vV])")
 _PREFIXES = {"n": 1e-6, "nano": 1e-6, "u": 1e-3, "mc": 1e-3, "micro": 1e-3, "mikro": 1e-3, "m": 1.0, "milli": 1.0,
              "mili": 1.0, "": 1e3, "k": 1e6, "kilo": 1e6}  # fmt: skip
@@ -36,7 +36,7 @@ _SUFFIX = re.compile(r"(.+?)[\s_,;:/-]+([nuµμ]v|mv|mcv|(?:nano|micro|mikro|mil
 
 
 def to_millivolt(unit: str) -> float | None:
-    """What a value in `unit` is multiplied by to give mV; None: no unit of voltage."""
+    """The factor from `unit` to mV; None: not a unit of voltage."""
     plain = _plain(unit)
     if plain in _WORDS:
         return _WORDS[plain]
@@ -51,7 +51,7 @@ def to_millivolt(unit: str) -> float | None:
 
 
 def _plain(unit: str) -> str:
-    """`unit` in lower case, with "u" for micro, without brackets, annotations and blanks around."""
+    """`unit` in lower case, with "u" for micro, without brackets, annotations and surrounding blanks."""
     text = unicodedata.normalize("NFKC", _MICRO.sub("u", unit[:64])).replace("μ", "u").strip(" \0\t\r\n\"'")
     text = re.sub(r"\{[^}]*\}", "", text)
     text = re.sub(r"^[(\[]\s*(.*?)\s*[)\]]$", r"\1", text)
@@ -65,9 +65,9 @@ def _power(text: str) -> float:
 
 
 def unit_of_code(value: str, meaning: str) -> tuple[str, str]:
-    """(unit, doubt) of a coded unit by its code value, or its meaning where the value says nothing.
+    """(unit, doubt) of a coded unit by its code value, or by its meaning if the value is unknown.
 
-    The scheme does not count: files name UCUM, a version of it, SCPECG, their maker's own, or none.
+    The scheme is ignored: files state UCUM, a version of it, SCPECG, a vendor's own, or none.
     """
     by_value, by_meaning = to_millivolt(value), to_millivolt(meaning)
     if by_meaning is None:
@@ -80,7 +80,7 @@ def unit_of_code(value: str, meaning: str) -> tuple[str, str]:
 
 
 def split_unit(cell: str) -> tuple[str, str]:
-    """Name and unit of a column: "I (uV)", "I [µV]", "lead_II_mV", "V1/mV"; unit "" where it has none."""
+    """Name and unit of a column: "I (uV)", "I [µV]", "lead_II_mV", "V1/mV"; unit "" if it has none."""
     if parts := _BRACKETS.fullmatch(cell):
         return parts[1], parts[2]
     parts = _SUFFIX.fullmatch(cell)
@@ -88,17 +88,17 @@ def split_unit(cell: str) -> tuple[str, str]:
 
 
 def unit_text(unit: str) -> str:
-    """`unit` as a message may quote it: a header field could hold anything, a name too."""
+    """`unit` as a message may quote it: a header field could contain anything, even a name."""
     text = unit.strip(" \0")
     if to_millivolt(text) is not None or re.fullmatch(r"[^\W\d_][^\W\d_/%²^*. ]{0,7}|[-/%²^*.\w]{1,5}", text):
         return f"'{text[:24]}'"
-    return f"of {len(text)} letters that is none" if text else "''"
+    return f"of {len(text)} letters that is unknown" if text else "''"
 
 
 def number(text: str) -> float | None:
-    """The finite number a header field holds; None where it holds none.
+    """The finite number in a header field; None if it has none.
 
-    A decimal comma is understood where it cannot be one between thousands: "-3276,8" and "0,125", not "1,000".
+    A decimal comma is accepted if it cannot separate thousands: "-3276,8" and "0,125", not "1,000".
     """
     plain = text.strip(" \0")
     if re.fullmatch(r"[-+]?[0-9]+,[0-9]+(?:[eE][-+]?[0-9]+)?", plain):

@@ -1,6 +1,6 @@
-"""WFDB records (.hea with .dat or .mat), of PhysioNet and its challenges; of one segment or several.
+"""WFDB records (.hea with .dat or .mat) of PhysioNet and its challenges, of one or several segments.
 
-Everything is refused by what the header declares before it is allocated (`signals_wfdb_header`).
+Sizes are checked by the header before memory is allocated (`signals_wfdb_header`).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ __all__ = ["WFDB_SUFFIXES", "header_of", "read_wfdb", "record_stem"]
 
 
 def read_wfdb(path: Path) -> Recording:
-    """A WFDB record; signals of several samples per frame keep their own rate.
+    """A WFDB record; signals of several samples per frame have their own rate.
 
     Raises:
         ReadError: damaged, cut short, no rate, a signal file or a segment that is missing or outside the folder.
@@ -58,12 +58,12 @@ def _one_segment(path: Path, place: Path, header: Header) -> Recording:
     if header.odd:
         found.steps.append("read with a corrected copy of its header (a name, length, gain or letter of it)")
     if turned := sum((line.gain or 0) < 0 for line in header.signals):
-        found.warnings.append(f"{turned} signals of negative gain, turned as it says")
+        found.warnings.append(f"{turned} signals of negative gain, inverted accordingly")
     return found
 
 
 def _decoded(place: Path, header: Header) -> tuple[Any, bool]:
-    """wfdb's record of stored samples, and whether signals are lists because some have several samples per frame."""
+    """wfdb's record of stored samples, and whether signals are lists as some have several samples per frame."""
     import wfdb  # slow to import
 
     wide = max(line.frames for line in header.signals) > 1
@@ -76,10 +76,7 @@ def _decoded(place: Path, header: Header) -> tuple[Any, bool]:
 
 
 def _contradictions(record: Any, header: Header, wide: bool) -> list[str]:
-    """A doubt where samples are not those that the header was written for, by its checksums and first values.
-
-    Zeros stand for what a program did not compute.
-    """
+    """A warning if samples do not match the header's checksums and first values, of which 0 means not stated."""
     columns = record.e_d_signal if wide else record.d_signal.T
     bad = []
     for k, (line, values) in enumerate(zip(header.signals, columns), 1):
@@ -90,11 +87,11 @@ def _contradictions(record: Any, header: Header, wide: bool) -> list[str]:
     if not bad:
         return []
     which = "all signals" if len(bad) == len(header.signals) else f"signals {', '.join(bad)}"
-    return [f"checksum or first value in the header are not those of {which}: damaged, edited or of another record?"]
+    return [f"checksum or first value in the header do not match {which}: damaged, edited or of another record?"]
 
 
 def _corrected_copy(header: Header, source: Path, folder: Path) -> Path:
-    """A header wfdb can read in `folder`, with links to the signal files; returns the record's stem."""
+    """Write a header that wfdb can read to `folder`, with links to the signal files; returns the record's stem."""
     names: dict[str, str] = {}
     lines = [f"record {len(header.signals)} {header.rate}" + (f" {header.length}" if header.length else "")]
     for line in header.signals:
@@ -107,40 +104,40 @@ def _corrected_copy(header: Header, source: Path, folder: Path) -> Path:
 
 
 def _check_flac(path: Path, folder: Path, header: Header) -> None:
-    """After a failure: say so where a compressed signal file ends early."""
+    """Raise ReadError after a failure if a compressed signal file ends early."""
     for name in dict.fromkeys(line.file for line in header.signals if line.form in FLAC):
-        most = max(line.frames for line in header.signals if line.file == name)
-        there = _flac_samples(folder / name)
-        if there < header.length * most:
-            raise ReadError(path, cut_short(header.length, there // most), AGAIN)
+        frames = max(line.frames for line in header.signals if line.file == name)
+        stored = _flac_samples(folder / name)
+        if stored < header.length * frames:
+            raise ReadError(path, cut_short(header.length, stored // frames), AGAIN)
 
 
 def _flac_samples(file: Path) -> int:
-    """How many samples of each channel can be decoded."""
+    """The number of samples of each channel that can be decoded."""
     import soundfile
 
     class Stream(soundfile.SoundFile):  # type: ignore[misc]
-        """A file that is read from its beginning to its end: seeking in one that is cut short fails at once."""
+        """A file that is read sequentially: seeking in a truncated file fails immediately."""
 
         def seekable(self) -> bool:
             return False
 
-    there = 0
+    count = 0
     with contextlib.suppress(soundfile.SoundFileError, RuntimeError), Stream(file) as stream:
         while block := len(stream.read(512, dtype="int32")):
-            there += block
-    return there
+            count += block
+    return count
 
 
 # --- several segments -------------------------------------------------------------------------------------------------
 
 
 def _joined(path: Path, folder: Path, header: Header) -> Recording:
-    """The segments of a record one after the other, NaN where a signal or a whole segment is missing."""
+    """The concatenated segments of a record, NaN where a signal or a whole segment is missing."""
     parts: list[tuple[int, Recording]] = []
     at = 0
     for name, length in header.segments:
-        if name != "~" and length:  # a segment of no samples only says which signals there may be
+        if name != "~" and length:  # a segment without samples only declares the signals
             parts.append((at, _segment(path, folder, name, length, header)))
         at += length
     if not parts:
@@ -174,7 +171,7 @@ def _segment(path: Path, folder: Path, name: str, length: int, header: Header) -
         raise ReadError(path, "a segment named by the header is missing", "copy all files of the record together")
     part = read_header(path, place)
     if part.segments:
-        raise ReadError(path, "a segment that has segments of its own", "damaged, or made to harm")
+        raise ReadError(path, "a segment that has segments itself", "damaged, or made to harm")
     if part.length not in (0, length) or part.base_rate != header.base_rate:
-        raise ReadError(path, "a segment whose length or rate is not the one that the record declares", AGAIN)
+        raise ReadError(path, "a segment whose length or rate differs from the record's declaration", AGAIN)
     return _one_segment(path, place, part)

@@ -1,4 +1,4 @@
-"""The header of a WFDB record, judged before a signal file is opened; its comments never leave this module.
+"""The header of a WFDB record, checked before a signal file is opened; its comments never leave this module.
 
 name[/segments] signals rate [length ...]                                  the record line
 file format[xframes][:skew][+offset] [gain[(baseline)][/unit]] ...  name   one line of each signal
@@ -21,26 +21,26 @@ _BYTES = {"8": 1.0, "80": 1.0, "16": 2.0, "61": 2.0, "160": 2.0, "212": 1.5, "31
           "32": 4.0}  # of a sample  # fmt: skip
 _PLAIN = re.compile(r"-?\d*\.?\d*(?:e[-+]?\d+)?(?:\(-?\d+\))?(?:/[\w^%/-]+)?", re.ASCII)
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_SPARE = 3  # frames behind the last one that fill a word of formats 310 and 311, or a block
+_SPARE = 3  # frames after the last one that pad a word of formats 310 and 311, or a block
 _UNREADABLE = "not a readable WFDB record: "
 
 
 def record_stem(path: Path | str) -> Path:
-    """The WFDB record a path names: the path without the ending of one of its files."""
+    """The WFDB record of a path: the path without the extension of one of its files."""
     path = Path(path)
     ending = images.ending(path, WFDB_SUFFIXES)
     return path.with_name(path.name[: -len(ending)]) if ending else path
 
 
 def header_of(path: Path | str) -> Path:
-    """Where the header of the WFDB record that a path names has to be."""
+    """The path of the header of the WFDB record that a path names."""
     stem = record_stem(path)
     place = stem.with_name(stem.name + ".hea")
     return place if place.is_file() else place.with_name(_in_folder(place.parent, place.name))
 
 
 def _in_folder(folder: Path, name: str) -> str:
-    """`name`, or the only file of the folder whose name differs from it in case alone: discs have names in capitals."""
+    """`name`, or the only file of the folder whose name differs in case only, as on discs with names in capitals."""
     if (folder / name).is_file() or not folder.is_dir():
         return name
     alike = [other for other in os.listdir(folder) if other.lower() == name.lower()]
@@ -49,7 +49,7 @@ def _in_folder(folder: Path, name: str) -> str:
 
 @dataclass
 class SignalLine:
-    """What the header says of one signal."""
+    """The header line of one signal."""
 
     file: str
     form: str  # of its samples
@@ -57,27 +57,27 @@ class SignalLine:
     skew: int
     offset: int  # bytes before the first sample
     gain: float | None  # per unit; None: not a number
-    baseline: str  # "" where it is that of the converter
+    baseline: str  # "": that of the converter
     unit: str
     rest: str  # resolution, zero ... name
-    plain: bool  # whether wfdb understands gain, baseline and unit as they are written
+    plain: bool  # whether wfdb can parse gain, baseline and unit
     fault: str = ""  # why the stored numbers have no calibration
 
     @property
     def name(self) -> str:
-        """What stands behind the numbers."""
+        """The text after the numbers."""
         words = self.rest.split(None, 5)
         return words[5] if len(words) > 5 else ""
 
     @property
     def evidence(self) -> tuple[int, int]:
-        """First value and checksum (16 bits) of the samples as the header states them; 0: not stated."""
+        """First value and checksum (16 bits) of the samples by the header; 0: not stated."""
         words = [*self.rest.split()[2:4], "0", "0"]
-        first, checksum = (int(one) if re.fullmatch(r"-?\d{1,10}", one, re.ASCII) else 0 for one in words[:2])
+        first, checksum = (int(word) if re.fullmatch(r"-?\d{1,10}", word, re.ASCII) else 0 for word in words[:2])
         return first, checksum
 
     def corrected(self, file: str) -> str:
-        """The line as wfdb reads it: ASCII, with a gain that is one."""
+        """The line in a form that wfdb reads: ASCII, with a valid gain."""
         form = f"{self.form}x{self.frames}:{self.skew}+{self.offset}"
         gain = 1.0 if self.fault or not self.gain else self.gain
         baseline = f"({self.baseline})" if self.baseline and not self.fault else ""
@@ -90,11 +90,11 @@ class Header:
 
     name: str
     rate: str
-    length: int  # samples of each signal, or frames; 0: as many as the files hold
+    length: int  # samples of each signal, or frames; 0: all samples in the files
     signals: list[SignalLine] = field(default_factory=list)
     segments: list[tuple[str, int]] = field(default_factory=list)  # of a record of several: name and length of each
-    odd: bool = False  # wfdb cannot read it as it is
-    dated: bool = False  # with a time or a date behind the length, which wfdb may not understand
+    odd: bool = False  # wfdb cannot read it unchanged
+    dated: bool = False  # with a time or a date after the length, which wfdb may not parse
     doubts: list[str] = field(default_factory=list)
 
     @property
@@ -114,7 +114,7 @@ def header_lines(place: Path) -> list[str]:
 
 
 def named_files(place: Path) -> set[str]:
-    """Names of the files that a header says belong to its record; none for what is no header."""
+    """Names of the files of a record by its header; empty if the file is not a header."""
     if not place.is_file() or place.stat().st_size > MAX_HEADER:
         return set()
     lines = header_lines(place)
@@ -124,7 +124,7 @@ def named_files(place: Path) -> set[str]:
 
 
 def read_header(path: Path, place: Path) -> Header:
-    """The header at `place`, checked; `path` is what errors name.
+    """The header at `place`, checked; errors name `path`.
 
     Raises:
         ReadError: damaged, no rate, a signal file that is missing, outside the folder, or shorter than declared.
@@ -134,10 +134,10 @@ def read_header(path: Path, place: Path) -> Header:
     lines = header_lines(place)
     first = lines[0].split() if lines else []
     if re.search(r"\s", place.stem):
-        raise ReadError(path, f"{_UNREADABLE}a record's name may hold no blanks", "name its files without, and in it")
+        raise ReadError(path, f"{_UNREADABLE}its name contains blanks", "rename its files, also in the header")
     rate = re.match(r"\d*\.?\d+(?:[eE][-+]?\d+)?|\d+", first[2]) if len(first) > 2 else None
     if rate is None or not first[1].isdecimal() or int(first[1][:9]) < 1 or not float(rate[0]):
-        raise ReadError(path, f"{_UNREADABLE}the header names no signals or no sampling rate", AGAIN)
+        raise ReadError(path, f"{_UNREADABLE}the header states no signals or no sampling rate", AGAIN)
     length = int(first[3][:12]) if len(first) > 3 and first[3].isdecimal() else 0
     header = Header(first[0], first[2], length)
     several = re.search(r"/(\d+)$", first[0])
@@ -151,12 +151,11 @@ def read_header(path: Path, place: Path) -> Header:
     header.signals = [_signal_line(path, place.parent, line, length) for line in lines[1:]]
     header.dated = len(first) > 4
     header.odd = place.suffix != ".hea" or place.read_bytes().startswith(_UTF_16)
-    header.odd |= any("\t" in line for line in lines)
-    header.odd |= any(name not in line for name, line in zip((one.file for one in header.signals), lines[1:]))
     header.odd |= not re.fullmatch(r"[-\w]+", first[0], re.ASCII) or length == 0
-    header.odd |= any(not line.isascii() for line in lines)  # wfdb drops such letters: µV would become V
-    header.odd |= any(not re.fullmatch(r"[-\w]+(\.\w+)?", signal.file, re.ASCII) for signal in header.signals)
-    header.odd |= any(signal.fault or not signal.plain for signal in header.signals)
+    header.odd |= any("\t" in line or not line.isascii() for line in lines)  # wfdb drops letters: µV would become V
+    for signal, line in zip(header.signals, lines[1:]):
+        header.odd |= signal.file not in line or not re.fullmatch(r"[-\w]+(\.\w+)?", signal.file, re.ASCII)
+        header.odd |= bool(signal.fault) or not signal.plain
     limits.check_count(path, max(length, 1) * sum(signal.frames for signal in header.signals), "samples")
     _check_files(path, place.parent, header)
     return header
@@ -168,7 +167,7 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def _check_segments(path: Path, header: Header, lines: list[str], signals: int) -> None:
-    """Take the segment lines of a record of several segments into `header`."""
+    """Add the segment lines of a record of several segments to `header`."""
     for line in lines:
         name, length = [*line.split(None, 1), ""][:2]
         if not length.strip()[:12].isdecimal():
@@ -193,38 +192,29 @@ def _signal_line(path: Path, folder: Path, line: str, length: int) -> SignalLine
     if int(form[3] or 0) > max(length, 0):
         raise ReadError(path, "a signal is shifted by more than the record's length", "damaged, or made to harm")
     if form[1] not in (*_BYTES, *FLAC):
-        raise ReadError(path, f"{_UNREADABLE}samples in format {form[1]}, which is none of WFDB", AGAIN)
+        raise ReadError(path, f"{_UNREADABLE}samples in format {form[1]}, which WFDB does not define", AGAIN)
     gain, baseline, unit = _calibration(form[5] or "")
-    found = SignalLine(
-        _in_folder(folder, name),
-        form[1],
-        int(form[2] or 1),
-        int(form[3] or 0),
-        int(form[4] or 0),
-        gain,
-        baseline,
-        unit,
-        form[6].strip(),
-        _PLAIN.fullmatch(form[5] or "") is not None,
-    )
+    fault = ""
     if not form[5] or gain == 0:
-        found.fault = "no gain in the header" if not form[5] else "its gain is 0"
+        fault = "no gain in the header" if not form[5] else "its gain is 0"
     elif gain is None:
-        found.fault = "its gain is no number"
+        fault = "its gain is not a number"
     elif baseline and not re.fullmatch(r"[-+]?\d{1,12}", baseline):
-        found.fault = "its baseline is no number"
-    return found
+        fault = "its baseline is not a number"
+    file, plain = _in_folder(folder, name), _PLAIN.fullmatch(form[5] or "") is not None
+    frames, skew, offset = int(form[2] or 1), int(form[3] or 0), int(form[4] or 0)
+    return SignalLine(file, form[1], frames, skew, offset, gain, baseline, unit, form[6].strip(), plain, fault)
 
 
 def _calibration(text: str) -> tuple[float | None, str, str]:
-    """Gain, baseline and unit of "200(-5)/mV"; by the format the unit is mV where none is named."""
+    """Gain, baseline and unit of "200(-5)/mV"; the format's default unit is mV."""
     front, _, unit = text.partition("/")
     gain, _, baseline = front.partition("(")
     return number(gain), baseline.removesuffix(")"), unit or "mV"
 
 
 def _check_files(path: Path, folder: Path, header: Header) -> None:
-    """Refuse signal files that are missing, too large, of another kind, or shorter than declared."""
+    """Raise ReadError if signal files are missing, too large, of another kind, or shorter than declared."""
     for name in dict.fromkeys(signal.file for signal in header.signals):
         file = folder / name
         if name == "~" or not file.is_file():
@@ -236,27 +226,27 @@ def _check_files(path: Path, folder: Path, header: Header) -> None:
             check_size(file, 1)
         with open(file, "rb") as handle:
             if handle.read(6) == b"MATLAB":
-                reason = "its signal file is of MATLAB 5 or later, whose samples a WFDB header cannot point to"
+                reason = "its signal file is of MATLAB 5 or later, whose samples a WFDB header cannot describe"
                 raise ReadError(path, reason, "save it with -v4, as PhysioNet does")
         inside = [signal for signal in header.signals if signal.file == name]
         if inside[0].form in _BYTES:
             stored = file.stat().st_size - inside[0].offset
             frame = sum(signal.frames for signal in inside)
-            need = int(header.length * frame * _BYTES[inside[0].form])  # rounded down: never refuse too much
-            there = max(0, int(stored / _BYTES[inside[0].form] / frame))
+            need = int(header.length * frame * _BYTES[inside[0].form])  # rounded down, to accept complete files
+            samples = max(0, int(stored / _BYTES[inside[0].form] / frame))
             if header.length and stored < need:
-                raise ReadError(path, cut_short(header.length, there), AGAIN)
-            if header.length and there > header.length + _SPARE:
-                counts = f"the header declares {header.length:,} samples, {there:,} are there"
+                raise ReadError(path, cut_short(header.length, samples), AGAIN)
+            if header.length and samples > header.length + _SPARE:
+                counts = f"the header declares {header.length:,} samples, {samples:,} are stored"
                 header.doubts.append(f"{counts}; the declared ones are read")
 
 
 def _which(header: Header, name: str) -> str:
-    """Which of several signal files `name` is: " (2 of 3)"."""
+    """The number of the signal file `name` among several: " (2 of 3)"."""
     files = list(dict.fromkeys(signal.file for signal in header.signals))
     return f" ({files.index(name) + 1} of {len(files)})" if len(files) > 1 else ""
 
 
-def cut_short(declared: int, there: int) -> str:
-    """Why a signal file with fewer samples than declared is refused."""
-    return f"{_UNREADABLE}cut short, the header declares {declared:,} samples, its signal file holds {there:,}"
+def cut_short(declared: int, stored: int) -> str:
+    """The reason of the error about a signal file with fewer samples than declared."""
+    return f"{_UNREADABLE}cut short, the header declares {declared:,} samples, its signal file contains {stored:,}"

@@ -1,8 +1,8 @@
-"""XML of clinical devices -> its elements; whatever its encoding, and without any entity ever existing.
+"""XML of clinical devices -> its elements; in any encoding, and without entities.
 
-The text is decoded here, not by expat, which knows no encoding of several bytes but UTF: devices write GBK, Big5 and
-Shift_JIS, and declare UTF-16 over what is UTF-8. What decodes wrongly becomes U+FFFD: names of people suffer, numbers
-and codes are ASCII.
+The text is decoded here, not by expat, whose only multi-byte encoding is UTF: devices write GBK, Big5 and Shift_JIS,
+and declare UTF-16 for UTF-8 text. Invalid bytes become U+FFFD, which affects names, but not numbers and codes,
+which are ASCII.
 """
 
 import codecs
@@ -26,16 +26,12 @@ _ALIASES = {"windows-31j": "cp932", "x-sjis": "cp932", "cp936": "gbk", "x-gbk": 
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _BARE = {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9_.:-]{1,40})["']""")
-_READ = "AnnotatedECG"  # the root of what is read
-_KNOWN = frozenset(  # names of Python's codecs
-    name
-    for line in (
-        "utf_8 utf_8_sig utf_16 utf_16_le utf_16_be ascii gbk gb2312 gb18030 big5 big5hkscs shift_jis cp932 euc_jp",
-        "iso2022_jp euc_kr cp949 johab koi8_r koi8_u mac_roman cp437 cp850 cp852 cp866 cp874 tis_620",
-        " ".join([*(f"iso8859_{k}" for k in range(1, 17)), *(f"cp125{k}" for k in range(9))]),
-    )
-    for name in line.split()
-)
+_READ = "AnnotatedECG"  # the supported root element
+_NUMBERED = [*(f"iso8859_{k}" for k in range(1, 17)), *(f"cp125{k}" for k in range(9))]
+_KNOWN = f"""
+    utf_8 utf_8_sig utf_16 utf_16_le utf_16_be ascii gbk gb2312 gb18030 big5 big5hkscs shift_jis cp932 euc_jp iso2022_jp
+    euc_kr cp949 johab koi8_r koi8_u mac_roman cp437 cp850 cp852 cp866 cp874 tis_620 {" ".join(_NUMBERED)}
+""".split()  # names of Python's codecs
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -67,7 +63,9 @@ def read_xml(path: Path) -> ElementTree.Element:
     parser.StartElementHandler = start
     parser.EndElementHandler = lambda tag: builder.end(tag.rpartition("}")[2])
     parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = doctype  # one that only names a file, as GE MUSE writes, lets its kind be told
+    parser.StartDoctypeDeclHandler = (
+        doctype  # GE MUSE names a file only, which is accepted so that its kind is reported
+    )
     parser.buffer_text = True
     try:
         parser.Parse(text, True)
@@ -87,8 +85,10 @@ def _utf8(path: Path, data: bytes) -> bytes:
         name = codecs.lookup(_ALIASES.get(encoding.lower(), encoding)).name.replace("-", "_")
     except LookupError:
         name = ""
-    if name.startswith("utf_16") and data[:1] == b"<" and data[1:2] != b"\0":  # declared in letters of one byte
+    if (
+        name.startswith("utf_16") and data[:1] == b"<" and data[1:2] != b"\0"
+    ):  # the declaration is in single-byte letters
         name = "utf_8"
     if name not in _KNOWN:
-        raise ReadError(path, f"XML in the encoding {encoding}, which is not read", "save it as UTF-8")
+        raise ReadError(path, f"XML in the encoding {encoding}, which is not supported", "save it as UTF-8")
     return data.decode(name, "replace").removeprefix("\ufeff").encode("utf-8")

@@ -1,7 +1,7 @@
-"""An open whole slide, whatever file it is in: its levels, and any rectangle of it at any size of pixel.
+"""An open whole slide of any file format: its levels, and any rectangle of it at any pixel size.
 
-* `Slide.read_region`: not finer than the scan, averaged by area, never enlarged. `Slide.doubt`: what it rests on.
-* `check_area`: a level holds what it declares.
+* `Slide.read_region`: averaged by area, never enlarged. `Slide.doubt`: damage of the data it decodes.
+* `averages`: means between positions. * `check_area`: a level can contain the pixels it declares.
 
 Shapes: H rows, W columns.
 """
@@ -38,14 +38,14 @@ class Level:
 class Slide:
     """An open whole slide; close it, or use it in a `with` statement.
 
-    `pixel` is the width and height of a level-0 pixel in micrometres, None where the file does not tell (`notes` says).
+    `pixel` is the width and height of a level-0 pixel in micrometres, None if the file states none (see `notes`).
     """
 
     path: Path
     levels: list[Level]  # finest first
     pixel: tuple[float, float] | None
     decode: Callable[[int, int, int, int, int], Bytes]  # level, left, top, width, height (inside it) -> (H, W, 3)
-    damage: Callable[[int, int, int, int, int], str]  # of the same: a doubt about the stored data, or ""
+    damage: Callable[[int, int, int, int, int], str]  # same arguments -> a warning about the stored data, or ""
     close: Callable[[], None]
     kind: str  # for steps: "TIFF", "DICOM"
     notes: list[str] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Slide:
 
     @property
     def mpp(self) -> float | None:
-        """Micrometres per level-0 pixel (the mean of both axes), None where the file does not tell."""
+        """Micrometres per level-0 pixel (the mean of both axes), None if unknown."""
         return None if self.pixel is None else sum(self.pixel) / 2
 
     @property
@@ -69,22 +69,22 @@ class Slide:
         return self.levels[0].width, self.levels[0].height
 
     def finest(self, mpp: float) -> float | None:
-        """The asked micrometres per pixel, or the scan's own where that is coarser; None where it is unknown."""
+        """`mpp` micrometres per pixel, or the scan's value if that is coarser; None if it is unknown."""
         return None if self.pixel is None else max(mpp, *self.pixel)
 
     def read_region(self, x: int, y: int, width: int, height: int, mpp: float | None) -> Array:
         """`width` x `height` pixels of `mpp` micrometres from level-0 pixel (x, y) on; (H, W, 3) float32 in 0..1.
 
-        The coarsest level that is at least as fine is averaged by area. Outside of the slide it is white.
-        `mpp` None reads level 0 as it is.
+        The coarsest level that is at least as fine is averaged by area. Pixels outside the slide are white.
+        `mpp` None reads level 0 unchanged.
 
         Raises:
-            ReadError: finer than the scan, of unknown size of pixel, damaged, or too much to decode.
+            ReadError: finer than the scan, of unknown pixel size, damaged, or too large to decode.
         """
         return self.read_steps(x, y, width, height, *self._steps(mpp))
 
     def doubt(self, x: int, y: int, width: int, height: int, mpp: float | None) -> str:
-        """What is wrong with the stored data that `read_region` of the same decodes, "" where nothing is seen."""
+        """The warning about damaged data that `read_region` with the same arguments decodes, or ""."""
         step_x, step_y = self._steps(mpp)
         number = self._level(step_x, step_y)
         level = self.levels[number]
@@ -100,14 +100,14 @@ class Slide:
         if mpp is None:
             return 1.0, 1.0
         if self.pixel is None:
-            raise ReadError(self.path, "the file does not tell the size of its pixels", "read level 0 of it")
+            raise ReadError(self.path, "the file does not state its pixel size", "read level 0 of it")
         return mpp / self.pixel[0], mpp / self.pixel[1]
 
     def _level(self, step_x: float, step_y: float) -> int:
         """The coarsest level that is at least as fine."""
         fit = [k for k, lv in enumerate(self.levels) if lv.scale_x <= step_x + 1e-9 and lv.scale_y <= step_y + 1e-9]
         if not fit:
-            raise ReadError(self.path, "asked for finer pixels than were scanned", "enlarge the tile afterwards")
+            raise ReadError(self.path, "the requested pixels are finer than the scan", "enlarge the tile afterwards")
         return max(fit, key=lambda k: self.levels[k].scale_x)
 
     def read_steps(self, x: int, y: int, width: int, height: int, step_x: float, step_y: float) -> Array:
@@ -116,22 +116,22 @@ class Slide:
         level = self.levels[number]
         columns = (x + np.arange(width + 1) * step_x) / level.scale_x  # edges of output pixels in this level's pixels
         rows = (y + np.arange(height + 1) * step_y) / level.scale_y
-        most = 8 * limits.LIMITS.pixels
-        if (needed := int((columns[-1] - columns[0]) * (rows[-1] - rows[0]))) > most:
-            reason = f"{needed:,} pixels to decode, more than {most:,}"
+        maximum = 8 * limits.LIMITS.pixels
+        if (needed := int((columns[-1] - columns[0]) * (rows[-1] - rows[0]))) > maximum:
+            reason = f"{needed:,} pixels to decode, more than {maximum:,}"
             raise ReadError(self.path, reason, "write it with smaller levels, or name the folder of all its levels")
         band = max(1, int(_BAND_PIXELS / (columns[-1] - columns[0] + 1) / max(step_y / level.scale_y, 1)))
-        picture = np.empty((height, width, 3), np.float32)
+        image = np.empty((height, width, 3), np.float32)
         for top in range(0, height, band):
             edges = rows[top : top + band + 1]
             first_row, first_column = math.floor(edges[0] + 1e-9), math.floor(columns[0] + 1e-9)
             pixels = self._decode_padded(number, first_column, first_row, columns[-1], edges[-1])
             lines = averages(pixels, edges - first_row)
-            picture[top : top + band] = averages(lines.swapaxes(0, 1), columns - first_column).swapaxes(0, 1)
-        return picture / np.float32(255)
+            image[top : top + band] = averages(lines.swapaxes(0, 1), columns - first_column).swapaxes(0, 1)
+        return image / np.float32(255)
 
     def _decode_padded(self, number: int, left: int, top: int, right: float, bottom: float) -> Bytes:
-        """Pixels of a level from (left, top) to beyond (right, bottom), white where there are none."""
+        """Pixels of a level from (left, top) to beyond (right, bottom), white outside the level."""
         level = self.levels[number]
         width, height = (max(1, math.ceil(end - 1e-9) - start) for start, end in ((left, right), (top, bottom)))
         inside = (max(left, 0), max(top, 0), min(left + width, level.width), min(top + height, level.height))
@@ -142,10 +142,9 @@ class Slide:
             pixels = self.decode(number, inside[0], inside[1], columns, rows)
         except (MemoryError, ReadError):
             raise
-        except Exception as error:  # decoders raise many kinds for damaged tiles; their words may quote the file
-            variant = f", or of a variant of {self.codec} that is not read" if self.codec else ""
-            reason = f"a tile of it is damaged{variant}"
-            raise ReadError(self.path, reason, "fetch or export it again") from error
+        except Exception as error:  # decoders raise many types for damaged tiles; their messages may quote the file
+            variant = f", or an unsupported variant of {self.codec}" if self.codec else ""
+            raise ReadError(self.path, f"a tile of it is damaged{variant}", "fetch or export it again") from error
         if pixels.shape != (rows, columns, 3) or pixels.dtype != np.uint8:
             raise ReadError(self.path, "its tiles are not 8-bit RGB", "export it as 8-bit RGB")
         if (columns, rows) == (width, height):
@@ -160,7 +159,7 @@ def averages(values: NDArray[Any], edges: NDArray[np.floating[Any]]) -> NDArray[
     wide = (-1,) + (1,) * (values.ndim - 1)
     edges = np.clip(edges, 0, len(values))
     below = np.minimum(edges.astype(np.intp), len(values) - 1)
-    part = values[below] * (edges - below).reshape(wide)  # of the pixel that each edge cuts, what lies before it
+    part = values[below] * (edges - below).reshape(wide)  # of the pixel that each edge cuts, the part before it
     whole = np.add.reduceat(values, below, axis=0, dtype=np.uint32 if values.dtype == np.uint8 else np.float64)[:-1]
     whole = whole * (np.diff(below) > 0).reshape(wide)  # reduceat takes an empty range for its first pixel
     means: NDArray[np.float64] = (whole + np.diff(part, axis=0)) / np.diff(edges).reshape(wide)
@@ -168,7 +167,7 @@ def averages(values: NDArray[Any], edges: NDArray[np.floating[Any]]) -> NDArray[
 
 
 def check_area(path: Path, width: int, height: int, stored: int) -> None:
-    """Refuse a level that declares no pixels, or more than its bytes can hold."""
+    """Raise ReadError if a level declares no pixels, or more than its bytes can contain."""
     if min(width, height) < 1:
         raise ReadError(path, f"declares {width} x {height} pixels", "export it again")
     if width * height * 3 > dicom.SMALL:

@@ -1,9 +1,9 @@
-"""The size of a pixel of tissue, wherever a TIFF states it, in micrometres.
+"""The pixel size of tissue in micrometres, wherever a TIFF states it.
 
-* `stated`: all that a page and its file say: Aperio, OME, Ventana, ImageJ, what tiffslide knows, the resolution tags.
-* `of_tile`: the same of a picture that is no slide.
-* `against_magnification`: whether that goes with the stated magnification.
-* `choose`: the one to take, with a note where they contradict each other, are implausible or missing.
+* `stated`: all statements of a page and its file: Aperio, OME, Ventana, ImageJ, tiffslide, the resolution tags.
+* `choose`: the one to use, with a note if statements contradict each other, are implausible or missing.
+* `of_tile`: the same for a TIFF that is not a slide. * `against_magnification`: whether it fits the magnification.
+* `number`, `micrometres`: parse numbers and units.
 """
 
 import html
@@ -15,11 +15,11 @@ from typing import Any
 
 from m3bind.modalities.formats.tiff import MAGIC, check_directories, silent
 
-MPP_RANGE = (0.02, 20.0)  # outside: a note for printers (72 dpi is 353 micrometres) or a mistake
+MPP_RANGE = (0.02, 20.0)  # outside: a print resolution (72 dpi is 353 micrometres) or an error
 SAME = 1.05  # ratio up to which two statements agree
-MAGNIFIED = 1.8  # ratio up to which a size of pixel goes with a magnification: scanners differ
+MAGNIFIED = 1.8  # ratio up to which a pixel size fits a magnification: scanners differ
 Pixel = tuple[float, float]  # width, height
-Stated = list[tuple[str, Pixel]]  # who says so, and what
+Stated = list[tuple[str, Pixel]]  # source and size
 _UNITS = {"nm": 1e-3, "nanometer": 1e-3, "um": 1.0, "micron": 1.0, "micrometer": 1.0, "mm": 1e3, "millimeter": 1e3,
           "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6, "in": 25_400.0, "inch": 25_400.0, "å": 1e-4,
           "pm": 1e-6}  # fmt: skip
@@ -29,28 +29,28 @@ _RESOLUTION_UNITS = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
 
 
 def number(text: object) -> float | None:
-    """A positive number, with a decimal point or a decimal comma; None for anything else."""
+    """A positive number, with a decimal point or a decimal comma; None for other values."""
     try:
-        found = float(str(text).strip().replace(",", "."))
+        value = float(str(text).strip().replace(",", "."))
     except ValueError:
         return None
-    return found if math.isfinite(found) and found > 0 else None
+    return value if math.isfinite(value) and value > 0 else None
 
 
 def micrometres(unit: str) -> float | None:
-    """How many micrometres a unit of length is, however it is spelled; None for others."""
+    """The length of a unit in micrometres, in any spelling; None for unknown units."""
     plain = _MICRO.sub("u", html.unescape(unit)).strip().lower().replace("metre", "meter").replace("uu", "u")
     return _UNITS.get(plain) or _UNITS.get(plain.removesuffix("s"))
 
 
 def stated(page: Any, descriptions: Iterable[str] = (), known: tuple[object, object] = (None, None)) -> Stated:
-    """What is said of a pixel of `page` of tifffile: in `descriptions`, by `known` (tiffslide), in the page's tags."""
+    """Pixel sizes of a `page` of tifffile stated in `descriptions`, by `known` (tiffslide), and in the page's tags."""
     found: Stated = []
     for text in descriptions:
         found += _in_text(text, page)
     x, y = (number(value) for value in known)
     tags = _resolution(page, _RESOLUTION_UNITS.get(int(_tag(page, 296) or 2)))
-    if x and y and (tags is None or abs(math.log(x / tags[0])) > 1e-3):  # tiffslide takes these, too
+    if x and y and (tags is None or abs(math.log(x / tags[0])) > 1e-3):  # tiffslide also uses these
         found.append(("the maker's header", (x, y)))
     return found + ([("the TIFF resolution", tags)] if tags else [])
 
@@ -63,14 +63,9 @@ def _in_text(text: str, page: Any) -> Stated:
         found.append(("OME", ome))
     if (scan := re.search(rf"\bScanRes\s*=\s*[\"']{_NUMBER}[\"']", text)) and (side := number(scan[1])):
         found.append(("ScanRes", (side, side)))
-    unit = re.search(r"^unit=(.+)$", text, re.MULTILINE)
-    if (
-        text.startswith("ImageJ=")
-        and unit
-        and (factor := micrometres(unit[1]))
-        and (side_xy := _resolution(page, factor))
-    ):
-        found.append(("ImageJ", side_xy))
+    unit = re.search(r"^unit=(.+)$", text, re.MULTILINE) if text.startswith("ImageJ=") else None
+    if unit and (factor := micrometres(unit[1])) and (sides := _resolution(page, factor)):
+        found.append(("ImageJ", sides))
     return found
 
 
@@ -88,7 +83,7 @@ def _ome(tag: str) -> Pixel | None:
 
 
 def _resolution(page: Any, unit: float | None) -> Pixel | None:
-    """Sides by XResolution and YResolution, which are pixels per `unit` micrometres; 1 says nothing."""
+    """Sides by XResolution and YResolution, which are pixels per `unit` micrometres; 1 means unknown."""
     sides = []
     for code in (282, 283):
         value = _tag(page, code)
@@ -105,20 +100,21 @@ def _tag(page: Any, code: int) -> Any:
 
 
 def choose(found: Stated) -> tuple[Pixel | None, list[str]]:
-    """The first plausible statement, or None, and what to note about all of them."""
-    plausible = [(who, pixel) for who, pixel in found if all(MPP_RANGE[0] <= side <= MPP_RANGE[1] for side in pixel)]
+    """The first plausible statement, or None, and notes about all of them."""
+    low, high = MPP_RANGE
+    plausible = [(who, pixel) for who, pixel in found if low <= min(pixel) and max(pixel) <= high]
     if not plausible:
         if not found:
-            return None, ["the file does not tell the size of its pixels"]
+            return None, ["the file does not state its pixel size"]
         x, y = found[0][1]
-        return None, [f"a pixel of {x:.4g} x {y:.4g} micrometres is stated, which no slide has"]
+        return None, [f"the stated pixel size of {x:.4g} x {y:.4g} micrometres is implausible for a slide"]
     who, pixel = plausible[0]
     notes = []
     for other, another in plausible[1:]:
         ratios = [max(a, b) / min(a, b) for a, b in zip(pixel, another)]
         if max(ratios) > SAME:
             sizes = f"{pixel[0]:.4g} micrometres by {who} (taken) and {another[0]:.4g} by {other}"
-            notes.append(f"the size of its pixels is stated twice: {sizes}")
+            notes.append(f"contradictory pixel sizes: {sizes}")
             break
     if max(pixel) > 1.02 * min(pixel):
         notes.append(f"pixels are not square: {pixel[0]:.4g} x {pixel[1]:.4g} micrometres")
@@ -126,9 +122,9 @@ def choose(found: Stated) -> tuple[Pixel | None, list[str]]:
 
 
 def against_magnification(pixel: Pixel | None, descriptions: Iterable[str]) -> list[str]:
-    """The doubt about a size of pixel that does not go with the stated magnification, which is 10 micrometres over it.
+    """The warning about a pixel size that does not fit the stated magnification, which means 10 micrometres over it.
 
-    Where no size is known, what the magnification says is only said.
+    Without a pixel size, the size by the magnification is only reported.
     """
     for text in descriptions:
         found = re.search(rf"\bAppMag\s*=\s*{_NUMBER}", text)
@@ -139,15 +135,15 @@ def against_magnification(pixel: Pixel | None, descriptions: Iterable[str]) -> l
             return [f"its magnification of {times:g} would mean about {10 / times:.2g} micrometres a pixel"]
         ratio = pixel[0] * times / 10
         if not 1 / MAGNIFIED <= ratio <= MAGNIFIED:
-            return [f"pixels of {pixel[0]:.4g} micrometres (taken) do not go with its magnification of {times:g}"]
+            return [f"pixels of {pixel[0]:.4g} micrometres (taken) do not fit its magnification of {times:g}"]
     return []
 
 
 def of_tile(path: Path) -> tuple[Pixel | None, list[str]]:
-    """The size of a pixel of a TIFF that is no slide, with notes on contradictions; nothing where none is stated.
+    """The pixel size of a TIFF that is not a slide, with notes on contradictions; None without notes if not stated.
 
     Raises:
-        ReadError: its list of images is endless or leads outside of it.
+        ReadError: its list of images is endless or leads outside the file.
     """
     with open(path, "rb") as handle:
         if handle.read(4) not in MAGIC:
@@ -159,6 +155,6 @@ def of_tile(path: Path) -> tuple[Pixel | None, list[str]]:
         with silent(), tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
             pixel, notes = choose(stated(page, [str(page.description or "")]))
-    except Exception:  # a header that is damaged states nothing; the picture was read already
+    except Exception:  # a damaged header; the image has been read already
         return None, []
     return pixel, notes if pixel else []

@@ -1,10 +1,9 @@
-"""Whole slides opened: pyramids of tissue scanned at a known size of pixel, of which only the needed part is decoded.
+"""Opening whole slides: image pyramids of which only the needed part is decoded.
 
-* `open_slide`: SVS and other tiled TIFF (through tiffslide), DICOM whole slides (through wsidicom) -> `Slide`.
-* `is_slide`: whether a file is one, rather than a picture of a tile.
-What an open one gives: `slide`. The tiles of it that show tissue: `tissue`.
+* `open_slide`: SVS and other tiled TIFF (through tiffslide), DICOM whole slides (through wsidicom) -> `slide.Slide`.
+* `is_slide`: whether a file is a whole slide rather than an image of a tile.
 
-Label, macro and thumbnail images of a slide are never opened: labels show names. Free text of headers stays unread.
+Label, macro and thumbnail images of a slide are never opened: labels show names. Free text of headers is not read.
 Shapes: H rows, W columns.
 """
 
@@ -29,7 +28,7 @@ _APERIO_YBR, _JPEG_2000, _YCBCR = 33003, (33004, 33005, 34712), 6
 
 
 def is_slide(path: Path) -> bool:
-    """Whether `path` is a whole slide: a folder, .svs, DICOM of that class, a tiled TIFF with levels or very large.
+    """Whether `path` is a whole slide: a folder, .svs, DICOM of that class, a tiled TIFF with levels or of large area.
 
     Raises:
         ReadError: a DICOM file or the image list of a TIFF is damaged.
@@ -52,7 +51,7 @@ def is_slide(path: Path) -> bool:
             return bool(first.keyframe.is_tiled and (len(first.levels) > 1 or area > _TILE_PIXELS))
     except (MemoryError, ReadError):
         raise
-    except Exception:  # whatever it is, it is no slide
+    except Exception:  # not a slide
         return False
 
 
@@ -60,7 +59,7 @@ def open_slide(path: Path | str) -> Slide:
     """Open a whole slide: a TIFF kind (.svs, .tif) or a DICOM file of one level, or the folder of a DICOM slide.
 
     Raises:
-        ReadError: missing, damaged, of another kind, not 8-bit RGB, or declaring more than it can hold.
+        ReadError: missing, damaged, of another kind, not 8-bit RGB, or declaring more than it can contain.
     """
     path = Path(path)
     if not path.exists():
@@ -111,7 +110,7 @@ def _open_tiff(path: Path) -> Slide:
 
 
 def _is_ybr(keyframe: Any) -> bool:
-    """Whether decoded tiles are luminance and colour differences: JPEG 2000 that says so, its transform not its own."""
+    """Whether decoded tiles are luminance and colour differences: JPEG 2000 declared so, without its own transform."""
     number = int(keyframe.compression)
     if number != _APERIO_YBR and (number not in _JPEG_2000 or int(keyframe.photometric) != _YCBCR):
         return False
@@ -127,12 +126,11 @@ def _is_ybr(keyframe: Any) -> bool:
 def _rgb(pixels: Bytes) -> Bytes:
     """YCbCr (H, W, 3) as RGB."""
     ybr = pixels.astype(np.float32) / np.float32(255)
-    colours: Bytes = np.rint(255 * np.clip(rgb_of(ybr.astype(np.float32), 128 / 255), 0, 1)).astype(np.uint8)
-    return colours
+    return np.asarray(np.rint(255 * np.clip(rgb_of(ybr.astype(np.float32), 128 / 255), 0, 1)).astype(np.uint8))
 
 
 def _whiten(pixels: Bytes, keyframe: Any, left: int, top: int) -> Bytes:
-    """`pixels` from (left, top) on with the tiles that were never stored (black when decoded) white like the glass."""
+    """`pixels` from (left, top) on, with tiles that were never stored (decoded as black) white like glass."""
     absent = (np.array(keyframe.databytecounts) == 0) | (np.array(keyframe.dataoffsets) == 0)
     if not absent.any():
         return pixels
@@ -153,11 +151,7 @@ def _series(slide: Any) -> Any:
 
 
 def _tiff(path: Path) -> Any:
-    """A TiffSlide, its directories checked first.
-
-    Raises:
-        ReadError: damaged, or its directories are endless.
-    """
+    """A TiffSlide, once its directories are checked. Raises ReadError: damaged, or its directories are endless."""
     import tiffslide
 
     limits.check_bytes(path)
@@ -181,9 +175,9 @@ def _damaged(path: Path, error: Exception) -> ReadError:
 
 
 def _described(slide: Any) -> tuple[tuple[float, float] | None, list[str]]:
-    """Width and height of a level-0 pixel in micrometres, wherever the file states them, and what to note of a TIFF."""
+    """Width and height of a level-0 pixel of a TIFF in micrometres, wherever stated, and notes."""
     page, first = _series(slide).levels[0].keyframe, slide.ts_tifffile.pages[0]
-    texts = list(dict.fromkeys(str(one.description or "") for one in (page, first)))
+    texts = list(dict.fromkeys(str(source.description or "") for source in (page, first)))
     xmp = first.tags.get(700)
     if xmp is not None and isinstance(xmp.value, bytes):
         texts.append(xmp.value.decode("utf-8", "replace"))
@@ -192,12 +186,12 @@ def _described(slide: Any) -> tuple[tuple[float, float] | None, list[str]]:
     profile = colour_profile.doubt_of_page(page)
     turn = page.tags.get(274)
     if turn is not None and turn.value in TURNS:
-        notes.append("its orientation tag, which is not applied to slides, says that it is turned or mirrored")
+        notes.append("its orientation tag states that it is rotated or mirrored, which is not applied to slides")
     return pixel, notes + slide_scale.against_magnification(pixel, texts) + ([profile] if profile else [])
 
 
 def _open_dicom(path: Path, files: list[Path]) -> Slide:
-    """The levels of one slide among DICOM `files`; label and overview images among them are left alone."""
+    """The levels of one slide among DICOM `files`, without label and overview images."""
     series: dict[str, list[Path]] = {}
     tags: dict[str, str] = {}
     colours: list[str] = []
@@ -214,15 +208,15 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
             colours = colours or colour_profile.doubts_of_dicom(header)
         tags = tags or dicom.technical_tags(header)
     if not series:
-        raise ReadError(path, "no DICOM whole slide", "a slide is a TIFF, an SVS or DICOM of the class VL Whole Slide")
+        raise ReadError(path, "no DICOM whole slide", "name a TIFF, an SVS or DICOM of the class VL Whole Slide")
     if len(series) > 1:
         raise ReadError(path, f"a folder of {len(series)} whole slides", "name a folder or file of one slide")
-    wanted = next(iter(series.values()))
+    chosen = next(iter(series.values()))
     try:
         import wsidicom
 
         with quiet():
-            slide = wsidicom.WsiDicom.open(wanted)
+            slide = wsidicom.WsiDicom.open(chosen)
         pyramid = sorted(slide.levels, key=lambda level: level.level)
         first = pyramid[0]
         levels = [
@@ -257,9 +251,9 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
 
 
 def _extent(header: Any) -> tuple[float, slide_scale.Stated]:
-    """The width of a level in pixels, and the size of one of them by the extent of the slide in mm, where it is said.
+    """The width of a level in pixels, and its pixel size by the extent of the slide in mm, if stated.
 
-    The widest level is level 0, whatever ImageType says; a level marked as resampled says nothing of the scan.
+    The widest level is level 0, regardless of ImageType; a level marked as resampled is not evidence of the scan.
     """
     names = "TotalPixelMatrixColumns", "TotalPixelMatrixRows", "ImagedVolumeWidth", "ImagedVolumeHeight"
     values = [(numbers(header, name) or [0.0])[0] for name in names]
@@ -270,18 +264,14 @@ def _extent(header: Any) -> tuple[float, slide_scale.Stated]:
 
 
 def _check_level(path: Path, header: Any) -> None:
-    """Refuse a level by what its header declares.
-
-    Raises:
-        ReadError: not 8-bit RGB, or larger than it can be.
-    """
+    """Raise ReadError if the header of a level declares it as not 8-bit RGB, or as implausibly large."""
     try:
         rows, columns, samples, bits = (
             int(header.get(name, 0) or 0) for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
         )
         width, height = (int(header.get(f"TotalPixelMatrix{side}", 0) or 0) for side in ("Columns", "Rows"))
     except (TypeError, ValueError):
-        raise ReadError(path, "the size it declares is no number", "export it again") from None
+        raise ReadError(path, "the size it declares is not a number", "export it again") from None
     if (samples, bits) != (3, 8):
         raise ReadError(path, f"{samples} samples of {bits} bits, not an 8-bit RGB slide", "export it as 8-bit RGB")
     limits.check_count(path, rows * columns, "pixels")

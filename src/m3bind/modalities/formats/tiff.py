@@ -1,9 +1,10 @@
-"""TIFF pictures that Pillow does not read, or not as what they are; and what all readers of TIFF check first.
+"""TIFF images that Pillow cannot read or misreads; and the checks that all readers of TIFF do first.
 
-* `check_directories`: the chain of image directories has an end.
+* `check_directories`: the chain of image directories ends.
 * `beyond_pillow`: whether `read` is needed: signed, 32-bit, 16-bit colour, planes, half floats, JPEG 2000, WebP, ...
-* `turned`: upright by an orientation.
-* `read`: the first page -> numbers as stored, in colour or grey, its opacity and what was done.
+* `turned`: rotated upright by an orientation tag.
+* `read`: the first page -> stored values, in colour or grey, with opacity.
+* `silent`: without messages of tifffile. * `compression_name`: for messages.
 
 Shapes: H rows, W columns, C samples.
 """
@@ -26,10 +27,10 @@ from m3bind.modalities.formats.picture_values import TRANSPARENT
 
 Array = NDArray[np.float32]
 Values = NDArray[Any]
-MAX_DIRECTORIES = 4096  # images in a TIFF
+MAX_DIRECTORIES = 4096
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PILLOW = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}  # compressions that its libtiff has
-_MIN_WHITE, _MIN_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
+_PILLOW = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}  # compressions that its libtiff supports
+_MIN_WHITE, _MIN_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 TURNS = {  # orientation -> (transposed, rows reversed, columns reversed)
     2: (False, False, True), 3: (False, True, True), 4: (False, True, False), 5: (True, False, False),
     6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
@@ -38,7 +39,7 @@ TURNS = {  # orientation -> (transposed, rows reversed, columns reversed)
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Without tifffile's and tiffslide's messages, which quote file names and headers."""
+    """Suppress messages of tifffile and tiffslide, which quote file names and headers."""
     logger = logging.getLogger("tifffile")
     before, logger.disabled = logger.disabled, True
     try:
@@ -53,7 +54,7 @@ def check_directories(path: Path) -> None:
     """Walk the chain of a TIFF's image directories.
 
     Raises:
-        ReadError: not a TIFF, the chain leads back into itself or out of the file, or has too many links.
+        ReadError: not a TIFF, or the chain is cyclic, too long, or leaves the file.
     """
     with open(path, "rb") as handle:
         head = handle.read(16)
@@ -79,7 +80,7 @@ def check_directories(path: Path) -> None:
 
 
 def compression_name(page: Any) -> str:
-    """The name of a page's compression for people: "JPEG 2000", "WEBP", or its number."""
+    """The name of a page's compression for messages: "JPEG 2000", "WEBP", or its number."""
     number = int(page.compression)
     if number in (33003, 33004, 33005, 34712):
         return "JPEG 2000"
@@ -88,7 +89,7 @@ def compression_name(page: Any) -> str:
 
 
 def beyond_pillow(path: Path) -> bool:
-    """Whether Pillow would refuse or misread the first page of a TIFF; False where tifffile does not know either."""
+    """Whether Pillow would refuse or misread the first page of a TIFF; False if tifffile cannot read it either."""
     import tifffile
 
     try:
@@ -102,7 +103,7 @@ def beyond_pillow(path: Path) -> bool:
             return bool(max(bits) > (16 if page.samplesperpixel == 1 else 8))
     except MemoryError:
         raise
-    except Exception:  # damaged headers raise anything; Pillow then says what it makes of them
+    except Exception:  # damaged headers raise anything; Pillow then reports the fault
         return False
 
 
@@ -111,10 +112,10 @@ def _several(value: Any) -> list[Any]:
 
 
 def read(path: Path, steps: list[str]) -> tuple[Values, Array | None, bool]:
-    """The first page: numbers (H, W) or (H, W, 3), opacity (H, W) in 0..1 or None, and whether 0 means white.
+    """The first page: values (H, W) or (H, W, 3), opacity (H, W) in 0..1 or None, and whether 0 means white.
 
     Raises:
-        ReadError: several pages, a colour model or compression that is not read, damaged, or over a limit.
+        ReadError: several pages, an unsupported colour model or compression, damaged, or over a limit.
     """
     import tifffile
 
@@ -129,13 +130,13 @@ def read(path: Path, steps: list[str]) -> tuple[Values, Array | None, bool]:
                 values = np.moveaxis(values, 0, -1)
     except (MemoryError, ReadError):
         raise
-    except Exception as error:  # tifffile and the codecs raise many kinds for damaged files
+    except Exception as error:  # tifffile and the codecs raise many types for damaged files
         codec = f" as {name}" if name and int(page.compression) != 1 else ""
-        reason = f"its pixels cannot be decoded{codec}: damaged, or of a variant that is not read"
+        reason = f"its pixels cannot be decoded{codec}: damaged, or an unsupported variant"
         raise ReadError(path, reason, "fetch it again, or export it as PNG") from error
     tag = page.tags.get(274)
     if tag is not None and tag.value in TURNS:
-        steps.append("turned upright as its orientation tag says")
+        steps.append("rotated upright by its orientation tag")
         values = turned(values, int(tag.value))
     return _shown(path, page, values, steps)
 
@@ -144,9 +145,9 @@ def _check(path: Path, file: Any, page: Any) -> None:
     height, width = int(page.imagelength), int(page.imagewidth)
     limits.check_count(path, height * width, "pixels")
     if int(page.imagedepth) != 1 or str(page.axes) not in ("YX", "YXS", "SYX"):
-        raise ReadError(path, "a TIFF of several pages", "save the page that is meant as a file of its own")
+        raise ReadError(path, "a TIFF of several pages", "save the required page as a separate file")
     if len(file.pages) > 1 and not int(file.pages[1].aspage().subfiletype) & 1:
-        raise ReadError(path, "a TIFF of several pages", "save the page that is meant as a file of its own")
+        raise ReadError(path, "a TIFF of several pages", "save the required page as a separate file")
     decoded = int(page.nbytes)
     if decoded > SMALL:
         limits.check_ratio(path, decoded, path.stat().st_size)
@@ -171,7 +172,7 @@ def _shown(path: Path, page: Any, values: Values, steps: list[str]) -> tuple[Val
         values = values[..., None]
     if not colours or values.shape[2] < colours or values.dtype.kind not in "biuf":
         name = getattr(page.photometric, "name", str(photometric))
-        reason = f"{values.shape[2]} samples of the colour model {name}, which is not read"
+        reason = f"{values.shape[2]} samples of the colour model {name}, which is not supported"
         raise ReadError(path, reason, "export it as 8-bit RGB")
     colour, extra = values[..., :colours], values[..., colours:]
     if photometric == _PALETTE:
@@ -191,6 +192,6 @@ def _shown(path: Path, page: Any, values: Values, steps: list[str]) -> tuple[Val
     opacity = np.clip(extra[..., 0].astype(np.float32) / np.float32(top), 0, 1)
     if kinds[0] == 2:
         return colour, opacity, photometric == _MIN_WHITE
-    if (opacity < 1).any():  # multiplied by its opacity already: that is what shows on black
+    if (opacity < 1).any():  # premultiplied by its opacity, hence already blended with black
         steps.append(TRANSPARENT)
     return colour, None, photometric == _MIN_WHITE

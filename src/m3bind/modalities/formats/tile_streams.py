@@ -1,7 +1,7 @@
-"""Compressed tiles and strips of TIFF pictures and slides, looked at for damage that decoders do not mention.
+"""Compressed tiles and strips of TIFF images and slides, checked for damage that decoders do not report.
 
-* `of_picture`: doubts about the first page of a TIFF, its colour profile among them.
-* `of_tiff`, `of_dicom`: the doubt about the tiles under a rectangle of one level of a slide.
+* `of_image`: warnings about the first page of a TIFF, including its colour profile.
+* `of_tiff`, `of_dicom`: the warning about the tiles under a rectangle of one level of a slide.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,11 +11,11 @@ from typing import Any
 from m3bind.modalities.formats import colour_profile, damage
 from m3bind.modalities.formats.tiff import silent
 
-_LOOKED_AT = (7, 33003, 33004, 33005, 34712)  # compressions: JPEG and JPEG 2000
+_CHECKED = (7, 33003, 33004, 33005, 34712)  # compressions: JPEG and JPEG 2000
 
 
-def of_picture(path: Path) -> list[str]:
-    """Doubts about the compressed data and the colour profile of a TIFF's first page."""
+def of_image(path: Path) -> list[str]:
+    """Warnings about the compressed data and the colour profile of a TIFF's first page."""
     import tifffile
 
     try:
@@ -25,12 +25,12 @@ def of_picture(path: Path) -> list[str]:
             return [doubt for doubt in (_first(streams), colour_profile.doubt_of_page(page)) if doubt]
     except MemoryError:
         raise
-    except Exception:  # a header that is damaged: the picture was read all the same
+    except Exception:  # a damaged header; the image was read nevertheless
         return []
 
 
 def of_tiff(page: Any, left: int, top: int, width: int, height: int) -> str:
-    """The doubt about the tiles of a `page` of tifffile under a rectangle of its pixels, or ""."""
+    """The warning about the tiles of a `page` of tifffile under a rectangle of its pixels, or ""."""
     if not _compressed(page) or int(page.planarconfig) != 1:
         return ""
     rows, columns = page.chunks[:2]
@@ -40,13 +40,13 @@ def of_tiff(page: Any, left: int, top: int, width: int, height: int) -> str:
 
 
 def of_dicom(tile: Callable[[tuple[int, int]], bytes], size: tuple[int, int], rectangle: tuple[int, ...]) -> str:
-    """The doubt about the tiles (column, row) of `size` (width, height) under (left, top, width, height), or ""."""
+    """The warning about the tiles (column, row) of `size` (width, height) under (left, top, width, height), or ""."""
     left, top, width, height = rectangle
     return _first(tile(place) for place in _under(left, top, width, height, *size))
 
 
 def _compressed(page: Any) -> bool:
-    return int(page.compression) in _LOOKED_AT
+    return int(page.compression) in _CHECKED
 
 
 def _under(left: int, top: int, width: int, height: int, columns: int, rows: int) -> list[tuple[int, int]]:
@@ -59,7 +59,7 @@ def _under(left: int, top: int, width: int, height: int, columns: int, rows: int
 
 
 def _stream(page: Any, index: int) -> bytes:
-    """One tile or strip as a stream of its own: with the tables, or behind the header, that its page has for all."""
+    """One tile or strip as a complete stream, with the tables or the header that its page stores once for all."""
     count = page.databytecounts[index]
     if not count or not page.dataoffsets[index]:
         return b""

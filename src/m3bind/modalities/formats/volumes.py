@@ -1,9 +1,9 @@
-"""What every CT volume goes through, whatever file it comes from.
+"""Steps common to CT volumes of all file formats.
 
 * `placement`, `empty`: from any storage order to slices towards the head, rows to the back, columns to the left.
-* `finish`: doubts about the values, and air in place of what is no measurement.
-* `double_rescale_doubt`: values that were rescaled twice, or never. `range_doubt`: values of another range.
-* `resample`: a volume at another voxel size.
+* `finish`: warnings about the values, and air in place of invalid values.
+* `double_rescale_doubt`: values that were rescaled twice, or never. * `range_doubt`: values of another range.
+* `spacing_text`, `spacing_doubts`: voxel sizes. * `resample`: a volume at another voxel size.
 
 Shapes: D slices, H rows, W columns; A, B, C the three axes as a file stores them.
 Directions are unit vectors in the patient's LPS coordinates: x to the left, y to the back, z to the head.
@@ -20,12 +20,12 @@ from m3bind.modalities.base import Sample
 from m3bind.modalities.formats import buffer, limits
 
 AIR_HU = -1024.0
-PADDING_HU = -1500.0  # nothing physical is below; scanners fill the outside of the field of view with -2000 or -3024
+PADDING_HU = -1500.0  # below all physical values; scanners fill the outside of the field of view with -2000 or -3024
 EXPECTED = "Hounsfield units have air near -1000, water at 0 and bone up to about 2000"
-AIR_BELOW = -300.0  # HU; lung and air are below, fat and all else above
-LARGE = 150.0  # mm; a CT of a field of view so wide holds air
-LARGE_PIXELS = 256  # where the size in mm is unknown
-TILT = 10.0  # degrees between a file's axes and the patient's from which on it is said
+AIR_BELOW = -300.0  # HU; lung and air are below, fat and all other tissue above
+LARGE = 150.0  # mm; a CT with so wide a field of view contains air
+LARGE_PIXELS = 256  # if the size in mm is unknown
+TILT = 10.0  # degrees between a file's axes and the patient's above which it is reported
 _TARGETS = np.eye(3)[::-1]  # of D, H, W: towards the head (z), the back (y), the left (x)
 
 Array = NDArray[np.float32]
@@ -36,8 +36,8 @@ def placement(directions: Numbers) -> tuple[tuple[int, ...], tuple[slice, ...], 
     """How an array with axes (A, B, C) along `directions` (3, 3) becomes (D, H, W).
 
     Returns:
-        axes and flips, so that `array.transpose(axes)[flips]` is the volume, and the angle in degrees that its axes
-        are still off the patient's.
+        axes and flips, so that `array.transpose(axes)[flips]` is the volume, and the remaining angle in degrees between
+        its axes and the patient's.
     """
     cosines = directions @ _TARGETS.T
     axes = max(permutations(range(3)), key=lambda p: sum(abs(cosines[a, i]) for i, a in enumerate(p)))
@@ -47,19 +47,18 @@ def placement(directions: Numbers) -> tuple[tuple[int, ...], tuple[slice, ...], 
 
 
 def empty(shape: tuple[int, int, int], axes: tuple[int, ...], flips: tuple[slice, ...]) -> tuple[Array, Array]:
-    """A new volume (D, H, W), and a view of it as (A, B, C) of `shape`: what is written there is in place at once."""
+    """A new volume (D, H, W), and a view of it as (A, B, C) of `shape`, to be filled in storage order."""
     volume = buffer.empty([shape[a] for a in axes])
     return volume, volume[flips].transpose(np.argsort(axes))
 
 
 def finish(volume: Array, spacing: tuple[float, ...] | None, steps: list[str], warnings: list[str]) -> bool:
-    """Judge the values, then replace in place what is no measurement (NaN, infinite, padding) by air.
+    """Check the values, then replace invalid ones (NaN, infinite, padding) by air in place.
 
-    Nothing is taken for padding where the values seem to be no Hounsfield units, because then the air itself, or
-    something else that was measured, may lie there.
+    If the values do not seem to be Hounsfield units, none counts as padding: low values may be air or tissue.
 
     Returns:
-        whether nothing speaks against Hounsfield units.
+        whether the values are consistent with Hounsfield units.
     """
     doubt = double_rescale_doubt(volume) or _depth_doubt(volume)
     broken = padding = 0
@@ -84,18 +83,18 @@ def finish(volume: Array, spacing: tuple[float, ...] | None, steps: list[str], w
 
 
 def _sparse(volume: Array) -> Array:
-    """Every k-th voxel along each axis, about a hundred thousand at most: enough for statistics."""
+    """Every k-th voxel along each axis, about 100,000 in all: a sufficient sample for statistics."""
     step = max(1, round((volume.size / 100_000) ** (1 / 3)))
     return volume[::step, ::step, ::step]
 
 
 def double_rescale_doubt(volume: Array) -> str | None:
-    """A warning if (D, H, W) values look rescaled twice, or not at all; None if not, or if it cannot be told.
+    """A warning if (D, H, W) values seem rescaled twice, or not at all; None if not, or if unknown.
 
-    In Hounsfield units air is near -1000 and soft tissue near 0..80. Volumes that hold them already, with a header
-    that still gives an intercept of -1024 (CT-RATE v2), end with air near -2024 and tissue near -1000 when it is
-    applied again. Stored values that were never rescaled have air near 0..24 and tissue near 1024..1100.
-    Call it before padding is replaced: padding is one value alone below -1500, twice rescaled lung and air are many.
+    In Hounsfield units air is near -1000 and soft tissue near 0..80. Volumes already in these units whose header still
+    states an intercept of -1024 (CT-RATE v2) have air near -2024 and tissue near -1000 once it is applied again. Stored
+    values that were never rescaled have air near 0..24 and tissue near 1024..1100.
+    Call it before padding is replaced: padding is a single value below -1500, twice rescaled lung and air are many.
     """
     some = _sparse(volume)
     some = some[np.isfinite(some)]
@@ -105,10 +104,10 @@ def double_rescale_doubt(volume: Array) -> str | None:
     def share(low: float, high: float) -> float:
         return float(((some >= low) & (some < high)).mean())
 
-    tissue = share(-1150, -850)  # where soft tissue is after -1024 was added twice; also plain air
+    tissue = share(-1150, -850)  # soft tissue after -1024 was added twice; also air
     if share(-1960, -1160) > 0.005 and share(-2200, -1850) > 0.01 and tissue > 0.02 and share(-500, 3e4) < 0.05:
         return _shifted(some, -2200, -1850, "as if the rescale intercept was applied twice")
-    bottom = float(((some >= -1400) & (some < -200) & (some > some.min())).mean())  # the lowest may be padding
+    bottom = float(((some >= -1400) & (some < -200) & (some > some.min())).mean())  # the minimum may be padding
     if bottom < 0.001 and share(-60, 100) > 0.02 and share(900, 1250) > 0.05:
         return _shifted(some, -60, 100, "as if the rescale intercept was never applied")
     return None
@@ -123,7 +122,7 @@ def _shifted(some: Array, low: float, high: float, cause: str) -> str:
 
 
 def _depth_doubt(volume: Array) -> str | None:
-    """A warning if much lies far below air and is no padding, which is one value, or two."""
+    """A warning if many values are far below air and are not padding, which is one or two values."""
     some = _sparse(volume)
     deep = some[np.isfinite(some) & (some < PADDING_HU)]
     if deep.size < 64 or deep.size < 0.01 * some.size:
@@ -137,9 +136,9 @@ def _depth_doubt(volume: Array) -> str | None:
 
 
 def range_doubt(volume: Array, spacing: tuple[float, ...] | None) -> str | None:
-    """A warning if values (D, H, W) are unlikely to be Hounsfield units of a CT: what they are and what is expected.
+    """A warning if values (D, H, W) are unlikely to be Hounsfield units of a CT: their range and the expected one.
 
-    Crops without air, of bone or of contrast agent, pass: only where the field of view is wide must there be air.
+    Crops without air, of bone or of contrast agent, pass: air is required only in a wide field of view.
     """
     some = _sparse(volume)
     low, high = float(some.min()), float(some.max())
@@ -147,7 +146,7 @@ def range_doubt(volume: Array, spacing: tuple[float, ...] | None) -> str | None:
     if high - low < 10:
         return f"nearly blank: {seen} only" + (", normalised or a mask?" if high <= 10 else "?") + f" {EXPECTED}"
     if low >= 0 and high <= 255:
-        return f"{seen}: a picture at some window level rather than Hounsfield units? {EXPECTED}"
+        return f"{seen}: an image at some window level rather than Hounsfield units? {EXPECTED}"
     if low >= 0:
         return f"{seen}, no value below 0: MR, or the rescale intercept (often -1024) is missing? {EXPECTED}"
     if float((some > 3071).mean()) > 0.01 or high > 32767:
@@ -159,19 +158,19 @@ def range_doubt(volume: Array, spacing: tuple[float, ...] | None) -> str | None:
     if float(np.percentile(some, 95)) > 1500:
         return f"{seen}, no air and most of it denser than bone: MR, or rescaled? {EXPECTED}"
     planes = [1.0, 1.0] if spacing is None else list(spacing[1:])
-    least = LARGE_PIXELS if spacing is None else LARGE
-    if min(side * count for side, count in zip(planes, volume.shape[1:])) >= least:
+    minimum = LARGE_PIXELS if spacing is None else LARGE
+    if min(side * count for side, count in zip(planes, volume.shape[1:])) >= minimum:
         return f"{seen}, no air in a wide field of view: MR, or cut to a window? {EXPECTED}"
     return None
 
 
 def spacing_text(spacing: tuple[float, ...]) -> str:
-    """Voxel sides for people: "2 x 0.63 x 0.63 mm"."""
+    """Voxel sides as text: "2 x 0.63 x 0.63 mm"."""
     return " x ".join(f"{side:.3g}" for side in spacing) + " mm"
 
 
 def spacing_doubts(spacing: tuple[float, ...]) -> list[str]:
-    """A warning if a side of the voxels (mm) is not of a CT."""
+    """A warning if a side of the voxels (mm) is unusual for CT."""
     sound = all(0.05 <= side <= 20 for side in spacing)
     return [] if sound else [f"unlikely voxel size {spacing_text(spacing)}"]
 
@@ -180,18 +179,18 @@ def resample(sample: Sample, spacing: tuple[float, float, float]) -> Sample:
     """A volume at voxel sides `spacing` (D, H, W) in mm, by trilinear interpolation.
 
     The number of voxels along an axis is its length divided by the new side, rounded; the centres of the old and the
-    new volume coincide, and outside of the outermost voxel centres their values are repeated. Nothing is smoothed:
-    where the new sides are much larger than the old ones, fine structures are sampled rather than averaged.
+    new volume coincide, and beyond the outermost voxel centres their values are repeated. There is no smoothing: with
+    new sides much larger than the old ones, fine structures are sampled rather than averaged.
 
     Returns:
-        a new Sample with array (D', H', W'); `sample` is left as it is.
+        a new Sample with array (D', H', W'); `sample` is unchanged.
 
     Raises:
-        ConfigError: the sample is no volume with known spacing, a side is not positive, or the result too large.
+        ConfigError: the sample is not a volume with known spacing, a side is not positive, or the result is too large.
     """
     old = sample.spacing
     if sample.array.ndim != 3 or old is None or len(old) != 3:
-        raise ConfigError("resample: the sample is no volume with known spacing; only such volumes have a size in mm")
+        raise ConfigError("resample: the sample is not a volume with known spacing, without which sizes are unknown")
     if len(spacing) != 3 or not all(np.isfinite(side) and side > 0 for side in spacing):
         raise ConfigError(f"resample: spacing {spacing} is not three positive numbers of mm (D, H, W)")
     sizes = [max(1, round(n * s / t)) for n, s, t in zip(sample.array.shape, old, spacing)]
@@ -200,15 +199,10 @@ def resample(sample: Sample, spacing: tuple[float, float, float]) -> Sample:
     volume = sample.array
     for axis in sorted(range(3), key=lambda a: sizes[a] / sample.array.shape[a]):  # shrinking axes first
         volume = _along(volume, axis, sizes[axis], spacing[axis] / old[axis])
-    step = f"resampled from {spacing_text(old)} to {spacing_text(spacing)} (trilinear)"
-    return replace(
-        sample,
-        array=np.ascontiguousarray(volume),
-        spacing=tuple(map(float, spacing)),
-        steps=[*sample.steps, step],
-        warnings=list(sample.warnings),
-        tags=dict(sample.tags),
-    )
+    steps = [*sample.steps, f"resampled from {spacing_text(old)} to {spacing_text(spacing)} (trilinear)"]
+    sides, warnings, tags = tuple(map(float, spacing)), list(sample.warnings), dict(sample.tags)
+    array = np.ascontiguousarray(volume)
+    return replace(sample, array=array, spacing=sides, steps=steps, warnings=warnings, tags=tags)
 
 
 def _along(volume: Array, axis: int, size: int, ratio: float) -> Array:

@@ -1,10 +1,10 @@
 """The child process that reads files for `isolation`: requests and samples over a socket, never a pickle.
 
 A request is one line of JSON {"how": "read", "decode" or "decode_parts", "class": "module:Name", "home": the folder of
-a modality that is not installed or null, "path": ..., "cut": the `Cut` of the last or null}. An empty line says that
-the reader is loaded: from there on the file's time counts. The answer is one line of JSON; the float32 values of an
-array lie in the shared memory from index "at" on, or follow as bytes (null). A file that needs more memory than the
-budget fails with MemoryError.
+a modality that is not installed or null, "path": ..., "cut": the `Cut` of decode_parts or null}. An empty line reports
+that the reader is loaded: the time limit starts then. The answer is one line of JSON; the float32 values of an array
+lie in the shared memory from index "at" on, or follow as bytes (null). A file that needs more memory than the budget
+fails with MemoryError.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from m3bind.errors import ReadError, in_words
-from m3bind.modalities.base import Cut, Modality, Sample
+from m3bind.modalities.base import Cut, Modality
 from m3bind.modalities.formats import buffer
 from m3bind.modalities.formats.dicom_files import silence
 from m3bind.modalities.formats.limits import LIMITS
@@ -35,7 +35,7 @@ def main() -> None:
         if name not in known:
             known[name] = _prepare(name, request["home"])
         channel.sendall(b"\n")
-        signal.alarm(math.ceil(LIMITS.seconds) + 5)  # the parent kills us sooner, unless it is gone itself
+        signal.alarm(math.ceil(LIMITS.seconds) + 5)  # the parent kills this process sooner, if it is alive
         buffer.reset()
         header, array = _answer(known[name], request)
         at = None if array is None else buffer.place(array)
@@ -48,11 +48,11 @@ def main() -> None:
 
 
 def _prepare(name: str, home: str | None) -> Modality:
-    """The modality, its libraries imported before memory is limited."""
+    """The modality; its libraries are imported before memory is limited."""
     if home is not None and home not in sys.path:
-        sys.path.append(home)  # last: nothing in it takes a library's place
+        sys.path.append(home)  # last, so that nothing in it shadows a library
     module, _, attribute = name.partition(":")
-    _limit_memory(None)  # that of the modality before
+    _limit_memory(None)  # remove the limit of the previous modality
     modality: Modality = getattr(importlib.import_module(module), attribute)()
     for library in modality.libraries:
         importlib.import_module(library)
@@ -62,10 +62,10 @@ def _prepare(name: str, home: str | None) -> Modality:
 
 
 def _limit_memory(more: int | None) -> None:
-    """Let the address space grow by `more` bytes from what it is now; None: without end."""
+    """Limit the growth of the address space to `more` bytes; None: unlimited."""
     try:
         import resource
-    except ImportError:  # not on this system: the parent's watch on time remains
+    except ImportError:  # not on this system: the parent's time limit remains
         return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = resource.RLIM_INFINITY
@@ -74,40 +74,28 @@ def _limit_memory(more: int | None) -> None:
             soft = int(handle.read().split()[0]) * resource.getpagesize() + more
     try:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    except (ValueError, OSError):  # a stricter limit stands already
+    except (ValueError, OSError):  # a stricter limit is in force
         return
 
 
-def _read(modality: Modality, path: str, how: str, cut: dict[str, Any] | None) -> Sample:
-    if cut is not None:
-        return modality.decode_parts(path, Cut(**cut))
-    return modality.decode(path) if how == "decode" else modality.read(path)
-
-
 def _answer(modality: Modality, request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    path, cut = request["path"], request["cut"]
     try:
-        sample = _read(modality, request["path"], request["how"], request["cut"])
+        if cut is not None:
+            sample = modality.decode_parts(path, Cut(**cut))
+        else:
+            sample = modality.decode(path) if request["how"] == "decode" else modality.read(path)
     except ReadError as error:
         return {"error": "read", "reason": error.reason, "hint": error.hint}, None
     except MemoryError:
         return {"error": "memory", "last": True}, None
     except RecursionError:
         return {"error": "read", "reason": "nested too deeply", "hint": "damaged, or made to harm"}, None
-    except Exception as error:  # decoders of foreign formats raise anything; their words may quote the file
+    except Exception as error:  # third-party decoders raise anything; their messages may quote the file
         return {"error": "read", "reason": f"not readable: {in_words(error)}", "hint": "fetch or export it again"}, None
     array = np.ascontiguousarray(sample.array, dtype=np.float32)
-    header = {
-        "modality": sample.modality,
-        "shape": array.shape,
-        "spacing": sample.spacing,
-        "rate": sample.rate,
-        "unit": sample.unit,
-        "steps": sample.steps,
-        "warnings": sample.warnings,
-        "tags": sample.tags,
-        "places": sample.places,
-    }
-    return header, array
+    names = ("modality", "spacing", "rate", "unit", "steps", "warnings", "tags", "places")
+    return {"shape": array.shape, **{name: getattr(sample, name) for name in names}}, array
 
 
 if __name__ == "__main__":
