@@ -1,9 +1,9 @@
 """Progress of a long job: a bar on a terminal, plain lines every few seconds elsewhere; `rich` counts and draws.
 
 * `progress("pretrain xray", total=300)`: context manager; `bar.advance(1, note="loss 0.31")` counts.
-* `track(items, label="read")`: the same around an iterable.
+* `track(items, label="read")`: the same around an iterable. * `duration`, `rate_text`: times and rates as text.
 
-Both show the rate and the time left, measured over the last half minute (at most 1,000 counts), without the work of an
+Both show the rate and the time left, measured over the last half minute (up to 1,000 counts), without the work of an
 earlier run (`done=`). Everything goes to standard error. `M3BIND_PROGRESS=off` silences it, `plain` forces plain lines.
 """
 
@@ -23,7 +23,7 @@ WINDOW = 30.0  # seconds over which the rate is measured
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people write them: "4 s", "3:05 min", "2:03:05 h"."""
+    """Seconds as text: "4 s", "3:05 min", "2:03:05 h"."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -42,19 +42,13 @@ def rate_text(rate: float) -> str:
 
 
 class Progress:
-    """Counts the items of one job and shows them. Use as a context manager; made by `progress`."""
+    """Counts and shows the items of one job. Use as a context manager; created by `progress`."""
 
     _live: ClassVar["Bars | None"] = None  # one display shared by nested jobs
     _users: ClassVar[int] = 0
 
     def __init__(
-        self,
-        label: str,
-        total: int | None = None,
-        *,
-        done: int = 0,
-        every: float = 5.0,
-        stream: TextIO | None = None,
+        self, label: str, total: int | None = None, *, done: int = 0, every: float = 5.0, stream: TextIO | None = None
     ) -> None:
         """`done` of `total` items were finished earlier; without a terminal a line is printed each `every` seconds."""
         self.label, self.total, self.done = label, total, done
@@ -63,8 +57,8 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         out = self._stream or sys.stderr
-        wish = os.environ.get("M3BIND_PROGRESS", "")
-        self._mode = wish if wish in ("off", "plain") else "bar" if out.isatty() else "plain"
+        mode = os.environ.get("M3BIND_PROGRESS", "")
+        self._mode = mode if mode in ("off", "plain") else "bar" if out.isatty() else "plain"
         if self._mode == "off":
             return self
         self._start = self._printed = time.monotonic()
@@ -84,7 +78,7 @@ class Progress:
                 Progress._live = None
             else:
                 self._bars.refresh()
-                self._bars.remove_task(self._id)  # a nested job leaves no line behind
+                self._bars.remove_task(self._id)  # the bar of a nested job disappears
         elif self._mode == "plain":
             took = time.monotonic() - self._start
             average = (self.done - self._first) / took if took > 0 else 0.0
@@ -154,7 +148,7 @@ def _count(task: "Task") -> str:
 
 
 def progress(label: str, total: int | None = None, *, done: int = 0, every: float = 5.0) -> Progress:
-    """A `Progress` for a job of `total` items (None: unknown), `done` of which an earlier run finished.
+    """A `Progress` for a job of `total` items (None: unknown), of which an earlier run finished `done`.
 
     >>> with progress("pretrain xray", total=300) as bar:  # doctest: +SKIP
     ...     bar.advance(1, note="loss 0.31")
@@ -163,7 +157,7 @@ def progress(label: str, total: int | None = None, *, done: int = 0, every: floa
 
 
 def track(items: Iterable[T], total: int | None = None, label: str = "working") -> Iterator[T]:
-    """Yield the items of an iterable and show how far it is; `total` is taken from `len` where there is one."""
+    """Yield the items of an iterable and show the progress; `total` defaults to its length, if it has one."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with progress(label, total) as bar:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from m3bind import modalities
-from m3bind.modalities.ct import LUNG_WINDOW, IMAGE_HU, SOFT_WINDOW
+from m3bind.modalities.ct import IMAGE_HU, LUNG_WINDOW, SOFT_WINDOW
 from m3bind.modalities.ecg import LEADS
 from m3bind.modalities.formats import images
 from m3bind.serve.errors import Refusal
