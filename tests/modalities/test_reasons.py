@@ -75,7 +75,7 @@ def test_the_worker_gives_reasons_for_people(error: Exception, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(worker, "_read", fail)
+    monkeypatch.setattr(type(get("xray")), "read", fail)
     header, array = worker._answer(get("xray"), {"path": "a.png", "how": "read", "cut": None})
     assert array is None and header["error"] == "read"
     assert_for_people(f"{header['reason']} {header['hint']}")

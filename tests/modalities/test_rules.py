@@ -158,7 +158,7 @@ GREY: dict[str, Grey] = {
     "too long": Grey(UP, SHIFTED, HU, "of which the header describes", longer),
     "lossless JPEG": Grey(UP, SHIFTED, HU, change=packed("70", lossless)),
     "damaged JPEG 2000": Grey(UP, SHIFTED, None, "damaged", packed("90", jpeg_2000, gap)),
-    "another size inside": Grey(UP, SHIFTED, None, "the compressed frame", packed("70", lambda a: lossless(a[:40]))),
+    "another size inside": Grey(UP, SHIFTED, None, "compressed frame", packed("70", lambda a: lossless(a[:40]))),
 }  # fmt: skip
 
 
