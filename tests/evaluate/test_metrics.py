@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from m3bind.errors import ConfigError
-from m3bind.evaluate import metrics as m
+from m3bind.evaluate.classification import accuracy, auc, balanced_accuracy, macro_f1
+from m3bind.evaluate.estimate import Resampling, average, mean_estimate
+from m3bind.evaluate.ranking import median_rank, mrr, precision_at_k, rank_stats, recall_at_k
 
 
 def random_case(seed, n=60, classes=4):
@@ -23,24 +25,24 @@ def random_case(seed, n=60, classes=4):
 def test_classification_equals_scikit_learn(seed):
     y, scores = random_case(seed)
     predicted = scores.argmax(1)
-    assert m.accuracy(y, predicted).value == pytest.approx(sk.accuracy_score(y, predicted))
-    assert m.balanced_accuracy(y, predicted).value == pytest.approx(sk.balanced_accuracy_score(y, predicted))
-    assert m.macro_f1(y, predicted).value == pytest.approx(sk.f1_score(y, predicted, average="macro"))
-    assert m.auc(y == 1, scores[:, 1]).value == pytest.approx(sk.roc_auc_score(y == 1, scores[:, 1]))
+    assert accuracy(y, predicted).value == pytest.approx(sk.accuracy_score(y, predicted))
+    assert balanced_accuracy(y, predicted).value == pytest.approx(sk.balanced_accuracy_score(y, predicted))
+    assert macro_f1(y, predicted).value == pytest.approx(sk.f1_score(y, predicted, average="macro"))
+    assert auc(y == 1, scores[:, 1]).value == pytest.approx(sk.roc_auc_score(y == 1, scores[:, 1]))
 
 
 def test_resampled_values_equal_a_loop_over_resamples():
     y, scores = random_case(1)
     groups = np.arange(len(y)) // 3
-    draw = m.Resampling(groups, resamples=40, seed=3)
+    draw = Resampling(groups, resamples=40, seed=3)
     weights = np.concatenate(list(draw.weights(len(y)))).astype(int)
     assert (weights.sum(1) == len(y)).all()  # all groups have three members
     assert all(len(set(row[groups == 5])) == 1 for row in weights)  # a patient is drawn as a whole
     predicted = scores.argmax(1)
     estimates = {
-        "auc": (m.auc(y == 1, scores[:, 1], draw), lambda i: sk.roc_auc_score(y[i] == 1, scores[i, 1])),
-        "f1": (m.macro_f1(y, predicted, draw), lambda i: sk.f1_score(y[i], predicted[i], average="macro")),
-        "bal": (m.balanced_accuracy(y, predicted, 4, draw), lambda i: sk.balanced_accuracy_score(y[i], predicted[i])),
+        "auc": (auc(y == 1, scores[:, 1], draw), lambda i: sk.roc_auc_score(y[i] == 1, scores[i, 1])),
+        "f1": (macro_f1(y, predicted, draw), lambda i: sk.f1_score(y[i], predicted[i], average="macro")),
+        "bal": (balanced_accuracy(y, predicted, 4, draw), lambda i: sk.balanced_accuracy_score(y[i], predicted[i])),
     }
     for estimate, oracle in estimates.values():
         expected = [oracle(np.repeat(np.arange(len(y)), row)) for row in weights]
@@ -52,32 +54,32 @@ def test_interval_covers_the_truth_about_as_often_as_stated():
     rng = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
-        estimate = m.mean_estimate(rng.random(80) < 0.7, 0.5, m.Resampling(resamples=300, seed=seed))
+        estimate = mean_estimate(rng.random(80) < 0.7, 0.5, Resampling(resamples=300, seed=seed))
         covered += estimate.ci_low <= 0.7 <= estimate.ci_high
     assert 175 <= covered <= 200
 
 
 def test_patients_widen_the_interval():
     values = np.repeat(np.random.default_rng(0).random(20) < 0.5, 10)
-    alone = m.mean_estimate(values, 0.5)
-    by_patient = m.mean_estimate(values, 0.5, m.Resampling(np.repeat(np.arange(20), 10)))
+    alone = mean_estimate(values, 0.5)
+    by_patient = mean_estimate(values, 0.5, Resampling(np.repeat(np.arange(20), 10)))
     assert by_patient.ci_high - by_patient.ci_low > 2 * (alone.ci_high - alone.ci_low)
 
 
 def test_chance_of_classification():
     y, scores = random_case(2, n=400)
     predicted = scores.argmax(1)
-    assert m.accuracy(y, predicted).chance == np.bincount(y).max() / len(y)
-    assert m.balanced_accuracy(y, predicted, classes=5).chance == 0.2
+    assert accuracy(y, predicted).chance == np.bincount(y).max() / len(y)
+    assert balanced_accuracy(y, predicted, classes=5).chance == 0.2
     shuffled = np.random.default_rng(9).permutation(predicted)
-    assert m.macro_f1(y, predicted).chance == pytest.approx(sk.f1_score(y, shuffled, average="macro"), abs=0.06)
+    assert macro_f1(y, predicted).chance == pytest.approx(sk.f1_score(y, shuffled, average="macro"), abs=0.06)
 
 
 def test_undefined_metrics_are_nan_and_wrong_groups_are_refused():
-    assert np.isnan(m.auc([True, True], [0.1, 0.2]).value)
-    assert np.isnan(m.auc([], []).value) and m.auc([], []).n == 0
+    assert np.isnan(auc([True, True], [0.1, 0.2]).value)
+    assert np.isnan(auc([], []).value) and auc([], []).n == 0
     with pytest.raises(ConfigError, match="one patient per sample"):
-        m.mean_estimate([1.0, 2.0], 0.0, m.Resampling(["a"]))
+        mean_estimate([1.0, 2.0], 0.0, Resampling(["a"]))
 
 
 # ------------------------------------------------------------------------------------------------ search
@@ -96,13 +98,13 @@ def test_ties_count_with_their_mean_over_all_orders(items, k):
     if not right.any():
         right[0, 0] = True
     firsts = [1 + min(i for i, item in enumerate(order) if right[0, item]) for order in orders(scores[0])]
-    stats = m.rank_stats(scores, right)
-    draw = m.Resampling(resamples=2)
-    assert m.recall_at_k(stats, k, draw).value == pytest.approx(np.mean([f <= k for f in firsts]))
-    assert m.mrr(stats, draw).value == pytest.approx(np.mean([1 / f for f in firsts]))
+    stats = rank_stats(scores, right)
+    draw = Resampling(resamples=2)
+    assert recall_at_k(stats, k, draw).value == pytest.approx(np.mean([f <= k for f in firsts]))
+    assert mrr(stats, draw).value == pytest.approx(np.mean([1 / f for f in firsts]))
     assert stats.expected_rank()[0] == pytest.approx(np.mean(firsts))
     top = [np.mean([right[0, i] for i in order[:k]]) for order in orders(scores[0])]
-    assert m.precision_at_k(scores, right, k, draw).value == pytest.approx(np.mean(top))
+    assert precision_at_k(scores, right, k, draw).value == pytest.approx(np.mean(top))
 
 
 @settings(max_examples=25, deadline=None)
@@ -111,8 +113,8 @@ def test_chance_is_the_value_of_a_scorer_that_knows_nothing(gallery, relevant, k
     relevant = min(relevant, gallery)
     right = np.zeros((1, gallery), bool)
     right[0, :relevant] = True
-    stats = m.rank_stats(np.zeros((1, gallery)), right)  # all tied: every order equally likely
-    for figure in (m.recall_at_k(stats, k), m.mrr(stats)):
+    stats = rank_stats(np.zeros((1, gallery)), right)  # all tied: every order equally likely
+    for figure in (recall_at_k(stats, k), mrr(stats)):
         assert figure.value == pytest.approx(figure.chance)
 
 
@@ -122,13 +124,13 @@ def test_search_equals_a_naive_loop(seed):
     scores, right = rng.normal(size=(31, 17)), rng.random((31, 17)) < 0.2
     right[np.arange(31), rng.integers(0, 17, 31)] = True
     ranks = [1 + min(np.flatnonzero(row_right[np.argsort(-row)])) for row, row_right in zip(scores, right)]
-    stats = m.rank_stats(scores, right)
+    stats = rank_stats(scores, right)
     for k in (1, 5, 10, 50):
-        assert m.recall_at_k(stats, k).value == pytest.approx(np.mean(np.array(ranks) <= k))
-    assert m.mrr(stats).value == pytest.approx(np.mean(1 / np.array(ranks)))
-    assert m.median_rank(stats).value == np.median(ranks)
+        assert recall_at_k(stats, k).value == pytest.approx(np.mean(np.array(ranks) <= k))
+    assert mrr(stats).value == pytest.approx(np.mean(1 / np.array(ranks)))
+    assert median_rank(stats).value == np.median(ranks)
     five = [row_right[np.argsort(-row)[:5]].mean() for row, row_right in zip(scores, right)]
-    assert m.precision_at_k(scores, right, 5).value == pytest.approx(np.mean(five))
+    assert precision_at_k(scores, right, 5).value == pytest.approx(np.mean(five))
 
 
 def test_chance_of_search_equals_simulation():
@@ -136,30 +138,30 @@ def test_chance_of_search_equals_simulation():
     right = np.zeros((3000, 20), bool)
     right[:, :2] = True
     right[1500:, :6] = True
-    stats = m.rank_stats(rng.random(right.shape), right)
-    few = m.Resampling(resamples=2)
+    stats = rank_stats(rng.random(right.shape), right)
+    few = Resampling(resamples=2)
     for figure in (
-        m.recall_at_k(stats, 3, few),
-        m.mrr(stats, few),
-        m.precision_at_k(rng.random(right.shape), right, 3, few),
+        recall_at_k(stats, 3, few),
+        mrr(stats, few),
+        precision_at_k(rng.random(right.shape), right, 3, few),
     ):
         assert figure.value == pytest.approx(figure.chance, abs=0.03)
-    assert abs(m.median_rank(stats, few).value - m.median_rank(stats, few).chance) <= 1
+    assert abs(median_rank(stats, few).value - median_rank(stats, few).chance) <= 1
 
 
 def test_average_resamples_patients_jointly():
     rng = np.random.default_rng(0)
     values, patients = rng.random(50), [f"p{i}" for i in range(50)]
-    draw = m.Resampling(patients, seed=4)
-    first, second = m.mean_estimate(values, 0.5, draw), m.mean_estimate(1 - values, 0.5, draw)
-    both = m.average([first, second])
+    draw = Resampling(patients, seed=4)
+    first, second = mean_estimate(values, 0.5, draw), mean_estimate(1 - values, 0.5, draw)
+    both = average([first, second])
     assert both.value == pytest.approx(0.5) and both.n == 100
     assert both.ci_high - both.ci_low < 1e-12  # perfectly opposed on every patient
-    assert np.isnan(m.average([]).value)
+    assert np.isnan(average([]).value)
 
 
 def test_a_query_without_right_answer_is_refused():
     with pytest.raises(ConfigError, match="no right answer"):
-        m.rank_stats(np.zeros((1, 3)), np.zeros((1, 3), bool))
+        rank_stats(np.zeros((1, 3)), np.zeros((1, 3), bool))
     with pytest.raises(ConfigError, match="two equal"):
-        m.rank_stats(np.zeros((1, 3)), np.zeros((3, 1), bool))
+        rank_stats(np.zeros((1, 3)), np.zeros((3, 1), bool))

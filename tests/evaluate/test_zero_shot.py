@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 
 from m3bind.errors import ConfigError
 from m3bind.evaluate import zero_shot
-from m3bind.evaluate.metrics import auc
+from m3bind.evaluate.classification import auc
 from m3bind.evaluate.results import Context
 from m3bind.evaluate.scoring import corner_thresholds
 from m3bind.evaluate.tasks import tasks_for

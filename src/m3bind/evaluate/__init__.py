@@ -2,7 +2,7 @@
 
 Everything works on plain arrays, so the same code measures the unbound models, the closed form, and each trained stage.
 
-    metrics.py    metrics with n, chance and bootstrap interval (estimate.py, classification.py, ranking.py)
+    classification.py  ranking.py  estimate.py    metrics with n, chance and bootstrap interval
     results.py  pivot.py  compare.py    one row per metric in results.json; tables of stages; paired differences
     prompt_files.py  tasks.py    zero-shot tasks and shared concepts, data in prompts/*.yaml
     zero_shot.py  retrieval.py  cross_modal.py  agreement.py  calibration.py    arrays -> rows (scoring.py)

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from m3bind.data.batching import rng
 from m3bind.errors import ConfigError
-from m3bind.evaluate import metrics
-from m3bind.evaluate.metrics import Resampling
+from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.ranking import RankStats, median_rank, mrr, recall_at_k
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.retrieval import search_stats
 from m3bind.evaluate.zero_shot import unit
@@ -77,12 +77,12 @@ def visit_retrieval_rows(
             continue
         count = len(order) // size if size else 1
         groups = np.split(order[: count * (size or len(order))], count)
-        stats = metrics.RankStats.concatenate([search_stats(left[g], right[g], g, g) for g in groups])
+        stats = RankStats.concatenate([search_stats(left[g], right[g], g, g) for g in groups])
         draw = Resampling(owners[np.concatenate(groups)], resamples, context.seed)
         place = replace(context, variant=f"gallery={size or 'all'}")
         place = place if means is None else place.varied("gap-corrected")
-        values = {f"R@{k}": metrics.recall_at_k(stats, k, draw) for k in RANKS if k <= len(groups[0])}
-        values |= {"mrr": metrics.mrr(stats, draw), "median_rank": metrics.median_rank(stats, draw)}
+        values = {f"R@{k}": recall_at_k(stats, k, draw) for k in RANKS if k <= len(groups[0])}
+        values |= {"mrr": mrr(stats, draw), "median_rank": median_rank(stats, draw)}
         rows += [place.row("cross_modal", metric, value, gallery=len(groups[0])) for metric, value in values.items()]
     return rows
 

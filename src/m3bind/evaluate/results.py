@@ -21,7 +21,7 @@ from m3bind.core import sums
 from m3bind.core.files import atomic_path, write_json
 from m3bind.core.stored import checked, read_json
 from m3bind.errors import M3BindError, ResultError
-from m3bind.evaluate.metrics import Estimate
+from m3bind.evaluate.estimate import Estimate
 
 STAGES = ("unbound", "closed_form", "aligned", "distilled")
 LOW_IS_GOOD = ("median_rank", "ece")
@@ -35,7 +35,7 @@ PROTOCOLS = {
     "few_shot": "Few-shot classification",
     "calibration": "Calibration",
 }
-MOST_REPLICATES = 1 << 28  # bytes of resampled values
+MAX_REPLICATES = 1 << 28  # bytes of resampled values, unpacked
 _NUMBERS = ("value", "ci_low", "ci_high", "chance")
 
 
@@ -149,7 +149,9 @@ class ResultTable:
         try:
             rows = [_row_of(entry) for entry in checked(list[_Entry], read_json(path), path)]
             if beside.is_file():
-                _check_size(beside)
+                with ZipFile(beside) as archive:
+                    if sum(info.file_size for info in archive.infolist()) > MAX_REPLICATES:
+                        raise ValueError("too large")
                 with np.load(beside, allow_pickle=False) as drawn:
                     known = {int(name) for name in drawn.files}
                     rows = [replace(r, replicates=drawn[str(i)]) if i in known else r for i, r in enumerate(rows)]
@@ -187,17 +189,6 @@ class _Entry(TypedDict):
     variant: NotRequired[str]
     gallery: NotRequired[int | None]
     shots: NotRequired[str]
-
-
-def _check_size(path: Path) -> None:
-    """Limit the unpacked size of a file of resampled values.
-
-    Raises:
-        ValueError: it is above `MOST_REPLICATES`.
-    """
-    with ZipFile(path) as archive:
-        if sum(info.file_size for info in archive.infolist()) > MOST_REPLICATES:
-            raise ValueError("too large")
 
 
 def _row_of(entry: _Entry) -> Row:

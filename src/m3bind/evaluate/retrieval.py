@@ -17,8 +17,8 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from m3bind.evaluate import metrics
-from m3bind.evaluate.metrics import DEFAULT, Estimate, Groups, RankStats, Resampling, rank_stats
+from m3bind.evaluate.estimate import DEFAULT, Estimate, Groups, Resampling, average, resampled
+from m3bind.evaluate.ranking import RankStats, median_rank, mrr, precision_values, rank_stats, recall_at_k
 from m3bind.evaluate.results import Context, Row
 from m3bind.models.embedding import correct_gap
 
@@ -59,8 +59,8 @@ def search_stats(queries: ArrayLike, gallery: ArrayLike, query_keys: ArrayLike, 
 def _rank_rows(
     protocol: str, stats: RankStats, context: Context, ks: Sequence[int], draw: Resampling
 ) -> tuple[list[Row], dict[str, Estimate]]:
-    values = {f"R@{k}": metrics.recall_at_k(stats, k, draw) for k in ks}
-    values |= {"mrr": metrics.mrr(stats, draw), "median_rank": metrics.median_rank(stats, draw)}
+    values = {f"R@{k}": recall_at_k(stats, k, draw) for k in ks}
+    values |= {"mrr": mrr(stats, draw), "median_rank": median_rank(stats, draw)}
     size = int(stats.gallery.max()) if len(stats) else 0
     return [context.row(protocol, name, value, gallery=size) for name, value in values.items()], values
 
@@ -132,7 +132,7 @@ def _mean_rows(found: list[dict[str, Estimate]], context: Context, sizes: list[i
         return []
     place = replace(context, modality="mean")
     size = sizes[0] if len(set(sizes)) == 1 else None
-    means = {name: metrics.average([part[name] for part in found]) for name in found[0]}
+    means = {name: average([part[name] for part in found]) for name in found[0]}
     return [place.row("image_to_image", name, value, gallery=size) for name, value in means.items()]
 
 
@@ -171,7 +171,7 @@ def concept_auc(
             values.append(np.where(total > 0, wins / np.where(total > 0, total, 1), np.nan))
         return np.asarray(np.mean(values, axis=0))
 
-    estimate = metrics.resampled(metric, len(y), 0.5, draw)
+    estimate = resampled(metric, len(y), 0.5, draw)
     return replace(estimate, value=float(np.mean(exact)))
 
 
@@ -206,7 +206,7 @@ def concept_precision(
     Chance exactly: the mean over those classes of their share in the gallery.
     """
     y, z = np.asarray(query_classes), np.asarray(gallery_classes)
-    values = metrics.precision_values(cosines(queries, gallery), y[:, None] == z, k)
+    values = precision_values(cosines(queries, gallery), y[:, None] == z, k)
     members = (y[:, None] == np.unique(y)).astype(np.float64)
     chance = float(np.mean([(z == c).mean() for c in np.unique(y)]))
 
@@ -214,7 +214,7 @@ def concept_precision(
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(np.nanmean((weights * values) @ members / (weights @ members), axis=1))
 
-    return metrics.resampled(metric, len(y), chance, draw)
+    return resampled(metric, len(y), chance, draw)
 
 
 def concept_retrieval_rows(

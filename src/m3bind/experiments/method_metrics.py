@@ -12,9 +12,10 @@ import numpy as np
 from m3bind.align.post import GAPS, linear_projectors
 from m3bind.config import PostConfig
 from m3bind.data.records import Record
-from m3bind.evaluate import metrics
 from m3bind.evaluate.agreement import text_agreement
-from m3bind.evaluate.metrics import Estimate, Resampling
+from m3bind.evaluate.classification import classification
+from m3bind.evaluate.estimate import Estimate, Resampling, average
+from m3bind.evaluate.ranking import recall_at_k
 from m3bind.evaluate.retrieval import concept_auc, concept_precision, search_stats
 from m3bind.evaluate.suite import Matrix
 from m3bind.evaluate.tasks import concepts_for, tasks_for
@@ -75,8 +76,8 @@ def _zero_shot(state: State, setup: Setup, images: Mapping[str, Matrix], resampl
         classes = class_embeddings(stages.embed_text(state, setup, texts, m), owner)
         scores = images[m][inside].astype(np.float64) @ classes.T
         draw = Resampling([r.patient for r in test[m]], resamples).subset(inside)
-        parts.append(metrics.classification(y[inside], scores, draw)[task.metric])
-    return metrics.average(parts)
+        parts.append(classification(y[inside], scores, draw)[task.metric])
+    return average(parts)
 
 
 def _records(setup: Setup, split: str) -> dict[str, list[Record]]:
@@ -100,13 +101,13 @@ def _patients(setup: Setup, images: Mapping[str, Matrix], resamples: int) -> Met
         stats = search_stats(images[a][queries], images[b], keys[queries], gallery)
         draw = Resampling(keys[queries], resamples)
         for k in (1, 10):
-            parts[f"patient R@{k}"].append(metrics.recall_at_k(stats, k, draw))
+            parts[f"patient R@{k}"].append(recall_at_k(stats, k, draw))
         sizes.append(len(gallery))
     return _averages(parts, sizes)
 
 
 def _averages(parts: Mapping[str, list[Estimate]], sizes: list[int]) -> Metrics:
-    return {name: (metrics.average(each), float(np.mean(sizes))) for name, each in parts.items() if each}
+    return {name: (average(each), float(np.mean(sizes))) for name, each in parts.items() if each}
 
 
 def _concepts(setup: Setup, images: Mapping[str, Matrix], resamples: int) -> Metrics:
