@@ -9,8 +9,8 @@ import torch
 
 from m3bind import cli, models
 from m3bind.models import registry
-from m3bind.models.weights import reference
-from m3bind.models.weights.checkpoint import read_state
+from m3bind.models.weights import check, reference
+from m3bind.models.weights.weight_files import read_state
 from models.tiny_published import tiny  # noqa: F401
 
 
@@ -34,7 +34,7 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     code, shown = run(capsys, monkeypatch, "convert", path, out)
     assert code == 2 and "--i-trust-this-file" in shown and not out.exists()
     code, shown = run(capsys, monkeypatch, "convert", path, out, "--i-trust-this-file")
-    assert code == 0 and "kept 1 tensors" in shown and "dropped callbacks" in shown
+    assert code == 0 and "converted 1 tensors" in shown and "dropped callbacks" in shown
     assert torch.equal(read_state(out)["a"], torch.arange(3))
     path.write_bytes(path.read_bytes()[:-100])
     code, shown = run(capsys, monkeypatch, "convert", path, out, "--i-trust-this-file")
@@ -73,7 +73,7 @@ def test_docs_and_cards_agree(
 
 def test_what_a_card_states_about_verification_has_a_test() -> None:
     """A published model either has a test against its authors' outputs, or its card says what it was compared with."""
-    for name in reference.published():
+    for name in check.published():
         module = registry.get(name).__module__.rpartition(".")[2]
         if not registry.card(name).verified:
             assert "fixture(" in (Path(__file__).parents[1] / "models" / f"test_{module}.py").read_text(), name

@@ -95,7 +95,7 @@ def assert_golden(golden: Golden, model: DualEncoder) -> None:
 
 
 def assert_batches(golden: Golden, model: DualEncoder) -> None:
-    """Alone, in a batch of eight, and again; pictures through a fourth of the layers, which are all alike."""
+    """Alone, in a batch of eight, and again; images through a fourth of the layers, which are all equal."""
     with shortened(model.image_trunk):
         assert_steady(model.encode_image, golden_images(golden))
     tokens = golden.tokens("pair")
@@ -106,7 +106,7 @@ def assert_batches(golden: Golden, model: DualEncoder) -> None:
 
 
 def assert_pictures(golden: Golden, model: DualEncoder, prefix: str = "") -> None:
-    """The authors' evaluation transform to the pixel, and pictures no fixture holds."""
+    """The authors' evaluation transform to the pixel, on images that are not in the fixtures."""
     for name, pixels in pictures(golden):
         sample = Sample("pathology", pixels.astype(np.float32) / 255)
         golden.compare_picture(f"{prefix}{name}", model.preprocess(sample))

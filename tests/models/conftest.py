@@ -120,7 +120,7 @@ def open_clip_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests against the authors' own figures build networks in full size: marked `published`."""
+    """Tests against the authors' own values build networks in full size: marked `published`."""
     for item in items:
         if "golden" in getattr(item, "fixturenames", ()):
             item.add_marker("published")

@@ -52,7 +52,7 @@ class Golden:
         return state
 
     def outline(self) -> dict[str, torch.Tensor]:
-        """The authors' keys with tensors that take no memory; only buffers of indices hold numbers."""
+        """The authors' keys with tensors without memory; only buffers of indices have values."""
         indices = self.state(only=lambda key: key.endswith(("position_ids", "relative_position_index")))
         keys = _module("weights").read_keys(str(FOLDER / "keys" / f"{self.system}.txt"))
         return {key: indices.get(key, torch.empty(shape, device="meta")) for key, shape in keys}

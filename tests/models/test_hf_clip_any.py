@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import m3bind.models as models
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
-from m3bind.models.layers.preprocess import picture
+from m3bind.models.layers.preprocess import rgb_image
 from models.tiny_models import TEXTS, TOWER, clip_tokenizer_files, image_processor_files
 
 
@@ -18,7 +18,7 @@ def library_features(folder: Path, sample: Sample, texts: list[str]) -> tuple[to
 
     model = AutoModel.from_pretrained(str(folder)).eval()
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    pixels = AutoImageProcessor.from_pretrained(str(folder))(images=picture(sample), return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(str(folder))(images=rgb_image(sample), return_tensors="pt")
     siglip = model.config.model_type == "siglip"
     tokens = tokenizer(
         texts,
@@ -126,7 +126,7 @@ def test_every_family_gives_the_library_s_own_features(family, tmp_path, samples
     folder = family_folder(tmp_path / family, family)
     model = models.load("hf_clip_any", folder)
     library, tokenizer = AutoModel.from_pretrained(str(folder)).eval(), AutoTokenizer.from_pretrained(str(folder))
-    pixels = AutoImageProcessor.from_pretrained(str(folder))(images=picture(samples["retina"]), return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(str(folder))(images=rgb_image(samples["retina"]), return_tensors="pt")
     with torch.no_grad():
         got = model.encode_text(model.tokenize(TEXTS))
         for row, text in zip(got, TEXTS, strict=True):  # alone, so no padding takes part

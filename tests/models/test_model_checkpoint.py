@@ -20,12 +20,12 @@ from m3bind.models.weights.checkpoint import (
     drop_position_ids,
     hash_state,
     load_strict,
-    read_state,
     rename,
-    resolve,
     save_state,
     strip_prefix,
 )
+from m3bind.models.weights.hub import resolve
+from m3bind.models.weights.weight_files import read_state
 
 
 def net() -> nn.Module:
@@ -96,7 +96,7 @@ def test_every_form_gives_the_same_tensors(form, tmp_path):
     elif form == "compressed":
         with zipfile.ZipFile(io.BytesIO(saved(state))) as plain:
             packed(path, **{name: plain.read(name) for name in plain.namelist()})
-    elif form == "mistaken":  # what counts is the content
+    elif form == "mistaken":  # the content decides
         path = tmp_path / "file.bin"
         save_state(state, path)
     elif form == "mistaken_zip":
@@ -153,7 +153,7 @@ def test_a_pickle_with_a_payload_is_refused_and_not_run(form, tmp_path):
 
 
 class Callback:
-    """What Lightning keeps in hyper_parameters and callbacks."""
+    """Objects that Lightning stores in hyper_parameters and callbacks."""
 
 
 def test_a_lightning_file_with_foreign_classes_names_the_command(tmp_path):
@@ -208,7 +208,7 @@ def test_no_file_no_weights_no_tensors(tmp_path):
     with pytest.raises(ReadError, match="without weights"):
         read_state(tmp_path)
     torch.save({"weight": torch.zeros(1), "epoch": 3}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="no tensors: epoch"):
+    with pytest.raises(CheckpointError, match="not tensors: epoch"):
         read_state(tmp_path / "x.pt")
     torch.save({0: torch.zeros(1)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="no tensors: 0"):
@@ -340,7 +340,7 @@ def test_position_ids_go_only_if_they_count():
     good = {"e.position_ids": torch.arange(5)[None], "w": torch.zeros(1)}
     assert set(drop_position_ids(good, frozenset())) == {"w"}
     assert set(drop_position_ids(good, frozenset({"e.position_ids"}))) == set(good)
-    with pytest.raises(CheckpointError, match="own way"):
+    with pytest.raises(CheckpointError, match="another way"):
         drop_position_ids({"e.position_ids": torch.arange(5).flip(0)[None]}, frozenset())
 
 
@@ -389,7 +389,7 @@ def test_resolve(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub with one repository; what was asked for is noted."""
+    """A hub with one repository; requests are recorded."""
     import huggingface_hub
 
     asked: dict[str, object] = {"files": ["config.json", "vocab.txt"]}

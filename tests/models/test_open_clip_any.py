@@ -7,7 +7,7 @@ import torch
 
 import m3bind.models as models
 from m3bind.errors import CheckpointError
-from m3bind.models.layers.preprocess import picture
+from m3bind.models.layers.preprocess import rgb_image
 from models.tiny_models import TEXTS
 
 
@@ -20,7 +20,7 @@ def test_numbers_equal_the_library(folder, request, samples):
     own.eval()
     texts = ["a bad cab!", "! !", *TEXTS]
     with torch.no_grad():
-        image = own.encode_image(transform(picture(samples["xray"]))[None], normalize=True)
+        image = own.encode_image(transform(rgb_image(samples["xray"]))[None], normalize=True)
         text = own.encode_text(tokenizer(texts), normalize=True)
         assert torch.allclose(model.encode_image(model.preprocess(samples["xray"])[None]), image, atol=1e-6)
         assert torch.allclose(model.encode_text(model.tokenize(texts)), text, atol=1e-6)
@@ -103,5 +103,5 @@ def test_a_text_tower_on_the_hub_is_not_fetched(open_clip_bert, tmp_path):
     folder = tmp_path / "folder"
     shutil.copytree(open_clip_bert, folder)
     shutil.rmtree(folder / "text_config")
-    with pytest.raises(CheckpointError, match=r"nothing is fetched.*text_config"):
+    with pytest.raises(CheckpointError, match=r"nothing is downloaded.*text_config"):
         models.load("open_clip_any", folder)

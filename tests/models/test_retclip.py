@@ -74,7 +74,7 @@ def test_images_texts_and_logits_of_all_heads(golden: Golden, model: RetClip, ey
 
 @pytest.fixture
 def shallow(model: RetClip) -> Iterator[RetClip]:
-    """Two layers of the image trunk, for what does not depend on their number."""
+    """Two layers of the image trunk, for tests that do not depend on their number."""
     encoder: Any = model.image_trunk.model.encoder  # type: ignore[union-attr]
     layers = encoder.layers
     encoder.layers = layers[:2]

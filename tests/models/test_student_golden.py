@@ -1,4 +1,4 @@
-"""The student of stage 2 from a published folder: BioClinicalBERT's numbers, old and new files, other encoders."""
+"""The student of stage 2 from a published folder: BioClinicalBERT's embeddings, old and new files, other encoders."""
 
 import json
 from pathlib import Path
@@ -152,7 +152,7 @@ def test_the_cased_vocabulary_can_be_used_as_it_is(tmp_path: Path) -> None:
 
 
 def byte_level(folder: Path) -> int:
-    """RoBERTa's kind of tokenizer (bytes, no merges; no padding said); returns the size of its vocabulary."""
+    """RoBERTa's kind of tokenizer (bytes, no merges, no padding token); returns the size of its vocabulary."""
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(pieces.BPE({token: row for row, token in enumerate(tokens)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -154,7 +154,7 @@ def test_first_layers_of_a_pretrained_tower():
         states = reference(**tokens, output_hidden_states=True).hidden_states
         torch.testing.assert_close(encoder.features(tokens), states[2][:, 0], atol=1e-5, rtol=0)
     assert encoder.settings()["config"]["num_hidden_layers"] == 2
-    with pytest.raises(ConfigError, match="cannot keep 7 layers"):
+    with pytest.raises(ConfigError, match="cannot use 7 layers"):
         make_text_encoder("minilm", 32, layers=7)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from m3bind.models.base import ModelCard
 from m3bind.models.weights.checkpoint import rename
 from m3bind.models.published import LearnedScale, PublishedModel, bert_trunk
-from m3bind.models.layers.transforms import rgb_picture
+from m3bind.models.layers.preprocess import rgb_image
 
 
 class Trunk(nn.Module):
@@ -59,7 +59,7 @@ class TinyPublished(PublishedModel):
         return super().settings() | {"width": self.width}
 
     def preprocess(self, sample):
-        picture = torch.tensor(list(rgb_picture(sample).resize((32, 32)).tobytes()))
+        picture = torch.tensor(list(rgb_image(sample).resize((32, 32)).tobytes()))
         return picture.reshape(32, 32, 3).permute(2, 0, 1) / 255
 '''.replace("\\\\", "\\")
 

@@ -184,11 +184,11 @@ def test_disk_full_is_a_clear_error_and_the_last_checkpoint_stays(tmp_path, monk
 
 
 def test_a_checkpoint_of_more_tensors_than_any_network_has_is_refused_at_once(tmp_path):
-    from m3bind.models.weights.weight_files import MOST_TENSORS, read_state
+    from m3bind.models.weights.weight_files import MAX_TENSORS, read_state
     from m3bind.training.checkpoint import Checkpoints, load_state
 
     entry = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
-    header = b"{" + b",".join(b'"k%d":%s' % (n, entry) for n in range(MOST_TENSORS + 1)) + b"}"
+    header = b"{" + b",".join(b'"k%d":%s' % (n, entry) for n in range(MAX_TENSORS + 1)) + b"}"
     path = tmp_path / "step_00000001.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     for read in (load_state, read_state):

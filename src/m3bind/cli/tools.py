@@ -145,9 +145,9 @@ def check_model(
       m3bind check-model flair flair_resnet.zip --save-reference
     """
     from m3bind.core.files import write_json
-    from m3bind.models.weights import reference
+    from m3bind.models.weights.check import check_model
 
-    found = reference.check_model(model, checkpoint, revision, save_reference)
+    found = check_model(model, checkpoint, revision, save_reference)
     print(found.as_text())
     if found.saved:
         print(f"reference: {found.saved}")

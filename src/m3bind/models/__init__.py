@@ -1,4 +1,4 @@
-"""The CLIP-like models: one file per model, found by itself; see `m3bind.models.base` for what each offers."""
+"""The CLIP-like models: one file per model, registered by name; `m3bind.models.base` defines their interface."""
 
 from m3bind.models.base import DualEncoder, ModelCard, Tokens
 from m3bind.models.registry import build, card, load, names, save

@@ -1,4 +1,4 @@
-"""What every CLIP-like model offers: `DualEncoder` and its `ModelCard`.
+"""The interface of every CLIP-like model: `DualEncoder` and its `ModelCard`.
 
 Shapes: n items, L tokens, f_i / f_t width of the towers' features, d_m joint dimension of this model.
 
@@ -8,11 +8,11 @@ computed once and cached) and a *head* (project_image / project_text) into the j
     encode_image(batch)  = normalize(project_image(image_features(batch)))     (n, d_m) unit rows
     encode_text(tokens)  = normalize(project_text(text_features(tokens)))      (n, d_m) unit rows
 
-Submodules are reached by fixed names so that stages can freeze, adapt and save them without knowing the model:
+The parts have fixed names, so that stages can freeze, adapt and save them without knowing the model:
 `image_trunk`, `image_head`, `text_trunk`, `text_head` (nn.Identity where a model has no such part).
 
 Persistence: {"model": registered name, "settings": settings()} + state_dict in safetensors + save_assets(folder).
-`from_settings` builds the same network again from the first and the last; the weights are then loaded strictly.
+`from_settings` rebuilds the network from settings and assets; the weights are then loaded strictly.
 """
 
 import inspect
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
-from m3bind.models.weights.checkpoint import LoadReport, Migration, load_strict, read_state
+from m3bind.models.weights.checkpoint import LoadReport, Migration, load_strict
+from m3bind.models.weights.weight_files import read_state
 
 PARTS = ("image_trunk", "image_head", "text_trunk", "text_head")
 Tokens = dict[str, Tensor]  # {"input_ids": int64 (n, L), "attention_mask": int64 (n, L)}
@@ -36,51 +37,51 @@ Tokens = dict[str, Tensor]  # {"input_ids": int64 (n, L), "attention_mask": int6
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Facts a user must be able to see before using a model."""
+    """What a user needs to know before using a model."""
 
     source: str  # repository or paper
     licence_code: str
     licence_weights: str
     joint_dim: int
     input: str  # "3x224x224, CLIP mean/std"
-    volumes: str = "HU"  # what the values of volumes must be (`Sample.unit`); "" where any will do
+    volumes: str = "HU"  # unit that volumes must have (`Sample.unit`); "" if any is accepted
     revision: str = ""
     lora_text: tuple[str, ...] = ()  # module-name endings of query and value projections in the text trunk
     lora_image: tuple[str, ...] = ()
     training_data: tuple[str, ...] = ()  # data sets seen in training, for contamination checks
     notes: str = ""
-    use: str = ""  # modality or subject, where the first line of the module's docstring does not say it in brackets
-    verified: str = ""  # how the adapter was compared, where not with its authors' code on generated weights
+    use: str = ""  # modality or subject; default: the brackets in the first line of the module's docstring
+    verified: str = ""  # reference of the comparison; default: the authors' code on generated weights
 
 
 _EXTRA = inspect.Parameter.VAR_KEYWORD
 
 
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Parameters of the constructor, and of its bases' constructors as long as it hands on **keywords."""
-    found: dict[str, inspect.Parameter] = {}
+    """Parameters of the constructor, and of its bases' constructors as long as each passes on **keywords."""
+    parameters: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base):
             own = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
-            found = {p.name: p for p in own} | found
+            parameters = {p.name: p for p in own} | parameters
             if not any(p.kind is _EXTRA for p in own):
                 break
-    return found
+    return parameters
 
 
 class DualEncoder(nn.Module, ABC):
     """An image tower and a text tower with one joint space. One subclass (or a few) per file in this package.
 
     A class with several `names` (variants of one model) is constructed with the chosen one as `variant=`; a class whose
-    constructor takes `assets` is handed the folder that `save_assets` filled.
+    constructor takes `assets` gets the folder that `save_assets` filled.
     """
 
     name: ClassVar[str] = ""
     names: ClassVar[tuple[str, ...]] = ()
     migrations: ClassVar[tuple[Migration, ...]] = ()  # from the published checkpoint's keys to this class's keys
-    ignored_keys: ClassVar[tuple[str, ...]] = ()  # shell patterns of published keys this class has no use for
+    ignored_keys: ClassVar[tuple[str, ...]] = ()  # shell patterns of published keys that this class does not use
 
-    frozen: tuple[str, ...] = ()  # parts (of PARTS) that stage 0 leaves as they are, so their output can be cached
+    frozen: tuple[str, ...] = ()  # parts (of PARTS) that stage 0 does not train, so their output can be cached
     registered_name: str = ""  # set by registry.build
 
     card: ModelCard
@@ -101,28 +102,23 @@ class DualEncoder(nn.Module, ABC):
         """One decoded sample as this model's float32 input, without the batch axis."""
 
     def doubts(self, sample: Sample) -> list[str]:
-        """What of a decoded sample is not what this model expects: a volume whose values are in another unit."""
+        """Doubts about a decoded sample: a volume in another unit than this model expects."""
         expected, array = self.card.volumes, sample.array
-        if (
-            not expected
-            or sample.rate is not None
-            or array.ndim != 3
-            or array.shape[-1] == 3
-            or sample.unit == expected
-        ):
-            return []
-        return [f"the model expects volumes in {expected}, which these values do not seem to be"]
+        is_volume = sample.rate is None and array.ndim == 3 and array.shape[-1] != 3
+        if expected and is_volume and sample.unit != expected:
+            return [f"the model expects volumes in {expected}, which these values do not seem to be"]
+        return []
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """The model's own tokenizer, prompt rule and truncation; padded to the longest of `texts`."""
+        """Token ids by the model's own tokenizer, prompt and truncation; padded to the longest of `texts`."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What `type(self)(**settings)` needs to rebuild the same network without weights (JSON values only)."""
+        """Arguments with which `type(self)(**settings)` rebuilds the network without weights (JSON values only)."""
 
     def image_settings(self) -> dict[str, Any]:
-        """The part of `settings` that `preprocess` and the image trunk depend on: what cached features are known by."""
+        """The part of `settings` that `preprocess` and the image trunk depend on, for the key of cached features."""
         return self.settings()
 
     def image_features(self, batch: Tensor) -> Tensor:
@@ -133,9 +129,9 @@ class DualEncoder(nn.Module, ABC):
         """(n, f_i) -> (n, d_m), not normalised."""
         return self.image_head(features)  # type: ignore[no-any-return]
 
-    @abstractmethod
     def text_features(self, tokens: Tokens) -> Tensor:
-        """Tokens -> (n, f_t), pooled as the model does; must not depend on how far the batch is padded."""
+        """Tokens -> (n, f_t), pooled; must not depend on how far the batch is padded."""
+        return self.text_trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
 
     def project_text(self, features: Tensor) -> Tensor:
         """(n, f_t) -> (n, d_m), not normalised."""
@@ -150,7 +146,7 @@ class DualEncoder(nn.Module, ABC):
         return F.normalize(self.project_text(self.text_features(tokens)), dim=-1)
 
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
-        """What the model compares: unit rows (n, d_m) and (k, d_m) -> scaled cosines (n, k)."""
+        """The model's scores: unit rows (n, d_m) and (k, d_m) -> scaled cosines (n, k)."""
         return self.logit_scale * images @ texts.T
 
     def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
@@ -158,18 +154,15 @@ class DualEncoder(nn.Module, ABC):
         return batch
 
     def save_assets(self, folder: Path) -> None:
-        """Write what the network needs beside settings and weights (tokenizer files) into an existing folder.
-
-        Nothing by default.
-        """
+        """Write what the network needs beside settings and weights (tokenizer files) into an existing folder."""
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], assets: Path | None = None, variant: str = "") -> Self:
         """The network described by `settings()` and the folder `save_assets` filled, with untrained weights.
 
         Raises:
-            UnknownNameError: a setting the constructor does not take.
-            ConfigError: a setting without default is not given.
+            UnknownNameError: the constructor has no such setting.
+            ConfigError: a required setting is missing.
         """
         parameters = constructor_parameters(cls)
         arguments = dict(settings)
@@ -180,8 +173,8 @@ class DualEncoder(nn.Module, ABC):
         for key in arguments:
             if key not in parameters:
                 raise UnknownNameError(f"setting of model {variant or cls.name}", key, parameters)
-        needed = [n for n, p in inspect.signature(cls).parameters.items() if p.default is p.empty]
-        if absent := [n for n in needed if parameters[n].kind is not _EXTRA and n not in arguments]:
+        required = [n for n, p in inspect.signature(cls).parameters.items() if p.default is p.empty]
+        if absent := [n for n in required if parameters[n].kind is not _EXTRA and n not in arguments]:
             raise ConfigError(f"model {variant or cls.name} needs the setting(s) {', '.join(absent)}.")
         return cls(**arguments)
 
@@ -205,10 +198,10 @@ class DualEncoder(nn.Module, ABC):
         return load_strict(self, read_state(path), self.migrations, self.ignored_keys, source=str(path))
 
     def freeze(self, parts: Sequence[str]) -> None:
-        """Make `parts` (names of PARTS) untrainable and remember them as `frozen`; other parts are left as they are.
+        """Make `parts` (names of PARTS) untrainable and set `frozen` to them; other parts are unchanged.
 
         Raises:
-            UnknownNameError: a part no model has.
+            UnknownNameError: not the name of a part.
         """
         for part in parts:
             if part not in PARTS:

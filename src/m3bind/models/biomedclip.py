@@ -5,7 +5,7 @@ n items, L tokens.
     image: ViT-B/16, class token after the last LayerNorm 768, Linear without bias.
     text:  BiomedBERT (abstracts), first token of the last state 768, Linear 640, GELU, Linear 512, no biases.
 
-`BiomedBertModel` is the half that UniMed-CLIP has too. Zhang et al. 2023, https://arxiv.org/abs/2303.00915.
+`BiomedBertModel` is the part that UniMed-CLIP shares. Zhang et al. 2023, https://arxiv.org/abs/2303.00915.
 """
 
 from abc import abstractmethod
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.clip import MAX_SCALE, SIZE, repaired
-from m3bind.models.layers.transforms import clip_transform, rgb_picture
+from m3bind.models.layers.preprocess import rgb_image
+from m3bind.models.layers.transforms import clip_transform
 from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
 from m3bind.models.weights.checkpoint import rename
 
@@ -24,7 +25,7 @@ BIOMEDBERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
 
 
 class BiomedBertModel(PublishedModel):
-    """Texts through BiomedBERT, at most 256 tokens; pictures as CLIP takes them; a subclass makes the image parts."""
+    """Texts through BiomedBERT, up to 256 tokens; CLIP's image preprocessing; a subclass builds the image parts."""
 
     tokenizer_source = BIOMEDBERT
 
@@ -45,18 +46,13 @@ class BiomedBertModel(PublishedModel):
     def _image_parts(self) -> tuple[nn.Module, nn.Module]:
         """Trunk (n, 3, 224, 224) -> (n, f) and head (n, f) -> (n, d_m)."""
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """Learned, at most 100."""
-        return self.scale()  # type: ignore[no-any-return]
-
     def clean(self, text: str) -> str:
-        """The text as open_clip repairs it."""
+        """The text as repaired by open_clip."""
         return repaired(text)
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), (H, W, 3) or (D, H, W) -> (3, 224, 224): shortest side 224, centre crop, CLIP's mean and std."""
-        return clip_transform(SIZE)(rgb_picture(sample))
+        return clip_transform(SIZE)(rgb_image(sample))
 
 
 class BiomedClip(BiomedBertModel):
@@ -84,7 +80,7 @@ class BiomedClip(BiomedBertModel):
     )
 
     def _image_parts(self) -> tuple[nn.Module, nn.Module]:
-        import timm
+        from timm import create_model
 
-        trunk: nn.Module = timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0)
+        trunk: nn.Module = create_model("vit_base_patch16_224", num_classes=0)
         return trunk, nn.Linear(768, self.joint_dim, bias=False)

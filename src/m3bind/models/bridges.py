@@ -1,9 +1,9 @@
-"""Bridges: from a modality's own joint space into the shared one, for images and for texts.
+"""Bridges: maps from a modality's own joint space into the shared one, for images and for texts.
 
-* `BaseBridge`: what a bridge is. * `Bridge`: one bias-free linear map for both sides; `TwoMaps`: one for each.
+* `BaseBridge`: the interface. * `Bridge`: one bias-free linear map for both sides; `TwoMaps`: one for each.
 * `Sided`: a bridge with affine steps of its own for images and for texts (`Affine`) around another bridge.
 * `Relative`: cosines to anchors instead of coordinates. * `Head`: a small network.
-* `restore`: an untrained bridge of a stored kind. `freeze`: a finished bridge.
+* `restore`: an untrained bridge of a stored kind. `freeze`: a bridge in its final state.
 
 Shapes: n rows, a anchors, d_m joint dimension of modality m, d shared dimension.
 """
@@ -18,23 +18,18 @@ from torch import Tensor, nn
 
 from m3bind.errors import ConfigError, UnknownNameError
 
-_SMALLEST = 1e-6  # a coordinate with a smaller standard deviation does not vary
+_SMALLEST = 1e-6  # a smaller standard deviation counts as none
 
 
 class BaseBridge(nn.Module, ABC):
     """B_m: unit rows (n, d_m) of modality m -> unit rows (n, d) of the shared space, for images and for texts."""
 
-    kind: ClassVar[str]  # the name it is stored by
+    kind: ClassVar[str]  # the name under which it is stored
 
-    @property
-    @abstractmethod
-    def source(self) -> int:
-        """d_m."""
-
-    @property
-    @abstractmethod
-    def dim(self) -> int:
-        """d."""
+    def __init__(self, source: int, dim: int) -> None:
+        """`source` d_m, `dim` d."""
+        super().__init__()
+        self.source, self.dim = source, dim
 
     @abstractmethod
     def image(self, embeddings: Tensor) -> Tensor:
@@ -44,9 +39,9 @@ class BaseBridge(nn.Module, ABC):
     def text(self, embeddings: Tensor) -> Tensor:
         """Text embeddings (n, d_m) -> (n, d) unit rows."""
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Arguments (JSON values) of an untrained bridge of the same shape, see `bridges.restore`."""
+        return {"source": self.source, "dim": self.dim}
 
 
 class Bridge(BaseBridge):
@@ -55,37 +50,23 @@ class Bridge(BaseBridge):
     kind = "linear"
 
     def __init__(self, weight: Tensor) -> None:
-        """`weight` is copied, in float32: a starting map of this module, or one that was stored."""
-        super().__init__()
+        """`weight` is copied, in float32."""
         if weight.ndim != 2:
             raise ConfigError(f"bridge: weight has shape {tuple(weight.shape)}, expected (d_m, d)")
+        super().__init__(*weight.shape)
         self.weight = nn.Parameter(weight.detach().to(torch.float32).clone())
-
-    @property
-    def source(self) -> int:
-        """d_m."""
-        return self.weight.shape[0]
-
-    @property
-    def dim(self) -> int:
-        """d."""
-        return self.weight.shape[1]
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(n, d_m) -> (n, d) unit rows."""
         return F.normalize(embeddings @ self.weight, dim=-1)
 
     def image(self, embeddings: Tensor) -> Tensor:
-        """The map."""
+        """(n, d_m) -> (n, d) unit rows."""
         return self.forward(embeddings)
 
     def text(self, embeddings: Tensor) -> Tensor:
-        """The same map."""
+        """(n, d_m) -> (n, d) unit rows, by the same map."""
         return self.forward(embeddings)
-
-    def settings(self) -> dict[str, Any]:
-        """Both dimensions."""
-        return {"source": self.source, "dim": self.dim}
 
     def extra_repr(self) -> str:
         """Both dimensions, for printing."""
@@ -99,18 +80,8 @@ class TwoMaps(BaseBridge):
 
     def __init__(self, weight: Tensor) -> None:
         """`weight` (d_m, d) is copied twice, in float32."""
-        super().__init__()
+        super().__init__(*weight.shape)
         self.images, self.texts = Bridge(weight), Bridge(weight)
-
-    @property
-    def source(self) -> int:
-        """d_m."""
-        return self.images.source
-
-    @property
-    def dim(self) -> int:
-        """d."""
-        return self.images.dim
 
     def image(self, embeddings: Tensor) -> Tensor:
         """(n, d_m) -> (n, d) unit rows."""
@@ -120,10 +91,6 @@ class TwoMaps(BaseBridge):
         """(n, d_m) -> (n, d) unit rows."""
         return self.texts.text(embeddings)
 
-    def settings(self) -> dict[str, Any]:
-        """Both dimensions."""
-        return {"source": self.source, "dim": self.dim}
-
 
 class Affine(nn.Module):
     """x -> normalise(x @ weight + bias); `weight` (d, d'), `bias` (d',)."""
@@ -132,7 +99,7 @@ class Affine(nn.Module):
     bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Both are copied, in float32; no bias is zero."""
+        """Both are copied, in float32; without `bias` it is zero."""
         super().__init__()
         bias = torch.zeros(weight.shape[1]) if bias is None else bias
         self.register_buffer("weight", weight.detach().float().clone())
@@ -144,7 +111,7 @@ class Affine(nn.Module):
 
 
 class Sided(BaseBridge):
-    """`inner` with affine steps before and after it, of their own for images and for texts.
+    """`inner` with affine steps before and after it, separate for images and for texts.
 
     Steps before act on the modality's own embeddings (IsoCLIP), steps after on bound ones (centring, rotation, ...).
     """
@@ -156,23 +123,13 @@ class Sided(BaseBridge):
         inner: BaseBridge,
         image: Sequence[Affine] = (),
         text: Sequence[Affine] = (),
-        before: tuple[Affine, Affine] | None = None,
+        before: Sequence[Affine] = (),
     ) -> None:
         """`before`: (for images, for texts)."""
-        super().__init__()
+        super().__init__(inner.source, inner.dim)
         self.inner = inner
         self.after_image, self.after_text = nn.Sequential(*image), nn.Sequential(*text)
-        self.before = nn.ModuleList(before or ())
-
-    @property
-    def source(self) -> int:
-        """d_m."""
-        return self.inner.source
-
-    @property
-    def dim(self) -> int:
-        """d."""
-        return self.inner.dim
+        self.before = nn.ModuleList(before)
 
     def image(self, embeddings: Tensor) -> Tensor:
         """(n, d_m) -> (n, d) unit rows."""
@@ -207,20 +164,10 @@ class Relative(BaseBridge):
 
     def __init__(self, anchors: Tensor) -> None:
         """`anchors` (a, d_m): unit rows, the same texts in every tower; `calibrate` sets mean and std of each side."""
-        super().__init__()
+        super().__init__(anchors.shape[1], anchors.shape[0])
         self.register_buffer("anchors", anchors.detach().float().clone())
         self.register_buffer("mean", torch.zeros(2, len(anchors)))
         self.register_buffer("std", torch.ones(2, len(anchors)))
-
-    @property
-    def source(self) -> int:
-        """d_m."""
-        return self.anchors.shape[1]
-
-    @property
-    def dim(self) -> int:
-        """Number of anchors."""
-        return self.anchors.shape[0]
 
     def calibrate(self, images: Tensor, texts: Tensor) -> None:
         """Mean and standard deviation of each cosine over images (N, d_m) and over texts (K, d_m)."""
@@ -239,16 +186,12 @@ class Relative(BaseBridge):
     def _relative(self, rows: Tensor, side: int) -> Tensor:
         return F.normalize((rows @ self.anchors.T - self.mean[side]) / self.std[side], dim=-1)
 
-    def settings(self) -> dict[str, Any]:
-        """Both dimensions."""
-        return {"source": self.source, "dim": self.dim}
-
 
 class Head(BaseBridge):
-    """A network for images and texts alike: normalise(net(stem(x - offset))), the offset being the side's own.
+    """One network for images and texts: normalise(net(stem(x - offset))), with an offset for each side.
 
-    `net` is `blocks` times (linear -> BatchNorm -> activation -> linear -> BatchNorm), Xavier; `stem` a linear map
-    d_m -> d_m that starts as the identity, where there is one.
+    `net` is `blocks` times (linear -> BatchNorm -> activation -> linear -> BatchNorm), Xavier; `stem` an optional
+    linear map d_m -> d_m that starts as the identity.
     """
 
     kind = "head"
@@ -265,8 +208,8 @@ class Head(BaseBridge):
         activation: Literal["relu", "gelu"] = "relu",
     ) -> None:
         """`hidden`: width between the two linear maps of a block. Offsets start at zero."""
-        super().__init__()
-        self.shape = {"source": source, "dim": dim, "hidden": hidden, "blocks": blocks, "stem": stem}
+        super().__init__(source, dim)
+        self.shape = {"hidden": hidden, "blocks": blocks, "stem": stem}
         self.activation = activation
         self.register_buffer("offset_image", torch.zeros(source))
         self.register_buffer("offset_text", torch.zeros(source))
@@ -283,16 +226,6 @@ class Head(BaseBridge):
                 nn.init.xavier_uniform_(layer.weight)
         self.net = nn.Sequential(*layers)
 
-    @property
-    def source(self) -> int:
-        """d_m."""
-        return int(self.shape["source"])
-
-    @property
-    def dim(self) -> int:
-        """d."""
-        return int(self.shape["dim"])
-
     def forward(self, rows: Tensor) -> Tensor:
         """(n, d_m), the offset already subtracted -> (n, d) unit rows."""
         return F.normalize(self.net(self.stem(rows)), dim=-1)
@@ -306,8 +239,8 @@ class Head(BaseBridge):
         return self.forward(embeddings - self.offset_text)
 
     def settings(self) -> dict[str, Any]:
-        """The network's shape."""
-        return {**self.shape, "activation": self.activation}
+        """The constructor's arguments."""
+        return {**super().settings(), **self.shape, "activation": self.activation}
 
 
 def restore(kind: str, settings: Mapping[str, Any]) -> BaseBridge:
@@ -316,27 +249,26 @@ def restore(kind: str, settings: Mapping[str, Any]) -> BaseBridge:
     Raises:
         UnknownNameError: no such kind.
     """
-    if kind == Bridge.kind:
-        return Bridge(torch.zeros(settings["source"], settings["dim"]))
-    if kind == TwoMaps.kind:
-        return TwoMaps(torch.zeros(settings["source"], settings["dim"]))
+    if kind in (Bridge.kind, TwoMaps.kind):
+        linear = Bridge if kind == Bridge.kind else TwoMaps
+        return linear(torch.zeros(settings["source"], settings["dim"]))
     if kind == Relative.kind:
         return Relative(torch.zeros(settings["dim"], settings["source"]))
     if kind == Head.kind:
         return Head(**settings)
     if kind == Sided.kind:
-        described = dict(settings["inner"])
-        inner = restore(described.pop("kind"), described)
-        after = [[_blank(inner.dim) for _ in range(settings[side])] for side in ("image", "text")]
-        before = (_blank(inner.source), _blank(inner.source)) if settings["before"] else None
-        return Sided(inner, after[0], after[1], before)
+        inner_settings = dict(settings["inner"])
+        inner = restore(inner_settings.pop("kind"), inner_settings)
+        images, texts = _blank(inner.dim, settings["image"]), _blank(inner.dim, settings["text"])
+        before = _blank(inner.source, 2 if settings["before"] else 0)
+        return Sided(inner, images, texts, before)
     raise UnknownNameError("kind of bridge", kind, [k.kind for k in (Bridge, TwoMaps, Relative, Head, Sided)])
 
 
-def _blank(dim: int) -> Affine:
-    return Affine(torch.zeros(dim, dim))
+def _blank(dim: int, count: int) -> list[Affine]:
+    return [Affine(torch.zeros(dim, dim)) for _ in range(count)]
 
 
 def freeze(bridge: BaseBridge) -> BaseBridge:
-    """The same bridge, untrainable and in eval mode."""
+    """`bridge` itself, untrainable and in eval mode."""
     return bridge.requires_grad_(False).eval()

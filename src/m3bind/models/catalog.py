@@ -1,7 +1,7 @@
 """All models in one table, from their cards: for the terminal, as JSON, and in docs/models.md.
 
-* `rows`: one `CatalogRow` per registered name.
-* `print_table`, `as_markdown`, `update_document`.
+* `rows`: one `CatalogRow` per registered name. `print_table`, `as_dict`, `as_markdown`: their forms.
+* `update_document`: the table in a Markdown file.
 """
 
 import re
@@ -12,7 +12,6 @@ from typing import Any
 
 from m3bind.core.files import replace_between
 from m3bind.models import registry
-from m3bind.models.base import ModelCard
 from m3bind.models.published import PublishedModel
 from m3bind.models.weights.reference import reference_path
 
@@ -20,12 +19,12 @@ START, END = "<!-- table: written by `m3bind models --markdown FILE` -->", "<!--
 _HEADS = ("name", "for", "input", "dim", "licence of code", "licence of weights", "weights and notes", "verified")
 _AUTHORS = "authors' code, generated weights"
 _OURS = "own tests"
-_LONGEST = 60  # letters of a cell in the terminal
+_MAX_CELL = 60  # characters of a cell in the terminal
 
 
 @dataclass(frozen=True)
 class CatalogRow:
-    """One model. `weights` tells the names of the files and where they are from."""
+    """One model. `weights`: the names of the files and their source."""
 
     name: str
     use: str
@@ -38,13 +37,12 @@ class CatalogRow:
     source: str
     revision: str
     published: bool
-    reference: bool  # whether `m3bind check-model` has numbers to compare with
+    reference: bool  # whether `m3bind check-model` has a stored reference
 
 
 def rows() -> list[CatalogRow]:
     """Published models first, each group by name."""
-    found = [_row(name) for name in registry.names()]
-    return sorted(found, key=lambda row: (not row.published, row.name))
+    return sorted(map(_row, registry.names()), key=lambda row: (not row.published, row.name))
 
 
 def _row(name: str) -> CatalogRow:
@@ -57,7 +55,7 @@ def _row(name: str) -> CatalogRow:
         card.joint_dim,
         card.licence_code,
         card.licence_weights,
-        _weights(card),
+        card.notes.rstrip(".") or "none",
         card.verified or (_AUTHORS if published else _OURS),
         card.source,
         card.revision,
@@ -75,17 +73,13 @@ def _use(cls: type, published: bool) -> str:
     return re.split(r"[:,(]", line)[0].strip().rstrip(".")
 
 
-def _weights(card: ModelCard) -> str:
-    return card.notes.rstrip(".") or "none"
-
-
-def as_dict(found: list[CatalogRow]) -> dict[str, Any]:
+def as_dict(table_rows: list[CatalogRow]) -> dict[str, Any]:
     """For JSON."""
-    return {"models": [asdict(row) for row in found]}
+    return {"models": [asdict(row) for row in table_rows]}
 
 
-def print_table(found: list[CatalogRow]) -> None:
-    """Print to the terminal, the beginnings of long cells; `as_dict` and docs/models.md hold them whole."""
+def print_table(table_rows: list[CatalogRow]) -> None:
+    """Print to the terminal, long cells shortened; `as_dict` and docs/models.md have their full text."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -93,23 +87,23 @@ def print_table(found: list[CatalogRow]) -> None:
     table = Table(box=SIMPLE, header_style="bold", padding=(0, 1))
     for head in _HEADS:
         table.add_column(head, justify="right" if head == "dim" else "left", no_wrap=head in ("name", "dim"))
-    for row in found:
+    for row in table_rows:
         name, use, shape, dim, *rest = _cells(row)
         shape = re.split(r"[;:,]|(?<=\d) \(| at (?=\d)", shape)[0]
-        table.add_row(name, use, shape, dim, *map(_beginning, rest))
+        table.add_row(name, use, shape, dim, *map(_shortened, rest))
     Console(width=None if sys.stdout.isatty() else 180, markup=False, highlight=False).print(table)
 
 
-def _beginning(text: str) -> str:
-    """The first sentence or clause, at most `_LONGEST` letters."""
+def _shortened(text: str) -> str:
+    """The first sentence or clause, up to `_MAX_CELL` characters."""
     text = re.split(r"(?<=[\w)'])[.;:] ", text)[0]
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3].rpartition(" ")[0] + " ..."
+    return text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 3].rpartition(" ")[0] + " ..."
 
 
-def as_markdown(found: list[CatalogRow]) -> str:
+def as_markdown(table_rows: list[CatalogRow]) -> str:
     """The table of docs/models.md."""
     lines = ["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS)]
-    for row in found:
+    for row in table_rows:
         cells = [cell.replace("|", "\\|") for cell in _cells(row)]
         if row.source.startswith("https://"):
             cells[0] = f"[{row.name}]({row.source.split()[0].rstrip(',.')})"

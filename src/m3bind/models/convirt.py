@@ -5,9 +5,9 @@ n items.
     image: ResNet-50, average pool 2048, Linear to 2048, ReLU, Linear to 512.
     text:  BioClinicalBERT, mean over real tokens, Linear to 768, ReLU, Linear to 512.
 
-No weights are published; a checkpoint of that code's own training run loads. Two of its habits are left out: images
-met only its random training transform (here: both sides to 224, as that transform starts, ImageNet mean and deviation),
-and a text was one sentence of a report drawn at random (here: the text as it is). Zhang et al. 2020,
+No weights are published; a checkpoint of that code's own training run loads. It differs in two respects: its images
+passed only a random training transform (here: both sides to 224, as that transform starts, ImageNet mean and
+deviation), and its texts were random sentences of a report (here: the unchanged text). Zhang et al. 2020,
 https://arxiv.org/abs/2010.00747.
 """
 
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.layers.transforms import rgb_picture, standardize
+from m3bind.models.layers.preprocess import rgb_image
+from m3bind.models.layers.transforms import IMAGENET_MEAN, IMAGENET_STD, standardize
 from m3bind.models.published import BIOCLINICALBERT, Common, PublishedModel, bert_trunk, resnet50_trunk
 from m3bind.models.weights.checkpoint import rename
 
 SIZE = 224
 TEMPERATURE = 0.1
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 _STAGES = {0: "conv1", 1: "bn1", 4: "layer1", 5: "layer2", 6: "layer3", 7: "layer4"}  # places in their nn.Sequential
 
 
@@ -75,8 +75,10 @@ class Convirt(PublishedModel):
         """(H, W) or (H, W, 3) -> (3, 224, 224), ImageNet mean and standard deviation."""
         from torchvision.transforms.functional import resize
 
-        pixels = np.array(resize(rgb_picture(sample), [SIZE, SIZE]), dtype=np.float32)
-        return standardize(torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255)), MEAN, STD).contiguous()
+        pixels = np.array(resize(rgb_image(sample), [SIZE, SIZE]), dtype=np.float32)
+        return standardize(
+            torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255)), IMAGENET_MEAN, IMAGENET_STD
+        ).contiguous()
 
 
 def _head(in_dim: int, out_dim: int) -> nn.Sequential:

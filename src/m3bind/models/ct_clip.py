@@ -7,8 +7,8 @@ n volumes or texts, D slices (240 after `preprocess`).
     logits: cosines times exp(temperature).
 
 Orientation. The weights expect the axes (S, L, P): first towards the head, second towards the patient's left, third
-towards the back. That is how the authors' NIfTI files come out of their code, which reads no orientation at all
-(TorchIO issue 1282, CT-CLIP issue 41). A sample of m3bind is (D, H, W) = (S, P, L), whatever its file was, so
+towards the back. This is the result of the authors' code on their NIfTI files; it reads no orientation at all
+(TorchIO issue 1282, CT-CLIP issue 41). A sample of m3bind is (D, H, W) = (S, P, L), whatever its file's orientation, so
 `preprocess` swaps H and W and flips nothing. Hamamci et al. 2024, https://arxiv.org/abs/2403.17834.
 """
 
@@ -25,9 +25,11 @@ from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.layers.ctvit import FEATURES, SIDE, CTViT
-from m3bind.models.layers.volumes import CT_RATE_LABELS, centred, checked_spacing, volume_of
+from m3bind.models.layers.preprocess import centred
+from m3bind.models.layers.volumes import CT_RATE_LABELS, checked_spacing, volume_of
 from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
-from m3bind.models.weights.checkpoint import LoadReport, State, load_strict, read_state, rename
+from m3bind.models.weights.checkpoint import LoadReport, load_strict, rename
+from m3bind.models.weights.weight_files import State, read_state
 
 SPACING = (1.5, 0.75, 0.75)  # mm
 SHAPE = (240, SIDE, SIDE)  # voxels at that spacing
@@ -37,11 +39,11 @@ _STRIPPED = str.maketrans("", "", "\"'()")
 _BERT, _VQ = "text_trunk.bert", "image_trunk.vq._codebook"
 
 
-def _plain(state: State, wanted: frozenset[str]) -> State:
+def _plain(state: State, module_keys: frozenset[str]) -> State:
     """The quantiser's table without the first axis that most releases of vector-quantize-pytorch give it.
 
     Raises:
-        CheckpointError: the table was never filled, or the network has parts the published one has not.
+        CheckpointError: the table was never filled, or the network has more parts than the published one.
     """
     initted = state.get(f"{_VQ}.initted")
     if initted is not None and not bool(initted.all()):
@@ -51,8 +53,8 @@ def _plain(state: State, wanted: frozenset[str]) -> State:
     if f"{_VQ}.embed" not in state:
         return state
     table = state[f"{_VQ}.embed"]
-    kept = {key: value for key, value in state.items() if key != f"{_VQ}.embed"}
-    return kept | {"image_trunk.quantiser.table": table[0] if table.ndim == 3 and len(table) == 1 else table}
+    others = {key: value for key, value in state.items() if key != f"{_VQ}.embed"}
+    return others | {"image_trunk.quantiser.table": table[0] if table.ndim == 3 and len(table) == 1 else table}
 
 
 class CtClip(PublishedModel):
@@ -60,6 +62,7 @@ class CtClip(PublishedModel):
 
     name = "ct_clip"
     check_shape = (1, 20, 480, 480)
+    own_settings = ("clip", "spacing")
     tokenizer_source = "microsoft/BiomedVLP-CXR-BERT-specialized"
     lowercase = True
     migrations = (
@@ -123,16 +126,15 @@ class CtClip(PublishedModel):
 
         Args:
             clip: HU are limited to -1000..1000 "before" resampling (the authors' inference) or "after" it (training).
-            spacing: voxel sides (D, H, W) in mm of volumes that state none; without it they are refused.
-            classifier: with the linear layer for the 18 labels; a checkpoint that has one brings it unasked.
+            spacing: voxel sides (D, H, W) in mm of volumes that state none; without it such volumes are refused.
+            classifier: with the linear layer for the 18 labels; a checkpoint with such a layer adds it in any case.
             common: see `PublishedModel`.
 
         Raises:
             ConfigError: an unknown `clip`, or a `spacing` that is not three positive numbers.
         """
         super().__init__(**common)
-        if clip not in ("before", "after"):
-            raise ConfigError(f"clip={clip!r} of ct_clip is unknown; choose 'before' or 'after'.")
+        self._check_choice("clip", clip, ("before", "after"))
         self.clip, self.spacing, self.max_tokens = clip, checked_spacing(spacing, self.name), 512
         self.image_trunk = CTViT()
         self.image_head = nn.Linear(FEATURES, self.joint_dim, bias=False)
@@ -143,17 +145,12 @@ class CtClip(PublishedModel):
         self._finish()
 
     @property
-    def logit_scale(self) -> Tensor:
-        """exp(temperature), learned."""
-        return self.scale()  # type: ignore[no-any-return]
-
-    @property
     def labels(self) -> tuple[str, ...]:
         """Names of the columns of `label_logits`, in order."""
         return CT_RATE_LABELS
 
     def label_logits(self, images: Tensor) -> Tensor:
-        """What `encode_image` returns, (n, 512) -> (n, 18), by the linear layer of a LiPro checkpoint.
+        """The output of `encode_image`, (n, 512) -> (n, 18), by the linear layer of a LiPro checkpoint.
 
         Raises:
             ConfigError: the model has no such layer.
@@ -175,9 +172,7 @@ class CtClip(PublishedModel):
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments as JSON values."""
-        spacing = None if self.spacing is None else list(self.spacing)
-        own = {"clip": self.clip, "spacing": spacing, "classifier": self.classifier is not None}
-        return super().settings() | own
+        return super().settings() | {"classifier": self.classifier is not None}
 
     def load_checkpoint(self, path: Path | str) -> LoadReport:
         """Load published weights strictly; a linear layer for labels in the file becomes `classifier`.
@@ -198,12 +193,12 @@ class CtClip(PublishedModel):
         """(D, H, W) in HU -> (1, 240, 480, 480), axes S L P.
 
         Raises:
-            ConfigError: no volume, or one without spacing while the setting `spacing` is None.
+            ConfigError: not a volume, or one without spacing while the setting `spacing` is None.
         """
         volume, spacing = volume_of(sample, self.spacing, self.name)
         if self.clip == "before":
             volume.clamp_(*HU)
-        size = [resampled_size(*found) for found in zip(volume.shape, spacing, SPACING)]
+        size = [resampled_size(*axis) for axis in zip(volume.shape, spacing, SPACING)]
         if size != list(volume.shape):
             volume = F.interpolate(volume[None, None], size, mode="trilinear", align_corners=False)[0, 0]
         volume = centred(volume, SHAPE, HU[0]).clamp(*HU).div_(1000)
@@ -214,7 +209,7 @@ def resampled_size(count: int, old: float, new: float) -> int:
     """Voxels along an axis after resampling, truncated as the authors do.
 
     NIfTI headers hold 32-bit numbers: 0.9 mm comes back as 0.89999998, which would lose a voxel. A short decimal that
-    is the same 32-bit number is taken instead.
+    is the same 32-bit number is used instead.
     """
     short = float(f"{old:.6g}")
     side = short if np.float32(short) == np.float32(old) else old

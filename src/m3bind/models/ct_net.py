@@ -1,13 +1,13 @@
 """CT-Net (chest CT): a supervised classifier of whole volumes, without a text tower.
 
-n volumes, k labels. A volume is 402 slices as 134 pictures of three channels.
+n volumes, k labels. A volume is 402 slices as 134 images of three channels.
 
-    trunk       ResNet-18 on each picture to 512 x 14 x 14, three 3-D convolutions over all of them, 7200 features
+    trunk       ResNet-18 on each image to 512 x 14 x 14, three 3-D convolutions over all of them, 7200 features
     head        Linear, ReLU, Linear, ReLU: 96 features, divided by their norm in `encode_image`
     classifier  Linear to k labels; sigmoid
 
-The authors' volumes (RAD-ChestCT) run from the head down, m3bind's from the feet up: `preprocess` turns them. Rows
-(to the back) and columns (to the patient's left) agree. Other volumes are first brought to 0.8 mm as RAD-ChestCT was
+The authors' volumes (RAD-ChestCT) run from the head down, m3bind's from the feet up: `preprocess` flips them. Rows
+(to the back) and columns (to the patient's left) agree. Other volumes are first resampled to 0.8 mm as RAD-ChestCT was
 (rachellea/ct-volume-preprocessing: cubic B-splines, whole numbers, limits -1000 and 1000).
 Draelos et al. 2021, https://arxiv.org/abs/2002.04752.
 """
@@ -23,18 +23,20 @@ from torch import Tensor, nn
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.layers.volumes import CT_RATE_LABELS, centred, checked_spacing, volume_of
+from m3bind.models.layers.preprocess import centred
+from m3bind.models.layers.volumes import CT_RATE_LABELS, checked_spacing, volume_of
 from m3bind.models.published import ImageOnly
-from m3bind.models.weights.checkpoint import read_state, rename
+from m3bind.models.weights.checkpoint import rename
+from m3bind.models.weights.weight_files import read_state
 
 SPACING = 0.8  # mm, all sides
 SHAPE = (402, 420, 420)
-PICTURES = SHAPE[0] // 3
+IMAGES = SHAPE[0] // 3
 HU = (-1000.0, 200.0)
 STORED_HU = (-1000.0, 1000.0)  # limits of the authors' prepared volumes, which hold whole numbers
 MEAN = 0.449
 FEATURES = 16 * 18 * 5 * 5
-TOGETHER = 6  # pictures that pass the ResNet at once outside of training
+TOGETHER = 6  # images per pass of the ResNet outside of training
 _MANY = (
     "bandlike_or_linear bronchial_wall_thickening groundglass honeycombing reticulation tree_in_bud airspace_disease "
     "air_trapping aspiration atelectasis bronchiectasis bronchiolectasis bronchiolitis bronchitis emphysema hemothorax "
@@ -47,7 +49,7 @@ _MANY = (
     "nodulegr1cm opacity plaque postsurgical scarring scattered_calc scattered_nod secretion soft_tissue staple stent "
     "suture transplant chest_tube tracheal_tube gi_tube"
 )
-# by the number of outputs: columns of the authors' label files; CT-RATE, on which CT-CLIP's authors trained it
+# by the number of outputs: columns of the authors' label files; CT-RATE (trained by the authors of CT-CLIP)
 LABELS: Mapping[int, tuple[str, ...]] = {83: tuple(_MANY.split()), 18: CT_RATE_LABELS}
 
 
@@ -60,8 +62,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.resnet = resnet18(weights=None)
         self.resnet.avgpool, self.resnet.fc = nn.Identity(), nn.Identity()
-        self.reduce = nn.Sequential(  # the 134 pictures are channels, the 512 maps of each are the depth
-            nn.Conv3d(PICTURES, 64, 3, stride=(3, 1, 1)),
+        self.reduce = nn.Sequential(  # the 134 images are channels, the 512 maps of each are the depth
+            nn.Conv3d(IMAGES, 64, 3, stride=(3, 1, 1)),
             nn.ReLU(),
             nn.Conv3d(64, 32, 3, stride=(3, 1, 1)),
             nn.ReLU(),
@@ -75,20 +77,20 @@ class Trunk(nn.Module):
         Raises:
             ConfigError: another shape.
         """
-        if volumes.shape[1:] != (PICTURES, 3, *SHAPE[1:]):
+        if volumes.shape[1:] != (IMAGES, 3, *SHAPE[1:]):
             raise ConfigError(
-                f"CT-Net takes volumes (n, {PICTURES}, 3, {SHAPE[1]}, {SHAPE[2]}), this batch is "
+                f"CT-Net takes volumes (n, {IMAGES}, 3, {SHAPE[1]}, {SHAPE[2]}), this batch is "
                 f"{tuple(volumes.shape)}; prepare samples with the model's preprocess."
             )
         if self.training:
-            maps = self.maps(volumes.flatten(0, 1)).view(len(volumes), PICTURES, 512, 14, 14)
+            maps = self.maps(volumes.flatten(0, 1)).view(len(volumes), IMAGES, 512, 14, 14)
             return self.reduce(maps).flatten(1)  # type: ignore[no-any-return]
         rows = [self.reduce(self.maps(volume)[None]).flatten(1) for volume in volumes]
         return torch.cat(rows) if rows else volumes.new_zeros(0, FEATURES)
 
-    def maps(self, pictures: Tensor) -> Tensor:
-        """(m, 3, 420, 420) -> (m, 512, 14, 14), few pictures at a time outside of training."""
-        parts = torch.split(pictures, len(pictures) if self.training else TOGETHER)
+    def maps(self, images: Tensor) -> Tensor:
+        """(m, 3, 420, 420) -> (m, 512, 14, 14), few images at a time outside of training."""
+        parts = torch.split(images, len(images) if self.training else TOGETHER)
         maps = [self.resnet(part.contiguous(memory_format=torch.channels_last)) for part in parts]
         return torch.cat(maps).view(-1, 512, 14, 14)
 
@@ -97,6 +99,7 @@ class CtNet(ImageOnly):
     """CT-Net as its authors defined it, with 83 or 18 outputs."""
 
     name = "ct_net"
+    own_settings = ("outputs", "spacing")
     instead = "it was trained on labels alone. Take its probabilities or image features, or choose ct_clip for texts."
     migrations = (
         rename(r"^features\.0\.", "image_trunk.resnet.conv1."),
@@ -130,7 +133,7 @@ class CtNet(ImageOnly):
 
         Args:
             outputs: 83 (labels of RAD-ChestCT) or 18 (of CT-RATE).
-            spacing: voxel sides (D, H, W) in mm of volumes that state none; without it they are refused.
+            spacing: voxel sides (D, H, W) in mm of volumes that state none; without it such volumes are refused.
             frozen: see `PublishedModel`.
 
         Raises:
@@ -155,28 +158,28 @@ class CtNet(ImageOnly):
         return LABELS[self.outputs]
 
     def logits(self, images: Tensor, texts: Tensor | None = None) -> Tensor:
-        """What `preprocess` gives, (n, 134, 3, 420, 420) -> (n, k), one column per label.
+        """Preprocessed volumes (n, 134, 3, 420, 420) -> (n, k), one column per label.
 
         Raises:
-            ConfigError: `texts` are given; this model compares nothing.
+            ConfigError: `texts` are given; the model has no text tower.
         """
         if texts is not None:
             self._refuse()
         return self.label_logits(self.image_features(images))
 
     def label_logits(self, features: Tensor) -> Tensor:
-        """What `image_features` returns, (n, 7200) -> (n, k), one column per label."""
+        """Output of `image_features` (n, 7200) -> (n, k), one column per label."""
         return self.classifier(self.project_image(features))  # type: ignore[no-any-return]
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """(n, 134, 3, 420, 420) -> (n, k) in 0..1, each label for itself."""
+        """(n, 134, 3, 420, 420) -> (n, k) in 0..1, independent for each label."""
         return self.logits(images).sigmoid()
 
     # ---- settings and samples
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
-        """The model with the weights of a file; where `outputs` is not given, the file decides.
+        """The model with the weights of a file; the default of `outputs` is their number in the file.
 
         Raises:
             CheckpointError: damaged, unsafe to read, or of another model.
@@ -187,16 +190,11 @@ class CtNet(ImageOnly):
                 settings = {**settings, "outputs": rows[0]}
         return super().from_checkpoint(path, settings, variant)
 
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        spacing = None if self.spacing is None else list(self.spacing)
-        return super().settings() | {"outputs": self.outputs, "spacing": spacing}
-
     def preprocess(self, sample: Sample) -> Tensor:
         """(D, H, W) in HU -> (134, 3, 420, 420), from the head down.
 
         Raises:
-            ConfigError: no volume, or one without spacing while the setting `spacing` is None.
+            ConfigError: not a volume, or one without spacing while the setting `spacing` is None.
         """
         volume, spacing = volume_of(sample, self.spacing, self.name)
         volume = volume.flip(0)
@@ -204,7 +202,7 @@ class CtNet(ImageOnly):
             volume = resampled(volume, spacing).round_().clamp_(*STORED_HU)
         volume = centred(volume, SHAPE, float(volume.min()))
         volume = volume.clamp(*HU).sub_(HU[0]).div_(HU[1] - HU[0]).sub_(MEAN)
-        return volume.view(PICTURES, 3, *SHAPE[1:])
+        return volume.view(IMAGES, 3, *SHAPE[1:])
 
 
 def resampled(volume: Tensor, spacing: Sequence[float]) -> Tensor:
@@ -215,7 +213,7 @@ def resampled(volume: Tensor, spacing: Sequence[float]) -> Tensor:
 
 
 def _spline(count: int, side: float) -> Tensor:
-    """Resampling along an axis as a matrix (new, old): what the spline makes of unit vectors; first voxels coincide."""
+    """Resampling along an axis as a matrix (new, old): the splines of unit vectors; the first voxels coincide."""
     from scipy.ndimage import affine_transform
 
     size = max(1, round(count * (side / SPACING)))

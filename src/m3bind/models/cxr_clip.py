@@ -5,30 +5,30 @@ n items, L tokens.
     image: Swin-tiny, the first (upper left) of its 49 tokens 768; or ResNet-50, average pool 2048; Linear.
     text:  BioClinicalBERT, last layer at the last real token 768, Linear.
 
-Swin has no class token: the authors index the sequence as if it had one. Pictures are normalised by mean and
-standard deviation .5, as the reference values of both towers were recorded; the authors' trainer and evaluator take
-ImageNet's for the ResNet: `normalize="imagenet"`. Compare both on labelled pictures before relying on the ResNet.
+Swin has no class token: the authors index the sequence as if it had one. Images are normalised by mean and standard
+deviation .5, as the reference values of both towers were recorded; the authors' trainer and evaluator use ImageNet's
+for the ResNet: `normalize="imagenet"`. Compare both on labelled images before relying on the ResNet.
 You et al. 2023, https://arxiv.org/abs/2310.13292.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 from torch import Tensor, nn
 
-from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
+from m3bind.models.layers.preprocess import rgb_image
 from m3bind.models.layers.swin import SIZE, SwinTrunk, swin_names
-from m3bind.models.layers.transforms import rgb_picture
+from m3bind.models.layers.transforms import IMAGENET_MEAN, IMAGENET_STD, normalized
 from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk, resnet50_trunk
 from m3bind.models.weights.checkpoint import rename
 
 SWIN, RESNET = "cxr_clip_swin", "cxr_clip_resnet50"
 STATISTICS = {  # by the authors' names: mean, standard deviation
     "huggingface": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
 }
 _CARD = ModelCard(
     source="https://github.com/Soombit-ai/cxr-clip (You et al. 2023, arXiv:2310.13292)",
@@ -55,6 +55,7 @@ class CxrClip(PublishedModel):
     """CXR-CLIP as its authors published it, with either image tower."""
 
     names = (SWIN, RESNET)
+    own_settings = ("normalize",)
     tokenizer_source = BIOCLINICALBERT
     cards: ClassVar[Mapping[str, ModelCard]] = {
         SWIN: _CARD,
@@ -92,39 +93,20 @@ class CxrClip(PublishedModel):
             ConfigError: an unknown `normalize`.
         """
         super().__init__(variant, **common)
-        if normalize not in STATISTICS:
-            known = ", ".join(STATISTICS)
-            raise ConfigError(f"normalize={normalize!r} of {self.variant} is unknown; choose one of {known}.")
+        self._check_choice("normalize", normalize, STATISTICS)
         self.normalize = normalize
         self.max_tokens = 256
-        self.image_trunk, width = _image_trunk(self.variant)
-        self.image_head = nn.Linear(width, self.joint_dim)
+        swin = self.variant == SWIN
+        self.image_trunk = SwinTrunk("first") if swin else resnet50_trunk()
+        self.image_head = nn.Linear(768 if swin else 2048, self.joint_dim)
         self.text_trunk = bert_trunk(28996, "last")
         self.text_head = nn.Linear(768, self.joint_dim)
         self.scale = LearnedScale()
         self._finish()
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """Learned."""
-        return self.scale()  # type: ignore[no-any-return]
-
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        return super().settings() | {"normalize": self.normalize}
-
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W) or (H, W, 3) -> (3, 224, 224)."""
-        from torchvision.transforms import functional as F
+        from torchvision.transforms.functional import center_crop, resize
 
-        picture = F.center_crop(F.resize(rgb_picture(sample), SIZE), [SIZE, SIZE])
-        mean, std = STATISTICS[self.normalize]
-        made: Tensor = F.normalize(F.to_tensor(picture), list(mean), list(std))
-        return made
-
-
-def _image_trunk(variant: str) -> tuple[nn.Module, int]:
-    """The untrained image network and the width of its features."""
-    if variant == SWIN:
-        return SwinTrunk("first"), 768
-    return resnet50_trunk(), 2048
+        image = center_crop(resize(rgb_image(sample), SIZE), [SIZE, SIZE])
+        return normalized(image, *STATISTICS[self.normalize])

@@ -2,14 +2,14 @@
 
 n records, T samples, P patches, H width. 6 layers, width 512, 8 heads, feed-forward 2048, ReLU, first-token output,
 joint dimension 512, learned logit scale: the sizes the paper's repository states. That code cannot run (its position
-table and value embedding are unused), so the embedding of the signal is ours: one linear map per patch of 0.1 s over
-all leads at once (a strided convolution), with learned positions. 10 s give P = 100 tokens; one token per sample would
+table and value embedding are unused), so the embedding of the signal is our own: one linear map per patch of 0.1 s over
+all leads (a strided convolution), with learned positions. 10 s give P = 100 tokens; one token per sample would
 give 1,000 to 5,000, at 100 to 2,500 times the attention cost. A checkpoint with the repository's own keys is recognised
 and loaded as `ecg_clip_repository`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,11 +24,25 @@ from m3bind.models.layers.augment import vary
 from m3bind.models.layers.heads import make_head
 from m3bind.models.layers.pair import TowerPair
 from m3bind.models.layers.preprocess import signal_tensor
-from m3bind.models.layers.text_encoder import lora_targets, make_text_encoder
-from m3bind.models.weights.checkpoint import read_state
+from m3bind.models.layers.text_encoder import make_text_encoder
+from m3bind.models.weights.weight_files import read_state
 
 LEADS = 12
-_REPOSITORY_KEY = "ecg_encoder.value_embedding.weight"  # only the repository's layout embeds single samples
+_REPOSITORY_KEY = "ecg_encoder.value_embedding.weight"  # of the repository's layout only, which embeds single samples
+
+
+@dataclass(frozen=True)
+class EcgShape:
+    """Input and size of the ECG tower; see `EcgClip`."""
+
+    rate: float  # Hz
+    seconds: float
+    patch_ms: float
+    width: int
+    layers: int
+    heads: int
+    feed_forward: int
+    dropout: float
 
 
 class EcgTransformer(nn.Module):
@@ -37,32 +51,34 @@ class EcgTransformer(nn.Module):
     transformers' BertModel is this network (with ReLU); its one-word vocabulary is the first token.
     """
 
-    def __init__(
-        self, samples: int, patch: int, width: int, layers: int, heads: int, feed_forward: int, dropout: float
-    ) -> None:
-        """`samples` T and `patch` in samples; T is a multiple of `patch`."""
+    def __init__(self, shape: EcgShape) -> None:
+        """T is rate * seconds, a multiple of the patch.
+
+        Raises:
+            ConfigError: it is not.
+        """
         from transformers import BertConfig, BertModel
 
         super().__init__()
+        samples, patch = round(shape.rate * shape.seconds), round(shape.rate * shape.patch_ms / 1000)
         if samples % patch:
             raise ConfigError(f"{samples} samples are no multiple of the patch of {patch}; change seconds or patch_ms.")
         config = BertConfig(
             vocab_size=1,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=feed_forward,
+            hidden_size=shape.width,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            intermediate_size=shape.feed_forward,
             hidden_act="relu",
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
+            hidden_dropout_prob=shape.dropout,
+            attention_probs_dropout_prob=shape.dropout,
             max_position_embeddings=samples // patch + 1,
             type_vocab_size=1,
             pad_token_id=None,
             layer_norm_eps=1e-5,
         )
-        self.patches = nn.Conv1d(LEADS, width, patch, patch)
+        self.patches = nn.Conv1d(LEADS, shape.width, patch, patch)
         self.encoder: Any = BertModel(config, add_pooling_layer=False)
-        self.out_dim = width
 
     def forward(self, batch: Tensor) -> Tensor:
         """(n, 12, T) -> (n, H), the first token of the last layer."""
@@ -108,14 +124,14 @@ class EcgClip(TowerPair):
         modality: str = "ecg",
         assets: Path | str | None = None,
     ) -> None:
-        """Build with a random ECG tower; the text tower brings its own weights unless text="bert" or settings.
+        """Build with a random ECG tower; the text tower has its own weights unless text="bert" or settings.
 
         Args:
             text: text tower, see `make_text_encoder`: BioClinicalBERT's folder or hub id (pin `revision`), or "bert".
             revision: commit, when `text` is a hub id.
             joint_dim: d_m.
-            rate: Hz the signal is resampled to.
-            seconds: kept around the centre.
+            rate: Hz after resampling.
+            seconds: length used around the centre.
             patch_ms: length of one token in milliseconds.
             width: H.
             layers: transformer layers.
@@ -126,7 +142,7 @@ class EcgClip(TowerPair):
             max_tokens: longest text in tokens.
             text_config: for text="bert": fields of BertConfig.
             frozen: parts that stage 0 does not train.
-            modality: name of the modality it serves.
+            modality: name of its modality.
             assets: folder with tokenizer.json, for text="bert".
 
         Raises:
@@ -144,41 +160,22 @@ class EcgClip(TowerPair):
             revision=revision,
             config=text_config,
         )
-        trunk = EcgTransformer(
-            round(rate * seconds), round(rate * patch_ms / 1000), width, layers, heads, feed_forward, dropout
-        )
-        super().__init__(trunk, make_head("linear", width, joint_dim, bias=True), encoder, frozen)
-        self.modality = modality
-        self._own: dict[str, Any] = {
-            "joint_dim": joint_dim,
-            "rate": rate,
-            "seconds": seconds,
-            "patch_ms": patch_ms,
-            "width": width,
-            "layers": layers,
-            "heads": heads,
-            "feed_forward": feed_forward,
-            "dropout": dropout,
-            "pooling": pooling,
-            "modality": modality,
-        }
-        self.card = replace(type(self).card, joint_dim=joint_dim, lora_text=lora_targets(self.text_trunk))
+        shape = EcgShape(rate, seconds, patch_ms, width, layers, heads, feed_forward, dropout)
+        trunk = EcgTransformer(shape)
+        own = {"joint_dim": joint_dim, **asdict(shape), "pooling": pooling, "modality": modality}
+        super().__init__(trunk, make_head("linear", width, joint_dim, bias=True), encoder, own, frozen)
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
-        """As the base class; a file of the paper's repository gives an `EcgClipRepository` (and takes its settings).
+        """As the base class; a file of the paper's repository is loaded as an `EcgClipRepository`, with its settings.
 
         Raises:
             CheckpointError: damaged, unsafe to read, or of neither layout.
-            UnknownNameError: a setting that the layout in the file does not take.
+            UnknownNameError: a setting that the model of the file's layout does not have.
         """
         if any(key.endswith(_REPOSITORY_KEY) for key in read_state(path)):
             return registry.load("ecg_clip_repository", path, **settings)  # type: ignore[return-value]
         return super().from_checkpoint(path, settings, variant)
-
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values; `text` holds the text tower's configuration, not a name."""
-        return {**self._own, "text": dict(self.text_settings), "frozen": list(self.frozen)}
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(12, T) in mV -> (12, rate * seconds), units of 0.5 mV."""

@@ -11,16 +11,16 @@ run. What is computed here is the declared network, repaired: the declared value
 positions count samples, and the text output's first token is projected. For the paper's experiments m3bind trains
 `ecg_clip` instead (patches of 12 leads, 50 times shorter sequences); this layout is for files with these keys.
 
-Nothing upstream says how 12 leads become one sequence, nor rate, units or filter. Here: one lead (II by default), 10 s
-at 500 Hz, so that the position table is used in full; units of 0.5 mV with the median subtracted, as in `ecg_clip`.
+The repository does not define how 12 leads become one sequence, nor rate, units or filter. Here: one lead (default II),
+10 s at 500 Hz, so that the whole position table is used; units of 0.5 mV with the median subtracted, as in `ecg_clip`.
 
-5001 tokens make an attention matrix of 800 MB for one record and layer. So few records pass the layers at a time that
-their matrices together would be no larger (one record at 5000 samples); in eval mode, and without dropout, torch makes
-no whole matrix. While training, each layer is computed again for its gradient instead of being kept: one record of 5000
+5001 tokens make an attention matrix of 800 MB for one record and layer. The records per pass are limited so that their
+matrices together are no larger (one record at 5000 samples); in eval mode, and without dropout, torch does not allocate
+a whole matrix. In training, each layer is recomputed for its gradient instead of being stored: one record of 5000
 samples takes 1 GB, with dropout 4 GB.
 """
 
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class SampleTransformer(nn.Module):
     def __init__(self, dropout: float) -> None:
         """`dropout` of both kinds, in train mode."""
         super().__init__()
-        # Tokens first: with the batch first, torch's fast path would hold the whole attention matrix.
+        # Tokens first: with the batch first, torch's fast path would allocate the whole attention matrix.
         layer = nn.TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD, dropout, "relu", batch_first=False)
         self.value_embedding = nn.Linear(1, WIDTH)
         self.position_embedding = nn.Parameter(torch.empty(1, SAMPLES, WIDTH))
@@ -64,9 +64,9 @@ class SampleTransformer(nn.Module):
         if signal.ndim != 2 or not 0 < signal.shape[1] <= SAMPLES:
             raise ConfigError(
                 f"ecg_clip_repository takes one lead of at most {SAMPLES} samples, (n, T) or (n, 1, T), not "
-                f"{tuple(batch.shape)}; its preprocess picks a lead (setting lead) and resamples."
+                f"{tuple(batch.shape)}; its preprocess selects a lead (setting lead) and resamples."
             )
-        if torch.compiler.is_exporting():  # a graph for any n has no loop over parts
+        if torch.compiler.is_exporting():  # an exported graph for any n cannot loop over parts
             return self._first_token(signal)
         rows = (SAMPLES // signal.shape[1]) ** 2
         return torch.cat([self._first_token(part) for part in torch.split(signal, rows)])
@@ -78,15 +78,15 @@ class SampleTransformer(nn.Module):
         x = x.transpose(0, 1).contiguous()  # (1 + T, m, 512)
         for layer in self.transformer_encoder.layers:
             x = checkpoint(layer, x, use_reentrant=False) if torch.is_grad_enabled() else layer(x)
-        first: Tensor = x[0]
-        return first
+        return x[0]  # type: ignore[no-any-return]
 
 
 class EcgClipRepository(PublishedModel):
-    """ECG-CLIP as the paper's repository declares it; `m3bind.models.load("ecg_clip", FILE)` gives it for its files."""
+    """ECG-CLIP as in the paper's repository; `m3bind.models.load("ecg_clip", FILE)` returns it for its files."""
 
     name = "ecg_clip_repository"
     check_shape = (1, 600)
+    own_settings = ("pooling", "lead", "rate", "seconds", "dropout")
     tokenizer_source = BIOCLINICALBERT
     migrations = (
         rename(r"^ecg_encoder\.", "image_trunk."),
@@ -124,9 +124,9 @@ class EcgClipRepository(PublishedModel):
 
         Args:
             pooling: of the text tower, "cls" (first token) or "pooler" (BERT's tanh layer on it).
-            lead: which of the 12 leads is the sequence.
-            rate: Hz the signal is resampled to.
-            seconds: kept around the centre; `rate` times `seconds` is at most 5000.
+            lead: the lead, of 12, that is the sequence.
+            rate: Hz after resampling.
+            seconds: length used around the centre; `rate` times `seconds` is at most 5000.
             dropout: of the ECG tower in train mode; with 0, training at 5000 samples takes far less memory.
             common: see `PublishedModel`.
 
@@ -134,32 +134,21 @@ class EcgClipRepository(PublishedModel):
             ConfigError: an unknown `pooling` or `lead`, or more samples than positions.
         """
         super().__init__(**common)
-        if pooling not in ("cls", "pooler"):
-            raise ConfigError(f"pooling={pooling!r} of {self.name} is unknown; choose 'cls' or 'pooler'.")
-        if lead not in LEADS:
-            raise ConfigError(f"lead={lead!r} of {self.name} is unknown; choose one of {', '.join(LEADS)}.")
+        self._check_choice("pooling", pooling, ("cls", "pooler"))
+        self._check_choice("lead", lead, LEADS)
         if not 1 <= round(rate * seconds) <= SAMPLES:
             raise ConfigError(
                 f"{seconds:g} s at {rate:g} Hz are {round(rate * seconds)} samples, but {self.name} has {SAMPLES} "
                 "positions; lower rate or seconds."
             )
-        self.lead, self.rate, self.seconds, self.dropout, self.max_tokens = lead, rate, seconds, dropout, 256
+        self.pooling, self.lead, self.rate, self.seconds = pooling, lead, rate, seconds
+        self.dropout, self.max_tokens = dropout, 256
         self.image_trunk = SampleTransformer(dropout)
         self.image_head = nn.Linear(WIDTH, self.joint_dim)
         self.text_trunk = bert_trunk(28996, pooling)
         self.text_head = nn.Linear(768, self.joint_dim)
         self.scale = LearnedScale()
         self._finish()
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """Learned, without a limit."""
-        return self.scale()  # type: ignore[no-any-return]
-
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        own = {"pooling": self.text_trunk.pooling, "lead": self.lead, "rate": self.rate, "seconds": self.seconds}
-        return super().settings() | own | {"dropout": self.dropout}
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(12, T') in mV -> (1, rate * seconds) of one lead, units of 0.5 mV."""

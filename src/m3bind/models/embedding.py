@@ -1,7 +1,7 @@
-"""What encoding is made of: evaluation mode, distinct texts by length, cosines, gap correction.
+"""Encoding and its arithmetic: evaluation mode, distinct texts by length, cosines, gap correction.
 
-* `evaluating`: used by `Space`. * `similarity`, `softmax`, `correct_gap`: on embeddings.
-* `encode_distinct`: many texts through one tower, each once. * `fast_dtype`, `text_dtype`: which precision it takes.
+* `evaluating`: evaluation mode as a context. * `similarity`, `softmax`, `correct_gap`: on embeddings.
+* `encode_distinct`: many texts through one tower, each once. * `fast_dtype`, `text_dtype`: the precision of a tower.
 
 Shapes: n, m items, L tokens, d dimension of the space, d_m joint dimension of a modality's model.
 """
@@ -22,12 +22,12 @@ from m3bind.data.batching import length_buckets
 from m3bind.errors import NotFiniteError
 from m3bind.models.base import Tokens
 
-TOKEN_BUDGET = 4096  # tokens (with padding) encoded at once
+TOKEN_BUDGET = 4096  # tokens (with padding) per batch
 WINDOW = 1 << 16  # texts whose tokens are held at once
 CHUNK = 512  # texts tokenised at once
 LONG_JOB = 2000  # texts from which progress is shown
 MEAN_COSINE, MIN_COSINE = 0.9999, 0.999  # of half precision to float32, below which float32 is used
-# What half precision is tried on: a word, and reports of growing length.
+# Texts on which half precision is compared with float32: a word, and reports of growing length.
 PROBES = (
     "Pneumonia",
     "12-lead ECG showing atrial fibrillation with rapid ventricular response",
@@ -52,14 +52,14 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def correct_gap(rows: NDArray[Any], mean: NDArray[Any]) -> Array:
-    """(n, d) unit rows without their modality's mean (d,), normalised again, float32 (modality-gap correction)."""
+    """(n, d) unit rows minus their modality's mean (d,), normalised again, float32 (modality-gap correction)."""
     values: Array = F.normalize(torch.from_numpy(np.asarray(rows, np.float32) - mean), dim=-1).numpy()
     return values
 
 
 @contextlib.contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """No gradients and evaluation mode, put back afterwards."""
+    """No gradients and evaluation mode; the modules' modes are restored afterwards."""
     training = [child for module in modules for child in module.modules() if child.training]
     for module in modules:
         module.eval()
@@ -74,28 +74,24 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 class _TokenRows:
     """Texts as token ids without padding, tokenised once; batches of any of them, padded to the longest.
 
-    A tokenizer that pads even a single text (to a length its model needs) is left its padding.
+    If the tokenizer pads even a single text (to a length its model needs), its padding is retained.
     """
 
     def __init__(self, tokenize: Callable[[Sequence[str]], Tokens], texts: Sequence[str]) -> None:
         shortest = min(range(len(texts)), key=lambda number: len(texts[number]))
         alone = tokenize([texts[shortest]])
         self.keys = list(alone)
-        whole = alone["attention_mask"].shape[1] > int(_used(alone)[0])
+        padded = alone["attention_mask"].shape[1] > int(_used(alone)[0])
         self.rows: list[NDArray[np.int32]] = []  # (keys, tokens) each
         for start in range(0, len(texts), CHUNK):
             tokens = tokenize(texts[start : start + CHUNK])
             stacked = torch.stack([tokens[key] for key in self.keys], 1).to(torch.int32).numpy()
-            ends = [stacked.shape[2]] * len(stacked) if whole else _used(tokens).tolist()
+            ends = [stacked.shape[2]] * len(stacked) if padded else _used(tokens).tolist()
             self.rows += [row[:, :end].copy() for row, end in zip(stacked, ends)]
         self.lengths = [row.shape[1] for row in self.rows]
-        self._padding = self._read_padding(tokenize, texts)
-
-    def _read_padding(self, tokenize: Callable[[Sequence[str]], Tokens], texts: Sequence[str]) -> list[int]:
-        """What the tokenizer puts behind a text shorter than its neighbour, per key."""
         order = np.argsort(self.lengths, kind="stable")
         pair = tokenize([texts[order[0]], texts[order[-1]]])
-        return [int(pair[key][0, -1]) for key in self.keys]
+        self._padding = [int(pair[key][0, -1]) for key in self.keys]  # after the shorter text of a pair
 
     def batch(self, numbers: Sequence[int], device: torch.device) -> Tokens:
         """Tokens (n, L) of the texts `numbers`."""
@@ -139,8 +135,8 @@ def encode_distinct(
     """
     distinct = list(dict.fromkeys(texts))
     out = np.empty((len(distinct), dim), np.float32)
-    shown = len(distinct) >= LONG_JOB
-    with progress("encode texts", len(distinct)) if shown else contextlib.nullcontext() as bar:
+    long = len(distinct) >= LONG_JOB
+    with progress("encode texts", len(distinct)) if long else contextlib.nullcontext() as bar:
         for start in range(0, len(distinct), WINDOW):
             rows = _TokenRows(tokenize, distinct[start : start + WINDOW])
             for group in length_buckets(rows.lengths, TOKEN_BUDGET):
@@ -148,7 +144,7 @@ def encode_distinct(
                 if bar is not None:
                     bar.advance(len(group))
     if not np.isfinite(out).all():
-        raise NotFiniteError("a text embedding is not finite; look at the weights of the text tower")
+        raise NotFiniteError("a text embedding is not finite; check the weights of the text tower")
     if len(distinct) == len(texts):
         return out
     place = {text: number for number, text in enumerate(distinct)}
@@ -178,13 +174,13 @@ def text_dtype(
     tokenize: Callable[[Sequence[str]], Tokens],
     encode: Callable[[Tokens], Tensor],
     device: torch.device,
-    wanted: torch.dtype,
+    preferred: torch.dtype,
 ) -> tuple[torch.dtype, float, float]:
-    """`wanted` if it keeps the rows of `PROBES` close to those of float32, else float32; mean and smallest cosine."""
-    if wanted == torch.float32:
-        return wanted, 1.0, 1.0
+    """`preferred` if its rows of `PROBES` are close to those of float32, else float32; mean and smallest cosine."""
+    if preferred == torch.float32:
+        return preferred, 1.0, 1.0
     tokens = {key: value.to(device) for key, value in tokenize(list(PROBES)).items()}
-    exact, rounded = (_embed(encode, tokens, dtype).astype(np.float64) for dtype in (torch.float32, wanted))
+    exact, rounded = (_embed(encode, tokens, dtype).astype(np.float64) for dtype in (torch.float32, preferred))
     cosines = (exact * rounded).sum(1)
     mean, smallest = float(cosines.mean()), float(cosines.min())
-    return (wanted if mean >= MEAN_COSINE and smallest >= MIN_COSINE else torch.float32), mean, smallest
+    return (preferred if mean >= MEAN_COSINE and smallest >= MIN_COSINE else torch.float32), mean, smallest

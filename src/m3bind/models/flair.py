@@ -6,28 +6,28 @@ n items, L tokens.
     text:  BioClinicalBERT, mean of hidden states 1, 2 and 12 over tokens, divided by its norm, Linear without bias.
 
 The authors' mean runs over padding too, so that a text's embedding depends on its batch (cosine .91 to .98 for a short
-text, untrained). `pooling="mean"`, the default, is what their code gives for each text alone; `pooling="upstream"` is
-their form on whatever padding it is handed. Silva-Rodriguez et al. 2023, https://arxiv.org/abs/2308.07898.
+text, untrained). `pooling="mean"`, the default, is the result of their code for each text alone; `pooling="upstream"`
+is their mean over the padding of the batch. Silva-Rodriguez et al. 2023, https://arxiv.org/abs/2308.07898.
 """
 
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.layers.transforms import rgb_picture
+from m3bind.models.layers.preprocess import rgb_image
 from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk, resnet50_trunk
 from m3bind.models.weights.checkpoint import rename
 
 SIZE = 512
 MAX_SCALE = 100.0
 PROMPT = "A fundus photograph of {}"
-_CANVASES = ("photograph", "loader", "stretch")
 
 
 class NormedLinear(nn.Module):
@@ -46,6 +46,7 @@ class Flair(PublishedModel):
     """FLAIR as its authors published it (ResNet-50, expert-knowledge pre-training)."""
 
     name = "flair"
+    own_settings = ("pooling", "canvas", "crop", "prompt")
     tokenizer_source = BIOCLINICALBERT
     migrations = (
         rename(r"^vision_model\.model\.", "image_trunk."),
@@ -83,20 +84,18 @@ class Flair(PublishedModel):
 
         Args:
             pooling: "mean" over real tokens, or "upstream", the authors' mean over padding too.
-            canvas: "photograph" (the authors' inference path), "loader" (the same on a square image by another
-                route, as in their data loader), or "stretch" (both sides to 512).
-            crop: cut the field of view out first, as their newer loader does (Li threshold of the red channel).
-            prompt: put around every text; "{}" is the text.
+            canvas: "photograph" (the authors' inference path), "loader" (as in their data loader: square
+                images are resized directly), or "stretch" (both sides to 512).
+            crop: crop to the field of view first, as their newer loader does (Li threshold of the red channel).
+            prompt: template around every text; "{}" is the text.
             common: see `PublishedModel`.
 
         Raises:
             ConfigError: an unknown `pooling` or `canvas`, or a prompt without "{}".
         """
         super().__init__(**common)
-        if pooling not in ("mean", "upstream"):
-            raise ConfigError(f"pooling={pooling!r} of flair is unknown; choose 'mean' or 'upstream'.")
-        if canvas not in _CANVASES:
-            raise ConfigError(f"canvas={canvas!r} of flair is unknown; choose one of {', '.join(_CANVASES)}.")
+        self._check_choice("pooling", pooling, ("mean", "upstream"))
+        self._check_choice("canvas", canvas, ("photograph", "loader", "stretch"))
         if "{}" not in prompt:
             raise ConfigError(f"prompt={prompt!r} of flair has no {{}} for the text; use '{{}}' for none.")
         self.pooling, self.canvas, self.crop, self.prompt, self.max_tokens = pooling, canvas, crop, prompt, 77
@@ -107,23 +106,13 @@ class Flair(PublishedModel):
         self.scale = LearnedScale(limit=MAX_SCALE)
         self._finish()
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """Learned, at most 100."""
-        return self.scale()  # type: ignore[no-any-return]
-
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        own = {"pooling": self.pooling, "canvas": self.canvas, "crop": self.crop, "prompt": self.prompt}
-        return super().settings() | own
-
     def clean(self, text: str) -> str:
         """The text inside the prompt."""
         return self.prompt.replace("{}", text)
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W, 3) -> (3, 512, 512) in 0..1."""
-        pixels = np.array(rgb_picture(sample), dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+        pixels = np.array(rgb_image(sample), dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
         if self.crop:
             pixels = field_of_view(pixels)
         return place(torch.from_numpy(pixels), self.canvas)
@@ -142,10 +131,10 @@ def place(image: Tensor, canvas: str) -> Tensor:
     return F.pad(image, (0, SIZE - inner[1], 0, SIZE - inner[0])).contiguous()
 
 
-def field_of_view(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def field_of_view(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """(3, H, W) cut to the bounding box of the largest bright region of the red channel (Li threshold).
 
-    An image without any contrast is returned whole.
+    An image without any contrast is returned unchanged.
     """
     from skimage.filters import threshold_li
     from skimage.measure import label, regionprops

@@ -2,13 +2,13 @@
 
 n images, k texts, L tokens, R = 361 regions (19 x 19), W words.
 
-    image: the picture upsampled to 299 x 299, ResNet-50, average pool 2048, Linear. Regions: layer 3, Linear.
+    image: the input upsampled to 299 x 299, ResNet-50, average pool 2048, Linear. Regions: layer 3, Linear.
     text:  BioClinicalBERT, sum of the last 4 hidden states, summed over tokens, divided by 97. Words: the same sums,
            pieces of one word added up.
 
-The authors' zero-shot score is the mean of the cosine (`logits`) and of `local_similarities`. How many words of a
-text the latter reads is, in their code, the number of characters of the text (padding then enters as words of zeros);
-here it is the number of its words, and another count can be handed in. Training multiplied cosines by 10
+The authors' zero-shot score is the mean of the cosine (`logits`) and of `local_similarities`. In their
+code the latter reads as many words as the text has characters (padding then enters as words of zeros); here the default
+is the number of its words, and another count can be given. Training multiplied cosines by 10
 (`logit_scale`). Huang et al. 2021, ICCV, pages 3942-3951.
 """
 
@@ -102,16 +102,16 @@ class Gloria(PublishedModel):
     # ---- regions and words
 
     def regions(self, batch: Tensor) -> Tensor:
-        """(n, 3, 224, 224) -> (n, 361, 768), what words are compared with; rows of the picture one after another."""
+        """(n, 3, 224, 224) -> (n, 361, 768), the regions that words are compared with, row by row of the image."""
         net: Any = self.image_trunk
         x = net.maxpool(net.relu(net.bn1(net.conv1(upsample(batch)))))
         x = self.region_head(net.layer3(net.layer2(net.layer1(x))))
         return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
     def words(self, tokens: Tokens, continues: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens -> (k, L, 768), [CLS], words, [SEP], zeros; and the number of words (k,) without these two.
+        """Tokens -> (k, L, 768): [CLS], words, [SEP], zeros; and the number of words (k,) without these two.
 
-        `continues` is bool (k, L), true where a token continues a word; by default what `continuing` says.
+        `continues` is bool (k, L), true where a token continues a word; default: `continuing`.
         """
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         trunk: Any = self.text_trunk
@@ -124,24 +124,24 @@ class Gloria(PublishedModel):
         """Which tokens continue a word (their piece begins with "##"): (k, L) -> bool (k, L).
 
         Raises:
-            ConfigError: no tokenizer at hand.
+            ConfigError: no tokenizer is available.
         """
         vocabulary = self.tokenizer.tokenizer.get_vocab()
         inner = [row for piece, row in vocabulary.items() if piece.startswith("##")]
         return torch.isin(ids, torch.tensor(inner, dtype=ids.dtype, device=ids.device))
 
     def local_similarities(self, regions: Tensor, words: Tensor, counts: Tensor | Sequence[int]) -> Tensor:
-        """(n, R, 768), (k, W, 768), (k,) -> (n, k): of each text, its best word's cosine with what it attends to, x 5.
+        """(n, R, 768), (k, W, 768), (k,) -> (n, k): the best word's cosine with the regions it attends to, times 5.
 
         Words 1 to `counts` of a text are compared, the 0th being [CLS].
         """
-        found = []
+        scores = []
         for text, count in zip(words, counts):
             own = text[1 : int(count) + 1]
             shares = (regions @ own.T).softmax(-1)  # (n, R, W)
             context = (ATTENTION * shares).softmax(1).transpose(1, 2) @ regions  # (n, W, 768)
-            found.append(SHARPNESS * F.cosine_similarity(context, own, dim=-1).amax(1))
-        return torch.stack(found, 1)
+            scores.append(SHARPNESS * F.cosine_similarity(context, own, dim=-1).amax(1))
+        return torch.stack(scores, 1)
 
     def similarities(self, batch: Tensor, tokens: Tokens) -> Tensor:
         """Inputs of n images and k texts -> (n, k), the mean of global and local: the authors' zero-shot score."""
@@ -151,7 +151,7 @@ class Gloria(PublishedModel):
 
 
 def join_pieces(hidden: Tensor, mask: Tensor, continues: Tensor) -> tuple[Tensor, Tensor]:
-    """Add up the pieces of each word: (k, L, H), (k, L), bool (k, L) -> (k, L, H), zeros behind, and their number (k,).
+    """Sum of the pieces of each word: (k, L, H), (k, L), bool (k, L) -> (k, L, H), zeros after, and their number (k,).
 
     `hidden` is zero where `mask` is.
     """

@@ -1,9 +1,9 @@
 """Any CLIP-like model of transformers (CLIP, SigLIP, AltCLIP, Chinese CLIP ...), from a local folder or a hub id.
 
 n items, L tokens, f width of a tower's pooled output, d joint dimension.
-The library's own tokenizer and image processor are used. The model is taken apart into trunk and projection, and the
-parts are compared with the library's get_image_features / get_text_features once, so a family that pools in some other
-way is refused rather than computed wrongly.
+The library's own tokenizer and image processor are used. The model is split into trunk and projection, and the parts
+are compared with the library's get_image_features / get_text_features once, so that a family with another pooling is
+refused rather than computed wrongly.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.layers.library import LibraryModel
-from m3bind.models.layers.preprocess import picture
-from m3bind.models.weights import foreign
-from m3bind.models.weights.checkpoint import State
+from m3bind.models.layers.preprocess import rgb_image
+from m3bind.models.weights import foreign, foreign_tokenizer
+from m3bind.models.weights.weight_files import State
 
 FAMILIES = (  # each compared with the library's own features, see `_check`
     "altclip", "blip", "chinese_clip", "clip", "clipseg", "groupvit", "metaclip_2", "owlv2", "owlvit", "siglip",
@@ -31,7 +31,7 @@ _POOLINGS = ("pooler_output", "first")
 
 
 def _pooled(output: Any, pooling: str = "pooler_output") -> Tensor:
-    """(n, f) of a tower's output: what the model calls pooled, or its first token, also where it pools nothing."""
+    """(n, f) of a tower's output: its `pooler_output`, or the first token (also without a pooler)."""
     if isinstance(output, Tensor):
         return output
     pooled: Tensor | None = getattr(output, "pooler_output", None)
@@ -73,7 +73,7 @@ class HFClipAny(LibraryModel):
         licence_code="Apache-2.0 (transformers)",
         licence_weights="that of the folder or repository given",
         joint_dim=0,
-        input="as its own image processor says",
+        input="as in its own image processor",
         lora_text=("q_proj", "v_proj"),
         lora_image=("q_proj", "v_proj"),
         notes="joint_dim and LoRA names are read from the model; after loading, see model.card.",
@@ -83,8 +83,8 @@ class HFClipAny(LibraryModel):
         """The network; tokenizer and image processor become attributes."""
         try:
             config = foreign.open_config(folder, FAMILIES)
-            self.tokenizer: Any = foreign.open_tokenizer(folder)
-            self.processor: Any = foreign.open_processor(folder)
+            self.tokenizer: Any = foreign_tokenizer.open_tokenizer(folder)
+            self.processor: Any = foreign_tokenizer.open_processor(folder)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error} A transformers folder holds config.json, tokenizer files and preprocessor_config.json."
@@ -106,9 +106,9 @@ class HFClipAny(LibraryModel):
         return self._check(model)
 
     def _padding(self, full: bool) -> int:
-        """Pad on the right, where padding moves no word; by a token that is masked anyway if the folder names none.
+        """Pad on the right, which shifts no token; without a padding token by any other, which is masked.
 
-        A family of texts in full length is left as it is: it was trained on its padding, wherever it stands.
+        A family of full-length texts is unchanged: it was trained on its padding, on either side.
 
         Raises:
             ConfigError: the family needs a padding token and its tokenizer has none.
@@ -124,45 +124,41 @@ class HFClipAny(LibraryModel):
 
     @torch.no_grad()
     def _check(self, model: Any) -> int:
-        """Choose the pooling that gives the library's own features; returns the joint dimension.
+        """Choose the pooling that reproduces the library's own features; returns the joint dimension.
 
         Raises:
-            ConfigError: no combination of our parts does.
+            ConfigError: none does.
         """
         tokens = self.tokenize(["no acute findings"])
         with foreign.library(model.config.model_type, "a family whose parts hf_clip_any knows"):
-            images = torch.stack([self.processor(images=picture(_probe()), return_tensors="pt")["pixel_values"][0]])
-            wanted_text = _pooled(model.get_text_features(**self._library_tokens(tokens)))
-            wanted_image = _pooled(model.get_image_features(pixel_values=images))
+            images = self.processor(images=rgb_image(_probe()), return_tensors="pt")["pixel_values"][:1]
+            mask = {} if model.config.model_type in FULL_LENGTH else {"attention_mask": tokens["attention_mask"]}
+            expected_text = _pooled(model.get_text_features(input_ids=tokens["input_ids"], **mask))
+            expected_image = _pooled(model.get_image_features(pixel_values=images))
         sides: list[tuple[str, Any, Callable[[], Tensor], Tensor]] = [
-            ("text", self.text_trunk, lambda: self.project_text(self.text_features(tokens)), wanted_text),
-            ("image", self.image_trunk, lambda: self.project_image(self.image_features(images)), wanted_image),
+            ("text", self.text_trunk, lambda: self.project_text(self.text_features(tokens)), expected_text),
+            ("image", self.image_trunk, lambda: self.project_image(self.image_features(images)), expected_image),
         ]
-        for side, trunk, compute, wanted in sides:
+        for side, trunk, compute, expected in sides:
             for trunk.pooling in _POOLINGS:
                 with foreign.library(model.config.model_type, f"a family whose {side} tower hf_clip_any knows"):
                     got = compute()
-                if got.shape == wanted.shape and torch.allclose(got, wanted, atol=1e-4, rtol=1e-4):
+                if got.shape == expected.shape and torch.allclose(got, expected, atol=1e-4, rtol=1e-4):
                     break
             else:
                 raise ConfigError(
-                    f"{model.config.model_type}: its {side} tower pools in a way hf_clip_any does not know; "
+                    f"{model.config.model_type}: the pooling of its {side} tower is unknown to hf_clip_any; "
                     "write a model file of its own for it (CONTRIBUTING, 'a new model')."
                 )
-        return int(wanted_text.shape[1])
-
-    def _library_tokens(self, tokens: Tokens) -> dict[str, Tensor]:
-        if self.config.model_type in FULL_LENGTH:
-            return {"input_ids": tokens["input_ids"]}
-        return dict(tokens)
+        return int(expected_text.shape[1])
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), (H, W, 3) or (D, H, W) -> (3, S, S) by the model's own image processor."""
-        pixels: Tensor = self.processor(images=picture(sample, self.hu), return_tensors="pt")["pixel_values"][0]
+        pixels: Tensor = self.processor(images=rgb_image(sample, self.hu), return_tensors="pt")["pixel_values"][0]
         return pixels.float()
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """The model's own tokenizer; padded to the longest, or to the full length where the family needs it."""
+        """The model's own tokenizer; padded to the longest, or to the full length if the family needs it."""
         full = self.config.model_type in FULL_LENGTH
         with foreign.library("tokenizer.json", "rules that can split every text"):
             encoded = self.tokenizer(
@@ -183,6 +179,6 @@ class HFClipAny(LibraryModel):
 
 
 def _probe() -> Sample:
-    """A fixed picture (a ramp with a step) on which our parts are compared with the library."""
+    """A fixed image (a ramp with a step) for the comparison with the library."""
     rows = torch.linspace(0, 1, 64)
     return Sample("probe", ((rows[:, None] + (rows[None] > 0.5)) / 2).numpy())

@@ -1,24 +1,23 @@
-"""ResNet-50 with ImageNet weights (any subject): what few-shot classification starts from without medical data.
+"""ResNet-50 with ImageNet weights (any subject): the baseline of few-shot classification without medical data.
 
 n images. Features are the average pool, (n, 2048); there is no projection and no text tower. Preprocessing as the
-weights were made with: shortest side 256, centre crop 224, ImageNet's mean and standard deviation; with `size` another
-side (FLAIR compares at 512), taken whole.
+weights were trained with: shortest side 256, centre crop 224, ImageNet's mean and standard deviation; another `size`
+(FLAIR compares at 512) resizes the whole image.
 He et al. 2016, https://arxiv.org/abs/1512.03385.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.layers.transforms import rgb_picture
+from m3bind.models.layers.preprocess import rgb_image
+from m3bind.models.layers.transforms import IMAGENET_MEAN, IMAGENET_STD, normalized
 from m3bind.models.published import ImageOnly, resnet50_trunk
 from m3bind.models.weights.checkpoint import rename
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, RESIZED = 224, 256
 
 
@@ -26,6 +25,7 @@ class ImageNet(ImageOnly):
     """torchvision's ResNet-50."""
 
     name = "imagenet_resnet50"
+    own_settings = ("size",)
     instead = "take its image features, or choose clip for texts."
     migrations = (rename(r"^(?!fc\.)", "image_trunk."),)
     ignored_keys = ("fc.*",)
@@ -46,7 +46,7 @@ class ImageNet(ImageOnly):
         """Build with random weights.
 
         Args:
-            size: side in pixels; 224 as the weights were made, any other by plain resizing of the whole picture.
+            size: side in pixels; 224 as the weights were trained, any other by resizing the whole image.
             frozen: see `PublishedModel`.
 
         Raises:
@@ -60,21 +60,16 @@ class ImageNet(ImageOnly):
         self._finish()
 
     def preprocess(self, sample: Sample) -> Tensor:
-        """A picture -> (3, size, size).
+        """An image -> (3, size, size).
 
         Raises:
-            ConfigError: the sample is no image or volume.
+            ConfigError: the sample is not an image or volume.
         """
         from torchvision.transforms import functional as transforms
 
-        picture = rgb_picture(sample)
+        image = rgb_image(sample)
         if self.size == SIZE:
-            picture = transforms.center_crop(transforms.resize(picture, [RESIZED]), [SIZE, SIZE])
+            image = transforms.center_crop(transforms.resize(image, [RESIZED]), [SIZE, SIZE])
         else:
-            picture = transforms.resize(picture, [self.size, self.size])
-        made: Tensor = transforms.normalize(transforms.to_tensor(picture), list(MEAN), list(STD))
-        return made
-
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        return super().settings() | {"size": self.size}
+            image = transforms.resize(image, [self.size, self.size])
+        return normalized(image, IMAGENET_MEAN, IMAGENET_STD)

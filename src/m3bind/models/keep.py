@@ -5,23 +5,23 @@ n items, L tokens.
     image: ViT-L/16 with layer scale, class token after the last LayerNorm 1024; Linear 768, GELU, Linear 768.
     text:  BERT, its own tanh layer on the first token 768; no projection.
 
-The authors compare cosines: their learned scale is used in training alone, so `logits` leaves it out.
+The authors compare cosines: their learned scale is used in training only, so `logits` omits it.
 Zhou et al. 2024, https://arxiv.org/abs/2412.13126.
 """
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.layers.transforms import rgb_picture
+from m3bind.models.layers.preprocess import rgb_image
+from m3bind.models.layers.transforms import IMAGENET_MEAN, IMAGENET_STD, normalized
 from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
 from m3bind.models.weights.checkpoint import rename
 
 SIZE = 224
 IMAGE_LAYERS, TEXT_LAYERS = 24, 12
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Keep(PublishedModel):
@@ -56,9 +56,13 @@ class Keep(PublishedModel):
 
     def __init__(self, **common: Unpack[Common]) -> None:
         """Build with random weights; arguments as for `PublishedModel`."""
+        from timm import create_model
+
         super().__init__(**common)
         self.max_tokens = 256
-        self.image_trunk = _image_trunk()
+        self.image_trunk = create_model(
+            "vit_large_patch16_224", depth=IMAGE_LAYERS, init_values=1e-5, num_classes=0, dynamic_img_size=True
+        )
         width = self.joint_dim
         self.image_head = nn.Sequential(nn.Linear(1024, width), nn.GELU(), nn.Linear(width, width))
         self.text_trunk = bert_trunk(30522, "pooler", layers=TEXT_LAYERS)
@@ -66,34 +70,13 @@ class Keep(PublishedModel):
         self.scale = LearnedScale(1 / 0.04)
         self._finish()
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """Learned; for training, see `logits`."""
-        return self.scale()  # type: ignore[no-any-return]
-
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """Unit rows (n, 768) and (k, 768) -> cosines (n, k), without the scale, as the authors do."""
         return images @ texts.T
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W, 3) or (H, W) -> (3, 224, 224)."""
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as F
+        from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
-        picture = F.resize(rgb_picture(sample), SIZE, InterpolationMode.BICUBIC)
-        made: Tensor = F.normalize(F.to_tensor(F.center_crop(picture, [SIZE, SIZE])), list(MEAN), list(STD))
-        return made
-
-
-def _image_trunk() -> nn.Module:
-    import timm
-
-    made: Any = timm.create_model(
-        "vit_large_patch16_224",
-        pretrained=False,
-        depth=IMAGE_LAYERS,
-        init_values=1e-5,
-        num_classes=0,
-        dynamic_img_size=True,
-    )
-    return made  # type: ignore[no-any-return]
+        image = resize(rgb_image(sample), SIZE, InterpolationMode.BICUBIC)
+        return normalized(center_crop(image, [SIZE, SIZE]), IMAGENET_MEAN, IMAGENET_STD)

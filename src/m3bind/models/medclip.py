@@ -6,23 +6,22 @@ n items, L tokens.
     text:  BioClinicalBERT, mean of hidden states 1, 2 and 12 over tokens, Linear without bias.
 
 The authors' mean runs over padding too, so that a text's embedding depends on its batch. `pooling="mean"`, the default,
-is what their code gives for each text alone; `pooling="upstream"` is their form on whatever padding it is handed.
+is the result of their code for each text alone; `pooling="upstream"` is their mean over the padding of the batch.
 Wang et al. 2022, https://arxiv.org/abs/2210.10163.
 """
 
 import math
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.layers.swin import SIZE, SwinTrunk, swin_names
-from m3bind.models.layers.transforms import grey_picture, standardize
+from m3bind.models.layers.transforms import grey_image, standardize
 from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk
 from m3bind.models.weights.checkpoint import rename
 
@@ -34,6 +33,7 @@ class MedClip(PublishedModel):
     """MedCLIP with the Swin image tower ("MedCLIP-ViT") as its authors published it."""
 
     name = "medclip_vit"
+    own_settings = ("pooling",)
     tokenizer_source = BIOCLINICALBERT
     migrations = (
         rename(r"^vision_model\.model\.", "image_trunk.swin."),
@@ -58,11 +58,7 @@ class MedClip(PublishedModel):
         "pooling='upstream': the authors' mean over padding.",
     )
 
-    def __init__(
-        self,
-        pooling: Literal["mean", "upstream"] = "mean",
-        **common: Unpack[Common],
-    ) -> None:
+    def __init__(self, pooling: Literal["mean", "upstream"] = "mean", **common: Unpack[Common]) -> None:
         """Build with random weights.
 
         Args:
@@ -73,8 +69,7 @@ class MedClip(PublishedModel):
             ConfigError: an unknown `pooling`.
         """
         super().__init__(**common)
-        if pooling not in ("mean", "upstream"):
-            raise ConfigError(f"pooling={pooling!r} of {self.name} is unknown; choose 'mean' or 'upstream'.")
+        self._check_choice("pooling", pooling, ("mean", "upstream"))
         self.max_tokens = 77
         self.image_trunk = SwinTrunk("average")
         self.image_head = nn.Linear(768, self.joint_dim, bias=False)
@@ -84,24 +79,15 @@ class MedClip(PublishedModel):
         self.scale = LearnedScale(limit=math.exp(MAX_LOG_SCALE))
         self._finish()
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """Learned, at most 100."""
-        return self.scale()  # type: ignore[no-any-return]
-
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        return super().settings() | {"pooling": self.pooling}
-
     def image_features(self, batch: Tensor) -> Tensor:
         """(n, 1, 224, 224), or 3 channels -> (n, 768)."""
         return super().image_features(batch.expand(-1, 3, -1, -1))
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), colour as its luminance -> (1, 224, 224)."""
-        picture = grey_picture(sample)
-        side = max(SIZE, *picture.size)
+        image = grey_image(sample)
+        side = max(SIZE, *image.size)
         square = Image.new("L", (side, side))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         pixels = np.array(square.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32) / np.float32(255)
         return standardize(torch.from_numpy(pixels)[None], (MEAN,), (STD,))

@@ -14,7 +14,7 @@ Liu et al. 2024, https://arxiv.org/abs/2403.06659.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
@@ -26,12 +26,13 @@ from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.layers.preprocess import resampled
 from m3bind.models.published import Common, PublishedModel, bert_trunk
-from m3bind.models.weights.checkpoint import LoadReport, load_strict, read_state, rename
+from m3bind.models.weights.checkpoint import LoadReport, load_strict, rename
+from m3bind.models.weights.weight_files import read_state
 
 LEADS, RATE, SAMPLES = 12, 500.0, 5000
 SCALE = 1 / 0.07
 _ORDER = [0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10, 11]  # aVF before aVL
-_KEPT = {"ptbxl": SAMPLES, "chapman": SAMPLES, "icbeb": 2500}
+_USED = {"ptbxl": SAMPLES, "chapman": SAMPLES, "icbeb": 2500}  # samples of a record by protocol
 _PREFIX = "ecg_encoder."
 _BLOCK = r"^ecg_encoder\.block(\d+)\."
 _WITHOUT_ENCODER = ("text_trunk.*", "text_head.*", "image_head.*", "image_trunk.downconv.*", "image_trunk.pool.*")
@@ -82,7 +83,7 @@ def _stage(inner: int, width: int, stride: int) -> nn.Sequential:
 class AttentionPool(nn.Module):
     """One learned query attends to all positions: (n, w, P) -> (n, w).
 
-    The query gets its position twice: once by itself and once with the others, as published.
+    The query's position is added twice: to it alone, then with the others, as published.
     """
 
     def __init__(self, positions: int, width: int, heads: int) -> None:
@@ -114,7 +115,7 @@ class ResNetTrunk(nn.Module):
 
 
 class MeanTrunk(nn.Module):
-    """ResNet-18 and the mean over time: (n, 12, 5000) -> (n, 512), what the authors' linear probe reads."""
+    """ResNet-18 and the mean over time: (n, 12, 5000) -> (n, 512), the features of the authors' linear probe."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ def _card(trunk: str, lora: tuple[str, ...]) -> ModelCard:
         licence_code="MIT",
         licence_weights="not stated (drive folder linked by the source)",
         joint_dim=256,
-        input="12x5000 at 500 Hz (10 s), all leads to 0..1 together; aVF before aVL, zeros behind a short record",
+        input="12x5000 at 500 Hz (10 s), all leads to 0..1 together; aVF before aVL, zeros after a short record",
         lora_text=("query", "value"),
         lora_image=lora,
         training_data=("MIMIC-IV-ECG 1.0 (771,693 records)", "PubMed search logs (MedCPT query encoder)"),
@@ -174,6 +175,7 @@ class Merl(PublishedModel):
     """MERL as its authors published it, with a ResNet-18 or a ViT-tiny."""
 
     names = ("merl_resnet18", "merl_vit_tiny")
+    own_settings = ("protocol", "texts", "encoder_only")
     tokenizer_source = "ncbi/MedCPT-Query-Encoder"
     cards: ClassVar[Mapping[str, ModelCard]] = {
         "merl_resnet18": _card("ResNet-18", ("conv1", "conv2")),
@@ -209,8 +211,8 @@ class Merl(PublishedModel):
 
         Args:
             variant: registered name.
-            protocol: what is kept of a record, by the authors' data set: "ptbxl" and "chapman" the first 10 s, "icbeb"
-                (CPSC 2018) the first 5 s; the rest of 10 s is zero.
+            protocol: the authors' data set, which sets the part of a record that is used: "ptbxl" and "chapman" the
+                first 10 s, "icbeb" (CPSC 2018) the first 5 s; the rest of 10 s is zero.
             texts: "prompt" lower-cases a text, as the authors' zero-shot test does; "report" cleans it as they cleaned
                 the machine reports they trained on.
             encoder_only: the ECG tower without pooling head, projection and text tower, for the authors' *_encoder.pth;
@@ -221,10 +223,8 @@ class Merl(PublishedModel):
             ConfigError: an unknown `protocol` or `texts`.
         """
         super().__init__(variant, **common)
-        if protocol not in _KEPT:
-            raise ConfigError(f"protocol={protocol!r} of {self.variant} is unknown; choose one of {', '.join(_KEPT)}.")
-        if texts not in ("prompt", "report"):
-            raise ConfigError(f"texts={texts!r} of {self.variant} is unknown; choose 'prompt' or 'report'.")
+        self._check_choice("protocol", protocol, _USED)
+        self._check_choice("texts", texts, ("prompt", "report"))
         self.protocol, self.texts, self.encoder_only, self.max_tokens = protocol, texts, encoder_only, 256
         resnet = self.variant == "merl_resnet18"
         if encoder_only:
@@ -244,22 +244,16 @@ class Merl(PublishedModel):
         """Fixed, 1 / 0.07."""
         return torch.tensor(SCALE)
 
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        own = {"protocol": self.protocol, "texts": self.texts, "encoder_only": self.encoder_only}
-        return super().settings() | own
-
     def load_checkpoint(self, path: Path | str) -> LoadReport:
-        """The authors' *_ckpt.pth; with `encoder_only` also their *_encoder.pth.
+        """Load the authors' *_ckpt.pth strictly; with `encoder_only` also their *_encoder.pth.
 
         Raises:
             CheckpointError: damaged, unsafe to read, of another model, or an encoder without its text tower.
         """
         state = read_state(path)
         if not any(_PREFIX in key for key in state):
-            if not self.encoder_only and any(
-                key.endswith(("conv1.weight", "to_patch_embedding.weight")) for key in state
-            ):
+            is_encoder = any(key.endswith(("conv1.weight", "to_patch_embedding.weight")) for key in state)
+            if is_encoder and not self.encoder_only:
                 raise CheckpointError(
                     f"{path} holds the ECG encoder alone: no text tower (lm_model, proj_t) and no projection. Give "
                     f"{self.variant} the authors' *_ckpt.pth, or set encoder_only=True for an ECG tower without texts."
@@ -269,7 +263,7 @@ class Merl(PublishedModel):
         return load_strict(self, state, self.migrations, ignored, source=str(path))
 
     def clean(self, text: str) -> str:
-        """Lower case; for "report" also EKG -> ECG, no stars or rules at the ends, one line, a full stop behind."""
+        """Lower case; for "report" also EKG -> ECG, no stars or rules at the ends, one line, a full stop at the end."""
         if self.texts == "prompt":
             return text.lower()
         report = text.replace("EKG", "ECG").replace("ekg", "ecg").strip(" *").strip("=-").lower()
@@ -305,14 +299,13 @@ class Merl(PublishedModel):
     def preprocess(self, sample: Sample) -> Tensor:
         """(12, T) in mV -> (12, 5000), 0..1 over all leads and samples, aVF before aVL.
 
-        Resampled to 500 Hz where the rate differs (the authors' data are all at 500 Hz). The start of the record
-        is kept (see `protocol`), zeros (mV) follow where it is shorter; then the lowest value of all leads becomes 0
-        and the highest 1.
+        Resampled to 500 Hz if the rate differs (all of the authors' data are at 500 Hz). The start of the record
+        is used (see `protocol`), padded with zeros (mV); then the lowest value of all leads becomes 0, the highest 1.
 
         Raises:
             ConfigError: no sampling rate, or not 12 leads.
         """
-        start = resampled(sample, RATE, LEADS)[:, : _KEPT[self.protocol]]
+        start = resampled(sample, RATE, LEADS)[:, : _USED[self.protocol]]
         signal = np.zeros((LEADS, SAMPLES), np.float32)
         signal[:, : start.shape[1]] = start
         low, high = signal.min(), signal.max()

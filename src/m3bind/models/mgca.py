@@ -3,16 +3,16 @@
 n items.
 
     image: mgca_vit_base   ViT-B/16 at 224 x 224, first token 768.
-           mgca_resnet_50  ResNet-50 on the picture upsampled to 299 x 299, average pool 2048.
+           mgca_resnet_50  ResNet-50 on the image upsampled to 299 x 299, average pool 2048.
     text:  the first 6 layers of BioClinicalBERT, without token types and word order, first token 768.
     heads: Linear to 2048, BatchNorm, ReLU, Linear to 128, BatchNorm without weights; the same form on both sides.
 
-Word order: the authors hand token types (zeros) to their BERT where it takes positions, in training and after, so that
-every token gets the embedding of position 0 and a text counts as a bag of word pieces. So it is here.
+Word order: the authors pass token types (zeros) to their BERT as positions, in training and after, so that every token
+gets the embedding of position 0 and a text is a bag of word pieces. This is reproduced here.
 
-The authors' local heads, attention layers and prototypes serve their training losses only: they are in the checkpoint
-and are ignored here, as are BERT's cross-attention layers, which texts never pass. Pre-training texts were a report's
-impression and findings joined by a space. Wang et al. 2022, https://arxiv.org/abs/2210.06044.
+The authors' local heads, attention layers and prototypes are used by their training losses only: they are in the
+checkpoint and are ignored here, as are BERT's cross-attention layers, which texts never pass. Pre-training texts were a
+report's impression and findings joined by a space. Wang et al. 2022, https://arxiv.org/abs/2210.06044.
 """
 
 from dataclasses import replace
@@ -98,35 +98,26 @@ class Mgca(PublishedModel):
         ),
     }
 
-    def __init__(
-        self,
-        variant: str = VIT,
-        **common: Unpack[Common],
-    ) -> None:
+    def __init__(self, variant: str = VIT, **common: Unpack[Common]) -> None:
         """Build with random weights.
 
         Args:
             variant: "mgca_vit_base" or "mgca_resnet_50".
             common: see `PublishedModel`.
         """
+        from timm import create_model
+
         super().__init__(variant, **common)
         self.max_tokens = 112
-        self.image_trunk, width = self._image_trunk()
-        self.image_head = _head(width, self.joint_dim)
+        vit = self.variant == VIT
+        self.image_trunk = create_model("vit_base_patch16_224", num_classes=0) if vit else resnet50_trunk()
+        self.image_head = _head(768 if vit else 2048, self.joint_dim)
         self.text_trunk = bert_trunk(28996, "cls", layers=6)
         embeddings = self.text_trunk.bert.embeddings
         embeddings.token_type_embeddings = _NoTokenTypes()
         embeddings.position_embeddings = _FirstPosition(*embeddings.position_embeddings.weight.shape)
         self.text_head = _head(768, self.joint_dim)
         self._finish()
-
-    def _image_trunk(self) -> tuple[nn.Module, int]:
-        """The image tower and the width of its features."""
-        if self.variant == VIT:
-            from timm import create_model
-
-            return create_model("vit_base_patch16_224", num_classes=0), 768
-        return resnet50_trunk(), 2048
 
     @property
     def logit_scale(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 n items, L tokens, d joint dimension.
 The towers are open_clip's own and end with their projections, so both heads are the identity. open_clip's own text
-tower needs the full context length; a Hugging Face text tower inside it takes text padded to the longest.
+tower needs the full context length; a Hugging Face text tower inside it takes texts padded to the longest.
 """
 
 import dataclasses
@@ -21,9 +21,10 @@ from m3bind.modalities.base import Sample
 from m3bind.modalities.formats.archive import temporary_folder
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.layers.library import LibraryModel
-from m3bind.models.layers.preprocess import picture
-from m3bind.models.weights import foreign
-from m3bind.models.weights.checkpoint import State, load_strict
+from m3bind.models.layers.preprocess import rgb_image
+from m3bind.models.weights import foreign, foreign_tokenizer
+from m3bind.models.weights.checkpoint import load_strict
+from m3bind.models.weights.weight_files import State
 
 CONFIG_FILE = "open_clip_config.json"
 TEXT_CONFIG_FOLDER = "text_config"
@@ -32,11 +33,11 @@ _MODEL_KEYS = (
     "text_cfg", "vision_cfg",
 )  # fmt: skip
 _TOKENIZER_KEYS = ("clean", "language", "strip_sep_token")
-_ADDRESSES = ("hf_model_name", "hf_tokenizer_name")  # never followed: they say that the folder has such files
+_ADDRESSES = ("hf_model_name", "hf_tokenizer_name")  # never followed: they only mark that the folder has such files
 _TEXT_FAMILIES = ("bert", "m2m_100", "mt5", "roberta", "xlm-roberta")
 
 
-def custom_text_names(state: State, wanted: frozenset[str]) -> State:
+def custom_text_names(state: State, module_keys: frozenset[str]) -> State:
     """open_clip's plain CLIP keys -> those with the text tower under `text.`; a migration for `load_strict`."""
     from open_clip.model import convert_to_custom_text_state_dict
 
@@ -44,7 +45,7 @@ def custom_text_names(state: State, wanted: frozenset[str]) -> State:
 
 
 class _OpenClipTextTower(nn.Module):
-    """open_clip's text tower, projection included; pads to `context` where the tower needs the full length."""
+    """open_clip's text tower, projection included; pads to `context` if the tower needs the full length."""
 
     def __init__(self, model: nn.Module, pad_id: int, context: int) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class OpenClipAny(LibraryModel):
         licence_code="MIT (open_clip)",
         licence_weights="that of the folder or repository given",
         joint_dim=0,
-        input="as its own preprocess_cfg says",
+        input="as in its own preprocess_cfg",
         lora_text=("c_fc", "c_proj"),
         lora_image=("c_fc", "c_proj"),
         notes="joint_dim and LoRA names are read from the model; after loading, see model.card.",
@@ -96,7 +97,7 @@ class OpenClipAny(LibraryModel):
         return int(self.config["model_cfg"]["embed_dim"])
 
     def _read_tokenizer(self, folder: Path, positions: int) -> None:
-        """open_clip's choice, without its addresses: a Hugging Face tokenizer from the folder, or CLIP's own."""
+        """As in open_clip, but never from an address: a Hugging Face tokenizer of the folder, or CLIP's own."""
         from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
         text = self.config["model_cfg"]["text_cfg"]
@@ -105,25 +106,25 @@ class OpenClipAny(LibraryModel):
         if text.get("hf_tokenizer_name"):
             options |= {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
             with (
-                foreign.tokenizer_files(folder) as files,
+                foreign_tokenizer.tokenizer_files(folder) as files,
                 foreign.library(folder, f"a folder with tokenizer files; copy them beside {CONFIG_FILE}"),
             ):
                 self.tokenizer: Any = HFTokenizer(str(files), local_files_only=True, **options)
         else:
             with foreign.library(folder / CONFIG_FILE, "settings of CLIP's tokenizer"):
                 self.tokenizer = SimpleTokenizer(**options)
-        own = getattr(self.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer inside
-        if own is not None and own.pad_token is None:
+        inner = getattr(self.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer
+        if inner is not None and inner.pad_token is None:
             raise ConfigError(f"{folder}: its tokenizer has no padding token; set pad_token in tokenizer_config.json.")
-        self.pad_id = int(getattr(own, "pad_token_id", None) or 0)
+        self.pad_id = int(getattr(inner, "pad_token_id", None) or 0)
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), (H, W, 3) or (D, H, W) -> (3, S, S) by the model's own transform."""
-        pixels: Tensor = self.transform(picture(sample, self.hu))
+        pixels: Tensor = self.transform(rgb_image(sample, self.hu))
         return pixels.float()
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """The model's own tokenizer; trailing padding common to all texts is cut off.
+        """The model's own tokenizer; trailing padding common to all texts is removed.
 
         The BPE of CLIP pads with id 0, which is also the token "!", so its mask ends at the end-of-text token instead.
         """
@@ -132,7 +133,7 @@ class OpenClipAny(LibraryModel):
         if hasattr(self.tokenizer, "eot_token_id"):
             ends = (ids == self.tokenizer.eot_token_id).int().argmax(1)
             mask = (torch.arange(ids.shape[1]) <= ends[:, None]).long()
-        else:  # up to the last word, wherever padding stands
+        else:  # up to the last token that is not padding
             numbers = torch.arange(1, ids.shape[1] + 1)
             mask = (numbers <= (numbers * (ids != self.pad_id)).amax(1, keepdim=True)).long()
         longest = int(mask.sum(1).max()) if len(ids) else 0
@@ -148,43 +149,43 @@ class OpenClipAny(LibraryModel):
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """What open_clip_config.json may say: numbers and names of open_clip's own settings, no addresses, no code.
+    """open_clip_config.json, limited to numbers and names of open_clip's own settings: no addresses, no code.
 
     Raises:
-        CheckpointError: missing, or it says something else; the message names the key.
+        CheckpointError: missing, or other content; the message names the key.
     """
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
     from open_clip.transform import PreprocessCfg
 
-    found, where = foreign.settings_of(folder, CONFIG_FILE), folder / CONFIG_FILE
+    stored, where = foreign.settings_of(folder, CONFIG_FILE), folder / CONFIG_FILE
     with foreign.library(where, "the configuration of an open_clip model"):
-        model = _known(found.get("model_cfg"), "model_cfg", _MODEL_KEYS)
+        model = _known(stored.get("model_cfg"), "model_cfg", _MODEL_KEYS)
         if absent := {"embed_dim", "vision_cfg", "text_cfg"} - set(model):
             raise ValueError(f"model_cfg lacks {', '.join(sorted(absent))}")
         vision = _known(model["vision_cfg"], "vision_cfg", _fields(CLIPVisionCfg))
         text = _known(model["text_cfg"], "text_cfg", _fields(CLIPTextCfg))
-        shown = _known(found.get("preprocess_cfg") or {}, "preprocess_cfg", _fields(PreprocessCfg))
+        preprocessing = _known(stored.get("preprocess_cfg") or {}, "preprocess_cfg", _fields(PreprocessCfg))
         foreign.sizes(model)
         if text.get("tokenizer_kwargs"):
             _known(text["tokenizer_kwargs"], "tokenizer_kwargs", _TOKENIZER_KEYS)
         for name in ("act_kwargs", "norm_kwargs"):
             for part in (vision, text):
                 _known(part.get(name) or {}, name, ("approximate", "eps"))
-        for side in (vision.get("image_size"), shown.get("size")):
+        for side in (vision.get("image_size"), preprocessing.get("size")):
             foreign.side(side, "image_size")
         if vision.get("timm_model_name"):
             _check_timm(vision["timm_model_name"])
-        return {"model_cfg": {**model, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": shown}
+        return {"model_cfg": {**model, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": preprocessing}
 
 
 def _known(values: Any, where: str, keys: Collection[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise ValueError(f"{where} is missing or no object")
+        raise ValueError(f"{where} is missing or not an object")
     for key, value in values.items():
         if key not in keys:
             raise ValueError(f"{where} has the key {key[:60]!r}; known: {', '.join(sorted(keys))}")
         if isinstance(value, str) and key not in _ADDRESSES and not foreign.is_name(value):
-            raise ValueError(f"{where}: {key} is {value[:60]!r}, which is no name")
+            raise ValueError(f"{where}: {key} is {value[:60]!r}, which is not a name")
     return dict(values)
 
 
@@ -193,11 +194,11 @@ def _fields(kind: Any) -> tuple[str, ...]:
 
 
 def _check_timm(name: Any) -> None:
-    """A network that timm itself defines: not one that it would read from a folder or fetch from a hub."""
+    """Refuse a network that timm does not define itself but would read from a folder or a hub."""
     import timm
 
     if not isinstance(name, str) or not timm.is_model(name):
-        raise ValueError(f"timm_model_name is {str(name)[:60]!r}, which is no model of timm")
+        raise ValueError(f"timm_model_name is {str(name)[:60]!r}, which is not a model of timm")
 
 
 def _build(config: Mapping[str, Any], folder: Path) -> Any:
@@ -218,11 +219,11 @@ def _build(config: Mapping[str, Any], folder: Path) -> Any:
 
 
 def _copy_text_config(folder: Path, temporary: Path, name: object) -> None:
-    """What the folder says of its Hugging Face text tower, reduced to what describes a network."""
+    """The configuration of the folder's Hugging Face text tower, reduced to values of the network."""
     own = folder / TEXT_CONFIG_FOLDER
     if not own.is_dir():
         raise CheckpointError(
-            f"{folder}: the configuration of its text tower {name!r} is not at hand, and nothing is fetched for a "
+            f"{folder}: the configuration of its text tower {name!r} is missing, and nothing is downloaded for a "
             f"folder; put that model's config.json into {own}."
         )
     config = foreign.open_config(own, _TEXT_FAMILIES)

@@ -1,4 +1,4 @@
-"""Perception Encoder, core models T, S and B (general pictures): small image towers distilled from a very large one.
+"""Perception Encoder, core models T, S and B (general images): small image towers distilled from a very large one.
 
 n items, f width of the image tower.
 
@@ -9,11 +9,11 @@ n items, f width of the image tower.
     pe_core_s16: 384 x 384, f  384,  512 joint dimensions, text tower of 12 layers
     pe_core_b16: 224 x 224, f  768, 1024 joint dimensions, text tower of 24 layers
 
-Weights in open_clip's form. Pictures are squashed to a square. Bolya et al. 2025, https://arxiv.org/abs/2504.13181.
+Weights in open_clip's form. Images are resized to a square, whatever their aspect ratio. Bolya et al. 2025, https://arxiv.org/abs/2504.13181.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from PIL import Image
 from torch import Tensor, nn
@@ -22,14 +22,14 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.clip import MAX_SCALE, BpeTexts, ClipTextTrunk
-from m3bind.models.layers.transforms import rgb_picture
+from m3bind.models.layers.preprocess import rgb_image
 from m3bind.models.published import LearnedScale
 from m3bind.models.weights.checkpoint import rename
 from m3bind.models.weights.clip_keys import CLIP_PARTS, huggingface_keys
 
 
 class _Size(NamedTuple):
-    """One variant: timm's name, pixels of a side, widths, layers and heads of the text tower."""
+    """One variant: timm's name, side in pixels, widths, layers and heads of the text tower."""
 
     trunk: str
     pixels: int
@@ -83,7 +83,7 @@ class PerceptionEncoder(BpeTexts):
         """Build with random weights; arguments as for `PublishedModel`.
 
         Raises:
-            ConfigError: the installed timm does not have these networks yet.
+            ConfigError: the installed timm is too old for these networks.
         """
         import timm
 
@@ -99,20 +99,14 @@ class PerceptionEncoder(BpeTexts):
         self.scale = LearnedScale(limit=MAX_SCALE)
         self._finish()
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """Learned, at most 100."""
-        return self.scale()  # type: ignore[no-any-return]
-
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), (H, W, 3) or (D, H, W) -> (3, S, S) in -1..1."""
-        return _transform(self.size.pixels)(rgb_picture(sample))
+        return _transform(self.size.pixels)(rgb_image(sample))
 
 
 def _transform(pixels: int) -> Callable[[Image.Image], Tensor]:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     half = (0.5, 0.5, 0.5)
-    how: Any = PreprocessCfg(size=pixels, mean=half, std=half, interpolation="bilinear", resize_mode="squash")
-    made: Callable[[Image.Image], Tensor] = image_transform_v2(how, is_train=False)
-    return made
+    config = PreprocessCfg(size=pixels, mean=half, std=half, interpolation="bilinear", resize_mode="squash")
+    return image_transform_v2(config, is_train=False)  # type: ignore[no-any-return]

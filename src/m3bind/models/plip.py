@@ -1,14 +1,14 @@
-"""PLIP (histopathology): CLIP ViT-B/32 trained on pathology pictures from Twitter, through transformers.
+"""PLIP (histopathology): CLIP ViT-B/32 trained on pathology images from Twitter, through transformers.
 
-The network is `clip`'s with quick_gelu. Its authors' package prepares pictures and texts with transformers' CLIP
-processor, which differs from open_clip: half an odd remainder of the centre crop is always rounded down, and texts are
-neither repaired (ftfy) nor freed of HTML entities. That processor has had two engines, one after the other: Pillow,
-which the authors had, and torchvision (pixels differ by up to two of 255 steps). Huang et al. 2023,
+The network is `clip`'s with quick_gelu. Its authors' package prepares images and texts with transformers' CLIP
+processor, which differs from open_clip: half an odd remainder of the centre crop is always rounded down, and neither
+broken encodings (ftfy) nor HTML entities of texts are repaired. That processor has had two backends: Pillow, which the
+authors used, and later torchvision (pixels differ by up to two of 255 steps). Huang et al. 2023,
 https://www.nature.com/articles/s41591-023-02504-3.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Unpack
+from typing import ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.clip import SIZE, ClipModel
-from m3bind.models.layers.transforms import CLIP_MEAN, CLIP_STD, rgb_picture, standardize
+from m3bind.models.layers.preprocess import rgb_image
+from m3bind.models.layers.transforms import CLIP_MEAN, CLIP_STD, standardize
 from m3bind.models.published import Common
 
 
@@ -28,6 +28,7 @@ class Plip(ClipModel):
     """PLIP as its authors published it, and as their package runs it."""
 
     name = "plip"
+    own_settings = (*ClipModel.own_settings, "processor")
     patches: ClassVar[Mapping[str, int]] = {"plip": 32}
     card = ModelCard(
         source="https://github.com/PathologyFoundation/plip (Huang et al. 2023, Nature Medicine)",
@@ -43,53 +44,44 @@ class Plip(ClipModel):
     )
 
     def __init__(
-        self,
-        processor: Literal["pil", "default"] = "pil",
-        quick_gelu: bool | None = None,
-        **common: Unpack[Common],
+        self, processor: Literal["pil", "default"] = "pil", quick_gelu: bool | None = None, **common: Unpack[Common]
     ) -> None:
         """Build with random weights.
 
         Args:
-            processor: how pictures are resized: "pil" as when the model was published, or "default", that of
+            processor: how images are resized: "pil" as when the model was published, or "default", that of
                 transformers 5 (torchvision).
             quick_gelu: see `ClipModel`.
-            common: see `PublishedModel`; without `tokenizer` it is made from open_clip's vocabulary.
+            common: see `PublishedModel`; the default tokenizer is built from open_clip's vocabulary.
 
         Raises:
             ConfigError: an unknown `processor`.
         """
-        if processor not in ("pil", "default"):
-            raise ConfigError(f"processor={processor!r} of plip is unknown; choose 'pil' or 'default'.")
         super().__init__("", quick_gelu, **common)
+        self._check_choice("processor", processor, ("pil", "default"))
         self.processor = processor
-
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        return super().settings() | {"processor": self.processor}
 
     def preprocess(self, sample: Sample) -> Tensor:
         """(H, W), (H, W, 3) or (D, H, W) -> (3, 224, 224)."""
-        picture = rgb_picture(sample)
-        pixels = _resized(picture, self.processor)
+        pixels = _resized(rgb_image(sample), self.processor)
         top, left = ((side - SIZE) // 2 for side in pixels.shape[1:])
         cropped = pixels[:, top : top + SIZE, left : left + SIZE].to(torch.float32)
         return standardize(cropped / 255, CLIP_MEAN, CLIP_STD)
 
     def _read_tokenizer(self) -> Tokenizer:
-        return clip_tokenizer() if self._where[0] is None else super()._read_tokenizer()
+        return clip_tokenizer() if self._tokenizer_from[0] is None else super()._read_tokenizer()
 
 
-def _resized(picture: Image.Image, processor: str) -> Tensor:
+def _resized(image: Image.Image, processor: str) -> Tensor:
     """8-bit (3, H, W) whose shortest side is 224."""
     from torchvision.transforms.v2.functional import InterpolationMode, pil_to_tensor, resize
 
     if processor == "default":
-        made: Tensor = resize(pil_to_tensor(picture), [SIZE], interpolation=InterpolationMode.BICUBIC, antialias=True)
-        return made
-    width, height = picture.size
+        bicubic = InterpolationMode.BICUBIC
+        return resize(pil_to_tensor(image), [SIZE], interpolation=bicubic, antialias=True)  # type: ignore[no-any-return]
+    width, height = image.size
     short = min(width, height)
-    small = picture.resize((SIZE * width // short, SIZE * height // short), Image.Resampling.BICUBIC)
+    small = image.resize((SIZE * width // short, SIZE * height // short), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
 
@@ -100,6 +92,5 @@ def clip_tokenizer() -> Tokenizer:
 
     bpe = SimpleTokenizer()
     pieces = [*list(bpe.encoder)[:-2], "<|startoftext|>", "<|endoftext|>"]
-    made = CLIPTokenizer(vocab={piece: row for row, piece in enumerate(pieces)}, merges=list(bpe.bpe_ranks))
-    backend: Tokenizer = made.backend_tokenizer
-    return backend
+    vocabulary = {piece: row for row, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocabulary, merges=list(bpe.bpe_ranks)).backend_tokenizer  # type: ignore[no-any-return]

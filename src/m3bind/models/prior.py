@@ -7,11 +7,11 @@ n images, k texts, R = 49 regions (7 x 7), d = 768 joint dimensions.
            its 512 prototypes, weighted by softmax(sentence . prototype / 0.9); attention pool over sentences.
 
 A text is one sentence here, as in the authors' zero-shot test. Their bank adds Gumbel noise to the weights, also at
-inference, so that the same text never gets the same embedding twice: bank="soft", the default, leaves the noise out,
+inference, so that every call embeds the same text differently: bank="soft", the default, omits the noise,
 bank="gumbel" draws it, bank="none" skips the bank (their first training stage). Their zero-shot test multiplies cosines
 by the learned logarithm itself (`logits`), their training by its exponential (`logit_scale`); the test adds half the
 softmax of `local_scores` (`zero_shot`). Their regions come from reading the map (2048, 7, 7) as 49 rows of 2048
-without turning it, in training and after; so it is here. Cheng et al. 2023, https://arxiv.org/abs/2307.12577.
+without transposing it, in training and after; this is reproduced here. Cheng et al. 2023, https://arxiv.org/abs/2307.12577.
 """
 
 import math
@@ -22,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.layers.transforms import grey_picture, standardize
+from m3bind.models.layers.transforms import grey_image, standardize
 from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk, resnet50_trunk
 from m3bind.models.weights.checkpoint import rename
 
@@ -94,7 +93,7 @@ class SentenceHead(nn.Module):
         return self.projection(features) @ self.bank.weight.T  # type: ignore[no-any-return]
 
     def sentences(self, features: Tensor) -> Tensor:
-        """(k, 768) -> (k, d), as the bank gives them back."""
+        """(k, 768) -> (k, d), replaced by the bank."""
         if self.kind == "none":
             return self.projection(features)  # type: ignore[no-any-return]
         affinities = self.affinities(features)
@@ -170,11 +169,7 @@ class Prior(PublishedModel):
         ),
     )
 
-    def __init__(
-        self,
-        bank: Bank = "soft",
-        **common: Unpack[Common],
-    ) -> None:
+    def __init__(self, bank: Bank = "soft", **common: Unpack[Common]) -> None:
         """Build with random weights.
 
         Args:
@@ -186,8 +181,7 @@ class Prior(PublishedModel):
             ConfigError: an unknown `bank`.
         """
         super().__init__(**common)
-        if bank not in get_args(Bank):
-            raise ConfigError(f"bank={bank!r} of prior is unknown; choose one of {', '.join(get_args(Bank))}.")
+        self._check_choice("bank", bank, get_args(Bank))
         self.max_tokens = MAX_TOKENS
         self.image_trunk = PriorImageTower()
         self.image_head = nn.Linear(2048, self.joint_dim)
@@ -198,11 +192,6 @@ class Prior(PublishedModel):
         self.scale = LearnedScale(initial=100.0)
         self._finish()
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """Learned; the factor on cosines in the authors' training."""
-        return self.scale()  # type: ignore[no-any-return]
-
     def settings(self) -> dict[str, Any]:
         """Constructor arguments as JSON values."""
         return super().settings() | {"bank": self.text_head.kind}
@@ -211,7 +200,7 @@ class Prior(PublishedModel):
         """(H, W) or (H, W, 3) -> (1, 224, 224)."""
         from torchvision.transforms.functional import resize
 
-        pixels = np.array(resize(grey_picture(sample), [SIZE, SIZE]), dtype=np.float32)
+        pixels = np.array(resize(grey_image(sample), [SIZE, SIZE]), dtype=np.float32)
         return standardize(torch.from_numpy(pixels[None] / np.float32(255)), MEAN, STD)
 
     def text_features(self, tokens: Tokens) -> Tensor:

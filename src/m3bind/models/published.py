@@ -1,14 +1,17 @@
-"""A dual encoder whose weights its authors published: what the files of the published models share.
+"""The base of models whose weights their authors published, and parts that several of them use.
+
+* `PublishedModel`, `ImageOnly`: the base classes. * `Common`: arguments of all their constructors.
+* `LearnedScale`, `resnet50_trunk`, `bert_trunk`: parts.
 
 n items, L tokens, f width of a tower's features, d_m joint dimension.
 
 The network is fixed by the registered name; weights come from the authors' file (`load_checkpoint`, strict) and the
-tokenizer from a folder, the hub or the checkpoint's own folder, read when the first text is tokenized: a model can be
-built, loaded and fed with token ids without it.
+tokenizer from a folder, the hub or the checkpoint's own folder. It is read when the first text is tokenized, so that a
+model can be built, loaded and run on token ids without it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, TypedDict
 
@@ -20,13 +23,14 @@ from m3bind.errors import CheckpointError, ConfigError, ReadError, UnknownNameEr
 from m3bind.models.base import DualEncoder, ModelCard, Tokens, constructor_parameters
 from m3bind.models.layers.bert import BertTrunk, Pooling
 from m3bind.models.layers.tokenizer import TextTokenizer, read_tokenizer
-from m3bind.models.weights.checkpoint import resolve, without_initialisation
+from m3bind.models.weights.checkpoint import without_initialisation
+from m3bind.models.weights.hub import resolve
 
 BIOCLINICALBERT = "emilyalsentzer/Bio_ClinicalBERT"  # cased vocabulary, lower-cased texts: see read_tokenizer
 
 
 class Common(TypedDict, total=False):
-    """Arguments that the constructors of all published models hand on to `PublishedModel`."""
+    """Arguments that the constructors of all published models pass on to `PublishedModel`."""
 
     tokenizer: str | Path | None
     tokenizer_revision: str
@@ -37,15 +41,18 @@ class Common(TypedDict, total=False):
 class PublishedModel(DualEncoder):
     """Network fixed by the name, weights from the authors' file, tokenizer read when first needed.
 
-    A subclass sets the four parts, `joint_dim` and `max_tokens`, declares its `card` (or `cards`, one for each of its
-    `names`), its `tokenizer_source`, and the `migrations` from the authors' keys to `image_trunk`, `image_head`,
-    `text_trunk`, `text_head` and, where the scale is learned, `scale.log`.
+    A subclass sets the four parts, `max_tokens` and, if the scale is learned, `scale`. It declares its `card` (or
+    `cards`, one for each of its `names`), its `tokenizer_source`, the attributes that are its `own_settings`, and the
+    `migrations` from the authors' keys to `image_trunk`, `image_head`, `text_trunk`, `text_head` and `scale.log`.
     """
 
     tokenizer_source: ClassVar[str] = ""  # hub id of the tokenizer the authors used
-    lowercase: ClassVar[bool | None] = None  # for a vocab.txt that does not say; None: lower case, as transformers does
+    lowercase: ClassVar[bool | None] = None  # for a vocab.txt without a configuration; None: lower case
     cards: ClassVar[Mapping[str, ModelCard]] = {}
-    check_shape: ClassVar[tuple[int, ...]] = ()  # of one input for `m3bind check-model`, where a whole one takes long
+    check_shape: ClassVar[tuple[int, ...]] = ()  # of one input for `m3bind check-model`, if a whole one takes long
+    own_settings: ClassVar[tuple[str, ...]] = ()  # constructor arguments beside those of `Common`, as attributes
+
+    scale: nn.Module
 
     def __init__(
         self,
@@ -62,10 +69,10 @@ class PublishedModel(DualEncoder):
             tokenizer: folder with tokenizer.json or vocab.txt, or a hub id; default: `tokenizer_source`.
             tokenizer_revision: commit, when the tokenizer comes from the hub.
             assets: folder `save_assets` filled.
-            frozen: parts that stage 0 does not train; apply with `_finish`.
+            frozen: parts that stage 0 does not train; `_finish` freezes them.
 
         Raises:
-            UnknownNameError: `variant` is none of the class's names.
+            UnknownNameError: `variant` is not one of the class's names.
         """
         super().__init__()
         known = self.names or (self.name,)
@@ -74,15 +81,28 @@ class PublishedModel(DualEncoder):
             raise UnknownNameError("variant", variant, known)
         self.card = self.cards[self.variant] if self.cards else type(self).card
         self.joint_dim = self.card.joint_dim
-        self._where: tuple[str | Path | None, str] = (assets if assets is not None else tokenizer, tokenizer_revision)
-        self._explicit = tokenizer is not None or assets is not None
+        self._tokenizer_from: tuple[str | Path | None, str] = (
+            assets if assets is not None else tokenizer,
+            tokenizer_revision,
+        )
         self._tokenizer: TextTokenizer | None = None
-        self._frozen_wanted = tuple(frozen)
+        self._to_freeze = tuple(frozen)
 
     def _finish(self) -> None:
-        """The last line of a subclass's constructor: eval mode, and `frozen` parts frozen."""
-        self.freeze(self._frozen_wanted)
+        """The last line of a subclass's constructor: freeze the `frozen` parts, eval mode."""
+        self.freeze(self._to_freeze)
         self.eval()
+
+    def _check_choice(self, setting: str, value: object, choices: Collection[str]) -> None:
+        """Refuse a setting that is not one of `choices` with a ConfigError."""
+        if value not in choices:
+            known = ", ".join(map(repr, choices))
+            raise ConfigError(f"{setting}={value!r} of {self.variant} is unknown; choose one of {known}.")
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The learned `scale`."""
+        return self.scale()  # type: ignore[no-any-return]
 
     # ---- texts
 
@@ -91,14 +111,14 @@ class PublishedModel(DualEncoder):
         """The authors' tokenizer, at this model's maximum length.
 
         Raises:
-            ConfigError: none was given and the hub's cannot be reached; the message says how to give one.
+            ConfigError: no tokenizer was given and the hub cannot be reached; the message states how to give one.
         """
         if self._tokenizer is None:
             self._tokenizer = TextTokenizer(self._read_tokenizer(), self.max_tokens)
         return self._tokenizer
 
     def _read_tokenizer(self) -> Tokenizer:
-        source, revision = self._where
+        source, revision = self._tokenizer_from
         try:
             folder = resolve(source or self.tokenizer_source, revision, weights=False)
             return read_tokenizer(folder, self.lowercase)
@@ -112,110 +132,81 @@ class PublishedModel(DualEncoder):
             ) from error
 
     def clean(self, text: str) -> str:
-        """A text as the authors prepare it before tokenizing (report cleaning, lower case, prompt); as it is here."""
+        """The authors' preparation of a text before tokenizing (report cleaning, lower case, prompt); default: none."""
         return text
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """The authors' cleaning, tokenizer and truncation; padded to the longest of `texts`."""
         return self.tokenizer([self.clean(text) for text in texts])
 
-    def text_features(self, tokens: Tokens) -> Tensor:
-        """Tokens -> (n, f_t)."""
-        return self.text_trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
-
     # ---- saving and loading
 
     def settings(self) -> dict[str, Any]:
-        """The name says nearly all; subclasses add their own settings."""
-        return {"frozen": list(self.frozen)}
+        """Constructor arguments as JSON values."""
+        return {"frozen": list(self.frozen)} | {name: getattr(self, name) for name in self.own_settings}
 
     def save_assets(self, folder: Path) -> None:
-        """Write tokenizer.json.
-
-        A model that was only ever given token ids may have no tokenizer at hand; then nothing is written.
-        """
-        if self._tokenizer is None and not self._explicit:
-            try:
-                self.tokenizer.save(folder)
-            except ConfigError:
-                return
-        else:
+        """Write tokenizer.json; nothing if no tokenizer was given and none is available."""
+        try:
             self.tokenizer.save(folder)
+        except ConfigError:
+            if self._tokenizer_from[0] is not None:
+                raise
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
         """The model with the authors' weights: a file, a folder, or a hub id (setting `revision`).
 
-        A folder or hub repository that also holds tokenizer files brings the tokenizer.
+        The tokenizer is taken from a folder or hub repository that also holds tokenizer files.
 
         Raises:
             CheckpointError: damaged, unsafe to read, or of another model.
         """
         settings = dict(settings)
-        found = resolve(path, str(settings.pop("revision", "")))
-        takes = "tokenizer" in constructor_parameters(cls)
-        folder = found if found.is_dir() or Path(path).expanduser().exists() else found.parent
-        if takes and "tokenizer" not in settings and _has_tokenizer(folder):
-            settings["tokenizer"] = str(folder)
+        local = resolve(path, str(settings.pop("revision", "")))
+        if "tokenizer" in constructor_parameters(cls) and "tokenizer" not in settings:
+            folder = local if local.is_dir() or Path(path).expanduser().exists() else local.parent
+            if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+                settings["tokenizer"] = str(folder)
         with without_initialisation():
             model = cls.from_settings(settings, variant=variant)
-        model.load_checkpoint(found)
+        model.load_checkpoint(local)
         return model
 
 
 class ImageOnly(PublishedModel):
-    """A model without a text tower: what it should do with texts it refuses. `instead` says what to use for them."""
+    """A model without a text tower: texts are refused; `instead` ends the message with what to use for them."""
 
     instead: ClassVar[str] = ""
 
     def __init__(self, frozen: Sequence[str] = ()) -> None:
-        """Call first; the subclass then sets its image parts.
-
-        Args:
-            frozen: see `PublishedModel`.
-        """
+        """Call first; the subclass then sets its image parts. `frozen`: see `PublishedModel`."""
         super().__init__(frozen=frozen)
         self.max_tokens = 0
         self.text_trunk, self.text_head = nn.Identity(), nn.Identity()
 
     @property
     def logit_scale(self) -> Tensor:
-        """1: nothing is scaled."""
+        """1: no scaling."""
         return torch.ones((), device=next(self.parameters()).device)
 
     def save_assets(self, folder: Path) -> None:
-        """Nothing: there is no tokenizer."""
+        """Writes nothing: the model has no tokenizer."""
 
     def _refuse(self) -> NoReturn:
         raise ConfigError(f"{self.variant} has no text tower; {self.instead}")
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refused with a ConfigError."""
         self._refuse()
 
     def text_features(self, tokens: Tokens) -> Tensor:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refused with a ConfigError."""
         self._refuse()
 
     def project_text(self, features: Tensor) -> Tensor:
-        """Refused.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refused with a ConfigError."""
         self._refuse()
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
 
 
 class LearnedScale(nn.Module):
@@ -255,5 +246,5 @@ def bert_trunk(
     """
     from transformers import BertConfig
 
-    made = BertConfig(vocab_size=vocabulary, num_hidden_layers=layers, **config)
-    return BertTrunk(made, pooling, states=states, combine=combine)
+    bert = BertConfig(vocab_size=vocabulary, num_hidden_layers=layers, **config)
+    return BertTrunk(bert, pooling, states=states, combine=combine)

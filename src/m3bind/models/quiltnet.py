@@ -1,10 +1,10 @@
 """QuiltNet (histopathology): CLIP ViT-B/32 and ViT-B/16 trained on Quilt-1M, and the variant with PubMedBERT.
 
-    quiltnet_b32, quiltnet_b16: CLIP's two towers (`clip`), with plain GELU, as their open_clip configuration says.
+    quiltnet_b32, quiltnet_b16: CLIP's two towers (`clip`), with plain GELU, as in their open_clip configuration.
     quiltnet_b16_pmb:           BiomedCLIP's network (`biomedclip`) with other weights.
 
-A folder that holds both of the published forms is read in transformers' form, with the activation its config.json
-names. Ikezogwo et al. 2023, https://arxiv.org/abs/2306.11207.
+A folder that holds both of the published forms is read in transformers' form, with the activation of its config.json.
+ Ikezogwo et al. 2023, https://arxiv.org/abs/2306.11207.
 """
 
 from collections.abc import Mapping

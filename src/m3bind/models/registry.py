@@ -1,8 +1,8 @@
-"""Finding, building, saving and loading models by name; a new file in this package (or an entry point) is enough.
+"""Models by name: listed, built, saved and loaded; a new file in this package (or an entry point) registers its model.
 
-* `names`, `card`: what exists, without building anything.
-* `build`: a network from settings. `load`: with the weights of a checkpoint, or a folder that `save` wrote.
-* `rebuild`: the network that a folder describes.
+* `names`, `get`, `card`: the registered models, without building one.
+* `build`: a network from settings. `load`: with the weights of a checkpoint, or from a folder that `save` wrote.
+* `rebuild`: the network that a stored folder describes, with untrained weights.
 * `save`: model.json (name, settings, hash), weights.safetensors and assets/ in one folder.
 """
 
@@ -22,10 +22,10 @@ from m3bind.models.weights.checkpoint import (
     bounded,
     hash_state,
     load_strict,
-    read_state,
     save_state,
     without_initialisation,
 )
+from m3bind.models.weights.weight_files import read_state
 
 MODEL_FILE, WEIGHTS_FILE, ASSETS_FOLDER = "model.json", "weights.safetensors", "assets"
 
@@ -55,10 +55,10 @@ def card(name: str) -> ModelCard:
     """
     cls = _registry.get(name)
     cards: dict[str, ModelCard] = getattr(cls, "cards", {})
-    found = cards.get(name, getattr(cls, "card", None))
-    if not isinstance(found, ModelCard):
+    own = cards.get(name, getattr(cls, "card", None))
+    if not isinstance(own, ModelCard):
         raise ConfigError(f"model {name!r} ({cls.__module__}.{cls.__name__}) has no ModelCard; give it a `card`.")
-    return found
+    return own
 
 
 def build(name: str, assets: Path | str | None = None, **settings: Any) -> DualEncoder:
@@ -66,7 +66,7 @@ def build(name: str, assets: Path | str | None = None, **settings: Any) -> DualE
 
     Args:
         name: a registered name.
-        assets: folder with what the model needs beside settings (`tokenizer.json` of a WordPiece trained on a corpus).
+        assets: folder with the files that the model needs beside settings (`tokenizer.json`).
         settings: arguments of the model's constructor.
 
     Raises:
@@ -101,7 +101,7 @@ def load(name_or_folder: Path | str, checkpoint: Path | str | None = None, **set
     if checkpoint is None:
         return build(name, **settings).eval()
     model = cls.from_checkpoint(checkpoint, settings, variant=name)
-    model.registered_name = model.registered_name or name  # a file may hold another layout than the name's own
+    model.registered_name = model.registered_name or name  # a file in another layout sets the name of its own model
     return model.eval()
 
 
@@ -110,7 +110,7 @@ def _load_folder(folder: Path, overrides: dict[str, Any]) -> DualEncoder:
     content = foreign.settings_of(folder, MODEL_FILE)
     name, settings = content.get("model"), content.get("settings")
     if not isinstance(name, str) or not isinstance(settings, dict):
-        raise CheckpointError(f"{where}: damaged, it names no model or no settings; save the model again.")
+        raise CheckpointError(f"{where}: damaged: the model's name or settings are missing; save the model again.")
     with foreign.library(folder / WEIGHTS_FILE, "weights inside the folder"):
         state = read_state(inside(folder, WEIGHTS_FILE))
     with without_initialisation():
@@ -127,18 +127,18 @@ def rebuild(
     where: Path | str,
     overrides: Mapping[str, Any] | None = None,
 ) -> DualEncoder:
-    """The network that a folder describes: data of a stranger, so it names no files and is no larger than its weights.
+    """The network that a third-party folder describes: it may name no files and be no larger than its weights.
 
     Args:
-        name: of the model.
-        settings: as the folder has them.
+        name: name of the model.
+        settings: as stored in the folder.
         assets: the folder's own assets.
-        states: the weights that it will get.
-        where: the file that errors name.
-        overrides: settings of the caller, which may say all.
+        states: the weights that will be loaded into it.
+        where: the file for error messages.
+        overrides: settings of the caller, without these limits.
 
     Raises:
-        CheckpointError: an unknown model, settings that name a file or an address, or that describe no network.
+        CheckpointError: an unknown model, settings that name a file or an address, or that are not a network's.
     """
     with foreign.described(where, "the settings of a model"):
         plain(dict(settings))
@@ -155,8 +155,8 @@ def save(model: DualEncoder, folder: Path | str) -> None:
     """Write a model so that `load(folder)` gives bitwise the same one.
 
     Raises:
-        ConfigError: the model was not made by `build` or `load` and its class has no single name.
-        DiskError: the file system refused; what stood there before is untouched.
+        ConfigError: the model was not created by `build` or `load` and its class has several names or none.
+        DiskError: the file system refused; the previous folder is unchanged.
     """
     name = model.registered_name or type(model).name
     if not name:
@@ -172,5 +172,5 @@ def save(model: DualEncoder, folder: Path | str) -> None:
 
 
 def refresh() -> None:
-    """Look for models again at the next question (after a file was added to the package)."""
+    """Search for models again at the next call (after a file was added to the package)."""
     _registry.refresh()

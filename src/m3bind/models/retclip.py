@@ -7,12 +7,12 @@ n items, L tokens, e eyes of an item (1 or 2).
     text:  RoBERTa-wwm (a BERT), first token 768; then the same head's Linear 768, ReLU, Linear 512.
 
 An image embedding can only be compared with texts of the same head, so the setting `head` chooses both. "left", the
-default, takes single pictures: one picture is the left eye to the authors too where nobody says otherwise. "patient"
-takes both eyes of each person. The authors' features of a single picture for their linear probes are those before the
-heads. Texts are Chinese. Du et al. 2024, https://arxiv.org/abs/2405.14137.
+default, takes single images: the authors also treat an image as the left eye by default. "patient" takes both eyes of
+each person. The authors' features of a single image for their linear probes are those before the heads. Texts are
+Chinese. Du et al. 2024, https://arxiv.org/abs/2405.14137.
 """
 
-from typing import Any, Literal, Unpack, get_args
+from typing import Literal, Unpack, get_args
 
 from torch import Tensor, nn
 
@@ -20,7 +20,8 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
 from m3bind.models.clip import ClipImageTrunk
-from m3bind.models.layers.transforms import CLIP_MEAN, CLIP_STD, rgb_picture
+from m3bind.models.layers.preprocess import rgb_image
+from m3bind.models.layers.transforms import CLIP_MEAN, CLIP_STD, normalized
 from m3bind.models.published import Common, LearnedScale, PublishedModel, bert_trunk
 from m3bind.models.weights.checkpoint import rename
 from m3bind.models.weights.clip_keys import huggingface_keys
@@ -28,7 +29,6 @@ from m3bind.models.weights.clip_keys import huggingface_keys
 SIZE, WIDTH, JOINT = 224, 768, 512
 Head = Literal["left", "right", "patient"]
 HEADS: tuple[str, ...] = get_args(Head)
-_INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 class EyeHeads(nn.Module):
@@ -47,10 +47,9 @@ class EyeHeads(nn.Module):
         return getattr(self, self.head)(self.eyes(features))  # type: ignore[no-any-return]
 
     def eyes(self, features: Tensor) -> Tensor:
-        """Before the heads, what the authors probe: (n, 768 e) -> (n, 512 e)."""
-        count = features.shape[1] // WIDTH
-        made: Tensor = self.projection(features.reshape(-1, WIDTH))
-        return made.reshape(features.shape[0], count * JOINT)
+        """Before the heads, the features of the authors' linear probes: (n, 768 e) -> (n, 512 e)."""
+        eyes: Tensor = self.projection(features.reshape(-1, WIDTH))
+        return eyes.reshape(features.shape[0], features.shape[1] // WIDTH * JOINT)
 
 
 class TextHeads(nn.Module):
@@ -70,7 +69,9 @@ class TextHeads(nn.Module):
 class RetClip(PublishedModel):
     """RET-CLIP (ViT-B/16) as its authors published it."""
 
+    scale: nn.ModuleDict
     name = "retclip_vitb16"
+    own_settings = ("head", "interpolation")
     tokenizer_source = "hfl/chinese-roberta-wwm-ext"
     lowercase = True
     migrations = (
@@ -101,15 +102,12 @@ class RetClip(PublishedModel):
     )
 
     def __init__(
-        self,
-        head: Head = "left",
-        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
-        **common: Unpack[Common],
+        self, head: Head = "left", interpolation: Literal["bicubic", "bilinear"] = "bicubic", **common: Unpack[Common]
     ) -> None:
         """Build with random weights.
 
         Args:
-            head: which of the three pairs of heads images and texts go through; see the module's text.
+            head: the pair of heads for images and texts, see the module's docstring.
             interpolation: of the resize; the authors' package has "bicubic", one of their evaluations "bilinear".
             common: see `PublishedModel`.
 
@@ -117,9 +115,7 @@ class RetClip(PublishedModel):
             ConfigError: an unknown `head` or `interpolation`.
         """
         super().__init__(**common)
-        if interpolation not in _INTERPOLATIONS:
-            known = " or ".join(map(repr, _INTERPOLATIONS))
-            raise ConfigError(f"interpolation={interpolation!r} of {self.name} is unknown; choose {known}.")
+        self._check_choice("interpolation", interpolation, ("bicubic", "bilinear"))
         self.interpolation, self.max_tokens = interpolation, 100
         self.image_trunk = ClipImageTrunk(16, quick_gelu=True)
         self.image_head = EyeHeads(head)
@@ -135,13 +131,12 @@ class RetClip(PublishedModel):
         return str(self.image_head.head)
 
     def use_head(self, head: str) -> None:
-        """Compare by another of the three: "left", "right" or "patient".
+        """Change the pair of heads to "left", "right" or "patient".
 
         Raises:
-            ConfigError: another name.
+            ConfigError: an unknown `head`.
         """
-        if head not in HEADS:
-            raise ConfigError(f"head={head!r} of {self.name} is unknown; choose one of {', '.join(HEADS)}.")
+        self._check_choice("head", head, HEADS)
         self.image_head.head = self.text_head.head = head  # type: ignore[assignment]
 
     @property
@@ -149,21 +144,17 @@ class RetClip(PublishedModel):
         """Learned, one for each head."""
         return self.scale[self.head]()  # type: ignore[no-any-return]
 
-    def settings(self) -> dict[str, Any]:
-        """Constructor arguments as JSON values."""
-        return super().settings() | {"head": self.head, "interpolation": self.interpolation}
-
     def clean(self, text: str) -> str:
         """Lower case, Chinese quotation marks as plain ones."""
         return text.lower().replace("\u201c", '"').replace("\u201d", '"')
 
     def image_features(self, batch: Tensor) -> Tensor:
-        """Pictures (n, 3, 224, 224), or left and right eyes (n, 2, 3, 224, 224) -> (n, 768).
+        """Images (n, 3, 224, 224), or left and right eyes (n, 2, 3, 224, 224) -> (n, 768).
 
-        Of two eyes the heads "left" and "right" take theirs; the head "patient" needs both -> (n, 1536).
+        Of two eyes the heads "left" and "right" use theirs; the head "patient" needs both -> (n, 1536).
 
         Raises:
-            ConfigError: single pictures for the head "patient".
+            ConfigError: single images for the head "patient".
         """
         if batch.ndim == 5 and self.head != "patient":
             batch = batch[:, HEADS.index(self.head)]
@@ -172,15 +163,13 @@ class RetClip(PublishedModel):
         if batch.ndim != 5 or batch.shape[1] != 2:
             raise ConfigError(
                 f"head='patient' of {self.name} compares both eyes of a person: give (n, 2, 3, {SIZE}, {SIZE}), left "
-                "then right; for single pictures set head='left' or head='right'."
+                "then right; for single images set head='left' or head='right'."
             )
         return super().image_features(batch.flatten(0, 1)).reshape(batch.shape[0], 2 * WIDTH)
 
     def preprocess(self, sample: Sample) -> Tensor:
-        """One picture (H, W, 3) -> (3, 224, 224), its aspect ratio not kept."""
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as F
+        """One image (H, W, 3) -> (3, 224, 224), whatever its aspect ratio."""
+        from torchvision.transforms.functional import InterpolationMode, resize
 
-        picture = F.resize(rgb_picture(sample), [SIZE, SIZE], InterpolationMode(self.interpolation))
-        made: Tensor = F.normalize(F.to_tensor(picture), list(CLIP_MEAN), list(CLIP_STD))
-        return made
+        image = resize(rgb_image(sample), [SIZE, SIZE], InterpolationMode(self.interpolation))
+        return normalized(image, CLIP_MEAN, CLIP_STD)

@@ -1,6 +1,6 @@
 """UniMed-CLIP (X-ray, CT, MRI, ultrasound, pathology, retina): CLIP's ViT-B/16 with quick_gelu and BiomedBERT.
 
-The image tower is `clip`'s, the text half `biomedclip`'s; BERT and the text head have plain GELU. Khattak et al. 2024,
+The image tower is `clip`'s, the text tower `biomedclip`'s; BERT and the text head have plain GELU. Khattak et al. 2024,
 https://arxiv.org/abs/2412.10372.
 """
 

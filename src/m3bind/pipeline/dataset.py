@@ -25,7 +25,8 @@ from m3bind.models import registry
 from m3bind.models.base import DualEncoder
 from m3bind.models.layers.text_encoder import train_wordpiece
 from m3bind.models.published import PublishedModel
-from m3bind.models.weights.checkpoint import load_strict, read_state
+from m3bind.models.weights.checkpoint import load_strict
+from m3bind.models.weights.weight_files import read_state
 from m3bind.pipeline.features import FeatureExtractor, phrases_of
 from m3bind.training.loop import seed_torch
 from m3bind.training.pairs import TextTable

@@ -1,1 +1,1 @@
-"""Parts that models are made of: networks, text towers, tokenizers, transforms of images and volumes, heads."""
+"""Parts of models: networks, text towers, tokenizers, transforms of images and volumes, heads."""

@@ -1,4 +1,4 @@
-"""Light random variation of input batches, the same code for 1-D, 2-D and 3-D; drawn from the generator alone.
+"""Light random variation of input batches, the same code for 1-D, 2-D and 3-D.
 
 n items, C channels, then 1 to 3 axes of space or time.
 """
@@ -31,8 +31,8 @@ def vary(
     n = batch.shape[0]
     out = batch
     for axis, length in enumerate(batch.shape[2:]):
-        most = int(shift * length)
-        offset = torch.randint(-most, most + 1, (n, 1), generator=generator)
+        limit = int(shift * length)
+        offset = torch.randint(-limit, limit + 1, (n, 1), generator=generator)
         index = (torch.arange(length) + offset).clamp(0, length - 1)
         if axis in flips:
             mirrored = torch.rand(n, 1, generator=generator) < 0.5

@@ -2,20 +2,21 @@
 
 * `BertTrunk`: transformers' BertModel (its own modules and state-dict keys), run on packed tokens, pooled or not.
 * `micro_batches`: rows of similar length, grouped under a token budget.
-* `distinct`: each text once, and where it came from.
+* `distinct`: each text once, and the index of each text in them.
 
 Shapes: n texts, L padded length, T real tokens of all texts together, H hidden width, A attention heads, r LoRA rank.
 
-All linear, LayerNorm and GELU layers see one (T, H) matrix; only attention is computed per text, in groups of texts
-of equal length, so no mask exists and the result of a text depends neither on the padding nor on its neighbours.
+All linear, LayerNorm and GELU layers get one (T, H) matrix; only attention is computed per text, in groups of texts
+of equal length, so no mask is needed and the result of a text depends neither on the padding nor on its neighbours.
 
 A layer runs in one of two ways, with equal results:
 * plain: its modules are called one by one; always possible.
 * frozen: its weights do not train, except LoRA adapters on query, key or value. Query, key, value and their adapters
-  then are one node of the graph that keeps only what the adapters' gradients need (`_Projections`), residuals are added
-  by the matrix products, and half-precision copies of the weights are made once, not at each step.
+  are then one node of the graph that saves only the tensors that the adapters' gradients need (`_Projections`),
+  residuals are added by the matrix products, and half-precision copies of the weights are cached.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -38,9 +39,9 @@ def distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
 
 
 def micro_batches(lengths: Tensor, budget: int) -> Iterator[Tensor]:
-    """Row numbers, longest texts first, in groups of at most `budget` tokens (a longer text forms its own group).
+    """Row numbers, longest texts first, in groups of up to `budget` tokens (a longer text forms its own group).
 
-    `lengths` is int64 (n,). Useful also to a caller that bounds memory by accumulating gradients.
+    `lengths` is int64 (n,). Also for callers that bound memory by accumulating gradients.
     """
     order = torch.argsort(lengths, descending=True, stable=True)
     start, total = 0, 0
@@ -57,8 +58,8 @@ class BertTrunk(nn.Module):
     """transformers' BertModel, pooled, without work on padding. `bert` holds the unmodified network.
 
     Poolings: the first token ("cls"), its image under BERT's own tanh layer ("pooler"), the last real token ("last"),
-    the mean of real tokens ("mean"). "padded" is the mean over all L positions, padding included: what some published
-    models compute, and the one pooling whose result depends on how far a batch is padded.
+    the mean of real tokens ("mean"). "padded" is the mean over all L positions, padding included, as in some published
+    models; the only pooling whose result depends on how far a batch is padded.
     """
 
     def __init__(
@@ -71,11 +72,11 @@ class BertTrunk(nn.Module):
     ) -> None:
         """`config` is a transformers.BertConfig; `token_budget` bounds the tokens that pass the layers together.
 
-        `states`: which hidden states are pooled, 0 the embeddings, -1 the last layer; several are averaged or summed
+        `states`: the hidden states that are pooled, 0 the embeddings, -1 the last layer; several are averaged or summed
         (`combine`).
 
         Raises:
-            ConfigError: unknown pooling, or a state the network does not have.
+            ConfigError: unknown pooling, or a state that the network does not have.
         """
         from transformers import BertModel
 
@@ -107,7 +108,7 @@ class BertTrunk(nn.Module):
         return torch.cat(pooled)[torch.argsort(torch.cat(rows))]
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Hidden states of all tokens, (n, L) and a 0/1 mask (n, L) -> (n, L, H), zero where there is padding.
+        """Hidden states of all tokens, (n, L) and a 0/1 mask (n, L) -> (n, L, H), zero at padding.
 
         Raises:
             ConfigError: as `forward`.
@@ -138,12 +139,12 @@ class BertTrunk(nn.Module):
         return lengths
 
     def _padded(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(n, L), (n, L) -> (n, H), padding included in the mean; the mask only keeps it out of attention."""
-        wanted = self.states != (len(self.bert.encoder.layer),)
-        found: Any = self.bert(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=wanted)
-        if not wanted:
-            return found.last_hidden_state.mean(1)  # type: ignore[no-any-return]
-        return self._combined([found.hidden_states[state] for state in self.states]).mean(1)
+        """(n, L), (n, L) -> (n, H), padding included in the mean; the mask only excludes it from attention."""
+        inner = self.states != (len(self.bert.encoder.layer),)
+        output: Any = self.bert(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=inner)
+        if not inner:
+            return output.last_hidden_state.mean(1)  # type: ignore[no-any-return]
+        return self._combined([output.hidden_states[state] for state in self.states]).mean(1)
 
     def _combined(self, states: list[Tensor]) -> Tensor:
         total = states[0]
@@ -152,26 +153,26 @@ class BertTrunk(nn.Module):
         return total / len(states) if self.combine == "mean" and len(states) > 1 else total
 
     def _tokens(self, ids: Tensor, real: Tensor, lengths: Tensor, every: bool = False) -> Tensor:
-        """(m, L), (m, L), (m,) sorted by length -> (T, H), or (m, H) where only first tokens are needed."""
-        groups = _equal_runs(lengths.tolist())
+        """(m, L), (m, L), (m,) sorted by length -> (T, H), or (m, H) if only first tokens are needed."""
+        groups = [(len(list(run)), length) for length, run in itertools.groupby(lengths.tolist())]
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[real]
         x: Tensor = self.bert.embeddings(input_ids=ids[real][None], position_ids=positions[None])[0]  # (T, H)
         layers = list(self.bert.encoder.layer)
         first_only = not every and self.pooling in ("cls", "pooler") and self.states == (len(layers),)
-        kept = [x] * self.states.count(0)
+        states = [x] * self.states.count(0)
         for number, layer in enumerate(layers, 1):
             parts = _adapted(layer)
             if parts is None:
                 x = _plain_layer(layer, x, groups)
             else:
                 x = _frozen_layer(layer, parts, x, groups, self._casts, first_only and number == len(layers))
-            kept += [x] * self.states.count(number)
-        return self._combined(kept)
+            states += [x] * self.states.count(number)
+        return self._combined(states)
 
     def _pool(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(T, H) or first tokens (m, H), (m,) -> (m, H)."""
         if self.pooling == "mean":
-            text = torch.repeat_interleave(lengths)  # (T,) which text a token belongs to
+            text = torch.repeat_interleave(lengths)  # (T,) the text of each token
             sums = x.new_zeros(len(lengths), x.shape[1]).index_add(0, text, x)
             return sums / lengths[:, None].to(x.dtype)
         if self.pooling == "last":
@@ -183,16 +184,6 @@ class BertTrunk(nn.Module):
         return x
 
 
-def _equal_runs(lengths: list[int]) -> Groups:
-    runs: Groups = []
-    for length in lengths:
-        if runs and runs[-1][1] == length:
-            runs[-1] = (runs[-1][0] + 1, length)
-        else:
-            runs.append((1, length))
-    return runs
-
-
 def _starts(lengths: Tensor) -> Tensor:
     """Row of the first token of each text, (n,)."""
     return lengths.cumsum(0) - lengths
@@ -202,9 +193,9 @@ def _attention(own: Any, q: Tensor, k: Tensor, v: Tensor, groups: Groups, traini
     """Attention within each text: queries of all tokens (T, H) or of first tokens only (n, H) -> as the queries."""
     dropout = own.dropout.p if training else 0.0
     tokens = [count * length for count, length in groups]
-    asked = tokens if len(q) == len(k) else [count for count, _ in groups]
+    queries = tokens if len(q) == len(k) else [count for count, _ in groups]
     mixed = []
-    for *rows, (count, _) in zip(torch.split(q, asked), torch.split(k, tokens), torch.split(v, tokens), groups):
+    for *rows, (count, _) in zip(torch.split(q, queries), torch.split(k, tokens), torch.split(v, tokens), groups):
         # each (count, A, length, H / A)
         a, b, c = (x.view(count, -1, own.num_attention_heads, own.attention_head_size).transpose(1, 2) for x in rows)
         out = F.scaled_dot_product_attention(a, b, c, dropout_p=dropout, scale=own.scaling)
@@ -239,7 +230,7 @@ class _Part(NamedTuple):
 
 
 def _adapted(layer: Any) -> list[_Part] | None:
-    """Query, key and value of a layer that can run frozen; None where only calling its modules is sure to be right."""
+    """Query, key and value of a layer that can run frozen; None if only the plain way is certain to be right."""
     own = layer.attention.self
     parts = [_part(module) for module in (own.query, own.key, own.value)]
     if any(part is None for part in parts) or not isinstance(layer.intermediate.intermediate_act_fn, nn.Module):
@@ -275,27 +266,27 @@ def _part(module: Any) -> _Part | None:
 
 
 class _Casts:
-    """Copies of frozen weights in another precision, made anew only when the weight has changed."""
+    """Cached copies of frozen weights in another precision; a changed weight is copied again."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, torch.dtype], tuple[Tensor, int, Tensor]] = {}
+        self._copies: dict[tuple[int, torch.dtype], tuple[Tensor, int, Tensor]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Casts":
         return _Casts()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_kept": {}}
+        return {"_copies": {}}
 
     def __call__(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         if weight.dtype == dtype:
             return weight
         if weight.requires_grad:
             return weight.to(dtype)
-        kept = self._kept.get((id(weight), dtype))
-        if kept is None or kept[0] is not weight or kept[1] != weight._version or kept[2].device != weight.device:
-            kept = (weight, weight._version, weight.detach().to(dtype))
-            self._kept[id(weight), dtype] = kept
-        return kept[2]
+        copy = self._copies.get((id(weight), dtype))
+        if copy is None or copy[0] is not weight or copy[1] != weight._version or copy[2].device != weight.device:
+            copy = (weight, weight._version, weight.detach().to(dtype))
+            self._copies[id(weight), dtype] = copy
+        return copy[2]
 
 
 def _frozen_layer(
@@ -308,9 +299,9 @@ def _frozen_layer(
         x = x.to(dtype)
         if first_only:
             lengths = torch.tensor([length for count, length in groups for _ in range(count)], device=x.device)
-            asked = x[_starts(lengths)]
-            q, k, v = *_project(parts[:1], asked, cast), *_project(parts[1:], x, cast)
-            x = asked
+            first = x[_starts(lengths)]
+            q, k, v = *_project(parts[:1], first, cast), *_project(parts[1:], x, cast)
+            x = first
         else:
             q, k, v = _project(parts, x, cast)
         a = _attention(layer.attention.self, q, k, v, groups, layer.training)
@@ -333,7 +324,7 @@ def _add_norm(block: Any, inner: Tensor, residual: Tensor, cast: _Casts) -> Tens
 
 def _project(parts: list[_Part], x: Tensor, cast: _Casts) -> tuple[Tensor, ...]:
     """Query, key and value, or those of them in `parts`: (T, H) -> (T, H) each."""
-    frozen = [tensor for part in parts for tensor in (cast(part.weight, x.dtype), cast(part.bias, x.dtype))]
+    frozen = [cast(tensor, x.dtype) for part in parts for tensor in (part.weight, part.bias)]
     adapters = [(place, part.adapter) for place, part in enumerate(parts) if part.adapter]
     # One dropout mask serves all adapters of the layer.
     dropout = max((adapter.dropout for _, adapter in adapters), default=0.0)
@@ -346,7 +337,7 @@ def _project(parts: list[_Part], x: Tensor, cast: _Casts) -> tuple[Tensor, ...]:
 class _Projections(torch.autograd.Function):
     """Frozen projections of x with LoRA, one output each: x W.T + bias + scale (x mask) A.T B.T.
 
-    Kept for the backward pass: x as the adapters saw it, its products with A (r columns), dropout mask, weights.
+    Saved for the backward pass: x as the adapters get it, its products with A (r columns), dropout mask, weights.
     """
 
     @staticmethod

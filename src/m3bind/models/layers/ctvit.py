@@ -8,11 +8,12 @@ n volumes, D slices, t = D / 10 slabs, P = 576 patches of a slab (24 x 24), w = 
     quantiser     each token is replaced by the nearest row (cosine) of a fixed table         codes (n, t, 24, 24)
     output        mean over t, flattened                                                      (n, 294912)
 
-What differs from the usual and must stay: keys and values are made from the input before its LayerNorm; queries and
-keys are unit vectors with learned factors and a fixed scale of 8; the depthwise convolution of the temporal layers
-reads tokens stored as (24, 24, t) as if they were (t, 24, 24), so its neighbours are not neighbours in the patient.
+Differences from a standard transformer, which must stay: keys and values are made from the input before its LayerNorm;
+queries and keys are unit vectors with learned factors and a fixed scale of 8; the depthwise convolution of the temporal
+layers reads tokens stored as (24, 24, t) as if they were (t, 24, 24), so that its neighbours are not spatial
+neighbours.
 
-The table never changes, in training neither: it is a buffer without an update rule. The gradient passes the quantiser
+The table never changes, not even in training: it is a buffer without an update rule. The gradient passes the quantiser
 as if it were the identity. Hamamci et al. 2024, https://arxiv.org/abs/2403.17834.
 """
 
@@ -28,13 +29,13 @@ GRID = SIDE // PATCH
 WIDTH, LAYERS, HEADS, HEAD, INNER, CODES = 512, 4, 8, 32, 1365, 8192
 FEATURES = GRID * GRID * WIDTH
 COSINE_SCALE = 8.0
-SEARCHED = 1024  # tokens compared with all codes at once: 32 MB
+SEARCHED = 1024  # tokens per comparison with all codes: 32 MB
 
 
 class CTViT(nn.Module):
     """(n, 1, D, 480, 480) -> (n, 294912); D any multiple of 10."""
 
-    recomputes = True  # training keeps the input of each layer only
+    recomputes = True  # training stores the input of each layer only
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class CTViT(nn.Module):
         self.quantiser = Quantiser()
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """(n, 1, D, 480, 480) -> (n, 294912), one volume at a time, so that memory does not grow with n.
+        """(n, 1, D, 480, 480) -> (n, 294912), one volume at a time, so that memory does not depend on n.
 
         Raises:
             ConfigError: another shape.
@@ -56,7 +57,7 @@ class CTViT(nn.Module):
         return torch.cat(rows) if rows else volumes.new_zeros(0, FEATURES)
 
     def codes(self, volumes: Tensor) -> Tensor:
-        """(n, 1, D, 480, 480) -> int64 (n, t, 24, 24), all that the output depends on.
+        """(n, 1, D, 480, 480) -> int64 (n, t, 24, 24), which determine the output.
 
         Raises:
             ConfigError: another shape.
@@ -99,7 +100,7 @@ class Patches(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """A bias on attention for each head and pair of patches, by a small network on their signed log distances.
+    """A bias on attention for each head and pair of patches: a small network on their signed log distances.
 
     Pairs with the same offset share their value, so the network runs on 47 x 47 offsets, not on 576 x 576 pairs.
     """
@@ -133,9 +134,9 @@ class Transformer(nn.Module):
         self.norm = HalfNorm(WIDTH)
 
     def forward(self, x: Tensor, shape: tuple[int, ...], bias: Tensor | None = None) -> Tensor:
-        """`shape` (n, t, 24, 24, w) is how the convolutions read the tokens as they lie in memory."""
+        """`shape` (n, t, 24, 24, w) is the view of the tokens, in memory order, that the convolutions read."""
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        for layer in self.layers:  # training keeps the input of each layer and computes the rest again
+        for layer in self.layers:  # training stores the input of each layer and recomputes the rest
             x = checkpoint(layer, x, shape, bias, use_reentrant=False) if trains else layer(x, shape, bias)
         return self.norm(x)  # type: ignore[no-any-return]
 
@@ -157,7 +158,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, shape: tuple[int, ...], bias: Tensor | None) -> Tensor:
         """(rows, tokens, w) -> the same shape; see `Transformer`."""
-        grid = F.pad(x.reshape(shape), (0, 0, 1, 1, 1, 1, 2, 0))  # in time, a token sees itself and the two before
+        grid = F.pad(x.reshape(shape), (0, 0, 1, 1, 1, 1, 2, 0))  # in time: a token and the two before it
         x = x + self.position(grid.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).reshape(x.shape)
         x = x + self.attention(x, bias)
         return x + self.feed_forward(x)  # type: ignore[no-any-return]
@@ -178,8 +179,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(rows, tokens, w) and a bias (1, heads, tokens, tokens) on the scores -> (rows, tokens, w)."""
-        found = (self.to_q(self.norm(x)), *self.to_kv(x).chunk(2, -1))  # keys and values: of x without the norm
-        q, k, v = (part.view(*part.shape[:2], HEADS, HEAD).transpose(1, 2) for part in found)
+        parts = (self.to_q(self.norm(x)), *self.to_kv(x).chunk(2, -1))  # keys and values: of x without the norm
+        q, k, v = (part.view(*part.shape[:2], HEADS, HEAD).transpose(1, 2) for part in parts)
         q = (F.normalize(q, dim=-1) * self.q_scale).to(v.dtype)
         k = (F.normalize(k, dim=-1) * self.k_scale).to(v.dtype)
         bias = None if bias is None else bias.to(v.dtype)
@@ -188,7 +189,7 @@ class Attention(nn.Module):
 
 
 class HalfNorm(nn.Module):
-    """LayerNorm with a learned factor; its offset is a buffer that no training changes."""
+    """LayerNorm with a learned factor; its offset is a constant buffer."""
 
     bias: Tensor
     eps = 1e-5
@@ -228,11 +229,11 @@ class Quantiser(nn.Module):
 
     @torch.no_grad()
     def codes(self, tokens: Tensor) -> Tensor:
-        """(..., w) -> int64 (...), compared in float32 also under autocast, since half precision flips near ties."""
+        """(..., w) -> int64 (...), compared in float32 also under autocast, since half precision changes near ties."""
         with torch.autocast(tokens.device.type, enabled=False):
             table = F.normalize(self.table.float(), dim=-1).T
             flat = F.normalize(tokens.reshape(-1, WIDTH).float(), dim=-1)
-            # A graph for any n has no loop over parts.
+            # An exported graph for any n cannot loop over parts.
             parts = (flat,) if torch.compiler.is_exporting() else torch.split(flat, SEARCHED)
-            found = [(part @ table).argmax(-1) for part in parts]
-        return torch.cat(found).view(tokens.shape[:-1])
+            nearest = [(part @ table).argmax(-1) for part in parts]
+        return torch.cat(nearest).view(tokens.shape[:-1])

@@ -1,7 +1,7 @@
 """EfficientNet-lite0 with its real ImageNet weights from an installed package (extra `compact`), as a feature trunk.
 
 * `EfficientNetTrunk`: images in 0..1 -> pooled features.
-* `read_weights`: the package's checkpoint under timm's key names; strict, nothing guessed.
+* `read_weights`: the package's checkpoint under timm's key names.
 
 n images, S side in pixels.
 """
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
-from m3bind.models.weights.checkpoint import State, load_strict, read_state
+from m3bind.models.weights.checkpoint import load_strict
+from m3bind.models.weights.weight_files import State, read_state
 
 MEAN, STD = 127 / 255, 128 / 255  # of the TensorFlow release: (pixel - 127) / 128
-CHUNK = 8  # images at once, channels last: the fastest form on a CPU (benchmarks/trunk.py)
+CHUNK = 8  # images per pass, channels last: the fastest form on a CPU (benchmarks/trunk.py)
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage
 STAGE_WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 FINAL_WIDTH = 1280
@@ -27,7 +28,7 @@ FINAL_WIDTH = 1280
 def _block_key(key: str) -> str:
     """`_blocks.7._bn1.weight` -> `blocks.3.2.bn2.weight`.
 
-    The first block has no expansion, so its layers are numbered differently. Other keys come back as they are.
+    The first block has no expansion, so its layers are numbered differently. Other keys are returned unchanged.
     """
     match = re.fullmatch(r"_blocks\.(\d+)\._(\w+)\.(\w+)", key)
     if not match or int(match[1]) >= sum(_REPEATS):
@@ -49,7 +50,7 @@ def _block_key(key: str) -> str:
     return f"blocks.{stage}.{place}.{names.get(layer, layer)}.{parameter}"
 
 
-def timm_names(state: State, wanted: frozenset[str] = frozenset()) -> State:
+def timm_names(state: State, module_keys: frozenset[str] = frozenset()) -> State:
     """The package's keys as timm's tf_efficientnet_lite0 has them; a migration for `load_strict`."""
     whole = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     renamed = {}
@@ -60,7 +61,7 @@ def timm_names(state: State, wanted: frozenset[str] = frozenset()) -> State:
 
 
 def weights_file() -> Path:
-    """Where the installed package keeps the ImageNet weights.
+    """The file of ImageNet weights in the installed package.
 
     Raises:
         ConfigError: the extra `compact` is not installed.
@@ -75,7 +76,7 @@ def weights_file() -> Path:
 
 
 class EfficientNetTrunk(nn.Module):
-    """Pooled features of EfficientNet-lite0, always in eval mode so that BatchNorm statistics never drift."""
+    """Pooled features of EfficientNet-lite0, always in eval mode, so that BatchNorm statistics stay constant."""
 
     def __init__(
         self, stages: Sequence[int] = (), spread: bool = False, flip_views: bool = False, pretrained: bool = True
@@ -83,8 +84,8 @@ class EfficientNetTrunk(nn.Module):
         """Build the network, with ImageNet weights if `pretrained`.
 
         Args:
-            stages: stages (0-6) whose averaged maps are put beside the final 1280 features.
-            spread: put the standard deviation over each of these maps beside its mean (texture that an average hides).
+            stages: stages (0-6) whose averaged maps are concatenated with the final 1280 features.
+            spread: add the standard deviation over each of these maps to its mean (texture, which an average loses).
             flip_views: average the features of the image and its left-right mirror image.
             pretrained: False leaves random weights (to be loaded afterwards).
         """
@@ -104,12 +105,12 @@ class EfficientNetTrunk(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "EfficientNetTrunk":
-        """Stays in eval mode whatever is asked."""
+        """Eval mode, whatever `mode` is."""
         return super().train(False)
 
     def forward(self, batch: Tensor) -> Tensor:
         """(n, 3, S, S) in 0..1 -> (n, out_dim)."""
-        if torch.compiler.is_exporting():  # a graph for any n has no loop over parts
+        if torch.compiler.is_exporting():  # an exported graph for any n cannot loop over parts
             return self._viewed(batch)
         return torch.cat([self._viewed(part) for part in torch.split(batch, CHUNK)])
 

@@ -1,8 +1,12 @@
 """Heads: from a trunk's features to another width.
 
+* `make_head`: by kind. `head_of`: from settings.
+* `ResidualHead` ("adapter"), `Mlp`: the networks.
+
 n rows, f width of the features, d width of the output.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +14,12 @@ from torch import Tensor, nn
 
 from m3bind.errors import ConfigError, UnknownNameError
 
-KINDS = ("identity", "linear", "adapter", "mlp")
+_OPTIONS = {
+    "identity": (),
+    "linear": ("bias",),
+    "adapter": ("hidden", "dropout"),
+    "mlp": ("hidden", "dropout", "dropout_in"),
+}
 
 
 class ResidualHead(nn.Module):
@@ -62,7 +71,7 @@ class Mlp(nn.Module):
         )
 
     def calibrate(self, features: Tensor) -> None:
-        """Take mean and standard deviation of training features (n, f); a constant feature keeps its scale."""
+        """Set mean and standard deviation to those of training features (n, f); a constant feature is not scaled."""
         std, mean = torch.std_mean(features.float(), dim=0, correction=0)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
@@ -72,14 +81,19 @@ class Mlp(nn.Module):
         return self.net((features - self.mean) / self.std)  # type: ignore[no-any-return]
 
 
+def head_of(settings: str | Mapping[str, Any], in_dim: int, out_dim: int) -> nn.Module:
+    """The head that `settings` describe: a kind, or {"kind": ..., options}; see `make_head`."""
+    options = {"kind": settings} if isinstance(settings, str) else dict(settings)
+    return make_head(str(options.pop("kind")), in_dim, out_dim, **options)
+
+
 def make_head(kind: str, in_dim: int, out_dim: int, **options: Any) -> nn.Module:
     """A head (n, f) -> (n, d).
 
     Args:
-        kind: "identity" (f must equal d), "linear" (one map, starting
-            orthogonal; option `bias`, default False), "adapter"
-            (options `hidden`, default 2 f capped at 512, and `dropout`, default 0.1) or "mlp" (options `hidden`,
-            default 256, `dropout`, default 0.3, and `dropout_in`, default 0.2).
+        kind: "identity" (f must equal d), "linear" (one map, starting orthogonal; option `bias`, default False),
+            "adapter" (options `hidden`, default 2 f capped at 512, and `dropout`, default 0.1) or "mlp" (options
+            `hidden`, default 256, `dropout`, default 0.3, and `dropout_in`, default 0.2).
         in_dim: f.
         out_dim: d.
         options: of the kind; unknown ones are refused.
@@ -88,24 +102,20 @@ def make_head(kind: str, in_dim: int, out_dim: int, **options: Any) -> nn.Module
         UnknownNameError: no such kind or option.
         ConfigError: "identity" between different widths.
     """
-    allowed = {
-        "identity": (),
-        "linear": ("bias",),
-        "adapter": ("hidden", "dropout"),
-        "mlp": ("hidden", "dropout", "dropout_in"),
-    }
-    if kind not in allowed:
-        raise UnknownNameError("head", kind, KINDS)
+    if kind not in _OPTIONS:
+        raise UnknownNameError("head", kind, _OPTIONS)
     for key in options:
-        if key not in allowed[kind]:
-            raise UnknownNameError(f"option of the {kind} head", key, allowed[kind])
+        if key not in _OPTIONS[kind]:
+            raise UnknownNameError(f"option of the {kind} head", key, _OPTIONS[kind])
     if kind == "identity":
         if in_dim != out_dim:
             raise ConfigError(f"head 'identity' needs equal widths, got {in_dim} features for {out_dim} dimensions.")
         return nn.Identity()
     if kind == "linear":
         linear = nn.Linear(in_dim, out_dim, bias=bool(options.get("bias", False)))
-        nn.init.orthogonal_(linear.weight)  # starts as a rotation (or projection): the features' geometry is kept
+        nn.init.orthogonal_(
+            linear.weight
+        )  # starts as a rotation (or projection), which preserves the features' geometry
         return linear
     if kind == "mlp":
         rates = float(options.get("dropout", 0.3)), float(options.get("dropout_in", 0.2))

@@ -1,4 +1,4 @@
-"""A dual encoder that another library defines: what `hf_clip_any` and `open_clip_any` share.
+"""A dual encoder that another library defines: the base of `hf_clip_any` and `open_clip_any`.
 
 n items, L tokens, f width of a tower's features.
 """
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
-from m3bind.models.base import DualEncoder, Tokens
+from m3bind.models.base import DualEncoder
 from m3bind.models.layers.preprocess import LUNG_WINDOW
 from m3bind.models.layers.text_encoder import lora_targets
-from m3bind.models.weights.checkpoint import State, bounded, read_state, resolve
+from m3bind.models.weights.checkpoint import bounded
 from m3bind.models.weights.foreign import library
+from m3bind.models.weights.hub import resolve
+from m3bind.models.weights.weight_files import State, read_state
 
 
 class LibraryModel(DualEncoder):
@@ -36,11 +38,11 @@ class LibraryModel(DualEncoder):
         Args:
             source: folder with configuration, weights and tokenizer (see the class), or a hub id.
             revision: commit, when `source` is a hub id.
-            hu: window for volumes, of which three slices are shown to the model.
+            hu: window for volumes, of which the model gets three slices.
             assets: folder `save_assets` filled (configuration and tokenizer, no weights).
 
         Raises:
-            ConfigError: neither `source` nor `assets`, or a family that cannot be taken apart.
+            ConfigError: neither `source` nor `assets`, or a family whose parts are unknown.
             CheckpointError: files are missing or the weights do not fit the configuration.
         """
         super().__init__()
@@ -71,11 +73,11 @@ class LibraryModel(DualEncoder):
 
     @abstractmethod
     def _take_apart(self, model: Any) -> int:
-        """Set the four parts from the library's network with its weights; returns the joint dimension."""
+        """Set the four parts from the library's network; returns the joint dimension."""
 
     @torch.no_grad()
     def _check_neighbours(self, folder: Path) -> None:
-        """Refuse a folder whose texts depend on what else is in the batch (padding that its network takes for words).
+        """Refuse a folder whose text embeddings depend on the rest of the batch (its network reads padding as text).
 
         Raises:
             ConfigError: they do.
@@ -85,13 +87,13 @@ class LibraryModel(DualEncoder):
             together, alone = (self.encode_text(self.tokenize(part)) for part in (texts, texts[:1]))
         if not torch.allclose(together[:1], alone, atol=1e-4, rtol=1e-4, equal_nan=True):
             raise ConfigError(
-                f"{folder}: a text's embedding depends on the texts beside it: its tokenizer and its network differ in "
-                "what is padding. Give pad_token in tokenizer_config.json and pad_token_id in config.json one token."
+                f"{folder}: a text's embedding depends on the texts beside it: tokenizer and network define padding "
+                "differently. Set pad_token in tokenizer_config.json and pad_token_id in config.json to one token."
             )
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
-        """The model of a folder or hub id; `path` is what the constructor calls `source`."""
+        """The model of a folder or hub id; `path` is the constructor's `source`."""
         return cls.from_settings({**settings, "source": str(path)}, variant=variant)
 
     @property
@@ -99,10 +101,6 @@ class LibraryModel(DualEncoder):
         """exp of the checkpoint's own log-parameter."""
         return self.log_scale.exp().reshape(())
 
-    def text_features(self, tokens: Tokens) -> Tensor:
-        """Tokens -> (n, f)."""
-        return self.text_trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]
-
     def settings(self) -> dict[str, Any]:
-        """The network itself is described by the configuration among the assets."""
+        """Constructor arguments as JSON values; the network is described by the configuration among the assets."""
         return {"hu": list(self.hu)}

@@ -1,8 +1,9 @@
 """From a decoded sample to a tensor of fixed shape; used by the compact models and those for ECGs.
 
-* `channels`, `picture`, `image_tensor`: 2-D grey or colour, or slices of a volume -> (3, H, W), 8-bit RGB, (3, S, S).
+* `channels`, `rgb_image`, `image_tensor`: 2-D grey or colour, or slices of a volume -> (3, H, W), 8-bit RGB, (3, S, S).
 * `volume_tensor`: a volume in HU -> (1, D, H, W), 0..1.
 * `signal_tensor`: leads over time -> (leads, T) in units of 0.5 mV; `resampled`: the same in mV, at its own length.
+* `centred`: crop and pad around the centre.
 
 C channels, S side in pixels, D H W depth, height, width in voxels, T time samples.
 """
@@ -22,14 +23,14 @@ from m3bind.modalities.base import Sample
 
 LUNG_WINDOW = (-1000.0, 600.0)  # HU
 SIGNAL_UNIT = 0.5  # mV; a QRS complex then spans a few units
-SIGNAL_LIMIT = 5.0  # mV; what lies beyond is an artefact
+SIGNAL_LIMIT = 5.0  # mV; larger values are artefacts
 BLOCK = 1 << 15  # pixel values converted at a time
 
 
-def _shape_error(sample: Sample, wanted: str) -> ConfigError:
+def _shape_error(sample: Sample, expected: str) -> ConfigError:
     shape = " x ".join(map(str, sample.array.shape))
     return ConfigError(
-        f"this model takes {wanted}, but a sample of modality {sample.modality!r} has shape {shape}; "
+        f"this model takes {expected}, but a sample of modality {sample.modality!r} has shape {shape}; "
         "choose a model made for this kind of data, or check the row's modality in the manifest."
     )
 
@@ -45,7 +46,7 @@ def channels(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Tensor:
     Of a volume (D, H, W), three slices at 1/4, 1/2 and 3/4 of the depth become the channels, windowed by `hu`.
 
     Raises:
-        ConfigError: the sample is no image or volume (a signal, for instance).
+        ConfigError: the sample is not an image or volume (a signal, for instance).
     """
     array = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(sample.array), dtype=np.float32))
     if sample.rate is not None or array.ndim not in (2, 3) or 0 in array.shape:
@@ -60,11 +61,13 @@ def channels(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Tensor:
     return image.clamp(0, 1)
 
 
-def picture(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Image.Image:
-    """The same as an 8-bit RGB picture, for the image processors of other libraries.
+def rgb_image(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Image.Image:
+    """`channels` as an 8-bit RGB image, for the image processors of other libraries.
 
-    Grey and colour are converted as they lie in memory, a block that stays in the cache at a time, grey once for all
-    three channels.
+    Grey and colour are converted in memory order, in blocks that fit the cache, grey once for all three channels.
+
+    Raises:
+        ConfigError: as `channels`.
     """
     array = sample.array
     if sample.rate is not None or 0 in array.shape or not (array.ndim == 2 or array.shape[2:] == (3,)):
@@ -81,10 +84,10 @@ def picture(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Image.Image:
 
 
 def image_tensor(sample: Sample, size: int, hu: Sequence[float] = LUNG_WINDOW) -> Tensor:
-    """`channels` resized to (3, S, S); the aspect ratio is kept, the rest is 0.
+    """`channels` resized to (3, S, S); the aspect ratio is unchanged, the rest is 0.
 
     Raises:
-        ConfigError: the sample is no image or volume.
+        ConfigError: as `channels`.
     """
     image = channels(sample, hu)
     height, width = image.shape[-2:]
@@ -98,19 +101,16 @@ def image_tensor(sample: Sample, size: int, hu: Sequence[float] = LUNG_WINDOW) -
 
 
 def volume_tensor(
-    sample: Sample,
-    shape: Sequence[int],
-    hu: Sequence[float] = LUNG_WINDOW,
-    spacing: Sequence[float] | None = None,
+    sample: Sample, shape: Sequence[int], hu: Sequence[float] = LUNG_WINDOW, spacing: Sequence[float] | None = None
 ) -> Tensor:
     """A volume (D, H, W) in HU as (1, *shape) in 0..1.
 
-    With `spacing` (mm per voxel, D H W) and a sample that knows its own, the volume is resampled to that spacing and
-    centre-cropped or padded with air, so that a structure keeps its true size. Otherwise height and width are resized
-    to `shape` (trilinear), and depth is resized too where the sample has more slices than `shape`, else padded.
+    With `spacing` (mm per voxel, D H W) and a sample that states its own, the volume is resampled to that spacing and
+    centre-cropped or padded with air, so that structures have their true size. Otherwise height and width are resized
+    to `shape` (trilinear), and so is the depth if the sample has more slices than `shape`, else it is padded.
 
     Raises:
-        ConfigError: the sample is no volume.
+        ConfigError: the sample is not a volume.
     """
     array = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(sample.array), dtype=np.float32))
     if sample.rate is not None or array.ndim not in (2, 3) or array.shape[-1] == 3 or 0 in array.shape:
@@ -125,20 +125,19 @@ def volume_tensor(
         inner = [min(volume.shape[0], size[0]), *size[1:]]
     if inner != list(volume.shape):
         volume = F.interpolate(volume[None, None], inner, mode="trilinear", align_corners=False)[0, 0]
-    return _fit(volume, size)[None].contiguous()
+    return centred(volume, size)[None].contiguous()
 
 
-def _fit(tensor: Tensor, size: Sequence[int]) -> Tensor:
-    """Centre crop or pad with zeros to `size` along every axis."""
-    for axis, wanted in enumerate(size):
-        have = tensor.shape[axis]
-        if have > wanted:
-            tensor = tensor.narrow(axis, (have - wanted) // 2, wanted)
-        elif have < wanted:
-            before = (wanted - have) // 2
-            pad = [0, 0] * (tensor.ndim - axis - 1) + [before, wanted - have - before]
-            tensor = F.pad(tensor, pad)
-    return tensor
+def centred(tensor: Tensor, shape: Sequence[int], value: float = 0.0) -> Tensor:
+    """`tensor` cropped around its centre and padded with `value` on both sides to `shape`, along every axis."""
+    padding: list[int] = []
+    for axis, target in enumerate(shape):
+        length = tensor.shape[axis]
+        if length > target:
+            tensor = tensor.narrow(axis, (length - target) // 2, target)
+        before = max(0, target - length) // 2
+        padding = [before, max(0, target - length) - before, *padding]
+    return F.pad(tensor, padding, value=value)
 
 
 def resampled(sample: Sample, rate: float, leads: int = 12) -> NDArray[np.float32]:
@@ -163,8 +162,8 @@ def signal_tensor(sample: Sample, rate: float = 100.0, seconds: float = 10.0, le
     """Leads (leads, T') in mV at `sample.rate` Hz as (leads, rate * seconds).
 
     Resampled (polyphase, anti-aliased), each lead's median subtracted (robust to QRS complexes), clipped to +-5 mV and
-    divided by 0.5 mV: a fixed unit, so that voltage (a sign of hypertrophy) survives. Cropped or zero-padded at the
-    centre.
+    divided by 0.5 mV: a fixed unit, so that the voltage (a sign of hypertrophy) is retained. Cropped or zero-padded at
+    the centre.
 
     Raises:
         ConfigError: no sampling rate, or another number of leads.
@@ -172,4 +171,4 @@ def signal_tensor(sample: Sample, rate: float = 100.0, seconds: float = 10.0, le
     array = resampled(sample, rate, leads)
     array = array - np.median(array, axis=1, keepdims=True)
     signal = torch.from_numpy(np.ascontiguousarray(array)).clamp(-SIGNAL_LIMIT, SIGNAL_LIMIT) / SIGNAL_UNIT
-    return _fit(signal, [leads, round(rate * seconds)]).contiguous()
+    return centred(signal, [leads, round(rate * seconds)]).contiguous()

@@ -1,21 +1,22 @@
-"""Swin-tiny (patch 4, window 7, 224 x 224) as an image trunk, and the keys its checkpoints carry.
+"""Swin-tiny (patch 4, window 7, 224 x 224) as an image trunk, and the keys of its checkpoints.
 
 * `SwinTrunk`: transformers' SwinModel with the pooling of MedCLIP (average) or of CXR-CLIP (first patch token).
 * `swin_names`: migration from the key names of transformers 4 to those of the installed one.
 
-n pictures. The network gives 49 tokens of width 768. Other sizes than 224 are refused: transformers changes window and
-shift of a layer for good when it sees a smaller map, so that later results would depend on earlier ones.
+n images. The network returns 49 tokens of width 768. Other sizes than 224 are refused: transformers permanently changes
+window and shift of a layer that gets a smaller map, so that later results would depend on earlier ones.
 Swin: Liu et al. 2021, https://arxiv.org/abs/2103.14030.
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from m3bind.errors import CheckpointError, ConfigError
-from m3bind.models.weights.checkpoint import Migration, State
+from m3bind.models.weights.checkpoint import Migration
+from m3bind.models.weights.weight_files import State
 
 SIZE = 224
 _NAMES = (  # transformers 4 -> 5, tried in this order
@@ -47,37 +48,36 @@ class SwinTrunk(nn.Module):
         """(n, 3, 224, 224) -> (n, 768).
 
         Raises:
-            ConfigError: pictures of another size.
+            ConfigError: images of another size.
         """
         if batch.shape[-2:] != (SIZE, SIZE):
             height, width = batch.shape[-2:]
-            raise ConfigError(f"pictures of {height} x {width} for Swin-tiny; it takes {SIZE} x {SIZE} (preprocess).")
-        found: Any = self.swin(pixel_values=batch)
-        tokens: Tensor = found.last_hidden_state
+            raise ConfigError(f"images of {height} x {width} for Swin-tiny; it takes {SIZE} x {SIZE} (preprocess).")
+        tokens: Tensor = self.swin(pixel_values=batch).last_hidden_state
         return tokens.mean(1) if self.pooling == "average" else tokens[:, 0]
 
 
 def swin_names(prefix: str) -> Migration:
     """Keys after `prefix` as the installed transformers names them, whichever version wrote them.
 
-    Version 4 also saved `relative_position_index`, which follows from the window's size: it is dropped where the
-    network has no such buffer.
+    Version 4 also saved `relative_position_index`, which follows from the window's size: it is dropped if the network
+    has no such buffer.
 
     Raises (when applied):
-        CheckpointError: an index that is not the one of a square window, so dropping it would change the network.
+        CheckpointError: the index is not that of a square window, so dropping it would change the network.
     """
 
-    def migrate(state: State, wanted: frozenset[str]) -> State:
-        kept: State = {}
+    def migrate(state: State, module_keys: frozenset[str]) -> State:
+        renamed: State = {}
         for key, value in state.items():
-            if not key.startswith(prefix) or key in wanted:
-                kept[key] = value
+            if not key.startswith(prefix) or key in module_keys:
+                renamed[key] = value
             elif key.endswith(".relative_position_index"):
                 if not torch.equal(value.long().flatten(), _window_index(math.isqrt(value.numel())).flatten()):
                     raise CheckpointError(f"{key} is not that of a square window: another network than Swin-tiny.")
             else:
-                kept[_new_name(key)] = value
-        return kept
+                renamed[_new_name(key)] = value
+        return renamed
 
     return migrate
 

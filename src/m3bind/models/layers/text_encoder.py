@@ -1,8 +1,9 @@
-"""The text tower of `compact_*` and `ecg_clip`, and the student of stage 2: trunk, head and tokenizer in one.
+"""The text tower of `compact_*` and `ecg_clip`, and the student of stage 2: trunk, head and tokenizer together.
 
 * `TextEncoder`: trunk (n, L) -> (n, H), head (n, H) -> (n, d), tokenizer, settings and assets.
 * `make_text_encoder`: from "bert" (small, from scratch), "minilm" (real weights of the extra `compact`), a Hugging Face
   folder or hub id, or settings.
+* `HFTrunk`: any Hugging Face encoder as a trunk. * `lora_targets`: the layers that LoRA adapts.
 * `train_wordpiece`: the tokenizer of a small BERT (see tokenizer.py).
 
 n texts, L tokens, H hidden width, d output dimension.
@@ -21,14 +22,17 @@ from m3bind.core.stored import Strict
 from m3bind.errors import CheckpointError, ConfigError, UnknownNameError
 from m3bind.models.base import Tokens
 from m3bind.models.layers.bert import BertTrunk, Pooling
-from m3bind.models.layers.heads import make_head
+from m3bind.models.layers.heads import head_of
 from m3bind.models.layers.tokenizer import TextTokenizer, read_tokenizer, train_wordpiece
 from m3bind.models.weights import foreign
-from m3bind.models.weights.checkpoint import State, bounded, drop_position_ids, load_strict, read_state, rename, resolve
+from m3bind.models.weights.allowed import ENCODERS
+from m3bind.models.weights.checkpoint import bounded, drop_position_ids, load_strict, rename
+from m3bind.models.weights.hub import resolve
+from m3bind.models.weights.weight_files import State, read_state
 
 __all__ = ["HFTrunk", "TextEncoder", "lora_targets", "make_text_encoder", "minilm_folder", "train_wordpiece"]
 
-_POOLER = ("pooler.*",)  # keys of a folder that an encoder of texts has no use for
+_POOLER = ("pooler.*",)  # keys of a folder that a text encoder does not use
 _SMALL = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 768}
 _DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 _LORA_NAMES = (
@@ -44,10 +48,10 @@ _LORA_NAMES = (
 
 
 def lora_targets(module: nn.Module) -> tuple[str, ...]:
-    """Names of the query and value projections inside `module`, as LoRA wants them; () if it has none we know.
+    """Names of the query and value projections inside `module`, as LoRA needs them; () if none is known.
 
-    open_clip keeps query, key and value in one fused parameter that an adapter cannot wrap, so the two layers of its
-    MLP blocks stand in.
+    open_clip has query, key and value in one fused parameter that an adapter cannot wrap, so the two layers of its MLP
+    blocks are used instead.
     """
     endings = {name.rpartition(".")[2] for name, child in module.named_modules() if isinstance(child, nn.Linear)}
     for names in _LORA_NAMES:
@@ -57,12 +61,12 @@ def lora_targets(module: nn.Module) -> tuple[str, ...]:
 
 
 class HFTrunk(nn.Module):
-    """Any Hugging Face encoder that is no BERT: masked mean or first token of its last hidden state."""
+    """Any Hugging Face encoder other than BERT: masked mean or first token of its last hidden state."""
 
     def __init__(self, config: Any, pooling: Pooling = "mean", model: Any = None) -> None:
-        """`config` is a transformers configuration of an encoder AutoModel knows; `pooling` is "mean" or "cls".
+        """`config` is a transformers configuration of an encoder known to AutoModel; `pooling` is "mean" or "cls".
 
-        `model`: its network, without which an untrained one is built.
+        `model`: its network; by default an untrained one is built.
 
         Raises:
             ConfigError: a pooling that only a BERT has.
@@ -96,7 +100,7 @@ class TextEncoder(nn.Module):
         max_tokens: int,
         head_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`trunk` has `config` and `pooling`; `head_settings` ({"kind", "dim", options}) is what `settings` repeats."""
+        """`trunk` has `config` and `pooling`; `head_settings` ({"kind", "dim", options}) is returned by `settings`."""
         super().__init__()
         self.trunk, self.head = trunk, head
         self.tokenizer = TextTokenizer(tokenizer, max_tokens)
@@ -120,7 +124,7 @@ class TextEncoder(nn.Module):
         return F.normalize(self.project(self.features(tokens)), dim=-1)
 
     def settings(self) -> dict[str, Any]:
-        """JSON values that `from_settings` rebuilds the network from (without weights and tokenizer)."""
+        """JSON values from which `from_settings` rebuilds the network (without weights and tokenizer)."""
         config: Any = self.trunk.config
         return {
             "config": {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"}
@@ -140,21 +144,22 @@ class TextEncoder(nn.Module):
 
         Raises:
             ReadError: `assets` holds no tokenizer.
-            CheckpointError: settings that describe no text tower, or one of a family that m3bind does not open.
+            CheckpointError: not the settings of a text tower, or of a family that m3bind does not open.
             ConfigError: `max_tokens` exceeds its positions, or a head that does not exist.
         """
         with foreign.library("text settings", "those of a text tower"):
-            said = _TextEncoderSettings.model_validate(dict(settings))
-            foreign.sizes(said.head)
-            options = {key: value for key, value in said.head.items() if key not in ("kind", "dim")}
-            trunk = _trunk(foreign.make_config(said.config, foreign.ENCODERS, "text settings"), said.pooling)
-            head = make_head(str(said.head["kind"]), _width(trunk), int(said.head["dim"]), **options)
-        _check_length(said.max_tokens, trunk, said.config["model_type"])
-        return cls(trunk, head, read_tokenizer(assets), said.max_tokens, said.head)
+            stored = _TextEncoderSettings.model_validate(dict(settings))
+            foreign.sizes(stored.head)
+            config = foreign.make_config(stored.config, ENCODERS, "text settings")
+            with foreign.library("text settings", f"a network of family {config.model_type}"):
+                trunk = (BertTrunk if config.model_type == "bert" else HFTrunk)(config, stored.pooling)
+            head = _head(stored.head, trunk)
+        _check_length(stored.max_tokens, trunk, stored.config["model_type"])
+        return cls(trunk, head, read_tokenizer(assets), stored.max_tokens, stored.head)
 
 
 class _TextEncoderSettings(Strict):
-    """What `TextEncoder.settings` gives."""
+    """The form of `TextEncoder.settings`."""
 
     config: dict[str, Any]
     pooling: Pooling = "mean"
@@ -167,18 +172,15 @@ def _check_length(max_tokens: int, trunk: nn.Module, text: object) -> None:
         raise ConfigError(f"max_tokens {max_tokens} exceeds the {_positions(trunk)} positions of text={str(text)!r}.")
 
 
-def _trunk(config: Any, pooling: Pooling) -> nn.Module:
-    with foreign.library("text settings", f"a network of family {config.model_type}"):
-        return (BertTrunk if config.model_type == "bert" else HFTrunk)(config, pooling)
-
-
-def _width(trunk: nn.Module) -> int:
+def _head(settings: Mapping[str, Any], trunk: nn.Module) -> nn.Module:
+    """The head that `settings` ({"kind", "dim", options}) describe, for the features of `trunk`."""
     config: Any = trunk.config
-    return int(config.hidden_size)
+    options = {key: value for key, value in settings.items() if key != "dim"}
+    return head_of(options, int(config.hidden_size), int(settings["dim"]))
 
 
 def minilm_folder() -> Path:
-    """Where the installed package with the real all-MiniLM-L6-v2 weights keeps them.
+    """The folder of the real all-MiniLM-L6-v2 weights in the installed package.
 
     Raises:
         ConfigError: the extra `compact` is not installed.
@@ -209,22 +211,22 @@ def make_text_encoder(
 
     Args:
         text: "bert": a small BERT with random weights and the tokenizer in `assets`; "minilm": real all-MiniLM-L6-v2;
-            a Hugging Face folder or a hub id: that encoder with its weights; or what `TextEncoder.settings` returned:
+            a Hugging Face folder or a hub id: that encoder with its weights; or the result of `TextEncoder.settings`:
             the same network with random weights and the tokenizer in `assets`.
         dim: d.
         head: a kind of head ("identity", "linear", "adapter") or {"kind": ..., options}.
         assets: folder with `tokenizer.json`.
         max_tokens: longest token sequence, special tokens included (default 128 for "bert", else up to 256).
         pooling: "mean" or "cls", of a BERT also "pooler" (its tanh layer on the first token) or "last"; default "mean".
-        layers: keep only the first so many layers of a pretrained BERT (MGCA keeps 6 of 12).
+        layers: number of layers of a pretrained BERT that are used, from the first (MGCA uses 6 of 12).
         revision: commit of a hub id.
         config: for "bert", fields of BertConfig that replace the small defaults.
-        lowercase: of a pretrained BERT's tokenizer; default: what its folder says, and lower case where it says nothing
-            (as BioClinicalBERT's, whose vocabulary is cased: with transformers' default its texts are lower-cased).
+        lowercase: of a pretrained BERT's tokenizer; default: as in its folder's configuration, without it lower case
+            (BioClinicalBERT's vocabulary is cased, but with transformers' default its texts are lower-cased).
 
     Raises:
         ConfigError: a setting is missing (`assets` of "bert", `revision` of a hub id) or the extra `compact` is, or one
-            is given to a text tower it does not apply to.
+            does not apply to this text tower.
         CheckpointError: the folder's weights do not fit its configuration, or the hub cannot be reached.
     """
     if lowercase is not None and (isinstance(text, Mapping) or text == "bert"):
@@ -242,18 +244,18 @@ def make_text_encoder(
     if text == "bert":
         trunk, tokenizer, limit = _small_bert(assets, config or {}, pooling or "mean", max_tokens or 128)
     else:
-        folder = minilm_folder() if text == "minilm" else _folder(text, revision)
+        if isinstance(text, str) and text != "minilm" and "/" not in text and not Path(text).exists():
+            raise UnknownNameError("text tower (or folder)", text, ("bert", "minilm"))
+        folder = minilm_folder() if text == "minilm" else resolve(text, revision)
         trunk = _pretrained(folder, pooling or "mean", layers)
         tokenizer = _tokenizer(folder, lowercase, trunk.config)
         limit = max_tokens or min(256, _positions(trunk))
     _check_length(limit, trunk, text)
-    options = {key: value for key, value in head_settings.items() if key not in ("kind", "dim")}
-    made = make_head(str(head_settings["kind"]), _width(trunk), dim, **options)
-    return TextEncoder(trunk, made, tokenizer, limit, head_settings)
+    return TextEncoder(trunk, _head(head_settings, trunk), tokenizer, limit, head_settings)
 
 
 def _tokenizer(folder: Path, lowercase: bool | None, config: Any) -> Tokenizer:
-    """The folder's tokenizer; it folds case as `lowercase` says and pads with what `config` calls padding."""
+    """The folder's tokenizer, with the case folding of `lowercase` and the padding token of `config`."""
     from tokenizers.normalizers import BertNormalizer
 
     tokenizer = read_tokenizer(folder, lowercase)
@@ -265,12 +267,6 @@ def _tokenizer(folder: Path, lowercase: bool | None, config: Any) -> Tokenizer:
     if tokenizer.padding is None and padding is not None and tokenizer.id_to_token(padding) is not None:
         tokenizer.enable_padding(pad_id=padding, pad_token=tokenizer.id_to_token(padding))
     return tokenizer
-
-
-def _folder(text: str | Path, revision: str) -> Path:
-    if isinstance(text, str) and "/" not in text and not Path(text).exists():
-        raise UnknownNameError("text tower (or folder)", text, ("bert", "minilm"))
-    return resolve(text, revision)
 
 
 def _positions(trunk: nn.Module) -> int:
@@ -299,39 +295,38 @@ def _small_bert(
     for key in config:
         if key not in known:
             raise UnknownNameError("field of BertConfig", key, known)
-    made = BertConfig(**(_SMALL | _DROPOUT | fixed | dict(config)))
-    return BertTrunk(made, pooling), tokenizer, max_tokens
+    full = BertConfig(**(_SMALL | _DROPOUT | fixed | dict(config)))
+    return BertTrunk(full, pooling), tokenizer, max_tokens
 
 
 def _read_config(folder: Path) -> Any:
-    """The configuration in a Hugging Face folder; BERT's where the folder is older than the key `model_type`."""
+    """The configuration in a Hugging Face folder; a folder older than the key `model_type` has BERT's."""
     try:
         values = foreign.settings_of(folder, foreign.CONFIG)
         if "model_type" not in values and "type_vocab_size" in values:
             values["model_type"] = "bert"
-        return foreign.make_config(values, foreign.ENCODERS, folder / foreign.CONFIG)
+        return foreign.make_config(values, ENCODERS, folder / foreign.CONFIG)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: no usable config.json ({str(error)[:400]}).") from error
 
 
 def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module:
-    """The trunk of a Hugging Face folder with its weights; heads of other tasks in the file are left out."""
+    """The trunk of a Hugging Face folder with its weights; heads of other tasks in the file are ignored."""
     config, state = _read_config(folder), read_state(folder)
     dropped: list[str] = []
     if layers is not None:
         if config.model_type != "bert" or not 1 <= layers <= config.num_hidden_layers:
             raise ConfigError(
-                f"{folder}: cannot keep {layers} layers of a {config.model_type} with "
-                f"{getattr(config, 'num_hidden_layers', 'unknown')}; only a BERT's first layers can be kept."
+                f"{folder}: cannot use {layers} layers of a {config.model_type} with "
+                f"{getattr(config, 'num_hidden_layers', 'unknown')}; only a BERT's first layers can be selected."
             )
         dropped = [f"encoder.layer.{number}.*" for number in range(layers, config.num_hidden_layers)]
         config.num_hidden_layers = layers
     with bounded([state], str(folder)):
         state = drop_position_ids(state, frozenset())
         if config.model_type != "bert":
-            return HFTrunk(
-                config, pooling, foreign.build_with_weights(config, _of_base(state, config), folder, _POOLER)
-            )
+            model = foreign.build_with_weights(config, _of_base(state, config), folder, _POOLER)
+            return HFTrunk(config, pooling, model)
         with foreign.library(folder, "a network of family bert"):
             trunk = BertTrunk(config, pooling)
     names = (rename(r"\.gamma$", ".weight"), rename(r"\.beta$", ".bias"))
@@ -340,7 +335,7 @@ def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module
 
 
 def _of_base(state: State, config: Any) -> State:
-    """The keys of an encoder among those of a network with a head, without the prefix they have there."""
+    """The encoder's keys in the state of a network with a head, without their prefix."""
     from transformers import MODEL_MAPPING
 
     prefix = f"{MODEL_MAPPING[type(config)].base_model_prefix}."

@@ -1,4 +1,7 @@
-"""Texts to token ids: a trained WordPiece, or the tokenizer of any Hugging Face folder, behind one small class.
+"""Texts to token ids: a trained WordPiece, or the tokenizer of any Hugging Face folder.
+
+* `TextTokenizer`: texts -> `Tokens`. * `read_tokenizer`: the tokenizer of a folder.
+* `wordpiece`: BERT's tokenizer over a vocabulary. `train_wordpiece`: with a vocabulary learned from texts.
 
 n texts, L tokens of the longest of them.
 """
@@ -15,6 +18,7 @@ from m3bind.core.stored import inside
 from m3bind.errors import CheckpointError, ConfigError, ReadError
 from m3bind.models.base import Tokens
 from m3bind.models.weights import foreign
+from m3bind.models.weights.foreign_tokenizer import TOKENIZER_CONFIG, check_tokenizer, open_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -44,17 +48,17 @@ def train_wordpiece(
     """A WordPiece vocabulary learned from `texts`; the same texts in any order give the same tokenizer.
 
     The trainer numbers continuation characters ("##a") in the order of a hash map, and ties between merges follow that
-    numbering. Giving it these characters in sorted order first makes it repeatable.
+    numbering. These characters are given to it in sorted order, which makes it repeatable.
 
     Args:
         texts: the corpus; only counts matter, not order.
         vocab_size: upper limit, special tokens and single characters included.
         lowercase: fold case and strip accents.
-        minimum: words of fewer distinct texts are not learned from: a name in one report must not become a token of a
-            vocabulary that is handed on. They are spelled by characters and pieces of commoner words.
+        minimum: words in fewer distinct texts are excluded, since a name in a report must not become a token of a
+            shared vocabulary; they are spelled by characters and pieces of more common words.
 
     Raises:
-        ConfigError: no text, or `vocab_size` does not even hold the corpus's characters.
+        ConfigError: no text, or `vocab_size` is smaller than the number of characters.
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     corpus = [text for text in texts if text.strip()]
@@ -71,20 +75,23 @@ def train_wordpiece(
         special_tokens=[*_SPECIAL, *alphabet, *(f"##{c}" for c in alphabet)],
         show_progress=False,
     )
-    words = [[w for w, _ in learner.pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))] for text in corpus]
-    texts_with = Counter(word for distinct in {tuple(text) for text in words} for word in set(distinct))
-    common = (" ".join(word for word in text if texts_with[word] >= minimum) for text in words)
+    words = []
+    for text in corpus:
+        pieces = learner.pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
+        words.append(tuple(word for word, _ in pieces))
+    counts = Counter(word for text in set(words) for word in set(text))  # distinct texts with a word
+    common = [" ".join(filter(lambda word: counts[word] >= minimum, text)) for text in words]
     learner.train_from_iterator(common, trainer)
     return wordpiece(learner.get_vocab(), lowercase)
 
 
 def read_tokenizer(folder: Path | str, lowercase: bool | None = None) -> Tokenizer:
-    """The tokenizer of a folder: `tokenizer.json`, else BERT's from `vocab.txt`, else what transformers makes of it.
+    """The tokenizer of a folder: `tokenizer.json`, else BERT's from `vocab.txt`, else by transformers.
 
     Args:
         folder: a Hugging Face folder or an assets folder.
-        lowercase: for `vocab.txt` alone; None means the folder's `tokenizer_config.json`, and lower case where it says
-            nothing (as transformers does; BioClinicalBERT was used so although its vocabulary is cased).
+        lowercase: for `vocab.txt` alone; None: as in the folder's `tokenizer_config.json`, by default lower case (as
+            in transformers; BioClinicalBERT was used so although its vocabulary is cased).
 
     Raises:
         ReadError: no tokenizer in the folder.
@@ -92,25 +99,27 @@ def read_tokenizer(folder: Path | str, lowercase: bool | None = None) -> Tokeniz
     folder = Path(folder)
     if (folder / TOKENIZER_FILE).is_file():
         with _readable(folder / TOKENIZER_FILE):
-            foreign.check_tokenizer(folder)
+            check_tokenizer(folder)
             return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     if (folder / "vocab.txt").is_file():
         with _readable(folder / "vocab.txt"):
             lines = inside(folder, "vocab.txt").read_text(encoding="utf-8").splitlines()
         if lowercase is None:
-            lowercase = _configured_lowercase(folder)
+            configured = (folder / TOKENIZER_CONFIG).is_file()
+            settings = foreign.settings_of(folder, TOKENIZER_CONFIG) if configured else {}
+            lowercase = bool(settings.get("do_lower_case", True))
         return wordpiece({piece: row for row, piece in enumerate(lines)}, lowercase)
     with _readable(folder, "no fast tokenizer here"):
-        found = foreign.open_tokenizer(folder)
-        backend: Tokenizer = found.backend_tokenizer
-        if found.pad_token_id is not None:
-            backend.enable_padding(pad_id=found.pad_token_id, pad_token=found.pad_token)
+        fast = open_tokenizer(folder)
+        backend: Tokenizer = fast.backend_tokenizer
+        if fast.pad_token_id is not None:
+            backend.enable_padding(pad_id=fast.pad_token_id, pad_token=fast.pad_token)
         return backend
 
 
 @contextlib.contextmanager
 def _readable(path: Path, reason: str = "not a tokenizer") -> Iterator[None]:
-    """Inside, what fails becomes a ReadError of `path`."""
+    """Raise errors of reading a tokenizer as a ReadError of `path`."""
     try:
         with foreign.library(path, "a tokenizer"):
             yield
@@ -120,16 +129,11 @@ def _readable(path: Path, reason: str = "not a tokenizer") -> Iterator[None]:
         raise ReadError(path, f"{reason} ({detail[:200]})", hint if path.is_dir() else "save it again") from error
 
 
-def _configured_lowercase(folder: Path) -> bool:
-    name = foreign.TOKENIZER_CONFIG
-    return bool(foreign.settings_of(folder, name).get("do_lower_case", True)) if (folder / name).is_file() else True
-
-
 class TextTokenizer:
-    """Texts -> Tokens: truncated to `max_tokens` (special tokens kept), padded to the longest of the batch."""
+    """Texts -> Tokens: truncated to `max_tokens` (special tokens included), padded to the longest of the batch."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
-        """`tokenizer` is copied, then told to truncate and pad."""
+        """`tokenizer` is copied; the copy truncates and pads."""
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self.max_tokens = max_tokens
         padding = self.tokenizer.padding or {}
@@ -141,7 +145,7 @@ class TextTokenizer:
         """n texts -> {"input_ids": int64 (n, L), "attention_mask": int64 (n, L)}.
 
         Raises:
-            CheckpointError: the tokenizer's own rules stop at a text.
+            CheckpointError: the tokenizer's own rules fail on a text.
         """
         if not texts:
             empty = torch.zeros(0, 0, dtype=torch.int64)

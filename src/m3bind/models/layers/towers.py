@@ -1,9 +1,9 @@
 """Small image towers trained from scratch: one residual network for 1-D, 2-D and 3-D input.
 
 n items, C channels in, then 1 to 3 axes; w width of the last stage.
-GroupNorm throughout: it holds no running statistics, so nothing drifts in train mode and a result does not depend on
-the batch. It also hides the absolute level and amplitude of an item (contrast, HU, voltage); these are measured on the
-input and handed on beside the pooled maps.
+GroupNorm throughout: it has no running statistics, so that a result does not depend on the batch or on earlier
+ones. It also removes the absolute level and amplitude of an item (contrast, HU, voltage); these are measured on the
+input and concatenated with the pooled maps.
 """
 
 from collections.abc import Sequence
@@ -48,9 +48,8 @@ class ResidualTower(nn.Module):
         wide = 2 * kernel + 1 if dims == 1 else (5 if dims == 2 else 3)
         self.stem = conv(channels, widths[0], wide, stem_stride, wide // 2, bias=False)
         self.stem_norm = nn.GroupNorm(8, widths[0])
-        blocks = []
-        for before, width in zip([widths[0], *widths], widths):
-            blocks.append(ResidualBlock(dims, before, width, kernel, stride=2))
+        pairs = zip([widths[0], *widths], widths)
+        blocks = [ResidualBlock(dims, before, width, kernel, stride=2) for before, width in pairs]
         self.blocks = nn.Sequential(*blocks)
         self.out_dim = 2 * widths[-1] + 3 * channels
 

@@ -1,9 +1,9 @@
-"""Steps that the published models' image preprocessing is made of; each model's own file puts them together.
+"""Steps of the published models' image preprocessing; each model's own file combines them.
 
-* `grey_picture`, `rgb_picture`: a decoded sample as an 8-bit picture, what the authors' code starts from.
+* `grey_image`: a decoded sample as an 8-bit grey image (`preprocess.rgb_image`: in colour).
 * `resize_pad`: longest side to a size by area interpolation, zeros around (MGCA, GLoRIA).
 * `clip_transform`: shortest side to a size, centre crop, mean and standard deviation (CLIP and its descendants).
-* `standardize`: (x - mean) / std.
+* `normalized`: an 8-bit image as a tensor in 0..1, then mean and standard deviation. `standardize`: (x - mean) / std.
 
 C channels, S side in pixels, H W height and width.
 """
@@ -17,30 +17,22 @@ from PIL import Image
 from torch import Tensor
 
 from m3bind.modalities.base import Sample
-from m3bind.models.layers.preprocess import LUNG_WINDOW, channels, picture
+from m3bind.models.layers.preprocess import LUNG_WINDOW, channels, rgb_image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def rgb_picture(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Image.Image:
-    """An 8-bit RGB picture; grey is repeated, of a volume three slices are taken (see `preprocess.channels`).
-
-    Raises:
-        ConfigError: the sample is no image or volume.
-    """
-    return picture(sample, hu)
-
-
-def grey_picture(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Image.Image:
-    """An 8-bit grey picture; colour becomes luminance (ITU-R 601), of a volume the slice in the middle is taken.
+def grey_image(sample: Sample, hu: Sequence[float] = LUNG_WINDOW) -> Image.Image:
+    """An 8-bit grey image; colour becomes luminance (ITU-R 601), of a volume the slice in the middle is taken.
 
     Raises:
-        ConfigError: the sample is no image or volume.
+        ConfigError: the sample is not an image or volume.
     """
     array = sample.array
     if array.ndim == 3 and array.shape[-1] == 3 and sample.rate is None:
-        return picture(sample, hu).convert("L")
+        return rgb_image(sample, hu).convert("L")
     middle = (channels(sample, hu)[1] * 255).round().to(torch.uint8)
     return Image.fromarray(middle.contiguous().numpy())
 
@@ -66,11 +58,18 @@ def standardize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     return (image - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
 
 
+def normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """8-bit RGB (H, W) -> float32 (3, H, W): 0..1, minus `mean`, divided by `std`; by torchvision."""
+    from torchvision.transforms import functional as transforms
+
+    pixels: Tensor = transforms.normalize(transforms.to_tensor(image), list(mean), list(std))
+    return pixels
+
+
 def clip_transform(
     size: int, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
 ) -> Callable[[Image.Image], Tensor]:
-    """A picture -> (3, S, S): shortest side to `size` (bicubic), centre crop, 0..1, mean and std; as open_clip does."""
+    """An image -> (3, S, S): shortest side to `size` (bicubic), centre crop, 0..1, mean and std; as open_clip does."""
     from open_clip.transform import image_transform
 
-    made: Callable[[Image.Image], Tensor] = image_transform(size, is_train=False, mean=tuple(mean), std=tuple(std))
-    return made
+    return image_transform(size, is_train=False, mean=tuple(mean), std=tuple(std))  # type: ignore[no-any-return]

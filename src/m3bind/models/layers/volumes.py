@@ -1,9 +1,8 @@
-"""CT volumes as the published CT models (ct_clip, ct_net) begin with them.
+"""The first preprocessing steps of the published CT models (ct_clip, ct_net).
 
 * `volume_of`: a sample's HU as a tensor, and its voxel sides.
 * `checked_spacing`: the setting for volumes that state no voxel sides.
-* `centred`: crop and pad around the centre.
-* `CT_RATE_LABELS`: the 18 labels of CT-RATE, in the order in which networks give them.
+* `CT_RATE_LABELS`: the 18 labels of CT-RATE, in the order of the networks' outputs.
 
 D, H, W depth, height and width in voxels.
 """
@@ -13,54 +12,40 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 
-CT_RATE_LABELS = (
-    "Medical material",
-    "Arterial wall calcification",
-    "Cardiomegaly",
-    "Pericardial effusion",
-    "Coronary artery wall calcification",
-    "Hiatal hernia",
-    "Lymphadenopathy",
-    "Emphysema",
-    "Atelectasis",
-    "Lung nodule",
-    "Lung opacity",
-    "Pulmonary fibrotic sequela",
-    "Pleural effusion",
-    "Mosaic attenuation pattern",
-    "Peribronchial thickening",
-    "Consolidation",
-    "Bronchiectasis",
-    "Interlobular septal thickening",
+_LABELS = (
+    "Medical material, Arterial wall calcification, Cardiomegaly, Pericardial effusion, Coronary artery wall "
+    "calcification, Hiatal hernia, Lymphadenopathy, Emphysema, Atelectasis, Lung nodule, Lung opacity, Pulmonary "
+    "fibrotic sequela, Pleural effusion, Mosaic attenuation pattern, Peribronchial thickening, Consolidation, "
+    "Bronchiectasis, Interlobular septal thickening"
 )
-AIR = -1000.0  # HU, in place of what is no number
+CT_RATE_LABELS = tuple(_LABELS.split(", "))
+AIR = -1000.0  # HU, in place of NaN
 _HIGHEST = 32767.0
 
 
-def checked_spacing(spacing: Sequence[float] | None, model: str) -> tuple[float, ...] | None:
+def checked_spacing(spacing: Sequence[float] | None, model: str) -> list[float] | None:
     """The setting `spacing` as three voxel sides in mm, or None.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: `spacing` is not three positive numbers.
     """
     if spacing is None:
         return None
     if len(spacing) != 3 or not all(math.isfinite(side) and side > 0 for side in spacing):
         raise ConfigError(f"spacing={spacing!r} of {model}: give three positive numbers, mm along (D, H, W).")
-    return tuple(map(float, spacing))
+    return list(map(float, spacing))
 
 
 def volume_of(sample: Sample, fallback: Sequence[float] | None, model: str) -> tuple[Tensor, tuple[float, ...]]:
     """A new float32 tensor (D, H, W) of a sample's HU, and its voxel sides in mm.
 
     Raises:
-        ConfigError: no volume, or neither the sample nor `fallback` gives the voxel sides.
+        ConfigError: not a volume, or neither the sample nor `fallback` states the voxel sides.
     """
     array = sample.array
     if sample.rate is not None or array.ndim != 3 or array.shape[-1] == 3 or 0 in array.shape:
@@ -76,15 +61,3 @@ def volume_of(sample: Sample, fallback: Sequence[float] | None, model: str) -> t
         )
     volume = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     return volume.nan_to_num_(nan=AIR, posinf=_HIGHEST, neginf=AIR), tuple(spacing)
-
-
-def centred(volume: Tensor, shape: Sequence[int], value: float) -> Tensor:
-    """(D, H, W) cropped around its centre and padded with `value` on both sides to `shape`."""
-    padding: list[int] = []
-    for axis, wanted in enumerate(shape):
-        have = volume.shape[axis]
-        if have > wanted:
-            volume = volume.narrow(axis, (have - wanted) // 2, wanted)
-        before = max(0, wanted - have) // 2
-        padding = [before, max(0, wanted - have) - before, *padding]
-    return F.pad(volume, padding, value=value)

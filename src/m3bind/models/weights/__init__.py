@@ -1,1 +1,1 @@
-"""Checkpoints: recognised, converted without executing anything, renamed to our keys, checked against references."""
+"""Checkpoints: found, recognised, converted without executing code from them, loaded under m3bind's keys, checked."""

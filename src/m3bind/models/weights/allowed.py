@@ -1,6 +1,6 @@
-"""What a folder in another library's form may say: names of families, classes, files and keys, for `foreign`.
+"""The allow-lists of `foreign`: families, classes, files and keys of third-party folders.
 
-A name is added after its module in the library was looked at: that it is a network or a tokenizer and nothing else.
+Before a name is added, check its module in the library: it must be a network or a tokenizer and nothing else.
 """
 
 
@@ -13,8 +13,8 @@ ENCODERS = _words("""
     electra ernie esm eurobert gemma gemma2 gemma3_text gpt2 gpt_neox layoutlm llama longformer megatron-bert
     mistral mobilebert modernbert mpnet nomic_bert opt qwen2 qwen3 rembert roberta roberta-prelayernorm roformer
     splinter squeezebert xlm-roberta xlm-roberta-xl xmod
-""")  # families of encoders of texts
-PARTS = ENCODERS | _words("clip_vision_model deit dinov2 siglip_vision_model vit")  # families inside a pair of any two
+""")  # families of text encoders
+PARTS = ENCODERS | _words("clip_vision_model deit dinov2 siglip_vision_model vit")  # families in a pair of any two
 TOKENIZERS = _words("""
     AlbertTokenizer BartTokenizer BertTokenizer BigBirdTokenizer CLIPTokenizer CamembertTokenizer CodeGenTokenizer
     DebertaTokenizer DebertaV2Tokenizer DistilBertTokenizer ElectraTokenizer FunnelTokenizer GPT2Tokenizer
@@ -47,4 +47,4 @@ IGNORED = _words("""
     architectures auto_map chunk_size_feed_forward dtype id2label label2id num_labels output_attentions
     output_hidden_states per_layer_config problem_type return_dict torch_dtype torchscript transformers_version
     use_return_dict
-""")  # keys of config.json that say nothing of the network
+""")  # keys of config.json that do not describe the network

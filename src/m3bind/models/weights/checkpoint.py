@@ -1,10 +1,9 @@
-"""Weights from disk: loaded strictly, and hashed by content.
+"""Weights: loaded strictly into a network, saved, and hashed by content.
 
-* `resolve`, `read_state` (from `weight_files`): where weights are, and key -> tensor without running anything.
-* `load_strict`: missing keys, unexpected keys and other shapes stop with every name listed; named migrations first.
+* `load_strict`: applies migrations; missing keys, unexpected keys and other shapes are errors, all listed (`unfit`).
 * `strip_prefix`, `rename`, `drop_position_ids`: the migrations.
 * `without_initialisation`: for building a network whose weights are loaded right after.
-* `bounded`: for building one from settings that a stranger wrote: no larger than its weights.
+* `bounded`: for building a network from third-party settings: no larger than its weights.
 * `save_state`, `hash_state`: safetensors on disk, SHA-256 of names and contents.
 """
 
@@ -23,33 +22,14 @@ from torch.overrides import TorchFunctionMode
 
 from m3bind.core.files import atomic_path
 from m3bind.errors import CheckpointError
-from m3bind.models.weights.weight_files import FOLDER_FILES, State, listed, read_state, resolve
+from m3bind.models.weights.weight_files import State, listed
 
-__all__ = [
-    "FOLDER_FILES",
-    "LoadReport",
-    "Migration",
-    "State",
-    "bounded",
-    "drop_position_ids",
-    "hash_state",
-    "listed",
-    "load_strict",
-    "read_state",
-    "rename",
-    "resolve",
-    "save_state",
-    "strip_prefix",
-    "unfit",
-    "without_initialisation",
-]
-
-Migration = Callable[[State, frozenset[str]], State]  # (state, keys the module wants) -> state
+Migration = Callable[[State, frozenset[str]], State]  # (state, keys of the module) -> state
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_strict` did: keys `loaded` into the module and keys of the file that were `ignored` on request."""
+    """Result of `load_strict`: keys `loaded` into the module, and keys of the file `ignored` on request."""
 
     loaded: tuple[str, ...]
     ignored: tuple[str, ...]
@@ -58,10 +38,9 @@ class LoadReport:
 def strip_prefix(prefix: str) -> Migration:
     """Remove `prefix` from every key, if all keys carry it and the module's own keys do not."""
 
-    def migrate(state: State, wanted: frozenset[str]) -> State:
-        if not state or not all(key.startswith(prefix) for key in state):
-            return state
-        if any(key.startswith(prefix) for key in wanted):
+    def migrate(state: State, module_keys: frozenset[str]) -> State:
+        everywhere = all(key.startswith(prefix) for key in state)
+        if not everywhere or any(key.startswith(prefix) for key in module_keys):
             return state
         return {key.removeprefix(prefix): value for key, value in state.items()}
 
@@ -75,7 +54,7 @@ def rename(pattern: str, replacement: str) -> Migration:
         CheckpointError: two keys would get the same name.
     """
 
-    def migrate(state: State, wanted: frozenset[str]) -> State:
+    def migrate(state: State, module_keys: frozenset[str]) -> State:
         renamed = {re.sub(pattern, replacement, key): value for key, value in state.items()}
         if len(renamed) != len(state):
             raise CheckpointError(f"renaming {pattern!r} to {replacement!r} would give two keys one name.")
@@ -84,19 +63,19 @@ def rename(pattern: str, replacement: str) -> Migration:
     return migrate
 
 
-def drop_position_ids(state: State, wanted: frozenset[str]) -> State:
+def drop_position_ids(state: State, module_keys: frozenset[str]) -> State:
     """Drop `...position_ids` buffers (transformers <= 4.30 saved them) the module lacks, if they count 0, 1, 2, ...
 
     Raises:
         CheckpointError: a buffer holds other numbers, so dropping it would change the network.
     """
-    kept: State = {}
+    others: State = {}
     for key, value in state.items():
-        if key.rpartition(".")[2] != "position_ids" or key in wanted:
-            kept[key] = value
+        if key.rpartition(".")[2] != "position_ids" or key in module_keys:
+            others[key] = value
         elif not torch.equal(value.flatten().long(), torch.arange(value.numel())):
-            raise CheckpointError(f"{key} is not 0, 1, 2, ...: this checkpoint numbers positions in its own way.")
-    return kept
+            raise CheckpointError(f"{key} is not 0, 1, 2, ...: this checkpoint numbers positions in another way.")
+    return others
 
 
 DEFAULT_MIGRATIONS: tuple[Migration, ...] = (drop_position_ids, strip_prefix("module."), strip_prefix("model."))
@@ -109,47 +88,47 @@ def load_strict(
     ignore: Sequence[str] = (),
     source: str = "checkpoint",
 ) -> LoadReport:
-    """Copy `state` into `module`; nothing may be left over on either side.
+    """Copy `state` into `module`; no key may be left over on either side.
 
     Args:
         module: receives the tensors (converted to its own dtypes and devices).
         state: names and tensors; not changed.
         migrations: applied in order after the default ones (position_ids, `module.` and `model.` prefixes).
-        ignore: shell patterns (`cls.*`) of keys of the file that may go unused; they are reported, not hidden.
+        ignore: shell patterns (`cls.*`) of keys of the file that may be unused; they are reported.
         source: the file's name for error messages.
 
     Raises:
         CheckpointError: missing keys, unexpected keys not named in `ignore`, or other shapes, all listed.
     """
     target = module.state_dict()
-    wanted = frozenset(target)
+    module_keys = frozenset(target)
     for migration in (*DEFAULT_MIGRATIONS, *migrations):
-        state = migration(state, wanted)
-    unexpected = [key for key in state if key not in wanted]
-    ignored = [key for key in unexpected if any(fnmatchcase(key, pattern) for pattern in ignore)]
-    left = sorted(set(unexpected) - set(ignored))
-    missing = sorted(wanted - set(state))
+        state = migration(state, module_keys)
+    unused = set(state) - module_keys
+    ignored = {key for pattern in ignore for key in unused if fnmatchcase(key, pattern)}
+    unexpected = sorted(unused - ignored)
+    missing = sorted(module_keys - set(state))
     shapes = [
         f"{key} {tuple(value.shape)} (the network has {tuple(target[key].shape)})"
         for key, value in state.items()
-        if key in wanted and value.shape != target[key].shape
+        if key in module_keys and value.shape != target[key].shape
     ]
-    if missing or left or shapes:
-        raise unfit(source, type(module).__name__, missing, left, shapes)
+    if missing or unexpected or shapes:
+        raise unfit(source, type(module).__name__, missing, unexpected, shapes)
     try:
-        module.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=True)
+        module.load_state_dict({key: value for key, value in state.items() if key in module_keys}, strict=True)
     except (RuntimeError, NotImplementedError, TypeError) as error:  # sparse or quantised tensors
         reason = str(error).strip().splitlines()[-1][:160]
         raise CheckpointError(f"{source}: holds tensors of a kind that cannot be copied ({reason}).") from error
-    return LoadReport(tuple(sorted(wanted)), tuple(sorted(ignored)))
+    return LoadReport(tuple(sorted(module_keys)), tuple(sorted(ignored)))
 
 
 def unfit(
     source: str, network: str, missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[str]
 ) -> CheckpointError:
-    """The error that the weights of `source` are not those of `network`, all names listed."""
-    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    problems = [f"{len(names)} {what}: {listed(names)}" for what, names in found if names]
+    """The error for weights of `source` that do not fit `network`, all names listed."""
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    problems = [f"{len(names)} {what}: {listed(names)}" for what, names in kinds if names]
     return CheckpointError(
         f"{source} does not fit {network}: {'; '.join(problems)}. Is it the checkpoint of this model and variant?"
     )
@@ -161,9 +140,9 @@ _RANDOM = {"uniform_", "normal_", "trunc_normal_", "erfinv_"} | {
 
 
 class without_initialisation(TorchFunctionMode):
-    """Inside, parameters start at zero instead of random numbers, which take longer; constants and buffers are as ever.
+    """Inside, parameters start at zero instead of random numbers, which is faster; constants and buffers are unchanged.
 
-    For this thread only. What is built must be loaded by `load_strict`, which leaves no weight as it was.
+    For this thread only. The network must then be loaded by `load_strict`, which sets every weight.
     """
 
     def __torch_function__(
@@ -174,7 +153,7 @@ class without_initialisation(TorchFunctionMode):
             tensor = args[0] if args else kwargs.get("tensor")
             if isinstance(tensor, nn.Parameter):
                 with torch.no_grad():
-                    return tensor.zero_()  # and not what its memory held: loops that reject outliers must end
+                    return tensor.zero_()  # not uninitialised memory: loops that reject outliers must end
         return func(*args, **kwargs)
 
 
@@ -184,17 +163,17 @@ _FACTORIES = frozenset(
         torch.randn, torch.randperm, torch.tril_indices, torch.triu_indices, torch.zeros,
     )
 )  # fmt: skip
-_SPARE_ELEMENTS, _SPARE_TENSORS = 1 << 26, 2_000  # for masks, tables and constants, which are in no file
+_SPARE_ELEMENTS, _SPARE_TENSORS = 1 << 26, 2_000  # for masks, tables and constants, which are not in the file
 
 
 class bounded(TorchFunctionMode):
-    """Inside, networks may take a little more than their weights: a million layers or a width of 10**9 stop at once.
+    """Inside, networks may be little larger than their weights: a million layers or a width of 10**9 is refused.
 
-    For this thread only; counts the tensors that are made and their elements, before they are allocated.
+    For this thread only; counts tensors and their elements before they are allocated.
     """
 
     def __init__(self, states: Iterable[Mapping[str, Tensor]], source: str) -> None:
-        """`states`: the weights; `source`: the file or folder that the error names."""
+        """`states`: the weights; `source`: the file or folder in the error message."""
         super().__init__()
         sizes = [value.numel() for state in states for value in state.values()]
         self.elements, self.tensors = 2 * sum(sizes) + _SPARE_ELEMENTS, 4 * len(sizes) + _SPARE_TENSORS
@@ -217,10 +196,10 @@ class bounded(TorchFunctionMode):
 
 
 def save_state(state: Mapping[str, Tensor], path: Path | str, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file atomically; tensors that share memory are written out separately.
+    """Write tensors to a safetensors file atomically; tensors that share memory are written separately.
 
     Raises:
-        DiskError: the file system refused; what stood there before is untouched.
+        DiskError: the file system refused; the previous file is unchanged.
     """
     seen: set[int] = set()
     plain: State = {}

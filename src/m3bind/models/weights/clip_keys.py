@@ -1,11 +1,11 @@
-"""CLIP checkpoints in their two forms: which one a file has, what its configuration says, and one set of keys.
+"""CLIP checkpoints in their two forms: recognised, their configuration read, and converted to one set of keys.
 
-* `huggingface_keys`: open_clip's names -> those of transformers' CLIPModel; a file in that form passes unchanged.
+* `is_open_clip`: the form of a file. * `huggingface_keys`: open_clip's names -> those of transformers' CLIPModel.
 * `CLIP_PARTS`: CLIPModel's names -> the four parts of a model in this package.
-* `read_quick_gelu`: which GELU the configuration beside the weights asks for.
+* `read_quick_gelu`: the GELU in the configuration beside the weights.
 
-OpenAI's release and open_clip keep query, key and value in one matrix and multiply features by the projections from the
-right; CLIPModel has three linear layers and ordinary ones as projections. The numbers are the same.
+OpenAI's release and open_clip have query, key and value in one matrix and multiply features by the projections from the
+right; CLIPModel has three linear layers, and linear layers as projections. The values are the same.
 """
 
 import re
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from m3bind.core.stored import read_json
 from m3bind.errors import CheckpointError
-from m3bind.models.weights.checkpoint import FOLDER_FILES, Migration, State, rename
+from m3bind.models.weights.checkpoint import Migration, rename
+from m3bind.models.weights.weight_files import FOLDER_FILES, State
 
 OPEN_CLIP_CONFIG, HUGGINGFACE_CONFIG = "open_clip_config.json", "config.json"
 _FUSED = re.compile(r"\.resblocks\.\d+\.attn\.in_proj_(weight|bias)$")
@@ -58,8 +59,8 @@ def is_open_clip(state: State) -> bool:
     return any(_FUSED.search(key) for key in state)
 
 
-def huggingface_keys(state: State, wanted: frozenset[str]) -> State:
-    """open_clip's CLIP keys, the text tower under `text.` or not -> CLIPModel's; other keys stay. A migration.
+def huggingface_keys(state: State, module_keys: frozenset[str]) -> State:
+    """open_clip's CLIP keys, the text tower under `text.` or not -> CLIPModel's; other keys are unchanged. A migration.
 
     Raises (when applied):
         CheckpointError: two keys would get the same name (a file that holds both forms).
@@ -90,10 +91,10 @@ def _converted(key: str, value: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def read_quick_gelu(path: Path, open_clip: bool) -> bool | None:
-    """What the configuration in a checkpoint's folder says about its GELU; None where there is no configuration.
+    """Whether the configuration in a checkpoint's folder states quick_gelu; None without a configuration.
 
-    `path` is the folder, or a file in it under one of the usual names. Where a folder has configurations of both forms,
-    that of the form of the weights (`open_clip`) is asked first.
+    `path` is the folder, or a file in it with one of the usual names. If the folder has configurations of both forms,
+    that of the form of the weights (`open_clip`) is read first.
 
     Raises:
         CheckpointError: a configuration of another network, or of an activation other than the two CLIP has.
@@ -101,11 +102,14 @@ def read_quick_gelu(path: Path, open_clip: bool) -> bool | None:
     folder = path if path.is_dir() else path.parent if path.name in FOLDER_FILES else None
     if folder is None:
         return None
-    readers = [(OPEN_CLIP_CONFIG, _open_clip_says), (HUGGINGFACE_CONFIG, _huggingface_says)]
-    for name, says in readers if open_clip else reversed(readers):
+    names = (OPEN_CLIP_CONFIG, HUGGINGFACE_CONFIG)
+    for name in names if open_clip else reversed(names):
         if (folder / name).is_file():
             try:
-                return says(read_json(folder / name))
+                config = read_json(folder / name)
+                if name == OPEN_CLIP_CONFIG:
+                    return bool(config["model_cfg"].get("quick_gelu", False))
+                return _huggingface_quick_gelu(config)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(
                     f"{folder / name}: not the configuration of a CLIP ({error}); give the right one, or the weights "
@@ -114,25 +118,21 @@ def read_quick_gelu(path: Path, open_clip: bool) -> bool | None:
     return None
 
 
-def _open_clip_says(config: dict[str, Any]) -> bool:
-    return bool(config["model_cfg"].get("quick_gelu", False))
-
-
-def _huggingface_says(config: dict[str, Any]) -> bool:
+def _huggingface_quick_gelu(config: dict[str, Any]) -> bool:
     from transformers import CLIPConfig
 
     if config.get("model_type", "clip") != "clip":
         raise ValueError(f"model_type {config['model_type']!r}")
     for part in ("text_config", "vision_config"):
         if not isinstance(config.get(part) or {}, dict):
-            raise ValueError(f"{part} {config[part]!r:.80} is no table of settings")
+            raise ValueError(f"{part} {config[part]!r:.80} is not a table of settings")
     try:
-        made = CLIPConfig.from_dict(config)
+        clip = CLIPConfig.from_dict(config)
     except Exception as error:  # the errors of transformers' validation share no base
         raise ValueError(str(error)[:160]) from error
-    if made.text_config.eos_token_id not in (2, 49407):  # 2: old files; the end of a text is its highest id in both
-        raise ValueError(f"eos_token_id {made.text_config.eos_token_id}, another vocabulary")
-    found = {made.text_config.hidden_act, made.vision_config.hidden_act}
-    if len(found) != 1 or not found <= {"gelu", "quick_gelu"}:
-        raise ValueError(f"hidden_act {', '.join(sorted(found))}")
-    return found == {"quick_gelu"}
+    if clip.text_config.eos_token_id not in (2, 49407):  # 2: old files; the end of a text is its highest id in both
+        raise ValueError(f"eos_token_id {clip.text_config.eos_token_id}, another vocabulary")
+    activations = {clip.text_config.hidden_act, clip.vision_config.hidden_act}
+    if activations not in ({"gelu"}, {"quick_gelu"}):
+        raise ValueError(f"hidden_act {', '.join(sorted(activations))}")
+    return activations == {"quick_gelu"}

@@ -1,8 +1,8 @@
-"""Checkpoints that only full unpickling could read, as safetensors, without full unpickling.
+"""Checkpoints that only full unpickling could read, converted to safetensors without full unpickling.
 
-* `convert`: in a child process (`safe_unpickle`) that knows how tensors are stored and looks up nothing else.
+* `convert`: in a child process (`safe_unpickle`) that reads stored tensors and imports no other names of the file.
 
-Nothing of the file is executed. The caller still has to say that the file is trusted: its numbers become a network.
+Nothing of the file is executed. The caller must still state that the file is trusted: its values become a network.
 """
 
 import json
@@ -26,7 +26,7 @@ FLAG = "--i-trust-this-file"
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` kept (name -> dtype and shape) and left out (name -> what it was)."""
+    """Result of `convert`: tensors converted (name -> dtype and shape) and entries dropped (name -> their type)."""
 
     kept: dict[str, tuple[str, tuple[int, ...]]]
     dropped: dict[str, str]
@@ -34,7 +34,7 @@ class Converted:
 
     def as_text(self) -> str:
         """For the terminal."""
-        lines = [f"kept {len(self.kept)} tensors, {self.bytes:,} bytes"]
+        lines = [f"converted {len(self.kept)} tensors, {self.bytes:,} bytes"]
         lines += [f"dropped {name} ({kind})" for name, kind in self.dropped.items()]
         return "\n".join(lines)
 
@@ -44,7 +44,7 @@ def convert(source: Path | str, target: Path | str, trusted: bool = False) -> Co
 
     Args:
         source: file, folder, or zip with one file of weights.
-        target: the .safetensors file to write; replaced at once where it exists.
+        target: the .safetensors file to write; an existing one is replaced atomically.
         trusted: that the caller trusts the file's authors.
 
     Raises:
@@ -70,14 +70,14 @@ def convert(source: Path | str, target: Path | str, trusted: bool = False) -> Co
                 f"{file.shown}: an archive inside an archive; unpack it and give the file of weights."
             )
         with atomic_path(target) as temporary:
-            answer = _ask(form, file, temporary)
+            answer = _run_child(form, file, temporary)
             size = temporary.stat().st_size
     kept = {name: (dtype, tuple(shape)) for name, (dtype, shape) in answer["kept"].items()}
     return Converted(kept, answer["dropped"], size)
 
 
-def _ask(form: str, file: WeightsFile, out: Path) -> dict[str, Any]:
-    """The child's answer; it wrote `out`."""
+def _run_child(form: str, file: WeightsFile, out: Path) -> dict[str, Any]:
+    """The answer of the child process, which wrote `out`."""
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     command = [sys.executable, "-I", str(_WORKER), form, str(file.path.absolute()), str(out.absolute())]
     seconds = _SECONDS + file.path.stat().st_size / _RATE

@@ -2,12 +2,12 @@
 
     python -I safe_unpickle.py FORM FILE OUT      FORM: torch, torchscript or pickle, see `weight_files.recognise`
 
-A pickle names functions and classes, and unpickling calls them. Here a name is never looked up: `Unpickler.find_class`
-knows a few functions of its own that rebuild tensors and arrays, and gives an inert stand-in (`Stub`) for everything
-else: objects of Lightning or OmegaConf need not be installed and do not prevent reading, and a payload does nothing.
+A pickle names functions and classes, and unpickling calls them. Here a name is never imported: `Unpickler.find_class`
+returns one of a few functions of this file that rebuild tensors and arrays, and an inert `Stub` for every other name:
+objects of Lightning or OmegaConf need not be installed and do not prevent reading, and a payload does nothing.
 
-The process imports nothing of m3bind, limits its own memory and prints one line of JSON: what was kept and dropped, or
-an error.
+The process imports nothing of m3bind, limits its own memory and prints one line of JSON: the tensors converted and the
+entries dropped, or an error.
 """
 
 import collections
@@ -27,25 +27,25 @@ from safetensors.torch import save_file
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "params")
 _SPARE = 64 << 20  # bytes of tensors that any file may hold
-_RATIO = 16  # bytes of tensors per byte of file: tied and expanded ones are written out
+_RATIO = 16  # bytes of tensors per byte of file: tied and expanded tensors are written separately
 _MEMORY = 2 << 30  # beyond three times the file
 
 
 class Stub:
-    """Stands for an object of a class, or the result of a function, that was not looked up."""
+    """In place of an object of a class, or the result of a function, that was not imported."""
 
     origin = ""
-    dump_patches = False  # what torch.load asks of the class of a pickled network
-    stored: Any = None  # what the pickle would have set as the object's attributes
+    dump_patches = False  # read by torch.load from the class of a pickled network
+    stored: Any = None  # the object's attributes in the pickle
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.items: dict[Any, Any] = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Stub":
-        """As a pickle makes objects: without `__init__`."""
-        found = object.__new__(cls)
-        found.items = {}
-        return found
+        """As pickle creates objects: without `__init__`."""
+        stub = object.__new__(cls)
+        stub.items = {}
+        return stub
 
     def __setstate__(self, state: Any) -> None:
         self.stored = state
@@ -54,7 +54,7 @@ class Stub:
         self.items[key] = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> "Stub":
-        """As a pickle calls functions: nothing happens."""
+        """As pickle calls functions: without effect."""
         return self
 
     def append(self, value: Any) -> None:
@@ -204,7 +204,7 @@ def read(form: str, path: str) -> Any:
 
 
 def tensors(content: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The state dict inside, and what was left out: name -> what it was."""
+    """The state dict inside, and the dropped entries: name -> type."""
     dropped: dict[str, str] = {}
     content = _mapping(content)
     for wrapper in WRAPPERS:
@@ -252,12 +252,12 @@ def _network(module: Any, prefix: str = "", depth: int = 0) -> dict[str, torch.T
 
 
 def kind(value: Any) -> str:
-    """What something was, for the user."""
+    """The type of a dropped entry, for the user."""
     return value.origin or "object" if isinstance(value, Stub) else type(value).__name__
 
 
 def write(state: dict[str, torch.Tensor], out: str, size: int) -> None:
-    """safetensors; tensors that share memory are written out each."""
+    """Write safetensors; tensors that share memory are written separately."""
     total = sum(value.numel() * value.element_size() for value in state.values())
     if total > _RATIO * size + _SPARE:
         raise ValueError(f"declares {total:,} bytes of tensors in {size:,} bytes; made to harm")
@@ -271,22 +271,22 @@ def write(state: dict[str, torch.Tensor], out: str, size: int) -> None:
 
 
 def limit(size: int) -> None:
-    """Memory, size of written files, and no core file."""
+    """Limit memory and the size of written files; no core file."""
     try:
         import resource
-    except ImportError:  # not on this system: the parent's watch on time remains
+    except ImportError:  # not on this system: the parent's time limit remains
         return
     with contextlib.suppress(OSError, ValueError):
         with open("/proc/self/statm", encoding="ascii") as handle:
             now = int(handle.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + 3 * size + _MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    for what, most in ((resource.RLIMIT_FSIZE, _RATIO * size + 2 * _SPARE), (resource.RLIMIT_CORE, 0)):
+    for what, maximum in ((resource.RLIMIT_FSIZE, _RATIO * size + 2 * _SPARE), (resource.RLIMIT_CORE, 0)):
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
+            resource.setrlimit(what, (maximum, resource.getrlimit(what)[1]))
 
 
 def answer(form: str, path: str, out: str) -> dict[str, Any]:
-    """Convert; what the parent is told."""
+    """Convert; returns the answer to the parent."""
     size = os.path.getsize(path)
     try:
         state, dropped = tensors(read(form, path))
@@ -306,7 +306,7 @@ def answer(form: str, path: str, out: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)  # what a library prints must not mix with the answer
+        os.dup2(2, 1)  # output of libraries must not mix with the answer
         limit(os.path.getsize(sys.argv[2]))
         torch.set_num_threads(1)
         answers.write(json.dumps(answer(*sys.argv[1:4])))

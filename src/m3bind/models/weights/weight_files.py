@@ -1,12 +1,12 @@
-"""Weight files: found, unpacked, recognised by their content, and read without running anything they hold.
+"""Weight files: found, unpacked, recognised by their content, and read without running code from them.
 
-* `resolve`: a local file or folder as it is; a hub id (`owner/name` or `owner/name:file`, pinned revision) downloaded.
-* `weights_file`: the one file that a path stands for: itself, the one in a folder, or the one in a zip.
-* `recognise`: what that file is, by its first bytes, with a clear error for what people save by accident.
-* `read_state`: key -> CPU tensor.
+* `choose`: the weights among file names. `weights_file`: the file of a path: itself, in a folder, or in a zip.
+* `recognise`: its form, by its first bytes, with a clear error for files of other kinds.
+* `read_state`: key -> CPU tensor. `unwrapped`: the state dict in a training checkpoint.
+* `check_count`: a limit on the number of tensors. `refused`, `damaged`, `listed`: error messages.
 
-Weights are mapped into memory where their form allows it (safetensors, torch.save since 1.6), so that copying them into
-a network does not hold them twice.
+Weights are mapped into memory if their form allows it (safetensors, torch.save since 1.6), so that copying them into a
+network does not need twice the memory.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from m3bind.core.stored import inside, read_json
-from m3bind.errors import CheckpointError, ConfigError, ReadError, in_words
+from m3bind.errors import CheckpointError, ReadError, in_words
 from m3bind.modalities.formats import archive as _archive
 from m3bind.modalities.formats import limits
 
 State = dict[str, Tensor]
 Form = Literal["safetensors", "index", "torch", "torchscript", "pickle", "zip"]
 
-MOST_TENSORS = 20_000  # of a file of weights
-FOLDER_FILES = (  # weights in a folder, the first that is there
+MAX_TENSORS = 20_000  # in a file of weights
+FOLDER_FILES = (  # weights in a folder; the first that exists is read
     "weights.safetensors",
     "model.safetensors",
     "model.safetensors.index.json",
@@ -44,81 +44,22 @@ FOLDER_FILES = (  # weights in a folder, the first that is there
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar")  # .tar: what some call a file of torch.save
-WRAPPERS = ("state_dict", "model_state_dict", "model", "params")  # where training scripts keep weights in a checkpoint
-_INDEX = ".index.json"
-_HUB_SMALL = ("*.json", "*.txt", "*.model")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar")  # .tar: some authors' suffix for torch.save
+WRAPPERS = ("state_dict", "model_state_dict", "model", "params")  # keys of the weights in training checkpoints
+INDEX = ".index.json"
 _ARCHIVES = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
 _SHOWN = 12  # names listed in an error message before "and N more"
-_RATIO, _SMALL = 50, 64 << 20  # weights hardly compress: more than 50 times in more than 64 MB is no file of weights
+_RATIO, _SMALL = 50, 64 << 20  # weights hardly compress: a ratio above 50 in more than 64 MB is not a file of weights
 
 
-# ---- where
+# ---- which file
 
 
-def resolve(source: Path | str, revision: str = "", weights: bool = True) -> Path:
-    """`source` as a local path: an existing file or folder as it is, otherwise a hub id downloaded at `revision`.
-
-    Args:
-        source: path, `owner/name`, or `owner/name:file` for one of several files of weights.
-        revision: commit, for a hub id.
-        weights: whether weights are wanted, or only the small files beside them (configuration, tokenizer).
+def choose(names: Iterable[str], where: str, how: str) -> str:
+    """The weights among the file names of a folder: the first of FOLDER_FILES, else the only candidate.
 
     Raises:
-        ConfigError: a hub id without a revision (a branch moves; results could not be repeated).
-        CheckpointError: neither a local path nor a hub repository that can be reached; or it holds several files of
-            weights and none was named.
-    """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    text = str(source).removeprefix("hf-hub:")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-][\w./-]*)?", text) or ".." in text:
-        raise CheckpointError(
-            f"{source}: no such file or folder; give a local path or a hub id 'owner/name' or 'owner/name:file'."
-        )
-    if not revision:
-        raise ConfigError(
-            f"{source} is not a local path; to take it from the hub, pin it: revision='<commit>' (a branch moves)."
-        )
-    name, _, file = text.partition(":")
-    folder = _download(name, revision, file, weights)
-    if file and not (folder / file).is_file():
-        raise CheckpointError(f"{text}@{revision}: the repository has no such file.")
-    return folder / file if file else folder
-
-
-def _download(name: str, revision: str, file: str, weights: bool) -> Path:
-    """The folder with the small files and, of the weights, only what will be read."""
-    from huggingface_hub import snapshot_download
-
-    wanted = [file] if file else _hub_weights(name, revision) if weights else []
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*_HUB_SMALL, *wanted]))
-    except Exception as error:  # offline, not found, gated, HTTP: all mean the same here
-        raise CheckpointError(
-            f"{name}@{revision}: cannot be fetched from the hub; check the name, the revision "
-            "and the connection, or download the folder yourself and give its path."
-        ) from error
-
-
-def _hub_weights(name: str, revision: str) -> list[str]:
-    """Patterns of the weights to download; all of them where the hub cannot be asked (its local copy is complete)."""
-    from huggingface_hub import HfApi
-
-    try:
-        files = HfApi().list_repo_files(name, revision=revision)
-    except Exception:
-        return [f"*{suffix}" for suffix in (*SUFFIXES, ".zip")]
-    chosen = _choose(files, f"{name}@{revision}", f"'{name}:FILE'")
-    return [f"*{Path(chosen.removesuffix(_INDEX)).suffix}"] if chosen.endswith(_INDEX) else [chosen]
-
-
-def _choose(names: Iterable[str], where: str, how: str) -> str:
-    """The weights among the file names of a folder: the first of FOLDER_FILES, else the only file that could be it.
-
-    Raises:
-        CheckpointError: several could be it; or (ReadError) none.
+        CheckpointError: several candidates; or (ReadError) none.
     """
     names = sorted(names)
     for name in FOLDER_FILES:
@@ -134,24 +75,24 @@ def _choose(names: Iterable[str], where: str, how: str) -> str:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """One file of weights: where it can be read now, and how messages call it."""
+    """A file of weights: its path, and its name in messages."""
 
     path: Path
     shown: str
-    given: Path  # what the user named: the file, its folder, or the zip around it
+    given: Path  # the user's path: the file, its folder, or the zip around it
 
 
 @contextlib.contextmanager
 def weights_file(path: Path | str) -> Iterator[WeightsFile]:
-    """The one file that `path` stands for; unpacked from a zip only as long as the context lasts.
+    """The file of weights of `path`; unpacked from a zip only within the context.
 
     Raises:
         ReadError: no such file, or a folder without weights.
-        CheckpointError: several files of weights; a zip with none, with several, or one made to harm.
+        CheckpointError: several files of weights; a zip without one, with several, or a malicious one.
     """
     given = path = Path(path)
     if path.is_dir():
-        name = _choose((file.name for file in path.iterdir() if file.is_file()), str(path), f"'{path}/FILE'")
+        name = choose((file.name for file in path.iterdir() if file.is_file()), str(path), f"'{path}/FILE'")
         path = _within(path, name, str(path))
     if not path.is_file():
         raise ReadError(path, "no such file", "check the path of the checkpoint")
@@ -164,7 +105,7 @@ def weights_file(path: Path | str) -> Iterator[WeightsFile]:
 
 
 def _within(folder: Path, name: str, shown: str) -> Path:
-    """The path of a file that a folder names, which must be in it."""
+    """The path of a file inside a folder; a link out of it is refused."""
     try:
         return inside(folder, name)
     except ValueError as error:
@@ -178,23 +119,23 @@ def _unpack(path: Path, folder: Path) -> PurePosixPath:
             members = [info for info in archive.infolist() if not info.is_dir()]
             for info in members:
                 _archive.check_member(path, info)
-            found = [info for info in members if _is_weights(PurePosixPath(info.filename))]
-            if not found:
+            candidates = [info for info in members if _is_weights(PurePosixPath(info.filename))]
+            if not candidates:
                 raise CheckpointError(
                     f"{path}: an archive without a file of weights; it holds {listed(i.filename for i in members)}."
                 )
-            if len(found) > 1:
-                names = listed(info.filename for info in found)
+            if len(candidates) > 1:
+                names = listed(info.filename for info in candidates)
                 raise CheckpointError(f"{path}: an archive with several files of weights ({names}); unpack the one.")
-            info, name = found[0], PurePosixPath(found[0].filename)
+            info, name = candidates[0], PurePosixPath(candidates[0].filename)
             if info.file_size > max(_SMALL, _RATIO * info.compress_size):
                 raise CheckpointError(
                     f"{path}: {name} would unpack to {info.file_size:,} bytes from {info.compress_size:,}, which no "
                     "weights do; made to harm. If it is sound, unpack it yourself and give the file."
                 )
-            if info.file_size > (most := limits.LIMITS.bytes):
+            if info.file_size > (limit := limits.LIMITS.bytes):
                 raise CheckpointError(
-                    f"{path}: {name} unpacks to {info.file_size:,} bytes, more than {most:,}; unpack it yourself and "
+                    f"{path}: {name} unpacks to {info.file_size:,} bytes, more than {limit:,}; unpack it yourself and "
                     f"give the file, or raise bytes in the environment variable {limits.VARIABLE}."
                 )
             _archive.unpack_member(path, archive, info, folder / name.name)
@@ -202,10 +143,8 @@ def _unpack(path: Path, folder: Path) -> PurePosixPath:
     except ReadError as error:
         raise CheckpointError(f"{path}: {error.reason}" + (f"; {error.hint}." if error.hint else ".")) from error
     except OSError as error:
-        reason = error.strerror or in_words(error)
-        raise CheckpointError(
-            f"{path}: unpacking failed ({reason}); free some disk or set TMPDIR elsewhere."
-        ) from error
+        why = error.strerror or in_words(error)
+        raise CheckpointError(f"{path}: unpacking failed ({why}); free some disk or set TMPDIR elsewhere.") from error
     except CheckpointError:
         raise
     except Exception as error:  # zipfile raises errors of several libraries on damaged archives
@@ -217,31 +156,27 @@ def _is_weights(name: PurePosixPath) -> bool:
     return name.suffix.lower() in SUFFIXES and not hidden
 
 
-# ---- what
+# ---- form
 
 
 def recognise(path: Path, shown: str = "") -> Form:
-    """What the file at `path` is, whatever its name.
+    """The form of the file at `path`, by its content.
 
     Raises:
-        CheckpointError: surely no weights: a web page, a git-lfs pointer, another kind of archive, a text, nothing.
+        CheckpointError: not weights: a web page, a git-lfs pointer, another kind of archive, a text, an empty file.
     """
     shown = shown or str(path)
-    if path.name.endswith(_INDEX):
+    if path.name.endswith(INDEX):
         return "index"
     with open(path, "rb") as handle:
         head = handle.read(512)
-    if _is_safetensors(head):
+    # safetensors: eight bytes of length (of a header below 100 MB, the format's limit), then JSON
+    if len(head) > 8 and head[4:8] == bytes(4) and head[8:9] == b"{":
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
         return _recognise_zip(path, shown)
     _refuse_other_files(head, path, shown)
     return "pickle"
-
-
-def _is_safetensors(head: bytes) -> bool:
-    """Eight bytes of length (of a header below 100 MB, the format's limit), then JSON."""
-    return len(head) > 8 and head[4:8] == bytes(4) and head[8:9] == b"{"
 
 
 def _recognise_zip(path: Path, shown: str) -> Form:
@@ -258,7 +193,7 @@ def _recognise_zip(path: Path, shown: str) -> Form:
 
 
 def _refuse_other_files(head: bytes, path: Path, shown: str) -> None:
-    """Recognise what people save by accident under a checkpoint's name."""
+    """Recognise files that are saved under a checkpoint's name by accident."""
     if not head:
         raise CheckpointError(f"{shown}: empty file; download it again.")
     if head.startswith(b"version https://git-lfs"):
@@ -302,7 +237,7 @@ def _read_shards(index: WeightsFile) -> State:
         raise damaged(index.path, index.shown, error) from error
     state: State = {}
     for name in names:
-        if Path(name).name != name or name.endswith(_INDEX):
+        if Path(name).name != name or name.endswith(INDEX):
             raise CheckpointError(f"{index.shown}: names a shard outside its folder ({name!r}); refused.")
         shard = _within(index.path.parent, name, index.shown)
         if not shard.is_file():
@@ -330,24 +265,24 @@ def _read_one(file: WeightsFile) -> State:
         raise CheckpointError(f"{file.shown}: holds {type(content).__name__}, not a mapping of names to tensors.")
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
     if others:
-        raise CheckpointError(f"{file.shown}: not a plain state dict; these entries are no tensors: {listed(others)}.")
+        raise CheckpointError(f"{file.shown}: not a plain state dict; these entries are not tensors: {listed(others)}.")
     return {key: value.detach() for key, value in content.items()}
 
 
 def check_count(path: Path) -> None:
-    """Refuse a safetensors file of more tensors than any network has: each of them costs time, whatever it holds.
+    """Refuse a safetensors file of more tensors than any network has: each costs time, even if it is empty.
 
     Raises:
         ValueError: it has more.
-        SafetensorError: its header is damaged, or says another size than the file has.
+        SafetensorError: its header is damaged, or states another size than the file has.
     """
     with safe_open(path, "pt") as file:
-        if (count := len(file.keys())) > MOST_TENSORS:
-            raise ValueError(f"{count:,} tensors, more than {MOST_TENSORS:,}")
+        if (count := len(file.keys())) > MAX_TENSORS:
+            raise ValueError(f"{count:,} tensors, more than {MAX_TENSORS:,}")
 
 
 def unwrapped(content: Any) -> Any:
-    """The state dict inside what a training script saved around it; `content` itself where there is no such wrapper."""
+    """The state dict in a training script's checkpoint; `content` itself if it has none of the `WRAPPERS`."""
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             return content[wrapper]
@@ -355,9 +290,9 @@ def unwrapped(content: Any) -> Any:
 
 
 def _can_map(path: Path) -> bool:
-    """Whether the tensors of a torch zip stand in it as they are: torch would take compressed ones for numbers.
+    """Whether the tensors of a torch zip are stored uncompressed: torch would read compressed bytes as numbers.
 
-    A mapped file cannot be deleted on Windows, which a temporary one must be; and torch takes a name for the form.
+    A mapped file cannot be deleted on Windows, as temporary ones must be; and torch decides the form by the suffix.
     """
     if os.name != "posix" or path.suffix == ".safetensors":
         return False
@@ -368,26 +303,22 @@ def _can_map(path: Path) -> bool:
 def _torch_load(file: WeightsFile, mapped: bool) -> Any:
     """`torch.load` that never runs code from the file."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # about pickles that are none
+        with warnings.catch_warnings(action="ignore"):  # about files that are not pickles
             if mapped:
                 return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
-            with open(file.path, "rb") as handle:  # by its name torch may take it for another form
+            with open(file.path, "rb") as handle:  # a handle, since torch may decide another form by the suffix
                 return torch.load(handle, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = ", ".join(dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error))))
-        reason = f"reading it would run code stored in the file ({wanted})" if wanted else _unclear(file)
-        raise refused(file, reason) from None
-    except Exception as error:  # what torch raises on damaged files has no common base
+        names = ", ".join(dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error))))
+        size = file.path.stat().st_size
+        unclear = f"it is damaged, or a pickle that only full unpickling could read ({size:,} bytes)"
+        raise refused(file, f"reading it would run code stored in the file ({names})" if names else unclear) from None
+    except Exception as error:  # torch's errors on damaged files have no common base
         raise damaged(file.path, file.shown, error) from error
 
 
-def _unclear(file: WeightsFile) -> str:
-    size = file.path.stat().st_size
-    return f"it is damaged, or a pickle that only full unpickling could read ({size:,} bytes)"
-
-
 def refused(file: WeightsFile, reason: str) -> CheckpointError:
-    """The error for a file that is not read, with the command that makes it readable."""
+    """The error for a file that is not read, with the command that converts it."""
     out = file.given.with_suffix(".safetensors").name
     command = f"m3bind convert {shlex.quote(str(file.given))} {shlex.quote(out)} --i-trust-this-file"
     return CheckpointError(
@@ -397,14 +328,14 @@ def refused(file: WeightsFile, reason: str) -> CheckpointError:
 
 
 def damaged(path: Path, shown: str, error: Exception) -> CheckpointError:
-    """The error for a file that ends early or holds nonsense."""
+    """The error for a truncated or invalid file."""
     size = path.stat().st_size
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else in_words(error)
     return CheckpointError(f"{shown}: damaged or incomplete ({size:,} bytes; {reason}); download or copy it again.")
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message, at most twelve."""
+    """Names for a message, up to twelve."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(name[:200] for name in names[:_SHOWN]) + more
