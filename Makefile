@@ -88,7 +88,7 @@ bench: $(STAMP)
 	for script in $(filter-out benchmarks/merged_ranks.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 reference: $(STAMP)
-	for name in $$($(BIN)/python -c "from m3bind.models.weights.reference import published; print(*published())"); do \
+	for name in $$($(BIN)/python -c "from m3bind.models.weights.check import published; print(*published())"); do \
 	  echo "== $$name"; $(BIN)/m3bind check-model $$name --save-reference || exit 1; done
 
 docs: $(STAMP)
