@@ -211,7 +211,7 @@ def test_no_file_no_weights_no_tensors(tmp_path):
     with pytest.raises(CheckpointError, match="not tensors: epoch"):
         read_state(tmp_path / "x.pt")
     torch.save({0: torch.zeros(1)}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="no tensors: 0"):
+    with pytest.raises(CheckpointError, match="not tensors: 0"):
         read_state(tmp_path / "x.pt")
     torch.save([torch.zeros(1)], tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="holds list"):
