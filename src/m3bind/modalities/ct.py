@@ -125,9 +125,7 @@ class CT(Modality):
             warnings.append("npz states no spacing and orientation: those of RAD-ChestCT are a guess")
         else:
             warnings.append(f"npz states no orientation{'' if spacing else ' and spacing'}: taken as D, H, W")
-        volume = np.ascontiguousarray(values, dtype=np.float32)
-        if np.may_share_memory(volume, values):
-            volume = volume.copy()
+        volume = np.array(values, dtype=np.float32, order="C")
         if spacing:
             warnings += _volumes.spacing_doubts(spacing)
         unit = "HU" if _volumes.finish(volume, spacing, steps, warnings) else ""
@@ -162,8 +160,7 @@ class CT(Modality):
 def _load_npz(path: Path) -> tuple[NDArray[Any], str, tuple[float, float, float] | None]:
     """The volume of an npz file, the name of its array, and its array `spacing` of three numbers (mm) if present.
 
-    Raises:
-        ReadError: no or several volumes, not plain numbers, over a limit.
+    Raises ReadError: no or several volumes, not plain numbers, over a limit.
     """
     with zipfile.ZipFile(path) as archive:
         limits.check_count(path, len(archive.infolist()), "files")

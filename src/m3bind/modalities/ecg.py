@@ -17,7 +17,7 @@ from m3bind.modalities.base import Cut, Modality, Sample
 from m3bind.modalities.formats import dicom, images, signals
 from m3bind.modalities.formats.signals_leads import LEADS, parse_lead
 from m3bind.modalities.formats.signals_twelve import MAX_SWING, twelve_leads
-from m3bind.modalities.formats.signals_wfdb import WFDB_SUFFIXES, header_of, record_stem
+from m3bind.modalities.formats.signals_wfdb_header import WFDB_SUFFIXES, header_of, record_stem
 
 __all__ = ["ECG", "LEADS", "draw", "parse_lead", "record_stem"]
 

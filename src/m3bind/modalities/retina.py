@@ -163,9 +163,7 @@ def eye_of(framed: Array) -> tuple[str, float] | None:
     from scipy.ndimage import uniform_filter
 
     def blurred(values: Array, size: int) -> Array:
-        once: Array = uniform_filter(values, size)
-        twice: Array = uniform_filter(once, size)
-        return twice
+        return np.asarray(uniform_filter(uniform_filter(values, size), size))
 
     small = _resized(framed, 64)
     centre = 31.5

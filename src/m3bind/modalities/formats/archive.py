@@ -30,7 +30,7 @@ from m3bind.modalities.formats import limits as _limits
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 _EXTENSION = re.compile(r"(\.nii\.gz|\.nii|\.npz|\.hdr|\.img|\.dcm|\.dicom|\.dic)$")  # that readers need
-_NESTED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_NESTED = re.compile(r"(\.(zip|tar|tgz|bz2|xz|7z|rar)|(?<!\.nii)\.gz)$")  # archives inside an archive
 _LITTER = (".ds_store", "thumbs.db", "desktop.ini", ".localized", "ehthumbs.db")
 _CHUNK = 1 << 20
 _ALWAYS = 512 << 20  # bytes that any archive may unpack to
@@ -98,7 +98,7 @@ def _extract(path: Path, folder: Path, limits: _limits.Limits, names: bool) -> i
             _check_directory(path, limits)
         with _MEMBERS[kind](path, limits) as every:
             members = [member for member in every if not _is_litter(member.name)] or every
-            chosen = [member for member in members if not _is_nested(member.name)]
+            chosen = [member for member in members if not _NESTED.search(member.name.lower())]
             _check_declared(path, sum(member.size for member in chosen), folder, limits)
             left = min(limits.bytes, int(limits.ratio * path.stat().st_size), _max_unpacked(path, limits))
             targets = _by_name(path, folder, chosen) if names else _by_number(folder, chosen)
@@ -262,11 +262,6 @@ def _is_litter(name: str) -> bool:
     """Whether a member was added by a file manager."""
     parts = name.replace("\\", "/").split("/")
     return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1].lower() in _LITTER
-
-
-def _is_nested(name: str) -> bool:
-    name = name.lower()
-    return name.endswith(_NESTED) and not name.endswith(".nii.gz")
 
 
 def _remove_stale() -> None:

@@ -29,8 +29,7 @@ def doubt(profile: object) -> str:
 
 def doubt_of_page(page: object) -> str:
     """`doubt` about a page of tifffile."""
-    tag = getattr(page, "tags", {}).get(_TAG)
-    return doubt(None if tag is None else tag.value)
+    return doubt(getattr(getattr(page, "tags", {}).get(_TAG), "value", None))
 
 
 def doubts_of_dicom(dataset: Any) -> list[str]:

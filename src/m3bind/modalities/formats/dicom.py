@@ -21,7 +21,6 @@ from m3bind.modalities.formats import buffer, colour_profile
 from m3bind.modalities.formats.dicom_colour import to_rgb
 from m3bind.modalities.formats.dicom_files import (
     DAMAGED,
-    SMALL,
     SUFFIXES,
     is_dicom,
     kind_of,
@@ -33,7 +32,7 @@ from m3bind.modalities.formats.dicom_files import (
 from m3bind.modalities.formats.dicom_pixels import LIBRARIES, decode, frame_count, pixel_frames
 from m3bind.modalities.formats.dicom_values import numbers, padding, rescaling_of
 
-__all__ = ["LIBRARIES", "SMALL", "SUFFIXES", "colour", "decode", "frame_count", "grey", "is_dicom", "kind_of", "named",
+__all__ = ["LIBRARIES", "SUFFIXES", "colour", "decode", "frame_count", "grey", "is_dicom", "kind_of", "named",
            "open_dicom", "pixel_frames", "technical_tags"]  # fmt: skip
 
 Array = NDArray[np.float32]
@@ -234,8 +233,7 @@ def _voi(dataset: Any, path: Path, frame: int, notes: _Notes, signed: bool) -> C
 def _entries(dataset: Any, path: Path, item: Any, signed: bool) -> tuple[Values, int, int]:
     """Entries of a LUT, the input value of the first one and the number of bits of an entry.
 
-    Raises:
-        ReadError: shorter than declared, or of an unknown depth.
+    Raises ReadError: shorter than declared, or of an unknown depth.
     """
     count, first, bits = (int(v) for v in item.LUTDescriptor)
     count = count or 65536

@@ -56,8 +56,7 @@ def to_rgb(dataset: Any, path: Path, pixels: Pixels, steps: list[str], warnings:
     if ybr:
         steps.append("YBR converted to RGB")
         array = rgb_of(array, zero)
-    shown: Array = np.clip(array, 0, 1, out=array)
-    return shown
+    return np.asarray(np.clip(array, 0, 1, out=array))
 
 
 def _unsigned(dataset: Any, stored: Values) -> Values:

@@ -21,13 +21,13 @@ from m3bind.modalities.formats import limits
 from m3bind.privacy import TECHNICAL_TAGS, technical
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
-SMALL = 1 << 24  # decoded bytes that are accepted for any number of stored bytes
 DAMAGED = "export it again"
 HARM = "damaged, or made to harm"
 EXPLICIT = "1.2.840.10008.1.2.1"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 IMPLICIT = "1.2.840.10008.1.2"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
+UNCOMPRESSED = (IMPLICIT, EXPLICIT, BIG_ENDIAN)
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 UNKNOWN_LENGTH = 0xFFFFFFFF  # ends at a delimiter
 _LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}  # 4-byte lengths
@@ -185,7 +185,7 @@ def _inflated(path: Path, handle: BinaryIO, start: int) -> BinaryIO:
         out.write(piece)
         used += len(chunk) - len(engine.unconsumed_tail)
         size = out.tell()
-        if size > SMALL and size > 200 * used:
+        if size > limits.SMALL and size > 200 * used:
             raise ReadError(path, f"inflates to more than {size:,} bytes from {used:,}", HARM)
         if size > (maximum := limits.LIMITS.memory // 4):
             raise ReadError(path, f"inflates to more than {maximum:,} bytes", "save it without deflation")

@@ -21,18 +21,7 @@ from numpy.typing import NDArray
 from m3bind.errors import ReadError
 from m3bind.modalities.formats import codestream, damage, limits
 from m3bind.modalities.formats.codestream import Stream
-from m3bind.modalities.formats.dicom_files import (
-    BIG_ENDIAN,
-    DAMAGED,
-    EXPLICIT,
-    HARM,
-    IMPLICIT,
-    PIXELS,
-    SMALL,
-    kind_of,
-    named,
-    quiet,
-)
+from m3bind.modalities.formats.dicom_files import DAMAGED, HARM, PIXELS, UNCOMPRESSED, kind_of, named, quiet
 from m3bind.privacy import technical
 
 LIBRARIES = ("pydicom", "pydicom.pixels", "gdcm", "jpeg_ls", "openjpeg", "imagecodecs")
@@ -105,14 +94,14 @@ def decode(dataset: Any, path: Path, frame: int | None) -> Pixels:
     uid = str(dataset.file_meta.TransferSyntaxUID)
     try:
         with quiet():
-            if uid not in (IMPLICIT, EXPLICIT, BIG_ENDIAN):
+            if uid not in UNCOMPRESSED:
                 if uid != _RLE and uid.removeprefix(_JPEG) not in _COMPRESSIONS:
                     known = technical("TransferSyntaxUID", uid) or "that is private"
                     reason = f"pixels in a transfer syntax {known}, which is not supported"
                     raise ReadError(path, reason, "export it uncompressed")
                 _check_streams(dataset, path, frames)
             first = _decode_frame(dataset, path, uid, frame or 0, frames)
-            if uid in (IMPLICIT, EXPLICIT, BIG_ENDIAN) and stored >= 2 * needed > 0:
+            if uid in UNCOMPRESSED and stored >= 2 * needed > 0:
                 first.doubts.append(f"{stored // needed} times as many pixels are stored as the header declares")
             if frame is not None:
                 return first
@@ -137,8 +126,7 @@ def _area(dataset: Any) -> int:
 def _check_header(dataset: Any, path: Path) -> tuple[int, int]:
     """Check the sizes that the header declares; returns the number of stored and of uncompressed bytes of pixels.
 
-    Raises:
-        ReadError: see `pixel_frames`.
+    Raises ReadError: see `pixel_frames`.
     """
     keyword = next((name for name in PIXELS if name in dataset), "")
     if not keyword:
@@ -162,10 +150,10 @@ def _check_header(dataset: Any, path: Path) -> tuple[int, int]:
     frames = frame_count(dataset, path)
     bits = _needed_bits(dataset, frames)
     uid = str(dataset.file_meta.TransferSyntaxUID)
-    if uid in (IMPLICIT, EXPLICIT, BIG_ENDIAN) and stored < bits // 8:
+    if uid in UNCOMPRESSED and stored < bits // 8:
         reason = f"{frames} frames of {columns} x {rows} need {bits // 8:,} bytes, {stored:,} are stored"
         raise ReadError(path, reason, "cut short?")
-    if bits // 8 > SMALL:
+    if bits // 8 > limits.SMALL:
         limits.check_ratio(path, bits // 8, stored)
     return stored, bits // 8
 
@@ -198,7 +186,11 @@ def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) 
         values, _ = decoder.as_array(dataset, index=number, raw=True, correct_unused_bits=False, **options)
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         doubts = ["PlanarConfiguration is missing: colours taken pixel by pixel"] if options else []
-        doubts += _of_rle(dataset, number, frames) if uid == _RLE else _left_over(dataset, frames)
+        if uid == _RLE:
+            stream = get_frame(dataset.PixelData, number, number_of_frames=frames)
+            doubts += filter(None, [damage.of_rle(stream, int(dataset.Rows), int(dataset.Columns))])
+        else:
+            doubts += _left_over(dataset, frames)
         return Pixels(_stored_bits(dataset, values), label, None, doubts)
     offsets = None
     if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
@@ -220,15 +212,6 @@ def _decode_frame(dataset: Any, path: Path, uid: str, number: int, frames: int) 
     doubt = damage.doubt("JPEG", complaints[0]) if complaints else damage.of_stream(stream)
     doubts = _contradictions(dataset, facts, values) + ([doubt] if doubt else [])
     return Pixels(values, label, facts, doubts)
-
-
-def _of_rle(dataset: Any, number: int, frames: int) -> list[str]:
-    """The warning about one RLE frame, as a list of 0 or 1."""
-    from pydicom.encaps import get_frame
-
-    stream = get_frame(dataset.PixelData, number, number_of_frames=frames)
-    doubt = damage.of_rle(stream, int(dataset.Rows), int(dataset.Columns))
-    return [doubt] if doubt else []
 
 
 def _left_over(dataset: Any, frames: int) -> list[str]:
@@ -311,8 +294,7 @@ def _jpeg_2000(dataset: Any, stream: bytes) -> NDArray[Any]:
 def _check_stream(dataset: Any, path: Path, stream: bytes) -> Stream:
     """The header of a compressed frame, checked before memory is allocated for it.
 
-    Raises:
-        ReadError: its size or number of components is missing or differs from the DICOM header.
+    Raises ReadError: its size or number of components is missing or differs from the DICOM header.
     """
     own = codestream.parse(stream)
     rows, columns = int(dataset.Rows), int(dataset.Columns)

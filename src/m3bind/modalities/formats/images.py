@@ -162,7 +162,7 @@ def _by_pillow(path: Path, image: Image.Image) -> DecodedImage:
     check_side(path, (height, width))
     wide = 2 if image.mode.startswith("I;16") else 4 if image.mode in ("I", "F") else len(image.getbands())
     size = width * height * wide
-    if size > dicom.SMALL:
+    if size > limits.SMALL:
         limits.check_ratio(path, size, path.stat().st_size)
     tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     if image.format == "TIFF":

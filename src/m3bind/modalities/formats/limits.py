@@ -12,6 +12,7 @@ from pathlib import Path
 from m3bind.errors import ConfigError, ReadError
 
 VARIABLE = "M3BIND_LIMITS"
+SMALL = 1 << 24  # decoded bytes that are accepted for any number of stored bytes
 
 
 @dataclass(frozen=True)

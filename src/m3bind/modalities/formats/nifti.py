@@ -94,8 +94,7 @@ def read_nifti(path: Path) -> Sample:
 def _stored(path: Path, header: _Header, packed: bool) -> NDArray[Any]:
     """The values (A, B, C) before scaling; a single gzip stream is inflated by libdeflate, twice as fast as zlib.
 
-    Raises:
-        ReadError: fewer than the header declares.
+    Raises ReadError: fewer than the header declares.
     """
     start, shape, dtype = header.offset, header.shape, header.dtype
     size = start + math.prod(shape) * dtype.itemsize
@@ -120,8 +119,7 @@ def _cut_short(path: Path, stored: int, size: int) -> ReadError:
 def _read_header(path: Path, packed: bool) -> _Header:
     """Check a header before anything else of the file is unpacked: a gzip stream may be endless.
 
-    Raises:
-        ReadError: not one volume, not plain numbers, over a limit, or data that begin too far after the header.
+    Raises ReadError: not one volume, not plain numbers, over a limit, or data that begin too far after the header.
     """
     import nibabel  # slow to import; only volumes need it
 
@@ -217,8 +215,7 @@ def _millimetres(header: Any, steps: list[str], warnings: list[str]) -> float:
 def _affine(path: Path, header: Any, pixdim: Numbers, steps: list[str], warnings: list[str]) -> Numbers:
     """Voxel numbers -> RAS: the sform if it is stated and usable, else the qform, else voxel sizes alone.
 
-    Raises:
-        ReadError: none of them states the size of voxels.
+    Raises ReadError: none of them states the size of voxels.
     """
     import nibabel
 

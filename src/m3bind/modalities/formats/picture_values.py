@@ -48,8 +48,7 @@ def unit_range(path: Path, values: Values, steps: list[str]) -> Array:
         return values.astype(np.float32)
     steps.append(f"stretched from its minimum {low:g} to its maximum {high:g}")
     if values.dtype == np.float32:
-        stretched: Array = (values - np.float32(low)) / np.float32(max(high - low, 1e-12))
-        return stretched.astype(np.float32)
+        return np.asarray((values - np.float32(low)) / np.float32(max(high - low, 1e-12)), dtype=np.float32)
     return ((values.astype(np.float64) - low) / max(high - low, 1e-12)).astype(np.float32)
 
 
@@ -58,8 +57,7 @@ def on_black(array: Array, opacity: Array | None, steps: list[str]) -> Array:
     if opacity is None or bool((opacity >= 1).all()):
         return array
     steps.append(TRANSPARENT)
-    shown: Array = array * (opacity if array.ndim == 2 else opacity[..., None])
-    return shown.astype(np.float32)
+    return np.asarray(array * (opacity if array.ndim == 2 else opacity[..., None]), dtype=np.float32)
 
 
 def grey_or_rgb(path: Path, image: Image.Image, steps: list[str]) -> tuple[Values, Array | None]:
@@ -92,8 +90,7 @@ def grey_or_rgb(path: Path, image: Image.Image, steps: list[str]) -> tuple[Value
 def _unlike(values: Values, key: Any) -> Array:
     """0 where `values` (H, W) or (H, W, 3) are the colour that a PNG declares transparent, else 1."""
     same = values == np.asarray(key)
-    opacity: Array = 1 - (same.all(axis=-1) if values.ndim == 3 else same).astype(np.float32)
-    return opacity
+    return np.asarray(1 - (same.all(axis=-1) if values.ndim == 3 else same).astype(np.float32))
 
 
 def _opacity(values: Values) -> Array:

@@ -12,7 +12,8 @@ from m3bind.modalities.formats.signals_aecg import read_aecg
 from m3bind.modalities.formats.signals_dicom import read_dicom
 from m3bind.modalities.formats.signals_edf import read_edf
 from m3bind.modalities.formats.signals_tables import read_csv, read_npy
-from m3bind.modalities.formats.signals_wfdb import WFDB_SUFFIXES, header_of, read_wfdb
+from m3bind.modalities.formats.signals_wfdb import read_wfdb
+from m3bind.modalities.formats.signals_wfdb_header import WFDB_SUFFIXES, header_of
 from m3bind.privacy import redact_path
 
 PACKED = (*archive.SUFFIXES, ".edf.gz", ".bdf.gz", ".dcm.gz", ".xml.gz")

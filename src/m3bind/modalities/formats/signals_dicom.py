@@ -102,8 +102,7 @@ def _samples(path: Path, dataset: Any, index: int, warnings: list[str]) -> NDArr
         warnings.append(
             f"the header declares {samples:,} samples, {stored_count:,} are stored; the declared ones are read"
         )
-    stored: NDArray[Any] = multiplex_array(dataset, index, as_raw=True)
-    return stored
+    return np.asarray(multiplex_array(dataset, index, as_raw=True))
 
 
 def _padding(group: Any, kind: np.dtype[Any]) -> float | None:

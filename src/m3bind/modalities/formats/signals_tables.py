@@ -118,8 +118,7 @@ def _csv_rows(path: Path, head: _TableHead) -> Iterator[tuple[int, str]]:
 def _check_rows(path: Path, head: _TableHead, columns: int) -> bool:
     """Whether numbers are written with decimal commas.
 
-    Raises:
-        ReadError: a row with too few or too many cells, or numbers with ambiguous commas.
+    Raises ReadError: a row with too few or too many cells, or numbers with ambiguous commas.
     """
     short = 0
     commas: set[bool] = set()

@@ -12,17 +12,7 @@ import numpy as np
 
 from m3bind.errors import ReadError
 from m3bind.modalities.formats.recording import AGAIN, Recording, Signal, decoding
-from m3bind.modalities.formats.signals_wfdb_header import (
-    FLAC,
-    WFDB_SUFFIXES,
-    Header,
-    cut_short,
-    header_of,
-    read_header,
-    record_stem,
-)
-
-__all__ = ["WFDB_SUFFIXES", "header_of", "read_wfdb", "record_stem"]
+from m3bind.modalities.formats.signals_wfdb_header import FLAC, Header, cut_short, header_of, read_header
 
 
 def read_wfdb(path: Path) -> Recording:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.errors import ReadError
-from m3bind.modalities.formats import dicom, limits
+from m3bind.modalities.formats import limits
 
 _BAND_PIXELS = 4_000_000  # decoded at a time
 
@@ -162,13 +162,12 @@ def averages(values: NDArray[Any], edges: NDArray[np.floating[Any]]) -> NDArray[
     part = values[below] * (edges - below).reshape(wide)  # of the pixel that each edge cuts, the part before it
     whole = np.add.reduceat(values, below, axis=0, dtype=np.uint32 if values.dtype == np.uint8 else np.float64)[:-1]
     whole = whole * (np.diff(below) > 0).reshape(wide)  # reduceat takes an empty range for its first pixel
-    means: NDArray[np.float64] = (whole + np.diff(part, axis=0)) / np.diff(edges).reshape(wide)
-    return means
+    return np.asarray((whole + np.diff(part, axis=0)) / np.diff(edges).reshape(wide))
 
 
 def check_area(path: Path, width: int, height: int, stored: int) -> None:
     """Raise ReadError if a level declares no pixels, or more than its bytes can contain."""
     if min(width, height) < 1:
         raise ReadError(path, f"declares {width} x {height} pixels", "export it again")
-    if width * height * 3 > dicom.SMALL:
+    if width * height * 3 > limits.SMALL:
         limits.check_ratio(path, width * height * 3, stored)

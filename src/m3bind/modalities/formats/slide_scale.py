@@ -95,8 +95,7 @@ def _resolution(page: Any, unit: float | None) -> Pixel | None:
 
 
 def _tag(page: Any, code: int) -> Any:
-    tag = page.tags.get(code)
-    return None if tag is None else tag.value
+    return getattr(page.tags.get(code), "value", None)
 
 
 def choose(found: Stated) -> tuple[Pixel | None, list[str]]:

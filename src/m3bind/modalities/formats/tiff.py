@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from m3bind.errors import ReadError
 from m3bind.modalities.formats import limits
-from m3bind.modalities.formats.dicom_files import SMALL
 from m3bind.modalities.formats.picture_values import TRANSPARENT
 
 Array = NDArray[np.float32]
@@ -149,7 +148,7 @@ def _check(path: Path, file: Any, page: Any) -> None:
     if len(file.pages) > 1 and not int(file.pages[1].aspage().subfiletype) & 1:
         raise ReadError(path, "a TIFF of several pages", "save the required page as a separate file")
     decoded = int(page.nbytes)
-    if decoded > SMALL:
+    if decoded > limits.SMALL:
         limits.check_ratio(path, decoded, path.stat().st_size)
     if not any(page.databytecounts):
         raise ReadError(path, "no pixels in it", "fetch or export it again")
