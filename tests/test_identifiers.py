@@ -148,7 +148,7 @@ def planted(tmp_path_factory, make_picture, make_ecg) -> Iterator[tuple[Path, Na
 
 def test_check_shows_no_names(planted: tuple[Path, Names], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, names = planted
-    answers = check.check_items(check.find_items([folder]), pictures=True)
+    answers = check.check_items(check.find_items([folder]), thumbnails=True)
     assert {answer.status for answer in answers} == {"read", "refused"}
     assert len(answers) >= 11
     check.contact_sheet(answers, tmp_path / "sheet.png")

@@ -86,7 +86,7 @@ def test_wrong_use_is_reported(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_contact_sheet_has_a_frame_for_every_file(folder: Path, tmp_path: Path) -> None:
-    answers = check.check_items(check.find_items([folder]), pictures=True)
+    answers = check.check_items(check.find_items([folder]), thumbnails=True)
     check.contact_sheet(answers, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     frames = [sheet[8:176, 8 + i * 176 : 176 + i * 176] for i in range(4)]
@@ -142,7 +142,7 @@ def test_names_that_are_not_utf8_end_nothing(
         target = Path(os.fsdecode(os.fsencode(tmp_path / "scans") + b"/" + name))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source)
-    answers = check.check_items(check.find_items([tmp_path / "scans"], "xray"), pictures=True)
+    answers = check.check_items(check.find_items([tmp_path / "scans"], "xray"), thumbnails=True)
     assert [answer.status for answer in answers] == ["read"] * 5
     assert sum("not UTF-8" in text for answer in answers for text in answer.warnings) == 3
     write_json(tmp_path / "c.json", [answer.as_dict() for answer in answers])

@@ -89,8 +89,8 @@ def iso_maps(image: Tensor, text: Tensor, top: int, bottom: int) -> tuple[Tensor
     rank = int((s > s[0] * 1e-10).sum())
     if top < 0 or bottom < 0 or top + bottom >= rank:
         raise ConfigError(f"IsoCLIP: {top} + {bottom} directions of {rank} dropped; leave some over")
-    kept = slice(top, rank - bottom)
-    sides = ((image, u[:, kept]), (text, vt.T[:, kept]))
+    remaining = slice(top, rank - bottom)
+    sides = ((image, u[:, remaining]), (text, vt.T[:, remaining]))
     first, second = ((w @ axes @ axes.T @ torch.linalg.pinv(w)).T.float() for w, axes in sides)
     return first, second
 

@@ -32,7 +32,7 @@ def check(
 
     if sheet and sheet.suffix.lower() not in (".png", ".html"):
         raise ConfigError(f"--sheet {sheet}: a contact sheet is a .png or .html file")
-    answers = checks.check_items(checks.find_items(paths, modality), pictures=sheet is not None)
+    answers = checks.check_items(checks.find_items(paths, modality), thumbnails=sheet is not None)
     print(checks.as_text(answers, verbose=not quiet))
     if sheet:
         (checks.contact_page if sheet.suffix.lower() == ".html" else checks.contact_sheet)(answers, sheet)

@@ -54,7 +54,7 @@ class Checked:
     steps: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     number: int = 0  # position in the list, from 1
-    picture: Image.Image | None = None
+    thumbnail: Image.Image | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, without number and thumbnail."""
@@ -76,6 +76,7 @@ def find_items(paths: Sequence[Path | str], modality: str = "") -> list[CheckIte
     """
     if modality:
         modalities.get(modality)
+    from m3bind.data.manifest import read_manifest
     from m3bind.data.manifest_rows import is_manifest
 
     items: list[CheckItem] = []
@@ -85,7 +86,11 @@ def find_items(paths: Sequence[Path | str], modality: str = "") -> list[CheckIte
         if path.is_dir():
             items += [CheckItem(file, modality) for file in files_below(path, [modality] if modality else [])]
         elif is_manifest(path):
-            items += _of_manifest(path)
+            manifest = read_manifest(path)
+            items += [CheckItem(record.path, record.modality) for record in manifest.records]
+            items += [
+                CheckItem(Path(row.path), fault=f"row {row.row} of the manifest: {row.reason}") for row in manifest.bad
+            ]
         else:
             items.append(CheckItem(path, modality))
     if not items:
@@ -93,22 +98,14 @@ def find_items(paths: Sequence[Path | str], modality: str = "") -> list[CheckIte
     return items
 
 
-def _of_manifest(path: Path) -> list[CheckItem]:
-    from m3bind.data.manifest import read_manifest
-
-    manifest = read_manifest(path)
-    faults = [CheckItem(Path(bad.path), fault=f"row {bad.row} of the manifest: {bad.reason}") for bad in manifest.bad]
-    return [*(CheckItem(record.path, record.modality) for record in manifest.records), *faults]
-
-
 def on_sheet(count: int) -> range:
     """Positions of the items on a contact sheet: all, or every k-th of more than `MOST`."""
     return range(0, count, -(-count // MOST) or 1)
 
 
-def check_items(items: Sequence[CheckItem], pictures: bool = False) -> list[Checked]:
-    """Read every item, in order; with `pictures`, include thumbnails of the items on a contact sheet."""
-    drawn = set(on_sheet(len(items))) if pictures else set()
+def check_items(items: Sequence[CheckItem], thumbnails: bool = False) -> list[Checked]:
+    """Read every item, in order; with `thumbnails`, include those of the items on a contact sheet."""
+    drawn = set(on_sheet(len(items))) if thumbnails else set()
 
     def check(place: int) -> Checked:
         item, name, number = items[place], redact_path(items[place].path), place + 1
@@ -121,8 +118,8 @@ def check_items(items: Sequence[CheckItem], pictures: bool = False) -> list[Chec
             return Checked(name, "refused", reason, item.modality, number=number)
         if not is_utf8(item.path):
             sample.warnings.append(f"encode skips it: {NOT_UTF8}")
-        picture = modalities.get(sample.modality).thumbnail(sample, SIDE) if place in drawn else None
-        return Checked(name, "read", "", sample.modality, sample.steps, sample.warnings, number, picture)
+        thumbnail = modalities.get(sample.modality).thumbnail(sample, SIDE) if place in drawn else None
+        return Checked(name, "read", "", sample.modality, sample.steps, sample.warnings, number, thumbnail)
 
     answers = []
     with ThreadPoolExecutor(WORKERS) as pool, progress("check", len(items)) as bar:
@@ -162,9 +159,9 @@ def contact_sheet(answers: Sequence[Checked], target: Path) -> None:
     pen = ImageDraw.Draw(sheet)
     for place, answer in enumerate(answers):
         x, y = 8 + (place % COLUMNS) * (SIDE + 8), 8 + (place // COLUMNS) * (box + 8)
-        if answer.picture is not None:
-            width, height = answer.picture.size
-            sheet.paste(answer.picture, (x + (SIDE - width) // 2, y + (SIDE - height) // 2))
+        if answer.thumbnail is not None:
+            width, height = answer.thumbnail.size
+            sheet.paste(answer.thumbnail, (x + (SIDE - width) // 2, y + (SIDE - height) // 2))
         tone = TONES[answer.kind]
         pen.rectangle([x - 1, y - 1, x + SIDE, y + SIDE], outline=tone, width=1 if answer.kind == "ok" else 2)
         word = answer.modality if answer.kind == "ok" else answer.kind
@@ -193,7 +190,7 @@ def contact_page(answers: Sequence[Checked], target: Path) -> None:
 
     articles = []
     for answer in (answers[place] for place in on_sheet(len(answers))):
-        image = f'<img src="{picture_uri(answer.picture, SIDE)}" alt="">' if answer.picture else ""
+        image = f'<img src="{picture_uri(answer.thumbnail, SIDE)}" alt="">' if answer.thumbnail else ""
         reason = f"<p>{html.escape(answer.reason)}</p>" if answer.reason else ""
         warnings = "".join(f'<li class="warn">{html.escape(text)}</li>' for text in answer.warnings)
         steps = "".join(f"<li>{html.escape(text)}</li>" for text in answer.steps)

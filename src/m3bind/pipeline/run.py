@@ -153,16 +153,6 @@ class Run:
         setup = self.prepare()
         self._state = stages.unbound(stages.pretrain(self.state, setup, self.pretrain_folder), setup)
 
-    def _closed_form(self) -> None:
-        self._state = stages.closed_form(self.state, self.setup, self.folder / "closed_form")
-
-    def _align(self) -> None:
-        self._state = stages.align(self.state, self.setup, self.folder / "align")
-
-    def _distill(self) -> None:
-        assets = self.pretrain_folder / "assets"
-        self._state = stages.distill(self.state, self.setup, self.folder / "distill", assets)
-
     def fit(self, until: str = "distill", evaluate: bool = True) -> ResultTable:
         """All stages up to `until` (pretrain, closed_form, align, distill), measured after each.
 
@@ -180,12 +170,17 @@ class Run:
             return self._fit(STAGES.index(until), alone)
 
     def _fit(self, last: int, measuring: bool) -> ResultTable:
-        self.prepare()
-        steps: list[tuple[Callable[[], None], str]] = [(self.pretrain, "unbound")]
-        if len(self.dataset.modalities) > 1:
-            steps += [(self._closed_form, "closed_form"), (self._align, "aligned"), (self._distill, "distilled")][:last]
-        for do, stage in steps:
-            do()
+        setup, assets = self.prepare(), self.pretrain_folder / "assets"
+        names = ["unbound", "closed_form", "aligned", "distilled"][: last + 1 if len(setup.modalities) > 1 else 1]
+        for stage in names:
+            if stage == "unbound":
+                self.pretrain()
+            elif stage == "closed_form":
+                self._state = stages.closed_form(self.state, setup, self.folder / "closed_form")
+            elif stage == "aligned":
+                self._state = stages.align(self.state, setup, self.folder / "align")
+            else:
+                self._state = stages.distill(self.state, setup, self.folder / "distill", assets)
             self.extractor.invalidate_hashes()
             _release()
             self.on_stage(stage)

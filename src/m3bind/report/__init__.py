@@ -1,1 +1,1 @@
-"""What people look at: the page of a run, its plots, galleries and pictures."""
+"""The report of a run: its page, plots, galleries and tables."""
