@@ -219,11 +219,7 @@ def _map_section(scene: _Scene, seed: int) -> str:
 
 
 def _note(scene: _Scene) -> str:
-    return (
-        "<p>Each modality's mean is subtracted, before and after binding (gap correction).</p>"
-        if scene.corrected
-        else ""
-    )
+    return "<p>Each modality's mean is subtracted (gap correction).</p>" if scene.corrected else ""
 
 
 def _moments(scene: _Scene) -> list[tuple[str, Mapping[str, Points]]]:
