@@ -3,7 +3,7 @@
 * `open_table`: the text of a table: UTF-8 or UTF-16, with or without a byte order mark, gzip or not.
 * `lines_of`, `all_lines`: its lines, of bounded length and number. `most_unpacked`: the limit on its unpacked size.
 * `layout`, `header`: the delimiter, and whether a line "sep=;" comes first; the column names.
-* `read_rows`: the rows of such a table.
+* `read_rows`: the rows of such a table. `csv_text`: rows as CSV.
 """
 
 import codecs
@@ -13,7 +13,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -135,6 +135,15 @@ def layout(lines: Sequence[str], default: str, required: Iterable[str]) -> Table
         if set(required) <= set(header(head, delimiter)):
             return TableLayout(delimiter, 0)
     return TableLayout(default, 0)
+
+
+def csv_text(columns: Collection[str], rows: Iterable[Mapping[str, str]]) -> str:
+    """A CSV with a header, lines separated by line feeds."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def header(line: str, delimiter: str) -> list[str]:

@@ -1,11 +1,11 @@
 """Virtual patients: a synthetic cohort whose five modalities are rendered from one clinical state per patient.
 
 No public data set has X-ray, CT, fundus, ECG and histology of the same person; this one gives cross-modal ground truth.
-Modalities of a patient are linked by what is visible and by what the reports say, by nothing else.
-* `generate`: write a cohort (PNG, NIfTI, WFDB, manifest.csv). `cohort_hash`: names it. `contact_sheet`: look at it.
+Modalities of a patient are linked only by visible findings and by the text of the reports.
+* `generate`: write a cohort (PNG, NIfTI, WFDB, manifest.csv). `cohort_hash`: its name. `contact_sheet`: an overview.
 * `sample_state`, `render`, `report`: one patient, one rendering, one text.
 * `chest`, `visible`, `syndromes`, `PatientState`, `MODALITIES`, `SEVERITIES`: the parts.
-Everything is synthetic and labelled so.
+All content is synthetic and labelled as such.
 """
 
 from m3bind.data.phantom.cohort import cohort_hash, generate

@@ -1,7 +1,7 @@
-"""Painting small colour pictures at twice their size: soft layers on an RGB array, drawn shapes with PIL.
+"""Painting of small colour images at twice their size: soft layers on an RGB array, shapes drawn with PIL.
 
-* `Canvas`: a float RGB picture (H, W, 3 in 0..1, W = H) with blended layers.
-Coordinates are x, y in pixels of the final picture.
+* `Canvas`: a float RGB image (H, W, 3 in 0..1, W = H) with blended layers. `Pen`, `layer`: shapes as opacity.
+Coordinates are x, y in pixels of the final image.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Draw = Callable[["Pen"], None]
 
 
 class Pen:
-    """Draws filled shapes of intensity 0..1 in pixels of the final picture."""
+    """Draws filled shapes of intensity 0..1 in pixels of the final image."""
 
     def __init__(self) -> None:
         """An empty layer."""
@@ -61,7 +61,7 @@ class Pen:
 
 
 def layer(draw: Draw, blur: float = 0.0) -> F32:
-    """What `draw` paints, as opacity (SIZE, SIZE) in 0..1, edges smooth, blurred by `blur` pixels."""
+    """The shapes of `draw` as opacity (SIZE, SIZE) in 0..1, antialiased, blurred by `blur` pixels."""
     pen = Pen()
     draw(pen)
     small: F32 = np.asarray(pen.image.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / np.float32(255)
@@ -71,10 +71,10 @@ def layer(draw: Draw, blur: float = 0.0) -> F32:
 
 
 class Canvas:
-    """An RGB picture in 0..1 that layers are blended onto."""
+    """An RGB image in 0..1 onto which layers are blended."""
 
     def __init__(self, colour: Colour) -> None:
-        """A plain picture of one colour."""
+        """An image of one colour."""
         self.pixels: F32 = np.empty((SIZE, SIZE, 3), np.float32)
         self.pixels[:] = colour
 
@@ -84,16 +84,16 @@ class Canvas:
         self.pixels += share * (np.asarray(colour, np.float32) - self.pixels)
 
     def paint(self, draw: Draw, colour: Colour, strength: float = 1.0, blur: float = 0.0) -> None:
-        """Blend what `draw` paints."""
+        """Blend the shapes of `draw`."""
         self.blend(layer(draw, blur), colour, strength)
 
     def finish(self, rng: np.random.Generator, noise: float) -> NDArray[np.uint8]:
-        """The picture as uint8 RGB with sensor noise of standard deviation `noise`."""
+        """The image as uint8 RGB with sensor noise of standard deviation `noise`."""
         noisy = self.pixels + noise * rng.standard_normal(self.pixels.shape).astype(np.float32)
         return (np.clip(noisy, 0, 1) * 255).astype(np.uint8)
 
 
 def grid() -> tuple[F32, F32]:
-    """x and y of every pixel of a picture, (SIZE, SIZE) each."""
+    """x and y of every pixel of an image, (SIZE, SIZE) each."""
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
     return x, y

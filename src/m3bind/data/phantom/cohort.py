@@ -1,18 +1,15 @@
-"""A cohort of virtual patients on disk: who has which state, split and modalities; generation by several processes.
+"""A cohort of virtual patients on disk: state, split and modalities of each; generation by several processes.
 
 * `CohortSettings`, `plan`: the cohort as a pure function of its settings.
-* `generate`: write it; a finished cohort is reused, an interrupted one is continued, any number of workers gives the
+* `generate`: write it; a finished cohort is reused, an interrupted one is resumed, any number of workers gives the
   same bytes.
 Layout: cohort.json (settings), patients/p0000/{xray.png, ct.nii.gz, retina.png, ecg.hea, ecg.dat, pathology.png},
 manifest.csv (written last).
 """
 
-import csv
-import io
 import os
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +23,12 @@ from m3bind.core.stored import read_json
 from m3bind.data.phantom.reports import HEADER, report
 from m3bind.data.phantom.state import MODALITIES, PatientState, sample_state, syndromes, visible
 from m3bind.data.phantom.writing import FILES, write_patient
+from m3bind.data.tables import csv_text
 from m3bind.errors import ConfigError, M3BindError, UnknownNameError
 
 SPLITS = ("train", "valid", "test")
-# Share of the train and valid patients that have each modality: unbalanced on purpose.
 FRACTIONS = (0.6, 0.1, 0.3)  # patients in train, valid and test
+# Share of the train and valid patients with each modality, deliberately unbalanced.
 SHARES = {"xray": 1.0, "ct": 0.48, "retina": 0.75, "ecg": 0.83, "pathology": 0.29}
 COLUMNS = (
     "id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "licence",
@@ -41,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class CohortSettings:
-    """What a cohort depends on. `counts`: files per modality among train and valid patients; test ones have all."""
+    """Settings of a cohort. `counts`: files per modality among train and valid patients; test patients have all."""
 
     patients: int
     seed: int
@@ -50,11 +48,8 @@ class CohortSettings:
 
     def digest(self) -> str:
         """Hash of the settings and of the generator's own source, so that no stale cohort is reused."""
-        sources = sorted(
-            path
-            for path in Path(__file__).parent.iterdir()
-            if path.suffix in (".py", ".yaml") and path.name not in ("dicom.py", "sheet.py")  # made from a finished one
-        )
+        files = (path for path in Path(__file__).parent.iterdir() if path.suffix in (".py", ".yaml"))
+        sources = sorted(path for path in files if path.name not in ("dicom.py", "sheet.py"))  # these read a cohort
         return sha256_text(repr(sorted(asdict(self).items())), *(path.read_text(encoding="utf-8") for path in sources))
 
 
@@ -74,7 +69,7 @@ class Patient:
 
 
 def cohort_hash(patients: int, seed: int = 0, counts: Mapping[str, int] | None = None) -> str:
-    """Short hash of a cohort's settings and of the generator's source: a folder name that no other cohort has."""
+    """Short hash of a cohort's settings and of the generator's source: a unique folder name."""
     return make_settings(patients, seed, counts, FRACTIONS).digest()[:16]
 
 
@@ -93,8 +88,7 @@ def make_settings(
         raise ConfigError(
             f"phantom: fractions {fractions} must be three numbers >= 0 (train, valid, test) that sum to 1."
         )
-    others = _split_order(patients, fractions)[:2]
-    available = sum(others)
+    available = sum(choice != 2 for choice in _spread_out(patients, fractions))
     full = {modality: round(share * available) for modality, share in SHARES.items()}
     for modality, count in (counts or {}).items():
         if modality not in full:
@@ -116,11 +110,6 @@ def _spread_out(total: int, fractions: tuple[float, ...]) -> list[int]:
     return order
 
 
-def _split_order(total: int, fractions: tuple[float, ...]) -> list[int]:
-    counts = Counter(_spread_out(total, fractions))
-    return [counts[option] for option in range(len(fractions))]
-
-
 def plan(settings: CohortSettings) -> list[Patient]:
     """All patients of a cohort. Syndromes and severities are as even as possible, in each split and modality too."""
     names = syndromes()
@@ -135,23 +124,24 @@ def plan(settings: CohortSettings) -> list[Patient]:
     learners = [i for i in order if splits[i] != 2]
     for index, modality in enumerate(MODALITIES):
         share = settings.counts[modality] / max(len(learners), 1)
-        start = index / len(MODALITIES)  # each modality leaves out others
+        start = index / len(MODALITIES)  # each modality skips other patients
         steps = np.floor(share * np.arange(len(learners) + 1) + start)
         owners[modality] |= {i for i, step in zip(learners, np.diff(steps)) if step > 0}
-    return [
-        Patient(i, state, SPLITS[splits[i]], tuple(modality for modality in MODALITIES if i in owners[modality]))
-        for i, state in enumerate(states)
-    ]
+    patients = []
+    for i, state in enumerate(states):
+        modalities = tuple(modality for modality in MODALITIES if i in owners[modality])
+        patients.append(Patient(i, state, SPLITS[splits[i]], modalities))
+    return patients
 
 
 def rows(settings: CohortSettings) -> list[dict[str, str]]:
     """The manifest's rows, in order of patient and modality."""
-    found = []
+    table = []
     for patient in plan(settings):
         for modality in patient.modalities:
             rng = np.random.default_rng([settings.seed, 3, patient.number, MODALITIES.index(modality)])
-            found.append(_row(patient, modality, report(patient.state, modality, rng)))
-    return found
+            table.append(_row(patient, modality, report(patient.state, modality, rng)))
+    return table
 
 
 def _row(patient: Patient, modality: str, caption: str) -> dict[str, str]:
@@ -175,20 +165,16 @@ def _row(patient: Patient, modality: str, caption: str) -> dict[str, str]:
 
 
 def missing(folder: Path, settings: CohortSettings) -> list[Patient]:
-    """Patients with files to write whose folder does not exist yet."""
+    """Patients with files to write and without a folder."""
     return [p for p in plan(settings) if p.modalities and not (folder / "patients" / p.name).is_dir()]
 
 
 def work(folder: Path, settings: CohortSettings, share: int, of: int, done: Callable[[], None]) -> None:
-    """Write every `of`-th patient of the cohort, from number `share` on, that is not there; call `done` after each."""
+    """Write every `of`-th patient of the cohort, from number `share` on, if missing; call `done` after each."""
     for patient in missing(folder, settings):
         if patient.number % of == share:
-            write_patient(
-                folder / "patients" / patient.name,
-                patient.state,
-                patient.modalities,
-                [settings.seed, 2, patient.number],
-            )
+            place, seeds = folder / "patients" / patient.name, [settings.seed, 2, patient.number]
+            write_patient(place, patient.state, patient.modalities, seeds)
             done()
 
 
@@ -212,11 +198,11 @@ def generate(
 
     counts: files per modality among train and valid patients (at most one per patient; default SHARES of them); test
     patients always have all modalities. progress(done, total) is called after each patient. The same settings give the
-    same bytes for any `workers`; a finished cohort is reused and an interrupted one continued.
+    same bytes for any `workers`; a finished cohort is reused and an interrupted one resumed.
 
     Raises:
-        ConfigError: impossible settings, or `folder` holds a cohort of other settings.
-        DiskError: the disk refused.
+        ConfigError: invalid settings, or `folder` contains a cohort of other settings.
+        DiskError: a file could not be written.
         M3BindError: a worker process died.
     """
     folder = Path(folder)
@@ -240,11 +226,7 @@ def generate(
         work(folder, settings, 0, 1, done)
     else:
         _in_processes(folder, workers, done)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows(settings))
-    write_text(manifest, text.getvalue())
+    write_text(manifest, csv_text(COLUMNS, rows(settings)))
     return manifest
 
 
@@ -261,7 +243,7 @@ def _claim(folder: Path, settings: CohortSettings) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove half-written patients that killed processes left."""
+    """Remove incomplete patients of killed processes."""
     for path in folder.glob(".p*.tmp"):
         pid = path.name.split(".")[-2]
         if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
@@ -272,12 +254,10 @@ def _in_processes(folder: Path, workers: int, done: Callable[[], None]) -> None:
     """Run `work` in several Python processes; each prints one line per patient. They stop when this process does."""
     environment = children.environment(OMP_NUM_THREADS="1")
     command = children.command("m3bind.data.phantom.worker", str(folder))
-    running = [
-        subprocess.Popen(
-            [*command, str(share), str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-        )
-        for share in range(workers)
-    ]
+    running = []
+    for share in range(workers):
+        line = [*command, str(share), str(workers)]
+        running.append(subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment))
     try:
         _follow(running, done)
     finally:

@@ -1,20 +1,19 @@
-"""A cohort of virtual patients as DICOM: for testing readers and pipelines on files of clinical form, known content.
+"""A cohort of virtual patients as DICOM, for tests of readers and pipelines on clinical formats with known content.
 
-* `write_dicom`: every file of a cohort as one DICOM file (CT: one a slice) under the same names, with a manifest.
+* `write_dicom`: every file of a cohort as one DICOM file (CT: one per slice) under the same names, with a manifest.
 
 | modality | class | stored as |
 |---|---|---|
 | xray | Computed Radiography | 12 bits in 16; MONOCHROME1 (inverted) for patients of odd number |
-| ct | CT | signed 16 bits, HU = stored - 1024, one file a slice, oriented as the NIfTI file |
+| ct | CT | signed 16 bits, HU = stored - 1024, one file per slice, oriented as the NIfTI file |
 | retina | Ophthalmic Photography 8 Bit | RGB |
 | ecg | 12-lead ECG Waveform | signed 16 bits of 2.5 microvolts |
 | pathology | VL Microscopic | RGB |
-Every file says that it is synthetic, in the patient's name and in comments. UIDs follow from the cohort's settings, so
+Every file states that it is synthetic, in the patient's name and in comments. UIDs depend on the cohort's settings, so
 writing twice gives the same bytes. Layout: patients/p0000/{xray,retina,ecg,pathology}.dcm, patients/p0000/ct/ct000.dcm.
 """
 
 import csv
-import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,13 @@ from m3bind.core.files import atomic_path, write_text
 from m3bind.data.phantom.cohort import Progress, load_settings
 from m3bind.data.phantom.ecg import LEADS
 from m3bind.data.phantom.writing import MARK
+from m3bind.data.tables import csv_text
 from m3bind.errors import ConfigError
 
 CT_INTERCEPT = -1024
 XRAY_TOP = 4095  # 12 bits
-MICROVOLTS = 2.5  # a step of the ECG
-DAY = "20000101"  # nobody was examined; some classes require a date
+MICROVOLTS = 2.5  # per step of the ECG
+DAY = "20000101"  # placeholder; some classes require a date
 _LEAD_CODES = dict(zip(LEADS, ("2:1", "2:2", "2:61", "2:62", "2:63", "2:64", *(f"2:{k}" for k in range(3, 9)))))
 _CLASSES = {
     "xray": ("1.2.840.10008.5.1.4.1.1.1", "CR"),
@@ -48,8 +48,8 @@ def write_dicom(cohort: Path | str, folder: Path | str, progress: Progress | Non
     The manifest has the rows of the cohort's with other paths; a CT's is the folder of its slices.
 
     Raises:
-        ConfigError: no finished cohort there, or `folder` is the cohort's own.
-        DiskError: the disk refused; no half-written patient stays.
+        ConfigError: `cohort` is not a finished cohort, or `folder` is the cohort's own.
+        DiskError: a file could not be written; incomplete patients are removed.
     """
     cohort, folder = Path(cohort), Path(folder)
     if not (cohort / "manifest.csv").is_file() or not (cohort / "cohort.json").is_file():
@@ -67,32 +67,24 @@ def write_dicom(cohort: Path | str, folder: Path | str, progress: Progress | Non
                     row["path"] = f"patients/{patient}/{_write(cohort / row['path'], temporary, row, seed)}"
         if progress:
             progress(done, len(patients))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "manifest.csv", text.getvalue())
+    write_text(folder / "manifest.csv", csv_text(rows[0], rows))
     return folder / "manifest.csv"
 
 
 def _write(source: Path, folder: Path, row: dict[str, str], seed: str) -> str:
-    """Write one file of a cohort as DICOM into `folder`; its name there."""
+    """Write one file of a cohort as DICOM into `folder`; returns its name there."""
     modality, patient = row["modality"], row["patient"]
     if modality == "ct":
         (folder / "ct").mkdir()
         for number, dataset in enumerate(_ct(source, patient, seed)):
-            _save(dataset, folder / "ct" / f"ct{number:03d}.dcm")
+            dataset.save_as(folder / "ct" / f"ct{number:03d}.dcm", enforce_file_format=True)
         return "ct"
     make = {"xray": _xray, "retina": _retina, "ecg": _ecg, "pathology": _tile}[modality]
-    _save(make(source, patient, seed), folder / f"{modality}.dcm")
+    make(source, patient, seed).save_as(folder / f"{modality}.dcm", enforce_file_format=True)
     return f"{modality}.dcm"
 
 
-def _save(dataset: Any, path: Path) -> None:
-    dataset.save_as(path, enforce_file_format=True)
-
-
-# --- what all classes share -------------------------------------------------------------------------------------------
+# --- common parts of all classes --------------------------------------------------------------------------------------
 
 
 def _uid(seed: str, *parts: object) -> Any:
@@ -155,7 +147,7 @@ def _put_pixels(dataset: Any, pixels: NDArray[Any], photometric: str, bits: int)
     return dataset
 
 
-def _picture(path: Path) -> NDArray[np.uint8]:
+def _pixels(path: Path) -> NDArray[np.uint8]:
     from PIL import Image
 
     with Image.open(path) as image:
@@ -167,18 +159,18 @@ def _picture(path: Path) -> NDArray[np.uint8]:
 
 def _xray(source: Path, patient: str, seed: str) -> Any:
     dataset = _dataset("xray", patient, seed)
-    stored = np.rint(_picture(source) * (XRAY_TOP / 255)).astype(np.uint16)
+    stored = np.rint(_pixels(source) * (XRAY_TOP / 255)).astype(np.uint16)
     inverted = int(patient[1:]) % 2 == 1
     dataset.ImageType = ["ORIGINAL", "PRIMARY"]
     dataset.BodyPartExamined, dataset.ViewPosition = "CHEST", "PA"
     dataset.PatientOrientation = ["L", "F"]
-    dataset.WindowCenter, dataset.WindowWidth = (XRAY_TOP + 1) // 2, XRAY_TOP + 1  # all of it, linearly
+    dataset.WindowCenter, dataset.WindowWidth = (XRAY_TOP + 1) // 2, XRAY_TOP + 1  # the full range, linear
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, 1, "US"
     return _put_pixels(dataset, XRAY_TOP - stored if inverted else stored, f"MONOCHROME{1 if inverted else 2}", 12)
 
 
 def _ct(source: Path, patient: str, seed: str) -> list[Any]:
-    """One dataset a slice, in the order of the file's third axis."""
+    """One dataset per slice, in the order of the file's third axis."""
     import nibabel
     from nibabel import affines
 
@@ -205,7 +197,7 @@ def _ct(source: Path, patient: str, seed: str) -> list[Any]:
 
 
 def _short(value: float) -> str:
-    """A number in the at most 16 characters of a DICOM decimal string."""
+    """A number as DICOM decimal string (up to 16 characters)."""
     return f"{float(value) + 0.0:.10g}"
 
 
@@ -224,7 +216,7 @@ def _retina(source: Path, patient: str, seed: str) -> Any:
         setattr(dataset, keyword, None)
     dataset.PatientEyeMovementCommanded, dataset.DetectorType = "", None
     dataset.NumberOfFrames = 1
-    return _put_pixels(dataset, _picture(source), "RGB", 8)
+    return _put_pixels(dataset, _pixels(source), "RGB", 8)
 
 
 def _tile(source: Path, patient: str, seed: str) -> Any:
@@ -240,7 +232,7 @@ def _tile(source: Path, patient: str, seed: str) -> Any:
             IssuerOfTheSpecimenIdentifierSequence=[], SpecimenPreparationSequence=[],
         )
     ]  # fmt: skip
-    return _put_pixels(dataset, _picture(source), "RGB", 8)
+    return _put_pixels(dataset, _pixels(source), "RGB", 8)
 
 
 def _ecg(source: Path, patient: str, seed: str) -> Any:

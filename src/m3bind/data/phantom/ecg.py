@@ -1,8 +1,8 @@
 """A 12-lead, 10 s ECG of a state, in mV at 100 Hz.
 
 The waves come from neurokit2's ECGSYN simulator (McSharry et al. 2003): its equation is linear in the wave amplitudes,
-so each wave (P, Q, R, S, ST, T) is simulated once by itself, on one beat, and beats are sums of waves. A wave carries a
-heart vector (mV; x patient's left, y down, z front), which the lead directions turn into twelve leads; the simulator's
+so each wave (P, Q, R, S, ST, T) is simulated once by itself, on one beat, and beats are sums of waves. A wave has a
+heart vector (mV; x patient's left, y down, z front), which the lead directions convert to twelve leads; the simulator's
 own 12-lead mode takes 2 s per record and scales each lead to the same height, which would lose voltage and axis.
 * `ecg`: the record; `LEADS`, `RATE`.
 """
@@ -28,7 +28,7 @@ _CHEST = np.array(
     [[-0.45, -0.05, 0.95], [0.15, 0.0, 1.25], [0.55, 0.1, 1.1], [0.95, 0.2, 0.75], [1.0, 0.2, 0.25], [0.9, 0.2, -0.1]]
 )
 DIRECTIONS = np.concatenate([_LIMB, _CHEST])
-# Twelve leads from the eight measured ones (I, II, V1-V6): III = II - I, aVR = -(I + II) / 2 and so on.
+# Twelve leads from the eight measured ones (I, II, V1-V6): III = II - I, aVR = -(I + II) / 2 etc.
 _MEASURED = np.zeros((12, 8))
 _MEASURED[:6, :2] = np.array([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]])
 _MEASURED[6:, 2:] = np.eye(6)
@@ -60,7 +60,7 @@ NORMAL = {
 
 @dataclass(frozen=True)
 class RhythmPlan:
-    """How a record goes: waves, rate (per minute), spread of RR as a share, and rhythm features."""
+    """Parameters of a record: waves, rate (per minute), relative spread of RR, and rhythm features."""
 
     waves: dict[str, Wave]
     rate: float
@@ -87,7 +87,7 @@ def _wave(angle: float, width: float) -> tuple[float, ...]:
 
 
 def _plan(state: PatientState, rng: np.random.Generator) -> RhythmPlan:
-    """The record's plan: normal variation, then what the state changes."""
+    """The record's plan: normal variation, then the changes of the state."""
     grade, waves = state.grade, {name: wave.scaled(float(rng.uniform(0.85, 1.15))) for name, wave in NORMAL.items()}
     plan = RhythmPlan(waves, float(rng.uniform(62, 78)))
     if state.has("ecg", "left ventricular hypertrophy"):
@@ -148,7 +148,7 @@ def _hypertrophy(plan: RhythmPlan, grade: float) -> RhythmPlan:
 def _beat_times(
     plan: RhythmPlan, state: PatientState, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], set[int]]:
-    """R peak times (s) from before 0 to after the end, and the numbers of premature ventricular beats."""
+    """R peak times (s) from before 0 to after the end, and the indices of premature ventricular beats."""
     mean = 60 / plan.rate
     count = int(SECONDS / mean) + 6
     if plan.fibrillation:
@@ -170,7 +170,7 @@ _ECTOPIC = (Wave(0, 0.30, (-0.9, 1.2, 0.9)), Wave(34, 0.24, (-0.6, 0.5, 0.4)), W
 
 
 def _add_beat(signal: NDArray[np.float64], moment: float, waves: list[Wave], cycle: float) -> None:
-    """Add one beat (12, T) at `moment` s; outside the QRS, time shrinks with the root of the cycle (Bazett)."""
+    """Add one beat (12, T) at `moment` s; outside the QRS, time scales with the square root of the cycle (Bazett)."""
     span = np.arange(max(0, int((moment - 0.7) * RATE)), min(signal.shape[1], int((moment + 0.8) * RATE)))
     if not len(span):
         return

@@ -1,7 +1,7 @@
 """The fundus photograph of a state: 224 x 224 RGB with disc, macula, branching vessels and graded lesions.
 
-* `fundus`: the picture. `Eye`: where disc, macula and vessels are.
-Right eyes have the disc on the right of the picture, as in photographs.
+* `fundus`: the image. `Eye`: places of disc, macula and vessels. `lesion_count`: number of lesions.
+Right eyes have the disc on the right of the image, as in photographs.
 """
 
 from dataclasses import dataclass
@@ -72,14 +72,14 @@ def _branch(
 
 
 def _eye(state: PatientState, rng: np.random.Generator) -> Eye:
-    """Landmarks and vessels; the state changes the width and the winding of the vessels."""
+    """Landmarks and vessels; the state changes the width and the tortuosity of the vessels."""
     out = 1.0 if state.side == "right" else -1.0
     disc = (CENTRE + out * (44 + float(rng.normal(0, 3))), CENTRE + float(rng.normal(0, 4)))
     macula = (disc[0] - out * 62, disc[1] + 6)
     artery, vein, wiggle = 2.0, 2.8, 0.10
     grade = state.grade
     if state.has("retina", "hypertensive retinopathy"):
-        artery, vein = artery * (0.85 - 0.35 * grade), vein
+        artery *= 0.85 - 0.35 * grade
     if state.has("retina", "venous engorgement"):
         vein, wiggle = vein * (1.35 + 0.75 * grade), 0.16
     if state.has("retina", "retinal vein occlusion"):
@@ -148,31 +148,31 @@ def _scatter(
     avoid: tuple[float, float] | None = None,
 ) -> NDArray[np.float64]:
     """`count` places between `low` and `high` pixels from `near`, inside the field, off the disc `avoid`."""
-    found: list[tuple[float, float]] = []
-    while len(found) < count:
+    places: list[tuple[float, float]] = []
+    while len(places) < count:
         angle, far = float(rng.uniform(0, 2 * np.pi)), float(np.sqrt(rng.uniform(low**2, high**2)))
         x, y = near[0] + far * np.cos(angle), near[1] + far * np.sin(angle)
         clear = avoid is None or np.hypot(x - avoid[0], y - avoid[1]) > 24
         if clear and np.hypot(x - CENTRE, y - CENTRE) < FIELD - 10:
-            found.append((float(x), float(y)))
-    return np.array(found).reshape(-1, 2)
+            places.append((float(x), float(y)))
+    return np.array(places).reshape(-1, 2)
 
 
 def lesion_count(state: PatientState, finding: str) -> int:
-    """How many single lesions of `finding` the picture shows; grows with the grade, 0 if the state lacks it."""
-    least, most = {
+    """Number of single lesions of `finding` in the image; increases with the grade, 0 if the state lacks it."""
+    low, high = {
         "flame haemorrhages": (2, 16), "cotton wool spots": (3, 10), "Roth spots": (3, 13),
         "choroidal tubercles": (3, 11),
         "diabetic retinopathy": (14, 95), "hard exudates": (6, 60), "retinal vein occlusion": (35, 130),
         "pigmentary retinopathy": (25, 130), "drusen": (9, 9),
     }[finding]  # fmt: skip
-    return round(least + (most - least) * state.grade) if state.has("retina", finding) else 0
+    return round(low + (high - low) * state.grade) if state.has("retina", finding) else 0
 
 
 def _flames(
     canvas: Canvas, places: NDArray[np.float64], disc: tuple[float, float], long: float, rng: np.random.Generator
 ) -> None:
-    """Flame haemorrhages: streaks along the nerve fibres, which run from the disc."""
+    """Flame haemorrhages: streaks along the nerve fibres, radial from the disc."""
 
     def draw(pen: Pen) -> None:
         for x, y in places:
@@ -268,12 +268,11 @@ def _spicules(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> 
 
 
 def _vessels(canvas: Canvas, eye: Eye, state: PatientState, rng: np.random.Generator) -> None:
-    """Veins, arteries over them, and changes of their walls and crossings."""
+    """Veins, arteries above them, and changes of their walls and crossings."""
     veins, arteries = _draw(eye.veins), _draw(eye.arteries)
     if state.has("retina", "periphlebitis"):
-        segments = [
-            eye.veins[i] for i in rng.permutation(len(eye.veins))[: int(len(eye.veins) * (0.25 + 0.65 * state.grade))]
-        ]
+        count = int(len(eye.veins) * (0.25 + 0.65 * state.grade))
+        segments = [eye.veins[i] for i in rng.permutation(len(eye.veins))[:count]]
         canvas.blend(_draw([path for path in segments if path[1] > 0.9], 5.0 + 3 * state.grade), CREAM, 0.85)
     if state.has("retina", "arteriovenous nicking"):
         veins = veins * (1 - np.clip(2.5 * _draw(eye.arteries, 3.5), 0, 1) * 0.95)

@@ -1,7 +1,7 @@
-"""The voxel grid of the chest and the few shapes that are painted into it.
+"""The voxel grid of the chest and the shapes painted into it.
 
 Axes of every volume: Z (superior), Y (posterior), X (patient's left), millimetres about the middle of the chest.
-* `Grid`: coordinates; `ellipsoid`, `tube`, `blobs`: paint; `smooth_noise`: a soft random field.
+* `X`, `Y`, `Z`: coordinates; `ellipsoid`, `tube`, `blobs`: paint; `smooth_noise`: a smooth random field.
 """
 
 from itertools import pairwise
@@ -64,7 +64,7 @@ def ellipsoid(
 
 
 def blobs(volume: F32, points: F32, radius: float, value: float, only: NDArray[np.bool_] | None = None) -> None:
-    """Raise the volume to `value` within `radius` mm of each of `points` (n, 3) = x, y, z; never lowers it."""
+    """Raise the volume to at least `value` within `radius` mm of each of `points` (n, 3) = x, y, z."""
     reach = int(np.ceil(radius / STEP))
     side = np.arange(-reach, reach + 1)
     offsets = np.stack(np.meshgrid(side, side, side, indexing="ij"), -1).reshape(-1, 3)
@@ -96,7 +96,7 @@ def polyline(path: list[Point], step: float = STEP * 0.8) -> F32:
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> F32:
-    """A soft random field of about unit variance: coarse normal noise, `cells` per axis, interpolated linearly."""
+    """A smooth random field of about unit variance: coarse normal noise, `cells` per axis, interpolated linearly."""
     coarse = rng.standard_normal([cells] * len(shape)).astype(np.float32)
     field: F32 = zoom(coarse, [length / cells for length in shape], order=1, grid_mode=True, mode="nearest")
     return field

@@ -1,6 +1,6 @@
 """An H&E-like tile of a state: 224 x 224 RGB of lung (or heart muscle) tissue.
 
-* `tile`: the picture. One painter per tissue pattern; haematoxylin violet nuclei, eosin pink rest.
+* `tile`: the image. One painter per tissue pattern (`PATTERNS`); haematoxylin: violet nuclei, eosin: pink background.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ BROWN: Colour = (0.50, 0.30, 0.12)
 Places = NDArray[np.float64]
 
 
-def _spread(rng: np.random.Generator, count: int, least: float) -> Places:
-    """Up to `count` random places at least `least` pixels apart."""
+def _spread(rng: np.random.Generator, count: int, distance: float) -> Places:
+    """Up to `count` random places at least `distance` pixels apart."""
     raw = rng.uniform(0, SIZE, (count * 4, 2))
     tree = cKDTree(raw)
     taken = np.zeros(len(raw), bool)
@@ -35,7 +35,7 @@ def _spread(rng: np.random.Generator, count: int, least: float) -> Places:
     for i in range(len(raw)):
         if not blocked[i]:
             taken[i] = True
-            blocked[tree.query_ball_point(raw[i], least)] = True
+            blocked[tree.query_ball_point(raw[i], distance)] = True
     return raw[taken][:count]
 
 
@@ -48,7 +48,7 @@ def _nuclei(
     stretch: float = 1.25,
     turn: NDArray[np.float64] | None = None,
 ) -> None:
-    """Ovals of about `radius` pixels; all turned at random unless `turn` (n,) is given."""
+    """Ovals of about `radius` pixels, at random angles unless `turn` (n,) is given."""
     turns = rng.uniform(0, np.pi, len(places)) if turn is None else turn
     sizes = radius * rng.uniform(0.8, 1.25, len(places))
     depth = rng.uniform(0.75, 1.0, len(places))
@@ -60,7 +60,7 @@ def _nuclei(
 
 
 def _air_spaces(rng: np.random.Generator, cells: int, thick: float) -> tuple[F32, NDArray[np.int64]]:
-    """Walls of a foam of `cells` air spaces: opacity (SIZE, SIZE), and the number of each pixel's space."""
+    """Walls of `cells` air spaces: opacity (SIZE, SIZE), and the index of each pixel's space."""
     seeds = _spread(rng, cells, 0.75 * SIZE / np.sqrt(cells))
     step = 2
     y, x = np.mgrid[0:SIZE:step, 0:SIZE:step]
@@ -72,7 +72,7 @@ def _air_spaces(rng: np.random.Generator, cells: int, thick: float) -> tuple[F32
 
 
 def _on(mask: F32, rng: np.random.Generator, count: int) -> Places:
-    """`count` places drawn where `mask` is high."""
+    """`count` random places where `mask` is high."""
     inside = np.flatnonzero(mask > 0.6)
     if not len(inside):
         return np.zeros((0, 2))
@@ -117,7 +117,7 @@ def _ring(
     lumen: Colour,
     rng: np.random.Generator,
 ) -> None:
-    """A vessel cut across: wall with concentric layers, lumen, some nuclei."""
+    """A vessel in cross-section: wall with concentric layers, lumen, nuclei."""
     canvas.paint(lambda pen: pen.disc(x, y, outer), colour, 0.97, 0.6)
     for share in (0.33, 0.66):
         ring = outer - wall * share
@@ -160,7 +160,7 @@ def _oedema(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> No
 
 
 def _neutrophils(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
-    """Air spaces stuffed with small dark lobed nuclei."""
+    """Air spaces filled with small dark lobed nuclei."""
     walls, owner = _lung(canvas, rng, thick=5.0)
     filled = _fill(canvas, walls, owner, 0.30 + 0.7 * state.grade, (0.93, 0.80, 0.86), rng)
     places = _on(filled, rng, int(0.020 * float(filled.sum()) * (0.6 + 0.8 * state.grade)))
@@ -226,24 +226,19 @@ def _glands(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> No
     _fibres(canvas, rng, (0.86, 0.60, 0.74), 14, 0.5)
     _nuclei(canvas, rng.uniform(0, SIZE, (90, 2)), 1.6, rng, stretch=2.4)
     angle = np.linspace(0, 2 * np.pi, 30, endpoint=False)
-    edges: list[Places] = []
-    inners: list[Places] = []
-    rings: list[Places] = []
+    outlines: dict[float, list[Places]] = {1.0: [], 0.5: [], 0.79: []}  # edge, lumen and nuclei of each gland
     for x, y in _spread(rng, 6 + round(15 * state.grade), 38 - 6 * state.grade):
         size = float(rng.uniform(15, 22)) * (1 + 0.22 * np.sin(rng.integers(2, 4) * angle + rng.uniform(0, 6)))
-        for share, found in ((1.0, edges), (0.5, inners), (0.79, rings)):
-            found.append(np.stack([x + share * size * np.cos(angle), y + share * size * np.sin(angle)], 1))
+        for share, shapes in outlines.items():
+            shapes.append(np.stack([x + share * size * np.cos(angle), y + share * size * np.sin(angle)], 1))
+    for share, colour, strength in ((1.0, (0.72, 0.50, 0.72), 0.95), (0.5, SLIDE, 0.97)):
 
-    def bodies(pen: Pen) -> None:
-        for edge in edges:
-            pen.shape(edge)
+        def draw(pen: Pen, shapes: list[Places] = outlines[share]) -> None:
+            for shape in shapes:
+                pen.shape(shape)
 
-    def lumens(pen: Pen) -> None:
-        for inner in inners:
-            pen.shape(inner)
-
-    canvas.paint(bodies, (0.72, 0.50, 0.72), 0.95, 0.6)
-    canvas.paint(lumens, SLIDE, 0.97, 0.6)
+        canvas.paint(draw, colour, strength, 0.6)
+    rings = outlines[0.79]
     _nuclei(canvas, np.concatenate(rings), 2.1 + 0.7 * state.grade, rng, stretch=1.5, turn=np.tile(angle, len(rings)))
 
 
@@ -272,7 +267,7 @@ def _squamous(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> 
 
 
 def _granulomas(canvas: Canvas, state: PatientState, rng: np.random.Generator) -> None:
-    """Compact pale epithelioid granulomas without necrosis, cuffed by lymphocytes, in lung."""
+    """Compact pale epithelioid granulomas without necrosis, surrounded by lymphocytes, in lung."""
     _lung(canvas, rng, thick=6.0)
     for x, y in np.clip(_spread(rng, 2 + round(6 * state.grade), 58), 16, SIZE - 16):
         size = float(rng.uniform(19, 26))

@@ -1,6 +1,6 @@
 """Chest lesions painted into the volume: fluid, consolidation, nodules, masses, emphysema, metal and calcium.
 
-`paint` puts into the volume (HU; axes Z Y X) all that CT and X-ray show for a state.
+`paint` adds to the volume (HU; axes Z Y X) all findings that CT and X-ray show for a state.
 """
 
 import numpy as np
@@ -168,9 +168,9 @@ def _bypass(volume: F32, grade: float, rng: np.random.Generator) -> None:
     right = np.stack([np.linspace(-14, -38, 30), np.linspace(-50, -55, 30), np.linspace(-5, -68, 30)], 1)
     share = 0.25 + 0.75 * grade
     for vessel in (left, right):
-        kept = vessel[: int(len(vessel) * share)]
-        kept = kept + rng.normal(0, 1.5, kept.shape)
-        blobs(volume, kept.astype(np.float32), 1.3 + 2.6 * grade, CALCIUM)
+        part = vessel[: int(len(vessel) * share)]
+        part = part + rng.normal(0, 1.5, part.shape)
+        blobs(volume, part.astype(np.float32), 1.3 + 2.6 * grade, CALCIUM)
     bend = np.linspace(0.2, np.pi - 0.2, 30)[: int(30 * share)]
     knob = np.stack([26 + 13 * np.sin(bend), np.full(len(bend), 20.0), 58 + 15 * np.cos(bend)], 1)
     blobs(volume, knob.astype(np.float32), 1.3 + 1.8 * grade, CALCIUM)
@@ -179,14 +179,6 @@ def _bypass(volume: F32, grade: float, rng: np.random.Generator) -> None:
 def _pacemaker(volume: F32) -> None:
     """Generator under the left clavicle, lead through the superior vena cava to the right ventricle."""
     ellipsoid(volume, (92, -96, 82), (24, 6, 19), METAL)
-    lead: list[Point] = [
-        (84, -94, 96),
-        (60, -70, 106),
-        (20, -40, 96),
-        (-22, -12, 84),
-        (-25, -12, 20),
-        (-22, -20, -30),
-        (5, -42, -62),
-        (34, -50, -70),
-    ]
+    lead: list[Point] = [(84, -94, 96), (60, -70, 106), (20, -40, 96), (-22, -12, 84)]
+    lead += [(-25, -12, 20), (-22, -20, -30), (5, -42, -62), (34, -50, -70)]
     tube(volume, lead, 1.3, METAL)

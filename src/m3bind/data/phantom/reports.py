@@ -1,7 +1,7 @@
-"""Reports of virtual patients: what a modality shows, in varied wording, and a likely cause in shared wording.
+"""Reports of virtual patients: a modality's findings in varied wording, and a likely cause in shared wording.
 
 * `report`: the text of one state and modality.
-* `phrasings`: how many wordings a pattern of `reports.yaml` has.
+* `phrasings`: number of wordings of a pattern of `reports.yaml`.
 """
 
 import re
@@ -16,7 +16,7 @@ _ADVERBS = {"none": "", "mild": "mildly", "moderate": "moderately", "severe": "s
 
 
 def phrasings(patterns: list[str]) -> int:
-    """The number of wordings that `patterns` allow together."""
+    """Total number of wordings of `patterns`."""
     total = 0
     for pattern in patterns:
         ways = 1
@@ -27,30 +27,25 @@ def phrasings(patterns: list[str]) -> int:
 
 
 def _say(patterns: list[str], state: PatientState, rng: np.random.Generator, name: str = "") -> str:
-    """One wording: a random pattern, a random alternative of each choice, blanks filled, as a sentence."""
+    """One wording: a random pattern with a random alternative of each choice and filled fields, as a sentence."""
     pattern = patterns[int(rng.integers(len(patterns)))]
 
-    def pick(found: re.Match[str]) -> str:
-        alternatives = found.group(1).split("|")
+    def pick(match: re.Match[str]) -> str:
+        alternatives = match.group(1).split("|")
         return alternatives[int(rng.integers(len(alternatives)))]
 
-    grade = state.severity_name
-    words = {
-        "grade": grade,
-        "Grade": grade.capitalize(),
-        "gradely": _ADVERBS[grade],
-        "Gradely": _ADVERBS[grade].capitalize(),
-    }
+    grade, adverb = state.severity_name, _ADVERBS[state.severity_name]
+    words = {"grade": grade, "Grade": grade.capitalize(), "gradely": adverb, "Gradely": adverb.capitalize()}
     text = _CHOICE.sub(pick, pattern).format(**words, side=state.side, name=name)
     text = re.sub(r"\s+([.,;:])", r"\1", re.sub(r"\s+", " ", text)).strip()
     return text[:1].upper() + text[1:]
 
 
 def report(state: PatientState, modality: str, rng: np.random.Generator) -> str:
-    """The report of `modality`: opening (often), findings in random order, things absent (sometimes), impression.
+    """The report of `modality`: opening (often), findings in random order, absent findings (sometimes), impression.
 
-    The main finding is always stated, each other one nine times in ten. The impression names the likely underlying
-    condition and its severity in words that the reports of all modalities share.
+    The main finding is always stated, each of the others with probability .9. The impression names the likely
+    underlying condition and its severity in the same words for all modalities.
     """
     content, shown = table(), visible(state, modality)
     sentences = [_say(content["findings"][shown[0]], state, rng)]

@@ -27,7 +27,7 @@ TITLES = {
 
 
 def contact_sheet(folder: Path | str, out_png: Path | str) -> Path:
-    """Write the contact sheet of the cohort in `folder` to `out_png`; the gravest complete patient of each syndrome."""
+    """Write the contact sheet of the cohort in `folder` to `out_png`: the most severe complete patient per syndrome."""
     folder, out = Path(folder), Path(out_png)
     with open(folder / "manifest.csv", encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
@@ -55,7 +55,7 @@ def contact_sheet(folder: Path | str, out_png: Path | str) -> Path:
         pen.multiline_text((4, top + 60), "\n".join(words), fill="black", font=font)
         for modality in MODALITIES:
             if modality in files:
-                sheet.paste(_picture(folder / files[modality]["path"], modality), (left, top))
+                sheet.paste(_thumbnail(folder / files[modality]["path"], modality), (left, top))
             left += WIDTHS[modality] + GAP
     with atomic_path(out) as temporary:
         sheet.save(temporary, format="PNG")
@@ -66,7 +66,7 @@ def _rank(files: dict[str, dict[str, str]]) -> tuple[int, int]:
     return len(files), SEVERITIES.index(next(iter(files.values()))["severity"])
 
 
-def _picture(path: Path, modality: str) -> Image.Image:
+def _thumbnail(path: Path, modality: str) -> Image.Image:
     if modality == "ct":
         return _slices(path)
     if modality == "ecg":
@@ -77,9 +77,9 @@ def _picture(path: Path, modality: str) -> Image.Image:
 def _slices(path: Path) -> Image.Image:
     """Four axial slices from low to high, lung window."""
     volume = np.asarray(nibabel.load(path).dataobj).transpose(2, 1, 0)
-    picked = [volume[i, 12:-12] for i in (10, 14, 18, 22)]
-    shown = np.clip((np.stack(picked) + 1000) / 1350 * 255, 0, 255).astype(np.uint8)
-    grid = np.vstack([np.hstack(list(shown[:2])), np.hstack(list(shown[2:]))])
+    slices = volume[[10, 14, 18, 22], 12:-12]
+    grey = np.clip((slices + 1000) / 1350 * 255, 0, 255).astype(np.uint8)
+    grid = np.vstack([np.hstack(list(grey[:2])), np.hstack(list(grey[2:]))])
     return Image.fromarray(grid).resize((CELL, CELL)).convert("RGB")
 
 
@@ -87,8 +87,8 @@ def _traces(path: Path) -> Image.Image:
     """Twelve leads in the usual 3 x 4 layout, 2.5 s each, and 10 s of lead II, on ECG paper."""
     record = wfdb.rdrecord(str(path))
     signal: NDArray[np.float64] = record.p_signal.T
-    picture = Image.new("RGB", (2 * CELL, CELL), "#fff4f4")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (2 * CELL, CELL), "#fff4f4")
+    pen = ImageDraw.Draw(image)
     second, height = 2 * CELL / 10, CELL / 4
     for x in np.arange(0, 2 * CELL, second / 5).tolist():
         pen.line([(x, 0), (x, CELL)], fill="#f6cccc")
@@ -105,4 +105,4 @@ def _traces(path: Path) -> Image.Image:
         pen.line(trace, fill="black", width=1)
     for lead in range(12):
         pen.text((lead // 3 * 2.5 * second + 2, lead % 3 * height), record.sig_name[lead], fill="#404040")
-    return picture
+    return image

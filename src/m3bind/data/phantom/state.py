@@ -1,9 +1,9 @@
 """The clinical state of a virtual patient: one syndrome, one severity, and unrelated incidental findings.
 
-* `syndromes()`: the table of syndromes and of what each shows in each modality (data: `reports.yaml`).
-* `PatientState`, `sample_state`: what one patient has; every modality is rendered from it.
-* `visible`: the findings a modality shows for a state.
-All of it is synthetic: no real person is described.
+* `syndromes()`: names of the syndromes; `table()`: their findings in each modality (data: `reports.yaml`).
+* `PatientState`, `sample_state`: the state of one patient; every modality is rendered from it.
+* `visible`: the findings that a modality shows for a state.
+All content is synthetic: no real person is described.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ TABLE = Path(__file__).with_name("reports.yaml")
 
 @dataclass(frozen=True)
 class PatientState:
-    """One patient. `severity` indexes SEVERITIES; `grade` is the same on 0..1 with some spread.
+    """One patient. `severity` indexes SEVERITIES; `grade` is the severity on 0..1 with random spread.
 
-    `side` ("left" or "right") is where one-sided chest lesions are and which eye is shown; `anatomy` seeds the body
-    that CT and X-ray share; `incidentals` are (modality, finding) pairs that have nothing to do with the syndrome.
+    `side` ("left" or "right"): of one-sided chest lesions and of the eye; `anatomy` seeds the body that CT and X-ray
+    share; `incidentals` are (modality, finding) pairs unrelated to the syndrome.
     """
 
     syndrome: str
@@ -39,7 +39,7 @@ class PatientState:
 
     @property
     def severity_name(self) -> str:
-        """The word for the severity: none, mild, moderate or severe."""
+        """The severity as text: none, mild, moderate or severe."""
         return SEVERITIES[self.severity]
 
     def has(self, modality: str, finding: str) -> bool:
@@ -60,7 +60,7 @@ def syndromes() -> tuple[str, ...]:
 
 
 def visible(state: PatientState, modality: str) -> tuple[str, ...]:
-    """The findings `modality` shows: those of the syndrome from their least severity on, then the incidental ones.
+    """The findings of `modality`: those of the syndrome from their minimum severity on, then the incidental ones.
 
     Raises:
         UnknownNameError: no such syndrome or modality.
@@ -70,14 +70,14 @@ def visible(state: PatientState, modality: str) -> tuple[str, ...]:
     if modality not in MODALITIES:
         raise UnknownNameError("modality", modality, MODALITIES)
     shown = table()["syndromes"][state.syndrome][modality]
-    own = tuple(finding for finding, least in shown.items() if state.severity >= least)
+    own = tuple(finding for finding, minimum in shown.items() if state.severity >= minimum)
     return own + tuple(finding for where, finding in state.incidentals if where == modality)
 
 
 def sample_state(rng: np.random.Generator, syndrome: str | None = None, severity: int | None = None) -> PatientState:
-    """Draw a patient; `syndrome` and `severity` (1..3) may be given, the rest is random.
+    """A random patient; `syndrome` and `severity` (1..3) may be given.
 
-    The grade is the middle of the severity's third of 0..1 plus up to a tenth either way; healthy patients have 0.
+    The grade is the middle of the severity's third of 0..1, plus or minus up to .1; healthy patients have 0.
 
     Raises:
         UnknownNameError: no such syndrome.
@@ -91,7 +91,7 @@ def sample_state(rng: np.random.Generator, syndrome: str | None = None, severity
         for finding in table()["incidentals"][modality]:
             if rng.random() < INCIDENTAL_RATE:
                 incidentals.append((modality, finding))
-    # What CT and X-ray share is one body: an incidental chest finding is in both.
+    # CT and X-ray show the same body: an incidental chest finding is in both.
     chest = {finding for modality, finding in incidentals if modality in ("xray", "ct")}
     incidentals = [pair for pair in incidentals if pair[0] not in ("xray", "ct")]
     incidentals += [(modality, finding) for modality in ("xray", "ct") for finding in sorted(chest)]

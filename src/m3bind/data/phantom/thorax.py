@@ -2,8 +2,8 @@
 
 Axes Z (superior), Y (posterior), X (patient's left); 2.5 mm voxels.
 * `chest`: the volume of a state, a pure function of the state.
-* `ct`: what a scanner would store: 32 slices of 96 x 96, int16.
-* `xray`: the radiograph projected from the very same volume.
+* `ct`: the CT as a scanner would store it: 32 slices of 96 x 96, int16.
+* `xray`: the radiograph projected from the same volume.
 Analytic anatomy; simplified and synthetic.
 """
 
@@ -27,7 +27,7 @@ XRAY_SIZE = 224
 
 @dataclass(frozen=True)
 class Body:
-    """Measures of one body (mm, ratios) that the painters below and the lesions share."""
+    """Measurements of one body (mm, ratios) for the painters below and the lesions."""
 
     size: float  # overall scale of the chest wall
     lung_x: float  # middle of a lung beside the mid-line
@@ -42,7 +42,7 @@ class Body:
 
 
 def measure(state: PatientState, rng: np.random.Generator) -> Body:
-    """The body of a state: normal spread of anatomy, and what the syndrome changes in shape."""
+    """The body of a state: normal variation of anatomy, and the changes of the syndrome."""
     grade, size = state.grade, float(rng.uniform(0.94, 1.05))
     ratio, tilt = float(rng.uniform(0.42, 0.46)), float(rng.uniform(28, 38))
     low, dome, deep, value, top = -92.0 + float(rng.uniform(-5, 5)), float(rng.uniform(34, 40)), 84.0, LUNG, 122.0
@@ -101,21 +101,15 @@ def _trunk(body: Body) -> F32:
 
 @lru_cache(maxsize=1)
 def _rib_paths() -> tuple[F32, F32]:
-    """Points (n, 3) of all ribs of a chest of size 1: bony arcs, cartilage in front."""
+    """Points (n, 3) of all ribs of a chest of size 1: bony arcs, and cartilage in front."""
     bone, cartilage = [], []
     turn = np.linspace(0, np.pi * 0.95, 150)
     for rib in range(10):
         top, slope = 112 - 23 * rib, 26 + 3.5 * rib
         narrow = 1 - 0.42 * np.exp(-rib / 1.6)
         for sign in (-1, 1):
-            points = np.stack(
-                [
-                    sign * (16 + 128 * narrow * np.sin(turn) ** 0.85),
-                    90 * np.cos(turn) * (0.75 + 0.25 * narrow) - 2,
-                    top - slope * (1 - np.cos(turn)),
-                ],
-                1,
-            )
+            x, y = sign * (16 + 128 * narrow * np.sin(turn) ** 0.85), 90 * np.cos(turn) * (0.75 + 0.25 * narrow) - 2
+            points = np.stack([x, y, top - slope * (1 - np.cos(turn))], 1)
             bone.append(points[:115])
             cartilage.append(points[115:])
     return np.concatenate(bone).astype(np.float32), np.concatenate(cartilage).astype(np.float32)
@@ -164,7 +158,7 @@ def _airway(volume: F32) -> None:
 def _vessels(
     volume: F32, lungs: tuple[NDArray[np.bool_], NDArray[np.bool_]], body: Body, rng: np.random.Generator, thick: float
 ) -> None:
-    """Lung vessels: from each hilum trunks fan out and fork, thinner at each fork."""
+    """Lung vessels: trunks from each hilum that fork, thinner at each fork."""
     for sign, mask in ((-1.0, lungs[0]), (1.0, lungs[1])):
         count = 9
         start = np.tile([sign * 40, 8.0, 5.0], (count, 1)) + rng.normal(0, 4, (count, 3))
@@ -182,7 +176,7 @@ def _vessels(
 
 
 def _heart(volume: F32, body: Body, state: PatientState) -> None:
-    """The heart, scaled so that its width over the inner chest width is the wanted cardiothoracic ratio."""
+    """The heart, scaled to the cardiothoracic ratio (its width over the inner chest width)."""
     chest = 2 * (body.lung_x + body.lung_rx)
     half = body.heart_ratio * chest / 2
     tilt = np.radians(body.heart_tilt)
@@ -247,14 +241,14 @@ def line_integrals(volume: F32, depth: float = STEP) -> F32:
 def xray(state: PatientState, rng: np.random.Generator, volume: F32 | None = None) -> NDArray[np.uint8]:
     """The frontal radiograph of `state`, uint8 (224, 224), bright = dense, patient's right on the image's left.
 
-    I = exp(-integral mu dy) with photon noise and a little scatter; shown as -log I in a display window.
+    I = exp(-integral mu dy) with photon noise and weak scatter; displayed as -log I in a window.
     """
     fine = chest(state) if volume is None else volume
     exponent = line_integrals(fine)[::-1, 8:136]
-    picture = Image.fromarray(exponent.astype(np.float32)).resize((XRAY_SIZE, XRAY_SIZE), Image.Resampling.BICUBIC)
-    photons = np.exp(-np.asarray(picture)) + 0.004
+    image = Image.fromarray(exponent.astype(np.float32)).resize((XRAY_SIZE, XRAY_SIZE), Image.Resampling.BICUBIC)
+    photons = np.exp(-np.asarray(image)) + 0.004
     density = -np.log(photons * (1 + 0.018 * rng.standard_normal(photons.shape)).clip(0.5, 1.5))
-    density += 0.6 * (density - gaussian_filter(density, 6))  # the edge enhancement digital systems apply
+    density += 0.6 * (density - gaussian_filter(density, 6))  # edge enhancement of digital systems
     low, high = float(rng.uniform(0.9, 1.1)), float(rng.uniform(4.6, 4.9))
     shown = np.clip((density - low) / (high - low), 0, 1) ** 1.15
     radiograph: NDArray[np.uint8] = (shown * 255).astype(np.uint8)

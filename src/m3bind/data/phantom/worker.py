@@ -1,6 +1,6 @@
 """One process of a cohort's generation: `python -m m3bind.data.phantom.worker FOLDER SHARE OF`.
 
-Prints one line per patient written; ends when nobody reads them any more.
+Prints one line per written patient; stops when its output is closed.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""From a state to files: one renderer per modality, and the writing of PNG, NIfTI and WFDB, all marked synthetic.
+"""From a state to files: one renderer per modality, and writers for PNG, NIfTI and WFDB, all marked synthetic.
 
 * `render`: the array of a state and modality.
-* `write_patient`: the files of one patient in one folder, written as a whole or not at all.
+* `write_patient`: the files of one patient in one folder, written atomically.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ FILES = {"xray": "xray.png", "ct": "ct.nii.gz", "retina": "retina.png", "ecg": "
 
 
 def render(state: PatientState, modality: str, rng: np.random.Generator, volume: F32 | None = None) -> NDArray[Any]:
-    """The picture, volume or signal of `state`; `rng` varies what does not depend on the state (noise, placing).
+    """The image, volume or signal of `state`; `rng` varies properties independent of the state (noise, positions).
 
     xray uint8 (224, 224); ct int16 HU (32, 96, 96) Z Y X; retina, pathology uint8 (224, 224, 3); ecg float32 mV
-    (12, 1000). CT and X-ray show the same chest whatever `rng`; `volume` (from `chest`) saves building it again.
+    (12, 1000). CT and X-ray show the same chest for any `rng`; `volume` (from `chest`) avoids computing it again.
 
     Raises:
         UnknownNameError: no such modality.
@@ -51,7 +51,7 @@ def render(state: PatientState, modality: str, rng: np.random.Generator, volume:
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a PNG whose text chunk says that it is synthetic."""
+    """Write a PNG whose text chunk states that it is synthetic."""
     info = PngInfo()
     info.add_text("Description", MARK)
     Image.fromarray(pixels).save(path, format="PNG", pnginfo=info, compress_level=3)
@@ -61,11 +61,8 @@ def write_nifti(path: Path, volume: NDArray[np.int16]) -> None:
     """Write a CT (Z Y X; superior, posterior, left) as NIfTI: millimetres, RAS+ affine, synthetic in `descrip`."""
     depth, row, column = CT_SPACING
     affine = np.diag([-column, -row, depth, 1.0])
-    affine[:3, 3] = [
-        column * (volume.shape[2] - 1) / 2,
-        row * (volume.shape[1] - 1) / 2,
-        -depth * (volume.shape[0] - 1) / 2,
-    ]
+    z, y, x = ((side - 1) / 2 for side in volume.shape)
+    affine[:3, 3] = [column * x, row * y, -depth * z]
     image = nibabel.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), affine)
     image.header["descrip"] = MARK.encode()
     image.header.set_xyzt_units("mm")
@@ -84,7 +81,7 @@ def write_patient(folder: Path, state: PatientState, modalities: Sequence[str], 
     """Write the files of one patient into `folder`; `seeds` and the modality's number seed each rendering.
 
     Raises:
-        DiskError: the disk refused; no half-written patient stays.
+        DiskError: a file could not be written; an incomplete patient is removed.
     """
     volume = chest(state) if {"xray", "ct"} & set(modalities) else None
     with atomic_path(folder, directory=True) as temporary:

@@ -11,8 +11,6 @@ A prepared folder:
     files            link to the data set's own folder, or the images extracted from its containers
 """
 
-import csv
-import io
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -25,7 +23,7 @@ from m3bind.core.files import atomic_path, sha256_text, write_json, write_text
 from m3bind.core.progress import progress
 from m3bind.core.registry import Registry
 from m3bind.data.records import SPLITS, BadRow, format_bad_rows
-from m3bind.data.tables import most_unpacked, read_rows
+from m3bind.data.tables import csv_text, most_unpacked, read_rows
 from m3bind.errors import ManifestError
 from m3bind.privacy import NOT_UTF8, is_utf8, printable
 
@@ -182,11 +180,7 @@ def prepare(benchmark: Benchmark, root: Path, out: Path, limit: int | None = Non
     if not rows:
         raise ManifestError(f"{root}: no usable row of {benchmark.title}; {format_bad_rows(faults)}")
     counts["patients"] = len(patients)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    text = buffer.getvalue()
+    text = csv_text(COLUMNS, rows)
     write_text(out / "manifest.csv", text)
     known = {} if limit else benchmark.known
     wrong = [f"{key}: {counts[key]:,}, published {count:,}" for key, count in known.items() if counts[key] != count]
