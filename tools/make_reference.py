@@ -398,7 +398,7 @@ def errors() -> str:
         '    space.encode_image(["a.dcm"], "xray")\n'
         "except ReadError as error:  # one file\n"
         "    print(error.path, error.reason, error.hint)\n"
-        "except M3BindError as error:  # anything else that m3bind says on purpose\n"
+        "except M3BindError as error:  # any other error of m3bind\n"
         "    print(error)\n"
         "```\n"
     )
