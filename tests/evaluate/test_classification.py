@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from m3bind.errors import UnknownNameError
 from m3bind.evaluate import classification as c
-from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.confidence import Resampling
 from reference import classification as naive
 
 NONE = Resampling(resamples=0)

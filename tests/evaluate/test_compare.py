@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3bind.evaluate.compare import compare_rows, holm, paired
-from m3bind.evaluate.estimate import Resampling, mean_estimate
+from m3bind.evaluate.confidence import Resampling, mean_estimate
 from m3bind.evaluate.results import Context, ResultTable, Row
 
 

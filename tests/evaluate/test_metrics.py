@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from m3bind.errors import ConfigError
 from m3bind.evaluate.classification import accuracy, auc, balanced_accuracy, macro_f1
-from m3bind.evaluate.estimate import Resampling, average, mean_estimate
+from m3bind.evaluate.confidence import Resampling, average, mean_estimate
 from m3bind.evaluate.ranking import median_rank, mrr, precision_at_k, rank_stats, recall_at_k
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from m3bind.errors import M3BindError
 from m3bind.evaluate import pivot as p
 from m3bind.evaluate import results as r
-from m3bind.evaluate.estimate import Estimate
+from m3bind.evaluate.confidence import Estimate
 
 
 def make(value, stage="unbound", path="teacher", seed=0, metric="auc", **more):

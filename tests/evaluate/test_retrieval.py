@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from m3bind.errors import ConfigError
 from m3bind.evaluate import agreement, retrieval
-from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.confidence import Resampling
 from m3bind.evaluate.results import Context
 from m3bind.evaluate.zero_shot import unit
 

@@ -15,7 +15,7 @@ from m3bind.errors import ConfigError
 from m3bind.evaluate import benchmarks
 from m3bind.evaluate.benchmarks import _listing
 from m3bind.evaluate.classification import accuracy
-from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.confidence import Resampling
 from m3bind.evaluate.results import Context, ResultTable
 from m3bind.experiments.commands import compare_runs, leak_report
 from paper_suite import make_models, make_space

@@ -13,7 +13,7 @@ import yaml
 import paper_suite
 from m3bind.cli import main
 from m3bind.errors import ConfigError, UnknownNameError
-from m3bind.evaluate.estimate import mean_estimate
+from m3bind.evaluate.confidence import mean_estimate
 from m3bind.evaluate.protocols import find_task
 from m3bind.evaluate.results import Context
 from m3bind.evaluate.tables import load_tables, printed

@@ -18,7 +18,6 @@ pytest.importorskip("httpx", reason="needs the extra `hospital`")
 from hospital.planted import radiograph, save
 from m3bind.errors import ConfigError
 from m3bind.hospital import http
-from m3bind.hospital.answers import ServerUnavailableError, TransientError, WebError
 from m3bind.hospital.deidentify import Deidentifier, Refused
 from m3bind.hospital.dicomweb import Pull
 from m3bind.hospital.http import Bounds, Web, authorization
@@ -26,6 +25,7 @@ from m3bind.hospital.intake import Intake
 from m3bind.hospital.multipart import boundary_of, parts_to_files
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.qido import Wanted
+from m3bind.hospital.responses import ServerUnavailableError, TransientError, WebError
 from m3bind.hospital.spool import Spool
 
 Answer = Callable[[BaseHTTPRequestHandler], None]

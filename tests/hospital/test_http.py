@@ -16,13 +16,13 @@ from hospital.lying import HTML, Liar, answer, drips, multipart, raw, rows, say
 from hospital.planted import radiograph, save, series
 from m3bind.errors import ConfigError
 from m3bind.hospital import http
-from m3bind.hospital.answers import QUOTED, ServerUnavailableError, WebError, reason_of
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.dicomweb import Pull
 from m3bind.hospital.http import Bounds, Web, authorization
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.qido import Wanted
+from m3bind.hospital.responses import QUOTED, ServerUnavailableError, WebError, reason_of
 from m3bind.hospital.send import SendError, destination
 from m3bind.hospital.spool import Spool
 from m3bind.hospital.tls import Certificates

@@ -22,11 +22,11 @@ from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
 
 from hospital.planted import Names, electrocardiogram, plant, radiograph, series
-from m3bind.hospital import wire
+from m3bind.hospital import connection_limits
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.listener import Listener, ListenerSettings
-from m3bind.hospital.porch import Porch
+from m3bind.hospital.pending_connections import Porch
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.spool import BROKEN, Spool
 
@@ -376,7 +376,7 @@ def test_a_full_disk_is_an_answer(
 
     association = associate(listener.port)
     with monkeypatch.context() as patch:
-        patch.setattr(wire, "open", opened, raising=False)
+        patch.setattr(connection_limits, "open", opened, raising=False)
         assert association.send_c_store(radiograph(1)).Status == 0xA700
     assert association.send_c_store(radiograph(2)).Status == 0
     association.release()

@@ -15,11 +15,11 @@ from hospital.killed import DIM, NAMES, StandIn, decoded, embedding
 from hospital.planted import radiograph, save, series
 from m3bind.errors import ConfigError, DiskError, M3BindError
 from m3bind.hospital import encoder as encoding
-from m3bind.hospital import held as holding
+from m3bind.hospital import late_objects as holding
 from m3bind.hospital.encoder import SpoolEncoder
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.spool import STOPPED, Spool
-from m3bind.hospital.spooled import SpoolFileError, doubts, inspect
+from m3bind.hospital.spool_files import SpoolFileError, doubts, inspect
 from m3bind.index import Index, create_index
 
 SCAN = 7

@@ -143,7 +143,7 @@ def _picture(path: Path, seed: int) -> None:
 def _run(folder: Path) -> None:
     from m3bind.config import load_config
     from m3bind.core import sums
-    from m3bind.evaluate.estimate import Resampling, mean_estimate
+    from m3bind.evaluate.confidence import Resampling, mean_estimate
     from m3bind.evaluate.results import Context, ResultTable
 
     hits = np.arange(40) % 3 > 0

@@ -11,8 +11,8 @@ from m3bind.core.columns import text_columns
 from m3bind.encode.encoded import Encoded
 from m3bind.encode.job import encode_files
 from m3bind.index import create_index
-from m3bind.index.archive import ArchiveIndex
 from m3bind.index.build import build_index
+from m3bind.index.encoded_archive import ArchiveIndex
 from m3bind.space.bundle import load, save_space
 from space import tiny
 

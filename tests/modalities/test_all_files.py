@@ -13,8 +13,8 @@ import pytest
 
 from m3bind import modalities
 from m3bind.errors import ReadError
+from m3bind.modalities.formats.detect import recognise
 from m3bind.modalities.formats.isolation import WORKERS
-from m3bind.modalities.formats.recognise import recognise
 
 VAGUE = re.compile(r"not readable \(")  # the worker's reason for an unexpected exception
 

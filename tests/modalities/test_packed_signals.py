@@ -13,8 +13,8 @@ from tests.modalities.test_signals import aecg, beats, header, write_edf, write_
 
 from m3bind.errors import ReadError
 from m3bind.modalities import get
+from m3bind.modalities.formats.detect import recognise
 from m3bind.modalities.formats.files import files_below
-from m3bind.modalities.formats.recognise import recognise
 
 Pack = Callable[[Path, list[tuple[str, bytes]]], Path]
 

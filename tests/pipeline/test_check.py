@@ -11,7 +11,7 @@ from PIL import Image
 
 from m3bind.core.files import write_json
 from m3bind.errors import ConfigError, ReadError, UnknownNameError
-from m3bind.modalities.formats.recognise import recognise
+from m3bind.modalities.formats.detect import recognise
 from m3bind.pipeline import check
 
 Make = Callable[..., Path]

@@ -14,7 +14,7 @@ from PIL import Image
 from m3bind.errors import ConfigError, ReadError
 from m3bind.evaluate.agreement import agreement_rows
 from m3bind.evaluate.calibration import answers
-from m3bind.evaluate.points import Points, same_concept, same_patient
+from m3bind.evaluate.embedded_files import Points, same_concept, same_patient
 from m3bind.evaluate.results import Context
 from m3bind.evaluate.retrieval import patient_retrieval_rows
 from m3bind.evaluate.zero_shot import unit

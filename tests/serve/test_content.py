@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3bind.index import create_index
-from m3bind.serve.archive import Archive
+from m3bind.serve.index_reload import Archive
 from m3bind.serve.layout import flat
 from m3bind.serve.phrases import Vocabulary, phrases_for
 from m3bind.serve.query import Questions
 from m3bind.serve.schemas import ZeroShot
 from m3bind.serve.uploads import Uploads
-from m3bind.serve.zero_shot import ZeroShooter
+from m3bind.serve.zero_shot_answer import ZeroShooter
 
 
 def unit(rows):

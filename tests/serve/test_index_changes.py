@@ -8,7 +8,7 @@ import pytest
 
 from m3bind.index import create_index, open_index
 from m3bind.serve.app import make_app
-from m3bind.serve.archive import Archive
+from m3bind.serve.index_reload import Archive
 from m3bind.serve.settings import ServiceSettings
 from serve.conftest import client_of, until
 

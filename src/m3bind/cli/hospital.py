@@ -327,7 +327,7 @@ def _sent(send: "Callable[[Dataset], None]", name: str, report: "Dataset") -> bo
     Raises:
         ServerUnavailableError: the archive cannot be reached.
     """
-    from m3bind.hospital.answers import WebError
+    from m3bind.hospital.responses import WebError
     from m3bind.hospital.send import SendError
 
     try:

@@ -101,9 +101,9 @@ def index(
     from m3bind.core.files import write_json
     from m3bind.core.stored import lines_given
     from m3bind.index import build_index, open_index
-    from m3bind.index.about import about, as_text
     from m3bind.index.calibration import calibrate
     from m3bind.index.roots import remember, remembered
+    from m3bind.index.summary import about, as_text
 
     if repair:
         from m3bind.index.repair import repair as repair_index

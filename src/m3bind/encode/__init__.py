@@ -1,7 +1,7 @@
 """Files -> embeddings on disk: resumable, unreadable files are quarantined.
 
 * `job`: the whole encoding. * `items`: the files to encode. * `decode_pool`, `towers`: run the readers and networks.
-* `draft`, `journal`: unfinished and finished shards. * `encoded`, `assemble`: the finished archive, read and written.
+* `shard`, `journal`: unfinished and finished shards. * `encoded`, `assemble`: the finished archive, read and written.
 """
 
 from typing import TYPE_CHECKING

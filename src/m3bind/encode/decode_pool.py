@@ -21,8 +21,8 @@ from m3bind.encode.items import Row
 from m3bind.errors import M3BindError, ReadError, in_words
 from m3bind.modalities import Cut, Sample
 from m3bind.modalities.base import Modality, get
+from m3bind.modalities.formats.detect import candidates, recognise
 from m3bind.modalities.formats.isolation import allow
-from m3bind.modalities.formats.recognise import candidates, recognise
 from m3bind.space.bundle import Space
 
 WAITING = 256 << 20  # bytes of inputs that may wait for the towers

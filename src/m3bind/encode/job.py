@@ -28,10 +28,10 @@ from m3bind.core.progress import progress
 from m3bind.core.stored import read_json
 from m3bind.encode.assemble import archive_hash, assemble, merge
 from m3bind.encode.decode_pool import DecodedItem, ahead
-from m3bind.encode.draft import Draft
 from m3bind.encode.encoded import MARKER, Encoded, open_encoded
 from m3bind.encode.items import Item, Listing, Source, rows_of, version_of
 from m3bind.encode.journal import Journal, head_of, write_shard
+from m3bind.encode.shard import Draft
 from m3bind.encode.towers import Batches, Precision, TowerRunner, Towers, arithmetic, batch_size, choose
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities import Cut

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m3bind.errors import ConfigError
-from m3bind.evaluate.estimate import Estimate, Resampling, mean_estimate
+from m3bind.evaluate.confidence import Estimate, Resampling, mean_estimate
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.retrieval import search_stats
 from m3bind.evaluate.zero_shot import unit

@@ -18,7 +18,7 @@ from scipy.special import expit, log_expit, log_softmax
 
 from m3bind.errors import ConfigError
 from m3bind.evaluate.classification import BINS, expected_calibration_error, softmax
-from m3bind.evaluate.estimate import Floats, Groups, Resampling, mean_estimate, ratio, resampled
+from m3bind.evaluate.confidence import Floats, Groups, Resampling, mean_estimate, ratio, resampled
 from m3bind.evaluate.results import Context, Row
 
 TARGET = 0.9

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m3bind.errors import UnknownNameError
-from m3bind.evaluate.estimate import (
+from m3bind.evaluate.confidence import (
     DEFAULT,
     Estimate,
     Floats,

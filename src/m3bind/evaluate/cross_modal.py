@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from m3bind.data.batching import rng
 from m3bind.errors import ConfigError
-from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.confidence import Resampling
 from m3bind.evaluate.ranking import RankStats, median_rank, mrr, recall_at_k
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.retrieval import search_stats

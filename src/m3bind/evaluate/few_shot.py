@@ -25,7 +25,7 @@ from m3bind.data.splits import patient_position
 from m3bind.errors import ConfigError, ManifestError
 from m3bind.evaluate import adapters
 from m3bind.evaluate.adapters import Adapter, FewShotProblem, Samples
-from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.confidence import Resampling
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.scoring import score_rows
 

@@ -17,9 +17,9 @@ from m3bind.data.records import BadRow, Record
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.adapters import Adapter, Samples
 from m3bind.evaluate.calibration import calibration_rows
+from m3bind.evaluate.confidence import Resampling
 from m3bind.evaluate.cross_modal import through_text, visit_retrieval_rows
 from m3bind.evaluate.datasets import Dataset
-from m3bind.evaluate.estimate import Resampling
 from m3bind.evaluate.few_shot import FewShotSettings, few_shot_rows
 from m3bind.evaluate.jobs import Job
 from m3bind.evaluate.prompt_files import load_prompts, prompt_sets

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
 from m3bind.errors import ConfigError
-from m3bind.evaluate.estimate import DEFAULT, Estimate, Floats, Resampling, mean_estimate, resampled
+from m3bind.evaluate.confidence import DEFAULT, Estimate, Floats, Resampling, mean_estimate, resampled
 
 
 @dataclass(frozen=True)

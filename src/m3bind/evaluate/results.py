@@ -21,7 +21,7 @@ from m3bind.core import sums
 from m3bind.core.files import atomic_path, write_json
 from m3bind.core.stored import checked, read_json
 from m3bind.errors import M3BindError, ResultError
-from m3bind.evaluate.estimate import Estimate
+from m3bind.evaluate.confidence import Estimate
 
 STAGES = ("unbound", "closed_form", "aligned", "distilled")
 LOW_IS_GOOD = ("median_rank", "ece")

@@ -17,7 +17,7 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from m3bind.evaluate.estimate import DEFAULT, Estimate, Groups, Resampling, average, resampled
+from m3bind.evaluate.confidence import DEFAULT, Estimate, Groups, Resampling, average, resampled
 from m3bind.evaluate.ranking import RankStats, median_rank, mrr, precision_values, rank_stats, recall_at_k
 from m3bind.evaluate.results import Context, Row
 from m3bind.models.embedding import correct_gap

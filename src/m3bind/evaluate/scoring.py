@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m3bind.evaluate.classification import MULTI, auroc, classification, multilabel
-from m3bind.evaluate.estimate import Floats, Resampling, ratio
+from m3bind.evaluate.confidence import Floats, Resampling, ratio
 from m3bind.evaluate.results import Context, Row
 
 STEPS = 100  # thresholds tried

@@ -24,7 +24,7 @@ from scipy.special import expit
 
 from m3bind.errors import ConfigError
 from m3bind.evaluate.classification import MULTI, softmax
-from m3bind.evaluate.estimate import Floats, Resampling
+from m3bind.evaluate.confidence import Floats, Resampling
 from m3bind.evaluate.prompt_files import Labelled
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.scoring import score_rows

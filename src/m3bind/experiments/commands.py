@@ -28,7 +28,7 @@ from m3bind.evaluate.compare import compare_rows
 from m3bind.evaluate.leaks import LeakReport, near_duplicates, seen_by, split_leaks
 from m3bind.evaluate.pivot import console, number
 from m3bind.evaluate.results import ResultTable, plain
-from m3bind.evaluate.suite import View, measure
+from m3bind.evaluate.stage_results import View, measure
 from m3bind.evaluate.tasks import tasks_for
 from m3bind.experiments import paper_tables
 from m3bind.experiments.evaluated_model import EvaluatedModel, of_space

@@ -26,7 +26,7 @@ from m3bind.data.batching import EpochSampler
 from m3bind.data.records import Record
 from m3bind.evaluate.adapters import Adapter, FewShotProblem, Samples, Scorer
 from m3bind.evaluate.adapters.descent import task_loss
-from m3bind.evaluate.estimate import Floats
+from m3bind.evaluate.confidence import Floats
 from m3bind.models.base import DualEncoder
 from m3bind.pipeline.features import WIDE, FeatureExtractor
 from m3bind.training import loop

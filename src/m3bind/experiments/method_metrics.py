@@ -14,10 +14,10 @@ from m3bind.config import PostConfig
 from m3bind.data.records import Record
 from m3bind.evaluate.agreement import text_agreement
 from m3bind.evaluate.classification import classification
-from m3bind.evaluate.estimate import Estimate, Resampling, average
+from m3bind.evaluate.confidence import Estimate, Resampling, average
 from m3bind.evaluate.ranking import recall_at_k
 from m3bind.evaluate.retrieval import concept_auc, concept_precision, search_stats
-from m3bind.evaluate.suite import Matrix
+from m3bind.evaluate.stage_results import Matrix
 from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import class_embeddings
 from m3bind.pipeline import stages

@@ -23,7 +23,7 @@ from m3bind.export.base import export_folder, verify
 from m3bind.export.card import EvaluationResult
 from m3bind.export.onnx import Inputs
 from m3bind.space.bundle import Space
-from m3bind.space.foreign_folder import MARKER
+from m3bind.space.exported_folders import MARKER
 
 __all__ = ["ARRAYS", "FORMATS", "MARKER", "EvaluationResult", "Exported", "export_arrays", "export_space", "verify"]
 

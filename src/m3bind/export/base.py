@@ -11,8 +11,8 @@ from typing import Any
 
 from m3bind.core.files import atomic_path, sha256_file, write_json
 from m3bind.errors import ConfigError
+from m3bind.space.exported_folders import FORMAT, MARKER, read_export
 from m3bind.space.folder import guard_folder, versions
-from m3bind.space.foreign_folder import FORMAT, MARKER, read_export
 from m3bind.space.reader import damaged
 
 VERSION = 1

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from m3bind.errors import DiskError
-from m3bind.hospital.answers import Failing, ServerUnavailableError, WebError, content
 from m3bind.hospital.deidentify import Refused
 from m3bind.hospital.http import Request, Web
 from m3bind.hospital.intake import Intake
-from m3bind.hospital.ledger import Pulled
 from m3bind.hospital.multipart import objects_to_files
 from m3bind.hospital.qido import Catalogue, FoundSeries, Wanted
+from m3bind.hospital.responses import Failing, ServerUnavailableError, WebError, content
+from m3bind.hospital.spool_database import Pulled
 
 if TYPE_CHECKING:
     from httpx import Response

@@ -1,6 +1,6 @@
 """Complete units of the spool into the index.
 
-    unit -> checked (spooled) -> with earlier objects of the item -> decoded in a child process -> embedded
+    unit -> checked (`spool_files`) -> with earlier objects of the item -> decoded in a child process -> embedded
          -> files stored, if enabled -> index.upsert -> out of the spool
 
 * `SpoolEncoder`: a step at a time, or until a stop event is set.
@@ -32,7 +32,7 @@ import pandas as pd
 from m3bind.encode.decode_pool import DecodedItem, ahead
 from m3bind.errors import DiskError, M3BindError, UnknownNameError
 from m3bind.hospital.spool import REPLACED, SUFFIX, Spool
-from m3bind.hospital.spooled import ObjectFacts, SpoolFileError, counted, doubts, inspect
+from m3bind.hospital.spool_files import ObjectFacts, SpoolFileError, counted, doubts, inspect
 from m3bind.hospital.tags import SERIES
 from m3bind.index.base import DOUBTS, INCOMPLETE, KEY, Index
 from m3bind.index.calibration import calibrate

@@ -5,7 +5,7 @@
 * `authorization`: the credentials, from a file or the environment, never from the command line.
 
 Every request ends: no byte for some seconds, a rate below a modem's, or more bytes or time than allowed close its
-connection in any phase of the answer (`m3bind.hospital.watch`). httpx limits only the time between two bytes and
+connection in any phase of the answer (`m3bind.hospital.answer_timer`). httpx limits only the time between two bytes and
 retries only failed connections, so both are done here.
 """
 
@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 
 from m3bind.core.stored import read_given
 from m3bind.errors import ConfigError, M3BindError
-from m3bind.hospital import answers
-from m3bind.hospital.answers import VARIABLE, Failing, ServerUnavailableError, TransientError, WebError
-from m3bind.hospital.watch import AnswerTimer
+from m3bind.hospital import responses
+from m3bind.hospital.answer_timer import AnswerTimer
+from m3bind.hospital.responses import VARIABLE, Failing, ServerUnavailableError, TransientError, WebError
 
 if TYPE_CHECKING:
     from httpx import Response
@@ -131,7 +131,7 @@ class Web:
         """
 
         def read(answer: "Response") -> Page:
-            data = b"".join(answers.content(answer, self.bounds.answer))
+            data = b"".join(responses.content(answer, self.bounds.answer))
             warning = answer.headers.get("Warning", "")
             more = answer.status_code == 206 or (warning.strip().startswith("299") and "additional results" in warning)
             return Page(self._listed(data, answer.headers.get("Content-Type", "")), more)
@@ -150,7 +150,7 @@ class Web:
                 parse_int=lambda digits: int(digits) if len(digits) <= 18 else -1,  # long ones take quadratic time
             )
         except (ValueError, RecursionError):
-            raise WebError(f"{self.host}: answers {answers.called(kind)} in place of DICOM JSON; {_ROOT}") from None
+            raise WebError(f"{self.host}: answers {responses.called(kind)} in place of DICOM JSON; {_ROOT}") from None
         if not isinstance(items, list):
             raise WebError(f"{self.host}: an answer that is not a list; {_ROOT}")
         return [item if isinstance(item, dict) else {} for item in items]
@@ -207,9 +207,9 @@ class Web:
                     if status in (200, 204, 206, *request.also):
                         return read(answer)
                     if status in _TRANSIENT:
-                        wait = answers.seconds(answer.headers.get("Retry-After"))
-                        raise TransientError(f"status {status}{answers.meaning(answer)}", wait)
-                    raise WebError(f"{self.host}: answers {status}{answers.meaning(answer)}", status)
+                        wait = responses.seconds(answer.headers.get("Retry-After"))
+                        raise TransientError(f"status {status}{responses.meaning(answer)}", wait)
+                    raise WebError(f"{self.host}: answers {status}{responses.meaning(answer)}", status)
             except (httpx.HTTPError, TransientError, WebError):
                 if watch.late:
                     raise Failing(f"{self.host}: {watch.late}") from None
@@ -237,7 +237,7 @@ class Web:
             raise WebError(f"{self.host}: the request cannot be sent ({error})") from None
         if isinstance(error, httpx.ProxyError):
             raise WebError(
-                f"{self.host}: the proxy of the environment refuses ({answers.printable(str(error))})"
+                f"{self.host}: the proxy of the environment refuses ({responses.printable(str(error))})"
             ) from None
 
     def close(self) -> None:

@@ -13,7 +13,7 @@
 
 Received bytes go to the spool's folder as they arrive, never into memory as a whole; an association that sends an
 object larger than allowed is aborted. The number of associations is limited; connections that have not requested one
-wait on the `porch`. A series stays open while an association that sent some of it is open: see `Spool`.
+wait on the `pending_connections`. A series stays open while an association that sent some of it is open: see `Spool`.
 """
 
 import ipaddress
@@ -29,7 +29,7 @@ from typing import Any, Literal
 from m3bind.errors import ConfigError, DiskError
 from m3bind.hospital.deidentify import Refused
 from m3bind.hospital.intake import Intake
-from m3bind.hospital.porch import Porch
+from m3bind.hospital.pending_connections import Porch
 
 log = logging.getLogger(__name__)
 SUCCESS, OUT_OF_RESOURCES, NO_MATCH, NOT_UNDERSTOOD, NOT_AUTHORISED = 0x0000, 0xA700, 0xA900, 0xC000, 0x0124
@@ -85,7 +85,7 @@ class Listener:
         from pynetdicom import AE, _config
         from pynetdicom.sop_class import Verification
 
-        from m3bind.hospital.wire import PDU
+        from m3bind.hospital.connection_limits import PDU
 
         _config.STORE_RECV_CHUNKED_DATASET = True
         _config.LOG_HANDLER_LEVEL = "none"
@@ -123,7 +123,7 @@ class Listener:
         """
         from pynetdicom import evt
 
-        from m3bind.hospital.wire import receive_into
+        from m3bind.hospital.connection_limits import receive_into
 
         handlers = [
             (evt.EVT_CONN_OPEN, self._opened),
@@ -154,7 +154,7 @@ class Listener:
 
     def stop(self, seconds: float) -> None:
         """Accept no more associations, wait up to `seconds` for running ones, then abort them."""
-        from m3bind.hospital.wire import restore
+        from m3bind.hospital.connection_limits import restore
 
         self._server.shutdown()
         if self._porch is not None:
@@ -169,7 +169,7 @@ class Listener:
         self._intake.spool.settle()
 
     def _opened(self, event: Any) -> None:
-        from m3bind.hospital.wire import guard
+        from m3bind.hospital.connection_limits import guard
 
         guard(event.assoc, self._ae.network_timeout, self._intake.refuse)
         with self._guard:

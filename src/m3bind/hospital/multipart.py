@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from email.message import Message
 from pathlib import Path
 
-from m3bind.hospital.answers import TransientError, WebError
+from m3bind.hospital.responses import TransientError, WebError
 
 HEAD = 1 << 16  # bytes of a part's headers
 PARTS = 100_000  # of an answer

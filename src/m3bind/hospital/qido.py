@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from m3bind.errors import ConfigError
-from m3bind.hospital.answers import ServerUnavailableError, WebError
 from m3bind.hospital.http import Page, Web
+from m3bind.hospital.responses import ServerUnavailableError, WebError
 from m3bind.modalities.formats.files import DICOM_KINDS
 
 STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"

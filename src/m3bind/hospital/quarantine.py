@@ -12,7 +12,7 @@ from typing import TextIO
 
 from m3bind.core.files import open_lock
 from m3bind.errors import ConfigError, DiskError
-from m3bind.hospital.held import move_files
+from m3bind.hospital.late_objects import move_files
 from m3bind.privacy import redact_path
 
 LIST = "aside.csv"

@@ -18,7 +18,7 @@ from m3bind.errors import ConfigError
 from m3bind.hospital.deidentify import Origin
 from m3bind.index.base import INCOMPLETE, Index
 from m3bind.index.calibration import calibration_of
-from m3bind.search.zero_shot import ZeroShotClassifier, labels_of
+from m3bind.search.zero_shot_classifier import ZeroShotClassifier, labels_of
 from m3bind.space.bundle import Space
 
 if TYPE_CHECKING:

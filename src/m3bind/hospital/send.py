@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from m3bind.errors import ConfigError, M3BindError
-from m3bind.hospital.answers import content, reason_of
 from m3bind.hospital.http import Request, Web
+from m3bind.hospital.responses import content, reason_of
 
 if TYPE_CHECKING:
     from httpx import Response

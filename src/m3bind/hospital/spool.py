@@ -3,9 +3,9 @@
     SPOOL/incoming/               objects being received, with names; removed when accepted, and at the start
     SPOOL/units/UNIT/OBJECT.dcm   accepted, de-identified; UNIT is an item of the future index
     SPOOL/work/UNIT/              taken by the encoder; moved back to units/ at the start
-    SPOOL/held/UNIT/              see `held`: files of encoded items, for late objects
+    SPOOL/held/UNIT/              see `late_objects`: files of encoded items, for late objects
     SPOOL/aside/UNIT/             see `quarantine`: unusable files, with a line in SPOOL/aside.csv
-    SPOOL/ledger.db               see `ledger`: the record of finished work
+    SPOOL/ledger.db               see `spool_database`: the record of finished work
 
 * `Spool`: stores objects durably and determines which units are complete. For one process at a time.
 
@@ -28,9 +28,9 @@ from typing import Self
 from m3bind.core.files import atomic_path, flush, open_lock, sha256_file
 from m3bind.errors import ConfigError, DiskError, in_words
 from m3bind.hospital.deidentify import Cleaned, Refused
-from m3bind.hospital.held import Held, size_of
-from m3bind.hospital.ledger import Ledger, Mark
+from m3bind.hospital.late_objects import Held, size_of
 from m3bind.hospital.quarantine import Quarantine
+from m3bind.hospital.spool_database import Ledger, Mark
 
 SUFFIX = ".dcm"
 RESERVE = 256 << 20  # bytes of the disk that are left free
@@ -289,7 +289,7 @@ class Spool:
     # -- after encoding ------------------------------------------------------------------------------------------------
 
     def earlier(self, unit: str, held: bool) -> dict[str, Path]:
-        """Further files of a taken unit, by object: those `held`, and quarantined ones, which are newer."""
+        """Further files of a taken unit, by object: those `late_objects`, and quarantined ones, which are newer."""
         places = ([self.held.folder / unit] if held else []) + [self.aside / unit]
         return {file.stem: file for place in places for file in sorted(place.glob(f"*{SUFFIX}"))}
 

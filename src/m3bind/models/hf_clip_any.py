@@ -19,7 +19,7 @@ from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.layers.library import LibraryModel
 from m3bind.models.layers.preprocess import rgb_image
-from m3bind.models.weights import foreign, foreign_tokenizer
+from m3bind.models.weights import external, foreign_tokenizer
 from m3bind.models.weights.weight_files import State
 
 FAMILIES = (  # each compared with the library's own features, see `_check`
@@ -82,7 +82,7 @@ class HFClipAny(LibraryModel):
     def _read(self, folder: Path, state: State | None) -> Any:
         """The network; tokenizer and image processor become attributes."""
         try:
-            config = foreign.open_config(folder, FAMILIES)
+            config = external.open_config(folder, FAMILIES)
             self.tokenizer: Any = foreign_tokenizer.open_tokenizer(folder)
             self.processor: Any = foreign_tokenizer.open_processor(folder)
         except CheckpointError as error:
@@ -90,8 +90,8 @@ class HFClipAny(LibraryModel):
                 f"{error} A transformers folder holds config.json, tokenizer files and preprocessor_config.json."
             ) from error
         if state is None:
-            return foreign.build(config, folder / foreign.CONFIG)
-        return foreign.build_with_weights(config, state, folder)
+            return external.build(config, folder / external.CONFIG)
+        return external.build_with_weights(config, state, folder)
 
     def _take_apart(self, model: Any) -> int:
         self.config: Any = model.config
@@ -130,7 +130,7 @@ class HFClipAny(LibraryModel):
             ConfigError: none does.
         """
         tokens = self.tokenize(["no acute findings"])
-        with foreign.library(model.config.model_type, "a family whose parts hf_clip_any knows"):
+        with external.library(model.config.model_type, "a family whose parts hf_clip_any knows"):
             images = self.processor(images=rgb_image(_probe()), return_tensors="pt")["pixel_values"][:1]
             mask = {} if model.config.model_type in FULL_LENGTH else {"attention_mask": tokens["attention_mask"]}
             expected_text = _pooled(model.get_text_features(input_ids=tokens["input_ids"], **mask))
@@ -141,7 +141,7 @@ class HFClipAny(LibraryModel):
         ]
         for side, trunk, compute, expected in sides:
             for trunk.pooling in _POOLINGS:
-                with foreign.library(model.config.model_type, f"a family whose {side} tower hf_clip_any knows"):
+                with external.library(model.config.model_type, f"a family whose {side} tower hf_clip_any knows"):
                     got = compute()
                 if got.shape == expected.shape and torch.allclose(got, expected, atol=1e-4, rtol=1e-4):
                     break
@@ -160,7 +160,7 @@ class HFClipAny(LibraryModel):
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """The model's own tokenizer; padded to the longest, or to the full length if the family needs it."""
         full = self.config.model_type in FULL_LENGTH
-        with foreign.library("tokenizer.json", "rules that can split every text"):
+        with external.library("tokenizer.json", "rules that can split every text"):
             encoded = self.tokenizer(
                 list(texts),
                 padding="max_length" if full else True,

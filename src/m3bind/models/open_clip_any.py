@@ -22,7 +22,7 @@ from m3bind.modalities.formats.archive import temporary_folder
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.layers.library import LibraryModel
 from m3bind.models.layers.preprocess import rgb_image
-from m3bind.models.weights import foreign, foreign_tokenizer
+from m3bind.models.weights import external, foreign_tokenizer
 from m3bind.models.weights.checkpoint import load_strict
 from m3bind.models.weights.weight_files import State
 
@@ -107,11 +107,11 @@ class OpenClipAny(LibraryModel):
             options |= {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
             with (
                 foreign_tokenizer.tokenizer_files(folder) as files,
-                foreign.library(folder, f"a folder with tokenizer files; copy them beside {CONFIG_FILE}"),
+                external.library(folder, f"a folder with tokenizer files; copy them beside {CONFIG_FILE}"),
             ):
                 self.tokenizer: Any = HFTokenizer(str(files), local_files_only=True, **options)
         else:
-            with foreign.library(folder / CONFIG_FILE, "settings of CLIP's tokenizer"):
+            with external.library(folder / CONFIG_FILE, "settings of CLIP's tokenizer"):
                 self.tokenizer = SimpleTokenizer(**options)
         inner = getattr(self.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer
         if inner is not None and inner.pad_token is None:
@@ -128,7 +128,7 @@ class OpenClipAny(LibraryModel):
 
         The BPE of CLIP pads with id 0, which is also the token "!", so its mask ends at the end-of-text token instead.
         """
-        with foreign.library("tokenizer.json", "rules that can split every text"):
+        with external.library("tokenizer.json", "rules that can split every text"):
             ids: Tensor = self.tokenizer(list(texts)).long()
         if hasattr(self.tokenizer, "eot_token_id"):
             ends = (ids == self.tokenizer.eot_token_id).int().argmax(1)
@@ -157,22 +157,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
     from open_clip.transform import PreprocessCfg
 
-    stored, where = foreign.settings_of(folder, CONFIG_FILE), folder / CONFIG_FILE
-    with foreign.library(where, "the configuration of an open_clip model"):
+    stored, where = external.settings_of(folder, CONFIG_FILE), folder / CONFIG_FILE
+    with external.library(where, "the configuration of an open_clip model"):
         model = _known(stored.get("model_cfg"), "model_cfg", _MODEL_KEYS)
         if absent := {"embed_dim", "vision_cfg", "text_cfg"} - set(model):
             raise ValueError(f"model_cfg lacks {', '.join(sorted(absent))}")
         vision = _known(model["vision_cfg"], "vision_cfg", _fields(CLIPVisionCfg))
         text = _known(model["text_cfg"], "text_cfg", _fields(CLIPTextCfg))
         preprocessing = _known(stored.get("preprocess_cfg") or {}, "preprocess_cfg", _fields(PreprocessCfg))
-        foreign.sizes(model)
+        external.sizes(model)
         if text.get("tokenizer_kwargs"):
             _known(text["tokenizer_kwargs"], "tokenizer_kwargs", _TOKENIZER_KEYS)
         for name in ("act_kwargs", "norm_kwargs"):
             for part in (vision, text):
                 _known(part.get(name) or {}, name, ("approximate", "eps"))
         for side in (vision.get("image_size"), preprocessing.get("size")):
-            foreign.side(side, "image_size")
+            external.side(side, "image_size")
         if vision.get("timm_model_name"):
             _check_timm(vision["timm_model_name"])
         return {"model_cfg": {**model, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": preprocessing}
@@ -184,7 +184,7 @@ def _known(values: Any, where: str, keys: Collection[str]) -> dict[str, Any]:
     for key, value in values.items():
         if key not in keys:
             raise ValueError(f"{where} has the key {key[:60]!r}; known: {', '.join(sorted(keys))}")
-        if isinstance(value, str) and key not in _ADDRESSES and not foreign.is_name(value):
+        if isinstance(value, str) and key not in _ADDRESSES and not external.is_name(value):
             raise ValueError(f"{where}: {key} is {value[:60]!r}, which is not a name")
     return dict(values)
 
@@ -212,7 +212,10 @@ def _build(config: Mapping[str, Any], folder: Path) -> Any:
             text["hf_model_name"] = str(temporary / TEXT_CONFIG_FOLDER)
             _copy_text_config(folder, temporary, config["model_cfg"]["text_cfg"]["hf_model_name"])
         write_json(temporary / CONFIG_FILE, edited)
-        with foreign.library(folder / CONFIG_FILE, "settings that open_clip can build"), foreign.quiet():
+        with (
+            external.library(folder / CONFIG_FILE, "settings that open_clip can build"),
+            external.quiet(),
+        ):
             return open_clip.create_model(
                 f"local-dir:{temporary}", load_weights=False, pretrained_text=False, force_custom_text=True
             )
@@ -226,9 +229,9 @@ def _copy_text_config(folder: Path, temporary: Path, name: object) -> None:
             f"{folder}: the configuration of its text tower {name!r} is missing, and nothing is downloaded for a "
             f"folder; put that model's config.json into {own}."
         )
-    config = foreign.open_config(own, _TEXT_FAMILIES)
+    config = external.open_config(own, _TEXT_FAMILIES)
     (temporary / TEXT_CONFIG_FOLDER).mkdir()
-    with foreign.library(own / foreign.CONFIG, "the configuration of a text tower"):
+    with external.library(own / external.CONFIG, "the configuration of a text tower"):
         config.save_pretrained(str(temporary / TEXT_CONFIG_FOLDER))
 
 

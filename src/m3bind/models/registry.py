@@ -17,7 +17,7 @@ from m3bind.core.registry import Registry
 from m3bind.core.stored import inside, plain
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.models.base import DualEncoder, ModelCard, constructor_parameters
-from m3bind.models.weights import foreign
+from m3bind.models.weights import external
 from m3bind.models.weights.checkpoint import (
     bounded,
     hash_state,
@@ -107,11 +107,11 @@ def load(name_or_folder: Path | str, checkpoint: Path | str | None = None, **set
 
 def _load_folder(folder: Path, overrides: dict[str, Any]) -> DualEncoder:
     where = folder / MODEL_FILE
-    content = foreign.settings_of(folder, MODEL_FILE)
+    content = external.settings_of(folder, MODEL_FILE)
     name, settings = content.get("model"), content.get("settings")
     if not isinstance(name, str) or not isinstance(settings, dict):
         raise CheckpointError(f"{where}: damaged: the model's name or settings are missing; save the model again.")
-    with foreign.library(folder / WEIGHTS_FILE, "weights inside the folder"):
+    with external.library(folder / WEIGHTS_FILE, "weights inside the folder"):
         state = read_state(inside(folder, WEIGHTS_FILE))
     with without_initialisation():
         model = rebuild(name, settings, folder / ASSETS_FOLDER, [state], where, overrides)
@@ -140,9 +140,9 @@ def rebuild(
     Raises:
         CheckpointError: an unknown model, settings that name a file or an address, or that are not a network's.
     """
-    with foreign.described(where, "the settings of a model"):
+    with external.described(where, "the settings of a model"):
         plain(dict(settings))
-        foreign.sizes(settings)
+        external.sizes(settings)
         parameters = constructor_parameters(_registry.get(name))
         for key, value in settings.items():
             if isinstance(value, str) and key in parameters and "Path" in str(parameters[key].annotation):

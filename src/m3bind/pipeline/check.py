@@ -20,9 +20,9 @@ from m3bind import modalities
 from m3bind.core.files import atomic_path, write_text
 from m3bind.core.progress import progress
 from m3bind.errors import ConfigError, ReadError
+from m3bind.modalities.formats.detect import recognise
 from m3bind.modalities.formats.files import files_below
 from m3bind.modalities.formats.isolation import WORKERS
-from m3bind.modalities.formats.recognise import recognise
 from m3bind.privacy import NOT_UTF8, is_utf8, redact_path
 
 SIDE = 168  # pixels of a thumbnail

@@ -23,8 +23,8 @@ from m3bind.core.stored import read_yaml
 from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError
 from m3bind.evaluate.calibration import Answers, answers, fit_temperature
+from m3bind.evaluate.embedded_files import Points
 from m3bind.evaluate.pivot import console, headline
-from m3bind.evaluate.points import Points
 from m3bind.evaluate.results import ResultTable
 from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import known_rows, task_logits

@@ -42,7 +42,7 @@ from m3bind.data.cache import FeatureCache
 from m3bind.data.records import BadRow, Record, format_bad_rows
 from m3bind.errors import ConfigError, ResultError
 from m3bind.evaluate.results import ResultTable, Row
-from m3bind.evaluate.suite import Matrix, View, measure
+from m3bind.evaluate.stage_results import Matrix, View, measure
 from m3bind.pipeline import dataset, stages
 from m3bind.pipeline.dataset import Dataset
 from m3bind.pipeline.features import FeatureExtractor

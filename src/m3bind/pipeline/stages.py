@@ -26,7 +26,7 @@ from m3bind.config import AlignConfig, PostConfig, RunConfig
 from m3bind.core.files import sha256_text
 from m3bind.distill.stage import DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
-from m3bind.evaluate.suite import Matrix
+from m3bind.evaluate.stage_results import Matrix
 from m3bind.models.base import DualEncoder
 from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder
 from m3bind.models.weights.checkpoint import hash_state

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from m3bind.errors import M3BindError
-from m3bind.evaluate.points import Points, same_concept, same_patient
+from m3bind.evaluate.embedded_files import Points, same_concept, same_patient
 from m3bind.report.plots import color
 
 Thumbnail = Callable[[str, Any], Image.Image]  # (modality, path) -> image

@@ -28,8 +28,8 @@ from sklearn.manifold import TSNE
 
 from m3bind import modalities
 from m3bind.errors import UnknownNameError
-from m3bind.evaluate.estimate import Estimate, Resampling, mean_estimate
-from m3bind.evaluate.points import Points, same_concept, same_patient
+from m3bind.evaluate.confidence import Estimate, Resampling, mean_estimate
+from m3bind.evaluate.embedded_files import Points, same_concept, same_patient
 
 OTHER = "other"
 MARKERS = "osD^vPX<>*"

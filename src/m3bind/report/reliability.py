@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from m3bind.evaluate.calibration import Answers, reliability_curve
 from m3bind.evaluate.classification import BINS, expected_calibration_error
-from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.confidence import Resampling
 from m3bind.report.plots import Plot, Theme, draw
 
 

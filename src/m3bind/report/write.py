@@ -17,10 +17,10 @@ import numpy as np
 
 from m3bind.core.files import write_text
 from m3bind.evaluate.calibration import Answers
+from m3bind.evaluate.embedded_files import Points
 from m3bind.evaluate.pivot import Pivot, headline, html_table, number, pivot
-from m3bind.evaluate.points import Points
 from m3bind.evaluate.results import PROTOCOLS, Row
-from m3bind.evaluate.suite import Matrix
+from m3bind.evaluate.stage_results import Matrix
 from m3bind.evaluate.tasks import title as modality_title
 from m3bind.models.embedding import correct_gap
 from m3bind.report import gallery, plots

@@ -1,6 +1,6 @@
 """From texts, files and items (`query`) to hits (`searcher`), and their display (`sheet`, `thumbnails`).
 
-* `searcher`: `Searcher`, `search`. * `zero_shot`: zero-shot classification of items of an index.
+* `searcher`: `Searcher`, `search`. * `zero_shot_classifier`: zero-shot classification of items of an index.
 """
 
 from typing import TYPE_CHECKING

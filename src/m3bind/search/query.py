@@ -15,7 +15,7 @@ import numpy as np
 
 from m3bind.errors import ConfigError
 from m3bind.index.base import Array
-from m3bind.modalities.formats.recognise import recognise
+from m3bind.modalities.formats.detect import recognise
 
 AGAINST = 0.5  # default weight of texts to avoid
 CANCELLED = 0.1  # minimum length of the sum, as a share of sum_i |w_i|; below it the parts cancel out

@@ -244,7 +244,7 @@ def searchable(source: Source) -> Index:
     if isinstance(source, Index):
         return source
     if isinstance(source, Encoded) or (Path(source) / MARKER).is_file():
-        from m3bind.index.archive import ArchiveIndex
+        from m3bind.index.encoded_archive import ArchiveIndex
 
         return ArchiveIndex(source if isinstance(source, Encoded) else open_encoded(source))
     return open_index(source)

@@ -2,9 +2,9 @@
 
 * `app`: `make_app`, the complete ASGI application. * `run`: it as a process, from start to an orderly shutdown.
 * `service`: state that all routes share. `routes_about`, `routes_ask`, `routes_items`: the routes.
-* `archive`: the current index, opened again after changes. * `queues`: bounded queues in front of the towers.
-* `query`: parts of a query -> one vector. `phrases`, `zero_shot`, `layout`: results computed from it.
+* `index_reload`: the current index, opened again after changes. * `queues`: bounded queues in front of the towers.
+* `query`: parts of a query -> one vector. `phrases`, `zero_shot_answer`, `layout`: results computed from it.
 * `previews`, `pictures`, `lru_cache`: reduced files, and images of them. * `multipart`, `uploads`: uploaded files.
-* `middleware`: checks of a request's headers. `access`: the token. `watch`: time limits, disconnected clients.
+* `middleware`: checks of a request's headers. `access`: the token. `request_limits`: time limits, disconnected clients.
 * `settings`: all limits. `errors`: errors as answers. `schemas`: shapes of requests and answers. `metrics`.
 """

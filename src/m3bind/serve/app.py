@@ -29,9 +29,9 @@ from m3bind.serve.access import Access
 from m3bind.serve.errors import ANSWERS, Refusal, body_of, refusal_of
 from m3bind.serve.metrics import Metrics, Observed
 from m3bind.serve.middleware import LOOPBACK, Guard
+from m3bind.serve.request_limits import InFlightBytes, RequestTimer
 from m3bind.serve.service import Service
 from m3bind.serve.settings import NOTICE, ServiceSettings
-from m3bind.serve.watch import InFlightBytes, RequestTimer
 from m3bind.space.bundle import Space
 
 _CODES = {404: ("not_found", "No such address."), 405: ("method", "This address takes other methods.")}

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind.models.embedding import Array
-from m3bind.serve.archive import Archive, ArchiveState
 from m3bind.serve.errors import Refusal
+from m3bind.serve.index_reload import Archive, ArchiveState
 
 log = logging.getLogger("m3bind.serve")
 DIRECTIONS = 16  # in which phrases differ most

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3bind.serve.errors import answer, refusal_of
+from m3bind.serve.request_limits import InFlightBytes
 from m3bind.serve.service import Service
-from m3bind.serve.watch import InFlightBytes
 
 log = logging.getLogger("m3bind.serve.access")
 METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH")

@@ -13,8 +13,8 @@ import numpy as np
 from m3bind.errors import ConfigError
 from m3bind.models.embedding import Array, correct_gap
 from m3bind.search import query
-from m3bind.serve.archive import ArchiveState
 from m3bind.serve.errors import Refusal
+from m3bind.serve.index_reload import ArchiveState
 from m3bind.serve.schemas import QuestionPart, Source
 from m3bind.serve.uploads import Uploads
 from m3bind.space.bundle import STUDENT, Space

@@ -14,8 +14,8 @@ from fastapi.staticfiles import StaticFiles
 from m3bind import modalities
 from m3bind.core.version import __version__
 from m3bind.serve.access import COOKIE, Access
-from m3bind.serve.archive import ArchiveState
 from m3bind.serve.errors import Refusal
+from m3bind.serve.index_reload import ArchiveState
 from m3bind.serve.metrics import Metrics
 from m3bind.serve.schemas import AboutAnswer, Login
 from m3bind.serve.service import Service

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 
 from m3bind.search.searcher import Hit
 from m3bind.serve import schemas
-from m3bind.serve.archive import ArchiveState
+from m3bind.serve.index_reload import ArchiveState
 from m3bind.serve.schemas import Encode, Phrases, Place, Search, ZeroShot
 from m3bind.serve.service import Service
 

@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse, Response
 from m3bind.errors import ReadError
 from m3bind.modalities.formats.archive import temporary_folder
 from m3bind.serve import pictures, schemas, uploads
-from m3bind.serve.archive import ArchiveState
 from m3bind.serve.errors import Refusal
+from m3bind.serve.index_reload import ArchiveState
 from m3bind.serve.multipart import receive
 from m3bind.serve.pictures import Window
 from m3bind.serve.previews import Preview

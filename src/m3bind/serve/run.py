@@ -5,8 +5,8 @@
 * `refuse_open`: an address that other machines reach needs a token. * `is_loopback`: whether they do not.
 * `leave`: ends the process although a background thread still computes.
 
-Clients that are slow with the head of a request, or that leave an answer unread, are disconnected; `watch` bounds the
-body. On SIGTERM no request is accepted, and running ones get `ServiceSettings.stop_seconds`.
+Clients that are slow with the head of a request, or that leave an answer unread, are disconnected; `request_limits`
+bounds the body. On SIGTERM no request is accepted, and running ones get `ServiceSettings.stop_seconds`.
 """
 
 import asyncio

@@ -20,8 +20,8 @@ from m3bind.index.calibration import FEW
 from m3bind.index.roots import Roots
 from m3bind.search.searcher import Source
 from m3bind.serve import pictures
-from m3bind.serve.archive import Archive, ArchiveState
 from m3bind.serve.errors import Refusal
+from m3bind.serve.index_reload import Archive, ArchiveState
 from m3bind.serve.layout import MapLayout
 from m3bind.serve.lru_cache import LruCache
 from m3bind.serve.phrases import Vocabulary, phrases_for
@@ -32,7 +32,7 @@ from m3bind.serve.schemas import QuestionPart
 from m3bind.serve.schemas import Source as Asked
 from m3bind.serve.settings import ServiceSettings
 from m3bind.serve.uploads import Uploads
-from m3bind.serve.zero_shot import ZeroShooter
+from m3bind.serve.zero_shot_answer import ZeroShooter
 from m3bind.space.bundle import Space
 
 log = logging.getLogger("m3bind.serve")

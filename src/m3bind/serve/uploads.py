@@ -17,7 +17,7 @@ import torch
 from m3bind import modalities
 from m3bind.errors import M3BindError
 from m3bind.modalities import Sample
-from m3bind.modalities.formats.recognise import recognise
+from m3bind.modalities.formats.detect import recognise
 from m3bind.models.embedding import Array
 from m3bind.serve.errors import Refusal
 from m3bind.serve.previews import Preview

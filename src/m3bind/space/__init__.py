@@ -1,7 +1,7 @@
 """The bound models as one object and one folder.
 
 * `bundle`: `Space`, `load`, `save_space`. * `folder`, `reader`: the space on disk. * `manifest`: schema of space.json.
-* `prompts`: prompt templates. * `foreign_folder`: folders that `export` wrote, which are not spaces.
+* `prompts`: prompt templates. * `exported_folders`: folders that `export` wrote, which are not spaces.
 """
 
 from typing import TYPE_CHECKING

@@ -27,8 +27,8 @@ from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.bridges import BaseBridge, Bridge
 from m3bind.models.embedding import Array, encode_distinct, evaluating, fast_dtype, similarity, softmax, text_dtype
 from m3bind.models.layers.text_encoder import TextEncoder
+from m3bind.space.exported_folders import refuse_foreign
 from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, write_folder
-from m3bind.space.foreign_folder import refuse_foreign
 from m3bind.space.prompts import Prompts, prompts_of
 from m3bind.space.reader import read_folder
 

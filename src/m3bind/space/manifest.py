@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from m3bind.core.stored import Strict, plain
 from m3bind.errors import SpaceError
-from m3bind.models.weights import foreign
+from m3bind.models.weights import external
 from m3bind.space.prompts import MAX_TEMPLATE
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
@@ -94,4 +94,4 @@ def check(content: dict[str, Any], path: Path) -> None:
         plain(content)
         SpaceManifest.model_validate(content)
     except (ValidationError, ValueError) as error:
-        raise SpaceError(f"{path}: {foreign.reason(error)}; m3bind does not write this, so do not use it") from error
+        raise SpaceError(f"{path}: {external.reason(error)}; m3bind does not write this, so do not use it") from error

@@ -23,7 +23,7 @@ from m3bind.models import registry
 from m3bind.models.base import DualEncoder
 from m3bind.models.bridges import BaseBridge, Bridge, freeze, restore
 from m3bind.models.layers.text_encoder import TextEncoder
-from m3bind.models.weights import foreign
+from m3bind.models.weights import external
 from m3bind.models.weights.checkpoint import bounded, without_initialisation
 from m3bind.models.weights.weight_files import check_count
 from m3bind.space import manifest
@@ -155,7 +155,7 @@ class _Reader:
         """The untrained student."""
         where, assets = f"{self.folder / MANIFEST} (student)", self.folder / "assets" / "student"
         states = [self._state(file) for file in entry["weights"].values()]
-        with foreign.described(where, "the settings of a student"), bounded(states, where):
+        with external.described(where, "the settings of a student"), bounded(states, where):
             return TextEncoder.from_settings(entry["settings"], assets=assets)
 
     def _bridge(self, name: str, entry: Mapping[str, Any], arrays: State) -> BaseBridge:
@@ -164,13 +164,13 @@ class _Reader:
         try:
             if described is None:
                 return freeze(Bridge(arrays[f"bridge.{name}"]))
-            foreign.sizes(described["settings"])
+            external.sizes(described["settings"])
             with bounded([arrays], f"{self.folder} (bridge of {name})"):
                 bridge = restore(described["kind"], described["settings"])
             bridge.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
         except (RuntimeError, KeyError, TypeError, ValueError, ConfigError, RecursionError) as error:
             raise SpaceError(
-                f"{self.folder}: the bridge of {name} does not fit ({foreign.reason(error)}); was it saved by another "
+                f"{self.folder}: the bridge of {name} does not fit ({external.reason(error)}); was it saved by another "
                 "version?"
             ) from error
         return freeze(bridge)

@@ -11,7 +11,7 @@ from m3bind.evaluate.adapters import FewShotProblem, Samples, descent, linear_pr
 from m3bind.evaluate.adapters.clip_adapter import label_bias
 from m3bind.evaluate.adapters.tip_adapter import MAX_KEYS, build_cache
 from m3bind.evaluate.classification import auroc, balanced_accuracy
-from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.confidence import Resampling
 
 NONE = Resampling(resamples=0)
 DIM, CLASSES = 16, 3

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from m3bind.core.registry import Registry
 from m3bind.evaluate.classification import auroc, balanced_accuracy
-from m3bind.evaluate.estimate import Floats, Resampling
+from m3bind.evaluate.confidence import Floats, Resampling
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from m3bind.core.files import sha256_text
 from m3bind.evaluate.adapters.base import Adapter, FewShotProblem, Samples, Scorer, quality
 from m3bind.evaluate.adapters.descent import Descent, descend, tensors
-from m3bind.evaluate.estimate import Floats
+from m3bind.evaluate.confidence import Floats
 
 REDUCTION = 4
 RATIOS = (0.2, 0.4, 0.6, 0.8)  # the first without valid

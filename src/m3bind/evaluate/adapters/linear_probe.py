@@ -20,7 +20,7 @@ from torch import nn
 from m3bind.errors import M3BindError
 from m3bind.evaluate.adapters.base import Adapter, FewShotProblem, Samples, Scorer, quality
 from m3bind.evaluate.adapters.descent import Descent, descend, tensors
-from m3bind.evaluate.estimate import Floats
+from m3bind.evaluate.confidence import Floats
 from m3bind.evaluate.zero_shot import unit
 
 DECAYS = np.logspace(-6, 2, 97)

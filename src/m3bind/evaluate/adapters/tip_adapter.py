@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from m3bind.errors import M3BindError
 from m3bind.evaluate.adapters.base import Adapter, FewShotProblem, Samples, Scorer, quality
 from m3bind.evaluate.adapters.clip_adapter import label_bias
-from m3bind.evaluate.estimate import Floats
+from m3bind.evaluate.confidence import Floats
 
 ALPHA, BETA = 1.0, 5.5
 ALPHAS = np.linspace(0.1, 13.0, 20)

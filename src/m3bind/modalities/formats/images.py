@@ -22,7 +22,7 @@ from m3bind.errors import ReadError, in_words
 from m3bind.modalities.base import Modality, get, names
 from m3bind.modalities.formats import codestream, colour_profile, dicom, limits, png, tiff, tile_streams
 from m3bind.modalities.formats import damage as _damage
-from m3bind.modalities.formats.picture_values import Values, grey_or_rgb, on_black, unit_range
+from m3bind.modalities.formats.image_values import Values, grey_or_rgb, on_black, unit_range
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -119,7 +119,7 @@ class DecodedImage:
 def decode_image(path: Path) -> DecodedImage:
     """Decode a PNG, JPEG or TIFF: float32 0..1, (H, W) of grey and (H, W, 3) of colour files.
 
-    Values are scaled linearly (`picture_values.unit_range`); transparent pixels are blended with black.
+    Values are scaled linearly (`image_values.unit_range`); transparent pixels are blended with black.
 
     Raises:
         ReadError: not such an image, damaged, several pages, shorter than `MIN_SIDE`, more than `LIMITS.pixels`, or

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from m3bind.errors import ReadError
 from m3bind.modalities.formats import limits
-from m3bind.modalities.formats.picture_values import TRANSPARENT
+from m3bind.modalities.formats.image_values import TRANSPARENT
 
 Array = NDArray[np.float32]
 Values = NDArray[Any]

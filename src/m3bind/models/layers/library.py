@@ -18,7 +18,7 @@ from m3bind.models.base import DualEncoder
 from m3bind.models.layers.preprocess import LUNG_WINDOW
 from m3bind.models.layers.text_encoder import lora_targets
 from m3bind.models.weights.checkpoint import bounded
-from m3bind.models.weights.foreign import library
+from m3bind.models.weights.external import library
 from m3bind.models.weights.hub import resolve
 from m3bind.models.weights.weight_files import State, read_state
 

@@ -24,7 +24,7 @@ from m3bind.models.base import Tokens
 from m3bind.models.layers.bert import BertTrunk, Pooling
 from m3bind.models.layers.heads import head_of
 from m3bind.models.layers.tokenizer import TextTokenizer, read_tokenizer, train_wordpiece
-from m3bind.models.weights import foreign
+from m3bind.models.weights import external
 from m3bind.models.weights.allowed import ENCODERS
 from m3bind.models.weights.checkpoint import bounded, drop_position_ids, load_strict, rename
 from m3bind.models.weights.hub import resolve
@@ -75,7 +75,7 @@ class HFTrunk(nn.Module):
             raise ConfigError(f"pooling={pooling!r} is for BERT only; a {config.model_type} takes 'mean' or 'cls'.")
         super().__init__()
         self.config, self.pooling = config, pooling
-        self.model = foreign.build(config, "text tower") if model is None else model
+        self.model = external.build(config, "text tower") if model is None else model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(n, L), (n, L) -> (n, H)."""
@@ -147,11 +147,11 @@ class TextEncoder(nn.Module):
             CheckpointError: not the settings of a text tower, or of a family that m3bind does not open.
             ConfigError: `max_tokens` exceeds its positions, or a head that does not exist.
         """
-        with foreign.library("text settings", "those of a text tower"):
+        with external.library("text settings", "those of a text tower"):
             stored = _TextEncoderSettings.model_validate(dict(settings))
-            foreign.sizes(stored.head)
-            config = foreign.make_config(stored.config, ENCODERS, "text settings")
-            with foreign.library("text settings", f"a network of family {config.model_type}"):
+            external.sizes(stored.head)
+            config = external.make_config(stored.config, ENCODERS, "text settings")
+            with external.library("text settings", f"a network of family {config.model_type}"):
                 trunk = (BertTrunk if config.model_type == "bert" else HFTrunk)(config, stored.pooling)
             head = _head(stored.head, trunk)
         _check_length(stored.max_tokens, trunk, stored.config["model_type"])
@@ -302,10 +302,10 @@ def _small_bert(
 def _read_config(folder: Path) -> Any:
     """The configuration in a Hugging Face folder; a folder older than the key `model_type` has BERT's."""
     try:
-        values = foreign.settings_of(folder, foreign.CONFIG)
+        values = external.settings_of(folder, external.CONFIG)
         if "model_type" not in values and "type_vocab_size" in values:
             values["model_type"] = "bert"
-        return foreign.make_config(values, ENCODERS, folder / foreign.CONFIG)
+        return external.make_config(values, ENCODERS, folder / external.CONFIG)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: no usable config.json ({str(error)[:400]}).") from error
 
@@ -325,9 +325,9 @@ def _pretrained(folder: Path, pooling: Pooling, layers: int | None) -> nn.Module
     with bounded([state], str(folder)):
         state = drop_position_ids(state, frozenset())
         if config.model_type != "bert":
-            model = foreign.build_with_weights(config, _of_base(state, config), folder, _POOLER)
+            model = external.build_with_weights(config, _of_base(state, config), folder, _POOLER)
             return HFTrunk(config, pooling, model)
-        with foreign.library(folder, "a network of family bert"):
+        with external.library(folder, "a network of family bert"):
             trunk = BertTrunk(config, pooling)
     names = (rename(r"\.gamma$", ".weight"), rename(r"\.beta$", ".bias"))
     load_strict(trunk.bert, _of_base(state, config), names, (*_POOLER, *dropped), source=str(folder))

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from m3bind.core.stored import inside
 from m3bind.errors import CheckpointError, ConfigError, ReadError
 from m3bind.models.base import Tokens
-from m3bind.models.weights import foreign
+from m3bind.models.weights import external
 from m3bind.models.weights.foreign_tokenizer import TOKENIZER_CONFIG, check_tokenizer, open_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -106,7 +106,7 @@ def read_tokenizer(folder: Path | str, lowercase: bool | None = None) -> Tokeniz
             lines = inside(folder, "vocab.txt").read_text(encoding="utf-8").splitlines()
         if lowercase is None:
             configured = (folder / TOKENIZER_CONFIG).is_file()
-            settings = foreign.settings_of(folder, TOKENIZER_CONFIG) if configured else {}
+            settings = external.settings_of(folder, TOKENIZER_CONFIG) if configured else {}
             lowercase = bool(settings.get("do_lower_case", True))
         return wordpiece({piece: row for row, piece in enumerate(lines)}, lowercase)
     with _readable(folder, "no fast tokenizer here"):
@@ -121,7 +121,7 @@ def read_tokenizer(folder: Path | str, lowercase: bool | None = None) -> Tokeniz
 def _readable(path: Path, reason: str = "not a tokenizer") -> Iterator[None]:
     """Raise errors of reading a tokenizer as a ReadError of `path`."""
     try:
-        with foreign.library(path, "a tokenizer"):
+        with external.library(path, "a tokenizer"):
             yield
     except CheckpointError as error:
         hint = f"expected {TOKENIZER_FILE} or vocab.txt in it; models.layers.text_encoder.train_wordpiece makes one"
@@ -150,7 +150,7 @@ class TextTokenizer:
         if not texts:
             empty = torch.zeros(0, 0, dtype=torch.int64)
             return {"input_ids": empty, "attention_mask": empty.clone()}
-        with foreign.library(TOKENIZER_FILE, "rules that can split every text"):
+        with external.library(TOKENIZER_FILE, "rules that can split every text"):
             encoded = self.tokenizer.encode_batch_fast(list(texts))
         return {
             "input_ids": torch.tensor([row.ids for row in encoded], dtype=torch.int64),

@@ -1,4 +1,4 @@
-"""The allow-lists of `foreign`: families, classes, files and keys of third-party folders.
+"""The allow-lists of `external`: families, classes, files and keys of third-party folders.
 
 Before a name is added, check its module in the library: it must be a network or a tokenizer and nothing else.
 """

@@ -23,7 +23,7 @@ from m3bind.models.weights.allowed import (
     TOKENIZER_KEYS,
     TOKENIZERS,
 )
-from m3bind.models.weights.foreign import CONFIG, MAX_BYTES, MAX_NUMBER, kind_of, library, settings_of, side
+from m3bind.models.weights.external import CONFIG, MAX_BYTES, MAX_NUMBER, kind_of, library, settings_of, side
 
 TOKENIZER_CONFIG, PROCESSOR_CONFIG = "tokenizer_config.json", "preprocessor_config.json"
 _MAX_ADDED = 20_000  # tokens beside a vocabulary

@@ -17,7 +17,7 @@ from m3bind.data.records import Record
 from m3bind.evaluate import adapters
 from m3bind.evaluate.adapters import FewShotProblem, Samples
 from m3bind.evaluate.agreement import agreement_rows
-from m3bind.evaluate.estimate import Resampling
+from m3bind.evaluate.confidence import Resampling
 from m3bind.evaluate.results import Context, Row
 from m3bind.evaluate.retrieval import (
     concept_retrieval_rows,

@@ -1,6 +1,6 @@
 """Summary of an index: items per modality, size, pending changes.
 
-* `about`: as JSON values. * `as_text`: as a few lines.
+* `summary`: as JSON values. * `as_text`: as a few lines.
 """
 
 from pathlib import Path

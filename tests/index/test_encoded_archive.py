@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from m3bind.encode.encoded import Encoded
 from m3bind.errors import ConfigError, UnknownNameError
-from m3bind.index.archive import ArchiveIndex
 from m3bind.index.base import Where
+from m3bind.index.encoded_archive import ArchiveIndex
 
 
 @settings(max_examples=60, deadline=None)

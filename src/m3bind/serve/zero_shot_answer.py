@@ -1,12 +1,12 @@
 """Probabilities of labels for an item or an upload, or an abstention.
 
 * `ZeroShooter`: answers, or abstains if the best label is less likely than the threshold, or if the sample is unlike
-  the index's items of its modality (`m3bind.search.zero_shot`).
+  the index's items of its modality (`m3bind.search.zero_shot_classifier`).
 """
 
 import numpy as np
 
-from m3bind.serve.archive import ArchiveState
+from m3bind.serve.index_reload import ArchiveState
 from m3bind.serve.query import Questions, need_texts
 from m3bind.serve.schemas import ZeroShot
 

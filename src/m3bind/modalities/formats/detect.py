@@ -1,6 +1,6 @@
 """Detection of a file's modality.
 
-* `candidates`: modalities that could read it, by header and extension. * `recognise`: the most likely, by its content.
+* `candidates`: modalities that could read it, by header and extension. * `detect`: the most likely, by its content.
 * `is_slice`: whether a grey image is a CT slice rather than a radiograph.
 """
 

@@ -7,7 +7,7 @@ from scipy.special import expit
 from m3bind.config import EvaluateConfig
 from m3bind.data.records import Record
 from m3bind.evaluate import scoring, zero_shot
-from m3bind.evaluate.suite import View, measure
+from m3bind.evaluate.stage_results import View, measure
 from m3bind.evaluate.tasks import tasks_for
 
 LABELS = [("Emphysema",), (), ("Emphysema", "Atelectasis"), ("Atelectasis", "Lung nodule")]

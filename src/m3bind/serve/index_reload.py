@@ -22,7 +22,7 @@ from m3bind.index.base import Index
 from m3bind.index.milvus import MilvusIndex
 from m3bind.index.store import CURRENT
 from m3bind.search.searcher import Searcher, Source
-from m3bind.search.zero_shot import ZeroShotClassifier, labels_of
+from m3bind.search.zero_shot_classifier import ZeroShotClassifier, labels_of
 from m3bind.space.bundle import Space
 
 log = logging.getLogger("m3bind.serve")
