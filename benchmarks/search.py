@@ -246,7 +246,7 @@ def main(options):
     true = truth(rows, queries)
     names = [name for name in FORMS if not options.only or name in options.only]
     print(f"{options.rows} x {DIM} rows from {len(base)} texts; {conditions()}", flush=True)
-    forms, figures = {}, {}
+    forms, measured = {}, {}
     for name in names:
         form = FORMS[name]()
         place = work / f"{form.file}-{options.rows}"
@@ -263,14 +263,14 @@ def main(options):
             if found >= RECALL or not can_widen:
                 break
         memory = peak_memory(opened_and_searched, name, place, form.width, queries[:BATCH])
-        forms[name], figures[name] = form, (built, opened, found, form.width, memory, size(place))
+        forms[name], measured[name] = form, (built, opened, found, form.width, memory, size(place))
         print(f"  {name}: built", flush=True)
-    report(names, forms, figures, queries, options.repeats)
+    report(names, forms, measured, queries, options.repeats)
     if not options.work:
         shutil.rmtree(work)
 
 
-def report(names, forms, figures, queries, repeats):
+def report(names, forms, measured, queries, repeats):
     single = alternate(
         {n: lambda n=n: [forms[n].search(queries[i : i + 1]) for i in range(SINGLE)] for n in names}, repeats
     )
@@ -278,7 +278,7 @@ def report(names, forms, figures, queries, repeats):
     heads = ("recall@10", "width", "single/s", "batch/s", "build s", "open s", "memory GB", "disk GB")
     print(f"{'':14}" + "".join(f"{head:>10}" for head in heads))
     for name in names:
-        built, opened, found, width, memory, disk = figures[name]
+        built, opened, found, width, memory, disk = measured[name]
         rates = SINGLE / statistics.median(single[name]), BATCH / statistics.median(batch[name])
         used = memory[1] - memory[0] if memory else float("nan")
         line = f"{name:14}{found:10.4f}{width:10}{rates[0]:10.0f}{rates[1]:10.0f}{built:10.1f}{opened:10.2f}"

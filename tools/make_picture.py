@@ -39,7 +39,7 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green and blue, WCAG 2
 CLUSTERS = (("pneumonia", 700, 142), ("normal", 762, 236), ("malignant", 722, 322))
 SPOTS = ((-26, -4), (-10, 16), (4, -16), (18, 8), (30, -12))
 USES = (
-    ("Search", "by words, by any file"),
+    ("Search", "by text, by any file"),
     ("Classify", "with your own labels"),
     ("Serve", "web page, API, PACS"),
     ("Export", "transformers, ONNX"),
@@ -142,7 +142,7 @@ def _uses(colours: dict[str, str]) -> str:
         text += _box(850, y - 26, 140, 50, colours["card"], colours["line"])
         text += _text(920, y - 4, title, colours["ink"], "b m") + _text(920, y + 14, words, colours["soft"], "s m")
     return text + _text(
-        500, 424, "An X-ray finds ECGs that nobody ever paired with it, and words find both.", colours["soft"], "m"
+        500, 424, "An X-ray finds ECGs that were never paired with it, and text finds both.", colours["soft"], "m"
     )
 
 

@@ -389,7 +389,7 @@ def errors() -> str:
         f"{rows}\n"
         "| exit code | meaning |\n|---|---|\n"
         "| 0 | everything asked for was done |\n"
-        "| 1 | work failed, or parts were set aside (their list is named) |\n"
+        "| 1 | work failed, or parts were quarantined (their list is named) |\n"
         "| 2 | wrong use: an unknown option, name or setting |\n"
         "| 130 | interrupted; the same command goes on |\n\n"
         "```python\n"

@@ -51,7 +51,7 @@ SHOTS = (
     Shot("map", "desktop", ASKED.replace("search", "map")),
     Shot("zero-shot", "desktop", f"#/zero-shot?source=XRAY&{LABELS}"),
     Shot("abstain", "desktop", f"#/zero-shot?source=XRAY&{LABELS}&threshold=0.9"),
-    Shot("nothing-found", "desktop", f"{ASKED}&patient=nobody"),
+    Shot("nothing-found", "desktop", f"{ASKED}&patient=absent"),
     Shot("loading", "desktop", ASKED, {"**/api/search": lambda route: None}),
     Shot("error", "desktop", ASKED, {"**/api/search": refuse(503, "busy", "Too many questions at once; try again.")}),
     Shot("gone", "desktop", ASKED, {"**/api/search": lambda route: route.abort()}),

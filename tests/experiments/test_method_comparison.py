@@ -86,7 +86,7 @@ def test_a_table_from_start_to_end_and_again_from_its_files(config, tmp_path, mo
     (tmp_path / "t/seed1/relative.json").unlink()  # killed before it was written
     compare_methods(config, tmp_path / "t", [0, 1], wanted)
     again, first = json.loads((tmp_path / "t/seed1/relative.json").read_text()), json.loads(before)
-    assert again["figures"] == first["figures"]
+    assert again["metrics"] == first["metrics"]
     table = json.loads((tmp_path / "t/methods.json").read_text())
     monkeypatch.setattr(method_comparison, "_bind_and_measure", lambda *a: pytest.fail("measured again"))
     assert compare_methods(config, tmp_path / "t", [0, 1], wanted) == table

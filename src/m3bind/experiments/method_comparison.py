@@ -187,7 +187,7 @@ def summary(config: RunConfig, measured: Mapping[str, list[dict[str, Any]]], see
             rows.append({**row, "skipped": runs[0]["skipped"]})
             continue
         row |= {"uses": runs[0]["uses"], "seconds": float(np.mean([r["seconds"] for r in runs])), "post": {}}
-        for post in runs[0]["figures"]:
+        for post in runs[0]["metrics"]:
             row["post"][post] = _over_seeds(runs, measured[DEFAULT], post)
         unbound = measured.get("unbound")
         if unbound:
@@ -198,14 +198,14 @@ def summary(config: RunConfig, measured: Mapping[str, list[dict[str, Any]]], see
 
 
 def _value(run: Mapping[str, Any], metric: str, post: str = "") -> float:
-    value = run["figures"][post][metric]["value"]
+    value = run["metrics"][post][metric]["value"]
     return float("nan") if value is None else float(value)
 
 
 def _over_seeds(runs: list[dict[str, Any]], base: list[dict[str, Any]], post: str) -> dict[str, Any]:
     """Mean, spread, chance and gallery of each metric, and for `TESTED` the difference to the default without post."""
     cells = {}
-    for metric, first in runs[0]["figures"][post].items():
+    for metric, first in runs[0]["metrics"][post].items():
         values = [_value(r, metric, post) for r in runs]
         cell: dict[str, Any] = {
             "mean": float(np.mean(values)),
@@ -213,8 +213,8 @@ def _over_seeds(runs: list[dict[str, Any]], base: list[dict[str, Any]], post: st
             "chance": first["chance"],
             "gallery": first["gallery"],
         }
-        ours = [r["figures"][post][metric]["replicates"] for r in runs]
-        theirs = [r["figures"][""][metric]["replicates"] for r in base]
+        ours = [r["metrics"][post][metric]["replicates"] for r in runs]
+        theirs = [r["metrics"][""][metric]["replicates"] for r in base]
         if metric in TESTED and all(map(len, [*ours, *theirs])):
             cell["difference"] = cell["mean"] - float(np.mean([_value(r, metric) for r in base]))
             cell |= paired(ours, theirs)

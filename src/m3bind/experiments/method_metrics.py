@@ -29,7 +29,7 @@ Metrics = dict[str, tuple[Estimate, float | None]]  # metric -> estimate, size o
 
 
 def measure_methods(state: State, setup: Setup, sides: Sides) -> dict[str, Any]:
-    """{"figures": {post step: {metric: value, chance, n, gallery, replicates}}} of a state.
+    """{"metrics": {post step: {metric: value, chance, n, gallery, replicates}}} of a state.
 
     `sides`: training embeddings for fitting post steps, see `stages.training_embeddings`.
     """
@@ -43,7 +43,7 @@ def measure_methods(state: State, setup: Setup, sides: Sides) -> dict[str, Any]:
         if not name:
             values |= _agreement(after, setup, resamples)
         measured[name] = {key: _plain(estimate, gallery) for key, (estimate, gallery) in values.items()}
-    return {"figures": measured}
+    return {"metrics": measured}
 
 
 def _iso(state: State) -> dict[str, PostConfig]:
