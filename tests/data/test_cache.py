@@ -14,7 +14,7 @@ from m3bind.errors import M3BindError, NotFiniteError, ReadError
 
 
 class Counter:
-    """A compute function that remembers what it was asked for."""
+    """A compute function that records its calls."""
 
     def __init__(self, items, width=3, dtype=np.float32):
         self.items, self.width, self.dtype, self.calls = items, width, dtype, []
@@ -210,7 +210,7 @@ def test_file_key_is_the_content(tmp_path):
 def test_file_key_of_a_record_and_of_a_folder_covers_all_parts(tmp_path):
     (tmp_path / "r.hea").write_text("# a comment\nr 2 100 1000\nr.dat 16 1000\nr.dat 16 1000\n")
     (tmp_path / "r.dat").write_bytes(b"signal")
-    (tmp_path / "r.atr").write_bytes(b"notes of somebody")
+    (tmp_path / "r.atr").write_bytes(b"third-party notes")
     whole, folder = file_key(tmp_path / "r"), file_key(tmp_path)
     assert file_key(tmp_path / "r.hea") == whole
     (tmp_path / "r.atr").write_bytes(b"other notes")

@@ -57,12 +57,12 @@ def test_auroc_equals_scikit_learn_over_the_classes_that_occur(pairs, seed):
         )
 
 
-def of_known(rows, figure):
-    """Mean over labels of `figure` (truth, prediction) on the known samples of each; labels it gives None leave out."""
+def of_known(rows, metric):
+    """Mean over labels of `metric` (truth, prediction) on the known samples of each; labels it gives None leave out."""
     values = []
     for column in zip(*rows):
         known = [(y == 1, said) for y, said, _ in column if y >= 0]
-        value = figure(*map(np.array, zip(*known))) if known else None
+        value = metric(*map(np.array, zip(*known))) if known else None
         if value is not None:
             values.append(value)
     return np.mean(values) if values else np.nan
@@ -110,16 +110,16 @@ def test_intervals_equal_a_loop_over_resampled_patients():
     draw = Resampling(np.arange(40) // 2, resamples=30, seed=5)
     rows = [np.repeat(np.arange(40), row.astype(int)) for block in draw.weights(40) for row in block]
     none = {"draw": NONE}
-    for figure, data in (
+    for metric, data in (
         (c.weighted_f1, (y, said)),
         (c.kappa, (y, said)),
         (c.macro_precision, (y, said)),
         (c.auroc, (labels, scores)),
         (c.expected_calibration_error, (scores[:, 0] % 1, y == said)),
     ):
-        found = figure(*data, draw=draw)
-        expected = [figure(*(values[at] for values in data), **none).value for at in rows]
-        np.testing.assert_allclose(found.replicates, expected, err_msg=figure.__name__)
+        found = metric(*data, draw=draw)
+        expected = [metric(*(values[at] for values in data), **none).value for at in rows]
+        np.testing.assert_allclose(found.replicates, expected, err_msg=metric.__name__)
         assert (found.ci_low, found.ci_high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
 
 
@@ -127,9 +127,9 @@ def test_intervals_equal_a_loop_over_resampled_patients():
 def test_chance_is_the_mean_over_reordered_predictions(name):
     rng = np.random.default_rng(1)
     y, said = rng.choice(3, 60, p=[0.6, 0.3, 0.1]), rng.choice(3, 60, p=[0.2, 0.3, 0.5])
-    figure = getattr(c, name)
-    simulated = naive.shuffled_mean(lambda a, b: figure(a, b, NONE).value, y, said, times=400)
-    assert figure(y, said, NONE).chance == pytest.approx(simulated, abs=0.02)
+    metric = getattr(c, name)
+    simulated = naive.shuffled_mean(lambda a, b: metric(a, b, NONE).value, y, said, times=400)
+    assert metric(y, said, NONE).chance == pytest.approx(simulated, abs=0.02)
 
 
 def test_classification_gives_the_requested_metrics_in_order():

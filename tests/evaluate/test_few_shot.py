@@ -105,7 +105,7 @@ def test_no_patient_is_on_two_sides(rows):
     kept = few_shot._apart(parts["train"], parts["valid"], parts["test"])
     sides = [set(part.patients) if part is not None else set() for part in kept]
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
-    assert list(kept[2].ids) == list(parts["test"].ids)  # test loses nobody
+    assert list(kept[2].ids) == list(parts["test"].ids)  # test loses no sample
 
 
 def test_lists_are_saved_with_a_hash_and_refused_when_changed(tmp_path):

@@ -114,8 +114,8 @@ def test_chance_is_the_value_of_a_scorer_that_knows_nothing(gallery, relevant, k
     right = np.zeros((1, gallery), bool)
     right[0, :relevant] = True
     stats = rank_stats(np.zeros((1, gallery)), right)  # all tied: every order equally likely
-    for figure in (recall_at_k(stats, k), mrr(stats)):
-        assert figure.value == pytest.approx(figure.chance)
+    for metric in (recall_at_k(stats, k), mrr(stats)):
+        assert metric.value == pytest.approx(metric.chance)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -140,12 +140,12 @@ def test_chance_of_search_equals_simulation():
     right[1500:, :6] = True
     stats = rank_stats(rng.random(right.shape), right)
     few = Resampling(resamples=2)
-    for figure in (
+    for metric in (
         recall_at_k(stats, 3, few),
         mrr(stats, few),
         precision_at_k(rng.random(right.shape), right, 3, few),
     ):
-        assert figure.value == pytest.approx(figure.chance, abs=0.03)
+        assert metric.value == pytest.approx(metric.chance, abs=0.03)
     assert abs(median_rank(stats, few).value - median_rank(stats, few).chance) <= 1
 
 

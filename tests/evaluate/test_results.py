@@ -108,7 +108,7 @@ def test_console_prints_value_interval_n_and_chance():
 
 def test_page_calls_a_change_better_only_outside_the_interval():
     def changed(last, metric="auc"):
-        return p.html_table(p.pivot([make(0.8, metric=metric), make(last, "aligned", metric=metric)]), "figures")
+        return p.html_table(p.pivot([make(0.8, metric=metric), make(last, "aligned", metric=metric)]), "metrics")
 
     assert "better" in changed(0.9) and "worse" in changed(0.7)
     assert "better" not in changed(0.82) and "worse" not in changed(0.78)

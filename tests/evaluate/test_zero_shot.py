@@ -27,12 +27,12 @@ class Rec:
 
 
 def encode(texts):
-    """A fixed unit vector for every text, whatever else is asked with it."""
+    """A fixed unit vector for every text, independent of the other texts."""
     rows = [np.random.default_rng(list(text.encode())).normal(size=DIM) for text in texts]
     return zero_shot.unit(np.stack(rows))
 
 
-def asked(text):
+def vector_of(text):
     return encode([text])[0]
 
 
@@ -78,7 +78,7 @@ def test_probabilities_are_a_softmax_and_do_not_overflow():
 @pytest.mark.parametrize("ensemble", ["mean", "plain_mean", "max"])
 def test_ensembles(tmp_path, ensemble):
     task = read(tmp_path, SINGLE, classes={"A": {"prompts": ["one", "two"]}, "B": None}, ensemble=ensemble)
-    x, one, two = images(5), asked("one"), asked("two")
+    x, one, two = images(5), vector_of("one"), vector_of("two")
     mean = (one + two) / 2
     expected = {
         "mean": x @ (mean / np.linalg.norm(mean)),
@@ -87,7 +87,7 @@ def test_ensembles(tmp_path, ensemble):
     }[ensemble]
     logits = zero_shot.task_logits(task, x, encode, scale=7.0)
     np.testing.assert_allclose(logits[:, 0], 7 * expected)
-    np.testing.assert_allclose(logits[:, 1], 7 * x @ asked("B"))
+    np.testing.assert_allclose(logits[:, 1], 7 * x @ vector_of("B"))
 
 
 def test_scores_standardised_over_images(tmp_path):
@@ -108,11 +108,11 @@ def test_a_pair_is_the_softmax_over_present_and_absent(tmp_path, ensemble):
     logits = zero_shot.task_logits(task, x, encode, scale)
     chances = 1 / (1 + np.exp(-logits))
     for i, row in enumerate(x):
-        two = np.exp([scale * row @ asked("B is present."), scale * row @ asked("B is not present.")])
+        two = np.exp([scale * row @ vector_of("B is present."), scale * row @ vector_of("B is not present.")])
         assert chances[i, 1] == pytest.approx(two[0] / two.sum())
         if ensemble == "max":
             each = [
-                np.exp([scale * row @ asked(f"{n} is present."), scale * row @ asked(f"{n} is not present.")])
+                np.exp([scale * row @ vector_of(f"{n} is present."), scale * row @ vector_of(f"{n} is not present.")])
                 for n in ("a", "aa")
             ]
             assert chances[i, 0] == pytest.approx(max(pair[0] / pair.sum() for pair in each))
@@ -128,7 +128,7 @@ def test_rows_of_two_classes(tmp_path):
     rows = zero_shot.evaluate_task(task, x, others, encode, context, resamples=50)
     assert [row.metric for row in rows] == ["auc", "balanced_accuracy"]
     y = np.array([r.label == "A" for r in others[:39]])
-    score = (x @ asked("A") - x @ asked("B"))[:39]
+    score = (x @ vector_of("A") - x @ vector_of("B"))[:39]
     assert rows[0].value == pytest.approx(auc(y, score).value)
     assert (rows[0].n, rows[0].chance, rows[0].task, rows[0].dataset) == (39, 0.5, "t", "s")
     assert rows[0].prompts == task.prompts_hash and rows[0].stage == "unbound" and rows[0].seed == 3
@@ -152,17 +152,17 @@ def test_several_labels_have_thresholds_of_valid_and_of_test(tmp_path):
     }
     task = read(tmp_path, SEVERAL, classes={"A": None, "B": None}, **options)
     x, v = images(40), images(40, 1)
-    asked_for = []
+    encoded = []
 
     def counted(texts):
         assert isinstance(texts, list)
-        asked_for.append(tuple(texts))
+        encoded.append(tuple(texts))
         return encode(texts)
 
     rows = zero_shot.evaluate_task(
         task, x, SEVERAL, counted, Context(variant="gap"), valid=(v, SEVERAL), scale=9.0, resamples=5
     )
-    assert len(asked_for) == len(set(asked_for)) == 2  # present and absent, once each
+    assert len(encoded) == len(set(encoded)) == 2  # present and absent, once each
     by = {(r.metric, r.variant): r for r in rows}
     names = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "macro_precision", "weighted_precision")
     assert set(by) == {("auroc", "gap")} | {(n, f"gap, threshold={s}") for n in names for s in ("valid", "test")}

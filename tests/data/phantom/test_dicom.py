@@ -68,7 +68,7 @@ def test_ct_series_come_back_exactly(cohort: Path, written: Path) -> None:
 
 
 @pytest.mark.parametrize("modality", ["retina", "pathology"])
-def test_colour_pictures_come_back_exactly(cohort: Path, written: Path, modality: str) -> None:
+def test_colour_images_are_read_back_exactly(cohort: Path, written: Path, modality: str) -> None:
     for source, back in pairs(cohort, written, modality):
         np.testing.assert_array_equal(back.array, source.array)
 

@@ -29,7 +29,7 @@ def prepared(name: str, folder: Path) -> tuple[PreparedDataset, Manifest]:
 
 
 def kinds(done: PreparedDataset) -> Counter[str]:
-    """How many rows were set aside, by kind."""
+    """Number of quarantined rows by kind."""
     return Counter(fault.kind for fault in done.faults)
 
 

@@ -20,7 +20,7 @@ def test_the_sets_of_our_modalities():
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_pictures_and_labels(name, tmp_path):
+def test_images_and_labels(name, tmp_path):
     root = make(name, tmp_path)
     done, records = run(name, root, tmp_path / "out")
     bench = get(name)
@@ -35,8 +35,8 @@ def test_pictures_and_labels(name, tmp_path):
         assert np.abs(sample.array - (low + pixels * (high - low) / 255)).max() <= 0.5  # whole HU
         assert sample.spacing == pytest.approx((bench.side / 28,) * 3)
     else:
-        with Image.open(record.path) as picture:
-            assert (np.asarray(picture) == pixels).all()
+        with Image.open(record.path) as image:
+            assert (np.asarray(image) == pixels).all()
 
 
 def test_several_findings(tmp_path):
@@ -56,8 +56,8 @@ def test_the_largest_size_is_used(tmp_path):
     make_set("pneumoniamnist", root, size=64)
     _, records = run("medmnist_pneumoniamnist", root, tmp_path / "out")
     assert all(name.startswith("64/") for name in records)
-    with Image.open(next(iter(records.values())).path) as picture:
-        assert picture.size == (64, 64) and picture.mode == "L"
+    with Image.open(next(iter(records.values())).path) as image:
+        assert image.size == (64, 64) and image.mode == "L"
 
 
 def test_odd_files(tmp_path):

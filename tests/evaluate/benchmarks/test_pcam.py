@@ -19,8 +19,8 @@ def test_patches_labels_and_slides(tmp_path):
     assert_few_shot(records, pcam.CLASSES)
     first = records["train/000/000000.png"]
     assert first.label == "lymph node" and first.patient == records["train/000/000001.png"].patient
-    with Image.open(first.path) as picture:
-        assert (np.asarray(picture) == tile(np.random.default_rng(0), 0, 96)).all()
+    with Image.open(first.path) as image:
+        assert (np.asarray(image) == tile(np.random.default_rng(0), 0, 96)).all()
     assert sorted(path.name for path in (tmp_path / "out" / "files").iterdir()) == ["test", "train", "valid"]
 
 

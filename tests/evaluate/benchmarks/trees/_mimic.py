@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluate.benchmarks.trees._small import write_ecg, write_picture, write_table
+from evaluate.benchmarks.trees._small import write_ecg, write_image, write_table
 from m3bind.evaluate.benchmarks._chexpert import FINDINGS
 
 LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")  # aVF before aVL, as published
@@ -72,7 +72,7 @@ def write_cxr(folder: Path, studies: Sequence[Study], reports: str = "zip") -> N
     """MIMIC-CXR-JPG with its reports as "zip", "files" or "sectioned"."""
     images = [(s, view) for s in studies for view in s.views]
     for number, (s, view) in enumerate(images):
-        write_picture(folder / s.path(view), number)
+        write_image(folder / s.path(view), number)
     write_table(
         folder / "mimic-cxr-2.0.0-metadata.csv.gz",
         ("dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows", "Columns",

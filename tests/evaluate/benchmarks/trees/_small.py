@@ -30,13 +30,13 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def pixels(seed: int) -> np.ndarray:
-    """A soft (SIDE, SIDE) uint8 picture with the full range of greys."""
+    """A smooth (SIDE, SIDE) uint8 image with the full range of greys."""
     noise = gaussian_filter(np.random.default_rng(seed).normal(size=(SIDE, SIDE)), 4)
     return np.rint(255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
 
 
-def write_picture(path: Path, seed: int, colour: bool = False) -> None:
-    """A picture of the kind the name's ending says; in colour a dark-cornered disc, like a fundus photograph."""
+def write_image(path: Path, seed: int, colour: bool = False) -> None:
+    """An image in the format of the name's ending; in colour a disc on black, like a fundus photograph."""
     grey = pixels(seed)
     if colour:
         y, x = np.mgrid[:SIDE, :SIDE] / SIDE - 0.5

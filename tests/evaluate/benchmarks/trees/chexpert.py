@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evaluate.benchmarks.trees._small import write_picture, write_table
+from evaluate.benchmarks.trees._small import write_image, write_table
 from m3bind.evaluate.benchmarks._chexpert import COMPETITION, FINDINGS
 
 HEADER = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
@@ -30,7 +30,7 @@ def make(root: Path, n: int = 12, seed: int = 0, folder: str = "CheXpert-v1.0") 
         rows = []
         for number, (patient, study, values, view) in enumerate(studies):
             inner = f"{split}/{patient}/study{study}/view{1 + (view == 'Lateral')}_{view.lower()}.jpg"
-            write_picture(root / folder / inner, seed + number)
+            write_image(root / folder / inner, seed + number)
             cells = [values.get(finding) for finding in FINDINGS]
             marks = ["" if value is None else f"{value}.0" for value in cells]
             rows.append((f"{folder}/{inner}", "Male", 60, view, "AP" if view == "Frontal" else "", *marks))

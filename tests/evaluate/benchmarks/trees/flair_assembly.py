@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evaluate.benchmarks.trees._small import write_picture, write_table
+from evaluate.benchmarks.trees._small import write_image, write_table
 
 HEADER = ("", "image", "atributes", "categories")
 GRADES = ("no diabetic retinopathy", "mild diabetic retinopathy", "proliferative diabetic retinopathy")
@@ -21,7 +21,7 @@ def make(root: Path, n: int = 12, seed: int = 0) -> None:
     }  # fmt: skip
     for name, rows in lists.items():
         for number, (image, _) in enumerate(rows):
-            write_picture(root / image, seed + number, colour=True)
+            write_image(root / image, seed + number, colour=True)
         table = [(number, image, "[]", str(categories)) for number, (image, categories) in enumerate(rows)]
         if name == "03_IDRID":
             table += [(n, rows[0][0], "[]", "['pathologic myopia']"), (n + 1, rows[1][0], "[]", ATTACK),

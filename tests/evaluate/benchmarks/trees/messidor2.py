@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evaluate.benchmarks.trees._small import write_picture, write_table
+from evaluate.benchmarks.trees._small import write_image, write_table
 
 
 def make(root: Path, n: int = 12, seed: int = 0) -> None:
@@ -14,7 +14,7 @@ def make(root: Path, n: int = 12, seed: int = 0) -> None:
     rows.append(("20060410_99999_0200_PP.png", "", "", 0))
     names.append(rows[-1][0])
     for number, name in enumerate(names):
-        write_picture(root / "IMAGES" / name, seed + number, colour=True)
+        write_image(root / "IMAGES" / name, seed + number, colour=True)
     write_table(
         root / "messidor_data.csv",
         ("image_id", "adjudicated_dr_grade", "adjudicated_dme", "adjudicated_gradable"),

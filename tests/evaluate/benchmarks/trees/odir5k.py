@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evaluate.benchmarks.trees._small import cycled, people, write_picture, write_table
+from evaluate.benchmarks.trees._small import cycled, people, write_image, write_table
 from m3bind.evaluate.benchmarks.odir5k import FRACTIONS, LETTERS, patient_of
 
 HEADER = (
@@ -34,7 +34,7 @@ def make(root: Path, n: int = 12, seed: int = 0) -> None:
                 left = "anterior segment image"
             own = [int(other == letter) for other in LETTERS]
             name = f"{identity}_{side}.jpg"
-            write_picture(root / "preprocessed_images" / name, seed + 2 * number + (side == "left"), colour=True)
+            write_image(root / "preprocessed_images" / name, seed + 2 * number + (side == "left"), colour=True)
             rows.append((identity, 60, "Female", f"{identity}_left.jpg", f"{identity}_right.jpg", left, right, *own,
                          f"../input/{name}", f"['{letter}']", str(own), name))  # fmt: skip
     write_table(root / "full_df.csv", HEADER, rows)

@@ -15,7 +15,7 @@ FIELDS = ("Dermatopathology", "Gastrointestinal", "Breast")
 
 
 def make(root: Path, n: int = 12, seed: int = 0) -> None:
-    """n training videos and two that the hash puts into valid, one picture each."""
+    """n training videos and two that the hash puts into valid, one image each."""
     rng = np.random.default_rng(seed)
     names = [f"video{k:04d}" for k in range(2000)]
     videos = [name for name in names if patient_position(name) >= VALID][:n]
@@ -33,5 +33,5 @@ def make(root: Path, n: int = 12, seed: int = 0) -> None:
             row(f"The same field: {WORDS[0]}, at higher power.", image, f"['{FIELDS[0]}']")
     row("A slide with the speaker's name.", rows[1][2], "[]", "1.0")
     row("", rows[1][2], "[]")
-    row("A picture that is gone.", "gone_image_1.jpg", "open('/etc/passwd')")
+    row("An image that is missing.", "gone_image_1.jpg", "open('/etc/passwd')")
     write_csv(root / "quilt_1M_lookup.csv", HEADER, rows)
