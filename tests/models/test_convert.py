@@ -212,7 +212,7 @@ _STATE = {"weight": torch.randn(64, 64)}
         (lambda: b"", "empty file"),
         (lambda: pickle.dumps([1, 2]), "no tensors under names"),
         (lambda: saved({"epoch": 3, "config": Config()}), r"no tensors under names were found; it holds epoch, config"),
-        (lambda: saved({"w": torch.zeros(1).expand(1 << 20, 1 << 20)}), "bytes of tensors in .* made to harm"),
+        (lambda: saved({"w": torch.zeros(1).expand(1 << 20, 1 << 20)}), "bytes of tensors in .* malicious"),
         (lambda: pickle.dumps(Payload(Path("/tmp/never"))), "no tensors under names"),
     ],
 )

@@ -233,7 +233,7 @@ def test_a_zip_is_unpacked_safely(tmp_path):
     for members, message in (
         ({"a.pt": weights, "b/c.ckpt": weights}, r"several files of weights \(a\.pt, b/c\.ckpt\)"),
         ({"readme.txt": b"x", "a.nii": b"x"}, r"without a file of weights; it holds readme\.txt, a\.nii"),
-        ({"../a.pt": weights}, "leads out of the archive; made to harm"),
+        ({"../a.pt": weights}, "leads out of the archive; malicious"),
         ({"a.pt": weights, "/etc/x": b"x"}, "leads out of the archive"),
         ({"a.pt": b"<html>"}, r"x\.zip \(a\.pt\): a web page"),
         ({"a.pt": packed(tmp_path / "in.zip", b__pt=weights).read_bytes()}, "archive inside an archive"),

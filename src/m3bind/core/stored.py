@@ -41,7 +41,7 @@ class Strict(BaseModel):
 
 
 class StoredFileError(M3BindError, ValueError):
-    """A file is not as m3bind writes it: damaged, altered, or made to harm. Attributes: `path`, `reason`."""
+    """A file is not as m3bind writes it: damaged, altered, or malicious. Attributes: `path`, `reason`."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")

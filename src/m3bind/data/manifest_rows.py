@@ -81,7 +81,7 @@ def _parquet_rows(path: Path) -> Iterator[ManifestRow]:
     try:
         table = read_parquet(path, most_unpacked(path)).to_pandas()
     except StoredFileError as error:
-        raise ManifestError(f"{error}; made to harm, or the same again and again: save it as CSV") from error
+        raise ManifestError(f"{error}; malicious, or the same again and again: save it as CSV") from error
     except Exception as error:  # pyarrow raises many types
         raise ManifestError(f"{path}: cannot be read (not a Parquet table, or damaged); export it again") from error
     columns = _columns(path, [str(name) for name in table.columns])

@@ -19,7 +19,7 @@ from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.layers.library import LibraryModel
 from m3bind.models.layers.preprocess import rgb_image
-from m3bind.models.weights import external, foreign_tokenizer
+from m3bind.models.weights import external, external_tokenizer
 from m3bind.models.weights.weight_files import State
 
 FAMILIES = (  # each compared with the library's own features, see `_check`
@@ -83,8 +83,8 @@ class HFClipAny(LibraryModel):
         """The network; tokenizer and image processor become attributes."""
         try:
             config = external.open_config(folder, FAMILIES)
-            self.tokenizer: Any = foreign_tokenizer.open_tokenizer(folder)
-            self.processor: Any = foreign_tokenizer.open_processor(folder)
+            self.tokenizer: Any = external_tokenizer.open_tokenizer(folder)
+            self.processor: Any = external_tokenizer.open_processor(folder)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error} A transformers folder holds config.json, tokenizer files and preprocessor_config.json."

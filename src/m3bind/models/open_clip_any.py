@@ -22,7 +22,7 @@ from m3bind.modalities.formats.archive import temporary_folder
 from m3bind.models.base import ModelCard, Tokens
 from m3bind.models.layers.library import LibraryModel
 from m3bind.models.layers.preprocess import rgb_image
-from m3bind.models.weights import external, foreign_tokenizer
+from m3bind.models.weights import external, external_tokenizer
 from m3bind.models.weights.checkpoint import load_strict
 from m3bind.models.weights.weight_files import State
 
@@ -106,7 +106,7 @@ class OpenClipAny(LibraryModel):
         if text.get("hf_tokenizer_name"):
             options |= {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
             with (
-                foreign_tokenizer.tokenizer_files(folder) as files,
+                external_tokenizer.tokenizer_files(folder) as files,
                 external.library(folder, f"a folder with tokenizer files; copy them beside {CONFIG_FILE}"),
             ):
                 self.tokenizer: Any = HFTokenizer(str(files), local_files_only=True, **options)

@@ -224,7 +224,7 @@ def check_name(path: Path, name: str) -> None:
     """Raise ReadError if a member's name could leave the folder."""
     name = name.replace("\\", "/")
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
-        raise ReadError(path, "a member's name leads out of the archive", "made to harm")
+        raise ReadError(path, "a member's name leads out of the archive", "malicious")
 
 
 def _max_unpacked(path: Path, limits: _limits.Limits) -> int:
@@ -236,7 +236,7 @@ def _check_packing(path: Path, total: int, limits: _limits.Limits) -> None:
     _limits.check_ratio(path, total, path.stat().st_size, limits)
     if total > _max_unpacked(path, limits):
         reason = f"{total:,} bytes unpacked, more than {limits.packing:g} times its size"
-        raise ReadError(path, reason, f"made to harm; or raise packing in the environment variable {_limits.VARIABLE}")
+        raise ReadError(path, reason, f"malicious; or raise packing in the environment variable {_limits.VARIABLE}")
 
 
 def _check_declared(path: Path, total: int, folder: Path, limits: _limits.Limits) -> None:
@@ -253,7 +253,7 @@ def _copy(path: Path, source: IO[bytes], out: IO[bytes], left: int) -> int:
     while chunk := source.read(_CHUNK):
         left -= len(chunk)
         if left < 0:
-            raise ReadError(path, "unpacks to more bytes than allowed", "damaged, or made to harm")
+            raise ReadError(path, "unpacks to more bytes than allowed", "damaged, or malicious")
         out.write(chunk)
     return left
 

@@ -22,7 +22,7 @@ from m3bind.privacy import TECHNICAL_TAGS, technical
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
 DAMAGED = "export it again"
-HARM = "damaged, or made to harm"
+HARM = "damaged, or malicious"
 EXPLICIT = "1.2.840.10008.1.2.1"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 IMPLICIT = "1.2.840.10008.1.2"

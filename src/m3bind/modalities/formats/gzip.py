@@ -30,7 +30,7 @@ def inflated(path: Path, size: int, checked: bool = True) -> bytearray:
             if engine.eof:
                 engine, streams = zlib.decompressobj(_GZIP), streams + 1
                 if streams > _STREAMS + len(data) // _MIN_BYTES:
-                    raise ReadError(path, f"{streams:,} gzip streams for {len(data):,} bytes", "made to harm")
+                    raise ReadError(path, f"{streams:,} gzip streams for {len(data):,} bytes", "malicious")
             piece = engine.decompress(chunk, _OUTPUT)
             behind += max(0, len(piece) - max(0, size - len(data)))
             data += piece[: max(0, size - len(data))]

@@ -203,7 +203,7 @@ def _read_error(path: Path | str, gone: _Gone, code: int) -> ReadError:
         hint = f"if the file is sound, raise seconds in the environment variable {VARIABLE}"
         return ReadError(path, f"reading took longer than {LIMITS.seconds:g} s", hint)
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return ReadError(path, f"its decoder crashed ({name})", "damaged, or made to harm")
+    return ReadError(path, f"its decoder crashed ({name})", "damaged, or malicious")
 
 
 _pool: _Pool | None = None

@@ -76,4 +76,4 @@ def check_ratio(path: Path, decoded: int, stored: int, limits: Limits | None = N
     """Raise ReadError if `decoded` bytes are more than `limits.ratio` times `stored`, beyond any compression."""
     if decoded > (limits or LIMITS).ratio * max(stored, 1):
         reason = f"declares {decoded:,} bytes of content in {stored:,} stored bytes"
-        raise ReadError(path, reason, "damaged, or made to harm")
+        raise ReadError(path, reason, "damaged, or malicious")

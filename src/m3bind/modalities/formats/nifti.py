@@ -145,7 +145,7 @@ def _read_header(path: Path, packed: bool) -> _Header:
     shape, dtype = _shape(path, header), _dtype(path, header)
     stored = path.stat().st_size
     if not kind.single_vox_offset <= start <= _EXTENSIONS:
-        raise ReadError(path, "its data begin too far after the header, or inside it", "damaged, or made to harm")
+        raise ReadError(path, "its data begin too far after the header, or inside it", "damaged, or malicious")
     decoded = math.prod(shape) * dtype.itemsize
     limits.check_ratio(path, decoded, stored)
     if not packed and start + decoded > stored:

@@ -204,7 +204,7 @@ def _one_rate(path: Path, leads: dict[str, _Lead], steps: list[str]) -> float:
     highest = max(lead.rate for lead in leads.values())
     slower = [name for name, lead in leads.items() if lead.rate != highest]
     if any(highest > MAX_RATIO * leads[name].rate for name in slower):
-        raise ReadError(path, f"sampling rates that differ more than {MAX_RATIO} times", "damaged, or made to harm")
+        raise ReadError(path, f"sampling rates that differ more than {MAX_RATIO} times", "damaged, or malicious")
     if slower:
         from scipy.signal import resample_poly
 

@@ -161,7 +161,7 @@ def _segment(path: Path, folder: Path, name: str, length: int, header: Header) -
         raise ReadError(path, "a segment named by the header is missing", "copy all files of the record together")
     part = read_header(path, place)
     if part.segments:
-        raise ReadError(path, "a segment that has segments itself", "damaged, or made to harm")
+        raise ReadError(path, "a segment that has segments itself", "damaged, or malicious")
     if part.length not in (0, length) or part.base_rate != header.base_rate:
         raise ReadError(path, "a segment whose length or rate differs from the record's declaration", AGAIN)
     return _one_segment(path, place, part)

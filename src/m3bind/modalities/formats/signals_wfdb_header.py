@@ -130,7 +130,7 @@ def read_header(path: Path, place: Path) -> Header:
         ReadError: damaged, no rate, a signal file that is missing, outside the folder, or shorter than declared.
     """
     if place.stat().st_size > MAX_HEADER:
-        raise ReadError(path, f"a header of more than {MAX_HEADER:,} bytes", "damaged, or made to harm")
+        raise ReadError(path, f"a header of more than {MAX_HEADER:,} bytes", "damaged, or malicious")
     lines = header_lines(place)
     first = lines[0].split() if lines else []
     if re.search(r"\s", place.stem):
@@ -163,7 +163,7 @@ def read_header(path: Path, place: Path) -> Header:
 
 def _check_name(path: Path, name: str) -> None:
     if "/" in name or "\\" in name or ":" in name or name.startswith("..") or "\0" in name:
-        raise ReadError(path, "the header names a signal file outside its folder", "damaged, or made to harm")
+        raise ReadError(path, "the header names a signal file outside its folder", "damaged, or malicious")
 
 
 def _check_segments(path: Path, header: Header, lines: list[str], signals: int) -> None:
@@ -190,7 +190,7 @@ def _signal_line(path: Path, folder: Path, line: str, length: int) -> SignalLine
     if form is None:
         raise ReadError(path, f"{_UNREADABLE}a signal line without a format", AGAIN)
     if int(form[3] or 0) > max(length, 0):
-        raise ReadError(path, "a signal is shifted by more than the record's length", "damaged, or made to harm")
+        raise ReadError(path, "a signal is shifted by more than the record's length", "damaged, or malicious")
     if form[1] not in (*_BYTES, *FLAC):
         raise ReadError(path, f"{_UNREADABLE}samples in format {form[1]}, which WFDB does not define", AGAIN)
     gain, baseline, unit = _calibration(form[5] or "")

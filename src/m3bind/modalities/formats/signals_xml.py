@@ -53,7 +53,7 @@ def read_xml(path: Path) -> ElementTree.Element:
         builder.start(tag.rpartition("}")[2], {key.rpartition("}")[2]: value for key, value in attributes.items()})
 
     def refuse(*_: object) -> NoReturn:
-        raise ReadError(path, "XML with a document type declaration", "damaged, or made to harm")
+        raise ReadError(path, "XML with a document type declaration", "damaged, or malicious")
 
     def doctype(_name: str, _system: str | None, _public: str | None, inside: int) -> None:
         declared.append(inside)

@@ -67,7 +67,7 @@ def check_directories(path: Path) -> None:
         size = path.stat().st_size
         while offset:
             if offset in seen or offset >= size or len(seen) >= MAX_DIRECTORIES:
-                raise ReadError(path, "its list of images is endless or leads outside", "damaged, or made to harm")
+                raise ReadError(path, "its list of images is endless or leads outside", "damaged, or malicious")
             seen.add(offset)
             try:
                 handle.seek(offset)

@@ -90,7 +90,7 @@ def _answer(modality: Modality, request: dict[str, Any]) -> tuple[dict[str, Any]
     except MemoryError:
         return {"error": "memory", "last": True}, None
     except RecursionError:
-        return {"error": "read", "reason": "nested too deeply", "hint": "damaged, or made to harm"}, None
+        return {"error": "read", "reason": "nested too deeply", "hint": "damaged, or malicious"}, None
     except Exception as error:  # third-party decoders raise anything; their messages may quote the file
         return {"error": "read", "reason": f"not readable: {in_words(error)}", "hint": "fetch or export it again"}, None
     array = np.ascontiguousarray(sample.array, dtype=np.float32)

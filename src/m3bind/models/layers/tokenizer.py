@@ -18,7 +18,7 @@ from m3bind.core.stored import inside
 from m3bind.errors import CheckpointError, ConfigError, ReadError
 from m3bind.models.base import Tokens
 from m3bind.models.weights import external
-from m3bind.models.weights.foreign_tokenizer import TOKENIZER_CONFIG, check_tokenizer, open_tokenizer
+from m3bind.models.weights.external_tokenizer import TOKENIZER_CONFIG, check_tokenizer, open_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -87,7 +87,7 @@ def _run_child(form: str, file: WeightsFile, out: Path) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         raise CheckpointError(
-            f"{file.shown}: reading took longer than {seconds:.0f} s; damaged, or made to harm."
+            f"{file.shown}: reading took longer than {seconds:.0f} s; damaged, or malicious."
         ) from None
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
@@ -95,7 +95,7 @@ def _run_child(form: str, file: WeightsFile, out: Path) -> dict[str, Any]:
         code = done.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise CheckpointError(
-            f"{file.shown}: the process that read it crashed ({how}); damaged, or made to harm."
+            f"{file.shown}: the process that read it crashed ({how}); damaged, or malicious."
         ) from None
     if "error" in answer:
         raise CheckpointError(f"{file.shown}: {answer['error']}; nothing was written.")

@@ -5,7 +5,7 @@
 * `build`, `build_with_weights`: the network of a configuration.
 * `library`, `described`, `reason`: errors of a library become errors that name the file. `quiet`: no output.
 
-Unknown families are refused by name (`allowed`). Tokenizers and image processors: `foreign_tokenizer`.
+Unknown families are refused by name (`allowed`). Tokenizers and image processors: `external_tokenizer`.
 """
 
 import contextlib

@@ -260,7 +260,7 @@ def write(state: dict[str, torch.Tensor], out: str, size: int) -> None:
     """Write safetensors; tensors that share memory are written separately."""
     total = sum(value.numel() * value.element_size() for value in state.values())
     if total > _RATIO * size + _SPARE:
-        raise ValueError(f"declares {total:,} bytes of tensors in {size:,} bytes; made to harm")
+        raise ValueError(f"declares {total:,} bytes of tensors in {size:,} bytes; malicious")
     seen: set[int] = set()
     for key, value in state.items():
         value = value.contiguous()
@@ -297,7 +297,7 @@ def answer(form: str, path: str, out: str) -> dict[str, Any]:
         shown = {key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in state.items()}
         write(state, out, size)
     except MemoryError:
-        return {"error": "it needs more memory than a file of its size may; damaged, or made to harm"}
+        return {"error": "it needs more memory than a file of its size may; damaged, or malicious"}
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:160]
         return {"error": "damaged or incomplete" + (f" ({reason})" if reason else "")}

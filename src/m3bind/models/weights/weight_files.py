@@ -131,7 +131,7 @@ def _unpack(path: Path, folder: Path) -> PurePosixPath:
             if info.file_size > max(_SMALL, _RATIO * info.compress_size):
                 raise CheckpointError(
                     f"{path}: {name} would unpack to {info.file_size:,} bytes from {info.compress_size:,}, which no "
-                    "weights do; made to harm. If it is sound, unpack it yourself and give the file."
+                    "weights do; malicious. If it is sound, unpack it yourself and give the file."
                 )
             if info.file_size > (limit := limits.LIMITS.bytes):
                 raise CheckpointError(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from m3bind.errors import CheckpointError
-from m3bind.models.weights.foreign_tokenizer import check_tokenizer
+from m3bind.models.weights.external_tokenizer import check_tokenizer
 
 
 def test_a_tokenizer_has_as_many_tokens_and_as_large_numbers_as_tokenizers_have(tmp_path):
