@@ -1,6 +1,6 @@
 """All inputs of the paper's suite, in small: every data set in its official layout, and models to evaluate.
 
-python tests/paper_suite.py FOLDER      writes FOLDER/data, FOLDER/subjects and FOLDER/suite.yaml
+python tests/paper_suite.py FOLDER      writes FOLDER/data, FOLDER/models and FOLDER/suite.yaml
 m3bind evaluate --suite FOLDER/suite.yaml --out FOLDER/runs
 
 CT-Net and CT-CLIP (CF) predict with a label layer, which no small model has: they are built in full size, with random
@@ -32,7 +32,7 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
     "ct_net": {"model": "ct_net", "untrained": True, "settings": {"outputs": 18}},
     "ct_clip_lipro": {"model": "ct_clip", "untrained": True, "settings": {"classifier": True}},
 }
-KINDS = {"ct": "volume", "ecg": "ecg"}  # of a subject, by the modality it is measured on
+KINDS = {"ct": "volume", "ecg": "ecg"}  # of a model, by the modality it is measured on
 
 
 def datasets() -> list[str]:
@@ -82,19 +82,19 @@ def make_space(folder: Path, models: dict[str, Path]) -> Path:
 def make_suite(folder: Path, classifiers: bool = False, **change: Any) -> Path:
     """All of it, and folder/suite.yaml; with `classifiers` the two in full size."""
     make_data(folder)
-    models = make_models(folder / "subjects")
-    space = make_space(folder / "subjects" / "space", models)
+    weights = make_models(folder / "models")
+    space = make_space(folder / "models" / "space", weights)
     modality = {
-        row.subject: block.modality for t in load_tables("paper").table for block in t.block for row in block.rows
+        row.model: block.modality for t in load_tables("paper").table for block in t.block for row in block.rows
     }
-    subjects: dict[str, Any] = {}
-    for name, source in load_suite("paper").subjects.items():
+    models: dict[str, Any] = {}
+    for name, source in load_suite("paper").models.items():
         kind = KINDS.get(modality[name], "picture")
-        alone = {"model": str(models[kind]), "untrained": True}
-        subjects[name] = alone if source.model or source.missing else {"space": str(space)}
-    subjects |= CLASSIFIERS if classifiers else {}
+        alone = {"model": str(weights[kind]), "untrained": True}
+        models[name] = alone if source.model or source.missing else {"space": str(space)}
+    models |= CLASSIFIERS if classifiers else {}
     tree = yaml.safe_load((FOLDER / "paper.yaml").read_text())
-    tree |= {"data": str(folder / "data"), "cache": str(folder / "cache"), "subjects": subjects, "bootstrap": 20}
+    tree |= {"data": str(folder / "data"), "cache": str(folder / "cache"), "models": models, "bootstrap": 20}
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(tree | change))
     return path

@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Subjects answer as if they had been trained on labels."""
+    """Models answer as if they had been trained on labels."""
 
     def scores(self: EvaluatedModel, records):  # type: ignore[no-untyped-def]
         names = [spec.name for spec in find_task("ct_rate", Suite_data["ct_rate"]).classes]
