@@ -19,12 +19,16 @@ NAMES = (
     r"\bcarry_out\b", r"\bwhy_not\b", r"\bchoose_trained\b", r"\bfreeze_drifting\b", r"\bprivacy\.shown\b",
     r"\bweights_changed\b", r"\b_inert\b", r"\bstage[012]\b", r'stage="bound"', r"\bablate_methods\b",
     r"\bm3bind\.fit\b", r"\bm3bind\.binding\b", r"\bm3bind\.finish\b", r"\bm3bind\.runner\b",
+    r"\bFlying\b", r"\bPassing\b", r"\bSpace\.into\b", r"\bTwin\b", r"\bquicker\(", r"\bis_of\(",
+    r"\bencode_text\(.*\btext=", r"\bforeign\.py\b", r"\bporch\b",
 )  # fmt: skip
 DIALECT = (
     "set aside", "by lot", "anew", "nobody", "whom", "none where there is none", "goes on where", "the rest goes on",
     "stranger", "figures",
 )  # fmt: skip
-PLOTS = re.compile(r"figures?\s*[=(:.]|[{]figures[}]|return figures|plt\.figure|figures (of PubMed|and captions)", re.I)
+PLOTS = re.compile(
+    r"\bfigures?\s*=|[{]figures[}]|return figures|figures [+]=|plt\.figure|figures (of PubMed|and captions)", re.I
+)
 
 
 def hits(pattern):

@@ -135,7 +135,7 @@ def found(folder: Path, acknowledged: dict[str, Any]) -> dict[str, int]:
         listed = (folder / "spool" / "aside.csv").read_text() if (folder / "spool" / "aside.csv").exists() else ""
         in_items: dict[str, str] = {}
         for unit in index.sample(len(index))[0]:
-            names = spool.ledger.done(unit)
+            names = spool.database.done(unit)
             assert names and not names.keys() & in_items.keys()  # each object is in one item
             in_items |= dict.fromkeys(names, unit)
             held = sorted((spool.held.folder / unit).glob("*.dcm"))

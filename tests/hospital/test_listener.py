@@ -26,7 +26,7 @@ from m3bind.hospital import connection_limits
 from m3bind.hospital.deidentify import Deidentifier
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.listener import Listener, ListenerSettings
-from m3bind.hospital.pending_connections import Porch
+from m3bind.hospital.pending_connections import PendingConnections
 from m3bind.hospital.pseudonyms import Pseudonyms
 from m3bind.hospital.spool import BROKEN, Spool
 
@@ -335,10 +335,10 @@ def test_half_open_connections_block_no_sender(listening: Callable[..., tuple[Li
 
 def test_too_many_half_open_connections_push_each_other_out() -> None:
     got: list[Any] = []
-    porch = Porch(lambda connection, address: got.append(connection), lambda: None, 60.0, maximum=3)
+    pending = PendingConnections(lambda connection, address: got.append(connection), lambda: None, 60.0, maximum=3)
     pairs = [socket.socketpair() for _ in range(5)]
     for ours, _ in pairs:
-        porch.add(ours, None)
+        pending.add(ours, None)
     for _, theirs in pairs[:2]:
         theirs.settimeout(5)
         assert theirs.recv(1) == b""
@@ -351,7 +351,7 @@ def test_too_many_half_open_connections_push_each_other_out() -> None:
         assert time.monotonic() < end
         time.sleep(0.01)
     assert got == [pairs[3][0]] and got[0].recv(10, socket.MSG_PEEK) == struct.pack(">BBL", 1, 0, 4) + b"four"
-    porch.close()
+    pending.close()
     [one.close() for pair in pairs for one in pair]
 
 

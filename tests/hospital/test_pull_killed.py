@@ -80,7 +80,7 @@ class Puller:
 
 
 @dataclass(frozen=True)
-class Held:
+class LateObjects:
     """The server's content: unit -> objects, and the unreadable unit."""
 
     server: Liar
@@ -99,7 +99,7 @@ def puller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Puller]:
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LateObjects]:
     """Two CT series of 5 and 4 slices, and four radiographs, one of them unreadable."""
     made = [*series(Path("/nowhere"), None, 5), *series(Path("/nowhere"), None, 4)]
     made += [*(radiograph(k, 32) for k in range(3)), radiograph(9, BAD)]
@@ -112,11 +112,11 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
     for _, one, instance in uids:
         name = NAMES.key("object", instance)
         units.setdefault(NAMES.key("series", one) if one in server.kinds else name, set()).add(name)
-    yield Held(server, units, NAMES.key("object", uids[-1][2]))
+    yield LateObjects(server, units, NAMES.key("object", uids[-1][2]))
     server.stop()
 
 
-def check(held: Held, folder: Path) -> None:
+def check(held: LateObjects, folder: Path) -> None:
     """Every object is in its item, once, or listed with its reason; nothing else is stored."""
     with open_index(folder / "index") as index:
         ids, vectors = index.sample(100)
@@ -125,7 +125,7 @@ def check(held: Held, folder: Path) -> None:
     good = {unit: len(objects) for unit, objects in held.units.items() if unit != held.bad}
     assert found == good
     with Spool(folder / "index.spool") as spool:
-        assert all(set(spool.ledger.done(unit)) == held.units[unit] for unit in good)
+        assert all(set(spool.database.done(unit)) == held.units[unit] for unit in good)
         assert spool.waiting() == 0 and not os.listdir(spool.work) and not os.listdir(spool.units)
         assert os.listdir(spool.aside) == [held.bad] and len(list(spool.aside.rglob("*.dcm"))) == 1
     with open(folder / "index.spool" / "aside.csv", newline="", encoding="utf-8") as handle:
@@ -133,7 +133,7 @@ def check(held: Held, folder: Path) -> None:
     assert set(listed) == {held.bad} and "stand-in" in listed[held.bad]
 
 
-def killed(puller: Puller, held: Held, tmp_path: Path, kills: int) -> Counter[str]:
+def killed(puller: Puller, held: LateObjects, tmp_path: Path, kills: int) -> Counter[str]:
     """Pulls killed `kills` times in total, each up to three times before it may finish; their phases."""
     dice, phases = random.Random(20), Counter[str]()
     for name in ("warm", "first"):
@@ -172,13 +172,13 @@ def _counts(said: str) -> dict[str, Any]:
     return dict(part.rsplit(" ", 1) for part in line.removeprefix("series: ").split(";")[0].split(", "))
 
 
-def test_killed_a_few_times(puller: Puller, held: Held, tmp_path: Path) -> None:
+def test_killed_a_few_times(puller: Puller, held: LateObjects, tmp_path: Path) -> None:
     assert killed(puller, held, tmp_path, 3).total() >= 3
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_killed_in_every_phase(puller: Puller, held: Held, tmp_path: Path) -> None:
+def test_killed_in_every_phase(puller: Puller, held: LateObjects, tmp_path: Path) -> None:
     phases = killed(puller, held, tmp_path, KILLS)
     print("killed while it did:", dict(phases))
     assert all(phases[chr(letter)] for letter in PHASES) or KILLS < 100

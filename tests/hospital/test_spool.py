@@ -187,11 +187,11 @@ def test_a_damaged_spool_is_named(tmp_path: Path, spoil: Callable[[Path], object
 def test_a_ledger_that_breaks_later_stops_nothing_for_good(tmp_path: Path, index: Index) -> None:
     fill(folder := tmp_path / "spool")
     with Spool(folder) as spool:
-        spool.ledger._file.close()
+        spool.database._file.close()
         with pytest.raises(DiskError, match=r"ledger\.db"):
             SpoolEncoder(StandIn(), index, spool).drain(at_once=True)  # type: ignore[arg-type]
         assert spool.waiting() == 2
-        spool.ledger._file = sqlite3.connect(folder / "ledger.db")
+        spool.database._file = sqlite3.connect(folder / "ledger.db")
     encode(folder, index)
     assert index.counts() == {"ct": 1, "xray": 1}
 
@@ -203,7 +203,7 @@ def test_a_ledger_of_before(tmp_path: Path) -> None:
         file.execute("CREATE TABLE done (unit TEXT, object TEXT, PRIMARY KEY (unit, object))")
         file.execute("INSERT INTO done VALUES ('a', 'b')")
     with Spool(folder) as spool:
-        assert spool.ledger.done("a") == {"b": ""}
+        assert spool.database.done("a") == {"b": ""}
 
 
 def test_the_list_is_written_before_anything_is_moved(tmp_path: Path, index: Index) -> None:

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3bind.index import create_index
-from m3bind.serve.index_reload import Archive
+from m3bind.serve.index_reload import ServedIndex
 from m3bind.serve.layout import flat
 from m3bind.serve.phrases import Vocabulary, phrases_for
 from m3bind.serve.query import Questions
 from m3bind.serve.schemas import ZeroShot
 from m3bind.serve.uploads import Uploads
-from m3bind.serve.zero_shot_answer import ZeroShooter
+from m3bind.serve.zero_shot_answer import ZeroShotAnswers
 
 
 def unit(rows):
@@ -82,12 +82,12 @@ def labelled(world, tmp_path_factory):
     place = tmp_path_factory.mktemp("labelled") / "index"
     with create_index(place, 8, world.space.fingerprint) as index:
         index.upsert(np.vstack([rows, strange]), table)
-    return Archive(world.space, place), texts, rows
+    return ServedIndex(world.space, place), texts, rows
 
 
 def judge(world, labelled, monkeypatch, item, **more):
     archive, texts, _ = labelled
-    shooter = ZeroShooter(Questions(world.space, Uploads(1, 1, 1)))
+    shooter = ZeroShotAnswers(Questions(world.space, Uploads(1, 1, 1)))
     monkeypatch.setattr(world.space, "class_embeddings", lambda labels, *_: texts[: len(labels)])
     asked = {"source": {"kind": "item", "value": item}, "labels": ["Left side", "right side"], **more}
     with archive.lease() as state:

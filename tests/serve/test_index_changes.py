@@ -8,7 +8,7 @@ import pytest
 
 from m3bind.index import create_index, open_index
 from m3bind.serve.app import make_app
-from m3bind.serve.index_reload import Archive
+from m3bind.serve.index_reload import ServedIndex
 from m3bind.serve.settings import ServiceSettings
 from serve.conftest import client_of, until
 
@@ -50,7 +50,7 @@ def test_new_items_are_found_without_a_restart(world, copied):
 
 
 def test_readers_in_flight_finish_on_the_old_index(world, copied):
-    archive = Archive(world.space, copied, 0.0)
+    archive = ServedIndex(world.space, copied, 0.0)
     with archive.lease() as old:
         add(copied, world.space)
 
@@ -112,7 +112,7 @@ def test_items_replaced_in_milvus_are_noticed_though_their_number_stays(world, t
     with create_index(uri, 8, world.space.fingerprint) as index:
         index.upsert(world.rows, table)
         index.commit()
-        archive = Archive(world.space, uri, check_seconds=0)
+        archive = ServedIndex(world.space, uri, check_seconds=0)
         with archive.lease() as state:
             assert "rare" not in state.labels["ct"] and "site" not in state.index.columns
         mark = index.mark

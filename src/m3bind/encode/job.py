@@ -31,7 +31,7 @@ from m3bind.encode.decode_pool import DecodedItem, ahead
 from m3bind.encode.encoded import MARKER, Encoded, open_encoded
 from m3bind.encode.items import Item, Listing, Source, rows_of, version_of
 from m3bind.encode.journal import Journal, head_of, write_shard
-from m3bind.encode.shard import Draft
+from m3bind.encode.shard import ShardDraft
 from m3bind.encode.towers import Batches, Precision, TowerRunner, Towers, arithmetic, batch_size, choose
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities import Cut
@@ -187,7 +187,7 @@ def _settings(space: Space, options: Options) -> dict[str, Any]:
     }
 
 
-Place = tuple[Draft, int, int]  # shard, position of the item in it, number of the input of the item
+Place = tuple[ShardDraft, int, int]  # shard, position of the item in it, number of the input of the item
 
 
 class _EncodingJob:
@@ -251,7 +251,7 @@ class _EncodingJob:
                 self._keep(towers.rest())
 
     def _take(
-        self, draft: Draft, position: int, prepared: DecodedItem, towers: Towers[Place], batches: Batches[Place]
+        self, draft: ShardDraft, position: int, prepared: DecodedItem, towers: Towers[Place], batches: Batches[Place]
     ) -> None:
         """Pass the inputs of one item to the towers."""
         self._bad += bool(prepared.reason)
@@ -263,13 +263,13 @@ class _EncodingJob:
                 self._keep(towers.run(batch))
             self._write_if_done(draft)
 
-    def _prepared(self, todo: set[int]) -> Iterator[tuple[tuple[Draft, int], DecodedItem]]:
+    def _prepared(self, todo: set[int]) -> Iterator[tuple[tuple[ShardDraft, int], DecodedItem]]:
         """Every item of the shards `todo`, decoded."""
         rows = (
             ((draft, position), row)
             for number, shard in self._listing.shards()
             if number in todo
-            for draft in [Draft(number, shard, self._versions[number])]
+            for draft in [ShardDraft(number, shard, self._versions[number])]
             for position, row in enumerate(shard)
         )
         limit = 2 * max(self._settings["batch"].values()) + self._workers
@@ -290,6 +290,6 @@ class _EncodingJob:
             self._bad += isinstance(value, str)
             self._write_if_done(draft)
 
-    def _write_if_done(self, draft: Draft) -> None:
+    def _write_if_done(self, draft: ShardDraft) -> None:
         if draft.full and not draft.missing:
             write_shard(self.journal.path(draft.number), draft.finish(self._space, self._settings))

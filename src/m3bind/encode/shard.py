@@ -19,7 +19,7 @@ from m3bind.space.bundle import Space
 
 
 @dataclass
-class Draft:
+class ShardDraft:
     """A shard that is being encoded."""
 
     number: int

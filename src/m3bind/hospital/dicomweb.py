@@ -22,7 +22,7 @@ from m3bind.hospital.http import Request, Web
 from m3bind.hospital.intake import Intake
 from m3bind.hospital.multipart import objects_to_files
 from m3bind.hospital.qido import Catalogue, FoundSeries, Wanted
-from m3bind.hospital.responses import Failing, ServerUnavailableError, WebError, content
+from m3bind.hospital.responses import ServerFailureError, ServerUnavailableError, WebError, content
 from m3bind.hospital.spool_database import Pulled
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Pull:
 
     def _is_done(self, key: str, expected: int) -> bool:
         """Whether a series was received to its end before, and all of it waits, is in the index or in the list."""
-        before = self._spool.ledger.pulled(key)
+        before = self._spool.database.pulled(key)
         if before is None or not expected or before.objects < expected:
             return False
         places = [self._place(unit) for unit in before.units if not self._spool.waits(unit)]
@@ -158,7 +158,7 @@ class Pull:
             self._list(key, got.partial)
         self._spool.complete({key} & got.units, max(0, expected - got.unfit))
         self._spool.complete(got.units - {key})
-        self._spool.ledger.set_pulled(key, Pulled(count, got.refused, tuple(got.units)))
+        self._spool.database.set_pulled(key, Pulled(count, got.refused, tuple(got.units)))
         self.counts["series"] += 1
         self._in_a_row = 0
 
@@ -233,7 +233,7 @@ class Pull:
         """Count and list a failure; after some in a row, ServerUnavailableError if the server no longer answers."""
         self.counts["failed"] += 1
         self._list(key, str(error))
-        self._in_a_row = self._in_a_row + 1 if isinstance(error, Failing) else 0
+        self._in_a_row = self._in_a_row + 1 if isinstance(error, ServerFailureError) else 0
         if self._in_a_row < SUSPECT:
             return
         try:

@@ -173,7 +173,7 @@ class SpoolEncoder:
             self._spool.drop(unit)
             return None
         known = self._known(unit)
-        done = self._spool.ledger.done(unit) if known is not None else {}
+        done = self._spool.database.done(unit) if known is not None else {}
         first = next(iter(received.values()))
         together = first.sop_class in SERIES
         objects = {**self._earlier(unit, first.modality, known is not None), **received} if together else received

@@ -26,7 +26,7 @@ from m3bind.core.stored import read_given
 from m3bind.errors import ConfigError, M3BindError
 from m3bind.hospital import responses
 from m3bind.hospital.answer_timer import AnswerTimer
-from m3bind.hospital.responses import VARIABLE, Failing, ServerUnavailableError, TransientError, WebError
+from m3bind.hospital.responses import VARIABLE, ServerFailureError, ServerUnavailableError, TransientError, WebError
 
 if TYPE_CHECKING:
     from httpx import Response
@@ -166,7 +166,7 @@ class Web:
 
         Raises:
             WebError: the server refuses.
-            Failing: a fault that could have passed.
+            ServerFailureError: a fault that could have passed.
             ServerUnavailableError: it cannot be reached.
         """
         import httpx
@@ -212,7 +212,7 @@ class Web:
                     raise WebError(f"{self.host}: answers {status}{responses.meaning(answer)}", status)
             except (httpx.HTTPError, TransientError, WebError):
                 if watch.late:
-                    raise Failing(f"{self.host}: {watch.late}") from None
+                    raise ServerFailureError(f"{self.host}: {watch.late}") from None
                 raise
             finally:
                 self._stream = watch.stream
@@ -274,14 +274,14 @@ def _described(error: BaseException, bounds: Bounds) -> tuple[str, type[M3BindEr
     import httpx
 
     if isinstance(error, TransientError):
-        return str(error), Failing
+        return str(error), ServerFailureError
     if isinstance(error, httpx.ConnectTimeout):
         return f"no connection within {bounds.silence:g} s", ServerUnavailableError
     if isinstance(error, httpx.ConnectError):
         reasons = (cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror)
         return f"no connection ({next(reasons, 'refused')})", ServerUnavailableError
     if isinstance(error, httpx.TimeoutException):
-        return f"no byte for {bounds.silence:g} s", Failing
+        return f"no byte for {bounds.silence:g} s", ServerFailureError
     if isinstance(error, httpx.ProtocolError):
-        return "an answer that is broken off, or no HTTP", Failing
-    return "the connection broke", Failing
+        return "an answer that is broken off, or no HTTP", ServerFailureError
+    return "the connection broke", ServerFailureError

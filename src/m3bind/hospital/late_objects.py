@@ -1,6 +1,6 @@
 """Files of encoded items of several objects, held for late objects: the item is then encoded again from all of them.
 
-* `Held`: a folder per unit, for a day and within a number of bytes; the oldest are removed first.
+* `LateObjects`: a folder per unit, for a day and within a number of bytes; the oldest are removed first.
 * `move_files`: a unit's files into another folder. * `size_of`: their bytes.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 HOURS = 24.0
 
 
-class Held:
+class LateObjects:
     """`SPOOL/held/`. Thread-safe."""
 
     def __init__(self, folder: Path, units: Iterable[Path]) -> None:

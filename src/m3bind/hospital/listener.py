@@ -29,7 +29,7 @@ from typing import Any, Literal
 from m3bind.errors import ConfigError, DiskError
 from m3bind.hospital.deidentify import Refused
 from m3bind.hospital.intake import Intake
-from m3bind.hospital.pending_connections import Porch
+from m3bind.hospital.pending_connections import PendingConnections
 
 log = logging.getLogger(__name__)
 SUCCESS, OUT_OF_RESOURCES, NO_MATCH, NOT_UNDERSTOOD, NOT_AUTHORISED = 0x0000, 0xA700, 0xA900, 0xC000, 0x0124
@@ -104,7 +104,7 @@ class Listener:
         for uid in intake.kinds:
             self._ae.add_supported_context(uid, _SYNTAXES)
         self._server: Any = None
-        self._porch: Porch | None = None
+        self._porch: PendingConnections | None = None
         self._before: Any = None  # pynetdicom's class for received files
         self._guard = threading.Lock()
         self._received: Counter[Any] = Counter()  # bytes of the object an association is sending
@@ -132,7 +132,7 @@ class Listener:
             (evt.EVT_ACSE_RECV, self._acse),
             (evt.EVT_CONN_CLOSE, lambda event: self._gone(event.assoc)),
         ]
-        self._porch = Porch(self._deliver, self._sweep, min(HELLO, self._ae.network_timeout))
+        self._porch = PendingConnections(self._deliver, self._sweep, min(HELLO, self._ae.network_timeout))
         try:
             self._server = self._ae.make_server(
                 (host, port), evt_handlers=handlers, server_class=_server(self._porch, self._settings.tls)
@@ -235,8 +235,8 @@ class Listener:
             self._gone(association)
 
 
-def _server(porch: Porch, tls: ssl.SSLContext | None) -> Any:
-    """A server whose connections wait on a porch until they request an association."""
+def _server(pending: PendingConnections, tls: ssl.SSLContext | None) -> Any:
+    """A server whose connections wait apart until they request an association."""
     from pynetdicom.transport import ThreadedAssociationServer
 
     class Server(ThreadedAssociationServer):  # type: ignore[misc]  # its package has no types
@@ -250,7 +250,7 @@ def _server(porch: Porch, tls: ssl.SSLContext | None) -> Any:
             return tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False), address
 
         def process_request(self, request: Any, client_address: Any) -> None:
-            porch.add(request, client_address)
+            pending.add(request, client_address)
 
         def begin(self, request: Any, client_address: Any) -> None:
             """Give a connection its thread."""

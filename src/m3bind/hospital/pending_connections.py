@@ -1,7 +1,7 @@
 """Connections that have not requested an association yet, so that idle ones do not block others.
 
-* `Porch`: watches them in one thread, without a thread or a sender's slot for each; slow connections are closed, and
-  the oldest if there are too many.
+* `PendingConnections`: watches them in one thread, without a thread or a sender's slot for each; slow
+  connections are closed, and the oldest if there are too many.
 
 A connection is delivered when its request has arrived completely. Over TLS, received bytes cannot be inspected without
 consuming them: it is delivered when the handshake is done and bytes are there.
@@ -27,7 +27,7 @@ TICK = 1.0  # seconds between calls of `tick`
 
 
 @dataclass(eq=False)
-class _Visitor:
+class _Connection:
     """A waiting connection."""
 
     connection: socket.socket
@@ -37,7 +37,7 @@ class _Visitor:
     begun: bool = False  # a part of its request is there
 
 
-class Porch:
+class PendingConnections:
     """See above."""
 
     def __init__(
@@ -51,15 +51,15 @@ class Porch:
         self._deliver, self._tick, self._seconds, self._maximum = deliver, tick, seconds, maximum
         self._selector = selectors.DefaultSelector()
         self._guard = threading.Lock()
-        self._visitors: dict[_Visitor, None] = {}  # in order of arrival
+        self._visitors: dict[_Connection, None] = {}  # in order of arrival
         self._open = True
-        self._thread = threading.Thread(target=self._run, name="porch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="pending connections", daemon=True)
         self._thread.start()
 
     def add(self, connection: socket.socket, address: Any) -> None:
         """Add a connection."""
         connection.setblocking(False)
-        visitor = _Visitor(connection, address)
+        visitor = _Connection(connection, address)
         with self._guard:
             self._visitors[visitor] = None
             oldest = next(iter(self._visitors)) if len(self._visitors) > self._maximum else None
@@ -91,21 +91,21 @@ class Porch:
                 ticked = now
                 self._tick()
 
-    def _unwatch(self, visitor: _Visitor) -> None:
+    def _unwatch(self, visitor: _Connection) -> None:
         with contextlib.suppress(KeyError, ValueError, OSError):
             self._selector.unregister(visitor.connection)
 
-    def _forget(self, visitor: _Visitor) -> bool:
+    def _forget(self, visitor: _Connection) -> bool:
         """Remove a connection; whether it was still waiting."""
         self._unwatch(visitor)
         with self._guard:
             return visitor in self._visitors and self._visitors.pop(visitor, None) is None
 
-    def _close(self, visitor: _Visitor) -> None:
+    def _close(self, visitor: _Connection) -> None:
         if self._forget(visitor):
             visitor.connection.close()
 
-    def _check(self, visitor: _Visitor) -> None:
+    def _check(self, visitor: _Connection) -> None:
         """Deliver a connection with a request, close a broken one."""
         try:
             complete = self._has_request(visitor)
@@ -121,7 +121,7 @@ class Porch:
             visitor.begun = True
             self._unwatch(visitor)
 
-    def _has_request(self, visitor: _Visitor) -> bool:
+    def _has_request(self, visitor: _Connection) -> bool:
         """Whether the request has arrived completely. OSError: no bytes yet, or the connection is closed."""
         connection = visitor.connection
         if isinstance(connection, ssl.SSLSocket):

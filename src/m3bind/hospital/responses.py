@@ -1,6 +1,6 @@
 """Answers of a DICOMweb server: their bytes, decompressed and bounded, and their faults without identifiers.
 
-* `WebError`, `Failing`, `ServerUnavailableError`: a server that refuses, fails, or is absent.
+* `WebError`, `ServerFailureError`, `ServerUnavailableError`: a server that refuses, fails, or is absent.
   `TransientError`: worth a retry.
 * `content`: the bytes of an answer. httpx decompresses without a limit on a block's output, so zlib is called here.
 * `meaning`, `reason_of`, `printable`, `called`: a refusal as text. `seconds`: its Retry-After.
@@ -32,7 +32,7 @@ class WebError(M3BindError):
         self.status = status
 
 
-class Failing(WebError):
+class ServerFailureError(WebError):
     """A fault that may pass and did not: too slow, too busy, broken off; another request may go well."""
 
 

@@ -28,9 +28,9 @@ from typing import Self
 from m3bind.core.files import atomic_path, flush, open_lock, sha256_file
 from m3bind.errors import ConfigError, DiskError, in_words
 from m3bind.hospital.deidentify import Cleaned, Refused
-from m3bind.hospital.late_objects import Held, size_of
+from m3bind.hospital.late_objects import LateObjects, size_of
 from m3bind.hospital.quarantine import Quarantine
-from m3bind.hospital.spool_database import Ledger, Mark
+from m3bind.hospital.spool_database import Mark, SpoolDatabase
 
 SUFFIX = ".dcm"
 RESERVE = 256 << 20  # bytes of the disk that are left free
@@ -65,8 +65,8 @@ class Spool:
         self._make()
         try:
             self.quarantine = Quarantine(folder)
-            self.ledger = Ledger(folder / "ledger.db")
-            self.held = Held(folder / "held", self._folders(folder / "held"))
+            self.database = SpoolDatabase(folder / "ledger.db")
+            self.held = LateObjects(folder / "held", self._folders(folder / "held"))
             self._recover()
         except BaseException:
             os.close(self._lock_file)
@@ -103,8 +103,8 @@ class Spool:
         self._bytes = sum(map(size_of, waiting))
         self._touched = {unit.name: time.monotonic() for unit in sorted(waiting, key=lambda unit: unit.stat().st_mtime)}
         self._whole = {unit.name for unit in waiting if _is_whole(unit)}
-        self._complete = self._touched.keys() & self.ledger.marked("complete").keys()
-        self._released = self._touched.keys() & self.ledger.marked("released").keys()
+        self._complete = self._touched.keys() & self.database.marked("complete").keys()
+        self._released = self._touched.keys() & self.database.marked("released").keys()
         self._broken = dict.fromkeys(self._touched.keys() - self._whole - self._complete - self._released, STOPPED)
 
     def _folders(self, place: Path) -> Iterator[Path]:
@@ -189,7 +189,7 @@ class Spool:
                         self._whole.add(cleaned.unit)
             if cleaned.unit in self._released:
                 self._released.discard(cleaned.unit)
-                self.ledger.unmark(cleaned.unit, "released")
+                self.database.unmark(cleaned.unit, "released")
         if changed:
             self.quarantine.note(cleaned.unit, cleaned.modality, REPLACED)
 
@@ -221,7 +221,7 @@ class Spool:
         for unit in waiting:
             self._broken.pop(unit, None)
         if series := waiting - self._whole:
-            self.ledger.mark(series, mark, value)
+            self.database.mark(series, mark, value)
         return waiting
 
     def settle(self) -> None:
@@ -281,9 +281,9 @@ class Spool:
             self._touched.setdefault(unit, time.monotonic())
             if _is_whole(self.units / unit):
                 self._whole.add(unit)
-            elif unit in self.ledger.marked("complete"):
+            elif unit in self.database.marked("complete"):
                 self._complete.add(unit)
-            elif unit in self.ledger.marked("released"):
+            elif unit in self.database.marked("released"):
                 self._released.add(unit)
 
     # -- after encoding ------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ class Spool:
 
     def finish(self, unit: str, objects: Mapping[str, str], hold: bool = False) -> None:
         """Record the objects of an encoded item with their digests; hold its files for a while, or remove them."""
-        self.ledger.finish(unit, objects)
+        self.database.finish(unit, objects)
         self._forget(unit)
         shutil.rmtree(self.aside / unit, ignore_errors=True)
         if hold:
@@ -308,7 +308,7 @@ class Spool:
         with self._guard:
             if unit not in self._touched:
                 self._broken.pop(unit, None)
-                self.ledger.forget(unit)
+                self.database.forget(unit)
 
     def drop(self, unit: str) -> None:
         """Remove the files of a taken unit."""
@@ -327,7 +327,7 @@ class Spool:
 
     def expected(self, unit: str) -> int:
         """How many objects a unit should have, from `complete`; 0: not known."""
-        return self.ledger.marked("complete").get(unit, 0)
+        return self.database.marked("complete").get(unit, 0)
 
     def waits(self, unit: str) -> bool:
         """Whether a complete unit waits."""
@@ -336,7 +336,7 @@ class Spool:
 
     def close(self) -> None:
         """Close the ledger and release the lock."""
-        self.ledger.close()
+        self.database.close()
         with contextlib.suppress(OSError):
             os.close(self._lock_file)
 

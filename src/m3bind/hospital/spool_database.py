@@ -1,6 +1,6 @@
 """The state of a spool beyond its files, in one SQLite file.
 
-* `Ledger`: the objects of each item with their digests, the pulled series, and the marks of waiting units.
+* `SpoolDatabase`: the objects of each item with their digests, the pulled series, and the marks of waiting units.
 * `Pulled`: the record of a series that `pull` received to its end.
 
 Each call is durable when it returns. A damaged file is an error, never repaired silently.
@@ -34,7 +34,7 @@ class Pulled:
     units: tuple[str, ...]  # they belong to
 
 
-class Ledger:
+class SpoolDatabase:
     """Thread-safe."""
 
     def __init__(self, path: Path) -> None:

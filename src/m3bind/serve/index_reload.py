@@ -1,6 +1,6 @@
 """The current index: opened again, beside running requests, when another process changed it.
 
-* `Archive`: gives the current `ArchiveState` to readers.
+* `ServedIndex`: gives the current `ArchiveState` to readers.
 * `ArchiveState`: a `Searcher` with cached facts about the index.
 
 Readers hold a lease; a replaced state is closed when its last reader is done. Changes are detected by the stamp of one
@@ -67,7 +67,7 @@ class ArchiveState:
         return bool(ids) and bool((self.index.items(ids)["path"] != "").any())
 
 
-class Archive:
+class ServedIndex:
     """A space's index, shared by threads."""
 
     def __init__(self, space: Space, source: Source, check_seconds: float = 1.0) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from m3bind.models.embedding import Array
 from m3bind.serve.errors import Refusal
-from m3bind.serve.index_reload import Archive, ArchiveState
+from m3bind.serve.index_reload import ArchiveState, ServedIndex
 
 log = logging.getLogger("m3bind.serve")
 DIRECTIONS = 16  # in which phrases differ most
@@ -69,7 +69,7 @@ class MapPoints:
 class MapLayout:
     """The map of the current archive."""
 
-    def __init__(self, archive: Archive, maximum: int) -> None:
+    def __init__(self, archive: ServedIndex, maximum: int) -> None:
         """A sample of up to `maximum` items."""
         self._archive, self._maximum = archive, maximum
         self._phrases: Array | None = None

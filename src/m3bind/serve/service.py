@@ -21,7 +21,7 @@ from m3bind.index.roots import Roots
 from m3bind.search.searcher import Source
 from m3bind.serve import pictures
 from m3bind.serve.errors import Refusal
-from m3bind.serve.index_reload import Archive, ArchiveState
+from m3bind.serve.index_reload import ArchiveState, ServedIndex
 from m3bind.serve.layout import MapLayout
 from m3bind.serve.lru_cache import LruCache
 from m3bind.serve.phrases import Vocabulary, phrases_for
@@ -32,7 +32,7 @@ from m3bind.serve.schemas import QuestionPart
 from m3bind.serve.schemas import Source as Asked
 from m3bind.serve.settings import ServiceSettings
 from m3bind.serve.uploads import Uploads
-from m3bind.serve.zero_shot_answer import ZeroShooter
+from m3bind.serve.zero_shot_answer import ZeroShotAnswers
 from m3bind.space.bundle import Space
 
 log = logging.getLogger("m3bind.serve")
@@ -73,7 +73,7 @@ class Service:
         """
         self.space, self.settings = space, settings
         self.roots = roots or Roots(None)
-        self.archive = Archive(space, source, settings.check_seconds)
+        self.archive = ServedIndex(space, source, settings.check_seconds)
         self.towers = Queue("towers", settings.workers, settings.waiting)
         self.files = Queue("files", settings.decoders, settings.waiting)
         self.uploads = Uploads(settings.uploads, settings.upload_memory, settings.upload_seconds)
@@ -81,7 +81,7 @@ class Service:
         self.previews: LruCache[Preview] = LruCache(settings.picture_memory, lambda preview: preview.nbytes)
         self.thumbnails: LruCache[bytes] = LruCache(THUMBNAIL_BYTES, len)
         self.phrases, self._texts = Vocabulary(), list(texts)
-        self.zero_shot = ZeroShooter(self.questions)
+        self.zero_shot = ZeroShotAnswers(self.questions)
         self.layout = MapLayout(self.archive, settings.map_points)
         self.ready = self.stopping = False
         self._begun = False

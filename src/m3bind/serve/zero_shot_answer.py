@@ -1,7 +1,7 @@
 """Probabilities of labels for an item or an upload, or an abstention.
 
-* `ZeroShooter`: answers, or abstains if the best label is less likely than the threshold, or if the sample is unlike
-  the index's items of its modality (`m3bind.search.zero_shot_classifier`).
+* `ZeroShotAnswers`: answers, or abstains if the best label is less likely than the threshold, or if the sample is
+  unlike the index's items of its modality (`m3bind.search.zero_shot_classifier`).
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from m3bind.serve.query import Questions, need_texts
 from m3bind.serve.schemas import ZeroShot
 
 
-class ZeroShooter:
+class ZeroShotAnswers:
     """For threads."""
 
     def __init__(self, questions: Questions) -> None:
