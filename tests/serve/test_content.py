@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from m3bind.index import create_index
@@ -36,6 +36,7 @@ def test_a_phrase_that_is_near_to_everything_is_not_the_reason():
     assert Vocabulary().near(row, 3, others) == []
 
 
+@example(11, 35, 16, 1)  # .658255 in float32 is rounded up or down
 @given(st.integers(2, 30), st.integers(20, 60), st.integers(0, 1000), st.integers(1, 40))
 def test_phrases_do_not_depend_on_their_order(p, r, seed, k):
     rng = np.random.default_rng(seed)

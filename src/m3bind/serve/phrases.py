@@ -48,10 +48,10 @@ class Vocabulary:
         fits = [at for at, names in enumerate(self._of) if not modality or not names or modality in names]
         if not fits:
             return []
-        rows = self.rows[fits]
+        rows = self.rows[fits].astype(np.float64)  # in float32 the last digit shown depends on a row's place
         reference = self.rows if others is None or len(others) < FEW else others
-        score = rows @ row
-        usual = rows.astype(np.float64) @ reference.T.astype(np.float64)
+        score = rows @ row.astype(np.float64)
+        usual = rows @ reference.T.astype(np.float64)
         z = (score - usual.mean(axis=1)) / np.maximum(usual.std(axis=1), FLAT)
         below = 100 * (usual < score[:, None] - 1e-6).mean(axis=1)
         return [
