@@ -67,6 +67,7 @@ def client(world):
     from m3bind.serve.app import make_app
 
     with client_of(make_app(world.space, world.index)) as made:
+        until(lambda: made.get("/readyz").status_code == 200)  # the warm-up runs in the background
         yield made
 
 

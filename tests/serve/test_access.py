@@ -5,7 +5,7 @@ import pytest
 from m3bind.errors import ConfigError
 from m3bind.serve.access import COOKIE, Access, read_token
 from m3bind.serve.run import is_loopback, refuse_open
-from serve.conftest import client_of
+from serve.conftest import client_of, until
 
 TOKEN = "correct-horse-battery"
 QUESTION = {"parts": [{"kind": "text", "value": "a lung"}]}
@@ -16,6 +16,7 @@ def guarded(world):
     from m3bind.serve.app import make_app
 
     with client_of(make_app(world.space, world.index, token=TOKEN)) as made:
+        until(lambda: made.get("/readyz").status_code == 200)  # the warm-up runs in the background
         yield made
 
 
