@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from m3bind import modalities
 from m3bind.config import RunConfig
 from m3bind.core.files import sha256_text
-from m3bind.data.batching import length_buckets
 from m3bind.data.cache import FeatureCache, Rows
 from m3bind.data.records import BadRow, Record
 from m3bind.data.texts import concept_phrases
@@ -30,7 +29,8 @@ from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.models.weights.checkpoint import hash_state
-from m3bind.training.pairs import Images, Level, Pairs, Texts, TextTable, pad, token_lists
+from m3bind.pipeline.text_features import text_features
+from m3bind.training.pairs import Images, Level, Pairs, Texts, TextTable
 
 log = logging.getLogger(__name__)
 TOGETHER = 512 << 20  # maximum bytes of inputs in a batch of a frozen tower
@@ -210,25 +210,8 @@ class FeatureExtractor:
         self, texts: Sequence[str], model: DualEncoder | TextEncoder, label: str = "texts"
     ) -> NDArray[np.float32]:
         """(K, f): text trunk features of a dual encoder or text encoder, each distinct token sequence once."""
-        sequences = token_lists(model.tokenize, texts)
-        if isinstance(model, TextEncoder):
-            trunk, features = model.trunk, model.features
-        else:
-            trunk, features = model.text_trunk, model.text_features
-        order = (
-            np.concatenate(length_buckets([len(s) for s in sequences], 1 << 30)) if sequences else np.zeros(0, np.int64)
-        )
-
-        @torch.inference_mode()
-        def compute(at: list[int]) -> NDArray[np.float32]:
-            return features(pad([sequences[order[i]] for i in at])).float().numpy()
-
-        items = [",".join(map(str, sequences[i])) for i in order]
-        kind = f"text/{type(trunk).__name__}/{getattr(trunk, 'pooling', '')}"
-        rows = np.asarray(self.cache.get_or_compute(kind, self._hash(trunk), items, compute, 128, f"encode {label}"))
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return rows[back]
+        trunk = model.trunk if isinstance(model, TextEncoder) else model.text_trunk
+        return text_features(self.cache, texts, model, self._hash(trunk), label)
 
     def _hash(self, module: nn.Module) -> str:
         """Hash of a module's weights, computed again after an in-place change or after `invalidate_hashes`."""
