@@ -86,7 +86,7 @@ class TrainConfig(Settings):
     micro_batch: int = Field(0, ge=0)  # images per forward pass, with activation recomputation; 0: the whole batch
     micro_batches: dict[str, int] = {}  # exceptions from `micro_batch` per modality
     micro_tokens: int = Field(0, ge=0)  # text tokens per forward pass, with activation recomputation; 0: all
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the towers; auto: bf16 if the hardware computes it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the towers; auto: that of compute
     checkpoint_steps: int = Field(100, ge=1)  # steps between checkpoints
     checkpoint_seconds: float = 60.0  # maximum seconds between checkpoints; does not change the result
     log_steps: int = Field(1, ge=1)  # steps between rows of log.jsonl
@@ -207,6 +207,18 @@ class EvaluateConfig(Settings):
     probe: bool = True  # train a linear probe on each image tower
 
 
+class ComputeConfig(Settings):
+    """Where and how a run computes; may change when it resumes, since it determines only the last bits of results."""
+
+    device: str = "auto"  # auto: a CUDA or ROCm GPU if available, else the CPU; or cpu, cuda, cuda:1, mps
+    precision: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # of the towers; auto: bfloat16 if native, GPUs with TF32
+    )
+    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"  # processes that read files; auto: one per core
+    prefetch: int = Field(2, ge=1)  # batches that each worker prepares ahead of the training step
+    compile: bool = False  # pass the towers through torch.compile
+
+
 class PlanConfig(Settings):
     """What `m3bind plan` assumes if it cannot be measured."""
 
@@ -227,10 +239,15 @@ class RunConfig(Settings):
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     plan: PlanConfig = PlanConfig()
+    compute: ComputeConfig = ComputeConfig()
 
     def pretrain_for(self, modality: str) -> PretrainConfig:
         """Stage 0 settings with the exceptions of `per_modality` for `modality`."""
         return PretrainConfig(**merge(self.pretrain.model_dump(), self.pretrain.per_modality.get(modality, {})))
+
+    def of_result(self) -> dict[str, Any]:
+        """The settings that determine the result, as JSON values: all but `compute`."""
+        return self.model_dump(mode="json", exclude={"compute"})
 
     def save(self, path: Path) -> None:
         """Write the resolved tree as YAML."""

@@ -115,7 +115,7 @@ def test_a_network_that_folding_would_change_stays_as_it_is(space, kind):
     ("cosine", "speed", "dtype"), [(1.1, 9, "float32"), (0.9, 9, "bfloat16"), (0.9, 0.1, "float32")]
 )
 def test_bfloat16_is_chosen_where_it_is_faster_and_close_enough(space, monkeypatch, cosine, speed, dtype):
-    monkeypatch.setattr(_towers, "compute_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr(_towers, "compute_dtype", lambda *_: torch.bfloat16)
     monkeypatch.setattr(_towers, "MIN_COSINE", cosine)
     monkeypatch.setattr(_towers, "_seconds", lambda tower, _: 1.0 if tower._dtype is torch.float32 else 1 / speed)
     decision, why = choose(space, "grey", INPUTS, "auto")

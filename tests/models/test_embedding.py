@@ -10,7 +10,7 @@ from transformers import BertConfig
 
 from m3bind.errors import NotFiniteError
 from m3bind.models import embedding
-from m3bind.models.embedding import PROBES, encode_distinct, fast_dtype, text_dtype
+from m3bind.models.embedding import PROBES, encode_distinct, text_dtype
 from m3bind.models.layers.bert import BertTrunk
 from m3bind.models.layers.heads import make_head
 from m3bind.models.layers.text_encoder import TextEncoder, train_wordpiece
@@ -134,7 +134,7 @@ def test_a_space_tries_half_precision_once_per_tower(monkeypatch, caplog):
     space, tried = tiny.make_space(), []
     exact = {path: space.encode_text(list(PROBES), path) for path in space.text_encoders}
     space = tiny.make_space()
-    monkeypatch.setattr(bundle, "fast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(bundle, "compute_dtype", lambda device: torch.bfloat16)
 
     def counted(*arguments):
         tried.append(arguments)
@@ -151,9 +151,3 @@ def test_a_space_tries_half_precision_once_per_tower(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(fresh.encode_text(list(PROBES), "grey"), exact["grey"])
     assert "grey" in caplog.text and "0.900000" in caplog.text
-
-
-def test_fast_dtype_is_that_of_the_processor(monkeypatch):
-    monkeypatch.setattr(embedding, "compute_dtype", lambda: torch.bfloat16)
-    assert fast_dtype(CPU) is torch.bfloat16
-    assert fast_dtype(torch.device("meta")) is torch.float32

@@ -68,6 +68,12 @@ Change = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="folder of all runs")]
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder; default: the preset's name")]
 Seed = Annotated[int | None, typer.Option("--seed", help="random seed")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="where to compute: auto (a GPU if available), cpu, cuda, cuda:1, mps")
+]
+Workers = Annotated[
+    str | None, typer.Option("--workers", metavar="N", help="processes that read files; auto: one per core")
+]
 Files = Annotated[
     list[Path] | None,
     typer.Option(
@@ -134,15 +140,20 @@ def hush() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|pynetdicom|highdicom|openpyxl|m3bind)\b")
 
 
-def run_of(settings: str, change: list[str] | None, out: Path, name: str | None, seed: int | None) -> "Run":
+def run_of(
+    settings: str,
+    change: list[str] | None,
+    out: Path,
+    name: str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    workers: str | None = None,
+) -> "Run":
     """The run that a command works on."""
     from m3bind.config import load_config
 
-    overrides = list(change or [])
-    if name:
-        overrides.append(f"name={name}")
-    if seed is not None:
-        overrides.append(f"seed={seed}")
+    given = {"name": name, "seed": seed, "compute.device": device, "compute.workers": workers}
+    overrides = [*(change or []), *(f"{key}={value}" for key, value in given.items() if value not in (None, ""))]
     config = load_config(settings, overrides)
     prepare_torch()
     from m3bind.pipeline.run import Run

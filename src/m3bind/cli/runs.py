@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from m3bind.cli.app import BIND, MODELS, Change, Name, Out, Seed, Settings, app, finish, run_of
+from m3bind.cli.app import BIND, MODELS, Change, Device, Name, Out, Seed, Settings, Workers, app, finish, run_of
 from m3bind.errors import ConfigError
 
 
@@ -14,6 +14,8 @@ def demo(
     out: Out = Path("runs"),
     quick: Annotated[bool, typer.Option(help="a smaller cohort, about 2 minutes")] = False,
     change: Change = None,
+    device: Device = None,
+    workers: Workers = None,
 ) -> None:
     """Bind five modalities of virtual patients, end to end.
 
@@ -23,7 +25,7 @@ def demo(
     Example:
       m3bind demo
     """
-    finish(run_of("quick" if quick else "demo", change, out, None, None), "distill")
+    finish(run_of("quick" if quick else "demo", change, out, device=device, workers=workers), "distill")
 
 
 @app.command(rich_help_panel=BIND)
@@ -33,6 +35,8 @@ def fit(
     out: Out = Path("runs"),
     name: Name = None,
     seed: Seed = None,
+    device: Device = None,
+    workers: Workers = None,
     until: Annotated[str, typer.Option(help="last stage: pretrain, closed_form, align or distill")] = "distill",
 ) -> None:
     """Run all stages: pretrain, align, distill, evaluate, report.
@@ -44,7 +48,7 @@ def fit(
       m3bind fit mini5 --set data.manifest=mini5/manifest.csv
       m3bind fit mine.yaml --seed 1
     """
-    finish(run_of(settings, change, out, name, seed), until)
+    finish(run_of(settings, change, out, name, seed, device, workers), until)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -54,6 +58,8 @@ def prepare(
     out: Out = Path("runs"),
     name: Name = None,
     seed: Seed = None,
+    device: Device = None,
+    workers: Workers = None,
     root: Annotated[Path | None, typer.Option(help="folder of the data set in its official layout")] = None,
     limit: Annotated[int | None, typer.Option(help="rows per split, for a quick trial", min=1)] = None,
 ) -> None:
@@ -76,7 +82,7 @@ def prepare(
         raise typer.Exit(1 if done.faults else 0)
     if settings not in presets() and settings in benchmarks.names():
         raise ConfigError(f"{settings} is a data set: give its folder with --root\n{benchmarks.get(settings).layout}")
-    run = run_of(settings, change, out, name, seed)
+    run = run_of(settings, change, out, name, seed, device, workers)
     data = run.prepare().dataset
     for modality, splits in data.records.items():
         print(f"{modality:12s} " + "  ".join(f"{split} {len(records)}" for split, records in splits.items()))
@@ -110,7 +116,13 @@ def datasets(
 
 @app.command(rich_help_panel=BIND)
 def pretrain(
-    settings: Settings, change: Change = None, out: Out = Path("runs"), name: Name = None, seed: Seed = None
+    settings: Settings,
+    change: Change = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    seed: Seed = None,
+    device: Device = None,
+    workers: Workers = None,
 ) -> None:
     """Stage 0: train the dual encoders without published weights.
 
@@ -118,7 +130,7 @@ def pretrain(
     Example:
       m3bind pretrain demo
     """
-    finish(run_of(settings, change, out, name, seed), "pretrain")
+    finish(run_of(settings, change, out, name, seed, device, workers), "pretrain")
 
 
 @app.command(rich_help_panel=BIND)
@@ -128,6 +140,8 @@ def align(
     out: Out = Path("runs"),
     name: Name = None,
     seed: Seed = None,
+    device: Device = None,
+    workers: Workers = None,
     closed_form: Annotated[
         bool, typer.Option("--closed-form", help="bind without training (Procrustes, seconds)")
     ] = False,
@@ -139,12 +153,18 @@ def align(
       m3bind align demo
       m3bind align demo --closed-form
     """
-    finish(run_of(settings, change, out, name, seed), "closed_form" if closed_form else "align")
+    finish(run_of(settings, change, out, name, seed, device, workers), "closed_form" if closed_form else "align")
 
 
 @app.command(rich_help_panel=BIND)
 def distill(
-    settings: Settings, change: Change = None, out: Out = Path("runs"), name: Name = None, seed: Seed = None
+    settings: Settings,
+    change: Change = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    seed: Seed = None,
+    device: Device = None,
+    workers: Workers = None,
 ) -> None:
     """Stage 2: distil the text encoders into one student (SESKD).
 
@@ -152,4 +172,4 @@ def distill(
     Example:
       m3bind distill demo
     """
-    finish(run_of(settings, change, out, name, seed), "distill")
+    finish(run_of(settings, change, out, name, seed, device, workers), "distill")

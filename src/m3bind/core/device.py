@@ -1,15 +1,37 @@
-"""The dtype in which this CPU multiplies matrices fastest.
+"""Where and how to compute: device, precision, TF32, worker processes. Decided here, once for a process.
 
-* `compute_dtype`: bfloat16 if the instruction set has it, else float32. * `may_round`: whether bfloat16 is allowed.
+* `pick`: the `Compute` of a run or command from its settings, all "auto" by default.
+* `Compute`: device, dtype of the towers, workers, prefetching, compilation; `autocast` and `moved`.
+* `device_of`: the device of a module. * `unused_accelerator`: why a visible accelerator is not used.
+* `compute_dtype`: bfloat16 if the device computes it natively, else float32. * `may_round`: whether it is allowed.
+* `usable_cores`: processor cores that this process may use.
 
 M3BIND_BFLOAT16=off makes every automatic choice float32, on any processor and GPU, so that machines can be compared.
 The dtype is detected, not timed: timings vary on a busy machine, and a resumed run must repeat the same arithmetic.
+
+TF32: on a GPU, float32 products and convolutions run in TF32 (10 bits of mantissa) if the precision is "auto", and in
+exact float32 if "float32" was asked for. Losses and closed forms are always computed in float32 or wider.
 """
 
+import logging
 import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from m3bind.errors import ConfigError
+
+log = logging.getLogger(__name__)
+CPU = torch.device("cpu")
+PRECISIONS = ("auto", "float32", "bfloat16")
+_NODES = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/kfd": "an AMD GPU"}  # files of the GPUs' kernel drivers
 
 
 def may_round() -> bool:
@@ -17,13 +39,142 @@ def may_round() -> bool:
     return os.environ.get("M3BIND_BFLOAT16") != "off"
 
 
+def compute_dtype(device: torch.device = CPU) -> torch.dtype:
+    """torch.bfloat16 on devices that multiply matrices in it natively, torch.float32 elsewhere.
+
+    Natively: CPUs with AMX tiles or AVX512-BF16, NVIDIA GPUs since Ampere; elsewhere bfloat16 is emulated, and slower.
+    """
+    return _native_dtype(device.type, device.index) if may_round() else torch.float32
+
+
 @cache
-def compute_dtype() -> torch.dtype:
-    """torch.bfloat16 on CPUs with AMX tiles or AVX512-BF16, torch.float32 elsewhere (where bfloat16 is emulated)."""
-    if not may_round():
-        return torch.float32
-    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        supported = getattr(torch.cpu, name, None)
-        if supported is not None and supported():
-            return torch.bfloat16
+def _native_dtype(kind: str, index: int | None) -> torch.dtype:
+    if kind == "cpu":
+        tests = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+        return torch.bfloat16 if any(test is not None and test() for test in tests) else torch.float32
+    if kind == "cuda":
+        with torch.cuda.device(index or 0):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.float32
+
+
+def usable_cores() -> int:
+    """Cores that this process may use (its CPU affinity), divided among the processes that a launcher started here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a run or a command computes."""
+
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32  # of matrix products in the towers
+    workers: int = 1  # processes that read and preprocess files
+    prefetch: int = 2  # batches that each worker prepares ahead of the training step
+    compiled: bool = False  # towers pass torch.compile
+
+    def autocast(self, dtype: torch.dtype | None = None) -> AbstractContextManager[Any]:
+        """Mixed precision of the towers, by default in `dtype`."""
+        dtype = dtype or self.dtype
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32)
+
+    def moved(self, batch: Any) -> Any:
+        """A nested structure with all its tensors on the device; transfers from pinned memory are asynchronous."""
+        if self.device.type == "cpu":
+            return batch
+        return tree_map(lambda x: x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x, batch)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's parameters and buffers; the CPU if it has none."""
+    first = next(chain(module.parameters(), module.buffers()), None)
+    return CPU if first is None else first.device
+
+
+def pick(
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int | str = "auto",
+    prefetch: int = 2,
+    compiled: bool = False,
+) -> Compute:
+    """The device and its arithmetic; sets the TF32 policy if it is a GPU, and warns of an accelerator not used.
+
+    Args:
+        device: "auto" (CUDA or ROCm if available, else the CPU) or a name of torch: "cpu", "cuda", "cuda:1", "mps".
+            Under a launcher of several processes, "auto" and "cuda" are the GPU of the process's local rank.
+        precision: of the towers: "auto" (bfloat16 if native), "float32" (on a GPU without TF32), or "bfloat16".
+        workers: processes that read files; "auto": one per usable core.
+        prefetch: batches per worker that are prepared ahead.
+        compiled: pass towers through torch.compile.
+
+    Raises:
+        ConfigError: an unknown or unavailable device, an unknown precision, or workers below 1.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"compute.precision={precision!r}: use one of {', '.join(PRECISIONS)}")
+    count = usable_cores() if workers == "auto" else workers
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"compute.workers={workers!r}: use auto or a number of processes, 1 or more")
+    chosen = _device(device)
+    if reason := unused_accelerator(chosen, device):
+        log.warning("computing on %s: %s", chosen.type, reason)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        exact = precision == "float32" or not may_round()
+        torch.set_float32_matmul_precision("highest" if exact else "high")
+        torch.backends.cudnn.allow_tf32 = not exact
+        log.info("%s: float32 products in %s", chosen, "float32" if exact else "TF32")
+    dtype = compute_dtype(chosen) if precision == "auto" else getattr(torch, precision)
+    return Compute(chosen, dtype, count, prefetch, compiled)
+
+
+def _device(name: str) -> torch.device:
+    """The device called `name`, with its index."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"compute.device={name!r} is not a device; use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cpu":
+        return CPU
+    module = getattr(torch, device.type, None)
+    available = getattr(module, "is_available", None)
+    if available is None or not available():
+        reason = _no_cuda() if device.type == "cuda" else f"torch {torch.__version__} reports none on this machine"
+        raise ConfigError(f"compute.device={name}: not available: {reason}; use auto or cpu")
+    index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
+    count = getattr(module, "device_count", lambda: index + 1)()
+    if index >= count:
+        raise ConfigError(f"compute.device={device.type}:{index}: this machine has {count} (numbered from 0)")
+    return torch.device(device.type, index)
+
+
+def _no_cuda() -> str:
+    """Why torch finds no GPU."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built for the CPU only; install a build for your GPU from pytorch.org"
+    if "CUDA_VISIBLE_DEVICES" in os.environ and not os.environ["CUDA_VISIBLE_DEVICES"].strip("-1 "):
+        return "CUDA_VISIBLE_DEVICES hides all GPUs"
+    return f"torch {torch.__version__} finds no usable driver; compare nvidia-smi (or rocm-smi) with its CUDA version"
+
+
+def unused_accelerator(device: torch.device, asked: str = "auto") -> str | None:
+    """The reason why `device` is the CPU although an accelerator is visible; None if nothing is left unused."""
+    if device.type != "cpu":
+        return None
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name(0)} is not used, since the device was set to {asked!r}"
+    if torch.backends.mps.is_available():
+        return None if asked == "cpu" else "the Apple GPU is only used if asked for: --device mps"
+    seen = [name for node, name in _NODES.items() if Path(node).exists()]
+    return f"{seen[0]} is visible but not used: {_no_cuda()}" if seen else None
+
+
+def memory(device: torch.device) -> tuple[float, float] | None:
+    """(peak bytes allocated by tensors, bytes of the device), None for the CPU and devices that do not report it."""
+    if device.type != "cuda":
+        return None
+    return float(torch.cuda.max_memory_allocated(device)), float(torch.cuda.get_device_properties(device).total_memory)

@@ -187,7 +187,7 @@ def choose(space: Space, modality: str, inputs: Sequence[Tensor], precision: Pre
     decision: Decision = {"dtype": "float32", "folded": _folds(space, modality, inputs[0])}
     if precision != "auto":
         return {**decision, "dtype": precision}, f"{modality}: {precision}, as set"
-    if space._device().type == "cpu" and compute_dtype() is torch.float32:
+    if compute_dtype(space._device()) is torch.float32:
         return decision, f"{modality}: float32 (no bfloat16 arithmetic in this processor)"
     inputs = inputs[:MEASURED]
     half: Decision = {**decision, "dtype": "bfloat16"}

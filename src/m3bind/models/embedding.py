@@ -1,7 +1,7 @@
 """Encoding and its arithmetic: evaluation mode, distinct texts by length, cosines, gap correction.
 
 * `evaluating`: evaluation mode as a context. * `similarity`, `softmax`, `correct_gap`: on embeddings.
-* `encode_distinct`: many texts through one tower, each once. * `fast_dtype`, `text_dtype`: the precision of a tower.
+* `encode_distinct`: many texts through one tower, each once. * `text_dtype`: the precision of a tower.
 
 Shapes: n, m items, L tokens, d dimension of the space, d_m joint dimension of a modality's model.
 """
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from m3bind.core.device import compute_dtype, may_round
 from m3bind.core.progress import progress
 from m3bind.data.batching import length_buckets
 from m3bind.errors import NotFiniteError
@@ -161,13 +160,6 @@ def _embed(encode: Callable[[Tokens], Tensor], tokens: Tokens, dtype: torch.dtyp
         rows = F.normalize(rows.float(), dim=-1)  # rounded rows are a little shorter or longer
     values: Array = rows.cpu().numpy()
     return values
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies matrices faster in it, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if may_round() and torch.cuda.is_bf16_supported() else torch.float32
-    return compute_dtype() if device.type == "cpu" else torch.float32
 
 
 def text_dtype(

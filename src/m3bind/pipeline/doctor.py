@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from m3bind.core.device import compute_dtype
+from m3bind.core.device import pick, unused_accelerator
 from m3bind.core.files import write_json
 
 PACKAGES = (
@@ -25,28 +25,37 @@ WEIGHTS = {
 
 
 def facts() -> dict[str, Any]:
-    """Versions, processors, memory, disk, GEMM rates in GFLOP/s, optional weights, hub mode."""
+    """Versions, processors, what `auto` chooses, memory, disk, GEMM rates in GFLOP/s, optional weights, hub mode."""
     versions = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "missing"
+    chosen = pick()
     return {
         "python": platform.python_version(),
         "versions": versions,
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "unset"),
-        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "accelerator": _accelerator(),
+        "auto": f"{chosen.device}, {str(chosen.dtype).removeprefix('torch.')}, {chosen.workers} workers",
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "memory_free_gib": round(psutil.virtual_memory().available / 2**30, 1),
         "disk_free_gib": round(psutil.disk_usage(".").free / 2**30, 1),
         "gemm_gflops": {"float32": round(gemm_rate(torch.float32)), "bfloat16": round(gemm_rate(torch.bfloat16))},
-        "compute_dtype": str(compute_dtype()).removeprefix("torch."),
         "weights": {title: importlib.util.find_spec(name) is not None for name, title in WEIGHTS.items()},
         "hub_offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
     }
+
+
+def _accelerator() -> str:
+    """Names and memory of the GPUs, or why there is none that can be used."""
+    if not torch.cuda.is_available():
+        return unused_accelerator(torch.device("cpu")) or "none"
+    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return "; ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in found)
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:

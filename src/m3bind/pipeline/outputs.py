@@ -90,7 +90,7 @@ def space_of(run: Run) -> Space:
         prompts[m] = [f"{modalities.get(m).title} showing {{}}", "findings consistent with {}", "{}"]  # fit any label
         records[m] = {split: len(rows) for split, rows in run.dataset.records[m].items()}
     synthetic = run.config.data.phantom is not None
-    info = SpaceInfo(config=run.config.model_dump(mode="json"), prompts=prompts, records=records, synthetic=synthetic)
+    info = SpaceInfo(config=run.config.of_result(), prompts=prompts, records=records, synthetic=synthetic)
     return Space(
         {m: run.state.models[m] for m in names},
         {m: run.state.bridges[m] for m in names},

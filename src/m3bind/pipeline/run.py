@@ -190,7 +190,7 @@ class Run:
             self.table.save(self.folder / "results.json")
             files = {"manifest": self.find_manifest(), "extra_texts": self.config.data.extra_texts}
             with sums.writing(self.folder, "provenance.json"):
-                write_json(self.folder / "provenance.json", provenance(self.config.model_dump(mode="json"), files))
+                write_json(self.folder / "provenance.json", provenance(self.config.of_result(), files))
         return self.table
 
     # ---- results
@@ -264,8 +264,8 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
     recorded = sums.recorded(folder).get(SETTINGS)
     if path.exists():
         sums.check(folder, [SETTINGS])
-        now = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
-        changed = differences(_with_defaults(read_yaml(path)), now)
+        now = yaml.safe_load(yaml.safe_dump(config.of_result()))
+        changed = differences(_of_result(read_yaml(path)), now)
         if changed:
             raise ConfigError(
                 f"{folder} holds a run with other settings ({'; '.join(changed[:4])}{' ...' * (len(changed) > 4)}); "
@@ -282,10 +282,10 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
     sums.record(folder, SETTINGS)
 
 
-def _with_defaults(tree: object) -> object:
-    """Settings saved by an older version, completed by defaults; unchanged if they are not valid."""
+def _of_result(tree: object) -> object:
+    """Settings saved by this or an older version, completed by defaults; unchanged if they are not valid."""
     try:
-        return dict(yaml.safe_load(yaml.safe_dump(validate(tree).model_dump(mode="json"))))
+        return dict(yaml.safe_load(yaml.safe_dump(validate(tree).of_result())))
     except ConfigError:
         return tree
 

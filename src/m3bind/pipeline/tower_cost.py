@@ -20,6 +20,7 @@ from torch import nn
 from m3bind.align.balance import sampling_probabilities
 from m3bind.align.stage import set_trainable
 from m3bind.config import RunConfig
+from m3bind.core.device import pick
 from m3bind.errors import M3BindError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder, Tokens
@@ -162,7 +163,7 @@ def measure_tower(m: str, config: RunConfig, assets: Path, work: Work, notes: li
     )
     shape, encode, trains = tower.input_shape, model.encode_image, image_level == "input"
     again = align.micro(m) > 0 and not tower.recomputes
-    with autocast(align, torch.device("cpu")):
+    with autocast(align, pick("cpu")):
         if len(shape) == 4 and shape[1] > DEEP[1]:
             tower.image = time_volumes(model, encode, shape, trains=trains, again=again)
         else:
@@ -231,7 +232,7 @@ def measure_student(config: RunConfig, assets: Path, work: Work, notes: list[str
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     captions = [text for texts in work.sample.values() for text in texts]
     length, shared = _lengths(student, captions, work.pool, config)
-    with autocast(distill, torch.device("cpu")):
+    with autocast(distill, pick("cpu")):
         side = time_side(student, student.encode, _tokens(student, length), TEXTS, True, distill.micro_tokens > 0)
     return StudentPlan(sum(p.numel() for p in student.parameters()), trained, length, shared, side)
 

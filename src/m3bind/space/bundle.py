@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind import modalities
+from m3bind.core.device import compute_dtype
 from m3bind.errors import ConfigError, NotFiniteError, SpaceError, UnknownNameError
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.bridges import BaseBridge, Bridge
-from m3bind.models.embedding import Array, encode_distinct, evaluating, fast_dtype, similarity, softmax, text_dtype
+from m3bind.models.embedding import Array, encode_distinct, evaluating, similarity, softmax, text_dtype
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.space.exported_folders import refuse_foreign
 from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, write_folder
@@ -240,7 +241,7 @@ class Space:
         """The device's half precision if the tower tolerates it, else float32; measured once per tower and device."""
         key = path, self._device()
         if key not in self._precisions:
-            fast = fast_dtype(self._device())
+            fast = compute_dtype(self._device())
             chosen, mean, smallest = text_dtype(tokenize, encode, self._device(), fast)
             if chosen != fast:
                 log.warning(

@@ -28,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from m3bind.config import TrainConfig
 from m3bind.core import sums
-from m3bind.core.device import compute_dtype, may_round
+from m3bind.core.device import Compute, pick
 from m3bind.core.files import sha256_text, write_text
 from m3bind.core.progress import progress
 from m3bind.core.provenance import arithmetic
@@ -73,17 +73,10 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
     return settings.lr * (settings.lr_floor + (1 - settings.lr_floor) * 0.5 * (1 + math.cos(math.pi * progress_)))
 
 
-def bf16_pays(device: torch.device) -> bool:
-    """Whether the hardware computes bfloat16 (a GPU, or a CPU with AMX or AVX512-BF16) instead of emulating it."""
-    if device.type == "cuda":
-        return may_round() and bool(torch.cuda.is_bf16_supported())
-    return compute_dtype() is torch.bfloat16
-
-
-def autocast(settings: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
+def autocast(settings: TrainConfig, compute: Compute) -> AbstractContextManager[None]:
     """The precision of a stage's towers; losses are always computed in float32."""
-    enabled = settings.precision == "bf16" or (settings.precision == "auto" and bf16_pays(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    own = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    return compute.autocast(own.get(settings.precision, compute.dtype))
 
 
 def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, accelerator: Accelerator | None = None) -> None:
@@ -248,7 +241,7 @@ class _Run:
         rate = learning_rate(step, self.settings)
         for group, entry in zip(self.groups, self.optimizer.param_groups, strict=True):
             entry["lr"] = rate * group.scale
-        with autocast(self.settings, self.accelerator.device):
+        with autocast(self.settings, pick(str(self.accelerator.device))):
             losses = self.stage.losses(step)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         self.check(step, values)
