@@ -1,11 +1,21 @@
 """Frozen parts are computed once; a hash detects whether a network has changed."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from m3bind.data.cache import FeatureCache
+from m3bind.data.records import Record
 from m3bind.models.weights.checkpoint import hash_state
 from m3bind.pipeline.features import FeatureExtractor
+from m3bind.training.pairs import TextTable
+from pretend.device import DEVICE, pretend_device
+from toys import ToyEncoder
 
 
 def test_the_hash_follows_the_weights(tmp_path):
@@ -21,3 +31,33 @@ def test_the_hash_follows_the_weights(tmp_path):
     encoder.invalidate_hashes()
     seen.append(encoder._hash(network))
     assert len(set(seen)) == 4 and seen[-1] == hash_state(network.state_dict())
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_model_on_a_device_gives_the_same_arrays(
+    tmp_path: Path, make_picture: Callable[..., Path], views: int
+) -> None:
+    texts = ["large heart", "normal", "small nodule left lung"]
+    records = [
+        Record(f"{n}", "xray", make_picture(tmp_path / f"{n}.png", "xray", n), "", (), (text,), (), f"{n}", "train", "")
+        for n, text in enumerate(texts)
+    ]
+    model = ToyEncoder()
+
+    def everything(extractor: FeatureExtractor) -> list[NDArray[np.float32]]:
+        table = TextTable()
+        table.ids(texts)
+        return [
+            extractor.image_features(records, model, views),
+            extractor.image_embeddings(records, model),
+            extractor.text_features(texts, model),
+            np.asarray(extractor.text_side(model, table, "embedding").array),
+        ]
+
+    theirs = everything(FeatureExtractor(FeatureCache(tmp_path / "cpu")))
+    with pretend_device() as log:
+        model.to(DEVICE)
+        ours = everything(FeatureExtractor(FeatureCache(tmp_path / "device")))
+    assert log.operations["aten.mm.default"] or log.operations["aten.addmm.default"]
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)

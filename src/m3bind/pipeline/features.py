@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from m3bind import modalities
 from m3bind.config import RunConfig
+from m3bind.core.device import device_of
 from m3bind.core.files import sha256_text
 from m3bind.data.cache import FeatureCache, Rows
 from m3bind.data.records import BadRow, Record
@@ -169,18 +170,17 @@ class FeatureExtractor:
 
     def image_features(self, records: Sequence[Record], model: DualEncoder, views: int = 1) -> NDArray[np.float32]:
         """(N, f), or (N, v, f) with several views: trunk features; view 0 is the image, the others are augmented."""
-        inputs = self.inputs(records, model)
-        keys = self._file_keys(records)
+        inputs, keys, device = self.inputs(records, model), self._file_keys(records), device_of(model)
 
         @torch.inference_mode()
         def compute(at: list[int]) -> NDArray[np.float32]:
             rows = torch.from_numpy(inputs[at])
-            features = [model.image_features(rows)]
+            features = [model.image_features(rows.to(device))]
             for view in range(1, views):
                 generator = torch.Generator().manual_seed(int(sha256_text(keys[at[0]], str(view))[:15], 16))
-                features.append(model.image_features(model.augment(rows, generator)))
+                features.append(model.image_features(model.augment(rows, generator).to(device)))
             stacked = torch.stack(features, dim=1) if views > 1 else features[0]
-            return stacked.float().numpy()
+            return stacked.float().cpu().numpy()
 
         kind = f"image/{_preprocessing(model)}/views={views}"
         label = f"features {records[0].modality}" if records else None
@@ -190,12 +190,12 @@ class FeatureExtractor:
     def image_embeddings(self, records: Sequence[Record], model: DualEncoder) -> NDArray[np.float32]:
         """(N, d_m) unit rows, cached on disk themselves if the trunk's features are too wide (CT-CLIP)."""
         if getattr(model.image_head, "in_features", 0) <= WIDE:
-            return _in_chunks(model.project_image, self.image_features(records, model))
-        inputs, keys = self.inputs(records, model), self._file_keys(records)
+            return _in_chunks(model.project_image, self.image_features(records, model), device_of(model))
+        inputs, keys, device = self.inputs(records, model), self._file_keys(records), device_of(model)
 
         @torch.inference_mode()
         def compute(at: list[int]) -> NDArray[np.float32]:
-            return model.encode_image(torch.from_numpy(inputs[at])).float().numpy()
+            return model.encode_image(torch.from_numpy(inputs[at]).to(device)).float().cpu().numpy()
 
         weights = sha256_text(self._hash(model.image_trunk), self._hash(model.image_head))
         kind, label = f"embedding/{_preprocessing(model)}", f"embed {records[0].modality}" if records else None
@@ -268,18 +268,18 @@ class FeatureExtractor:
         features = self.text_features(table.texts, model)
         if level == "features":
             return Texts(model, level, table, features)
-        return Texts(model, level, table, _in_chunks(model.project_text, features))
+        return Texts(model, level, table, _in_chunks(model.project_text, features, device_of(model)))
 
 
 @torch.inference_mode()
 def _in_chunks(
-    project: Callable[[Tensor], Tensor], features: NDArray[np.float32], size: int = 1024
+    project: Callable[[Tensor], Tensor], features: NDArray[np.float32], device: torch.device, size: int = 1024
 ) -> NDArray[np.float32]:
-    """Unit rows of the projection of feature rows."""
-    parts = [
-        torch.nn.functional.normalize(project(torch.from_numpy(features[i : i + size])).float(), dim=-1)
-        for i in range(0, len(features), size)
-    ]
+    """Unit rows of the projection of feature rows, by modules on `device`."""
+    parts = []
+    for i in range(0, len(features), size):
+        rows = project(torch.from_numpy(features[i : i + size]).to(device))
+        parts.append(torch.nn.functional.normalize(rows.float(), dim=-1).cpu())
     return torch.cat(parts).numpy() if parts else np.zeros((0, 1), np.float32)
 
 

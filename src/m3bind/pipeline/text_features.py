@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from m3bind.core.device import device_of
 from m3bind.data.batching import length_buckets
 from m3bind.data.cache import FeatureCache
 from m3bind.models.base import DualEncoder
@@ -27,11 +28,13 @@ def text_features(
         trunk, features = model.trunk, model.features
     else:
         trunk, features = model.text_trunk, model.text_features
+    device = device_of(model)
     order = np.concatenate(length_buckets([len(s) for s in sequences], 1 << 30)) if sequences else np.zeros(0, np.int64)
 
     @torch.inference_mode()
     def compute(at: list[int]) -> NDArray[np.float32]:
-        return features(pad([sequences[order[i]] for i in at])).float().numpy()
+        tokens = {name: rows.to(device) for name, rows in pad([sequences[order[i]] for i in at]).items()}
+        return features(tokens).float().cpu().numpy()
 
     items = [",".join(map(str, sequences[i])) for i in order]
     kind = f"text/{type(trunk).__name__}/{getattr(trunk, 'pooling', '')}"
