@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from m3bind.align.methods.base import BindingInputs
+from m3bind.data.text_table import TextTable
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder, ModelCard, Tokens
-from m3bind.training.pairs import Images, Pairs, Texts, TextTable
+from m3bind.training.pairs import Images, Pairs, Texts
 
 WORDS = ["heart", "lung", "normal", "large", "small", "left", "right", "nodule", "block", "mild", "severe", "no"]
 
@@ -88,7 +89,7 @@ def toy_pairs(
             rows = {"input": array, "features": features.numpy(), "embedding": finished.numpy()}[image]
             text_rows = None
             if text != "input":
-                tokens = model.tokenize(table.texts)
+                tokens = model.tokenize(list(table))
                 hidden = model.text_features(tokens)
                 text_rows = (hidden if text == "features" else model.encode_text(tokens)).numpy()
         pairs[m] = Pairs(

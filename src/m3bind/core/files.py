@@ -2,7 +2,7 @@
 
 * `atomic_path`: write to a temporary name beside the target, flush, rename.
 * `write_text`, `write_json`: small files (`stored` reads them). * `replace_between`: a part of a document.
-* `only_one`, `open_lock`: one process at a time in a folder. * `flush`: fsync.
+* `only_one`, `open_lock`, `alone`: one process at a time in a folder. * `flush`: fsync.
 * `open_plain`, `check_plain`: regular files only. * `sha256_file`, `sha256_text`: content hashes.
 """
 
@@ -98,6 +98,18 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
             pass
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block of an existing folder; no wait on a file system without locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

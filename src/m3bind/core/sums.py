@@ -7,12 +7,11 @@ They protect against accidents (an interrupted copy, an edited number), not agai
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from m3bind.core.files import sha256_file, write_json
+from m3bind.core.files import alone, sha256_file, write_json
 from m3bind.core.stored import read_json
 from m3bind.errors import ResultError
 
@@ -38,22 +37,11 @@ def record(folder: Path, *names: str) -> None:
 
 def _update(folder: Path, hashes: dict[str, str | None]) -> None:
     """Record hashes, and remove those that are None; one process at a time."""
-    with _alone(folder):
+    with alone(folder):
         old = recorded(folder)
         new = {name: digest for name, digest in (old | hashes).items() if digest is not None}
         if new != old:
             write_json(folder / SUMS, dict(sorted(new.items())))
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def recorded(folder: Path) -> dict[str, str]:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m3bind.config import StudentConfig
+from m3bind.data.text_table import TextTable
 from m3bind.errors import ConfigError
 from m3bind.models.layers.text_encoder import TextEncoder
-from m3bind.training.pairs import TextTable, encode_texts
+from m3bind.training.pairs import encode_texts
 from m3bind.training.parallel import encode_sharded
 
 
@@ -47,7 +48,7 @@ class StudentTexts:
 
     def _encode(self, ids: Tensor, micro_tokens: int) -> Tensor:
         if self.features is None:
-            tokens = self.encoder.tokenize([self.table.texts[i] for i in ids.tolist()])
+            tokens = self.encoder.tokenize(self.table.take(ids.numpy()))
             return encode_texts(lambda part: self.encoder.encode(part).float(), tokens, micro_tokens)
         rows = torch.from_numpy(np.ascontiguousarray(self.features[ids.numpy()], dtype=np.float32))
         return F.normalize(self.encoder.project(rows).float(), dim=-1)

@@ -16,6 +16,8 @@ Persistence: {"model": registered name, "settings": settings()} + state_dict in 
 """
 
 import inspect
+import json
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3bind.core.files import sha256_file, sha256_text
+from m3bind.core.version import __version__
+from m3bind.data.tokens import probe_key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
 from m3bind.models.weights.checkpoint import LoadReport, Migration, load_strict
@@ -152,6 +157,19 @@ class DualEncoder(nn.Module, ABC):
     def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Random training-time variation of an input batch; identity unless a model defines one."""
         return batch
+
+    def tokenizer_key(self) -> str:
+        """Hash of all that `tokenize` depends on, for the key of stored token ids.
+
+        By default the class, its settings and assets, and, in place of its code, the ids of some texts.
+        """
+        settings = json.dumps(self.settings(), sort_keys=True, default=str)
+        with tempfile.TemporaryDirectory(prefix="m3bind-") as temporary:
+            self.save_assets(Path(temporary))
+            files = sorted(file for file in Path(temporary).rglob("*") if file.is_file())
+            assets = [part for file in files for part in (file.name, sha256_file(file))]
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        return sha256_text(kind, __version__, settings, *assets, probe_key(self.tokenize))
 
     def save_assets(self, folder: Path) -> None:
         """Write what the network needs beside settings and weights (tokenizer files) into an existing folder."""

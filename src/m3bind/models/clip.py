@@ -13,6 +13,7 @@ by default as published; `quick_gelu` overrides both. Radford et al. 2021, https
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -20,6 +21,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from m3bind.core.files import sha256_text
+from m3bind.data.tokens import probe_key
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard, Tokens
@@ -160,6 +163,10 @@ class BpeTexts(PublishedModel):
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """open_clip's ids, truncated to `max_tokens` before the end-of-text token; padded to the longest of `texts`."""
         return bpe_tokens(texts, self.max_tokens)
+
+    def tokenizer_key(self) -> str:
+        """Hash of the maximum length and, since the vocabulary comes with open_clip, of the ids of some texts."""
+        return sha256_text("bpe", version("open_clip_torch"), str(self.max_tokens), probe_key(self.tokenize))
 
     def _read_tokenizer(self) -> Tokenizer:
         raise ConfigError(f"{self.variant} has no tokenizer file of its own; call its tokenize(texts).")

@@ -10,6 +10,7 @@ tokenizer from a folder, the hub or the checkpoint's own folder. It is read when
 model can be built, loaded and run on token ids without it.
 """
 
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from m3bind.core.files import sha256_text
+from m3bind.core.version import __version__
+from m3bind.data.tokens import probe_key
 from m3bind.errors import CheckpointError, ConfigError, ReadError, UnknownNameError
 from m3bind.models.base import DualEncoder, ModelCard, Tokens, constructor_parameters
 from m3bind.models.layers.bert import BertTrunk, Pooling
@@ -138,6 +142,12 @@ class PublishedModel(DualEncoder):
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """The authors' cleaning, tokenizer and truncation; padded to the longest of `texts`."""
         return self.tokenizer([self.clean(text) for text in texts])
+
+    def tokenizer_key(self) -> str:
+        """Hash of the tokenizer, of the class with its settings, and, in place of `clean`, of the ids of some texts."""
+        own = json.dumps({name: getattr(self, name) for name in self.own_settings}, sort_keys=True, default=str)
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        return sha256_text(kind, __version__, self.variant, own, self.tokenizer.key, probe_key(self.tokenize))
 
     # ---- saving and loading
 

@@ -20,6 +20,7 @@ from m3bind.data import manifest as manifests
 from m3bind.data import splits, texts
 from m3bind.data.batching import IntArray, rng
 from m3bind.data.records import BadRow, Record
+from m3bind.data.text_table import TextTable
 from m3bind.errors import ConfigError
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder
@@ -29,7 +30,6 @@ from m3bind.models.weights.checkpoint import load_strict
 from m3bind.models.weights.weight_files import read_state
 from m3bind.pipeline.features import FeatureExtractor, phrases_of
 from m3bind.training.loop import seed_torch
-from m3bind.training.pairs import TextTable
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def make_dataset(
                 chosen.append(queue[row])
                 taken.add(queue[row])
     for m in names:  # a text held out through one modality must not be in the pool of another
-        pool[m] = [i for i in pool[m] if table.texts[i] not in taken]
+        pool[m] = [i for i in pool[m] if table[i] not in taken]
     ids = {m: np.array(pool[m], dtype=np.int64) for m in names}
     return Dataset(grouped, table, ids, table.ids(chosen), bad)
 

@@ -22,16 +22,18 @@ from m3bind import modalities
 from m3bind.config import RunConfig
 from m3bind.core.device import device_of
 from m3bind.core.files import sha256_text
+from m3bind.data.batching import IntArray
 from m3bind.data.cache import FeatureCache, Rows
 from m3bind.data.records import BadRow, Record
+from m3bind.data.text_table import TextTable
 from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, ReadError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.models.weights.checkpoint import hash_state
-from m3bind.pipeline.text_features import text_features
-from m3bind.training.pairs import Images, Level, Pairs, Texts, TextTable
+from m3bind.pipeline.text_features import TextFeatures, text_trunk
+from m3bind.training.pairs import Images, Level, Pairs, Texts
 
 log = logging.getLogger(__name__)
 TOGETHER = 512 << 20  # maximum bytes of inputs in a batch of a frozen tower
@@ -94,6 +96,7 @@ class FeatureExtractor:
         self.cache, self.batch, self.workers, self.inputs_gb = cache, batch, workers, inputs_gb
         self._hashes: dict[int, tuple[list[tuple[int, int]], str]] = {}
         self._sizes: dict[str, int] = {}
+        self.texts = TextFeatures(cache)
 
     def readable(self, records: Sequence[Record], model: DualEncoder) -> tuple[list[Record], list[BadRow]]:
         """Records whose files can be decoded and preprocessed, and the others with reasons; inputs are cached."""
@@ -207,11 +210,14 @@ class FeatureExtractor:
         return self._together(known)
 
     def text_features(
-        self, texts: Sequence[str], model: DualEncoder | TextEncoder, label: str = "texts"
+        self,
+        texts: Sequence[str] | TextTable,
+        model: DualEncoder | TextEncoder,
+        ids: IntArray | None = None,
+        label: str = "texts",
     ) -> NDArray[np.float32]:
-        """(K, f): text trunk features of a dual encoder or text encoder, each distinct token sequence once."""
-        trunk = model.trunk if isinstance(model, TextEncoder) else model.text_trunk
-        return text_features(self.cache, texts, model, self._hash(trunk), label)
+        """(n, f): text trunk features of texts, or of the given ids of a table, each distinct token sequence once."""
+        return self.texts.features(texts, model, self._hash(text_trunk(model)), ids, label)
 
     def _hash(self, module: nn.Module) -> str:
         """Hash of a module's weights, computed again after an in-place change or after `invalidate_hashes`."""
@@ -265,7 +271,7 @@ class FeatureExtractor:
         """The texts of `table` at a level."""
         if level == "input":
             return Texts(model, level, table)
-        features = self.text_features(table.texts, model)
+        features = self.text_features(table, model)
         if level == "features":
             return Texts(model, level, table, features)
         return Texts(model, level, table, _in_chunks(model.project_text, features, device_of(model)))

@@ -175,7 +175,7 @@ def distill(state: State, setup: Setup, folder: Path, assets: Path) -> State:
     settings = config.distill
     seed_torch(config.seed, "student")
     student = make_text_encoder(settings.student.text, dim=config.align.dim, assets=assets, **settings.student.settings)
-    features = setup.extractor.text_features(data.table.texts, student) if settings.student.train == "head" else None
+    features = setup.extractor.text_features(data.table, student) if settings.student.train == "head" else None
     wrapped = StudentTexts(student, data.table, features)
     pairs = finished_pairs(state, setup)
     teachers = _teachers(state, setup)
@@ -196,7 +196,7 @@ def _inputs(pairs: Mapping[str, Pairs], setup: Setup, folder: Path) -> BindingIn
 def _teachers(state: State, setup: Setup) -> Teachers:
     """Bridged embeddings of all texts by all towers and of all training images by their towers."""
     names = setup.modalities
-    text = {m: embed_text(state, setup, setup.dataset.table.texts, m) for m in names}
+    text = {m: embed_text(state, setup, setup.dataset.table, m) for m in names}
     images = {m: embed_images(state, setup, m, "train") for m in names}
     scales = {m: float(state.models[m].logit_scale.detach()) for m in names}
     return Teachers(text, images, scales)

@@ -1,6 +1,5 @@
 """The image-text pairs of one modality for training; outputs of frozen parts are already computed.
 
-* `TextTable`: the distinct texts of a run; elsewhere a text is represented by its index.
 * `Images` / `Texts`: one side of a modality at a *level*: raw input, trunk features, or finished embeddings. `encode`
   applies only the remaining parts of the tower, so a stage computes only what it trains.
 * `token_lists`, `pad`: token ids of texts without and with padding.
@@ -11,7 +10,7 @@
 Shapes: n items of a batch, N images, K distinct texts, v augmented views, f feature width, d_m joint dimension.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from m3bind.config import ContrastiveConfig
 from m3bind.data.batching import IntArray, rng
+from m3bind.data.text_table import TextTable
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.layers.bert import micro_batches
 from m3bind.training.contrastive import clip_loss, identical_positives, mixed_positives
@@ -31,28 +31,6 @@ from m3bind.training.parallel import encode_sharded
 
 Level = Literal["input", "features", "embedding"]
 T = TypeVar("T")
-
-
-class TextTable:
-    """Distinct texts and their indices."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self._index: dict[str, int] = {}
-
-    def add(self, text: str) -> int:
-        """Index of `text`, which is added if new."""
-        if text not in self._index:
-            self._index[text] = len(self.texts)
-            self.texts.append(text)
-        return self._index[text]
-
-    def ids(self, texts: Iterable[str]) -> IntArray:
-        """Indices of several texts, shape (len,)."""
-        return np.array([self.add(text) for text in texts], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
 
 class Images:
@@ -113,7 +91,7 @@ class Texts:
         """Tokens of texts, padded to the longest; each text is tokenised only once."""
         missing = [i for i in ids if i not in self._ids]
         self._ids.update(
-            zip(missing, token_lists(self.model.tokenize, [self.table.texts[i] for i in missing]), strict=True)
+            zip(missing, token_lists(self.model.tokenize, self.table.take(np.array(missing, np.int64))), strict=True)
         )
         padded = pad([self._ids[i] for i in ids])
         return {name: tensor.to(self.model.logit_scale.device) for name, tensor in padded.items()}

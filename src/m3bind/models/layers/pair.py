@@ -48,6 +48,10 @@ class TowerPair(DualEncoder):
         """The text tower's own tokenizer; padded to the longest of `texts`."""
         return self.tokenizer(texts)
 
+    def tokenizer_key(self) -> str:
+        """That of the tokenizer alone."""
+        return self.tokenizer.key
+
     def settings(self) -> dict[str, Any]:
         """Constructor arguments as JSON values; `text` is the text tower's configuration, not a name."""
         return {**self._own, "text": dict(self.text_settings), "frozen": list(self.frozen)}

@@ -111,6 +111,10 @@ class TextEncoder(nn.Module):
         """n texts -> {"input_ids", "attention_mask"}, int64 (n, L), padded to the longest."""
         return self.tokenizer(texts)
 
+    def tokenizer_key(self) -> str:
+        """Hash of all that `tokenize` depends on."""
+        return self.tokenizer.key
+
     def features(self, tokens: Tokens) -> Tensor:
         """Tokens -> (n, H), independent of padding."""
         return self.trunk(tokens["input_ids"], tokens["attention_mask"])  # type: ignore[no-any-return]

@@ -9,11 +9,13 @@ n texts, L tokens of the longest of them.
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from m3bind.core.files import sha256_text
 from m3bind.core.stored import inside
 from m3bind.errors import CheckpointError, ConfigError, ReadError
 from m3bind.models.base import Tokens
@@ -156,6 +158,11 @@ class TextTokenizer:
             "input_ids": torch.tensor([row.ids for row in encoded], dtype=torch.int64),
             "attention_mask": torch.tensor([row.attention_mask for row in encoded], dtype=torch.int64),
         }
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the vocabulary, the rules, padding and truncation."""
+        return sha256_text(type(self).__qualname__, self.tokenizer.to_str())
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` into an existing folder."""
