@@ -12,15 +12,19 @@ from torch import Tensor
 from transformers import BertConfig
 
 from m3bind.errors import ConfigError
-from m3bind.models.layers.bert import BertTrunk, _adapted, _Casts, _project, distinct, micro_batches
+from m3bind.models.layers.bert import BertTrunk, distinct, micro_batches
+from m3bind.models.layers.bert_layer import Casts, _adapted, _project
 
 SIZE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def trunk(pooling: str = "mean", budget: int = 60, **config: Any) -> BertTrunk:
+def trunk(
+    pooling: str = "mean", budget: int = 60, states: Any = (-1,), combine: Any = "mean", **config: Any
+) -> BertTrunk:
     torch.manual_seed(0)
-    return BertTrunk(BertConfig(vocab_size=100, max_position_embeddings=40, **SIZE, **config), pooling, budget).eval()
+    bert = BertConfig(vocab_size=100, max_position_embeddings=40, **SIZE, **config)
+    return BertTrunk(bert, pooling, budget, states, combine).eval()
 
 
 def with_lora(model: BertTrunk, dropout: float = 0.0, targets: tuple[str, ...] = ("query", "value")) -> BertTrunk:
@@ -130,11 +134,11 @@ def test_merged_and_disabled_adapters_are_respected() -> None:
 
 def test_adapter_dropout_is_unbiased() -> None:
     model = with_lora(trunk(), dropout=0.3)
-    layer, x, casts = model.bert.encoder.layer[0], torch.randn(5, 64), _Casts()
+    layer, x, casts = model.bert.encoder.layer[0], torch.randn(5, 64), Casts()
     with torch.no_grad():
-        expected = torch.cat(_project(_adapted(layer), x, casts), 1)
+        expected = torch.cat(_project(_adapted(layer), x, casts, False), 1)
         layer.train()
-        draws = torch.stack([torch.cat(_project(_adapted(layer), x, casts), 1) for _ in range(1000)])
+        draws = torch.stack([torch.cat(_project(_adapted(layer), x, casts, False), 1) for _ in range(1000)])
     query, key, value = ((draws.mean(0) - expected).abs() / (draws.std(0) / 1000**0.5 + 1e-6)).chunk(3, 1)
     assert draws[..., :64].std(0).min() > 1e-3 and key.max() < 1  # the key has no adapter, so no noise
     for z in (query, value):
