@@ -9,6 +9,7 @@ from m3bind.align.post import GAPS, after, gap_steps, iso_maps, linear_projector
 from m3bind.align.procrustes import Bridge, identity_map, orthonormal_map
 from m3bind.config import PostConfig
 from m3bind.errors import ConfigError, UnknownNameError
+from pretend.device import DEVICE, pretend_device
 from toys import ToyEncoder
 
 
@@ -116,3 +117,19 @@ def test_isoclip_needs_linear_projectors():
     rows = cloud(10, 6, 0, 0.1)
     with pytest.raises(ConfigError, match="linear projectors"):
         after(Bridge(identity_map(6, 6)), PostConfig(iso=(1, 1)), rows, rows, model)
+
+
+@pytest.mark.parametrize("iso", [None, (1, 0)])
+@pytest.mark.parametrize("gap", GAPS)
+def test_a_device_without_float64_gives_the_same_steps(pair, gap, iso):
+    settings, model = PostConfig(gap=gap, iso=iso), ToyEncoder()
+    bridge = Bridge(identity_map(6, 8))
+    theirs = after(bridge, settings, *pair, model)
+    expected = [theirs.image(pair[0]), theirs.text(pair[1])]
+    with pretend_device(float64=False):
+        model.to(DEVICE)
+        sides = [rows.to(DEVICE) for rows in pair]
+        ours = after(bridge.to(DEVICE), settings, *sides, model)
+        got = [ours.image(sides[0]).cpu(), ours.text(sides[1]).cpu()]
+    for rows, same in zip(got, expected, strict=True):
+        torch.testing.assert_close(rows, same, rtol=0, atol=1e-6)

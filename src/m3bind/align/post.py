@@ -38,11 +38,13 @@ GAPS: tuple[Gap, ...] = get_args(Gap)
 def gap_steps(gap: Gap, images: Tensor, texts: Tensor, components: int = 1) -> tuple[list[Affine], list[Affine]]:
     """Steps for images and for texts, fitted on unit rows `images` (n, d) and `texts` (n, d), row i one pair.
 
+    The rows may be on any device, the steps are on the host.
+
     Raises:
         UnknownNameError: no such step.
         ConfigError: `components` leaves no dimension.
     """
-    images, texts = images.double(), texts.double()
+    images, texts = _on_host(images), _on_host(texts)
     eye = torch.eye(images.shape[1], dtype=torch.float64)
     mean, mean_text = images.mean(0), texts.mean(0)
     if gap == "none":
@@ -60,6 +62,11 @@ def gap_steps(gap: Gap, images: Tensor, texts: Tensor, components: int = 1) -> t
     if gap == "pc":
         return [_without_axes(images, components)], [_without_axes(texts, components)]
     raise UnknownNameError("post step", gap, GAPS)
+
+
+def _on_host(rows: Tensor) -> Tensor:
+    """In float64, which not every device has."""
+    return rows.to("cpu").double()
 
 
 def _without_axes(rows: Tensor, components: int) -> Affine:
@@ -84,7 +91,7 @@ def iso_maps(image: Tensor, text: Tensor, top: int, bottom: int) -> tuple[Tensor
     Raises:
         ConfigError: no direction is left.
     """
-    image, text = image.double(), text.double()
+    image, text = _on_host(image), _on_host(text)
     u, s, vt = torch.linalg.svd(image.T @ text, full_matrices=False)
     rank = int((s > s[0] * 1e-10).sum())
     if top < 0 or bottom < 0 or top + bottom >= rank:
@@ -109,6 +116,8 @@ def linear_projectors(model: DualEncoder) -> tuple[Tensor, Tensor] | None:
 def after(bridge: BaseBridge, settings: PostConfig, images: Tensor, texts: Tensor, model: DualEncoder) -> BaseBridge:
     """`bridge` with the post steps of `settings`, fitted on the embeddings (n, d_m) of the modality's pairs.
 
+    Embeddings, bridge and result are on one device; the steps are computed on the host, in float64.
+
     Raises:
         ConfigError: IsoCLIP for a model whose projectors are not linear.
     """
@@ -122,6 +131,6 @@ def after(bridge: BaseBridge, settings: PostConfig, images: Tensor, texts: Tenso
                 f"{model.registered_name or type(model).__name__} has others, leave it out"
             )
         maps = iso_maps(*weights, *settings.iso)
-        bridge = Sided(bridge, before=(Affine(maps[0]), Affine(maps[1])))
+        bridge = Sided(bridge, before=(Affine(maps[0]), Affine(maps[1]))).to(images.device)
     steps = gap_steps(settings.gap, bridge.image(images), bridge.text(texts), settings.components)
-    return freeze(Sided(bridge, *steps))
+    return freeze(Sided(bridge, *steps)).to(images.device)

@@ -58,7 +58,7 @@ def procrustes(
     does not depend on the order of towers, except on axes along which the texts do not vary.
 
     Args:
-        embeddings: M arrays (K, d_m), row i of each the same text; normally unit rows.
+        embeddings: M arrays (K, d_m), on any device, row i of each the same text; normally unit rows.
         dim: d. Towers with d_m < d get orthonormal rows (isometric, as if padded with zeros), towers with d_m > d the
             orthonormal columns that are best for the objective.
         iterations: maximum number of sweeps over the towers.
@@ -68,12 +68,14 @@ def procrustes(
         weights: w_m >= 0, default all 1.
 
     Returns:
-        M float64 maps (d_m, d). A single tower is rotated to its principal axes.
+        M float64 maps (d_m, d) on the host. A single tower is rotated to its principal axes.
 
     Raises:
         ConfigError: no towers, unequal K, values that are not finite, or weights that do not fit.
     """
-    points = _points(embeddings, center)
+    towers = _points(embeddings)
+    means = [x.mean(0) for x in towers]
+    points = [x - mean for x, mean in zip(towers, means, strict=True)] if center else towers
     w = _weights(weights, len(points))
     crosses = _crosses(points)
     maps = _start(crosses, dim, w)
@@ -83,11 +85,11 @@ def procrustes(
         objective += gain
         if gain <= tol * abs(objective):
             break
-    means = [torch.as_tensor(x, dtype=torch.float64).mean(0) for x in embeddings]
     return _fix_rotation(crosses, maps, w, means)
 
 
-def _points(embeddings: Sequence[Tensor | npt.NDArray[np.floating]], center: bool) -> list[Tensor]:
+def _points(embeddings: Sequence[Tensor | npt.NDArray[np.floating]]) -> list[Tensor]:
+    """The towers' embeddings on the host, where there is float64."""
     if not embeddings:
         raise ConfigError("procrustes: no towers given; at least one (K, d_m) array is needed")
     points = [torch.as_tensor(x).detach().to("cpu", torch.float64) for x in embeddings]
@@ -97,7 +99,7 @@ def _points(embeddings: Sequence[Tensor | npt.NDArray[np.floating]], center: boo
     for index, x in enumerate(points):
         if not x.isfinite().all():
             raise ConfigError(f"procrustes: tower {index} has embeddings that are NaN or infinite; check that tower")
-    return [x - x.mean(0) for x in points] if center else points
+    return points
 
 
 def _weights(weights: Sequence[float] | None, towers: int) -> list[float]:

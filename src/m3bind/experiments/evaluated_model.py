@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from m3bind.config import validate
+from m3bind.core.device import device_of
 from m3bind.core.files import sha256_file, sha256_text
 from m3bind.core.stored import Strict, read_yaml
 from m3bind.data.cache import FeatureCache
@@ -118,9 +119,9 @@ class EvaluatedModel:
             assert self.space is not None
             return self.space.encode_text(texts, encoder=STUDENT)
         model = self.model(path)
-        features = torch.from_numpy(self.encoder.text_features(texts, model))
+        features = torch.from_numpy(self.encoder.text_features(texts, model)).to(device_of(model))
         with torch.inference_mode():
-            own = torch.nn.functional.normalize(model.project_text(features), dim=-1).float().numpy()
+            own = torch.nn.functional.normalize(model.project_text(features), dim=-1).float().cpu().numpy()
         return own if self.space is None else self.space.project(own, path, side="text")
 
     def scale(self, modality: str) -> float:
@@ -141,7 +142,7 @@ class EvaluatedModel:
         wide = getattr(model.image_head, "in_features", 0) > WIDE
         rows = self.encoder.image_embeddings(records, model) if wide else self.encoder.image_features(records, model)
         names: tuple[str, ...] = model.labels  # type: ignore[assignment]
-        return names, np.asarray(logits(torch.from_numpy(rows)).double().numpy())
+        return names, np.asarray(logits(torch.from_numpy(rows).to(device_of(model))).cpu().double().numpy())
 
     def finetune(self, records: Sequence[Record]) -> LoraFinetune:
         """The few-shot method that adapts the image tower, for files of `records`, all of one modality."""

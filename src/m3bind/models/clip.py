@@ -87,21 +87,25 @@ class ClipTextTrunk(nn.Module):
         """int64 (n, L) and a 0/1 mask (n, L) -> (n, f). The end of a text is its highest id.
 
         Raises:
-            ConfigError: a text that does not begin in the first column, or is longer than the tower's context.
+            ConfigError: a text longer than the tower's context or, on the host, one that does not begin in the first
+                column (on another device its row is NaN, since to look for one the host would wait).
         """
         if len(input_ids) == 0:
             return torch.zeros(0, self.width, device=input_ids.device)
-        if input_ids.shape[1] == 0 or not bool(attention_mask[:, 0].all()):
+        on_host, length = input_ids.device.type == "cpu", input_ids.shape[1]
+        if length == 0 or (on_host and not bool(attention_mask[:, 0].all())):
             raise ConfigError(
                 "a text has no token in the first column (attention_mask is zero there): texts need at least one token "
                 "each and are padded on the right."
             )
         ends = input_ids.masked_fill(attention_mask == 0, -1).argmax(1)
-        length = int(ends.max()) + 1
+        if on_host:
+            length = int(ends.max()) + 1
         if length > self.context:
             raise ConfigError(f"a text of {length} tokens for a CLIP of {self.context} positions; use `tokenize`.")
         hidden: Tensor = self.model(input_ids=input_ids[:, :length]).last_hidden_state  # (n, length, f)
-        return hidden[torch.arange(len(ends), device=ends.device), ends]
+        rows = hidden[torch.arange(len(ends), device=ends.device), ends]
+        return rows if on_host else rows.masked_fill(attention_mask[:, :1] == 0, torch.nan)
 
 
 class ClipModel(PublishedModel):

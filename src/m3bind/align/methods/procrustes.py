@@ -19,6 +19,7 @@ from torch import Tensor
 from m3bind.align.methods.base import BindingInputs, BindingMethod
 from m3bind.align.procrustes import BaseBridge, Bridge, identity_map, procrustes
 from m3bind.config import AlignConfig
+from m3bind.core.device import device_of
 from m3bind.errors import UnknownNameError
 from m3bind.models.bridges import Affine, Sided, freeze
 
@@ -28,7 +29,7 @@ CENTER = ("none", "fit", "fit+readd")
 def initial_bridges(inputs: BindingInputs, settings: AlignConfig) -> dict[str, Bridge]:
     """Bridges before training, by `settings.bridge`. Cosines within a modality are preserved."""
     if settings.bridge == "identity":
-        return {m: Bridge(identity_map(dim, settings.dim)) for m, dim in inputs.dims.items()}
+        return {m: _placed(Bridge(identity_map(dim, settings.dim)), inputs, m) for m, dim in inputs.dims.items()}
     return procrustes_bridges(inputs, settings)
 
 
@@ -36,7 +37,12 @@ def procrustes_bridges(inputs: BindingInputs, settings: AlignConfig, center: boo
     """Bridges that align the embeddings of `settings.pool` texts in closed form."""
     ids = inputs.draw_pool(settings.pool, settings.balance)
     maps = procrustes([inputs.embed_texts(m, ids) for m in inputs.dims], settings.dim, center=center)
-    return {m: Bridge(weight.float()) for m, weight in zip(inputs.dims, maps, strict=True)}
+    return {m: _placed(Bridge(weight), inputs, m) for m, weight in zip(inputs.dims, maps, strict=True)}
+
+
+def _placed(bridge: Bridge, inputs: BindingInputs, modality: str) -> Bridge:
+    """`bridge` on the device of its modality's towers."""
+    return bridge.to(device_of(inputs.pairs[modality].model))
 
 
 class Procrustes(BindingMethod):
@@ -72,5 +78,5 @@ def _recentred(rotations: dict[str, Bridge], inputs: BindingInputs, ids: Tensor)
             [Affine(torch.eye(bridge.dim), torch.stack(list(means.values())).mean(0) - means[m])]
             for means in (images, texts)
         )
-        bridges[m] = freeze(Sided(bridge, image, text))
+        bridges[m] = freeze(Sided(bridge, image, text)).to(bridge.weight.device)
     return bridges
