@@ -9,6 +9,7 @@ functions of (seed, step), so only the step is stored. The two newest checkpoint
 * `Checkpoints`: the folder of one stage: newest readable checkpoint, save, finish.
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,15 +98,21 @@ def unpack_optimizer(
 ) -> None:
     """Inverse of `pack_optimizer`; parameters without stored state keep their initial state.
 
+    The optimiser places and casts each tensor as it needs it: moments on their parameter's device.
+
     Raises:
         CheckpointError: state of an unknown parameter, or of another shape.
     """
+    order = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    numbers = {id(parameter): number for number, parameter in enumerate(order)}
+    state = optimizer.state_dict()
     for name, value in packed.items():
         owner, _, key = name.rpartition("|")
         parameter = parameters.get(owner)
         if parameter is None or value.shape not in (parameter.shape, ()):
             raise CheckpointError(f"the optimiser's state {name[:60]!r} does not fit; delete the checkpoint")
-        optimizer.state[parameter][key] = value.clone()
+        state["state"].setdefault(numbers[id(parameter)], {})[key] = value.clone()
+    optimizer.load_state_dict(state)
 
 
 class Checkpoints:
