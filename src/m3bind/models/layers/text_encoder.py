@@ -61,7 +61,10 @@ def lora_targets(module: nn.Module) -> tuple[str, ...]:
 
 
 class HFTrunk(nn.Module):
-    """Any Hugging Face encoder other than BERT: masked mean or first token of its last hidden state."""
+    """Any Hugging Face encoder other than BERT: masked mean or first token of its last hidden state.
+
+    None makes the host wait for a device, except a Longformer (for its global tokens) and an X-MOD (its languages).
+    """
 
     def __init__(self, config: Any, pooling: Pooling = "mean", model: Any = None) -> None:
         """`config` is a transformers configuration of an encoder known to AutoModel; `pooling` is "mean" or "cls".
