@@ -19,8 +19,8 @@ from torch import Tensor
 
 from m3bind.align.heads import TRAINING, SharedTexts, aggregate, perturb, train_heads, weighted_info_nce
 from m3bind.align.methods.base import BindingInputs, BindingMethod
-from m3bind.align.methods.procrustes import procrustes_bridges
-from m3bind.align.procrustes import BaseBridge, Bridge, identity_map
+from m3bind.align.methods.procrustes import identity_bridges, procrustes_bridges
+from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig
 from m3bind.errors import UnknownNameError
 from m3bind.models.bridges import Head, freeze
@@ -84,9 +84,8 @@ class ExMCR(BindingMethod):
         """Base texts (K, d), averaged base images (K, d), their confidence (K,), and the base modality's bridge."""
         if o["base"]:
             m = o["base"]
-            bridge = Bridge(identity_map(inputs.dims[m], settings.dim))
-            bridges: dict[str, Bridge] = {m: bridge}
-            texts = bridge.text(shared.texts[m])
+            bridges = {m: identity_bridges(inputs, settings)[m]}
+            texts = bridges[m].text(shared.texts[m])
         else:
             bridges = procrustes_bridges(inputs, settings)
             texts = F.normalize(sum(b.text(shared.texts[m]) for m, b in bridges.items()), dim=-1)  # type: ignore[arg-type]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from m3bind.align import lora
 from m3bind.align.heads import TRAINING, loop_settings
 from m3bind.align.methods.base import BindingInputs, BindingMethod
-from m3bind.align.methods.procrustes import procrustes_bridges
-from m3bind.align.procrustes import BaseBridge, Bridge, identity_map
+from m3bind.align.methods.procrustes import identity_bridges, procrustes_bridges
+from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig
 from m3bind.data.batching import EpochSampler, IntArray
 from m3bind.errors import ConfigError
@@ -183,7 +183,7 @@ class MedBindNM(BindingMethod):
             ConfigError: see `share_text_tower` and `MedBindStage`.
         """
         share_text_tower(inputs.pairs)
-        bridges = {m: Bridge(identity_map(p.model.joint_dim, settings.dim)) for m, p in inputs.pairs.items()}
+        bridges = identity_bridges(inputs, settings)
         for bridge in bridges.values():
             bridge.requires_grad_(False)
         train(MedBindStage(inputs, bridges, settings, self.edges), settings, inputs.folder, inputs.seed)

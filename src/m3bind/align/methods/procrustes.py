@@ -28,9 +28,12 @@ CENTER = ("none", "fit", "fit+readd")
 
 def initial_bridges(inputs: BindingInputs, settings: AlignConfig) -> dict[str, Bridge]:
     """Bridges before training, by `settings.bridge`. Cosines within a modality are preserved."""
-    if settings.bridge == "identity":
-        return {m: _placed(Bridge(identity_map(dim, settings.dim)), inputs, m) for m, dim in inputs.dims.items()}
-    return procrustes_bridges(inputs, settings)
+    return identity_bridges(inputs, settings) if settings.bridge == "identity" else procrustes_bridges(inputs, settings)
+
+
+def identity_bridges(inputs: BindingInputs, settings: AlignConfig) -> dict[str, Bridge]:
+    """Bridges that only resize each joint dimension to `settings.dim`."""
+    return {m: _placed(Bridge(identity_map(dim, settings.dim)), inputs, m) for m, dim in inputs.dims.items()}
 
 
 def procrustes_bridges(inputs: BindingInputs, settings: AlignConfig, center: bool = False) -> dict[str, Bridge]:
