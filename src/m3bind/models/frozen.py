@@ -107,8 +107,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
     The search is ours: accelerate's `find_executable_batch_size` collects garbage at every call, takes a tenth off at a
     time, and ends with an error that no longer names the memory.
     """
-    from accelerate.utils import clear_device_cache
-    from accelerate.utils.memory import should_reduce_batch_size
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     if not should_reduce_batch_size(error):
         return False
