@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m3bind.align.methods.base import BindingInputs
+from m3bind.data.ragged import Ragged
 from m3bind.data.text_table import TextTable
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder, ModelCard, Tokens
@@ -97,8 +98,8 @@ def toy_pairs(
             model,
             Images(model, image, rows),  # type: ignore[arg-type]
             Texts(model, text, table, text_rows),  # type: ignore[arg-type]
-            [table.ids([c]) for c in captions[m]],
-            [table.ids(["normal"]) if "normal" in c else np.zeros(0, np.int64) for c in captions[m]],
+            Ragged.of(table.ids([c]) for c in captions[m]),
+            Ragged.of(table.ids(["normal"] if "normal" in c else []) for c in captions[m]),
             np.array([len(c.split()) for c in captions[m]], dtype=np.int64),
             [f"p{i}" for i in range(size)],
         )

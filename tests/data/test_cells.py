@@ -1,6 +1,7 @@
 """Meaning of cells: identifiers, empty values, spellings of labels, paths."""
 
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,10 @@ def test_lost_digits() -> None:
 
 
 def test_the_most_frequent_spelling_is_used() -> None:
-    use, notes = one_spelling(["Pneumonia", "pneumonia", "PNEUMONIA", "pneumonia", "normal", "1", "1.0"])
+    use, notes = one_spelling(Counter(["Pneumonia", "pneumonia", "PNEUMONIA", "pneumonia", "normal", "1", "1.0"]))
     assert use == {"Pneumonia": "pneumonia", "PNEUMONIA": "pneumonia", "1.0": "1"}
     assert len(notes) == 2 and "'pneumonia' (4 rows)" in notes[0]
-    assert one_spelling(["a", "b", "a b"]) == ({}, [])
+    assert one_spelling(Counter(["a", "b", "a b"])) == ({}, [])
 
 
 @pytest.mark.parametrize("folder", ["NFC", "NFD"])

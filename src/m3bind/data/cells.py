@@ -9,7 +9,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?")
 _LOST = re.compile(r"\d\.\d+[eE]\+?\d{2,3}")  # spreadsheet format of a number with many digits
 
 
+@lru_cache(maxsize=1024)
 def column(name: str) -> str:
     """A column's name without case, outer spaces and invisible characters."""
     return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", name)).split()).casefold()
@@ -68,14 +69,15 @@ def lost_digits(cell: str) -> bool:
     return _LOST.fullmatch(cell.strip()) is not None
 
 
-def one_spelling(labels: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+def one_spelling(counts: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
     """The spelling to use instead of each variant, and a sentence on each such group.
 
-    The most frequent spelling of a group (same `key`) is used, the first of several.
+    The most frequent spelling of a group (same `key`) is used, the first of several. `counts`: rows of each label, in
+    the order of their first appearance.
     """
     groups: dict[str, Counter[str]] = {}
-    for label in labels:
-        groups.setdefault(key(label), Counter())[label] += 1
+    for label, count in counts.items():
+        groups.setdefault(key(label), Counter())[label] += count
     use: dict[str, str] = {}
     notes = []
     for spellings in groups.values():

@@ -22,35 +22,28 @@ Reasons name rows and columns, never report texts or patients.
 """
 
 import logging
-import math
 import os
-import re
-import stat
-from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from m3bind.core.files import sha256_text
-from m3bind.data.cells import one_spelling, path_spellings
-from m3bind.data.manifest_rows import ManifestRow, quoted, read_rows
-from m3bind.data.records import SPLITS, BadRow, Manifest, Record, format_bad_rows
-from m3bind.data.splits import FRACTIONS, patient_splits
-from m3bind.data.texts import ALIASES, MAX_TEXT, describe
+from m3bind.data import manifest_rules as rules
+from m3bind.data.batching import IntArray
+from m3bind.data.descriptions import Described, Labelled, describe_rows
+from m3bind.data.manifest_rows import Fault, read_blocks
+from m3bind.data.manifest_table import ManifestReader, ManifestTable, rescale_of
+from m3bind.data.ragged import Ragged
+from m3bind.data.records import BadRow, Coded, Codes, Manifest, Record, RecordColumns, Records, format_bad_rows
+from m3bind.data.splits import FRACTIONS
 from m3bind.errors import ManifestError, UnknownNameError
-from m3bind.modalities.base import get, names
+from m3bind.modalities.base import get
 from m3bind.privacy import patient_key
 
 log = logging.getLogger(__name__)
-_SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
-                "validate": "valid", "dev": "valid", "test": "test", "testing": "test"}  # fmt: skip
-
-
-class _Bad(Exception):
-    """Internal: a bad row; `kind` groups reasons."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        self.kind, self.reason = kind, reason
 
 
 def read_manifest(
@@ -79,257 +72,156 @@ def read_manifest(
         raise ManifestError(f"{base}: no such folder; give the folder the paths in {path.name} are relative to (root)")
     for name in modalities or ():
         get(name)
-    known = frozenset(names())
     folder = Path(os.path.abspath(templates)) if templates is not None else None
-    bad: list[BadRow] = []
-    drafts: list[_Draft] = []
-    seen_sets: set[str] = set()
-    seen_ids: dict[str, int] = {}
-    for row in read_rows(path):
-        try:
-            if row.fault:
-                raise _Bad(*row.fault)
-            modality = _modality(row, known)
-            set_name = row.cells.get("set", "") or modality
-            seen_sets.add(set_name)
-            if (sets is not None and set_name not in sets) or (modalities is not None and modality not in modalities):
-                continue
-            drafts.append(_draft(row, modality, set_name, base, folder, seen_ids))
-        except _Bad as fault:
-            _quarantine(row, fault.kind, fault.reason, bad)
+    reader = ManifestReader(base, sets, modalities)
+    for block in read_blocks(path):
+        reader.add(block)
     for name in sets or ():
-        if name not in seen_sets:
-            raise UnknownNameError(f"set in {path.name}", name, seen_sets)
-    drafts = _one_modality_per_file(drafts, bad)
-    notes = [*_one_spelling(drafts, folder), *_doubtful_names(drafts)]
+        if name not in reader.seen_sets:
+            raise UnknownNameError(f"set in {path.name}", name, reader.seen_sets)
+    records, bad, notes = _records(reader.table(), base, folder, fractions, seed) if reader.count else (None, [], [])
     for note in notes:
         log.warning("%s: %s", path.name, note)
-    _fill_splits(drafts, fractions, seed)
-    drafts = _one_split_per_patient(drafts, bad)
-    bad.sort(key=lambda fault: fault.row)
-    manifest = Manifest(_without_names([draft.record for draft in drafts]), bad, path, notes)
-    if not manifest.records:
+    bad = sorted([*reader.bad, *bad], key=lambda fault: fault.row)
+    if not records:
         raise ManifestError(f"{path}: no usable row; " + (format_bad_rows(bad) if bad else "the table is empty"))
-    return manifest
+    return Manifest(records, bad, path, notes)
 
 
-# --- one row ----------------------------------------------------------------------------------------------------------
+def _records(
+    table: ManifestTable, base: Path, folder: Path | None, fractions: Mapping[str, float], seed: int
+) -> tuple[Records, list[BadRow], list[str]]:
+    """The rules across rows: the records, the quarantined rows, and the sentences of `Manifest.notes`."""
+    bad: list[BadRow] = []
+    rows = np.arange(len(table.number))  # those without a fault
+
+    def quarantine(faults: Mapping[int, Fault]) -> None:
+        """Remove rows by their positions in `rows`."""
+        nonlocal rows
+        bad.extend(table.bad_rows({int(rows[at]): fault for at, fault in faults.items()}))
+        rows = np.delete(rows, list(faults))
+
+    described = _described(table, rows, folder, {})
+    quarantine(_without_text(table, described))
+    ids, faults = rules.unique_ids(table.number[rows], _at(table.id, rows), _at(table.path, rows))
+    named = rows
+    quarantine(faults)
+    rescale, faults = _rescale(table, rows)
+    quarantine(faults)
+    file = rules.file_numbers(table.file)
+    quarantine(rules.one_modality(table.number[rows], file[rows], table.modality.take(rows)))
+    label, lists, notes = rules.one_label(table.label.take(rows), table.labels[rows], table.label_lists)
+    described = _merged(table, described, rows, label, lists, folder)
+    notes += rules.doubtful_names(table.patient[rows], table.people, table.shortened[rows])
+    table.split[rows] = rules.fill_splits(table.split[rows], table.patient[rows], table.people, fractions, seed)
+    quarantine(rules.one_split(table.number[rows], table.split[rows], table.patient[rows], file[rows]))
+    patient, visit = _without_names(table, rows)
+    all_ids = np.full(len(table.number), 0, np.int64)
+    all_ids[named] = np.arange(len(named))
+    columns = RecordColumns(
+        ids.take(pa.array(all_ids)) if len(ids) else table.id,
+        _absolute(table, base),
+        table.modality,
+        table.set,
+        table.label,
+        table.label_lists.take(table.labels),
+        table.texts,
+        described.captions,
+        described.concepts,
+        list(described.names),
+        patient,
+        visit,
+        rescale,
+        table.number,
+    )
+    return Records(columns, rows, table.split[rows]), bad, notes
 
 
-@dataclass
-class _Draft:
-    """A row that is valid by itself, before the rules across rows."""
-
-    row: ManifestRow
-    record: Record
-    file: tuple[int, int]
+def _at(values: pa.Array, rows: IntArray) -> pa.Array:
+    return values.take(pa.array(rows, pa.int64()))
 
 
-def _modality(row: ManifestRow, known: frozenset[str]) -> str:
-    value = row.cells.get("modality", "")
-    if not value:
-        raise _Bad("without modality", "no modality")
-    name = value.casefold()
-    name = name if name in known else ALIASES.get(name, name)
-    if name not in known:
-        hint = str(UnknownNameError("modality", name, known)).partition("; ")[2]
-        raise _Bad("of unknown modality", f"unknown modality {quoted(value)}; {hint}")
-    return name
+def _described(table: ManifestTable, rows: IntArray, folder: Path | None, concepts: dict[str, int]) -> Described:
+    """Captions and concepts of some rows."""
+    sizes = len(table.modality.names), len(table.label.names), len(table.label_lists)
+    key = table.set.codes[rows].astype(np.int64)
+    for codes, size in zip((table.modality.codes, table.label.codes, table.labels), sizes):
+        key = key * size + codes[rows]
+    keys, group = np.unique(key, return_inverse=True)
+    groups: list[Labelled] = []
+    for value in keys.tolist():
+        value, entry = divmod(value, sizes[2])
+        value, own = divmod(value, sizes[1])
+        of, kind = divmod(value, sizes[0])
+        several = tuple(table.label.names[code] for code in table.label_lists[entry])
+        groups.append((table.set.names[of], table.modality.names[kind], table.label.names[own], several))
+    return describe_rows(groups, group, table.caption[rows], table.texts, concepts, folder)
 
 
-def _draft(
-    row: ManifestRow, modality: str, set_name: str, base: Path, folder: Path | None, ids: dict[str, int]
-) -> _Draft:
-    """Check one row by itself.
-
-    Raises:
-        _Bad: with the reason.
-    """
-    cells = row.cells
-    where, file = _locate(cells.get("path", ""), modality, base)
-    split = _SPLIT_NAMES.get(cells.get("split", "").casefold(), "")
-    if cells.get("split", "") and not split:
-        raise _Bad("of unknown split", f"unknown split {quoted(cells['split'])}; use {', '.join(SPLITS)}")
-    label = cells.get("label", "")
-    labels = tuple(dict.fromkeys(filter(None, cells.get("labels", "").split("|"))))
-    if (length := len(cells.get("caption", ""))) > MAX_TEXT:
-        raise _Bad("with an oversized text", f"the text has {length:,} characters, more than {MAX_TEXT:,}; shorten it")
-    captions, concepts = describe(set_name, modality, label, labels, cells.get("caption", ""), folder)
-    if not captions:
-        reason = "the text is empty and labels are missing" if not label and not labels else "it gives no text"
-        raise _Bad("without text", f"{reason}; fill caption, label or labels")
-    identity = cells.get("id", "")
-    if identity and identity in ids:
-        raise _Bad("with a duplicate id", f"same id as row {ids[identity]}")
-    patient = cells.get("patient", "") or identity or cells["path"]
-    identity = identity or _fresh(cells["path"], ids)
-    ids[identity] = row.number
-    record = Record(
-        identity, modality, where, label, labels, captions, concepts, patient, split, set_name,
-        cells.get("visit", ""), _rescale(cells.get("rescale", ""), modality), row.number,
-    )  # fmt: skip
-    return _Draft(row, record, file)
+def _without_text(table: ManifestTable, described: Described) -> dict[int, Fault]:
+    faults: dict[int, Fault] = {}
+    for at in np.flatnonzero(described.captions.lengths == 0).tolist():
+        labelled = table.label.names[table.label.codes[at]] or len(table.label_lists[int(table.labels[at])])
+        reason = "it gives no text" if labelled else "the text is empty and labels are missing"
+        faults[at] = ("without text", f"{reason}; fill caption, label or labels")
+    return faults
 
 
-def _rescale(text: str, modality: str) -> tuple[float, float] | None:
-    """ "slope;intercept" as numbers.
-
-    Raises:
-        _Bad: another format, or not of a CT.
-    """
-    if not text:
-        return None
-    try:
-        slope, intercept = (float(part) for part in text.split(";"))
-    except ValueError:
-        raise _Bad("with a bad rescale", f"rescale {quoted(text)} is not of the form slope;intercept") from None
-    if modality != "ct" or not slope or not math.isfinite(slope) or not math.isfinite(intercept):
-        raise _Bad("with a bad rescale", "rescale is for CT, with a finite slope that is not 0")
-    return slope, intercept
-
-
-def _fresh(path: str, ids: dict[str, int]) -> str:
-    """An unused id made of the path."""
-    name, count = path, 1
-    while name in ids:
-        count += 1
-        name = f"{path}#{count}"
-    return name
-
-
-def _locate(text: str, modality: str, base: Path) -> tuple[Path, tuple[int, int]]:
-    """The absolute path of a cell, and the identity (device, inode) of its file.
-
-    The path may omit the ending if a file with one of the modality's endings exists, and may be a folder if the
-    modality reads folders.
-    """
-    if not text:
-        raise _Bad("without path", "no path")
-    for spelling in path_spellings(base, text, get(modality).suffixes):
-        where = Path(os.path.abspath(base / spelling))
-        if not where.is_relative_to(base):
-            raise _Bad("with a path outside", "the path leads out of the data folder; pass root= to allow it")
-        file = _file_at(where, modality)
-        if file is not None:
-            return where, file
-    where = Path(os.path.abspath(base / text))
-    if os.path.isdir(where):
-        raise _Bad("with a folder", "the path is a folder, not a file")
-    reason = "no such file" + ("" if os.path.isdir(where.parent) else "; its folder does not exist")
-    if re.match(r"[A-Za-z]:[\\/]", text):
-        reason = "no such file: a path of another computer; write it relative to the manifest"
-    raise _Bad("with a missing file", reason)
-
-
-def _file_at(where: Path, modality: str) -> tuple[int, int] | None:
-    """The identity (device, inode) of the file or folder that a modality reads at a path; None if missing."""
-    kind = get(modality)
-    for place in (where, *(where.with_name(where.name + suffix) for suffix in kind.suffixes)):
-        try:
-            status = os.stat(place)
-        except (OSError, ValueError):
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            if kind.folders and place == where and any(where.iterdir()):
-                return status.st_dev, status.st_ino
-            continue
-        if kind.suffixes and not place.name.lower().endswith(kind.suffixes):
-            raise _Bad("of another kind", f"{modality} reads {' '.join(kind.suffixes)}, not this kind of file")
-        if status.st_size == 0:
-            raise _Bad("with an empty file", "the file is empty")
-        return status.st_dev, status.st_ino
-    return None
-
-
-# --- rules across rows ------------------------------------------------------------------------------------------------
-
-
-def _quarantine(row: ManifestRow, kind: str, reason: str, bad: list[BadRow]) -> None:
-    bad.append(BadRow(row.number, reason, row.cells.get("path", "")[:200], kind))
-
-
-def _one_modality_per_file(drafts: list[_Draft], bad: list[BadRow]) -> list[_Draft]:
-    """Quarantine all rows of a file that is listed under two modalities, since the right one is unknown."""
-    first: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
-    for draft in drafts:
-        first[draft.file].setdefault(draft.record.modality, draft.row.number)
-    remaining = []
-    for draft in drafts:
-        others = [(m, row) for m, row in first[draft.file].items() if m != draft.record.modality]
-        if others:
-            modality, row = others[0]
-            reason = f"the same file is {modality} in row {row} and {draft.record.modality} here"
-            _quarantine(draft.row, "in two modalities", reason, bad)
+def _rescale(table: ManifestTable, rows: IntArray) -> tuple[dict[int, tuple[float, float]], dict[int, Fault]]:
+    """Slope and intercept of rows that have them, and faults by position in `rows`."""
+    known: dict[int, tuple[float, float]] = {}
+    faults: dict[int, Fault] = {}
+    cells, kinds = table.rescale.take(rows), table.modality.take(rows)
+    for at in np.flatnonzero(~cells.equals("")).tolist():
+        found = rescale_of(cells.names[cells.codes[at]], kinds.names[kinds.codes[at]])
+        if isinstance(found, str):
+            faults[at] = ("with a bad rescale", found)
         else:
-            remaining.append(draft)
-    return remaining
+            known[int(rows[at])] = found
+    return known, faults
 
 
-def _one_spelling(drafts: list[_Draft], folder: Path | None) -> list[str]:
-    """Unify labels that differ in case or spaces, and their texts; returns a sentence on each."""
-    use, notes = one_spelling(name for d in drafts for name in (d.record.label, *d.record.labels) if name)
-    for draft in drafts if use else ():
-        old = draft.record
-        label, labels = use.get(old.label, old.label), tuple(dict.fromkeys(use.get(name, name) for name in old.labels))
-        if (label, labels) != (old.label, old.labels):
-            caption = draft.row.cells.get("caption", "")
-            captions, concepts = describe(old.set, old.modality, label, labels, caption, folder)
-            draft.record = replace(old, label=label, labels=labels, captions=captions, concepts=concepts)
-    return notes
+def _merged(
+    table: ManifestTable, described: Described, rows: IntArray, label: Codes, lists: Ragged, folder: Path | None
+) -> Described:
+    """Texts after labels got one spelling: `label` of `rows` and the `lists` of labels, which the table takes over."""
+    if lists is table.label_lists:
+        return described
+    changed = np.array([old.tolist() != new.tolist() for old, new in zip(table.label_lists, lists)], bool)
+    at = rows[(table.label.codes[rows] != label) | changed[table.labels[rows]]]
+    table.label.codes[rows] = label
+    table.label_lists = lists
+    again = _described(table, at, folder, described.names)
+    order = np.arange(len(table.number))
+    order[at] = len(order) + np.arange(len(at))
+    captions = Ragged.concatenate([described.captions, again.captions]).take(order)
+    return Described(captions, Ragged.concatenate([described.concepts, again.concepts]).take(order), again.names)
 
 
-def _doubtful_names(drafts: list[_Draft]) -> list[str]:
-    """Sentences on patients that may be identical or may be several, without naming one."""
-    patients = {draft.record.patient for draft in drafts}
-    short = sum(draft.row.shortened for draft in drafts)
-    zeros = [p for p in patients if p.isdigit() and p.startswith("0") and p.lstrip("0") in patients]
-    notes = []
-    if zeros:
-        notes.append(f"{len(zeros)} patients differ from another one only by leading zeros; treated as different")
-    if short:
-        notes.append(f"{short} rows name their patient as a shortened number (1.23E+11): several may look the same")
-    return notes
+def _absolute(table: ManifestTable, base: Path) -> pa.Array:
+    """(R,) large_binary: absolute paths."""
+    prefix = os.fsencode(base).rstrip(b"/") + b"/"
+    kind = pa.large_binary()
+    paths = pc.binary_join_element_wise(pa.scalar(prefix, kind), table.path.cast(kind), pa.scalar(b"", kind))
+    if not table.elsewhere:
+        return paths
+    mask = np.zeros(len(paths), bool)
+    mask[list(table.elsewhere)] = True
+    others = [os.fsencode(table.elsewhere[at]) for at in sorted(table.elsewhere)]
+    return pc.replace_with_mask(paths, pa.array(mask), pa.array(others, kind))
 
 
-def _fill_splits(drafts: list[_Draft], fractions: Mapping[str, float], seed: int) -> None:
-    """Rows without a split follow their patient's other rows, or the hash split."""
-    stated: dict[str, str] = {}
-    for record in (draft.record for draft in drafts if draft.record.split):
-        stated[record.patient] = max(stated.get(record.patient, "train"), record.split, key=SPLITS.index)
-    hashed = patient_splits({draft.record.patient for draft in drafts if not draft.record.split}, fractions, seed)
-    for draft in drafts:
-        if not draft.record.split:
-            patient = draft.record.patient
-            draft.record = replace(draft.record, split=stated.get(patient) or hashed[patient])
+def _without_names(table: ManifestTable, rows: IntArray) -> tuple[Coded, Coded]:
+    """Patients and visits as salted hashes; the salt is M3BIND_SALT, or a hash of all patients of `rows`."""
+    patients, people = np.unique(table.patient[rows]), table.people
+    salt = os.environ.get("M3BIND_SALT") or sha256_text(*sorted(people.at(patients)))
 
+    def coded(column: IntArray) -> Coded:
+        used, codes = np.unique(column, return_inverse=True)
+        keys = [patient_key(name, salt) if name else "" for name in people.at(used)]
+        return Coded(codes.astype(np.int32), keys)
 
-def _without_names(records: list[Record]) -> list[Record]:
-    """The records with patients and visits as salted hashes; the salt is M3BIND_SALT, or a hash of all patients."""
-    patients = {record.patient for record in records}
-    salt = os.environ.get("M3BIND_SALT") or sha256_text(*sorted(patients))
-    keys = {name: patient_key(name, salt) for name in patients | {record.visit for record in records}} | {"": ""}
-    return [replace(record, patient=keys[record.patient], visit=keys[record.visit]) for record in records]
-
-
-def _one_split_per_patient(drafts: list[_Draft], bad: list[BadRow]) -> list[_Draft]:
-    """Quarantine rows whose patient, or whose file, is also in a split with precedence."""
-    home: dict[object, tuple[str, int]] = {}
-    for draft in drafts:
-        for owner in (draft.record.patient, draft.file):
-            old = home.get(owner)
-            if old is None or SPLITS.index(draft.record.split) > SPLITS.index(old[0]):
-                home[owner] = (draft.record.split, draft.row.number)
-    remaining = []
-    for draft in drafts:
-        for what, owner in (("patient", draft.record.patient), ("file", draft.file)):
-            split, row = home[owner]
-            if split != draft.record.split:
-                reason = f"leak: its {what} is in {split} too (row {row}); this {draft.record.split} row is quarantined"
-                _quarantine(draft.row, "that would leak", reason, bad)
-                break
-        else:
-            remaining.append(draft)
-    return remaining
+    return coded(table.patient), coded(table.visit)
 
 
 # --- modalities -------------------------------------------------------------------------------------------------------
@@ -337,14 +229,15 @@ def _one_split_per_patient(drafts: list[_Draft], bad: list[BadRow]) -> list[_Dra
 
 def usable_modalities(records: Sequence[Record], minimum: int = 2) -> tuple[tuple[str, ...], list[str]]:
     """Modalities with at least `minimum` train records, in order of appearance, and a sentence on each other one."""
-    train = Counter(record.modality for record in records if record.split == "train")
+    column = Records.of(records)
     usable, problems = [], []
-    for modality in dict.fromkeys(record.modality for record in records):
-        if train[modality] >= minimum:
+    for modality in column.modality.present():
+        train = len(column.where(modality, "train"))
+        if train >= minimum:
             usable.append(modality)
         else:
             problems.append(
-                f"{modality} has {train[modality]} train samples, at least {minimum} are needed; "
+                f"{modality} has {train} train samples, at least {minimum} are needed; "
                 "add files or leave this modality out"
             )
     return tuple(usable), problems

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class Ragged(Sequence[IntArray]):
         at = range(len(self))[index]
         return self.values[self.offsets[at] : self.offsets[at + 1]]
 
-    def take(self, rows: IntArray) -> "Ragged":
+    def take(self, rows: NDArray[np.integer[Any]]) -> "Ragged":
         """The lists at `rows` (n,)."""
         lengths = self.lengths[rows]
         ends = np.cumsum(lengths)

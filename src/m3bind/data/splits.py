@@ -7,15 +7,18 @@
 
 import hashlib
 import math
-from bisect import bisect_right
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate, combinations
 
-from m3bind.data.records import SPLITS, Record
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from m3bind.data.batching import IntArray
+from m3bind.data.records import SPLITS, Codes, Record, Records
 from m3bind.errors import ConfigError
 
+TRAIN, VALID = SPLITS.index("train"), SPLITS.index("valid")
 FRACTIONS: Mapping[str, float] = {"train": 0.8, "valid": 0.1, "test": 0.1}
 
 
@@ -35,17 +38,26 @@ def patient_splits(
     Raises:
         ConfigError: unknown split, negative fraction, or a sum other than 1.
     """
+    names = list(dict.fromkeys(patients))
+    return dict(zip(names, (SPLITS[number] for number in split_numbers(names, fractions, seed).tolist())))
+
+
+def split_numbers(
+    patients: Iterable[str], fractions: Mapping[str, float] = FRACTIONS, seed: int = 0
+) -> NDArray[np.int8]:
+    """(n,) the split of each patient, as its number in SPLITS; see `patient_splits`."""
     if not set(fractions) <= set(SPLITS) or min(fractions.values(), default=-1) < 0:
         raise ConfigError(f"fractions {dict(fractions)}: need values >= 0 for {', '.join(SPLITS)}")
     if not math.isclose(sum(fractions.values()), 1.0, abs_tol=1e-6):
         raise ConfigError(f"fractions {dict(fractions)} add up to {sum(fractions.values()):g}; they must add up to 1")
     used = [name for name, fraction in fractions.items() if fraction > 0]
     edges = list(accumulate(fractions[name] for name in used))
-    places = {patient: bisect_right(edges, patient_position(patient, seed)) for patient in patients}
-    return {patient: used[min(place, len(used) - 1)] for patient, place in places.items()}
+    places = np.searchsorted(edges, [patient_position(patient, seed) for patient in patients], side="right")
+    numbers = np.array([SPLITS.index(name) for name in used], np.int8)
+    return numbers[np.minimum(places, len(used) - 1)]
 
 
-def carve_valid(records: "Sequence[Record]", fraction: float = 0.15, seed: int = 0) -> "list[Record]":
+def carve_valid(records: Sequence[Record], fraction: float = 0.15, seed: int = 0) -> Records:
     """The records in their order, with about `fraction` of the train patients moved to valid.
 
     Only (modality, set) pairs without any valid record are split; a selected patient moves with all train records.
@@ -57,48 +69,58 @@ def carve_valid(records: "Sequence[Record]", fraction: float = 0.15, seed: int =
     """
     if not 0 <= fraction < 1:
         raise ConfigError(f"valid fraction {fraction}: must be at least 0 and below 1")
-    complete = {(r.modality, r.set) for r in records if r.split == "valid"}
-    train = [r for r in records if r.split == "train" and (r.modality, r.set) not in complete]
-    fixed = {r.patient for r in records if r.split == "train" and (r.modality, r.set) in complete}
-    strata = _strata([r for r in train if r.patient not in fixed])
-    shares = {key: len(patients) * fraction for key, patients in strata.items()}
-    quota = {key: int(share) for key, share in shares.items()}
-    left = round(sum(shares.values())) - sum(quota.values())
-    by_rest = sorted(shares, key=lambda key: (quota[key] - shares[key], key))
-    for key in by_rest[: max(0, left)]:
+    records = Records.of(records)
+    of_pair = records.modality.codes.astype(np.int64) * len(records.set.names) + records.set.codes
+    train, patient = records.splits == TRAIN, records.patient
+    complete = np.isin(of_pair, of_pair[records.splits == VALID])
+    fixed = patient.codes[train & complete]
+    patients, keys, groups = _strata(records.take(train & ~complete & ~np.isin(patient.codes, fixed)))
+    sizes = np.bincount(groups, minlength=len(keys)).tolist()
+    shares = [size * fraction for size in sizes]
+    quota = [int(share) for share in shares]
+    left = round(sum(shares)) - sum(quota)
+    for key in sorted(range(len(keys)), key=lambda key: (quota[key] - shares[key], key))[: max(0, left)]:
         quota[key] += 1
-    chosen = set()
-    for key, patients in strata.items():
-        chosen |= set(sorted(patients, key=lambda patient: patient_position(patient, seed))[: quota[key]])
-    return [replace(r, split="valid") if r.split == "train" and r.patient in chosen else r for r in records]
+    positions = [patient_position(patient.names[code], seed) for code in patients.tolist()]
+    order = np.lexsort((np.array(positions), groups))
+    rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[groups[order]]
+    chosen = patients[order[rank < np.array(quota)[groups[order]]]]
+    moved = train & np.isin(patient.codes, chosen)
+    return records.with_splits(np.where(moved, VALID, records.splits).astype(np.int8))
 
 
-def _strata(records: "Sequence[Record]") -> dict[tuple[str, str, str], set[str]]:
-    """Patients by the rarest (modality, set, label) among their records."""
-    count = Counter((r.modality, r.set, r.label) for r in records)
-    keys: dict[str, tuple[str, str, str]] = {}
-    for r in records:
-        key = (r.modality, r.set, r.label)
-        if r.patient not in keys or (count[key], key) < (count[keys[r.patient]], keys[r.patient]):
-            keys[r.patient] = key
-    strata = defaultdict(set)
-    for patient, key in keys.items():
-        strata[key].add(patient)
-    return dict(sorted(strata.items()))
+def _strata(records: Records) -> tuple[Codes, list[tuple[str, str, str]], IntArray]:
+    """Codes of patients, the sorted (modality, set, label) of records, and for each patient its rarest of these."""
+    columns = records.modality, records.set, records.label
+    code = np.zeros(len(records), np.int64)
+    for column in columns:
+        code = code * len(column.names) + column.codes
+    distinct, first, inverse, counts = np.unique(code, return_index=True, return_inverse=True, return_counts=True)
+    keys = list(zip(*(column.take(first).strings() for column in columns)))
+    by_name = sorted(range(len(distinct)), key=keys.__getitem__)
+    place = np.empty(len(distinct), np.int64)  # among sorted keys
+    place[by_name] = np.arange(len(distinct))
+    rarity = np.empty(len(distinct), np.int64)  # rarest first, then by name
+    by_rarity = np.lexsort((place, counts))
+    rarity[by_rarity] = np.arange(len(distinct))
+    patients, owner = np.unique(records.patient.codes, return_inverse=True)
+    rarest = np.full(len(patients), len(distinct))
+    np.minimum.at(rarest, owner, rarity[inverse])
+    return patients, [keys[at] for at in by_name], place[by_rarity[rarest]]
 
 
-def leak_check(records: "Sequence[Record]") -> list[str]:
+def leak_check(records: Sequence[Record]) -> list[str]:
     """Problems, one sentence each (no identifiers); empty if every patient and file is in one split only."""
+    records = Records.of(records)
+    files = records.columns.path.take(pa.array(records.rows)).dictionary_encode().indices.to_numpy()
     problems = []
-    owners = (("patient", lambda r: r.patient), ("file", lambda r: str(r.path)))
-    for what, owner in owners:
-        where: dict[str, Counter[str]] = defaultdict(Counter)
-        for r in records:
-            where[owner(r)][r.split] += 1
-        for a, b in combinations(SPLITS, 2):
-            both = [counts for counts in where.values() if counts[a] and counts[b]]
-            if both:
-                rows = sum(counts[a] + counts[b] for counts in both)
+    for what, owner in (("patient", records.patient.codes), ("file", files)):
+        counts = np.zeros((owner.max(initial=-1) + 1, len(SPLITS)), np.int64)
+        np.add.at(counts, (owner, records.splits), 1)
+        for a, b in combinations(range(len(SPLITS)), 2):
+            both = counts[(counts[:, a] > 0) & (counts[:, b] > 0)]
+            if len(both):
                 subject = f"{len(both)} {what}{'s are' if len(both) > 1 else ' is'}"
-                problems.append(f"{subject} in both {a} and {b} ({rows} records)")
+                rows = both[:, a].sum() + both[:, b].sum()
+                problems.append(f"{subject} in both {SPLITS[a]} and {SPLITS[b]} ({rows} records)")
     return problems

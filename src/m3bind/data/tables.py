@@ -1,7 +1,7 @@
 """Text tables of any encoding, delimiter and compression.
 
 * `open_table`: the text of a table: UTF-8 or UTF-16, with or without a byte order mark, gzip or not.
-* `lines_of`, `all_lines`: its lines, of bounded length and number. `most_unpacked`: the limit on its unpacked size.
+* `lines_of`: its lines, of bounded length and number. `most_unpacked`: the limit on its unpacked size.
 * `layout`, `header`: the delimiter, and whether a line "sep=;" comes first; the column names.
 * `read_rows`: the rows of such a table. `csv_text`: rows as CSV.
 """
@@ -11,6 +11,7 @@ import contextlib
 import csv
 import gzip
 import io
+import math
 import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from m3bind.data.cells import column
 from m3bind.errors import ManifestError
 
 csv.field_size_limit(1 << 27)  # characters of a cell: reports, lists of readings
-LINE, LINES = 1 << 27, 10_000_000  # characters of a line; lines of a table in memory
+LINE, LINES = 1 << 27, 50_000_000  # characters of a line; lines of a manifest
 HEAD = 4096  # bytes from which the encoding is detected
 SLACK, RATIO = 1 << 30, 50  # bytes that any table may unpack to, and additional bytes per stored byte
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -61,28 +62,20 @@ def open_table(path: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
         raise ManifestError(f"{path}: cannot be read ({reason}); export it again") from error
 
 
-def lines_of(path: Path, handle: TextIO) -> Iterator[str]:
+def lines_of(path: Path, handle: TextIO, most: float = math.inf) -> Iterator[str]:
     """The lines of an open table, with their ends.
 
     Raises:
-        ManifestError: a line is longer than `LINE`.
+        ManifestError: a line is longer than `LINE`, or there are more than `most`.
     """
+    count = 0
     while line := handle.readline(LINE):
+        count += 1
         if len(line) == LINE:
             raise ManifestError(f"{path}: a line of more than {LINE:,} letters; not a table, or a damaged one")
+        if count > most:
+            raise ManifestError(f"{path}: more than {most:,} lines; give it in parts")
         yield line
-
-
-def all_lines(path: Path, handle: TextIO) -> list[str]:
-    """`lines_of` as a list.
-
-    Raises:
-        ManifestError: a line is longer than `LINE`, or there are more than `LINES`.
-    """
-    lines = list(islice(lines_of(path, handle), LINES + 1))
-    if len(lines) > LINES:
-        raise ManifestError(f"{path}: more than {LINES:,} lines; give it in parts")
-    return lines
 
 
 def most_unpacked(path: Path) -> int:

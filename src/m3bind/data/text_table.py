@@ -13,6 +13,7 @@ from typing import overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from m3bind.data.batching import IntArray
@@ -136,6 +137,28 @@ class TextTable(Sequence[str]):
         """The texts of (n,) indices."""
         self._store()
         return self._stored.take(pa.array(ids, pa.int64())).to_pylist()  # type: ignore[no-any-return]
+
+    def at(self, ids: IntArray) -> Iterator[str]:
+        """The texts of (n,) indices, not all in memory as strings at the same time."""
+        for start in range(0, len(ids), BLOCK):
+            yield from self.take(ids[start : start + BLOCK])
+
+    def sorted(self, ids: IntArray) -> IntArray:
+        """(n,) indices in the order of their texts, by code points."""
+        self._store()
+        order = pc.sort_indices(self._stored.take(pa.array(ids, pa.int64())))
+        return np.asarray(ids[order.to_numpy()])
+
+    def lengths(self, ids: IntArray) -> IntArray:
+        """(n,) characters of texts."""
+        self._store()
+        return pc.utf8_length(self._stored.take(pa.array(ids, pa.int64()))).to_numpy()  # type: ignore[no-any-return]
+
+    def matching(self, pattern: str, ids: IntArray) -> IntArray:
+        """Those of (n,) indices whose text contains a match of a regular expression (RE2)."""
+        self._store()
+        found = pc.match_substring_regex(self._stored.take(pa.array(ids, pa.int64())), pattern)
+        return np.asarray(ids[found.to_numpy(zero_copy_only=False)])
 
     def _store(self) -> None:
         if self._recent:

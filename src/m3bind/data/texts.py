@@ -1,7 +1,8 @@
 """Texts: cleaning of reports, captions and shared concepts from labels, lengths, the text corpus.
 
 * `clean_text`, `is_informative`, `unique_texts`: preprocessing of every text.
-* `describe`: captions and concepts of one manifest row, by templates stored as data in `templates/*.yaml`.
+* `describe`: captions and concepts of one manifest row, by templates stored as data in `templates/*.yaml`; `described`,
+  `label_texts`, `informative_text` are its parts (`descriptions.py` describes many rows).
 * `concept_phrases`: synonyms of a shared concept.
 * `length_report`: word counts and their percentiles.
 * `load_extra_texts`: texts without images (`text/corpus.csv.gz`).
@@ -233,21 +234,37 @@ def describe(
     `label` may contain several values separated by "|". The result depends only on the arguments, so equal labels give
     equal texts.
     """
-    template = find_template(set_name, modality, folder)
+    return described(find_template(set_name, modality, folder), modality, label, labels, informative_text(caption))
+
+
+def informative_text(text: str) -> str:
+    """A cleaned text; "" if it has no content."""
+    text = clean_text(text)
+    return text if is_informative(text) else ""
+
+
+def described(
+    template: Template, modality: str, label: str, labels: tuple[str, ...], caption: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`describe` with a given template, of a caption that `informative_text` returned."""
     columns = {"label": tuple(label.split("|")), "labels": labels}
-    caption = clean_text(caption)
-    caption = caption if is_informative(caption) else ""
     concepts = _concepts(template, columns, caption)
     if template.canonical == "caption_only" and caption:
         return (caption,), concepts
-    findings = _findings(template, columns, template.texts_from)
-    texts = _label_sentences(template, template.sentences, modality, findings)
-    if template.label_sentence:
-        findings = _findings(template, columns, ["label"])
-        texts += _label_sentences(template, (template.label_sentence,), modality, findings)[:1]
+    texts = label_texts(template, modality, label, labels)
     from_caption = [caption, *_caption_sentences(template, caption, label, modality)]
     ordered = [*texts, *from_caption] if template.canonical == "labels" else [*from_caption, *texts]
     return tuple(unique_texts(ordered)[:MAX_CAPTIONS]), concepts
+
+
+def label_texts(template: Template, modality: str, label: str, labels: tuple[str, ...]) -> list[str]:
+    """The sentences about the labels of a row."""
+    columns = {"label": tuple(label.split("|")), "labels": labels}
+    texts = _label_sentences(template, template.sentences, modality, _findings(template, columns, template.texts_from))
+    if template.label_sentence:
+        findings = _findings(template, columns, ["label"])
+        texts += _label_sentences(template, (template.label_sentence,), modality, findings)[:1]
+    return texts
 
 
 def _findings(template: Template, columns: dict[str, tuple[str, ...]], use: Sequence[str]) -> list[str]:

@@ -86,7 +86,10 @@ class EvaluatedModel:
 
     def readable(self, records: Sequence[Record]) -> tuple[list[Record], list[BadRow]]:
         """Records of one modality whose files can be read, and the others with reasons."""
-        return self.encoder.readable(records, self.model(records[0].modality)) if records else ([], [])
+        if not records:
+            return [], []
+        good, bad = self.encoder.readable(records, self.model(records[0].modality))
+        return list(good), bad
 
     @torch.inference_mode()
     def images(self, records: Sequence[Record]) -> Array:

@@ -3,7 +3,7 @@
 * `measure_methods`: all metrics with their bootstrap replicates. * `POST`: the post steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -80,11 +80,11 @@ def _zero_shot(state: State, setup: Setup, images: Mapping[str, Matrix], resampl
     return average(parts)
 
 
-def _records(setup: Setup, split: str) -> dict[str, list[Record]]:
+def _records(setup: Setup, split: str) -> dict[str, Sequence[Record]]:
     return {m: setup.dataset.records[m][split] for m in setup.modalities}
 
 
-def _all(records: Mapping[str, list[Record]]) -> list[Record]:
+def _all(records: Mapping[str, Sequence[Record]]) -> list[Record]:
     return [r for rows in records.values() for r in rows]
 
 

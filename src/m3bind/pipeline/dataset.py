@@ -6,9 +6,8 @@
 * `open_dataset`, `make_dataset`: a `Dataset`: records, distinct texts, shared text pool, held-out texts.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,9 @@ from m3bind.core.progress import progress
 from m3bind.data import manifest as manifests
 from m3bind.data import splits, texts
 from m3bind.data.batching import IntArray, rng
-from m3bind.data.records import BadRow, Record
+from m3bind.data.records import SPLITS, BadRow, Record, Records
 from m3bind.data.text_table import TextTable
+from m3bind.data.texts import concept_phrases
 from m3bind.errors import ConfigError
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder
@@ -28,7 +28,7 @@ from m3bind.models.layers.text_encoder import train_wordpiece
 from m3bind.models.published import PublishedModel
 from m3bind.models.weights.checkpoint import load_strict
 from m3bind.models.weights.weight_files import read_state
-from m3bind.pipeline.features import FeatureExtractor, phrases_of
+from m3bind.pipeline.features import FeatureExtractor
 from m3bind.training.loop import seed_torch
 
 
@@ -36,7 +36,7 @@ from m3bind.training.loop import seed_torch
 class Dataset:
     """Records by modality and split, and every text of a run."""
 
-    records: dict[str, dict[str, list[Record]]]  # modality -> split -> records
+    records: dict[str, dict[str, Records]]  # modality -> split -> records
     table: TextTable
     pool: dict[str, IntArray]  # modality -> ids of training texts (captions, additional texts)
     held_out: IntArray  # ids of texts that no stage trains on, for text agreement
@@ -66,36 +66,57 @@ def make_dataset(
         held_out: how many (fewer if there are not enough; at most a quarter of the additional texts).
         bad: rows and files quarantined so far.
     """
-    table = TextTable()
-    grouped: dict[str, dict[str, list[Record]]] = {m: {"train": [], "valid": [], "test": []} for m in names}
-    for record in records:
-        if record.modality in grouped:
-            grouped[record.modality][record.split].append(record)
-    training: dict[str, set[str]] = {}
+    records = Records.of(records)
+    grouped = {m: {split: records.where(m, split) for split in SPLITS} for m in names}
+    source = records.texts  # its indices until the table is made
+    training = {m: training_texts(grouped[m]["train"]) for m in names}
+    seen = _distinct(*training.values())
+    pool: dict[str, IntArray] = {}
+    candidates: list[IntArray] = []
+    added: list[IntArray] = []
     for m in names:
-        training[m] = {text for r in grouped[m]["train"] for text in (*r.captions, *phrases_of(r))}
-    seen: set[str] = set().union(*training.values())
-    pool: dict[str, list[int]] = {}
-    candidates: list[list[str]] = []
-    for m in names:
-        further = sorted(set(texts.get(m, ())) - seen)
-        unseen = {c for split in ("valid", "test") for r in grouped[m][split] for c in r.captions} - seen
+        further = source.sorted(np.setdiff1d(source.ids(texts.get(m, ())), seen))
+        held = [grouped[m][split].captions.values for split in ("valid", "test")]
+        unseen = source.sorted(np.setdiff1d(_distinct(*held), seen))
         random = rng(seed, "held out", m)
-        order = [further[i] for i in random.permutation(len(further))]
+        order = further[random.permutation(len(further))]
         spare = order[: len(order) // 4]
-        candidates.append([*(sorted(unseen)[i] for i in random.permutation(len(unseen))), *spare])
-        pool[m] = [*table.ids(sorted(training[m])), *table.ids(sorted(set(order[len(spare) :]) - unseen))]
-    chosen: list[str] = []
-    taken: set[str] = set()
-    for row in range(max(map(len, candidates), default=0)):  # evenly from all modalities
-        for queue in candidates:
-            if row < len(queue) and len(chosen) < held_out and queue[row] not in taken:
-                chosen.append(queue[row])
-                taken.add(queue[row])
-    for m in names:  # a text held out through one modality must not be in the pool of another
-        pool[m] = [i for i in pool[m] if table[i] not in taken]
-    ids = {m: np.array(pool[m], dtype=np.int64) for m in names}
-    return Dataset(grouped, table, ids, table.ids(chosen), bad)
+        candidates.append(np.concatenate([unseen[random.permutation(len(unseen))], spare]))
+        rest = np.setdiff1d(order[len(spare) :], unseen)
+        pool[m] = np.concatenate([source.sorted(training[m]), source.sorted(rest)])
+        added.append(pool[m])
+    chosen = _in_turn(candidates, held_out)
+    table = TextTable()
+    number = np.full(len(source), -1)
+    for ids in [*added, chosen]:
+        number[ids] = table.ids(source.at(ids))
+    # a text held out through one modality must not be in the pool of another
+    pools = {m: number[ids[~np.isin(ids, chosen)]] for m, ids in pool.items()}
+    return Dataset(grouped, table, pools, number[chosen], bad)
+
+
+def training_texts(records: Records) -> IntArray:
+    """Distinct captions and phrases of concepts, as indices in `records.texts`."""
+    names = records.columns.concept_names
+    concepts = np.unique(records.concepts.values).tolist()
+    phrases = records.texts.ids(phrase for concept in concepts for phrase in concept_phrases(names[concept]))
+    return _distinct(records.captions.values, phrases)
+
+
+def _distinct(*ids: IntArray) -> IntArray:
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *ids]))
+
+
+def _in_turn(queues: Sequence[IntArray], most: int) -> IntArray:
+    """At most `most` distinct entries, evenly from all queues."""
+    chosen: dict[int, None] = {}
+    for row in range(max(map(len, queues), default=0)):
+        for queue in queues:
+            if row < len(queue) and len(chosen) < most:
+                chosen[int(queue[row])] = None
+        if len(chosen) >= most:
+            break
+    return np.array(list(chosen), np.int64)
 
 
 def find_manifest(data: DataConfig, cache: Path) -> Path:
@@ -124,7 +145,7 @@ def find_manifest(data: DataConfig, cache: Path) -> Path:
     return Path(data.manifest)
 
 
-def read_records(config: RunConfig, manifest: Path) -> tuple[list[Record], list[BadRow]]:
+def read_records(config: RunConfig, manifest: Path) -> tuple[Records, list[BadRow]]:
     """Valid rows of the manifest with their final splits, and the invalid ones with reasons.
 
     Raises:
@@ -135,13 +156,16 @@ def read_records(config: RunConfig, manifest: Path) -> tuple[list[Record], list[
     if not names:
         raise ConfigError("no modalities: the settings need a section modalities, e.g. xray: {model: compact_2d}")
     content = manifests.read_manifest(manifest, root=data.root, sets=data.sets or None, modalities=names)
-    records = list(content.records)
+    records = content.records
     if data.valid_fraction and not data.phantom:
-        lacking = set(names) - {r.modality for r in records if r.split == "valid"}
-        carved = splits.carve_valid([r for r in records if r.modality in lacking], data.valid_fraction, config.seed)
-        records = [r for r in records if r.modality not in lacking] + carved
+        complete = [m for m in names if len(records.where(m, "valid"))]
+        lacking = ~np.logical_or.reduce([np.zeros(len(records), bool), *map(records.modality.equals, complete)])
+        carved = splits.carve_valid(records.take(lacking), data.valid_fraction, config.seed)
+        records = Records.concatenate([records.take(~lacking), carved])
     if data.tune:  # choosing settings: the valid split replaces test, which is not used
-        records = [replace(r, split="test") if r.split == "valid" else r for r in records if r.split != "test"]
+        records = records.take(records.splits != SPLITS.index("test"))
+        valid = records.splits == SPLITS.index("valid")
+        records = records.with_splits(np.where(valid, SPLITS.index("test"), records.splits).astype(np.int8))
     return _limited(records, data.limit) if data.limit else records, list(content.bad)
 
 
@@ -156,7 +180,11 @@ def extra_texts(data: DataConfig) -> dict[str, list[str]]:
 def make_assets(folder: Path, records: Sequence[Record], extra: Mapping[str, Sequence[str]]) -> Path:
     """`folder` with a WordPiece tokenizer trained once on a run's texts, for untrained models."""
     if not (folder / "tokenizer.json").exists():
-        captions = [c for r in records if r.split == "train" for c in (*r.captions, *r.concepts)]
+        train = Records.of(records).where(split="train")
+        captions = [
+            *train.texts.at(train.captions.values),
+            *map(train.columns.concept_names.__getitem__, train.concepts.values),
+        ]
         tokenizer = train_wordpiece([*captions, *(text for rows in extra.values() for text in rows)])
         write_text(folder / "tokenizer.json", tokenizer.to_str())
     return folder
@@ -197,18 +225,21 @@ def open_dataset(
 ) -> Dataset:
     """The data set of records whose files can be read; a modality with too few training pairs is excluded."""
     minimum = config.data.minimum
-    bad, good, names = list(bad), [], []
+    records, bad, names = Records.of(records), list(bad), []
+    good: list[Records] = []
     for m, model in models.items():
-        readable, unreadable = extractor.readable([r for r in records if r.modality == m], model)
+        own, unreadable = extractor.readable(records.where(m), model)
         bad += unreadable
-        size = sum(r.split == "train" for r in readable)
+        size = len(own.where(split="train"))
         if size < minimum:
             reason = f"modality {m}: {size} usable training pairs, data.minimum is {minimum}; excluded"
             bad.append(BadRow(row=0, reason=reason, path=""))
             continue
         names.append(m)
-        good += readable
-    return make_dataset(good, names, extra, config.seed, config.evaluate.agreement_texts, bad)
+        good.append(own)
+    return make_dataset(
+        Records.concatenate(good) if good else [], names, extra, config.seed, config.evaluate.agreement_texts, bad
+    )
 
 
 def _some(entries: list[str], limit: int | None, name: str) -> list[str]:
@@ -218,12 +249,8 @@ def _some(entries: list[str], limit: int | None, name: str) -> list[str]:
     return [entries[i] for i in sorted(rng(0, "corpus", name).permutation(len(entries))[:limit])]
 
 
-def _limited(records: Sequence[Record], limit: int) -> list[Record]:
+def _limited(records: Records, limit: int) -> Records:
     """The first `limit` records of each modality and split."""
-    counts: Counter[tuple[str, str]] = Counter()
-    selected = []
-    for record in records:
-        counts[record.modality, record.split] += 1
-        if counts[record.modality, record.split] <= limit:
-            selected.append(record)
-    return selected
+    kinds = records.modality.codes * len(SPLITS) + records.splits
+    first = [np.flatnonzero(kinds == kind)[:limit] for kind in np.unique(kinds)]
+    return records.take(np.sort(_distinct(*first)))

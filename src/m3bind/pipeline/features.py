@@ -24,7 +24,8 @@ from m3bind.core.device import device_of
 from m3bind.core.files import sha256_text
 from m3bind.data.batching import IntArray
 from m3bind.data.cache import FeatureCache, Rows
-from m3bind.data.records import BadRow, Record
+from m3bind.data.ragged import Ragged
+from m3bind.data.records import BadRow, Record, Records
 from m3bind.data.text_table import TextTable
 from m3bind.data.texts import concept_phrases
 from m3bind.errors import M3BindError, ReadError
@@ -56,9 +57,20 @@ def rescaled(sample: Sample, rescale: tuple[float, float] | None) -> Sample:
     return replace(sample, array=sample.array * np.float32(slope) + np.float32(intercept))
 
 
-def phrases_of(record: Record) -> list[str]:
-    """All phrases of the concepts of a record."""
-    return [phrase for concept in record.concepts for phrase in concept_phrases(concept)]
+def captions_of(records: Records, table: TextTable) -> Ragged:
+    """The captions of records as indices in `table`."""
+    captions = records.captions
+    used, inverse = np.unique(captions.values, return_inverse=True)
+    return Ragged(captions.offsets, table.ids(records.texts.at(used))[inverse])
+
+
+def phrases_of(records: Records, table: TextTable) -> Ragged:
+    """All phrases of the concepts of records, as indices in `table`."""
+    concepts = records.concepts
+    used, inverse = np.unique(concepts.values, return_inverse=True)
+    names = records.columns.concept_names
+    phrases = Ragged.of(table.ids(concept_phrases(names[concept])) for concept in used).take(inverse)
+    return Ragged(phrases.offsets[concepts.offsets], phrases.values)
 
 
 class LiveInputs:
@@ -98,16 +110,16 @@ class FeatureExtractor:
         self._sizes: dict[str, int] = {}
         self.texts = TextFeatures(cache)
 
-    def readable(self, records: Sequence[Record], model: DualEncoder) -> tuple[list[Record], list[BadRow]]:
+    def readable(self, records: Sequence[Record], model: DualEncoder) -> tuple[Records, list[BadRow]]:
         """Records whose files can be decoded and preprocessed, and the others with reasons; inputs are cached."""
-        good, bad = list(records), []
+        good, bad = Records.of(records), []
         while good:
             try:
                 self.inputs(good, model)
                 break
             except BadFilesError as error:
                 bad += [BadRow(good[i].row, reason, str(good[i].path)) for i, reason in error.failures.items()]
-                good = [record for i, record in enumerate(good) if i not in error.failures]
+                good = good.take(np.delete(np.arange(len(good)), list(error.failures)))
         return good, bad
 
     def inputs(self, records: Sequence[Record], model: DualEncoder) -> Rows | LiveInputs:
@@ -244,19 +256,19 @@ class FeatureExtractor:
         views: int = 1,
     ) -> Pairs:
         """The pairs of one modality, each side computed up to its level."""
-        names = sorted({r.label for r in records if r.label})
-        number = {name: i for i, name in enumerate(names)}
-        captions = [table.ids(r.captions) for r in records]
-        concepts = [table.ids(phrases_of(r)) for r in records]
+        records = Records.of(records)
+        label = records.label
+        number = {name: i for i, name in enumerate(sorted(filter(None, label.present())))}
+        numbers = np.array([number.get(name, -1) for name in label.names], np.int64)
         return Pairs(
             modality,
             model,
             self.image_side(model, records, image, views),
             self.text_side(model, table, text),
-            captions,
-            concepts,
-            np.array([number.get(r.label, -1) for r in records], dtype=np.int64),
-            [r.patient for r in records],
+            captions_of(records, table),
+            phrases_of(records, table),
+            numbers[label.codes],
+            records.patient.strings(),
         )
 
     def image_side(self, model: DualEncoder, records: Sequence[Record], level: Level, views: int = 1) -> Images:

@@ -39,7 +39,7 @@ from m3bind.core.files import only_one, sha256_file, write_json, write_text
 from m3bind.core.provenance import provenance
 from m3bind.core.stored import MAX_JSON, parse_json, read_text, read_yaml
 from m3bind.data.cache import FeatureCache
-from m3bind.data.records import BadRow, Record, format_bad_rows
+from m3bind.data.records import BadRow, Record, Records, format_bad_rows
 from m3bind.errors import ConfigError, ResultError
 from m3bind.evaluate.results import ResultTable, Row
 from m3bind.evaluate.stage_results import Matrix, View, measure
@@ -91,7 +91,7 @@ class Run:
             self._manifest = dataset.find_manifest(self.config.data, self.cache_folder)
         return self._manifest
 
-    def read_records(self) -> tuple[list[Record], list[BadRow]]:
+    def read_records(self) -> tuple[Records, list[BadRow]]:
         """Valid rows of the manifest with their final splits, and the invalid ones with reasons."""
         return dataset.read_records(self.config, self.find_manifest())
 

@@ -21,6 +21,7 @@ from m3bind.align.balance import sampling_probabilities
 from m3bind.align.stage import set_trainable
 from m3bind.config import RunConfig
 from m3bind.core.device import pick
+from m3bind.data.batching import IntArray
 from m3bind.errors import M3BindError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder, Tokens
@@ -29,8 +30,8 @@ from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder
 from m3bind.models.layers.tokenizer import train_wordpiece
 from m3bind.models.published import bert_trunk
 from m3bind.pipeline.cost import DEEP, Side, median_seconds, time_side, time_volumes
-from m3bind.pipeline.dataset import build_model
-from m3bind.pipeline.features import levels, phrases_of
+from m3bind.pipeline.dataset import build_model, training_texts
+from m3bind.pipeline.features import levels
 from m3bind.pipeline.run import Run
 from m3bind.training.loop import autocast
 
@@ -105,21 +106,23 @@ def work_of(config: RunConfig, folder: Path, cache: Path) -> tuple[Work, Path]:
     run = Run(config, folder, cache)
     records, _ = run.read_records()
     work = Work({}, {}, {}, [], 0, True)
-    pools: dict[str, list[str]] = {}
+    texts = records.texts
+    pools: dict[str, IntArray] = {}
     for m in names:
-        own = [record for record in records if record.split == "train" and record.modality == m]
-        captions = {caption for record in own for caption in record.captions}
-        work.pairs[m], work.captions[m], work.sample[m] = len(own), len(captions), _some(sorted(captions))
-        pools[m] = sorted(captions.union(*map(phrases_of, own)))
+        own = records.where(m, "train")
+        captions = texts.sorted(np.unique(own.captions.values))
+        work.pairs[m], work.captions[m], work.sample[m] = len(own), len(captions), texts.take(_some(captions))
+        pools[m] = texts.sorted(training_texts(own))
     shares = sampling_probabilities({m: max(work.pairs[m], 1) for m in names}, config.align.balance.beta)
-    work.pool = [text for m in names for text in _some(pools[m], round(200 * shares[m]))]  # as sampled by Eq. 3
-    work.kinds = len(set().union(*pools.values()))
+    for m in names:
+        work.pool += texts.take(_some(pools[m], round(200 * shares[m])))  # as sampled by Eq. 3
+    work.kinds = len(np.unique(np.concatenate(list(pools.values()))))
     return work, run.make_assets(records)
 
 
-def _some(texts: Sequence[str], count: int = 60) -> list[str]:
+def _some(ids: IntArray, count: int = 60) -> IntArray:
     """`count` texts at equal distances, repeated if there are fewer."""
-    return [texts[i * len(texts) // count] for i in range(count)] if texts else []
+    return ids[np.arange(count) * len(ids) // count] if len(ids) else ids
 
 
 def expected_captions(batch: float, work: Work, m: str) -> float:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from m3bind.config import ContrastiveConfig
 from m3bind.data.batching import IntArray, rng
+from m3bind.data.ragged import Ragged
 from m3bind.data.text_table import TextTable
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.layers.bert import micro_batches
@@ -167,8 +168,8 @@ class Pairs:
     model: DualEncoder
     images: Images
     texts: Texts
-    captions: list[IntArray]  # per image: ids of texts that describe it; the first is canonical
-    concepts: list[IntArray]  # per image: ids of phrases shared by modalities, may be empty
+    captions: Ragged  # per image: ids of texts that describe it; the first is canonical
+    concepts: Ragged  # per image: ids of phrases shared by modalities, may be empty
     labels: IntArray  # (N,) class index for label supervision, -1: none
     patients: list[str] = field(default_factory=list)
 
@@ -179,13 +180,9 @@ class Pairs:
         """One caption id per image of a batch, shape (n,), determined by (seed, modality, step)."""
         random = rng(seed, "captions", self.modality, step)
         choice, concept, which = random.random(len(indices)), random.random(len(indices)), random.random(len(indices))
-        ids = np.empty(len(indices), dtype=np.int64)
-        for row, index in enumerate(indices):
-            shared = self.concepts[index]
-            if len(shared) and concept[row] < concept_probability:
-                ids[row] = shared[int(which[row] * len(shared))]
-            else:
-                ids[row] = self.captions[index][int(choice[row] * len(self.captions[index]))]
+        ids = self.captions.draw(indices, choice)
+        shared = np.flatnonzero((self.concepts.lengths[indices] > 0) & (concept < concept_probability))
+        ids[shared] = self.concepts.draw(indices[shared], which[shared])
         return ids
 
     def positives(self, indices: IntArray, caption_ids: IntArray, settings: ContrastiveConfig) -> Tensor | None:
