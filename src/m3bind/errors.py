@@ -75,10 +75,10 @@ class ReadError(M3BindError):
     Messages reach logs, so names in the path that could be a person's are masked (`m3bind.privacy.redact_path`).
     """
 
-    def __init__(self, path: object, reason: str, hint: str = "") -> None:
-        """`hint` tells the user what to do."""
+    def __init__(self, path: object, reason: str, hint: str = "", lasting: bool = True) -> None:
+        """`hint` tells the user what to do. `lasting`: the same content would fail again, at any time."""
         super().__init__(f"{redact_path(str(path))}: {reason}" + (f"; {hint}" if hint else ""))
-        self.path, self.reason, self.hint = str(path), reason, hint
+        self.path, self.reason, self.hint, self.lasting = str(path), reason, hint, lasting
 
 
 class CheckpointError(M3BindError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3bind.data.cache import FeatureCache, Rows, file_key
+from m3bind.data.cache import FeatureCache, Rows
 from m3bind.errors import M3BindError, NotFiniteError, ReadError
 
 
@@ -27,6 +27,11 @@ class Counter:
 
 def hash_value(text):
     return sum(text.encode()) % 97
+
+
+def shards(folder):
+    """Those with rows, not those of the memo of files."""
+    return [path for path in Path(folder).rglob("*.safetensors") if path.parent.name != "files"]
 
 
 def names(n, start=0):
@@ -87,9 +92,9 @@ def test_results_before_an_error_are_stored_and_batches_are_those_of_a_whole_run
 def test_damaged_shard_is_quarantined_and_recomputed_with_a_notice(tmp_path, caplog, harm):
     items = names(6)
     FeatureCache(tmp_path).get_or_compute("f", "w", items[:3], Counter(items[:3]))
-    healthy = set(tmp_path.rglob("*.safetensors"))
+    healthy = set(shards(tmp_path))
     FeatureCache(tmp_path).get_or_compute("f", "w", items, Counter(items))
-    (victim,) = set(tmp_path.rglob("*.safetensors")) - healthy
+    (victim,) = set(shards(tmp_path)) - healthy
     data = bytearray(victim.read_bytes())
     if harm == "flip":
         data[len(data) // 2] ^= 4
@@ -104,7 +109,7 @@ def test_damaged_shard_is_quarantined_and_recomputed_with_a_notice(tmp_path, cap
 def test_every_single_bit_flip_is_noticed(tmp_path):
     items = names(2)
     FeatureCache(tmp_path).get_or_compute("f", "w", items, Counter(items))
-    (shard,) = tmp_path.rglob("*.safetensors")
+    (shard,) = shards(tmp_path)
     good = shard.read_bytes()
     for bit in range(0, 8 * len(good), 7):
         data = bytearray(good)
@@ -133,7 +138,7 @@ def test_wrong_results_are_refused_and_not_stored(tmp_path):
         cache.get_or_compute("f", "w", items, lambda _: np.zeros((2, 3)))
     with pytest.raises(M3BindError, match="for 2 items"):
         cache.get_or_compute("f", "w", items, lambda _: np.zeros((1, 3), np.float32))
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(shards(tmp_path))
     cache.get_or_compute("f", "w", items, Counter(items))
     with pytest.raises(M3BindError, match="changed under the same name"):
         cache.get_or_compute("f", "w", names(3), Counter(names(3), width=4))
@@ -198,59 +203,6 @@ def test_readers_and_writers_at_once_agree(tmp_path):
         np.testing.assert_array_equal(np.load(tmp_path / f"{i}.npy"), np.load(tmp_path / "0.npy"))
 
 
-def test_file_key_is_the_content(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"one")
-    (tmp_path / "b.png").write_bytes(b"one")
-    (tmp_path / "c.png").write_bytes(b"two")
-    assert file_key(tmp_path / "a.png") == file_key(tmp_path / "b.png") != file_key(tmp_path / "c.png")
-    with pytest.raises(ReadError, match="no such file"):
-        file_key(tmp_path / "d.png")
-
-
-def test_file_key_of_a_record_and_of_a_folder_covers_all_parts(tmp_path):
-    (tmp_path / "r.hea").write_text("# a comment\nr 2 100 1000\nr.dat 16 1000\nr.dat 16 1000\n")
-    (tmp_path / "r.dat").write_bytes(b"signal")
-    (tmp_path / "r.atr").write_bytes(b"third-party notes")
-    whole, folder = file_key(tmp_path / "r"), file_key(tmp_path)
-    assert file_key(tmp_path / "r.hea") == whole
-    (tmp_path / "r.atr").write_bytes(b"other notes")
-    assert file_key(tmp_path / "r") == whole and file_key(tmp_path) != folder
-    (tmp_path / "r.dat").write_bytes(b"signaL")
-    assert file_key(tmp_path / "r") != whole
-
-
-def test_file_key_of_a_record_of_segments_covers_them_and_nothing_outside(tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    outside = tmp_path / "secret.dat"
-    outside.write_bytes(b"one")
-    (folder / "r.hea").write_text("r/2 2 100 2000\ns1 1000\n../s2 1000\n")
-    (folder / "s1.hea").write_text(f"s1 2 100 1000\ns1.dat 16 1000\n../secret.dat 16 1000\n{outside} 16 1000\n")
-    (folder / "s1.dat").write_bytes(b"signal")
-    key = file_key(folder / "r")
-    outside.write_bytes(b"two")
-    assert file_key(folder / "r") == key
-    (folder / "s1.dat").write_bytes(b"signaL")
-    assert file_key(folder / "r") != key
-
-
-@pytest.mark.parametrize("name", ["a.png", "r.dat"])
-def test_a_file_larger_than_any_may_be_is_not_hashed(tmp_path, name):
-    (tmp_path / "r.hea").write_text("r 1 100 1000\nr.dat 16 1000\n")
-    with open(tmp_path / name, "wb") as handle:
-        handle.truncate(1 << 40)
-    for path in (tmp_path / ("r" if name == "r.dat" else name), tmp_path):
-        with pytest.raises(ReadError, match="more than"):
-            file_key(path)
-
-
-@pytest.mark.parametrize("text", ["[1]", '{"a": 1}', "[" * 100_000, "1"])
-def test_remembered_keys_that_are_none_are_forgotten(tmp_path, text):
-    (tmp_path / "files.json").write_text(text)
-    (tmp_path / "a.png").write_bytes(b"one")
-    assert FeatureCache(tmp_path).file_keys([tmp_path / "a.png"]) == [file_key(tmp_path / "a.png")]
-
-
 KEYS = b', "keys": {"data_offsets": [%d, %d]}}'
 HOSTILE_HEADERS = {
     "deep": b"[" * 50_000, "a list": b"[]", "no rows": b"{}", "huge": (1 << 60).to_bytes(8, "little"), "a pipe": b"",
@@ -265,7 +217,7 @@ HOSTILE_HEADERS = {
 def test_a_shard_of_another_job_is_quarantined(tmp_path, kind):
     cache, compute = FeatureCache(tmp_path), Counter(names(3))
     wanted = np.asarray(cache.get_or_compute("k", "w", names(3), compute))
-    (group,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (group,) = (path for path in tmp_path.iterdir() if path.is_dir() and path.name != "files")
     header = HOSTILE_HEADERS[kind]
     data = header if kind == "huge" else len(header).to_bytes(8, "little") + header + bytes(64)
     hostile = group / f"{hashlib.sha256(data).hexdigest()}.safetensors"
@@ -276,39 +228,6 @@ def test_a_shard_of_another_job_is_quarantined(tmp_path, kind):
     found = FeatureCache(tmp_path).get_or_compute("k", "w", names(3), compute)
     np.testing.assert_array_equal(np.asarray(found), wanted)
     assert not hostile.exists() and hostile.with_suffix(".damaged").exists()
-
-
-def test_file_keys_are_remembered_and_renewed_when_the_file_changes(tmp_path, monkeypatch):
-    path, reads = tmp_path / "a.png", []
-    path.write_bytes(b"one")
-    os.utime(path, (1e9, 1e9))
-    import m3bind.data.cache as module
-
-    monkeypatch.setattr(module, "file_key", lambda p: reads.append(p) or file_key(p))
-    first = FeatureCache(tmp_path / "c").file_keys([path])
-    assert first == FeatureCache(tmp_path / "c").file_keys([path]) == [file_key(path)]
-    assert len(reads) == 1
-    path.write_bytes(b"six")  # just now: too fresh to be trusted
-    second = FeatureCache(tmp_path / "c").file_keys([path])
-    assert FeatureCache(tmp_path / "c").file_keys([path]) == second != first
-    assert len(reads) == 3
-    assert "a.png" not in (tmp_path / "c" / "files.json").read_text()
-
-
-def test_file_keys_requested_one_by_one_do_not_rewrite_the_memo_each_time(tmp_path, monkeypatch):
-    import m3bind.data.cache as module
-
-    writes, write_json = [], module.write_json
-    monkeypatch.setattr(module, "write_json", lambda *a: writes.append(a) or write_json(*a))
-    cache = FeatureCache(tmp_path / "c")
-    for number in range(30):
-        path = tmp_path / f"{number}.png"
-        path.write_bytes(bytes([number]))
-        os.utime(path, (1e9, 1e9))
-        cache.file_keys([path])
-    cache.get_or_compute("f", "w", names(2), Counter(names(2)))
-    assert len(writes) <= 3
-    assert len(module.read_json(tmp_path / "c" / "files.json")) == 30
 
 
 def test_ten_thousand_items_are_quick_when_warm(tmp_path):
@@ -326,7 +245,7 @@ def test_shards_are_plain_safetensors(tmp_path):
 
     items = names(3)
     FeatureCache(tmp_path).get_or_compute("f", "w", items, Counter(items))
-    (shard,) = Path(tmp_path).rglob("*.safetensors")
+    (shard,) = shards(tmp_path)
     tensors = load_file(shard)
     assert tensors["keys"].shape == (3, 32)
     np.testing.assert_array_equal(tensors["rows"], Counter(items)(range(3)))

@@ -6,9 +6,7 @@
 An input is what the modality's model takes, without the batch axis. A slide or a long recording has several.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,15 +15,14 @@ from typing import TypeVar
 from torch import Tensor
 
 from m3bind import modalities
+from m3bind.data import prefetch
 from m3bind.encode.items import Row
 from m3bind.errors import M3BindError, ReadError, in_words
 from m3bind.modalities import Cut, Sample
 from m3bind.modalities.base import Modality, get
 from m3bind.modalities.formats.detect import candidates, recognise
-from m3bind.modalities.formats.isolation import allow
 from m3bind.space.bundle import Space
 
-WAITING = 256 << 20  # bytes of inputs that may wait for the towers
 P = TypeVar("P")  # place of a row
 
 
@@ -91,28 +88,9 @@ def reason_of(error: Exception) -> str:
 def ahead(
     space: Space, rows: Iterable[tuple[P, Row]], cut: Cut, workers: int, limit: int
 ) -> Iterator[tuple[P, DecodedItem]]:
-    """(place, `prepare` of its row) for every (place, row), in order.
+    """(place, `prepare` of its row) for every (place, row), in order, prefetched by `workers` threads."""
 
-    `workers` threads prefetch at most `limit` files or `WAITING` bytes of inputs.
-    """
-    allow(workers)
-    waiting: deque[tuple[P, Future[DecodedItem]]] = deque()
+    def call(placed: tuple[P, Row]) -> tuple[P, DecodedItem]:
+        return placed[0], prepare(space, placed[1], cut)
 
-    def first() -> tuple[P, DecodedItem]:
-        place, future = waiting.popleft()
-        return place, future.result()
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    try:
-        for place, row in rows:
-            while len(waiting) >= limit or (waiting and _bytes(future for _, future in waiting) > WAITING):
-                yield first()
-            waiting.append((place, pool.submit(prepare, space, row, cut)))
-        while waiting:
-            yield first()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _bytes(futures: Iterable[Future[DecodedItem]]) -> int:
-    return sum(future.result().nbytes for future in futures if future.done() and not future.cancelled())
+    return prefetch.ahead(call, rows, workers, limit, lambda result: result[1].nbytes)

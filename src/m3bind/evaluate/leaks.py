@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from m3bind.data.cache import file_key
+from m3bind.data.file_keys import file_key
 from m3bind.data.records import BadRow, Record
 from m3bind.errors import ReadError
 

@@ -33,6 +33,7 @@ from m3bind.core.version import __version__
 from m3bind.data.tokens import probe_key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
+from m3bind.models.layers.levels import picture_levels
 from m3bind.models.weights.checkpoint import LoadReport, Migration, load_strict
 from m3bind.models.weights.weight_files import read_state
 
@@ -105,6 +106,14 @@ class DualEncoder(nn.Module, ABC):
     @abstractmethod
     def preprocess(self, sample: Sample) -> Tensor:
         """One decoded sample as this model's float32 input, without the batch axis."""
+
+    def levels(self) -> Tensor | None:
+        """(C, L) float32: the values that the elements of an input (C, ...) can take, in order; (1, L): all channels.
+
+        Inputs of such values are stored by the number of the level: by default the 256 levels of 8-bit pictures. It is
+        verified for every input, so a model whose preprocessing ends otherwise (interpolation) may state levels too.
+        """
+        return picture_levels(self.preprocess)
 
     def doubts(self, sample: Sample) -> list[str]:
         """Doubts about a decoded sample: a volume in another unit than this model expects."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -203,6 +204,10 @@ class CtClip(PublishedModel):
             volume = F.interpolate(volume[None, None], size, mode="trilinear", align_corners=False)[0, 0]
         volume = centred(volume, SHAPE, HU[0]).clamp(*HU).div_(1000)
         return volume.transpose(1, 2)[None].contiguous()
+
+    def levels(self) -> Tensor:
+        """(1, 2001): whole HU, of volumes that are not resampled."""
+        return torch.arange(HU[0], HU[1] + 1)[None].float().div_(1000)
 
 
 def resampled_size(count: int, old: float, new: float) -> int:

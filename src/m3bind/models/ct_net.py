@@ -204,6 +204,10 @@ class CtNet(ImageOnly):
         volume = volume.clamp(*HU).sub_(HU[0]).div_(HU[1] - HU[0]).sub_(MEAN)
         return volume.view(IMAGES, 3, *SHAPE[1:])
 
+    def levels(self) -> Tensor:
+        """(1, 1201): whole HU, also of volumes that are resampled."""
+        return torch.arange(HU[0], HU[1] + 1)[None].float().sub_(HU[0]).div_(HU[1] - HU[0]).sub_(MEAN)
+
 
 def resampled(volume: Tensor, spacing: Sequence[float]) -> Tensor:
     """(D, H, W) at 0.8 mm instead of `spacing`, by cubic B-splines, as the authors' preparation of RAD-ChestCT."""

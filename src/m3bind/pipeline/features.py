@@ -9,52 +9,34 @@ Shapes: N images, K texts, v views, f feature width.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from m3bind import modalities
 from m3bind.config import RunConfig
 from m3bind.core.device import device_of
 from m3bind.core.files import sha256_text
 from m3bind.data.batching import IntArray
-from m3bind.data.cache import FeatureCache, Rows
+from m3bind.data.cache import FeatureCache
+from m3bind.data.packing import Floats
 from m3bind.data.ragged import Ragged
 from m3bind.data.records import BadRow, Record, Records
 from m3bind.data.text_table import TextTable
 from m3bind.data.texts import concept_phrases
-from m3bind.errors import M3BindError, ReadError
-from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.models.weights.checkpoint import hash_state
+from m3bind.pipeline.ingest import Ingested, Share, ingest
+from m3bind.pipeline.stored_inputs import BadFilesError, FileReader, Inputs, LiveInputs, StoredInputs, levels_of
 from m3bind.pipeline.text_features import TextFeatures, text_trunk
 from m3bind.training.pairs import Images, Level, Pairs, Texts
 
 log = logging.getLogger(__name__)
 TOGETHER = 512 << 20  # maximum bytes of inputs in a batch of a frozen tower
 WIDE = 16384  # features wider than this are not cached on disk, embeddings are
-
-
-class BadFilesError(M3BindError):
-    """Some files of a batch could not be read; `failures` maps position to reason."""
-
-    def __init__(self, failures: dict[int, str]) -> None:
-        super().__init__(f"{len(failures)} files could not be read")
-        self.failures = failures
-
-
-def rescaled(sample: Sample, rescale: tuple[float, float] | None) -> Sample:
-    """A CT whose stored values become slope * value + intercept; without `rescale`, the unchanged sample."""
-    if rescale is None:
-        return sample
-    slope, intercept = rescale
-    return replace(sample, array=sample.array * np.float32(slope) + np.float32(intercept))
 
 
 def captions_of(records: Records, table: TextTable) -> Ragged:
@@ -73,30 +55,6 @@ def phrases_of(records: Records, table: TextTable) -> Ragged:
     return Ragged(phrases.offsets[concepts.offsets], phrases.values)
 
 
-class LiveInputs:
-    """Model inputs read from their files at every access: (N, ...) float32, indexed by a list of positions.
-
-    Raises (when indexed):
-        BadFilesError: some files cannot be read.
-    """
-
-    def __init__(self, read: Callable[[int], NDArray[np.float32] | str], count: int, workers: int) -> None:
-        """`read` returns the input at a position, or the reason why it cannot be read."""
-        self._read, self._count, self._workers = read, count, workers
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, at: Iterable[int]) -> NDArray[np.float32]:
-        positions = [int(position) for position in at]
-        with ThreadPoolExecutor(self._workers) as pool:
-            rows = list(pool.map(self._read, positions))
-        failures = {position: row for position, row in zip(positions, rows, strict=True) if isinstance(row, str)}
-        if failures:
-            raise BadFilesError(failures)
-        return np.stack([row for row in rows if not isinstance(row, str)])
-
-
 class FeatureExtractor:
     """Applies the frozen parts of dual encoders to files and texts and caches the outputs."""
 
@@ -107,85 +65,60 @@ class FeatureExtractor:
         """
         self.cache, self.batch, self.workers, self.inputs_gb = cache, batch, workers, inputs_gb
         self._hashes: dict[int, tuple[list[tuple[int, int]], str]] = {}
-        self._sizes: dict[str, int] = {}
+        self._levels: dict[str, Floats | None] = {}
+        self._live: set[str] = set()  # kinds of inputs that were too many to store
         self.texts = TextFeatures(cache)
 
-    def readable(self, records: Sequence[Record], model: DualEncoder) -> tuple[Records, list[BadRow]]:
-        """Records whose files can be decoded and preprocessed, and the others with reasons; inputs are cached."""
-        good, bad = Records.of(records), []
-        while good:
-            try:
-                self.inputs(good, model)
-                break
-            except BadFilesError as error:
-                bad += [BadRow(good[i].row, reason, str(good[i].path)) for i, reason in error.failures.items()]
-                good = good.take(np.delete(np.arange(len(good)), list(error.failures)))
-        return good, bad
+    def readable(
+        self,
+        records: Sequence[Record],
+        model: DualEncoder,
+        share: Share = Share(),  # noqa: B008  immutable
+    ) -> tuple[Records, list[BadRow]]:
+        """Records whose files can be decoded and preprocessed, and the others with reasons; inputs are stored."""
+        columns = Records.of(records)
+        faults = self._ingest(columns, model, share).faults if len(columns) else {}
+        unreadable = columns.take(sorted(faults))
+        bad = [BadRow(record.row, faults[at], str(record.path)) for at, record in zip(sorted(faults), unreadable)]
+        return columns.take(np.delete(np.arange(len(columns)), sorted(faults))), bad
 
-    def inputs(self, records: Sequence[Record], model: DualEncoder) -> Rows | LiveInputs:
+    def inputs(self, records: Sequence[Record], model: DualEncoder) -> Inputs:
         """(N, ...) float32: `model.preprocess` of each file.
 
         Raises:
-            BadFilesError: some files cannot be read; the others are cached.
+            BadFilesError: some files cannot be read; the others are stored.
         """
-        if not records:
-            return self.cache.get_or_compute("empty", "", [], lambda at: np.zeros((0, 1), np.float32))
-        keys = self._file_keys(records)
-        modality = modalities.get(records[0].modality)
+        return self._inputs(records, model)[0]
 
-        def read(position: int) -> NDArray[np.float32] | str:
-            try:
-                sample = modalities.decode(modality, records[position].path)
-                return model.preprocess(rescaled(sample, records[position].rescale)).numpy().astype(np.float32)
-            except ReadError as error:
-                return error.reason + (f"; {error.hint}" if error.hint else "")
+    def _inputs(self, records: Sequence[Record], model: DualEncoder) -> tuple[Inputs, list[str]]:
+        """Inputs and content keys."""
+        if not len(records):
+            return StoredInputs(self.cache.shards("empty"), np.empty((0, 2), np.int64), None), []
+        found = self._ingest(Records.of(records), model, Share())
+        if found.faults:
+            raise BadFilesError(found.faults)
+        return found.inputs, [key for key in found.keys if key is not None]
 
-        live = LiveInputs(read, len(records), self.workers)
-        label = f"read {records[0].modality}"
-        kind = f"input/{_preprocessing(model)}/read {modality.version}"
-        size = self._input_bytes(records[0].modality, model, read, len(records))
-        if size * len(records) <= self.inputs_gb * 1e9:
-            return self.cache.get_or_compute(kind, "", keys, live.__getitem__, self._together(size), label)
+    def _ingest(self, records: Records, model: DualEncoder, share: Share) -> Ingested:
+        name = _preprocessing(model)
+        if name not in self._levels:
+            self._levels[name] = levels_of(model)
+        reader = FileReader(records[0].modality, model, name, self._levels[name])
+        limit = 0.0 if reader.kind in self._live else self.inputs_gb * 1e9
+        found = ingest(records, reader, self.cache, self.workers, limit, share)
+        if isinstance(found.inputs, LiveInputs):
+            self._live.add(reader.kind)
+        return found
 
-        def readable(at: list[int]) -> NDArray[np.uint8]:
-            return np.ones((len(live[at]), 1), dtype=np.uint8)
-
-        self.cache.get_or_compute(f"readable/{kind}", "", keys, readable, self._together(size), label)
-        return live
-
-    def _input_bytes(
-        self, modality: str, model: DualEncoder, read: Callable[[int], NDArray[np.float32] | str], count: int
-    ) -> int:
-        """Bytes of one input, from the first readable file."""
-        name = f"{modality}/{_preprocessing(model)}"
-        for position in range(count):
-            if name in self._sizes:
-                break
-            row = read(position)
-            if not isinstance(row, str):
-                self._sizes[name] = int(row.nbytes)
-        return self._sizes.get(name, 1)
-
-    def _together(self, size: int) -> int:
-        """Number of inputs of `size` bytes in a batch."""
+    def _together(self, inputs: Inputs) -> int:
+        """Number of inputs in a batch."""
+        size = 4 * int(np.prod(inputs.shape[1:], dtype=np.int64))
         return max(1, min(self.batch, TOGETHER // max(size, 1)))
-
-    def _file_keys(self, records: Sequence[Record]) -> list[str]:
-        try:
-            keys = self.cache.file_keys([record.path for record in records])
-            return [sha256_text(key, str(r.rescale)) if r.rescale else key for key, r in zip(keys, records)]
-        except ReadError:  # determine which files
-            failures = {}
-            for position, record in enumerate(records):
-                try:
-                    self.cache.file_keys([record.path])
-                except ReadError as error:
-                    failures[position] = error.reason
-            raise BadFilesError(failures) from None
 
     def image_features(self, records: Sequence[Record], model: DualEncoder, views: int = 1) -> NDArray[np.float32]:
         """(N, f), or (N, v, f) with several views: trunk features; view 0 is the image, the others are augmented."""
-        inputs, keys, device = self.inputs(records, model), self._file_keys(records), device_of(model)
+        inputs, keys = self._inputs(records, model)
+        device = device_of(model)
 
         @torch.inference_mode()
         def compute(at: list[int]) -> NDArray[np.float32]:
@@ -199,27 +132,25 @@ class FeatureExtractor:
 
         kind = f"image/{_preprocessing(model)}/views={views}"
         label = f"features {records[0].modality}" if records else None
-        weights, size = self._hash(model.image_trunk), self._batch_of(records, model)
+        weights, size = self._hash(model.image_trunk), self._together(inputs)
         return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
 
     def image_embeddings(self, records: Sequence[Record], model: DualEncoder) -> NDArray[np.float32]:
         """(N, d_m) unit rows, cached on disk themselves if the trunk's features are too wide (CT-CLIP)."""
         if getattr(model.image_head, "in_features", 0) <= WIDE:
             return _in_chunks(model.project_image, self.image_features(records, model), device_of(model))
-        inputs, keys, device = self.inputs(records, model), self._file_keys(records), device_of(model)
+        inputs, keys = self._inputs(records, model)
+        device = device_of(model)
 
         @torch.inference_mode()
         def compute(at: list[int]) -> NDArray[np.float32]:
-            return model.encode_image(torch.from_numpy(inputs[at]).to(device)).float().cpu().numpy()
+            packed = {name: tensor.to(device) for name, tensor in inputs.packed(at).items()}
+            return model.encode_image(inputs.expand(packed)).float().cpu().numpy()
 
         weights = sha256_text(self._hash(model.image_trunk), self._hash(model.image_head))
         kind, label = f"embedding/{_preprocessing(model)}", f"embed {records[0].modality}" if records else None
-        size = self._batch_of(records, model)
+        size = self._together(inputs)
         return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
-
-    def _batch_of(self, records: Sequence[Record], model: DualEncoder) -> int:
-        known = self._sizes.get(f"{records[0].modality}/{_preprocessing(model)}", 1) if records else 1
-        return self._together(known)
 
     def text_features(
         self,

@@ -18,7 +18,8 @@ from m3bind.core.stored import StoredFileError
 from m3bind.data.cache import FeatureCache
 from m3bind.evaluate.benchmarks.ct_rate import LABELS, rescale_of, spacing_difference, stored_as
 from m3bind.modalities.base import get as modality
-from m3bind.pipeline.features import FeatureExtractor, rescaled
+from m3bind.pipeline.features import FeatureExtractor
+from m3bind.pipeline.stored_inputs import rescaled
 
 SAID = {"RescaleSlope": "1", "RescaleIntercept": "-1024", "XYSpacing": "[0.7, 0.7]", "ZSpacing": "1.5"}
 
@@ -65,6 +66,9 @@ class Plain:
 
     def image_settings(self):
         return {}
+
+    def levels(self):
+        return None
 
     def preprocess(self, sample):
         return torch.from_numpy(sample.array)

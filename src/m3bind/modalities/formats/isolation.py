@@ -175,7 +175,7 @@ class _Pool:
             hint = f"if the file is sound, raise memory in the environment variable {VARIABLE}"
             raise ReadError(path, f"needs more than {LIMITS.memory / 1e9:g} GB of memory", hint)
         if "error" in header:
-            raise ReadError(path, header["reason"], header["hint"])
+            raise ReadError(path, header["reason"], header["hint"], lasting=header["lasting"])
         spacing = tuple(header["spacing"]) if header["spacing"] else None
         names = ("rate", "unit", "steps", "warnings", "tags", "places")
         return Sample(header["modality"], array, spacing, **{name: header[name] for name in names})
@@ -198,12 +198,13 @@ class _Pool:
 def _read_error(path: Path | str, gone: _Gone, code: int) -> ReadError:
     if gone.args == ("start",):
         reason = f"its reader's libraries could not be loaded within {STARTING:g} s"
-        return ReadError(path, reason, "try again when the machine is less busy")
+        return ReadError(path, reason, "try again when the machine is less busy", lasting=False)
     if gone.args == ("time",):
         hint = f"if the file is sound, raise seconds in the environment variable {VARIABLE}"
-        return ReadError(path, f"reading took longer than {LIMITS.seconds:g} s", hint)
+        return ReadError(path, f"reading took longer than {LIMITS.seconds:g} s", hint, lasting=False)
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return ReadError(path, f"its decoder crashed ({name})", "damaged, or malicious")
+    killed = code == -signal.SIGKILL  # by the system, short of memory
+    return ReadError(path, f"its decoder crashed ({name})", "damaged, or malicious", lasting=not killed)
 
 
 _pool: _Pool | None = None

@@ -86,13 +86,16 @@ def _answer(modality: Modality, request: dict[str, Any]) -> tuple[dict[str, Any]
         else:
             sample = modality.decode(path) if request["how"] == "decode" else modality.read(path)
     except ReadError as error:
-        return {"error": "read", "reason": error.reason, "hint": error.hint}, None
+        return {"error": "read", "reason": error.reason, "hint": error.hint, "lasting": error.lasting}, None
     except MemoryError:
         return {"error": "memory", "last": True}, None
     except RecursionError:
-        return {"error": "read", "reason": "nested too deeply", "hint": "damaged, or malicious"}, None
+        refused = {"error": "read", "reason": "nested too deeply", "hint": "damaged, or malicious"}
+        return {**refused, "lasting": True}, None
     except Exception as error:  # third-party decoders raise anything; their messages may quote the file
-        return {"error": "read", "reason": f"not readable: {in_words(error)}", "hint": "fetch or export it again"}, None
+        refused = {"error": "read", "reason": f"not readable: {in_words(error)}", "hint": "fetch or export it again"}
+        elsewhere = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno is not None)
+        return {**refused, "lasting": not elsewhere}, None
     array = np.ascontiguousarray(sample.array, dtype=np.float32)
     names = ("modality", "spacing", "rate", "unit", "steps", "warnings", "tags", "places")
     return {"shape": array.shape, **{name: getattr(sample, name) for name in names}}, array
