@@ -186,6 +186,17 @@ def test_bfloat16_stays_near_and_follows_changed_weights() -> None:
             assert torch.cosine_similarity(a[name].flatten(), b[name].flatten(), dim=0) > 0.99, name
 
 
+def test_an_embedding_pass_does_not_hinder_training_after_it() -> None:
+    """Copies of weights made in inference mode could not be saved for a backward pass."""
+    model = with_lora(trunk("cls"))
+    ids, mask = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            model(ids, mask)
+        model(ids, mask).float().square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_what_cannot_be_encoded_is_reported() -> None:
     model, (ids, mask) = trunk(), batch(3)
     mask[1] = 0

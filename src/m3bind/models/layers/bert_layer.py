@@ -121,7 +121,8 @@ class Casts:
             a is c and (b, d) == (e, f) for (a, b, d), (c, e, f) in zip(known, state)
         )
         if not same or copy.dtype != dtype or copy.device != weights[0].device:
-            copy = torch.cat([weight.detach() for weight in weights]).to(dtype)
+            with torch.inference_mode(False):  # a copy made by an embedding pass serves training too
+                copy = torch.cat([weight.detach() for weight in weights]).to(dtype)
             self._copies[key] = state, copy
         return copy
 
