@@ -27,7 +27,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -116,6 +116,12 @@ class DeviceTensor(Tensor):
 
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DeviceTensor":
+        if id(self) not in memo:
+            memo[id(self)] = DeviceTensor(self.inner.clone(), self.requires_grad)
+            memo[id(self)].__dict__.update(_is_param=isinstance(self, nn.Parameter))
+        return memo[id(self)]  # type: ignore[no-any-return]
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

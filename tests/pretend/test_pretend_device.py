@@ -1,5 +1,6 @@
 """The pretend device refuses, counts and computes as a real one would."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 
@@ -196,6 +197,17 @@ def test_modules_move_and_parameters_stay_the_same_objects(log: Log) -> None:
     assert all(isinstance(p, nn.Parameter) and p.requires_grad and p.grad.device.type == "pretend" for p in before)
     network.to("cpu")
     assert all(type(p) is nn.Parameter for p in network.parameters())
+
+
+def test_modules_are_copied(log: Log) -> None:
+    network = Network().to(DEVICE)
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        network.first.weight.add_(1)
+    assert copied.first.weight is copied.second.weight
+    assert isinstance(copied.first.weight, nn.Parameter)
+    torch.testing.assert_close(copied.first.weight + 1, network.first.weight)
+    assert {p.device.type for p in copied.state_dict().values()} == {"pretend"}
 
 
 def test_threads_use_the_device(log: Log) -> None:
