@@ -26,12 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from m3bind.core.device import compute_dtype
+from m3bind.core.device import compute_dtype, device_of
 from m3bind.encode.decode_pool import reason_of
 from m3bind.encode.journal import Decision
 from m3bind.errors import M3BindError
 from m3bind.models.base import DualEncoder
 from m3bind.models.embedding import Array, evaluating
+from m3bind.models.frozen import MIN_COSINE, agreement
 from m3bind.space.bundle import Space
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 BATCH, BATCH_CONVOLUTIONS, BATCH_ELSEWHERE = 16, 8, 64  # inputs per forward pass; the first two on a CPU
 BATCH_BYTES = 32 << 20  # of inputs in a batch; a larger input forms its own batch
 SHARE = 32  # running inputs use at most 1/SHARE of the free memory; activations are several times as large
-MIN_COSINE = 0.999  # of bfloat16 to float32
 FOLD_TOLERANCE = 1e-4  # of unit rows
 MEASURED = 8  # inputs on which the precision is measured
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -101,16 +101,14 @@ class TowerRunner:
     def __init__(self, space: Space, modality: str, decision: Decision, example: Tensor) -> None:
         """`decision` from `choose`; `example` is one input of the tower."""
         model = space.model(modality)
-        device = model.logit_scale.device
         if decision["folded"]:
-            model = fuse_conv_bn(model, example[None].to(device))
-        self.modality, self.device, self._dtype = modality, device.type, getattr(torch, decision["dtype"])
+            model = fuse_conv_bn(model, example[None].to(device_of(model)))
+        self.modality, self._dtype = modality, getattr(torch, decision["dtype"])
         self._space = Space({modality: model}, {modality: space._contents.bridges[modality]})
 
     def encode(self, inputs: Sequence[Tensor]) -> Array:
         """(n, d) unit rows."""
-        with torch.autocast(self.device, self._dtype, enabled=self._dtype != torch.float32):
-            return self._space.encode_inputs(inputs, self.modality)
+        return self._space.encode_inputs(inputs, self.modality, self._dtype)
 
 
 class Towers(Generic[P]):
@@ -196,7 +194,7 @@ def choose(space: Space, modality: str, inputs: Sequence[Tensor], precision: Pre
         exact, rough = (runner.encode(inputs) for runner in runners)
     except (M3BindError, RuntimeError, ValueError):
         return decision, f"{modality}: float32 (bfloat16 does not work here)"
-    cosine = float((exact * rough).sum(1).min())
+    cosine = agreement(torch.from_numpy(exact), torch.from_numpy(rough)).smallest
     slow, fast = (_seconds(runner, inputs) for runner in runners)
     if cosine >= MIN_COSINE and fast < slow:
         decision = half

@@ -20,12 +20,13 @@ from m3bind.core.progress import progress
 from m3bind.data.batching import length_buckets
 from m3bind.errors import NotFiniteError
 from m3bind.models.base import Tokens
+from m3bind.models.frozen import MIN_COSINE, FrozenPass, agreement
 
 TOKEN_BUDGET = 4096  # tokens (with padding) per batch
 WINDOW = 1 << 16  # texts whose tokens are held at once
 CHUNK = 512  # texts tokenised at once
 LONG_JOB = 2000  # texts from which progress is shown
-MEAN_COSINE, MIN_COSINE = 0.9999, 0.999  # of half precision to float32, below which float32 is used
+MEAN_COSINE = 0.9999  # of half precision to float32, below which texts are encoded in float32
 # Texts on which half precision is compared with float32: a word, and reports of growing length.
 PROBES = (
     "Pneumonia",
@@ -92,7 +93,7 @@ class _TokenRows:
         pair = tokenize([texts[order[0]], texts[order[-1]]])
         self._padding = [int(pair[key][0, -1]) for key in self.keys]  # after the shorter text of a pair
 
-    def batch(self, numbers: Sequence[int], device: torch.device) -> Tokens:
+    def batch(self, numbers: Sequence[int]) -> Tokens:
         """Tokens (n, L) of the texts `numbers`."""
         longest = max(self.lengths[number] for number in numbers)
         tokens = {}
@@ -100,7 +101,7 @@ class _TokenRows:
             table = np.full((len(numbers), longest), self._padding[place], np.int64)
             for row, number in enumerate(numbers):
                 table[row, : self.lengths[number]] = self.rows[number][place]
-            tokens[key] = torch.from_numpy(table).to(device)
+            tokens[key] = torch.from_numpy(table)
         return tokens
 
 
@@ -132,14 +133,14 @@ def encode_distinct(
     Raises:
         NotFiniteError: a row is NaN or infinite.
     """
-    distinct = list(dict.fromkeys(texts))
+    distinct, forward = list(dict.fromkeys(texts)), FrozenPass(encode, device, dtype)
     out = np.empty((len(distinct), dim), np.float32)
     long = len(distinct) >= LONG_JOB
     with progress("encode texts", len(distinct)) if long else contextlib.nullcontext() as bar:
         for start in range(0, len(distinct), WINDOW):
             rows = _TokenRows(tokenize, distinct[start : start + WINDOW])
             for group in length_buckets(rows.lengths, TOKEN_BUDGET):
-                out[start + group] = _embed(encode, rows.batch(group.tolist(), device), dtype)
+                out[start + group] = _rows(forward, rows.batch(group.tolist()), dtype).numpy()
                 if bar is not None:
                     bar.advance(len(group))
     if not np.isfinite(out).all():
@@ -150,16 +151,10 @@ def encode_distinct(
     return out[[place[text] for text in texts]]
 
 
-def _embed(encode: Callable[[Tokens], Tensor], tokens: Tokens, dtype: torch.dtype) -> Array:
-    device = tokens["input_ids"].device.type
-    if dtype == torch.float32:
-        rows = encode(tokens).float()
-    else:
-        with torch.autocast(device, dtype=dtype):
-            rows = encode(tokens)
-        rows = F.normalize(rows.float(), dim=-1)  # rounded rows are a little shorter or longer
-    values: Array = rows.cpu().numpy()
-    return values
+def _rows(encode: FrozenPass[Tokens], tokens: Tokens, dtype: torch.dtype) -> Tensor:
+    """(n, d) unit rows; rounded ones are a little shorter or longer."""
+    rows = encode(tokens)
+    return rows if dtype == torch.float32 else F.normalize(rows, dim=-1)
 
 
 def text_dtype(
@@ -171,8 +166,8 @@ def text_dtype(
     """`preferred` if its rows of `PROBES` are close to those of float32, else float32; mean and smallest cosine."""
     if preferred == torch.float32:
         return preferred, 1.0, 1.0
-    tokens = {key: value.to(device) for key, value in tokenize(list(PROBES)).items()}
-    exact, rounded = (_embed(encode, tokens, dtype).astype(np.float64) for dtype in (torch.float32, preferred))
-    cosines = (exact * rounded).sum(1)
-    mean, smallest = float(cosines.mean()), float(cosines.min())
-    return (preferred if mean >= MEAN_COSINE and smallest >= MIN_COSINE else torch.float32), mean, smallest
+    tokens = tokenize(list(PROBES))
+    exact, rounded = (_rows(FrozenPass(encode, device, dtype), tokens, dtype) for dtype in (torch.float32, preferred))
+    cosines = agreement(exact, rounded)
+    close = cosines.mean >= MEAN_COSINE and cosines.smallest >= MIN_COSINE
+    return (preferred if close else torch.float32), *cosines

@@ -1,0 +1,150 @@
+"""Frozen towers: half precision where it is close enough, and batches that fit the device's memory.
+
+* `FrozenPass`: an encoder applied to batches without gradient, as every pass that only embeds does.
+* `frozen_dtype`: the type in which frozen weights may be stored. * `halve`: store them so, and back.
+* `agreement`: cosines of rounded rows to exact ones; `MIN_COSINE` is the smallest that is accepted.
+
+Autocast converts a frozen float32 weight again at every use (it remembers only the conversion of trainable ones), so
+weights stored in bfloat16 save that and half of their memory. Only what autocast would convert is stored so, hence
+under autocast the result is the same to the bit; and without autocast, a halved tower must not be used.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from m3bind.core.device import compute_dtype
+
+log = logging.getLogger(__name__)
+MIN_COSINE = 0.999  # of half precision to float32, below which float32 is used
+B = TypeVar("B")  # a batch: a tensor or tokens, whose tensors have one row per item
+
+
+class Agreement(NamedTuple):
+    """Cosines of rounded rows to exact ones."""
+
+    mean: float
+    smallest: float
+
+
+def agreement(exact: Tensor, rounded: Tensor) -> Agreement:
+    """Of rows (n, ...); NaN if a row is not finite."""
+    a, b = (F.normalize(rows.detach().cpu().double().flatten(1), dim=1) for rows in (exact, rounded))
+    cosines = (a * b).sum(1)
+    return Agreement(float(cosines.mean()), float(cosines.min()))
+
+
+class FrozenPass(Generic[B]):
+    """Applies an encoder to batches, without gradient, and returns the rows to the host in float32."""
+
+    def __init__(self, encode: Callable[[B], Tensor], device: torch.device, dtype: torch.dtype | None = None) -> None:
+        """`encode` maps n items to rows (n, ...), each independent of the others, on `device`.
+
+        `dtype`: of matrix products. None: float32 on a CPU; elsewhere what the device computes fastest, if the rows of
+        the first batch are close to those of float32.
+        """
+        self._encode, self.device = encode, device
+        self._dtype = torch.float32 if dtype is None and device.type == "cpu" else dtype
+        self._most = 0  # elements of a part, once the memory has run out
+
+    def __call__(self, batch: B) -> Tensor:
+        """(n, ...) float32 rows on the host. A batch that does not fit the device's memory is computed in parts.
+
+        Raises:
+            RuntimeError: the memory does not hold a single item.
+        """
+        if self._dtype is None:
+            self._dtype = self._chosen(batch)
+        return self._rows(batch, self._dtype)
+
+    def _chosen(self, batch: B) -> torch.dtype:
+        half = compute_dtype(self.device)
+        if half == torch.float32:
+            return half
+        cosines = agreement(self._rows(batch, torch.float32), self._rows(batch, half))
+        if cosines.smallest >= MIN_COSINE:
+            return half
+        log.warning("%s is computed in float32: in %s its cosine to it is %.6f", self._encode, half, cosines.smallest)
+        return torch.float32
+
+    def _rows(self, batch: B, dtype: torch.dtype) -> Tensor:
+        tensors = tree_leaves(batch)
+        count = max(len(tensors[0]), 1)
+        each = max(sum(tensor.numel() for tensor in tensors) // count, 1)  # elements
+        size = min(count, max(self._most // each, 1)) if self._most else count
+        while True:
+            try:
+                return torch.cat([self._computed(part, dtype) for part in _split(batch, size, count)])
+            except RuntimeError as error:
+                if size == 1 or not _out_of_memory(error):
+                    raise
+            size //= 2
+            self._most = size * each
+            log.info("the memory of %s is full: %d of %d items together", self.device, size, count)
+
+    def _computed(self, part: B, dtype: torch.dtype) -> Tensor:
+        there = tree_map(lambda tensor: tensor.to(self.device), part)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, dtype != torch.float32):
+            return self._encode(there).float().cpu()
+
+
+def _split(batch: B, size: int, count: int) -> Iterable[B]:
+    if size == count:
+        return [batch]
+    tensors, form = tree_flatten(batch)
+    return [tree_unflatten(parts, form) for parts in zip(*(torch.split(tensor, size) for tensor in tensors))]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, of any device that accelerate knows; its unused blocks are then given back.
+
+    The search is ours: accelerate's `find_executable_batch_size` collects garbage at every call, takes a tenth off at a
+    time, and ends with an error that no longer names the memory.
+    """
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    if not should_reduce_batch_size(error):
+        return False
+    clear_device_cache(garbage_collection=True)
+    return True
+
+
+def frozen_dtype(encode: Callable[[B], Tensor], inputs: B, device: torch.device) -> torch.dtype:
+    """The type in which the frozen weights of a tower may be stored on a device; float32 on a CPU.
+
+    `encode` maps `inputs` (a few probes on the device) to rows (n, d) with the tower in eval mode. It is called in
+    float32 and under autocast, which computes the same as weights that are stored in half precision.
+    """
+    half = torch.float32 if device.type == "cpu" else compute_dtype(device)
+    if half == torch.float32:
+        return half
+    exact, rounded = (FrozenPass(encode, device, dtype)(inputs) for dtype in (torch.float32, half))
+    return half if agreement(exact, rounded).smallest >= MIN_COSINE else torch.float32
+
+
+def halve(part: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Callable[[], None]:
+    """Store the frozen weights of a tower's linear, convolution and attention layers in `dtype`, in place.
+
+    Adapters, normalisations, embeddings and everything else that autocast does not convert stay float32. The exact
+    weights wait on the host; the function returned puts them back. Before that, the tower runs under autocast only, and
+    is neither saved, nor merged with its adapters, nor hashed.
+    """
+    exact: list[tuple[nn.Parameter, Tensor]] = []
+    for module in part.modules():
+        if isinstance(module, nn.Linear | _ConvNd | nn.MultiheadAttention):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad and parameter.dtype == torch.float32:
+                    exact.append((parameter, parameter.detach().cpu()))
+                    parameter.data = parameter.detach().to(dtype)
+
+    def restore() -> None:
+        for parameter, values in exact:
+            parameter.data = values.to(parameter.device)
+
+    return restore
