@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from m3bind.align.methods.base import BindingInputs
 from m3bind.data.ragged import Ragged
 from m3bind.data.text_table import TextTable
+from m3bind.data.tokens import TokenStore
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder, ModelCard, Tokens
 from m3bind.training.pairs import Images, Pairs, Texts
@@ -89,6 +90,7 @@ def toy_pairs(
             finished = torch.nn.functional.normalize(model.project_image(features), dim=-1)
             rows = {"input": array, "features": features.numpy(), "embedding": finished.numpy()}[image]
             text_rows = None
+            token_ids = TokenStore(Path("unused"), model.tokenize).table(table) if text == "input" else None
             if text != "input":
                 tokens = model.tokenize(list(table))
                 hidden = model.text_features(tokens)
@@ -97,7 +99,7 @@ def toy_pairs(
             m,
             model,
             Images(model, image, rows),  # type: ignore[arg-type]
-            Texts(model, text, table, text_rows),  # type: ignore[arg-type]
+            Texts(model, text, table, token_ids, lambda ids, all_rows=text_rows: all_rows[ids]),  # type: ignore
             Ragged.of(table.ids([c]) for c in captions[m]),
             Ragged.of(table.ids(["normal"] if "normal" in c else []) for c in captions[m]),
             np.array([len(c.split()) for c in captions[m]], dtype=np.int64),

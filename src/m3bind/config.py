@@ -14,7 +14,7 @@ import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
@@ -23,6 +23,9 @@ from pydantic_core import PydanticCustomError
 from m3bind.core.files import write_text
 from m3bind.core.stored import StoredFileError, Strict, checked, parse_yaml, read_yaml
 from m3bind.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from m3bind.core.device import Compute
 
 
 def _one_folder(name: str) -> str:
@@ -217,6 +220,14 @@ class ComputeConfig(Settings):
     workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"  # processes that read files; auto: one per core
     prefetch: int = Field(2, ge=1)  # batches that each worker prepares ahead of the training step
     compile: bool = False  # pass the towers through torch.compile
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]  # that receive losses and loop settings
+    profile: bool = False  # write trace.json of a few steps (torch.profiler) into each stage's folder
+
+    def pick(self) -> "Compute":
+        """What these settings mean on this machine; see `core.device.pick`."""
+        from m3bind.core.device import pick
+
+        return pick(self.device, self.precision, self.workers, self.prefetch, self.compile, self.trackers, self.profile)
 
 
 class PlanConfig(Settings):

@@ -59,13 +59,13 @@ def stage_of(tmp_path, edges: bool, **settings):
 
 def test_a_step_is_tmcl_of_each_modality_and_emcl_of_shared_patients(tmp_path) -> None:
     pairs, stage = stage_of(tmp_path, edges=True)
-    found = stage.losses(3)
+    found = stage.losses(stage.batch(3))
     for m, p in pairs.items():
         indices = stage.samplers[m].batch(3)
         captions = p.draw_captions(indices, stage.seed, 3)
         with torch.no_grad():
-            image = stage.bridges[m](p.images.encode(torch.from_numpy(indices))).double()
-            text = stage.bridges[m](p.texts.encode(torch.from_numpy(captions))).double()
+            image = stage.bridges[m](p.images.embed(indices)).double()
+            text = stage.bridges[m](p.texts.embed(captions)).double()
         want = printed_tmcl(text, image, captions.tolist())
         torch.testing.assert_close(found[f"tmcl/{m}"].double(), want, rtol=1e-5, atol=1e-5)
     both, sampler = stage.edges["xray", "ecg"]
@@ -73,8 +73,7 @@ def test_a_step_is_tmcl_of_each_modality_and_emcl_of_shared_patients(tmp_path) -
     rows = both[sampler.batch(3)]
     with torch.no_grad():
         a, b = (
-            stage.bridges[m](pairs[m].images.encode(torch.from_numpy(rows[:, k].copy()))).double()
-            for k, m in enumerate(("xray", "ecg"))
+            stage.bridges[m](pairs[m].images.embed(rows[:, k].copy())).double() for k, m in enumerate(("xray", "ecg"))
         )
     torch.testing.assert_close(found["emcl/xray-ecg"].double(), printed_emcl(a, b, 8), rtol=1e-5, atol=1e-5)
     total = sum(value for name, value in found.items() if name != "loss")
@@ -92,7 +91,7 @@ def test_training_shares_one_text_tower_and_draws_patients_together(tmp_path, na
     assert not any("lora" in key for p in pairs.values() for key in p.model.state_dict())
     ids = torch.arange(10)
     with torch.no_grad():
-        texts = [bridges[m](p.texts.encode(ids)) for m, p in pairs.items()]
+        texts = [bridges[m](p.texts.embed(ids.numpy())) for m, p in pairs.items()]
     torch.testing.assert_close(*texts)
     again = toy_pairs(SIZES, joint_dim=8)
     methods.get(name).bind(toy_inputs(again, tmp_path), settings)  # finished: loaded, not trained

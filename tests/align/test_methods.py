@@ -33,9 +33,9 @@ def related_pairs(sizes=SIZES) -> dict:
     hidden = random.standard_normal((len(pairs["xray"].texts.table), 10))
     for p in pairs.values():
         seen = hidden @ np.linalg.qr(random.standard_normal((10, 10)))[0] + 0.4 * random.standard_normal(hidden.shape)
-        p.texts.array = _unit(seen)
+        p.texts._compute = _unit(seen).__getitem__
         own = seen[np.concatenate(p.captions)]
-        p.images._array = _unit(own + 0.4 * random.standard_normal(own.shape) + 0.5)
+        p.images._rows = _unit(own + 0.4 * random.standard_normal(own.shape) + 0.5)
     return pairs
 
 
@@ -53,7 +53,7 @@ def bound(name, folder, pairs=None, **options):
 def agreement(pairs, bridges) -> float:
     """Share of texts whose nearest text in another tower is the same text, mean over ordered pairs of towers."""
     ids = torch.arange(len(pairs["xray"].texts.table))
-    towers = [bridges[m].text(p.texts.encode(ids)) for m, p in pairs.items()]
+    towers = [bridges[m].text(p.texts.embed(ids.numpy())) for m, p in pairs.items()]
     hits = [((a @ b.T).argmax(1) == ids).float().mean() for a in towers for b in towers if a is not b]
     return float(torch.stack(hits).mean())
 
@@ -71,8 +71,8 @@ def test_a_method_on_embeddings_binds_both_sides_and_leaves_the_towers(name, tmp
     for m, p in pairs.items():
         assert (bridges[m].source, bridges[m].dim) == (p.model.joint_dim, 12)
         with torch.no_grad():
-            image = bridges[m].image(p.images.encode(torch.arange(len(p))))
-            text = bridges[m].text(p.texts.encode(torch.arange(20)))
+            image = bridges[m].image(p.images.embed(np.arange(len(p))))
+            text = bridges[m].text(p.texts.embed(np.arange(20)))
         for rows in (image, text):
             torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
         assert not bridges[m].training or name == "procrustes"
@@ -108,7 +108,7 @@ def test_procrustes_keeps_cosines_unless_means_are_put_back(tmp_path):
     _, again = bound("procrustes", tmp_path, center="fit+readd")
     means = {}
     for m, p in pairs.items():
-        image, text = p.images.encode(torch.arange(len(p))), p.texts.encode(torch.arange(20))
+        image, text = p.images.embed(np.arange(len(p))), p.texts.embed(np.arange(20))
         with torch.no_grad():
             for bridge in (plain[m], fit[m]):
                 torch.testing.assert_close(bridge.image(image) @ bridge.text(text).T, image @ text.T, atol=1e-5, rtol=0)
@@ -134,7 +134,7 @@ def test_relative_needs_as_many_texts_as_dimensions(tmp_path):
 
 def test_the_base_of_exmcr_has_its_zero_shot_unchanged(tmp_path):
     pairs, bridges = bound("exmcr", tmp_path, base="ct")
-    image, text = pairs["ct"].images.encode(torch.arange(30)), pairs["ct"].texts.encode(torch.arange(20))
+    image, text = pairs["ct"].images.embed(np.arange(30)), pairs["ct"].texts.embed(np.arange(20))
     torch.testing.assert_close(bridges["ct"].image(image) @ bridges["ct"].text(text).T, image @ text.T)
     assert bridges["ct"].kind == "linear" and bridges["ecg"].kind == "head"
     assert agreement(pairs, bridges) > 0.2
@@ -145,11 +145,11 @@ def test_the_base_of_exmcr_has_its_zero_shot_unchanged(tmp_path):
 def test_textme_reads_images_for_their_mean_alone(tmp_path):
     pairs, bridges = bound("textme", tmp_path / "a")
     for m, p in pairs.items():
-        mean = p.images.encode(torch.arange(len(p))).mean(0)
+        mean = p.images.embed(np.arange(len(p))).mean(0)
         torch.testing.assert_close(bridges[m].offset_image, mean)
     shuffled = related_pairs()
     for p in shuffled.values():
-        p.images._array = p.images.array[::-1].copy()
+        p.images._rows = p.images.rows.array[::-1].copy()
     _, again = bound("textme", tmp_path / "b", shuffled)
     for key, value in bridges["ct"].state_dict().items():
         torch.testing.assert_close(again["ct"].state_dict()[key], value, rtol=1e-4, atol=1e-5)
@@ -159,7 +159,7 @@ def test_paired_bridges_bring_the_images_of_a_patient_together(tmp_path):
     def margin(pairs, bridges):
         with torch.no_grad():
             a, b = (
-                bridges[m].image(pairs[m].images.encode(torch.arange(30))) for m in ("xray", "ct")
+                bridges[m].image(pairs[m].images.embed(np.arange(30))) for m in ("xray", "ct")
             )  # patient i is row i of both
             scores = a @ b.T
         return float(scores.diagonal().mean() - scores.mean())

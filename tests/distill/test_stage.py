@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from m3bind.config import ContrastiveConfig, DistillConfig, StudentConfig
+from m3bind.data.tokens import TokenStore
 from m3bind.distill.stage import DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
 from m3bind.errors import ConfigError
@@ -36,7 +37,16 @@ def setting(tmp_path):
     }
     teachers = Teachers(texts, images, dict.fromkeys(pairs, 10.0))
     inputs = toy_inputs(pairs, tmp_path)
-    return pairs, StudentTexts(student, table), teachers, inputs
+    return (
+        pairs,
+        StudentTexts(student, TokenStore(tmp_path / "tokens", student.tokenize).table(table)),
+        teachers,
+        inputs,
+    )
+
+
+def losses(made, step):
+    return made.losses(made.batch(step))
 
 
 def stage(setting, phase, **changes):
@@ -49,19 +59,19 @@ def stage(setting, phase, **changes):
 
 
 def test_phase_a_is_equation_7_alone_and_phase_b_adds_equation_8(setting):
-    assert set(stage(setting, "a")[0].losses(0)) == {"kd", "loss"}
-    assert set(stage(setting, "b")[0].losses(0)) == {"kd", "clip/xray", "clip/ct", "clip/ecg", "loss"}
+    assert set(losses(stage(setting, "a")[0], 0)) == {"kd", "loss"}
+    assert set(losses(stage(setting, "b")[0], 0)) == {"kd", "clip/xray", "clip/ct", "clip/ecg", "loss"}
 
 
 def test_equation_7_with_all_teachers_has_the_gradient_of_the_naive_sum(setting):
     made, _ = stage(setting, "a")
     pairs, student, teachers, _ = setting
     student.encoder.eval()
-    ids, _ = made.pool.batch(3)
-    made.losses(3)["loss"].backward()
+    ids, _ = made.sampler.pool.batch(3)
+    losses(made, 3)["loss"].backward()
     ours = {n: p.grad.clone() for n, p in student.encoder.named_parameters() if p.grad is not None}
     student.encoder.zero_grad()
-    embedded = student.encode(torch.from_numpy(ids))
+    embedded = student.encode(student.load(ids))
     naive = sum(((torch.from_numpy(teachers.texts[m][ids]) - embedded) ** 2).sum(-1).mean() for m in pairs)
     naive.backward()
     for name, parameter in student.encoder.named_parameters():
@@ -73,11 +83,11 @@ def test_with_own_teachers_each_text_has_the_one_of_its_modality(setting):
     made, _ = stage(setting, "a", teachers="own")
     pairs, student, teachers, _ = setting
     student.encoder.eval()
-    ids, source = made.pool.batch(2)
+    ids, source = made.sampler.pool.batch(2)
     names = list(pairs)
     target = np.stack([teachers.texts[names[m]][i] for i, m in zip(ids, source)])
-    expected = ((torch.from_numpy(target) - student.encode(torch.from_numpy(ids))) ** 2).sum(-1).mean()
-    torch.testing.assert_close(made.losses(2)["loss"], expected)
+    expected = ((torch.from_numpy(target) - student.encode(student.load(ids))) ** 2).sum(-1).mean()
+    torch.testing.assert_close(losses(made, 2)["loss"], expected)
 
 
 def test_the_paper_form_of_equation_8_is_text_to_image_and_summed(setting):
@@ -85,14 +95,14 @@ def test_the_paper_form_of_equation_8_is_text_to_image_and_summed(setting):
     made, _ = stage(setting, "b", contrastive=form)
     pairs, student, teachers, _inputs = setting
     student.encoder.eval()
-    losses = made.losses(1)
+    values = losses(made, 1)
     m = "ecg"
-    indices = made.samplers[m].batch(1)
+    indices = made.sampler.samplers[m].batch(1)
     captions = pairs[m].draw_captions(indices, 0, 1)
-    text, image = student.encode(torch.from_numpy(captions)), torch.from_numpy(teachers.images[m][indices])
+    text, image = student.encode(student.load(captions)), torch.from_numpy(teachers.images[m][indices])
     logits = 10.0 * text @ image.T
     expected = sum(torch.logsumexp(logits[i], 0) - logits[i, i] for i in range(len(indices)))
-    torch.testing.assert_close(losses["clip/ecg"], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(values["clip/ecg"], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_student_comes_to_agree_with_its_teachers(setting, tmp_path):
@@ -101,7 +111,7 @@ def test_the_student_comes_to_agree_with_its_teachers(setting, tmp_path):
     def agreement():
         student.encoder.eval()
         with torch.no_grad():
-            rows = student.encode(torch.arange(len(student.table)))
+            rows = student.encode(student.load(np.arange(len(student.tokens))))
         return float((rows * torch.nn.functional.normalize(torch.from_numpy(teachers.mean), dim=-1)).sum(-1).mean())
 
     before = agreement()
@@ -117,9 +127,9 @@ def test_training_the_head_alone_needs_features_and_leaves_the_trunk(setting, tm
     pairs, student, teachers, inputs = setting
     student.encoder.eval()
     with torch.no_grad():
-        features = student.encoder.features(student.encoder.tokenize(student.table.texts)).numpy()
+        features = student.encoder.features(student.tokens.padded(np.arange(len(student.tokens)))).numpy()
     trunk = {k: v.clone() for k, v in student.encoder.trunk.state_dict().items()}
-    wrapped = StudentTexts(student.encoder, student.table, features)
+    wrapped = StudentTexts(student.encoder, student.tokens, features)
     made, settings = stage(
         (pairs, wrapped, teachers, inputs), "a", student=StudentConfig(text="bert", train="head"), steps=5
     )
@@ -132,14 +142,14 @@ def test_further_terms_join_phase_b_with_the_teacher_of_the_texts_modality(setti
     made, _ = stage(setting, "b", kd_weight=0.0, **weights)
     pairs, student, teachers, _inputs = setting
     student.encoder.eval()
-    found = made.losses(1)
+    found = losses(made, 1)
     expected = sum(v for k, v in found.items() if k.startswith("clip/"))
     for name, weight in weights.items():
         expected = expected + weight * sum(v for k, v in found.items() if k.startswith(f"{name}/"))
     torch.testing.assert_close(found["loss"], expected)
     m = "ecg"
-    captions = pairs[m].draw_captions(made.samplers[m].batch(1), 0, 1)
+    captions = pairs[m].draw_captions(made.sampler.samplers[m].batch(1), 0, 1)
     own = torch.from_numpy(teachers.texts[m][captions])
-    text = student.encode(torch.from_numpy(captions))
+    text = student.encode(student.load(captions))
     torch.testing.assert_close(found[f"feature/{m}"], (own - text).square().sum(1).mean())
-    assert set(stage(setting, "a", kd_weight=0.0, **weights)[0].losses(0)) == {"kd", "loss"}
+    assert set(losses(stage(setting, "a", kd_weight=0.0, **weights)[0], 0)) == {"kd", "loss"}

@@ -51,7 +51,7 @@ def test_a_model_on_a_device_gives_the_same_arrays(
             extractor.image_features(records, model, views),
             extractor.image_embeddings(records, model),
             extractor.text_features(texts, model),
-            np.asarray(extractor.text_side(model, table, "embedding").array),
+            extractor.text_side(model, table, "embedding").embed(np.arange(3)).detach().cpu().numpy(),
         ]
 
     theirs = everything(FeatureExtractor(FeatureCache(tmp_path / "cpu")))

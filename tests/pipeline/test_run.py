@@ -263,13 +263,13 @@ def test_a_modality_with_three_samples_is_left_out_with_a_reason(project, call):
 
 
 def test_a_full_disk_is_one_clear_line(project, call, monkeypatch):
-    from m3bind.training import loop
+    from m3bind.training import monitor
 
     class Full:
         def __getattr__(self, name: str):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop, "SummaryWriter", lambda *args, **kwargs: Full())
+    monkeypatch.setattr(monitor, "SummaryWriter", lambda *args, **kwargs: Full())
     code, shown = call("pretrain", "settings.yaml", "--name", "full")
     assert code == 1 and "No space left on device" in shown and "Traceback" not in shown
 

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from m3bind.align import methods
 from m3bind.config import AlignConfig, DistillConfig, LoraConfig, PretrainConfig, StudentConfig
+from m3bind.core.device import pick
+from m3bind.data.tokens import TokenStore
 from m3bind.distill.stage import DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
 from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder, train_wordpiece
 from m3bind.pretrain.stage import PretrainStage
 from m3bind.training.loop import train
+from m3bind.training.parallel import join, world
 from toys import toy_inputs, toy_pairs
 
 SIZES = {"xray": 37, "ct": 21, "ecg": 50}
@@ -31,11 +33,12 @@ def student_of(folder: Path, texts: list[str]) -> TextEncoder:
 
 
 def main(folder: Path) -> None:
-    accelerator = Accelerator(cpu=True)
+    compute = pick("cpu", "float32")
+    join(compute.device)
     steps = {"steps": 20, "batch": 9, "lr": 1e-2}
     pre = PretrainConfig(**steps, augment=False)
     pairs = toy_pairs(SIZES)
-    train(PretrainStage(pairs["xray"], pre, 1), pre, folder / "pretrain", 1, accelerator)
+    train(PretrainStage(pairs["xray"], pre, 1), pre, folder / "pretrain", 1, compute)
     align = AlignConfig(
         **steps, dim=16, shared_batch=7, pool=40, image="lora", text_contrastive=0.5, lora=LoraConfig(dropout=0.0)
     )
@@ -45,16 +48,16 @@ def main(folder: Path) -> None:
     everything = torch.arange(len(table))
     texts = {m: bridges[m](inputs.embed_texts(m, everything)).detach().numpy() for m in pairs}
     with torch.no_grad():
-        images = {m: bridges[m](p.images.encode(torch.arange(len(p)))).numpy() for m, p in pairs.items()}
+        images = {m: bridges[m](p.images.embed(np.arange(len(p)))).numpy() for m, p in pairs.items()}
     settings = DistillConfig(**steps, shared_batch=7, student=StudentConfig(text="bert"))
     student = student_of(folder, table.texts)
-    wrapped = StudentTexts(student, table)
+    wrapped = StudentTexts(student, TokenStore(folder / "tokens", student.tokenize).table(table))
     teachers = Teachers(texts, images, dict.fromkeys(pairs, 10.0))
     shares = inputs.pool_probabilities(settings.balance)
     for phase in "ab":
         stage = DistillStage(phase, wrapped, teachers, pairs, inputs.pool, shares, settings, 1)
-        train(stage, settings, folder / phase, 1, accelerator)
-    if accelerator.is_main_process:
+        train(stage, settings, folder / phase, 1, compute)
+    if world()[0] == 0:
         state = {f"bridge.{m}": b.weight.detach().clone() for m, b in bridges.items()}
         state |= {f"student.{k}": v.clone() for k, v in student.state_dict().items()}
         for m, p in pairs.items():

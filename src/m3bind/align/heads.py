@@ -25,6 +25,7 @@ from m3bind.data.batching import PoolSampler
 from m3bind.models.bridges import freeze
 from m3bind.training.contrastive import full_precision, identical_positives
 from m3bind.training.loop import ParameterGroup, train
+from m3bind.training.pairs import Batch
 
 TRAINING = {"steps": 200, "batch": 256, "lr": 1e-3, "weight_decay": 0.01}  # of heads, defaults of every method
 
@@ -98,11 +99,11 @@ class SharedTexts:
         self.texts = {m: inputs.embed_texts(m, torch.from_numpy(self.ids)) for m in names}  # (K, d_m)
         self.sampler = PoolSampler([inputs.pool[m] for m in names], [shares[m] for m in names], batch, inputs.seed)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Positions (n,) in the pool, and the pairs of the batch with equal texts, (n, n) bool."""
+    def batch(self, step: int) -> Batch:
+        """Positions "at" (n,) in the pool, and the pairs of the batch with equal texts, "same" (n, n) bool."""
         ids, _ = self.sampler.batch(step)
         at = torch.from_numpy(np.searchsorted(self.ids, ids))
-        return at, identical_positives(at)
+        return {"step": step, "items": len(at), "at": at, "same": identical_positives(at)}
 
     def aggregated(self, inputs: BindingInputs, tau: float, memory: int) -> dict[str, tuple[Tensor, Tensor]]:
         """`aggregate` of every pool text over each tower's own training images, at most `memory` of them."""
@@ -111,11 +112,12 @@ class SharedTexts:
 
 @dataclass
 class HeadStage:
-    """The training stage: heads, and their losses as a function of the step."""
+    """The training stage: heads, batches as a function of the step, and the losses of a batch."""
 
     name: str
     heads: Mapping[str, BaseBridge]
-    losses: Callable[[int], dict[str, Tensor]]
+    batch: Callable[[int], Batch]
+    losses: Callable[[Batch], dict[str, Tensor]]
 
     def groups(self) -> Sequence[ParameterGroup]:
         """One group per modality."""
@@ -129,7 +131,8 @@ class HeadStage:
 def train_heads(
     name: str,
     heads: Mapping[str, BaseBridge],
-    losses: Callable[[int], dict[str, Tensor]],
+    batch: Callable[[int], Batch],
+    losses: Callable[[Batch], dict[str, Tensor]],
     inputs: BindingInputs,
     settings: AlignConfig,
     options: Mapping[str, Any],
@@ -137,7 +140,8 @@ def train_heads(
     """Train `heads` in place with steps, batch, lr and weight decay of `options`, then freeze them."""
     for head in heads.values():
         head.train()
-    train(HeadStage(name, heads, losses), loop_settings(settings, options), inputs.folder, inputs.seed)
+    stage = HeadStage(name, heads, batch, losses)
+    train(stage, loop_settings(settings, options), inputs.folder, inputs.seed, inputs.compute)
     return {m: freeze(head) for m, head in heads.items()}
 
 

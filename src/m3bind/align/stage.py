@@ -17,11 +17,10 @@ from m3bind.align.methods.base import BindingInputs
 from m3bind.align.objective import text_contrastive, text_mse, total
 from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig
-from m3bind.data.batching import EpochSampler, IntArray, PoolSampler
+from m3bind.data.batching import EpochSampler, PoolSampler
 from m3bind.models.base import DualEncoder
 from m3bind.training.loop import ParameterGroup, seed_torch
-from m3bind.training.pairs import Pairs
-from m3bind.training.parallel import encode_sharded
+from m3bind.training.pairs import Batch, Pairs, contrastive_loss
 
 
 class AlignStage:
@@ -62,36 +61,48 @@ class AlignStage:
         towers: dict[str, nn.Module] = {f"model.{m}": pairs.model for m, pairs in self.pairs.items()}
         return towers | {f"bridge.{m}": bridge for m, bridge in self.bridges.items()}
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Eq. 6: sum_m w_m L_CLIP(m) + lambda sum_{a<b} w_a w_b L_MSE(a, b), plus options."""
+    @property
+    def reads_files(self) -> bool:
+        """Whether batches are decoded from files."""
+        return any(pairs.images.reads_files for pairs in self.pairs.values())
+
+    def batch(self, step: int) -> Batch:
+        """The shared texts' ids, and per modality a batch of pairs whose texts include the shared ones."""
         settings = self.settings
         shared, _ = self.pool.batch(step)
+        loaded, items = {}, len(shared)
+        for m, pairs in self.pairs.items():
+            indices = self.samplers[m].batch(step)
+            captions = pairs.draw_captions(indices, self.seed, step, settings.contrastive.concept_probability)
+            loaded[m] = pairs.load(indices, captions, settings, settings.contrastive, further=shared)
+            items += len(indices)
+        return {"items": items, "shared": torch.from_numpy(shared), "pairs": loaded}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Eq. 6: sum_m w_m L_CLIP(m) + lambda sum_{a<b} w_a w_b L_MSE(a, b), plus options."""
+        settings = self.settings
         clip: dict[str, Tensor] = {}
         shared_texts: list[Tensor] = []
         for m, pairs in self.pairs.items():
-            clip[m], text = self._modality(m, pairs, shared, step)
+            clip[m], text = self._modality(m, pairs, batch["pairs"][m])
             shared_texts.append(text)
         weights = [self.weights[m] for m in self.pairs]
         mse = contrastive = None
         if len(shared_texts) > 1:
             mse = text_mse(shared_texts, weights, reduction=settings.mse_reduction)
             if settings.text_contrastive:
-                ids = torch.from_numpy(shared)
-                contrastive = text_contrastive(shared_texts, settings.text_contrastive_scale, weights, ids)
+                scale = settings.text_contrastive_scale
+                contrastive = text_contrastive(shared_texts, scale, weights, batch["shared"])
         return total(clip, self.weights, mse, settings.mse_weight, contrastive, settings.text_contrastive)
 
-    def _modality(self, m: str, pairs: Pairs, shared: IntArray, step: int) -> tuple[Tensor, Tensor]:
+    def _modality(self, m: str, pairs: Pairs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Eq. 1 of one modality, and its embeddings (s, d) of the shared texts."""
-        indices = self.samplers[m].batch(step)
-        captions = pairs.draw_captions(indices, self.seed, step, self.settings.contrastive.concept_probability)
-        micro = self.settings.micro(m)
-        image = encode_sharded(lambda part: pairs.images.encode(part, micro=micro), torch.from_numpy(indices))
-        both = torch.cat([torch.from_numpy(captions), torch.from_numpy(shared)])
+        image, text = pairs.encode(batch, self.settings)
         bridge = self.bridges[m]
-        text = bridge.text(pairs.texts.encode(both, self.settings.micro_tokens))
-        own, common = text[: len(captions)], text[len(captions) :]
+        text = bridge.text(text)
+        own, common = text[: len(image)], text[len(image) :]
         scale = pairs.model.logit_scale.detach()
-        return pairs.loss(bridge.image(image), own, scale, indices, captions, self.settings.contrastive), common
+        return contrastive_loss(bridge.image(image), own, scale, batch, self.settings.contrastive), common
 
 
 def set_trainable(model: DualEncoder, settings: AlignConfig) -> None:

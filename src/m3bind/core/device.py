@@ -15,6 +15,7 @@ exact float32 if "float32" was asked for. Losses and closed forms are always com
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -73,6 +74,8 @@ class Compute:
     workers: int = 1  # processes that read and preprocess files
     prefetch: int = 2  # batches that each worker prepares ahead of the training step
     compiled: bool = False  # towers pass torch.compile
+    trackers: tuple[str, ...] = ("tensorboard",)  # that receive the losses
+    profile: bool = False  # write a trace of a few training steps
 
     def autocast(self, dtype: torch.dtype | None = None) -> AbstractContextManager[Any]:
         """Mixed precision of the towers, by default in `dtype`."""
@@ -98,6 +101,8 @@ def pick(
     workers: int | str = "auto",
     prefetch: int = 2,
     compiled: bool = False,
+    trackers: Sequence[str] = ("tensorboard",),
+    profile: bool = False,
 ) -> Compute:
     """The device and its arithmetic; sets the TF32 policy if it is a GPU, and warns of an accelerator not used.
 
@@ -108,6 +113,8 @@ def pick(
         workers: processes that read files; "auto": one per usable core.
         prefetch: batches per worker that are prepared ahead.
         compiled: pass towers through torch.compile.
+        trackers: that receive the losses: "tensorboard", "wandb", "mlflow".
+        profile: write a trace of a few training steps.
 
     Raises:
         ConfigError: an unknown or unavailable device, an unknown precision, or workers below 1.
@@ -127,7 +134,7 @@ def pick(
         torch.backends.cudnn.allow_tf32 = not exact
         log.info("%s: float32 products in %s", chosen, "float32" if exact else "TF32")
     dtype = compute_dtype(chosen) if precision == "auto" else getattr(torch, precision)
-    return Compute(chosen, dtype, count, prefetch, compiled)
+    return Compute(chosen, dtype, count, prefetch, compiled, tuple(trackers), profile)
 
 
 def _device(name: str) -> torch.device:

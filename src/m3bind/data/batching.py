@@ -54,16 +54,17 @@ class PoolSampler:
         self, pools: Sequence[IntArray], probabilities: Sequence[float], batch: int, seed: int, name: str = "pool"
     ) -> None:
         """`pools[m]` holds the text ids of modality m, `probabilities[m]` its share (Eq. 3)."""
-        self.pools = [np.asarray(pool, dtype=np.int64) for pool in pools]
+        self.ids = np.concatenate([np.asarray(pool, dtype=np.int64) for pool in pools])
+        self.sizes = np.array([len(pool) for pool in pools], dtype=np.int64)
+        self.starts = np.cumsum(self.sizes) - self.sizes
         self.probabilities = np.asarray(probabilities, dtype=np.float64) / float(np.sum(probabilities))
         self.size, self.seed, self.name = batch, seed, name
 
     def batch(self, step: int) -> tuple[IntArray, IntArray]:
         """(text ids, index of each one's modality), both of shape (batch,)."""
         random = rng(self.seed, self.name, step)
-        source = random.choice(len(self.pools), size=self.size, p=self.probabilities)
-        ids = np.array([self.pools[m][random.integers(len(self.pools[m]))] for m in source], dtype=np.int64)
-        return ids, source.astype(np.int64)
+        source = random.choice(len(self.sizes), size=self.size, p=self.probabilities)
+        return self.ids[self.starts[source] + random.integers(self.sizes[source])], source.astype(np.int64)
 
 
 def length_buckets(lengths: Sequence[int], budget: int) -> list[IntArray]:

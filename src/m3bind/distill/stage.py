@@ -1,7 +1,7 @@
 """Stage 2, SESKD: the aligned text towers are distilled into one shared text encoder (Eq. 7-9).
 
-Teachers are frozen, so they embed every distinct text, and the images, once before training. Phase A minimises Eq. 7
-alone, phase B Eq. 9 and the terms of `terms` that the settings give a weight.
+Teachers are frozen, so they embed the images, and every text that is drawn, once before training. Phase A minimises
+Eq. 7 alone, phase B Eq. 9 and the terms of `terms` that the settings give a weight.
 
 Shapes: K distinct texts, N images of a modality, n pairs of a batch, s shared texts, d dimension of the bound space.
 """
@@ -21,21 +21,63 @@ from m3bind.distill.objective import DistillPairs, kd_loss, seskd_loss
 from m3bind.distill.student import StudentTexts
 from m3bind.distill.terms import TERMS, distillation_terms
 from m3bind.training.loop import ParameterGroup
-from m3bind.training.pairs import Pairs
+from m3bind.training.pairs import Batch, Pairs
 
 
 @dataclass
 class Teachers:
     """Embeddings of the frozen, aligned towers."""
 
-    texts: dict[str, NDArray[np.float32]]  # modality -> (K, d) unit rows; rows outside the pool are not read
+    texts: dict[str, NDArray[np.float32]]  # modality -> (K, d) unit rows of the texts `ids`
     images: dict[str, NDArray[np.float32]]  # modality -> (N, d) unit rows
     scales: dict[str, float]  # logit scale of each modality
+    ids: IntArray | None = None  # (K,) ascending; None: all texts
 
     @cached_property
     def mean(self) -> NDArray[np.float32]:
         """(K, d) mean over the teachers, sufficient for Eq. 7 if all of them teach every text."""
         return np.asarray(np.mean(list(self.texts.values()), axis=0), dtype=np.float32)
+
+    def of(self, rows: NDArray[np.float32], ids: IntArray) -> Tensor:
+        """The rows of the texts `ids`, on the host."""
+        return torch.from_numpy(rows[ids if self.ids is None else np.searchsorted(self.ids, ids)])
+
+
+class DistillSampler:
+    """The batches of one phase: shared texts, and in phase B image-text pairs of every modality."""
+
+    def __init__(
+        self,
+        phase: str,
+        pairs: Mapping[str, Pairs],
+        pool: Mapping[str, IntArray],
+        shares: Mapping[str, float],
+        settings: DistillConfig,
+        seed: int,
+    ) -> None:
+        """`pairs` gives the captions, `pool` the text ids of each modality, `shares` p_m of Eq. 3."""
+        self.name, self.seed = f"distill {phase}", seed
+        self.pairs = dict(pairs) if phase == "b" else {}
+        self.concepts = settings.contrastive.concept_probability
+        size = settings.shared_batch
+        self.pool = PoolSampler([pool[m] for m in pairs], [shares[m] for m in pairs], size, seed, self.name)
+        self.samplers = {
+            m: EpochSampler(len(p), settings.batches.get(m, settings.batch), seed, f"{self.name} {m}")
+            for m, p in self.pairs.items()
+        }
+
+    def batch(self, step: int) -> tuple[IntArray, IntArray, dict[str, tuple[IntArray, IntArray]]]:
+        """Shared texts (s,), the index of each one's modality, and images and captions, (n,) each, by modality."""
+        shared, source = self.pool.batch(step)
+        batches: dict[str, tuple[IntArray, IntArray]] = {}
+        for m, pairs in self.pairs.items():
+            indices = self.samplers[m].batch(step)
+            batches[m] = indices, pairs.draw_captions(indices, self.seed, step, self.concepts)
+        return shared, source, batches
+
+    def shared_texts(self, steps: int) -> IntArray:
+        """Ids of the shared texts of the first `steps` batches, ascending."""
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *(self.pool.batch(step)[0] for step in range(steps))]))
 
 
 class DistillStage:
@@ -52,18 +94,12 @@ class DistillStage:
         settings: DistillConfig,
         seed: int,
     ) -> None:
-        """`pairs` gives captions and labels, `pool` the text ids of each modality, `shares` p_m of Eq. 3."""
-        self.name = f"distill {phase}"
-        self.phase, self.student, self.teachers, self.settings, self.seed = phase, student, teachers, settings, seed
-        self.pairs = dict(pairs)
-        names = list(self.pairs)
-        self.pool = PoolSampler(
-            [pool[m] for m in names], [shares[m] for m in names], settings.shared_batch, seed, self.name
-        )
-        self.samplers = {
-            m: EpochSampler(len(p), settings.batches.get(m, settings.batch), seed, f"{self.name} {m}")
-            for m, p in self.pairs.items()
-        }
+        """`pairs`, `pool`, `shares` as in `DistillSampler`; `pairs` also gives the labels."""
+        self.sampler = DistillSampler(phase, pairs, pool, shares, settings, seed)
+        self.name, self.pairs = self.sampler.name, self.sampler.pairs
+        self.student, self.teachers, self.settings = student, teachers, settings
+        self.kd_weight = settings.kd_weight if phase == "b" else 1.0
+        self.terms = {name: getattr(settings, name) for name in TERMS}
         student.prepare(settings.student)
 
     def groups(self) -> Sequence[ParameterGroup]:
@@ -74,52 +110,51 @@ class DistillStage:
         """The student."""
         return {"student": self.student.encoder}
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Eq. 7, and in phase B Eq. 8 of every modality (Eq. 9 is their sum)."""
-        shared, source = self.pool.batch(step)
-        batches: dict[str, tuple[IntArray, IntArray]] = {}
-        if self.phase == "b":
-            for m, pairs in self.pairs.items():
-                indices = self.samplers[m].batch(step)
-                concept = self.settings.contrastive.concept_probability
-                batches[m] = (indices, pairs.draw_captions(indices, self.seed, step, concept))
+    def batch(self, step: int) -> Batch:
+        """The student's input for all texts of the step, and the teachers' rows."""
+        teachers = self.teachers
+        shared, source, batches = self.sampler.batch(step)
         ids = np.concatenate([shared, *(captions for _, captions in batches.values())])
-        embedded = self.student.encode(torch.from_numpy(ids), self.settings.micro_tokens)
-        paired: dict[str, DistillPairs] = {}
-        start = len(shared)
-        for m, (indices, captions) in batches.items():
-            text = embedded[start : start + len(captions)]
-            start += len(captions)
-            positives = self.pairs[m].positives(indices, captions, self.settings.contrastive)
-            image = torch.from_numpy(self.teachers.images[m][indices]).to(text.device)
-            paired[m] = DistillPairs(image, text, self.teachers.scales[m], positives)
-        student = embedded[: len(shared)]
-        if self.settings.teachers == "own":
-            teachers = [self._texts(rows, shared) for rows in self.teachers.texts.values()]
-            kd = kd_loss(student, teachers, "own", torch.from_numpy(source))
-        else:
-            kd = kd_loss(student, self._texts(self.teachers.mean, shared), count=len(self.teachers.texts))
-        form, kd_weight = self.settings.contrastive, self.settings.kd_weight if self.phase == "b" else 1.0
-        losses = seskd_loss(kd, paired, form.direction, form.reduction, self.settings.contrastive_weight, kd_weight)
-        return self._with_terms(losses, batches, paired)
+        own = self.settings.teachers == "own"
+        rows = list(teachers.texts.values()) if own else [teachers.mean]
+        return {
+            "items": len(ids) + sum(len(indices) for indices, _ in batches.values()),
+            "texts": self.student.load(ids, self.settings.micro_tokens),
+            "teachers": [teachers.of(each, shared) for each in rows],
+            "source": torch.from_numpy(source) if own else None,
+            "pairs": {m: self._pairs(m, *of_pairs) for m, of_pairs in batches.items()},
+        }
 
-    def _with_terms(
-        self,
-        losses: dict[str, Tensor],
-        batches: Mapping[str, tuple[IntArray, IntArray]],
-        paired: Mapping[str, DistillPairs],
-    ) -> dict[str, Tensor]:
-        """Add the terms that the settings give a weight, for each modality's batch and its own teacher."""
-        weights = {name: getattr(self.settings, name) for name in TERMS}
-        for m, (_, captions) in batches.items():
-            teacher = self._texts(self.teachers.texts[m], captions)
-            batch, ids = paired[m], torch.from_numpy(captions).to(teacher.device)
-            terms = distillation_terms(weights, batch.image, batch.text, teacher, ids, batch.scale)
+    def _pairs(self, m: str, indices: IntArray, captions: IntArray) -> Batch:
+        further = any(self.terms.values())
+        return {
+            "images": torch.from_numpy(self.teachers.images[m][indices]),
+            "positives": self.pairs[m].positives(indices, captions, self.settings.contrastive),
+            "captions": torch.from_numpy(captions),
+            "teacher": self.teachers.of(self.teachers.texts[m], captions) if further else None,
+        }
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Eq. 7, and in phase B Eq. 8 of every modality (Eq. 9 is their sum) and the terms that have a weight."""
+        embedded = self.student.encode(batch["texts"])
+        teachers, form = batch["teachers"], self.settings.contrastive
+        student, start = embedded[: len(teachers[0])], len(teachers[0])
+        paired: dict[str, DistillPairs] = {}
+        for m, own in batch["pairs"].items():
+            text = embedded[start : start + len(own["captions"])]
+            start += len(text)
+            paired[m] = DistillPairs(own["images"], text, self.teachers.scales[m], own["positives"])
+        if batch["source"] is not None:
+            kd = kd_loss(student, teachers, "own", batch["source"])
+        else:
+            kd = kd_loss(student, teachers[0], count=len(self.teachers.texts))
+        losses = seskd_loss(
+            kd, paired, form.direction, form.reduction, self.settings.contrastive_weight, self.kd_weight
+        )
+        for m, own in batch["pairs"].items() if any(self.terms.values()) else ():
+            pair = paired[m]
+            terms = distillation_terms(self.terms, pair.image, pair.text, own["teacher"], own["captions"], pair.scale)
             for name, term in terms.items():
                 losses[f"{name}/{m}"] = term
-                losses["loss"] = losses["loss"] + weights[name] * term
+                losses["loss"] = losses["loss"] + self.terms[name] * term
         return losses
-
-    def _texts(self, rows: NDArray[np.float32], ids: IntArray) -> Tensor:
-        """Teacher embeddings of the texts `ids`, on the student's device."""
-        return torch.from_numpy(rows[ids]).to(next(self.student.encoder.parameters()).device)

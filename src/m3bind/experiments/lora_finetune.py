@@ -153,8 +153,12 @@ class _Stage:
         """The trunk and the new layer."""
         return {"trunk": self.tower.trunk, "head": self.tower.head}
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """The loss of a batch."""
+    def batch(self, step: int) -> dict[str, Any]:
+        """Inputs and labels."""
         rows = self.sampler.batch(step)
         inputs = torch.from_numpy(self.inputs([self.samples.ids[i] for i in rows]))
-        return {"loss": task_loss(self.tower(inputs), self.truth[torch.from_numpy(rows)])}
+        return {"items": len(rows), "inputs": inputs, "truth": self.truth[torch.from_numpy(rows)]}
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The loss of a batch."""
+        return {"loss": task_loss(self.tower(batch["inputs"]), batch["truth"])}

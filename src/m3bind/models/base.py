@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,6 +32,7 @@ from m3bind.core.version import __version__
 from m3bind.data.tokens import probe_key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
+from m3bind.models.layers.augment import ItemRandom
 from m3bind.models.layers.levels import picture_levels
 from m3bind.models.weights.checkpoint import LoadReport, Migration, load_strict
 from m3bind.models.weights.weight_files import read_state
@@ -163,7 +163,7 @@ class DualEncoder(nn.Module, ABC):
         """The model's scores: unit rows (n, d_m) and (k, d_m) -> scaled cosines (n, k)."""
         return self.logit_scale * images @ texts.T
 
-    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, batch: Tensor, random: ItemRandom) -> Tensor:
         """Random training-time variation of an input batch; identity unless a model defines one."""
         return batch
 

@@ -12,13 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models.base import ModelCard
-from m3bind.models.layers.augment import vary
+from m3bind.models.layers.augment import ItemRandom, vary
 from m3bind.models.layers.bert import Pooling
 from m3bind.models.layers.efficientnet import EfficientNetTrunk
 from m3bind.models.layers.heads import head_of
@@ -128,9 +127,9 @@ class _Compact2dBase(Compact):
         """(H, W), (H, W, 3) or (D, H, W) -> (3, S, S), 0..1."""
         return image_tensor(sample, self._own["image_size"], self._own["hu"])
 
-    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, batch: Tensor, random: ItemRandom) -> Tensor:
         """Shift up to 4 %, legal flips, contrast +-10 %, a little noise."""
-        return vary(batch, generator, flips=self._own["flips"])
+        return vary(batch, random, flips=self._own["flips"])
 
 
 def _flips(flips: Sequence[int] | None, modality: str) -> list[int]:
@@ -250,9 +249,9 @@ class Compact3d(Compact):
         """(D, H, W) in HU -> (1, *shape), 0..1."""
         return volume_tensor(sample, self._own["shape"], self._own["hu"], self._own["spacing"])
 
-    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, batch: Tensor, random: ItemRandom) -> Tensor:
         """Shift up to 6 %, legal flips, contrast +-5 %, a little noise."""
-        return vary(batch, generator, shift=0.06, flips=self._own["flips"], gain=0.05)
+        return vary(batch, random, shift=0.06, flips=self._own["flips"], gain=0.05)
 
 
 class Compact1d(Compact):
@@ -281,6 +280,6 @@ class Compact1d(Compact):
         """(12, T) in mV -> (12, rate * seconds), units of 0.5 mV."""
         return signal_tensor(sample, self._own["rate"], self._own["seconds"], self.leads)
 
-    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, batch: Tensor, random: ItemRandom) -> Tensor:
         """Shift in time up to 5 %, amplitude +-10 %, a little noise; never mirrored."""
-        return vary(batch, generator, shift=0.05, noise=0.05)
+        return vary(batch, random, shift=0.05, noise=0.05)

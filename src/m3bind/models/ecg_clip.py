@@ -20,7 +20,7 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.models import registry
 from m3bind.models.base import ModelCard
-from m3bind.models.layers.augment import vary
+from m3bind.models.layers.augment import ItemRandom, vary
 from m3bind.models.layers.heads import make_head
 from m3bind.models.layers.pair import TowerPair
 from m3bind.models.layers.preprocess import signal_tensor
@@ -181,6 +181,6 @@ class EcgClip(TowerPair):
         """(12, T) in mV -> (12, rate * seconds), units of 0.5 mV."""
         return signal_tensor(sample, self._own["rate"], self._own["seconds"], LEADS)
 
-    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, batch: Tensor, random: ItemRandom) -> Tensor:
         """Shift in time up to 5 %, amplitude +-10 %, a little noise; never mirrored."""
-        return vary(batch, generator, shift=0.05, noise=0.05)
+        return vary(batch, random, shift=0.05, noise=0.05)

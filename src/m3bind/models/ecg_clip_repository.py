@@ -30,7 +30,7 @@ from m3bind.errors import ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.modalities.ecg import LEADS
 from m3bind.models.base import ModelCard
-from m3bind.models.layers.augment import vary
+from m3bind.models.layers.augment import ItemRandom, vary
 from m3bind.models.layers.preprocess import signal_tensor
 from m3bind.models.published import BIOCLINICALBERT, Common, LearnedScale, PublishedModel, bert_trunk
 from m3bind.models.weights.checkpoint import rename
@@ -155,6 +155,6 @@ class EcgClipRepository(PublishedModel):
         row = LEADS.index(self.lead)
         return signal_tensor(sample, self.rate, self.seconds, len(LEADS))[row : row + 1]
 
-    def augment(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, batch: Tensor, random: ItemRandom) -> Tensor:
         """As `ecg_clip`: shift in time up to 5 %, amplitude +-10 %, a little noise; (n, 1, T)."""
-        return vary(batch, generator, shift=0.05, noise=0.05)
+        return vary(batch, random, shift=0.05, noise=0.05)

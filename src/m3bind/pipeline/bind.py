@@ -5,11 +5,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
 from m3bind.align import methods
 from m3bind.config import AlignConfig, ModelConfig, PostConfig, RunConfig
+from m3bind.core.device import pick
 from m3bind.data.cache import FeatureCache
 from m3bind.data.records import Record
 from m3bind.errors import ConfigError
@@ -30,6 +28,8 @@ def bind(
     settings: AlignConfig | None = None,
     folder: Path | str | None = None,
     seed: int = 0,
+    device: str = "auto",
+    workers: int | str = "auto",
 ) -> Space:
     """Bind dual encoders through texts that all of them embed.
 
@@ -45,6 +45,8 @@ def bind(
         settings: of stage 1; None: closed form.
         folder: for checkpoints and cached features, from which a killed call resumes; default: a temporary folder.
         seed: of all random numbers.
+        device: where to compute: "auto" (a GPU if available), "cpu", "cuda", "cuda:1", "mps"; models are moved there.
+        workers: processes that read files; "auto": one per core.
 
     Returns:
         The space. `m3bind.save_space` writes it; with `pairs` it contains the means that gap correction needs.
@@ -58,7 +60,8 @@ def bind(
     pool = dict(texts) if isinstance(texts, Mapping) else dict.fromkeys(names, texts)
     _check(names, pool, pairs, settings)
     method = methods.get(settings.method)
-    used = {m: copy.deepcopy(model) if method.towers else model for m, model in models.items()}
+    compute = pick(device, workers=workers)
+    used = {m: (copy.deepcopy(model) if method.towers else model).to(compute.device) for m, model in models.items()}
     with tempfile.TemporaryDirectory(prefix="m3bind-") as temporary:
         place = Path(folder or temporary)
         extractor = FeatureExtractor(FeatureCache(place / "cache"))
@@ -67,8 +70,7 @@ def bind(
             name="bind", seed=seed, align=settings, modalities={m: ModelConfig(model=used[m].name) for m in names}
         )
         data = make_dataset(records, names, {m: list(pool.get(m, ())) for m in names}, seed, 0, [])
-        accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        setup = stages.Setup(config, data, extractor, accelerator)
+        setup = stages.Setup(config, data, extractor, compute)
         state = stages.align(stages.unbound(stages.State(used), setup), setup, place / "align")
         means = {m: stages.embed_images(state, setup, m, "train").mean(0) for m in names if data.records[m]["train"]}
         return Space(state.models, state.bridges, means)

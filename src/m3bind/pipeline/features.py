@@ -27,6 +27,7 @@ from m3bind.data.records import BadRow, Record, Records
 from m3bind.data.text_table import TextTable
 from m3bind.data.texts import concept_phrases
 from m3bind.models.base import DualEncoder
+from m3bind.models.layers.augment import ItemRandom
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.models.weights.checkpoint import hash_state
 from m3bind.pipeline.ingest import Ingested, Share, ingest
@@ -125,12 +126,12 @@ class FeatureExtractor:
             rows = torch.from_numpy(inputs[at])
             features = [model.image_features(rows.to(device))]
             for view in range(1, views):
-                generator = torch.Generator().manual_seed(int(sha256_text(keys[at[0]], str(view))[:15], 16))
-                features.append(model.image_features(model.augment(rows, generator).to(device)))
+                random = ItemRandom(view, [int(keys[position][:15], 16) for position in at])
+                features.append(model.image_features(model.augment(rows, random).to(device)))
             stacked = torch.stack(features, dim=1) if views > 1 else features[0]
             return stacked.float().cpu().numpy()
 
-        kind = f"image/{_preprocessing(model)}/views={views}"
+        kind = f"image/{_preprocessing(model)}/views={views}" + ("/by item" if views > 1 else "")
         label = f"features {records[0].modality}" if records else None
         weights, size = self._hash(model.image_trunk), self._together(inputs)
         return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
@@ -213,11 +214,15 @@ class FeatureExtractor:
     def text_side(self, model: DualEncoder, table: TextTable, level: Level) -> Texts:
         """The texts of `table` at a level."""
         if level == "input":
-            return Texts(model, level, table)
-        features = self.text_features(table, model)
-        if level == "features":
-            return Texts(model, level, table, features)
-        return Texts(model, level, table, _in_chunks(model.project_text, features, device_of(model)))
+            return Texts(model, level, table, self.texts.tokens(model, table))
+
+        def compute(ids: IntArray) -> NDArray[np.float32]:
+            features = self.text_features(table, model, ids)
+            if level == "features":
+                return features
+            return _in_chunks(model.project_text, features, device_of(model))
+
+        return Texts(model, level, table, compute=compute)
 
 
 @torch.inference_mode()

@@ -28,9 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from m3bind.config import PostConfig, RunConfig, validate
@@ -48,7 +46,7 @@ from m3bind.pipeline.dataset import Dataset
 from m3bind.pipeline.features import FeatureExtractor
 from m3bind.pipeline.stages import Setup, State
 from m3bind.privacy import redact_path
-from m3bind.training.parallel import world
+from m3bind.training.parallel import join, main_first, wait, world
 
 log = logging.getLogger(__name__)
 SETTINGS = "config.yaml"
@@ -69,9 +67,11 @@ class Run:
         self.config, self.folder = config, folder
         self.cache_folder = cache or folder.parent / "cache"
         self.pretrain_folder = pretrain_folder or folder / "pretrain"
-        _pin_settings(config, folder)
+        self.compute = config.compute.pick()
+        join(self.compute.device)
+        with main_first():
+            _pin_settings(config, folder)
         self.extractor = FeatureExtractor(FeatureCache(self.cache_folder), inputs_gb=config.data.inputs_gb)
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         set_seed(config.seed)
         self.table = ResultTable()
         self.on_stage: Callable[[str], None] = lambda stage: None  # called after each stage, before it is measured
@@ -88,7 +88,8 @@ class Run:
             ConfigError: neither is set.
         """
         if self._manifest is None:
-            self._manifest = dataset.find_manifest(self.config.data, self.cache_folder)
+            with main_first():
+                self._manifest = dataset.find_manifest(self.config.data, self.cache_folder)
         return self._manifest
 
     def read_records(self) -> tuple[Records, list[BadRow]]:
@@ -97,7 +98,9 @@ class Run:
 
     def make_assets(self, records: Sequence[Record]) -> Path:
         """Folder with the tokenizer of untrained models, trained once on the texts of `records`."""
-        return dataset.make_assets(self.pretrain_folder / "assets", records, dataset.extra_texts(self.config.data))
+        with main_first():
+            extra = dataset.extra_texts(self.config.data)
+            return dataset.make_assets(self.pretrain_folder / "assets", records, extra)
 
     def prepare(self) -> Setup:
         """Read the data and build the models, once; unusable rows and files are listed in quarantine.csv.
@@ -108,6 +111,8 @@ class Run:
         if self._setup is None:
             records, bad = self.read_records()
             models = dataset.build_models(self.config, self.make_assets(records))
+            for model in models.values():
+                model.to(self.compute.device)
             extra = dataset.extra_texts(self.config.data)
             data = dataset.open_dataset(self.config, records, bad, models, self.extractor, extra)
             self._quarantine(data.bad)
@@ -116,7 +121,7 @@ class Run:
                     f"{self.find_manifest()}: no modality has {self.config.data.minimum} usable training pairs; "
                     f"the reasons are in {self.folder / 'quarantine.csv'}"
                 )
-            self._setup = Setup(self.config, data, self.extractor, self.accelerator)
+            self._setup = Setup(self.config, data, self.extractor, self.compute)
             self._state = State({m: models[m] for m in data.modalities})
         return self._setup
 
@@ -138,6 +143,8 @@ class Run:
         return self._state
 
     def _quarantine(self, bad: Sequence[BadRow]) -> None:
+        if world()[0]:
+            return
         buffer = io.StringIO()
         writer = csv.writer(buffer)
         writer.writerow(["row", "path", "reason"])
@@ -165,9 +172,10 @@ class Run:
         """
         if until not in STAGES:
             raise ConfigError(f"unknown stage {until!r}; choose one of {', '.join(STAGES)}")
-        alone = evaluate and world()[0] == 0  # without evaluation, several processes may read a run
-        with only_one(self.folder, "run") if alone else contextlib.nullcontext():
-            return self._fit(STAGES.index(until), alone)
+        # without evaluation, several processes may read a run
+        alone = only_one(self.folder, "run") if evaluate and world()[0] == 0 else contextlib.nullcontext()
+        with alone:
+            return self._fit(STAGES.index(until), evaluate)
 
     def _fit(self, last: int, measuring: bool) -> ResultTable:
         setup, assets = self.prepare(), self.pretrain_folder / "assets"
@@ -186,11 +194,12 @@ class Run:
             self.on_stage(stage)
             if measuring:
                 self.evaluate(stage)
-        if measuring:
+        if measuring and world()[0] == 0:
             self.table.save(self.folder / "results.json")
             files = {"manifest": self.find_manifest(), "extra_texts": self.config.data.extra_texts}
             with sums.writing(self.folder, "provenance.json"):
                 write_json(self.folder / "provenance.json", provenance(self.config.of_result(), files))
+        wait()
         return self.table
 
     # ---- results
@@ -223,12 +232,19 @@ class Run:
         )
 
     def evaluate(self, stage: str) -> list[Row]:
-        """Metrics of the current state, computed once and stored in results/<stage>.json."""
+        """Metrics of the current state, computed once and stored in results/<stage>.json.
+
+        Several processes share the embedding; the first measures, however long that takes, and the others wait.
+        """
         path = self.folder / "results" / f"{stage}.json"
-        if not path.exists():
+        done = path.exists()
+        wait()  # all have looked before the first process writes
+        view = None if done else self.view(stage)
+        if view is not None and world()[0] == 0:
             held_out = [self.dataset.table.texts[i] for i in self.dataset.held_out]
             split = "valid" if self.config.data.tune else "test"
-            ResultTable(measure(self.view(stage), held_out, self.config.evaluate, split, self.config.seed)).save(path)
+            ResultTable(measure(view, held_out, self.config.evaluate, split, self.config.seed)).save(path)
+        wait()
         rows = ResultTable.load(path).rows
         self.table.extend(rows)
         return rows

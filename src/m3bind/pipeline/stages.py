@@ -10,22 +10,26 @@ place; the references of a `State` never change.
 Shapes: N images, K texts, d_m joint dimension of modality m, d dimension of the bound space.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from m3bind.align import methods, post
 from m3bind.align.methods.base import BindingInputs
 from m3bind.align.procrustes import BaseBridge, Bridge, identity_map
 from m3bind.config import AlignConfig, PostConfig, RunConfig
+from m3bind.core.device import Compute, device_of
 from m3bind.core.files import sha256_text
-from m3bind.distill.stage import DistillStage, Teachers
+from m3bind.data.batching import IntArray
+from m3bind.data.text_table import TextTable
+from m3bind.distill.stage import DistillSampler, DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
+from m3bind.distill.terms import TERMS
 from m3bind.evaluate.stage_results import Matrix
 from m3bind.models.base import DualEncoder
 from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder
@@ -37,6 +41,7 @@ from m3bind.training.loop import seed_torch, train
 from m3bind.training.pairs import Pairs
 
 Sides = dict[str, tuple[Tensor, Tensor]]
+PART = 65536  # rows that are projected together
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Setup:
     config: RunConfig
     dataset: Dataset
     extractor: FeatureExtractor
-    accelerator: Accelerator
+    compute: Compute
 
     @property
     def modalities(self) -> list[str]:
@@ -84,7 +89,8 @@ def _pairs(m: str, state: State, setup: Setup, stage: str) -> Pairs:
     image, text = levels(config, model, stage)
     views = config.pretrain_for(m).views if stage == "pretrain" and image == "features" else 1
     pairs = setup.extractor.pairs(m, model, data.records[m]["train"], data.table, image, text, views)
-    _ = pairs.images.array  # computed now, in eval mode
+    _ = pairs.images.rows  # computed now, in eval mode
+    pairs.texts.need(np.arange(len(data.table)))
     return pairs
 
 
@@ -101,8 +107,8 @@ def training_embeddings(state: State, setup: Setup) -> Sides:
     """Per modality, embeddings (N, d_m) of the training images and of their canonical captions, unbound."""
     sides: Sides = {}
     for m, pairs in finished_pairs(state, setup).items():
-        captions = torch.tensor([int(ids[0]) for ids in pairs.captions])
-        sides[m] = pairs.images.encode(torch.arange(len(pairs))), pairs.texts.encode(captions)
+        captions = np.array([int(ids[0]) for ids in pairs.captions], dtype=np.int64)
+        sides[m] = pairs.images.embed(np.arange(len(pairs))), pairs.texts.embed(captions)
     return sides
 
 
@@ -119,9 +125,9 @@ def pretrain(state: State, setup: Setup, folder: Path) -> State:
         pairs = _pairs(m, state, setup, "pretrain")
         calibrate = getattr(model.image_head, "calibrate", None)
         if calibrate is not None and pairs.images.level == "features":
-            array = pairs.images.array
-            calibrate(torch.from_numpy(array.reshape(-1, array.shape[-1])))
-        train(PretrainStage(pairs, settings, config.seed), settings, folder / m, config.seed, setup.accelerator)
+            array = np.asarray(pairs.images.rows.array)
+            calibrate(torch.from_numpy(array.reshape(-1, array.shape[-1])).to(device_of(model)))
+        train(PretrainStage(pairs, settings, config.seed), settings, folder / m, config.seed, setup.compute)
         model.requires_grad_(False)
         model.eval()
     setup.extractor.invalidate_hashes()
@@ -132,14 +138,14 @@ def unbound(state: State, setup: Setup) -> State:
     """Bridges that only resize every space to the common dimension: no binding."""
     dim = setup.config.align.dim
     bridges = {m: Bridge(identity_map(state.models[m].joint_dim, dim)) for m in setup.modalities}
-    return replace(state, bridges=bridges)
+    return replace(state, bridges=_placed(bridges, setup))
 
 
 def closed_form(state: State, setup: Setup, folder: Path) -> State:
     """Binding without training: Procrustes."""
     inputs = _inputs(finished_pairs(state, setup), setup, folder)
     settings = setup.config.align.model_copy(update={"options": {}})
-    return replace(state, bridges=methods.get("procrustes").bind(inputs, settings))
+    return replace(state, bridges=_placed(methods.get("procrustes").bind(inputs, settings), setup))
 
 
 def align(
@@ -155,7 +161,7 @@ def align(
     method.options(settings)
     if pairs is None:
         pairs = training_pairs(state, setup, "align") if method.towers else finished_pairs(state, setup)
-    bound = replace(state, bridges=method.bind(_inputs(pairs, setup, folder), settings))
+    bound = replace(state, bridges=_placed(method.bind(_inputs(pairs, setup, folder), settings), setup))
     setup.extractor.invalidate_hashes()
     return with_post(bound, setup, settings.post)
 
@@ -166,7 +172,12 @@ def with_post(state: State, setup: Setup, settings: PostConfig, sides: Sides | N
         return state
     sides = training_embeddings(state, setup) if sides is None else sides
     bridges = {m: post.after(state.bridges[m], settings, *sides[m], state.models[m]) for m in sides}
-    return replace(state, bridges=bridges)
+    return replace(state, bridges=_placed(bridges, setup))
+
+
+def _placed(bridges: Mapping[str, BaseBridge], setup: Setup) -> dict[str, BaseBridge]:
+    """The bridges on the run's device."""
+    return {m: bridge.to(setup.compute.device) for m, bridge in bridges.items()}
 
 
 def distill(state: State, setup: Setup, folder: Path, assets: Path) -> State:
@@ -175,31 +186,37 @@ def distill(state: State, setup: Setup, folder: Path, assets: Path) -> State:
     settings = config.distill
     seed_torch(config.seed, "student")
     student = make_text_encoder(settings.student.text, dim=config.align.dim, assets=assets, **settings.student.settings)
+    student.to(setup.compute.device)
     features = setup.extractor.text_features(data.table, student) if settings.student.train == "head" else None
-    wrapped = StudentTexts(student, data.table, features)
+    wrapped = StudentTexts(student, setup.extractor.texts.tokens(student, data.table), features)
     pairs = finished_pairs(state, setup)
-    teachers = _teachers(state, setup)
     shares = _inputs(pairs, setup, folder).pool_probabilities(settings.balance)
-    for phase, steps in (("a", settings.steps), ("b", settings.steps_b)):
+    phases = {"a": settings.steps, "b": settings.steps_b}
+    samplers = [DistillSampler(phase, pairs, data.pool, shares, settings, config.seed) for phase in phases]
+    drawn = [sampler.shared_texts(steps) for sampler, steps in zip(samplers, phases.values(), strict=True)]
+    if any(getattr(settings, name) for name in TERMS):
+        drawn += [pair.described_by() for pair in pairs.values()]
+    teachers = _teachers(state, setup, np.unique(np.concatenate(drawn)))
+    for phase, steps in phases.items():
         phase_settings = settings.model_copy(update={"steps": steps})
         stage = DistillStage(phase, wrapped, teachers, pairs, data.pool, shares, phase_settings, config.seed)
-        train(stage, phase_settings, folder / phase, config.seed, setup.accelerator)
+        train(stage, phase_settings, folder / phase, config.seed, setup.compute)
     setup.extractor.invalidate_hashes()
     return replace(state, student=student.requires_grad_(False).eval())
 
 
 def _inputs(pairs: Mapping[str, Pairs], setup: Setup, folder: Path) -> BindingInputs:
     pool = {m: setup.dataset.pool[m] for m in pairs}
-    return BindingInputs(dict(pairs), pool, folder, setup.config.seed)
+    return BindingInputs(dict(pairs), pool, folder, setup.config.seed, setup.compute)
 
 
-def _teachers(state: State, setup: Setup) -> Teachers:
-    """Bridged embeddings of all texts by all towers and of all training images by their towers."""
-    names = setup.modalities
-    text = {m: embed_text(state, setup, setup.dataset.table, m) for m in names}
+def _teachers(state: State, setup: Setup, ids: IntArray) -> Teachers:
+    """Bridged embeddings of the texts `ids` by all towers and of all training images by their towers."""
+    names, table = setup.modalities, setup.dataset.table
+    text = {m: _embed_texts(state, setup, table, m, ids) for m in names}
     images = {m: embed_images(state, setup, m, "train") for m in names}
     scales = {m: float(state.models[m].logit_scale.detach()) for m in names}
-    return Teachers(text, images, scales)
+    return Teachers(text, images, scales, ids)
 
 
 # ---- embeddings
@@ -208,19 +225,38 @@ def _teachers(state: State, setup: Setup) -> Teachers:
 @torch.inference_mode()
 def embed_images(state: State, setup: Setup, modality: str, split: str) -> Matrix:
     """(N, d) unit rows of a split's images."""
-    side = setup.extractor.image_side(state.models[modality], setup.dataset.records[modality][split], "embedding")
-    rows = torch.from_numpy(np.array(side.array))
-    return np.asarray(state.bridges[modality].image(rows).numpy(), dtype=np.float32)
+    model, bridge = state.models[modality], state.bridges[modality]
+    rows = setup.extractor.image_embeddings(setup.dataset.records[modality][split], model)
+    return _apply(bridge.image, rows, bridge)
 
 
 @torch.inference_mode()
 def embed_text(state: State, setup: Setup, texts: Sequence[str], encoder: str) -> Matrix:
     """(K, d) unit rows of texts by a modality's text tower, or by "student"."""
+    return _embed_texts(state, setup, texts, encoder)
+
+
+def _embed_texts(
+    state: State, setup: Setup, texts: Sequence[str] | TextTable, encoder: str, ids: IntArray | None = None
+) -> Matrix:
+    """As `embed_text`, of the texts `ids` of a table."""
     if encoder == "student":
         assert state.student is not None
-        features = torch.from_numpy(setup.extractor.text_features(texts, state.student))
-        return torch.nn.functional.normalize(state.student.project(features), dim=-1).numpy()
-    model = state.models[encoder]
-    features = torch.from_numpy(setup.extractor.text_features(texts, model))
-    own = torch.nn.functional.normalize(model.project_text(features), dim=-1)
-    return np.asarray(state.bridges[encoder].text(own).numpy(), dtype=np.float32)
+        features = setup.extractor.text_features(texts, state.student, ids)
+        project = state.student.project
+        return _apply(lambda rows: torch.nn.functional.normalize(project(rows), dim=-1), features, state.student)
+    model, bridge = state.models[encoder], state.bridges[encoder]
+    features = setup.extractor.text_features(texts, model, ids)
+    return _apply(
+        lambda rows: bridge.text(torch.nn.functional.normalize(model.project_text(rows), dim=-1)), features, model
+    )
+
+
+@torch.inference_mode()
+def _apply(compute: Callable[[Tensor], Tensor], rows: NDArray[np.float32], module: nn.Module) -> Matrix:
+    """`compute` of rows (n, f), in parts on the device of `module`: (n, d) on the host."""
+    device = device_of(module)
+    parts = [compute(torch.from_numpy(np.array(rows[at : at + PART])).to(device)) for at in range(0, len(rows), PART)]
+    if not parts:
+        return np.zeros((0, 1), np.float32)
+    return np.asarray(torch.cat(parts).cpu().numpy(), dtype=np.float32)

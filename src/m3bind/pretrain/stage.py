@@ -6,14 +6,12 @@ to pairs of the same label (`positives: mixed`, label supervision). Features of 
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from m3bind.config import PretrainConfig
 from m3bind.data.batching import EpochSampler, rng
 from m3bind.training.loop import ParameterGroup
-from m3bind.training.pairs import Pairs
-from m3bind.training.parallel import encode_sharded
+from m3bind.training.pairs import Batch, Pairs, contrastive_loss
 
 
 class PretrainStage:
@@ -48,18 +46,26 @@ class PretrainStage:
         """The dual encoder."""
         return {"model": self.pairs.model}
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Eq. 1 on batch `step`."""
-        pairs, settings = self.pairs, self.settings
+    @property
+    def reads_files(self) -> bool:
+        """Whether batches are decoded from files."""
+        return self.pairs.images.reads_files
+
+    def batch(self, step: int) -> Batch:
+        """Images, augmented with random numbers per image, and their captions."""
+        pairs, settings, contrastive = self.pairs, self.settings, self.settings.contrastive
         indices = self.sampler.batch(step)
-        captions = pairs.draw_captions(indices, self.seed, step, settings.contrastive.concept_probability)
+        captions = pairs.draw_captions(indices, self.seed, step, contrastive.concept_probability)
         random = rng(self.seed, self.name, "view", step)
         view = int(random.integers(pairs.images.views))
-        generator = torch.Generator().manual_seed(int(random.integers(1 << 62))) if settings.augment else None
-        micro = settings.micro(pairs.modality)
-        image = encode_sharded(
-            lambda part: pairs.images.encode(part, view, generator, micro), torch.from_numpy(indices)
-        )
-        text = pairs.texts.encode(torch.from_numpy(captions), settings.micro_tokens)
-        loss = pairs.loss(image, text, pairs.model.logit_scale, indices, captions, settings.contrastive)
+        augment = int(random.integers(1 << 62)) if settings.augment else None
+        loaded = pairs.load(indices, captions, settings, contrastive, view=view, augment=augment)
+        return {"items": len(indices), "pairs": loaded}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Eq. 1 on a batch."""
+        pairs = self.pairs
+        image, text = pairs.encode(batch["pairs"], self.settings)
+        scale = pairs.model.logit_scale
+        loss = contrastive_loss(image, text, scale, batch["pairs"], self.settings.contrastive)
         return {f"clip/{pairs.modality}": loss, "loss": loss}

@@ -1,13 +1,15 @@
 """The one training loop of all stages: AdamW, warm-up and cosine, clipping, checkpoints, resume, NaN policy, logs.
 
-* `Stage`: interface of a stage: parameter groups, modules to save, and `losses(step)`.
+* `Stage`: interface of a stage: parameter groups, modules to save, `batch(step)` on the host, `losses(batch)`.
 * `train(stage, settings, ...)`: trains a stage, or resumes a killed run. The weights are bit-identical to those of an
   uninterrupted run if `provenance.arithmetic` is the same (torch, number of threads, instruction set), which determines
   the order of sums. If it differs, a warning is logged: rounding differs, and further steps amplify it.
 * `learning_rate(step, settings)`: linear warm-up, then cosine.
 * `seed_torch`: torch's random state as a function of a seed and names.
 
-Random numbers of a step (dropout, augmentation) are seeded from (seed, stage, step), so they need not be stored.
+Random numbers of a step are functions of (seed, stage, step), so they need not be stored. Augmentation draws per item
+and is the same on any number of processes; dropout draws per process, so with dropout (of adapters, .1 in the paper) a
+run on several processes differs from one on a single process as two seeds do.
 """
 
 import contextlib
@@ -22,9 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from m3bind.config import TrainConfig
 from m3bind.core import sums
@@ -34,8 +34,10 @@ from m3bind.core.progress import progress
 from m3bind.core.provenance import arithmetic
 from m3bind.core.stored import MAX_JSON, read_text
 from m3bind.errors import CheckpointError, NotFiniteError
-from m3bind.training import checkpoint
-from m3bind.training.parallel import average_gradients, world
+from m3bind.training import checkpoint, loader
+from m3bind.training.monitor import Pace, Trackers, profiler
+from m3bind.training.pairs import Batch
+from m3bind.training.parallel import distributed, wait, world
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +62,11 @@ class Stage(Protocol):
     def modules(self) -> Mapping[str, nn.Module]:
         """Modules whose trainable parameters and buffers a checkpoint stores."""
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Named scalar losses of step `step` (0-based); "loss" is minimised."""
+    def batch(self, step: int) -> Batch:
+        """Host tensors for step `step` (0-based), a pure function of it; "items" counts the images and texts."""
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses of a batch that was moved to the device; "loss" is minimised."""
 
 
 def learning_rate(step: int, settings: TrainConfig) -> float:
@@ -79,7 +84,7 @@ def autocast(settings: TrainConfig, compute: Compute) -> AbstractContextManager[
     return compute.autocast(own.get(settings.precision, compute.dtype))
 
 
-def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, accelerator: Accelerator | None = None) -> None:
+def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, compute: Compute | None = None) -> None:
     """Train `stage` for `settings.steps` steps and write `folder/final.safetensors` and `folder/log.jsonl`.
 
     After a killed run, it resumes from the newest checkpoint; after a finished run, it only loads the final weights
@@ -100,9 +105,9 @@ def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, accelera
         _same_run(description, fingerprint, files.final)
         checkpoint.restore_modules(modules, state, files.final)
         return
-    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-    with repeatable(accelerator.device):
-        _Run(stage, settings, files, fingerprint, seed, accelerator).run()
+    compute = compute or pick()
+    with repeatable(compute.device):
+        _Run(stage, settings, files, fingerprint, seed, compute).run()
 
 
 @contextlib.contextmanager
@@ -162,19 +167,24 @@ class _Run:
         files: checkpoint.Checkpoints,
         fingerprint: str,
         seed: int,
-        accelerator: Accelerator,
+        compute: Compute,
     ) -> None:
-        self.stage, self.settings, self.files, self.seed, self.accelerator = stage, settings, files, seed, accelerator
+        self.stage, self.settings, self.files, self.seed, self.compute = stage, settings, files, seed, compute
+        for module in stage.modules().values():
+            module.to(compute.device)
         self.description = {"fingerprint": fingerprint, "arithmetic": arithmetic()}
         self.groups = [g for g in stage.groups() if g.parameters]
         self.optimizer = torch.optim.AdamW(
             [{"params": g.parameters, "lr": 0.0, "weight_decay": settings.weight_decay} for g in self.groups],
             betas=(0.9, 0.999),
+            fused=compute.device.type == "cuda",
         )
         self.parameters = {f"{g.name}.{i}": p for g in self.groups for i, p in enumerate(g.parameters)}
         self.names = {id(p): name for name, p in self.parameters.items()}
         self.log_path = files.folder / "log.jsonl"
-        self.main = world()[0] == 0
+        self.rank = world()[0]
+        self.main = self.rank == 0
+        self.losses = distributed(stage.modules().values(), stage.losses)
 
     def resume(self) -> int:
         """Restore the newest checkpoint, truncate the log to it, return the step to resume at."""
@@ -205,55 +215,59 @@ class _Run:
 
     def run(self) -> None:
         """All remaining steps."""
-        settings = self.settings
+        settings, stage, compute, folder = self.settings, self.stage, self.compute, self.files.folder
         step = self.resume()
         saved = time.monotonic()
-        board = SummaryWriter(str(self.files.folder / "tensorboard"), purge_step=step) if self.main else None
-        self.files.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        trackers = Trackers(compute, stage.name, folder, settings, step) if self.main else None
+        pace = Pace(compute)
         with (
-            progress(self.stage.name, total=settings.steps, done=step) as bar,
+            progress(stage.name, total=settings.steps, done=step) as bar,
+            profiler(compute, folder) as profile,
             open(self.log_path, "a", encoding="utf-8") as log,
         ):
-            while step < settings.steps:
-                row = self.step(step)
+            for batch in pace.timed(loader.batches(stage, step, settings.steps, compute)):
+                row = self.step(step, batch)
                 step += 1
-                bar.advance(1, note=f"loss {row['loss']:.4f}")
-                if board is not None and (step % settings.log_steps == 0 or step == settings.steps):
-                    log.write(json.dumps({"stage": self.stage.name, "step": step, **row}) + "\n")
+                pace.items += batch["items"]
+                bar.advance(1, note=f"loss {row['loss']:.4f}, {pace.note()}")
+                if profile is not None:
+                    profile.step()
+                if trackers is not None and (step % settings.log_steps == 0 or step == settings.steps):
+                    log.write(json.dumps({"stage": stage.name, "step": step, **row}) + "\n")
                     log.flush()
-                    for key, value in row.items():
-                        board.add_scalar(f"{self.stage.name}/{key}", value, step)
+                    trackers.log({**row, **pace.values()}, step)
                 if step < settings.steps and (
                     step % settings.checkpoint_steps == 0 or time.monotonic() - saved > settings.checkpoint_seconds
                 ):
                     self.save(step)
                     saved = time.monotonic()
         self.optimizer.zero_grad(set_to_none=True)  # gradients would live as long as the modules
-        if board is not None:
-            board.close()
+        if trackers is not None:
+            trackers.close()
         if self.main:
             self.files.finish(checkpoint.module_state(self.stage.modules()), {**self.description, "step": step})
-        self.accelerator.wait_for_everyone()
+        wait()
 
-    def step(self, step: int) -> dict[str, float]:
-        """One optimiser step; returns the values to log."""
-        seed_torch(self.seed, self.stage.name, str(step))
+    def step(self, step: int, batch: Batch) -> dict[str, float]:
+        """One optimiser step; returns the values to log. The host waits for the device once, to read them."""
+        seed_torch(self.seed, self.stage.name, str(step), *([f"rank {self.rank}"] if self.rank else []))
         rate = learning_rate(step, self.settings)
         for group, entry in zip(self.groups, self.optimizer.param_groups, strict=True):
             entry["lr"] = rate * group.scale
-        with autocast(self.settings, pick(str(self.accelerator.device))):
-            losses = self.stage.losses(step)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        self.check(step, values)
+        with autocast(self.settings, self.compute):
+            losses = self.losses(self.compute.moved(batch))
         self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(losses["loss"])
-        average_gradients(self.parameters.values())
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm or math.inf)
-        if not math.isfinite(float(norm)):
+        measured = torch.stack([*(loss.detach().float() for loss in losses.values()), norm.float()]).tolist()
+        values = dict(zip(losses, measured[:-1], strict=True))
+        self.check(step, values)
+        if not math.isfinite(measured[-1]):
             self.check(step, self._gradient_norms())
-            self.check(step, {"gradient": float(norm)})
+            self.check(step, {"gradient": measured[-1]})
         self.optimizer.step()
-        return {**values, "gradient_norm": float(norm), "lr": rate}
+        return {**values, "gradient_norm": measured[-1], "lr": rate}
 
     def _gradient_norms(self) -> dict[str, float]:
         return {

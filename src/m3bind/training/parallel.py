@@ -1,19 +1,43 @@
 """Several processes that together compute the same as one process.
 
-Every process knows the whole (global) batch, encodes its slice of it, and gathers the embeddings with their gradient,
-so each computes the loss over all negatives. The average of the parameters' gradients over the processes is then the
-gradient of the single-process loss: the gather's backward sums over processes, which the average compensates for
-parameters used on slices; parameters used after the gather have the full gradient on every process.
+Every process knows the whole (global) batch, loads and encodes its share of it, and gathers the embeddings with their
+gradient, so each computes the loss over all negatives. The mean of the parameters' gradients over the processes, taken
+by torch's DistributedDataParallel in buckets while the backward pass still runs, is then the gradient of the
+single-process loss: the gather's backward sums over processes, which the mean compensates for parameters used on
+shares; parameters used after the gather have the full gradient on every process.
 
-Shapes: n global items, s = ceil(n / world) items of a slice, d embedding dimension.
+DistributedDataParallel was chosen over averaging by hand: it overlaps, skips parameters without gradient (on which
+AdamW would otherwise apply weight decay), and broadcasts the weights once when a stage starts.
+
+* `join`: joins the process group that a launcher started. * `world`: rank and number of processes.
+* `share`, `gather`: this process's items of a batch, and everyone's results. * `distributed`: a stage's losses.
+* `wait`: until all processes are here, however long that takes. * `main_first`: the first process before the others.
+
+Shapes: n global items, s = ceil(n / world) items of a share, d embedding dimension.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+PATIENCE = timedelta(days=365)  # an evaluation by one process may take longer than any timeout of a collective
+
+
+def join(device: torch.device) -> None:
+    """Join the processes that accelerate, torchrun or Slurm started; nothing for a process on its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device.type == "cpu")
 
 
 def world() -> tuple[int, int]:
@@ -23,8 +47,39 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+@cache
+def _patient_group() -> Any:
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def wait() -> None:
+    """Return when every process has called this; a process that died ends the others with an error."""
+    if world()[1] > 1:
+        dist.barrier(_patient_group())
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[bool]:
+    """The first process runs the body before the others do; yields whether this is the first."""
+    first = world()[0] == 0
+    if not first:
+        wait()
+    yield first
+    if first:
+        wait()
+
+
+def share(items: NDArray[np.int64]) -> NDArray[np.int64]:
+    """This process's share (s,) of a batch (n,); the last one is filled with repeated items to equal length."""
+    rank, size = world()
+    if size == 1:
+        return items
+    rows = -(-len(items) // size)
+    return items[np.arange(rank * rows, (rank + 1) * rows) % len(items)]
+
+
 class _Gather(torch.autograd.Function):
-    """All slices one after the other, (s, d) -> (world * s, d); backward sums the gradient over processes."""
+    """All shares one after the other, (s, d) -> (world * s, d); backward sums the gradient over processes."""
 
     @staticmethod
     def forward(context: Any, part: Tensor) -> Tensor:
@@ -41,32 +96,36 @@ class _Gather(torch.autograd.Function):
         return gradient[context.rank * context.rows : (context.rank + 1) * context.rows]
 
 
-def encode_sharded(encode: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
-    """`encode(items)` with the work divided among the processes: (n,) indices -> (n, d), with gradient.
+def gather(part: Tensor, count: int) -> Tensor:
+    """The results (n, d) of a whole batch of `count` items from everyone's `share` (s, d), with gradient."""
+    if world()[1] == 1:
+        return part
+    gathered: Tensor = _Gather.apply(part)
+    return gathered[:count]
 
-    The last slice is filled with repeated items so that all have equal length; their results are discarded.
+
+class _Forward(nn.Module):
+    """A stage's losses as the forward pass of its modules."""
+
+    def __init__(self, modules: Iterable[nn.Module], losses: Callable[[Any], dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.parts, self.losses = nn.ModuleList(modules), losses
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return self.losses(batch)
+
+
+def distributed(
+    modules: Iterable[nn.Module], losses: Callable[[Any], dict[str, Tensor]]
+) -> Callable[[Any], dict[str, Tensor]]:
+    """`losses`, whose backward pass gives every process the mean gradient of the trainable parameters of `modules`.
+
+    The weights and buffers of the first process are sent to the others.
     """
-    rank, size = world()
-    if size == 1:
-        return encode(items)
-    rows = -(-len(items) // size)
-    padded = items[torch.arange(rows * size, device=items.device) % len(items)]
-    gathered: Tensor = _Gather.apply(encode(padded[rank * rows : (rank + 1) * rows]))
-    return gathered[: len(items)]
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Mean of the gradients over all processes, in place, in one message; a missing gradient counts as zero."""
-    _, size = world()
-    if size == 1:
-        return
-    trained = [p for p in parameters if p.requires_grad]
-    if not trained:
-        return
-    for parameter in trained:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.reshape(-1) for p in trained if p.grad is not None])
-    dist.all_reduce(flat)
-    for parameter, mean in zip(trained, torch.split(flat / size, [p.numel() for p in trained]), strict=True):
-        parameter.grad = mean.view_as(parameter)
+    forward = _Forward(modules, losses)
+    if world()[1] == 1 or not any(p.requires_grad for p in forward.parameters()):
+        return losses
+    wrapped: Callable[[Any], dict[str, Tensor]] = nn.parallel.DistributedDataParallel(
+        forward, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+    )
+    return wrapped

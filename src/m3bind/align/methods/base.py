@@ -5,7 +5,7 @@ Shapes: K pool texts, d_m joint dimension of modality m, d dimension of the boun
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from m3bind.align.balance import sampling_probabilities
 from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig, BalanceConfig
+from m3bind.core.device import Compute, pick
 from m3bind.core.registry import Registry
 from m3bind.data.batching import IntArray, rng
 from m3bind.errors import ConfigError, UnknownNameError
@@ -31,6 +32,7 @@ class BindingInputs:
     pool: dict[str, IntArray]  # text ids each modality contributes to the shared text pool
     folder: Path  # for checkpoints and logs
     seed: int
+    compute: Compute = field(default_factory=pick)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -61,21 +63,21 @@ class BindingInputs:
     def embed_texts(self, modality: str, ids: Tensor) -> Tensor:
         """(K,) text ids -> (K, d_m) unit rows of that modality's text tower, without gradient."""
         pairs = self.pairs[modality]
-        return _embed(pairs.model, pairs.texts, ids)
+        return _embed(pairs.model, pairs.texts, ids.numpy())
 
     def embed_images(self, modality: str, limit: int | None = None) -> Tensor:
         """(N, d_m) unit rows of the training images, without gradient; at most `limit` of them, chosen at random."""
         pairs = self.pairs[modality]
         chosen = rng(self.seed, "images", modality).permutation(len(pairs))[:limit]
-        return _embed(pairs.model, pairs.images, torch.from_numpy(np.sort(chosen)))
+        return _embed(pairs.model, pairs.images, np.sort(chosen))
 
 
 @torch.no_grad()
-def _embed(model: DualEncoder, side: Images | Texts, ids: Tensor) -> Tensor:
-    """`side.encode` of `ids`, in parts, with `model` in eval mode."""
+def _embed(model: DualEncoder, side: Images | Texts, ids: IntArray) -> Tensor:
+    """`side.embed` of `ids` on the model's device, in parts, with `model` in eval mode."""
     was_training = model.training
     model.eval()
-    rows = torch.cat([side.encode(part) for part in torch.split(ids, 256)])
+    rows = torch.cat([side.embed(ids[at : at + 256]) for at in range(0, len(ids), 256)])
     model.train(was_training)
     return rows
 

@@ -23,6 +23,7 @@ from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig
 from m3bind.models.bridges import Head
 from m3bind.training.loop import seed_torch
+from m3bind.training.pairs import Batch
 
 
 class CMCR(BindingMethod):
@@ -51,14 +52,14 @@ class CMCR(BindingMethod):
             seed_torch(inputs.seed, self.name, m)
             heads[m] = Head(dim, settings.dim, 2 * settings.dim)
 
-        def losses(step: int) -> dict[str, Tensor]:
-            at, same = shared.batch(step)
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            at, same = batch["at"], batch["same"]
             x = {m: head.text(perturb(shared.texts[m][at], o["noise"])) for m, head in heads.items()}
             v = {m: head.image(perturb(images[m][0][at], o["noise"])) for m, head in heads.items()}
             sure = [images[m][1][at] for m in heads] if o["weighted"] else None
             return cmcr_loss(list(x.values()), list(v.values()), 1 / o["tau"], o["lam"], sure, same)
 
-        return train_heads(self.name, heads, losses, inputs, settings, o)
+        return train_heads(self.name, heads, shared.batch, losses, inputs, settings, o)
 
 
 def cmcr_loss(

@@ -25,6 +25,7 @@ from m3bind.config import AlignConfig
 from m3bind.errors import UnknownNameError
 from m3bind.models.bridges import Head, freeze
 from m3bind.training.loop import seed_torch
+from m3bind.training.pairs import Batch
 
 
 class ExMCR(BindingMethod):
@@ -63,8 +64,8 @@ class ExMCR(BindingMethod):
                 seed_torch(inputs.seed, self.name, m)
                 heads[m] = Head(dim, settings.dim, 2 * settings.dim, blocks=2, stem=True)
 
-        def losses(step: int) -> dict[str, Tensor]:
-            at, same = shared.batch(step)
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            at, same = batch["at"], batch["same"]
             named: dict[str, Tensor] = {}
             for m, head in heads.items():
                 x, v = perturb(shared.texts[m][at], o["noise"]), perturb(images[m][0][at], o["noise"])
@@ -75,7 +76,7 @@ class ExMCR(BindingMethod):
                 named[m] = dense + o["lam"] * (gap.mean() if sure is None else (sure * gap).sum() / sure.sum())
             return named | {"loss": torch.stack(list(named.values())).mean()}
 
-        return train_heads(self.name, heads, losses, inputs, settings, o) | base_bridge
+        return train_heads(self.name, heads, shared.batch, losses, inputs, settings, o) | base_bridge
 
     @torch.no_grad()
     def _base(

@@ -25,7 +25,7 @@ class M3Bind(BindingMethod):
         if settings.bridge_maps == "two":
             bridges = {m: TwoMaps(bridge.weight) for m, bridge in start.items()}
         stage = AlignStage(inputs, bridges, settings)
-        train(stage, settings, inputs.folder, inputs.seed)
+        train(stage, settings, inputs.folder, inputs.seed, inputs.compute)
         for pairs in inputs.pairs.values():
             lora.merge(pairs.model)
             pairs.model.eval()

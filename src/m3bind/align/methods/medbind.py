@@ -25,15 +25,14 @@ from m3bind.align.heads import TRAINING, loop_settings
 from m3bind.align.methods.base import BindingInputs, BindingMethod
 from m3bind.align.methods.procrustes import identity_bridges, procrustes_bridges
 from m3bind.align.procrustes import BaseBridge
-from m3bind.config import AlignConfig
+from m3bind.config import AlignConfig, ContrastiveConfig
 from m3bind.data.batching import EpochSampler, IntArray
 from m3bind.errors import ConfigError
 from m3bind.models.base import DualEncoder
 from m3bind.models.bridges import freeze
-from m3bind.training.contrastive import clip_loss, identical_positives
+from m3bind.training.contrastive import clip_loss
 from m3bind.training.loop import ParameterGroup, seed_torch, train
-from m3bind.training.pairs import Pairs
-from m3bind.training.parallel import encode_sharded
+from m3bind.training.pairs import Batch, Pairs
 
 SCALE = 1 / 0.07
 _PROBE = ["no acute findings", "Sinus rhythm with a heart rate of 72 and LEFT axis deviation"]
@@ -88,27 +87,41 @@ class MedBindStage:
         """The dual encoders."""
         return {f"model.{m}": pairs.model for m, pairs in self.pairs.items()}
 
-    def losses(self, step: int) -> dict[str, Tensor]:
+    @property
+    def reads_files(self) -> bool:
+        """Whether batches are decoded from files."""
+        return any(pairs.images.reads_files for pairs in self.pairs.values())
+
+    def batch(self, step: int) -> Batch:
+        """Per modality, pairs whose positives are identical texts; per two modalities, images of shared patients."""
+        settings, pairs, edges, items = self.settings, {}, {}, 0
+        for m, own in self.pairs.items():
+            indices = self.samplers[m].batch(step)
+            captions = own.draw_captions(indices, self.seed, step)
+            pairs[m] = own.load(indices, captions, settings, ContrastiveConfig(positives="identical"))
+            items += len(indices)
+        for (a, b), (both, sampler) in self.edges.items():
+            rows = both[sampler.batch(step)]
+            edges[f"{a}-{b}"] = {m: self.pairs[m].images.load(rows[:, i]) for i, m in enumerate((a, b))}
+            items += 2 * len(rows)
+        return {"items": items, "pairs": pairs, "edges": edges}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Sum over modalities of TMCL, plus EMCL of every two modalities."""
         terms: dict[str, Tensor] = {}
         for m, pairs in self.pairs.items():
-            indices = self.samplers[m].batch(step)
-            captions = torch.from_numpy(pairs.draw_captions(indices, self.seed, step))
-            text = self.bridges[m].text(pairs.texts.encode(captions, self.settings.micro_tokens))
-            image, positives = self._images(m, indices), identical_positives(captions)
+            image, text = pairs.encode(batch["pairs"][m], self.settings)
+            image, text = self.bridges[m].image(image), self.bridges[m].text(text)
+            positives = batch["pairs"][m]["positives"]
             terms[f"tmcl/{m}"] = 2 * clip_loss(image, text, SCALE, positives=positives, reduction="sum")
-        for (a, b), (both, sampler) in self.edges.items():
-            rows = both[sampler.batch(step)]
+        for a, b in self.edges:
+            images = tuple(self._images(m, batch["edges"][f"{a}-{b}"][m]) for m in (a, b))
             n = min(self.settings.batch, len(self.pairs[a]), len(self.pairs[b]))
-            images = self._images(a, rows[:, 0]), self._images(b, rows[:, 1])
-            terms[f"emcl/{a}-{b}"] = emcl_loss(*images, max(n, len(rows)))
+            terms[f"emcl/{a}-{b}"] = emcl_loss(images[0], images[1], max(n, len(images[0])))
         return terms | {"loss": torch.stack(list(terms.values())).sum()}
 
-    def _images(self, m: str, indices: IntArray) -> Tensor:
-        micro, images = self.settings.micro(m), self.pairs[m].images
-        return self.bridges[m].image(
-            encode_sharded(lambda part: images.encode(part, micro=micro), torch.from_numpy(indices))
-        )
+    def _images(self, m: str, batch: Batch) -> Tensor:
+        return self.bridges[m].image(self.pairs[m].images.encode(batch, self.settings.micro(m)))
 
 
 def _sampler(count: int, name: str, settings: AlignConfig, seed: int) -> EpochSampler:
@@ -186,7 +199,8 @@ class MedBindNM(BindingMethod):
         bridges = identity_bridges(inputs, settings)
         for bridge in bridges.values():
             bridge.requires_grad_(False)
-        train(MedBindStage(inputs, bridges, settings, self.edges), settings, inputs.folder, inputs.seed)
+        stage = MedBindStage(inputs, bridges, settings, self.edges)
+        train(stage, settings, inputs.folder, inputs.seed, inputs.compute)
         for pairs in inputs.pairs.values():
             lora.merge(pairs.model)
             pairs.model.eval()
@@ -236,7 +250,8 @@ class MedBindBridges(BindingMethod):
         options = self.options(settings)
         frozen = loop_settings(settings, options).model_copy(update={"text": "frozen", "image": "frozen"})
         bridges = procrustes_bridges(inputs, settings)
-        train(_BridgeStage(inputs, bridges, frozen, edges=True), frozen, inputs.folder, inputs.seed)
+        stage = _BridgeStage(inputs, bridges, frozen, edges=True)
+        train(stage, frozen, inputs.folder, inputs.seed, inputs.compute)
         for pairs in inputs.pairs.values():
             pairs.model.eval()
         return {m: freeze(bridge) for m, bridge in bridges.items()}

@@ -27,6 +27,7 @@ from m3bind.models.bridges import Head
 from m3bind.models.embedding import encode_distinct, evaluating
 from m3bind.models.layers.text_encoder import make_text_encoder
 from m3bind.training.loop import seed_torch
+from m3bind.training.pairs import Batch
 
 
 class TextME(BindingMethod):
@@ -53,16 +54,16 @@ class TextME(BindingMethod):
             heads[m].offset_text.copy_(shared.texts[m].mean(0))
             heads[m].offset_image.copy_(inputs.embed_images(m).mean(0))
 
-        def losses(step: int) -> dict[str, Tensor]:
-            at, same = shared.batch(step)
-            loss = weighted_info_nce if step < o["warm"] else hard_negative_loss
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            at, same = batch["at"], batch["same"]
+            loss = weighted_info_nce if batch["step"] < o["warm"] else hard_negative_loss
             named = {
                 m: loss(head.text(shared.texts[m][at]), target[at], 1 / o["tau"], same=same)
                 for m, head in heads.items()
             }
             return named | {"loss": torch.stack(list(named.values())).mean()}
 
-        return train_heads(self.name, heads, losses, inputs, settings, o)
+        return train_heads(self.name, heads, shared.batch, losses, inputs, settings, o)
 
     @torch.no_grad()
     def _target(self, inputs: BindingInputs, settings: AlignConfig, shared: SharedTexts, kind: str) -> Tensor:
