@@ -107,7 +107,7 @@ def training_embeddings(state: State, setup: Setup) -> Sides:
     """Per modality, embeddings (N, d_m) of the training images and of their canonical captions, unbound."""
     sides: Sides = {}
     for m, pairs in finished_pairs(state, setup).items():
-        captions = np.array([int(ids[0]) for ids in pairs.captions], dtype=np.int64)
+        captions = pairs.captions.values[pairs.captions.offsets[:-1]]
         sides[m] = pairs.images.embed(np.arange(len(pairs))), pairs.texts.embed(captions)
     return sides
 

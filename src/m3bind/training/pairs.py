@@ -233,7 +233,7 @@ class Pairs:
 
     def described_by(self) -> IntArray:
         """Ids of all texts that `draw_captions` can draw, ascending."""
-        return np.unique(np.concatenate([np.zeros(0, np.int64), *self.captions, *self.concepts]))
+        return np.union1d(self.captions.values, self.concepts.values)
 
     def draw_captions(self, indices: IntArray, seed: int, step: int, concept_probability: float = 0.0) -> IntArray:
         """One caption id per image of a batch, shape (n,), determined by (seed, modality, step)."""
