@@ -3,6 +3,7 @@
 * `pick`: the `Compute` of a run or command from its settings, all "auto" by default.
 * `Compute`: device, dtype of the towers, workers, prefetching, compilation; `autocast` and `moved`.
 * `device_of`: the device of a module. * `unused_accelerator`: why a visible accelerator is not used.
+* `maybe_compile`: modules through torch.compile, an option that is measured by benchmarks/gpu.py.
 * `compute_dtype`: bfloat16 if the device computes it natively, else float32. * `may_round`: whether it is allowed.
 * `usable_cores`: processor cores that this process may use.
 
@@ -15,7 +16,7 @@ exact float32 if "float32" was asked for. Losses and closed forms are always com
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -166,6 +167,17 @@ def _no_cuda() -> str:
     if "CUDA_VISIBLE_DEVICES" in os.environ and not os.environ["CUDA_VISIBLE_DEVICES"].strip("-1 "):
         return "CUDA_VISIBLE_DEVICES hides all GPUs"
     return f"torch {torch.__version__} finds no usable driver; compare nvidia-smi (or rocm-smi) with its CUDA version"
+
+
+def maybe_compile(compute: Compute, *modules: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Let modules run through torch.compile, in place, if `compute.compiled`; to be called after adapters are injected.
+
+    The modules stay what they are: names, state-dict keys and copies do not change. Each is compiled at its first call,
+    which takes up to minutes, and once more for inputs of any length when a second shape arrives.
+    """
+    if compute.compiled:
+        for module in modules:
+            module.compile(backend=backend)
 
 
 def unused_accelerator(device: torch.device, asked: str = "auto") -> str | None:

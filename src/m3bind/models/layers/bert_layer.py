@@ -112,7 +112,7 @@ class Casts:
         """The rows of all `weights` in one tensor of type `dtype`."""
         if len(weights) == 1 and weights[0].dtype == dtype:
             return weights[0]
-        if any(weight.requires_grad for weight in weights):
+        if any(weight.requires_grad for weight in weights) or torch.compiler.is_compiling():
             return torch.cat(weights).to(dtype)
         state = [(weight, weight._version, weight.data_ptr()) for weight in weights]
         key = tuple(map(id, weights))
@@ -176,6 +176,8 @@ def _project(parts: list[_Part], x: Tensor, cast: Casts, joined: bool) -> tuple[
                 trained += [part.adapter.a, part.adapter.b]
                 dropout = max(dropout, part.adapter.dropout)
             column += len(part.weight)
+    if not trained and not x.requires_grad:
+        return tuple(F.linear(x, weight, bias) for weight, bias in zip(frozen[::2], frozen[1::2]))
     out: tuple[Tensor, ...] = _Projections.apply(x, dropout, places, len(frozen), *frozen, *trained)
     return out
 
