@@ -29,11 +29,9 @@ def tower(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
         with_lora(model)
     if "halved" in request.param:
         halve(model)
-    return (
-        model.requires_grad_(request.param != "frozen") if "lora" not in request.param else model,
-        batch(),
-        ("halved" in request.param),
-    )
+    if "lora" not in request.param:
+        model.requires_grad_(request.param != "frozen")
+    return model, batch(), "halved" in request.param
 
 
 def test_a_compiled_tower_is_the_same_module(tower: tuple[Any, tuple[Tensor, ...], bool]) -> None:
