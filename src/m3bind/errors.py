@@ -93,6 +93,16 @@ class DiskError(M3BindError):
     """Writing failed (disk full, no permission); the previous content is unchanged."""
 
 
+class DeviceMemoryError(M3BindError):
+    """One input alone does not fit the memory of the device."""
+
+    def __init__(self, device: str, modality: str) -> None:
+        super().__init__(
+            f"the memory of {device} is too small for one input of {modality}; end other programs that use it (see "
+            "nvidia-smi), or choose another --device; finished work is retained"
+        )
+
+
 class ResultError(M3BindError):
     """Results, settings or records of a run are missing, damaged, or changed since they were written."""
 

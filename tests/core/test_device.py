@@ -15,6 +15,7 @@ from m3bind.errors import ConfigError
 def _fresh():
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     device._native_dtype.cache_clear()
+    device._warn.cache_clear()
     yield
     device._native_dtype.cache_clear()
     torch.set_float32_matmul_precision(before[0])
@@ -71,8 +72,11 @@ def test_the_device_is_that_of_the_local_rank(gpus, monkeypatch, name, rank, ind
 
 def test_a_gpu_that_is_not_used_is_a_warning_with_its_reason(gpus, caplog):
     with caplog.at_level(logging.WARNING):
-        assert device.pick("cpu").device.type == "cpu"
-    assert "Some GPU is not used, since the device was set to 'cpu'" in caplog.text
+        for _ in range(3):
+            assert device.pick("cpu").device.type == "cpu"
+    assert [record.message for record in caplog.records] == [
+        "computing on cpu: Some GPU is not used, since the device was set to 'cpu'"
+    ]  # once in a process
 
 
 @pytest.mark.parametrize("node", device._NODES)
@@ -128,3 +132,12 @@ def test_device_of_a_module():
     norm = nn.BatchNorm1d(2, affine=False, device="meta")
     assert device.device_of(norm) == torch.device("meta")
     assert device.device_of(nn.Identity()) == device.CPU
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_arithmetic_of_a_block_is_restored(tf32):
+    torch.set_float32_matmul_precision("medium")
+    with device.float32_arithmetic(tf32):
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+        assert torch.backends.cudnn.allow_tf32 == tf32
+    assert torch.get_float32_matmul_precision() == "medium" and torch.backends.cudnn.allow_tf32

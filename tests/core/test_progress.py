@@ -71,3 +71,14 @@ def test_track_yields_everything_and_environment_silences(capsys, monkeypatch):
     with progress("quiet", 2) as bar:
         bar.advance(2)
     assert capsys.readouterr().err == ""
+
+
+def test_memory_of_a_gpu_is_asked_for_when_a_line_is_drawn():
+    out, asked = io.StringIO(), []
+    with Progress("encode", 100, every=0.0, stream=out, memory=lambda: asked.append(1) or (3.14e9, 80e9)) as bar:
+        bar.advance(1, note="2 bad")
+    with Progress("encode", 100, every=60.0, stream=out, memory=lambda: asked.append(1)) as bar:
+        for _ in range(100):
+            bar.advance(1)
+    lines = out.getvalue().splitlines()
+    assert lines[0].endswith("2 bad, 3.1 of 80 GB") and "GB" not in lines[-1] and len(asked) == 3

@@ -172,3 +172,15 @@ def test_one_bad_input_does_not_take_its_batch_along(space):
     expected = space.encode_inputs(INPUTS[:6], "grey")
     for place in (0, 1, 2, 4, 5):
         np.testing.assert_allclose(found[place], expected[place], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["grey", "other"])
+def test_rows_of_a_rounded_tower_are_unit_rows_bridged_in_float32(name):
+    made = tiny.make_space(distilled=False)
+    inputs = list(torch.rand(9, 8, 8, generator=torch.Generator().manual_seed(0)))
+    rows = TowerRunner(made, name, {"dtype": "bfloat16", "folded": False}, inputs[0]).encode(inputs)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        own = made.model(name).encode_image(torch.stack(inputs))
+    own = own.float() / own.float().norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(rows, made.project(own.numpy(), name), atol=1e-6)

@@ -17,6 +17,7 @@ from m3bind.models.weights.check import check_model
 from m3bind.models.weights.checkpoint import hash_state, save_state, without_initialisation
 from m3bind.models.weights.reference import Reference, fill, fixed_images, fixed_tokens, generated
 from models.tiny_published import tiny  # noqa: F401
+from pretend.device import DEVICE, pretend_device
 
 
 @pytest.fixture
@@ -339,3 +340,13 @@ def test_every_published_model_is_the_same_without_initialisation(name: str) -> 
     fill(quick)
     same = everything(usual)
     assert all(torch.equal(value, same[key]) for key, value in everything(quick).items())
+
+
+def test_a_model_on_an_accelerator_is_compared_with_the_same_references(stored: str, tmp_path: Path) -> None:
+    weights(stored, tmp_path / "authors.pt")
+    check_model(stored, tmp_path / "authors.pt", save=True)
+    expected = check_model(stored, tmp_path / "authors.pt")
+    with pretend_device(float64=False):
+        result = check_model(stored, tmp_path / "authors.pt", device=torch.device(DEVICE))
+    assert result.passed and [c.name for c in result.checks] == [c.name for c in expected.checks]
+    assert result.weights_hash == expected.weights_hash

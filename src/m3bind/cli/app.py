@@ -1,7 +1,8 @@
 """What the commands share: the application, shared options, errors as one line and an exit code.
 
 * `main`: the entry point. * `run_of`, `finish`: the run a command works on, trained up to a stage.
-* `prepare_torch`: before the first computation. * `hush`: silences libraries whose log lines quote file contents.
+* `compute_of`: device and workers of any other command, before its first computation.
+* `hush`: silences libraries whose log lines quote file contents.
 """
 
 import errno
@@ -19,6 +20,8 @@ from m3bind.core.version import __version__
 from m3bind.errors import M3BindError
 
 if TYPE_CHECKING:
+    from m3bind.config import RunConfig
+    from m3bind.core.device import Compute
     from m3bind.pipeline.run import Run
 
 BIND, EVALUATE, SEARCH, SERVE, MODELS, TOOLS = GROUPS = (
@@ -150,15 +153,32 @@ def run_of(
     workers: str | None = None,
 ) -> "Run":
     """The run that a command works on."""
-    from m3bind.config import load_config
-
     given = {"name": name, "seed": seed, "compute.device": device, "compute.workers": workers}
-    overrides = [*(change or []), *(f"{key}={value}" for key, value in given.items() if value not in (None, ""))]
-    config = load_config(settings, overrides)
+    config = config_of(settings, change, **given)
     prepare_torch()
     from m3bind.pipeline.run import Run
 
     return Run(config, out / config.name, cache=out / "cache")
+
+
+def config_of(settings: str, change: list[str] | None, **given: object) -> "RunConfig":
+    """The settings, changed by `change`, then by the options that were given."""
+    from m3bind.config import load_config
+
+    overrides = [f"{key}={value}" for key, value in given.items() if value not in (None, "")]
+    return load_config(settings, [*(change or []), *overrides])
+
+
+def compute_of(device: str | None, workers: str | None) -> "Compute":
+    """Where a command computes, from its options. Imports torch.
+
+    Raises:
+        ConfigError: no such device, or not a number of workers.
+    """
+    prepare_torch()
+    from m3bind.core.device import pick
+
+    return pick(device or "auto", workers=int(workers) if workers and workers.isdecimal() else workers or "auto")
 
 
 def prepare_torch() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m3bind.cli.app import SEARCH, app, prepare_torch
+from m3bind.cli.app import SEARCH, Device, Workers, app, compute_of
 from m3bind.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ def encode(
     keep: Annotated[
         str, typer.Option(help="manifest columns to store, e.g. id,label; they may identify patients")
     ] = "",
-    device: Annotated[str, typer.Option(help="where the towers compute, e.g. cuda")] = "cpu",
+    device: Device = None,
+    workers: Workers = None,
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where faster at cosine >= 0.999")
     ] = "auto",
-    batch: Annotated[int | None, typer.Option(help="inputs per forward pass; default 8 or 16 on CPUs, else 64")] = None,
-    workers: Annotated[int | None, typer.Option(help="decoding processes; default one per core, at most 16")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="inputs per forward pass; default 8 or 16 on a CPU, else 64")
+    ] = None,
     parts: Annotated[int, typer.Option(help="maximum of tiles of a slide, or windows of a recording, to average")] = 64,
     seconds: Annotated[float, typer.Option(help="length of a recording's windows in seconds")] = 10.0,
     part_embeddings: Annotated[bool, typer.Option(help="also store the embeddings of tiles and windows")] = False,
@@ -45,19 +47,19 @@ def encode(
       m3bind encode scans/*.png --modality xray --space runs/demo/space --out encoded
       accelerate launch -m m3bind encode archive/ --space runs/demo/space --out encoded
     """
-    prepare_torch()
+    compute = compute_of(device, workers)
     from m3bind.data.records import BadRow
     from m3bind.encode.job import encode_files, encode_share
     from m3bind.index.roots import folder_of, remember
     from m3bind.modalities import Cut
     from m3bind.space import load
 
-    opened = load(space, device)
+    opened = load(space, compute.device)
     options: Any = {
         "keep": [name for name in keep.split(",") if name],
         "precision": precision,
         "batch": batch,
-        "workers": workers,
+        "workers": compute.workers,
         "cut": Cut(parts, seconds),
         "part_embeddings": part_embeddings,
         "gap_correct": gap_correct,
@@ -71,8 +73,9 @@ def encode(
         print(f"share {shard}: {done} done, {bad} bad; all shares together: m3bind merge {out}.parts ... --out {out}")
     else:
         encoded = encode_files(opened, sources, out, modality, **options)
-        bad = encoded.bad
+        bad = 0  # of several processes, the first reports for all
         if os.environ.get("RANK", "0") == "0":
+            bad = encoded.bad
             remember(out, roots)
             print(encoded)
             print("\n".join(f"  {name}: {dtype}" for name, dtype in encoded.precision.items()))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m3bind.cli.app import MODELS, app, prepare_torch
+from m3bind.cli.app import MODELS, Device, Workers, app, compute_of
 
 if TYPE_CHECKING:
     from m3bind.export import EvaluationResult
@@ -26,8 +26,12 @@ def export(
         list[str] | None,
         typer.Option(help="parquet, npz: column beside id and modality, e.g. path; may identify patients"),
     ] = None,
+    device: Device = "cpu",
+    workers: Workers = None,
 ) -> None:
     """Export a space: sentence-transformers, ONNX, hub, Parquet.
+
+    ONNX files are made on the CPU, and compared with the space on --device.
 
     \b
     Examples:
@@ -45,9 +49,9 @@ def export(
     else:
         from m3bind.space.bundle import load
 
-        prepare_torch()
-        space = load(source)
-        inputs = read_inputs(space, manifest) if manifest else None
+        compute = compute_of(device, workers)
+        space = load(source, compute.device)
+        inputs = read_inputs(space, manifest, compute.workers) if manifest else None
         done = export_space(space, to, out, inputs=inputs, results=_results(source, results) if to == "hub" else ())
     print(f"{done.folder}: {done.kind}; open it with: {done.use}")
     if done.refused:

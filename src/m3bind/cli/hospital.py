@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from m3bind.cli.app import SERVE, app, prepare_torch
+from m3bind.cli.app import SERVE, Device, Workers, app, compute_of
 from m3bind.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class _Receive:
     mapping: MappingAt = None
     max_mb: MostMb = 1024
     spool_gb: SpoolGb = 50
+    device: Device = None
+    workers: Workers = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,8 @@ class _SendResults:
     to: Annotated[str, typer.Option(help="AET@HOST:PORT, or a DICOMweb root: send the reports there")] = ""
     sidecar: Annotated[bool, typer.Option("--json", help="JSON into --out in place of DICOM SR")] = False
     auth_file: Auth = None
+    device: Device = None
+    workers: Workers = None
 
 
 def _grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -279,14 +283,14 @@ def send_results(options: _SendResults, tls: _Tls) -> None:
     from m3bind.index import Where, open_index
     from m3bind.space.bundle import load
 
-    prepare_torch()
+    compute = compute_of(options.device, options.workers)
     names = [name.strip() for name in options.labels.split(",") if name.strip()]
     files = tls.certificates()
     with contextlib.ExitStack() as stack:
         index = stack.enter_context(open_index(options.index))
         mapping = stack.enter_context(Mapping(options.mapping, make=False)) if options.mapping else None
         items = options.item or index.sample(len(index), Where(modality=options.modality))[0]
-        found = findings(load(options.space), index, items, names)
+        found = findings(load(options.space, compute.device), index, items, names)
         count = _deliver(found, mapping, options, files.client() if files else None)
     print(f"{count} results {'written' if options.out and not options.to else 'sent'}")
     if count < len(found):
@@ -363,8 +367,8 @@ def _opened(options: _Receive, quiet: float) -> "Iterator[tuple[Intake, SpoolEnc
         raise ConfigError(f"{options.index}: name a folder for waiting objects, --spool DIR")
     salt = open_salt(options.salt_file)
     place = options.spool or Path(f"{options.index.rstrip('/')}.spool")
-    prepare_torch()
-    opened = load(options.space)
+    compute = compute_of(options.device, options.workers)
+    opened = load(options.space, compute.device)
     with contextlib.ExitStack() as stack:
         spool = stack.enter_context(Spool(place, quiet, options.spool_gb << 30))
         mapping = stack.enter_context(Mapping(options.mapping)) if options.mapping else None
@@ -374,7 +378,7 @@ def _opened(options: _Receive, quiet: float) -> "Iterator[tuple[Intake, SpoolEnc
             options.keep_files.mkdir(parents=True, exist_ok=True, mode=0o700)
             remember(options.index, [options.keep_files, *remembered(options.index)])
         intake = Intake(spool, names, opened.modalities, mapping, options.max_mb << 20)
-        yield intake, SpoolEncoder(opened, target, spool, options.keep_files)
+        yield intake, SpoolEncoder(opened, target, spool, options.keep_files, compute.workers)
 
 
 def _index(uri: str, space: "OpenedSpace") -> "Index":

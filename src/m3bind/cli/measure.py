@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from m3bind.cli.app import EVALUATE, Change, Json, Name, Out, Settings, app, prepare_torch
+from m3bind.cli.app import (
+    EVALUATE,
+    Change,
+    Device,
+    Json,
+    Name,
+    Out,
+    Settings,
+    Workers,
+    app,
+    compute_of,
+    config_of,
+    prepare_torch,
+)
 from m3bind.errors import ConfigError
 
 
@@ -27,6 +40,8 @@ def evaluate(
     missing: Annotated[
         bool, typer.Option("--missing", help="with --suite: list missing cells and the reasons, compute nothing")
     ] = False,
+    device: Device = None,
+    workers: Workers = None,
     json_file: Json = None,
 ) -> None:
     """Zero-shot, retrieval and text agreement, with intervals.
@@ -39,11 +54,11 @@ def evaluate(
       m3bind evaluate runs/demo/space --manifest mine.csv --json out.json
       m3bind evaluate --suite paper --set data=runs/data --only table=1
     """
-    prepare_torch()
+    compute = compute_of(device, workers)
     if suite is not None:
         from m3bind.experiments.commands import evaluate_suite
 
-        code = evaluate_suite(suite, change or [], out, only or [], missing, json_file)
+        code = evaluate_suite(suite, change or [], out, only or [], missing, json_file, compute)
         raise typer.Exit(code)
     if space is None:
         raise ConfigError("give a run or space folder, or a suite with --suite (paper, mini5)")
@@ -54,7 +69,7 @@ def evaluate(
     else:
         from m3bind.experiments.commands import evaluate_space
 
-        table, bad = evaluate_space(space, manifest, root, split)
+        table, bad = evaluate_space(space, manifest, root, split, compute)
     if json_file:
         table.save(json_file)
     raise typer.Exit(1 if bad else 0)
@@ -91,6 +106,8 @@ def leaks(
     root: Annotated[Path | None, typer.Option(help="folder that the manifest's paths are relative to")] = None,
     space: Annotated[Path | None, typer.Option(help="space: also search near-duplicates by embedding")] = None,
     threshold: Annotated[float | None, typer.Option(help="cosine of a near-duplicate")] = None,
+    device: Device = None,
+    workers: Workers = None,
 ) -> None:
     """Find what the test split shares with the training split.
 
@@ -100,10 +117,10 @@ def leaks(
     Example:
       m3bind leaks runs/data/odir200x3/manifest.csv --space runs/paper/space
     """
+    compute = compute_of(device, workers)
     from m3bind.experiments.commands import leak_report
 
-    prepare_torch()
-    text, found = leak_report(manifest, root, space, threshold)
+    text, found = leak_report(manifest, root, space, threshold, compute)
     print(text)
     raise typer.Exit(1 if found else 0)
 
@@ -119,6 +136,8 @@ def ablate(
     methods: Annotated[
         bool, typer.Option("--methods", help="compare binding methods: Procrustes, C-MCR, TextME, ...")
     ] = False,
+    device: Device = None,
+    workers: Workers = None,
     json_file: Json = None,
 ) -> None:
     """Ablations or binding methods, mean and spread over seeds.
@@ -130,11 +149,10 @@ def ablate(
       m3bind ablate demo --seeds 3
       m3bind ablate demo --methods --seeds 5
     """
-    from m3bind.config import load_config
     from m3bind.core.files import write_json
     from m3bind.experiments import ablation as ablations
 
-    config = load_config(settings, change or [])
+    config = config_of(settings, change, **{"compute.device": device, "compute.workers": workers})
     prepare_torch()
     if methods:
         from m3bind.experiments import method_comparison
@@ -159,6 +177,8 @@ def report(
         bool,
         typer.Option("--paper", help="the paper's tables beside ours: value, difference, interval, missing cells"),
     ] = False,
+    device: Device = None,
+    workers: Workers = None,
 ) -> None:
     """Rewrite report.html, or the paper's tables with --paper.
 
@@ -167,7 +187,7 @@ def report(
       m3bind report runs/demo
       m3bind report runs/suite-paper --paper
     """
-    prepare_torch()
+    compute = compute_of(device, workers)
     if paper:
         from m3bind.experiments.commands import report_suite
 
@@ -177,4 +197,4 @@ def report(
 
     if run is None:
         raise ConfigError("give a run folder, e.g. runs/demo")
-    print(rewrite_report(run))
+    print(rewrite_report(run, compute))

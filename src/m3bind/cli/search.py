@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from m3bind.cli.app import SEARCH, Files, Json, app, prepare_torch
+from m3bind.cli.app import SEARCH, Device, Files, Json, Workers, app, compute_of
 
 
 @app.command(rich_help_panel=SEARCH)
@@ -31,6 +31,8 @@ def search(
         bool | None,
         typer.Option(help="subtract the modality's mean from files; default: as in the index"),
     ] = None,
+    device: Device = None,
+    workers: Workers = None,
     json_file: Json = None,
     files: Files = None,
     html: Annotated[Path | None, typer.Option(help="also write an HTML page with images of query and hits")] = None,
@@ -45,6 +47,7 @@ def search(
       m3bind search index --space runs/demo/space --text "atrial fibrillation" --where modality=ecg
       m3bind search index --space runs/demo/space --file a.png:xray --without "effusion" --html hits.html
     """
+    compute = compute_of(device, workers)
     from m3bind.core.files import write_json
     from m3bind.index.base import Where
     from m3bind.index.roots import Roots, remembered
@@ -54,9 +57,8 @@ def search(
     from m3bind.search.thumbnails import write_thumbnails
     from m3bind.space.bundle import load
 
-    prepare_torch()
     conditions = Where.parse(where or [])
-    searcher = Searcher(load(space), source)
+    searcher = Searcher(load(space, compute.device), source, compute.workers)
     query = parse_query(text or [], file or [], item or [], without or [], searcher.space.modalities)
     hits = searcher.search(
         query, k, conditions, rank=cast(Any, rank), per_modality=per_modality, gap_correction=gap_correction

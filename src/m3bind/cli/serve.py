@@ -4,12 +4,15 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m3bind.cli.app import SERVE, Files, app, prepare_torch
+from m3bind.cli.app import SERVE, Device, Files, Workers, app, compute_of
 from m3bind.errors import ConfigError
+
+if TYPE_CHECKING:
+    from m3bind.core.device import Compute
 
 Host = Annotated[str, typer.Option(help="address to bind; any other than loopback needs a token")]
 Port = Annotated[int, typer.Option(help="port; 0: any free one", min=0, max=65535)]
@@ -35,6 +38,8 @@ def serve(
     allow_host: AllowHost = None,
     texts: Texts = None,
     files: Files = None,
+    device: Device = None,
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Serve an index as a web page and an API.
@@ -45,10 +50,12 @@ def serve(
     Example:
       m3bind serve --space runs/demo/space --index index
     """
+    begun = time.monotonic()
+    compute = _begin(device, workers)
     from m3bind.index.roots import remembered
 
     roots = [Path(index), *(files or remembered(index))]
-    _run(space, index, host, port, token_file, allow_host, texts, quiet, roots)
+    _run(space, index, host, port, token_file, allow_host, texts, quiet, roots, compute, begun)
 
 
 @app.command("serve-demo", rich_help_panel=SERVE)
@@ -57,6 +64,8 @@ def serve_demo(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     token_file: TokenFile = None,
+    device: Device = None,
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Serve virtual patients, made on first use (2 min).
@@ -65,11 +74,13 @@ def serve_demo(
     Example:
       m3bind serve-demo
     """
-    _begin()
+    begun = time.monotonic()
+    compute = _begin(device, workers)
     from m3bind.cli.serve_demo import prepare
 
-    folder = prepare(out)
-    _run(folder / "space", str(folder / "index"), host, port, token_file, None, None, quiet, [out])
+    folder = prepare(out, compute)
+    at = str(folder / "index")
+    _run(folder / "space", at, host, port, token_file, None, None, quiet, [out], compute, begun)
 
 
 def _run(
@@ -82,14 +93,16 @@ def _run(
     texts: list[Path] | None,
     quiet: bool,
     roots: list[Path],
+    compute: "Compute",
+    begun: float,
 ) -> None:
-    begun = time.monotonic()
-    _begin()
     from m3bind.core.stored import lines_given
+    from m3bind.modalities.formats.isolation import allow
     from m3bind.serve.access import read_token
     from m3bind.serve.app import make_app
     from m3bind.serve.middleware import LOOPBACK
     from m3bind.serve.run import is_loopback, leave, log_to_stderr, refuse_open, serve
+    from m3bind.serve.settings import ServiceSettings
     from m3bind.space.bundle import load
 
     token = read_token(token_file)
@@ -97,7 +110,10 @@ def _run(
     refuse_open(host, token)
     log_to_stderr(logging.WARNING if quiet else logging.INFO)
     hosts = [*LOOPBACK, host, *(names or [])] if is_loopback(host) or names else None
-    made = make_app(load(space), index, token=token, hosts=hosts, texts=phrases, roots=roots)
+    allow(compute.workers)
+    settings = ServiceSettings(decoders=max(2, compute.workers))  # the second draws while the first reads
+    opened = load(space, compute.device)
+    made = make_app(opened, index, token=token, hosts=hosts, texts=phrases, settings=settings, roots=roots)
     items = sum(made.service.archive.items.values())
 
     def started(address: str) -> None:
@@ -105,12 +121,12 @@ def _run(
         print(f"m3bind serves {items} items at {address} (started in {seconds:.1f} s)", flush=True)
         print("for research only; stop with Ctrl-C", flush=True)
 
-    serve(made, host, port, made.service.settings, started)
+    serve(made, host, port, settings, started)
     print("stopped", flush=True)
     leave()
 
 
-def _begin() -> None:
+def _begin(device: str | None, workers: str | None) -> "Compute":
     """Check the extra, and set the limits of decoding before anything reads them; the decoders inherit them.
 
     Raises:
@@ -125,4 +141,4 @@ def _begin() -> None:
 
     os.environ.setdefault("M3BIND_LIMITS", DECODING)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost ten times the work on a busy machine
-    prepare_torch()
+    return compute_of(device, workers)

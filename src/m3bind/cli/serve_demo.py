@@ -14,12 +14,13 @@ from m3bind.space.folder import MANIFEST
 
 if TYPE_CHECKING:
     from m3bind.config import RunConfig
+    from m3bind.core.device import Compute
 
 PRESET = "quick"
 KEEP = ("label", "patient", "split")  # of virtual patients, who have no privacy
 
 
-def prepare(out: Path) -> Path:
+def prepare(out: Path, compute: "Compute") -> Path:
     """The folder of the run, with `space` and `index` in it; finished parts are reused.
 
     Raises:
@@ -27,15 +28,15 @@ def prepare(out: Path) -> Path:
     """
     from m3bind.config import load_config
 
-    config = load_config(PRESET, [])
+    config = load_config(PRESET, [f"compute.device={compute.device}", f"compute.workers={compute.workers}"])
     folder = out / config.name
     if not _is_whole(folder):
         print("making virtual patients and a small space, about 2 minutes; the next start takes seconds", flush=True)
-        _make(folder, config, out)
+        _make(folder, config, out, compute)
     return folder
 
 
-def _make(folder: Path, config: "RunConfig", out: Path) -> None:
+def _make(folder: Path, config: "RunConfig", out: Path, compute: "Compute") -> None:
     """Train unless the space exists, then encode and build the index."""
     from m3bind.data.manifest import read_manifest
     from m3bind.encode.job import encode_files
@@ -47,9 +48,9 @@ def _make(folder: Path, config: "RunConfig", out: Path) -> None:
     run = Run(config, folder, cache=out / "cache")
     if not (folder / "space" / MANIFEST).is_file():
         finish(run, "distill")
-    space = load(folder / "space")
+    space = load(folder / "space", compute.device)
     found = read_manifest(run.find_manifest(), modalities=space.modalities)
-    encoded = encode_files(space, found.records, folder / "encoded", keep=KEEP)
+    encoded = encode_files(space, found.records, folder / "encoded", keep=KEEP, workers=compute.workers)
     shutil.rmtree(folder / "index", ignore_errors=True)  # of an older space, or unfinished
     build_index(encoded, folder / "index").close()
 

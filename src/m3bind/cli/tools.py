@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from m3bind.cli.app import MODELS, TOOLS, Change, Json, Out, Settings, app, prepare_torch
+from m3bind.cli.app import (
+    MODELS,
+    TOOLS,
+    Change,
+    Device,
+    Json,
+    Out,
+    Settings,
+    Workers,
+    app,
+    compute_of,
+    prepare_torch,
+)
 from m3bind.errors import ConfigError
 
 
@@ -133,6 +145,8 @@ def check_model(
     save_reference: Annotated[
         bool, typer.Option("--save-reference", help="store the embeddings, compared at the next call")
     ] = False,
+    device: Device = "cpu",
+    workers: Workers = None,
     json_file: Json = None,
 ) -> None:
     """Verify a model against reference embeddings.
@@ -147,7 +161,8 @@ def check_model(
     from m3bind.core.files import write_json
     from m3bind.models.weights.check import check_model
 
-    found = check_model(model, checkpoint, revision, save_reference)
+    place = compute_of(device, workers).device
+    found = check_model(model, checkpoint, revision, save_reference, place)
     print(found.as_text())
     if found.saved:
         print(f"reference: {found.saved}")

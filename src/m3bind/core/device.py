@@ -2,7 +2,8 @@
 
 * `pick`: the `Compute` of a run or command from its settings, all "auto" by default.
 * `Compute`: device, dtype of the towers, workers, prefetching, compilation; `autocast` and `moved`.
-* `device_of`: the device of a module. * `unused_accelerator`: why a visible accelerator is not used.
+* `device_of`: the device of a module. * `to_device`: one host tensor. * `memory`: of a GPU.
+* `float32_arithmetic`: another TF32 policy inside a block. * `unused_accelerator`: why one is not used.
 * `maybe_compile`: modules through torch.compile, an option that is measured by benchmarks/gpu.py.
 * `compute_dtype`: bfloat16 if the device computes it natively, else float32. * `may_round`: whether it is allowed.
 * `usable_cores`: processor cores that this process may use.
@@ -14,9 +15,10 @@ TF32: on a GPU, float32 products and convolutions run in TF32 (10 bits of mantis
 exact float32 if "float32" was asked for. Losses and closed forms are always computed in float32 or wider.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -96,6 +98,30 @@ def device_of(module: nn.Module) -> torch.device:
     return CPU if first is None else first.device
 
 
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on `device`; copied to a GPU from pinned memory, so that the host does not wait."""
+    if device.type == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
+
+
+def _set_tf32(allowed: bool) -> None:
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def float32_arithmetic(tf32: bool = False) -> Iterator[None]:
+    """Products and convolutions of float32 inside: exact, or on GPUs in TF32; the policy before is restored."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _set_tf32(tf32)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def pick(
     device: str = "auto",
     precision: str = "auto",
@@ -127,15 +153,20 @@ def pick(
         raise ConfigError(f"compute.workers={workers!r}: use auto or a number of processes, 1 or more")
     chosen = _device(device)
     if reason := unused_accelerator(chosen, device):
-        log.warning("computing on %s: %s", chosen.type, reason)
+        _warn(f"computing on {chosen.type}: {reason}")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         exact = precision == "float32" or not may_round()
-        torch.set_float32_matmul_precision("highest" if exact else "high")
-        torch.backends.cudnn.allow_tf32 = not exact
+        _set_tf32(not exact)
         log.info("%s: float32 products in %s", chosen, "float32" if exact else "TF32")
     dtype = compute_dtype(chosen) if precision == "auto" else getattr(torch, precision)
     return Compute(chosen, dtype, count, prefetch, compiled, tuple(trackers), profile)
+
+
+@cache
+def _warn(text: str) -> None:
+    """Log a warning, once in a process."""
+    log.warning("%s", text)
 
 
 def _device(name: str) -> torch.device:

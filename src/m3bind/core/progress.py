@@ -1,16 +1,18 @@
 """Progress of a long job: a bar on a terminal, plain lines every few seconds elsewhere; `rich` counts and draws.
 
 * `progress("pretrain xray", total=300)`: context manager; `bar.advance(1, note="loss 0.31")` counts.
-* `track(items, label="read")`: the same around an iterable. * `duration`, `rate_text`: times and rates as text.
+* `track(items, label="read")`: the same around an iterable.
+* `duration`, `rate_text`, `memory_text`: times, rates and the memory of a GPU as text.
 
 Both show the rate and the time left, measured over the last half minute (up to 1,000 counts), without the work of an
-earlier run (`done=`). Everything goes to standard error. `M3BIND_PROGRESS=off` silences it, `plain` forces plain lines.
+earlier run (`done=`), and with `memory=` the memory of a GPU. Everything goes to standard error.
+`M3BIND_PROGRESS=off` silences it, `plain` forces plain lines.
 """
 
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, TextIO, TypeVar
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
 T = TypeVar("T")
+Memory = Callable[[], tuple[float, float] | None]  # peak bytes used, bytes of the device
 WINDOW = 30.0  # seconds over which the rate is measured
 
 
@@ -41,6 +44,14 @@ def rate_text(rate: float) -> str:
     return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
 
 
+def memory_text(memory: tuple[float, float] | None) -> str:
+    """(peak bytes, bytes of the device) as "3.1 of 80 GB"; empty for None."""
+    if memory is None:
+        return ""
+    peak, size = (value / 1e9 for value in memory)
+    return f"{peak:.1f} of {size:.0f} GB"
+
+
 class Progress:
     """Counts and shows the items of one job. Use as a context manager; created by `progress`."""
 
@@ -48,11 +59,22 @@ class Progress:
     _users: ClassVar[int] = 0
 
     def __init__(
-        self, label: str, total: int | None = None, *, done: int = 0, every: float = 5.0, stream: TextIO | None = None
+        self,
+        label: str,
+        total: int | None = None,
+        *,
+        done: int = 0,
+        every: float = 5.0,
+        memory: Memory | None = None,
+        stream: TextIO | None = None,
     ) -> None:
-        """`done` of `total` items were finished earlier; without a terminal a line is printed each `every` seconds."""
+        """`done` of `total` items were finished earlier; without a terminal a line is printed each `every` seconds.
+
+        `memory` is asked when a line is drawn.
+        """
         self.label, self.total, self.done = label, total, done
         self._first, self._every, self._stream = done, every, stream
+        self._memory: Memory = memory or (lambda: None)
         self._mode = "off"
 
     def __enter__(self) -> "Progress":
@@ -66,7 +88,7 @@ class Progress:
         if self._mode == "bar":
             Progress._live = self._bars
             Progress._users += 1
-        self._id = self._bars.add_task(self.label, total=self.total, completed=self.done, note="")
+        self._id = self._bars.add_task(self.label, total=self.total, completed=self.done, note="", memory=self._memory)
         self._bars.advance(self._id, 0)  # the rate is measured from now
         return self
 
@@ -84,7 +106,7 @@ class Progress:
             average = (self.done - self._first) / took if took > 0 else 0.0
             ending, task = "stopped" if kind else "done", self._task()
             pieces = [f"{self.label}: {ending} {_count(task)} in {duration(took)}", rate_text(average)]
-            self._print([*pieces, task.fields["note"]])
+            self._print([*pieces, *_notes(task)])
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
         """Count `n` more items; `note` (e.g. "loss 0.31") replaces the one shown at the end of the line."""
@@ -139,7 +161,11 @@ def _state(task: "Task") -> str:
     """ "812/4000 (20 %), 240/s, 13 s left, loss 0.31": what is known of count, rate, time left and note."""
     rate = task.speed or 0.0
     left = f"{duration(max(0, task.remaining or 0) / rate)} left" if rate > 0 and task.total is not None else ""
-    return ", ".join(filter(None, [_count(task), rate_text(rate), left, task.fields["note"]]))
+    return ", ".join(filter(None, [_count(task), rate_text(rate), left, *_notes(task)]))
+
+
+def _notes(task: "Task") -> list[str]:
+    return [task.fields["note"], memory_text(task.fields["memory"]())]
 
 
 def _count(task: "Task") -> str:
@@ -147,13 +173,17 @@ def _count(task: "Task") -> str:
     return f"{done}/{task.total:.0f} ({100 * done // int(task.total)} %)" if task.total else f"{done}"
 
 
-def progress(label: str, total: int | None = None, *, done: int = 0, every: float = 5.0) -> Progress:
+def progress(
+    label: str, total: int | None = None, *, done: int = 0, every: float = 5.0, memory: Memory | None = None
+) -> Progress:
     """A `Progress` for a job of `total` items (None: unknown), of which an earlier run finished `done`.
+
+    `memory`, e.g. `partial(device.memory, gpu)`, is shown after the note if it returns something.
 
     >>> with progress("pretrain xray", total=300) as bar:  # doctest: +SKIP
     ...     bar.advance(1, note="loss 0.31")
     """
-    return Progress(label, total, done=done, every=every)
+    return Progress(label, total, done=done, every=every, memory=memory)
 
 
 def track(items: Iterable[T], total: int | None = None, label: str = "working") -> Iterator[T]:

@@ -18,12 +18,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor
 
+from m3bind.core.device import may_round, memory, usable_cores
 from m3bind.core.progress import progress
 from m3bind.core.stored import read_json
 from m3bind.encode.assemble import archive_hash, assemble, merge
@@ -32,7 +34,7 @@ from m3bind.encode.encoded import MARKER, Encoded, open_encoded
 from m3bind.encode.items import Item, Listing, Source, rows_of, version_of
 from m3bind.encode.journal import Journal, head_of, write_shard
 from m3bind.encode.shard import ShardDraft
-from m3bind.encode.towers import Batches, Precision, TowerRunner, Towers, arithmetic, batch_size, choose
+from m3bind.encode.towers import ON_DEVICE, Batches, Precision, TowerRunner, Towers, arithmetic, batch_size, choose
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities import Cut
 from m3bind.modalities.base import get
@@ -44,17 +46,16 @@ __all__ = ["MARKER", "Cut", "Encoded", "Item", "Options", "encode_files", "encod
            "open_encoded"]  # fmt: skip
 
 SHARD = 512  # items per shard
-MAX_WORKERS = 16  # decoding processes by default
 POLL = 0.5  # seconds between checks for the shards of other processes
 
 
 class Options(TypedDict, total=False):
     """Settings of an encoding; all have defaults."""
 
-    batch: int  # inputs per forward pass, fewer where they are large; on a CPU 8 or 16 by default, 64 elsewhere
+    batch: int  # inputs per forward pass, fewer where they are large; on a CPU 8 or 16 by default, on a GPU 64
     gap_correct: bool  # store embeddings without their modality's mean, for image-to-image search only
     keep: Sequence[str]  # fields of the records to store ("id", "label"); none by default: they may identify people
-    workers: int  # decoding processes; one per core, at most 16
+    workers: int  # decoding processes; one per usable core by default
     precision: Precision  # of the towers; "auto": bfloat16 where it is faster and keeps every cosine >= 0.999
     cut: Cut  # how many tiles of a slide and windows of a recording are averaged, and how long windows are
     part_embeddings: bool  # also store the embedding of every tile and window
@@ -65,10 +66,11 @@ def encode_files(
 ) -> Encoded:
     """Encode files into the folder `out`, quarantining unusable ones; the same call resumes an interrupted run.
 
-    Under a launcher of several processes (accelerate, torchrun) each takes its share of the shards on its own device.
+    Under a launcher of several processes (accelerate, torchrun) each takes its share of the shards; a process whose
+    share is finished waits for the others without a time limit.
 
     Args:
-        space: a saved space.
+        space: a saved space, on the device that is to compute; `load` opens it on the GPU of the process's local rank.
         sources: paths (folders are searched), records of a manifest, or its bad rows, which are quarantined.
         out: folder to write; an older encoding there is replaced at the end. Until then shards are in `out`.parts.
         modality: of paths, recognised if None; of records, only those of this modality are encoded.
@@ -81,9 +83,9 @@ def encode_files(
         DiskError: the file system refused; finished shards are retained.
     """
     out = Path(os.path.abspath(out))
-    rank, world = _processes(space)
+    rank, world = _processes()
     with _listed(space, sources, out, modality, options) as listing:
-        job = _EncodingJob(space, out, listing, options, world)
+        job = _EncodingJob(space, out, listing, options)
         if not job.is_done():
             with job.journal.begun():
                 job.run(range(rank, len(listing.names), world), f"encode into {out.name}")
@@ -121,27 +123,21 @@ def encode_share(
         ConfigError: an invalid share. Other errors as `encode_files`.
     """
     out = Path(os.path.abspath(out))
-    rank, world = _processes(space)
+    rank, world = _processes()
     index, of = share
     if not 1 <= index <= of:
         raise ConfigError(f"share {index}/{of}: give i/n with i from 1 to n, e.g. 2/8")
     with _listed(space, sources, out, modality, options) as listing:
-        job = _EncodingJob(space, out, listing, options, world)
+        job = _EncodingJob(space, out, listing, options)
         mine = range((index - 1) * world + rank, len(listing.names), of * world)
         with job.journal.begun():
             job.run(mine, f"encode share {index} of {of}")
         return job.counts(mine)
 
 
-def _processes(space: Space) -> tuple[int, int]:
-    """(rank, number of processes) under a launcher; moves the space to this process's device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return 0, 1
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.cuda.is_available())
-    space.to(state.device)
-    return state.process_index, state.num_processes
+def _processes() -> tuple[int, int]:
+    """(rank, number of processes) under a launcher; they share the folder of shards and need no process group."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _listed(space: Space, sources: Iterable[Source], out: Path, modality: str | None, options: Options) -> Listing:
@@ -193,11 +189,11 @@ Place = tuple[ShardDraft, int, int]  # shard, position of the item in it, number
 class _EncodingJob:
     """One encoding: its settings, rows and journal."""
 
-    def __init__(self, space: Space, out: Path, listing: Listing, options: Options, world: int) -> None:
+    def __init__(self, space: Space, out: Path, listing: Listing, options: Options) -> None:
         self._space, self._out, self._listing = space, out, listing
         self._settings, self.journal = _settings(space, options), Journal.beside(out)
         self.journal.plan(self._settings, listing.count, listing.names)
-        self._workers = options.get("workers") or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // world))
+        self._workers = options.get("workers") or usable_cores()
         self._versions = [version_of(rows) for _, rows in listing.shards()]
         self._bad = 0
 
@@ -233,13 +229,15 @@ class _EncodingJob:
         todo = {number for number in mine if not self._finished(number)}
         total = sum(map(self._listing.size, mine))
         done = total - sum(map(self._listing.size, todo))
-        on_cpu = self._space._device().type == "cpu"
-        threads = torch.get_num_threads() if on_cpu else 1
+        device = self._space.device
+        on_cpu = device.type == "cpu"
+        threads = torch.get_num_threads() if on_cpu else ON_DEVICE
+        tf32 = not on_cpu and self._settings["precision"] == "auto" and may_round()
         parts = [*self._space._contents.models.values(), *self._space._contents.bridges.values()]
         with (
-            progress(label, total, done=done) as bar,
+            progress(label, total, done=done, memory=partial(memory, device)) as bar,
             evaluating(*parts),
-            arithmetic(1 if on_cpu else torch.get_num_threads()),
+            arithmetic(1 if on_cpu else torch.get_num_threads(), tf32),
             Towers[Place](self._tower, threads) as towers,
         ):
             batches = Batches[Place](self._settings["batch"])

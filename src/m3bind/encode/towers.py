@@ -5,8 +5,9 @@
 * `batch_size`: inputs per forward pass.
 * `fuse_conv_bn`: a copy of a model with normalisation folded into convolutions.
 
-One thread per batch rather than one batch on all threads: no thread waits for another, decoding processes can use a
-core without delaying the others, and no bit depends on the number of threads.
+On a CPU one thread per batch rather than one batch on all threads: no thread waits for another, decoding processes can
+use a core without delaying the others, and no bit depends on the number of threads. On a GPU one thread waits for
+results while another stacks and sends the next batch.
 
 Shapes: n inputs of a batch, d dimension of the space.
 """
@@ -26,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from m3bind.core.device import compute_dtype, device_of
+from m3bind.core.device import compute_dtype, float32_arithmetic
 from m3bind.encode.decode_pool import reason_of
 from m3bind.encode.journal import Decision
-from m3bind.errors import M3BindError
+from m3bind.errors import DeviceMemoryError, M3BindError
 from m3bind.models.base import DualEncoder
 from m3bind.models.embedding import Array, evaluating
 from m3bind.models.frozen import MIN_COSINE, agreement
@@ -37,7 +38,8 @@ from m3bind.space.bundle import Space
 
 log = logging.getLogger(__name__)
 
-BATCH, BATCH_CONVOLUTIONS, BATCH_ELSEWHERE = 16, 8, 64  # inputs per forward pass; the first two on a CPU
+BATCH, BATCH_CONVOLUTIONS, BATCH_ON_DEVICE = 16, 8, 64  # inputs per forward pass; the first two on a CPU
+ON_DEVICE = 2  # batches at a time on a GPU: one computes, one is sent
 BATCH_BYTES = 32 << 20  # of inputs in a batch; a larger input forms its own batch
 SHARE = 32  # running inputs use at most 1/SHARE of the free memory; activations are several times as large
 FOLD_TOLERANCE = 1e-4  # of unit rows
@@ -83,8 +85,8 @@ class Batches(Generic[P]):
 
 def batch_size(space: Space, modality: str) -> int:
     """Inputs per forward pass: on a CPU few enough that activations of convolutions fit a core's cache."""
-    if space._device().type != "cpu":
-        return BATCH_ELSEWHERE
+    if space.device.type != "cpu":
+        return BATCH_ON_DEVICE
     return BATCH_CONVOLUTIONS if _convolutional(space, modality) else BATCH
 
 
@@ -102,8 +104,8 @@ class TowerRunner:
         """`decision` from `choose`; `example` is one input of the tower."""
         model = space.model(modality)
         if decision["folded"]:
-            model = fuse_conv_bn(model, example[None].to(device_of(model)))
-        self.modality, self._dtype = modality, getattr(torch, decision["dtype"])
+            model = fuse_conv_bn(model, example[None].to(space.device))
+        self.modality, self.device, self._dtype = modality, space.device, getattr(torch, decision["dtype"])
         self._space = Space({modality: model}, {modality: space._contents.bridges[modality]})
 
     def encode(self, inputs: Sequence[Tensor]) -> Array:
@@ -153,9 +155,15 @@ class Towers(Generic[P]):
 
 
 def _embed(tower: TowerRunner, places: Sequence[P], inputs: Sequence[Tensor]) -> list[tuple[P, Array | str]]:
-    """(place, row) of each input, with the reason instead of the row if it failed."""
+    """(place, row) of each input, with the reason instead of the row if it failed.
+
+    Raises:
+        DeviceMemoryError: one input alone does not fit the memory of the device; this is no fault of its file.
+    """
     try:
         return list(zip(places, tower.encode(inputs), strict=True))
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(str(tower.device), tower.modality) from error
     except (M3BindError, RuntimeError, ValueError) as error:
         if len(inputs) == 1:
             return [(places[0], reason_of(error))]
@@ -163,30 +171,32 @@ def _embed(tower: TowerRunner, places: Sequence[P], inputs: Sequence[Tensor]) ->
 
 
 @contextlib.contextmanager
-def arithmetic(threads: int) -> Iterator[None]:
-    """Set the threads per operation and full float32 precision; restored afterwards."""
-    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+def arithmetic(threads: int, tf32: bool = False) -> Iterator[None]:
+    """Set the threads per operation and the arithmetic of float32; restored afterwards."""
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with float32_arithmetic(tf32):
+            yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.set_float32_matmul_precision(before[1])
+        torch.set_num_threads(before)
 
 
 def choose(space: Space, modality: str, inputs: Sequence[Tensor], precision: Precision) -> tuple[Decision, str]:
     """How a tower computes, and the reason in one line.
 
     Folded if that leaves the embeddings of random inputs unchanged, which is the same on every machine. bfloat16 if it
-    is set as `precision`; or if the processor supports it, it is faster on `inputs` and every cosine to float32 is at
-    least `MIN_COSINE`.
+    is set as `precision`; or if the device computes it natively, it is faster on `inputs` and every cosine to float32
+    is at least `MIN_COSINE`.
     """
     decision: Decision = {"dtype": "float32", "folded": _folds(space, modality, inputs[0])}
     if precision != "auto":
         return {**decision, "dtype": precision}, f"{modality}: {precision}, as set"
-    if compute_dtype(space._device()) is torch.float32:
-        return decision, f"{modality}: float32 (no bfloat16 arithmetic in this processor)"
+    if compute_dtype(space.device) is torch.float32:
+        return (
+            decision,
+            f"{modality}: float32 (no bfloat16 arithmetic on {space.device.type})",
+        )
     inputs = inputs[:MEASURED]
     half: Decision = {**decision, "dtype": "bfloat16"}
     runners = [TowerRunner(space, modality, form, inputs[0]) for form in (decision, half)]
@@ -218,10 +228,11 @@ def _folds(space: Space, modality: str, example: Tensor) -> bool:
         return False
     inputs = list(torch.rand(1, *example.shape, generator=torch.Generator().manual_seed(0)))
     try:
-        before, after = (
-            TowerRunner(space, modality, {"dtype": "float32", "folded": folded}, inputs[0]).encode(inputs)
-            for folded in (False, True)
-        )
+        with float32_arithmetic():
+            before, after = (
+                TowerRunner(space, modality, {"dtype": "float32", "folded": folded}, inputs[0]).encode(inputs)
+                for folded in (False, True)
+            )
     except Exception as error:  # a network that cannot be copied or changed is left unchanged
         log.warning("%s: convolutions are left unchanged (%s: %s)", modality, type(error).__name__, error)
         return False

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from m3bind.config import EvaluateConfig
 from m3bind.core import sums
+from m3bind.core.device import Compute, pick
 from m3bind.core.files import write_json
 from m3bind.core.stored import checked, read_json, read_yaml
 from m3bind.data.cache import FeatureCache
@@ -43,14 +44,20 @@ from m3bind.space.bundle import Space, load
 
 
 def evaluate_suite(
-    source: str, change: Sequence[str], out: Path, only: Sequence[str], missing: bool, json_file: Path | None
+    source: str,
+    change: Sequence[str],
+    out: Path,
+    only: Sequence[str],
+    missing: bool,
+    json_file: Path | None,
+    compute: Compute | None = None,
 ) -> int:
     """Compute a suite's cells and print and write the tables; 1 if jobs failed, else 0.
 
     `missing`: compute nothing, list missing cells.
     """
     config = load_suite(source, change)
-    suite = Suite(config, out / f"suite-{config.name}")
+    suite = Suite(config, out / f"suite-{config.name}", compute)
     failed = {} if missing else suite.run(only)
     cells = suite.cells()
     if missing:
@@ -103,16 +110,19 @@ def _json(cell: TableCell) -> dict[str, Any]:
 # ---- a space on the files of a manifest ------------------------------------------------------------------------------
 
 
-def evaluate_space(folder: Path, manifest: Path, root: Path | None, split: str) -> tuple[ResultTable, bool]:
+def evaluate_space(
+    folder: Path, manifest: Path, root: Path | None, split: str, compute: Compute
+) -> tuple[ResultTable, bool]:
     """Evaluate a saved space on the files of a manifest, print the metrics; also whether files were quarantined.
 
     Raises:
         ConfigError: no rows of that split for the space's modalities.
     """
-    space = load(folder / "space" if (folder / "space" / "space.json").exists() else folder)
+    place = folder / "space" if (folder / "space" / "space.json").exists() else folder
+    space = load(place, compute.device)
     content = read_manifest(manifest, root=root, modalities=space.modalities)
     with TemporaryDirectory() as cache:
-        model = of_space("space", space, FeatureExtractor(FeatureCache(cache)))
+        model = of_space("space", space, FeatureExtractor(FeatureCache(cache), workers=compute.workers))
         bad = list(content.bad)
         files: dict[str, dict[str, list[Record]]] = {split: {}, "train": {}}
         for s, part in files.items():
@@ -202,12 +212,16 @@ def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[s
 # ---- leaks -----------------------------------------------------------------------------------------------------------
 
 
-def leak_report(manifest: Path, root: Path | None, space: Path | None, threshold: float | None) -> tuple[str, bool]:
+def leak_report(
+    manifest: Path, root: Path | None, space: Path | None, threshold: float | None, compute: Compute | None = None
+) -> tuple[str, bool]:
     """Overlap of test and training data per modality, and whether there is any."""
+    compute = compute or pick()
     content = read_manifest(manifest, root=root)
     texts, leaked = [], False
     with TemporaryDirectory() as cache:
-        model = of_space("space", load(space), FeatureExtractor(FeatureCache(cache))) if space else None
+        encoder = FeatureExtractor(FeatureCache(cache), workers=compute.workers)
+        model = of_space("space", load(space, compute.device), encoder) if space else None
         for m in dict.fromkeys(record.modality for record in content.records):
             records = [record for record in content.records if record.modality == m]
             report = split_leaks(records, content.bad)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from m3bind.config import validate
-from m3bind.core.device import device_of
+from m3bind.core.device import Compute, device_of, pick
 from m3bind.core.files import sha256_file, sha256_text
 from m3bind.core.stored import Strict, read_yaml
 from m3bind.data.cache import FeatureCache
@@ -30,7 +30,7 @@ from m3bind.models import registry
 from m3bind.models.base import DualEncoder
 from m3bind.models.weights.checkpoint import hash_state
 from m3bind.pipeline.features import WIDE, FeatureExtractor
-from m3bind.pipeline.outputs import open_run, see_finished, space_of
+from m3bind.pipeline.outputs import computing_on, open_run, see_finished, space_of
 from m3bind.pipeline.run import Run
 from m3bind.space.bundle import STUDENT, Space, load
 
@@ -205,28 +205,33 @@ def _content_hash(path: str, size: int, modified: int) -> str:
     return sha256_file(path)
 
 
-def open_evaluated(name: str, source: ModelSource, modality: str, cache: Path) -> list[EvaluatedModel]:
+def open_evaluated(
+    name: str, source: ModelSource, modality: str, cache: Path, compute: Compute | None = None
+) -> list[EvaluatedModel]:
     """The model, or one per seed of an ablation; `modality` is that of a single dual encoder.
+
+    On the device and with the workers of `compute`; default: chosen for this machine.
 
     Raises:
         ConfigError: the source is missing, or has no weights.
         CheckpointError: weights that cannot be read or do not fit.
     """
     _check_available(source)
-    encoder = FeatureExtractor(FeatureCache(cache))
+    compute = compute or pick()
+    encoder = FeatureExtractor(FeatureCache(cache), workers=compute.workers)
     if source.model:
-        model = registry.load(source.model, source.checkpoint, **source.settings)
+        model = registry.load(source.model, source.checkpoint, **source.settings).to(compute.device)
         return [EvaluatedModel(name, {modality: model}, hash_state(model.state_dict()), encoder, any_modality=True)]
     if source.space:
-        return [of_space(name, load(source.space), encoder)]
+        return [of_space(name, load(source.space, compute.device), encoder)]
     if source.run:
-        return [_of_run(name, open_run(Path(source.run)), source.stage)]
-    runs = ablated_runs(Path(source.ablation), source.variant)
+        return [_of_run(name, open_run(Path(source.run), compute), source.stage)]
+    runs = ablated_runs(Path(source.ablation), source.variant, compute)
     return [_of_run(name, r, source.stage) for r in runs if not source.seeds or r.config.seed in source.seeds]
 
 
-def ablated_runs(folder: Path, variant: str) -> list[Run]:
-    """The runs of one variant in a `folder` of `m3bind ablate`, one per seed.
+def ablated_runs(folder: Path, variant: str, compute: Compute | None = None) -> list[Run]:
+    """The runs of one variant in a `folder` of `m3bind ablate`, one per seed; `compute` as in `open_evaluated`.
 
     Raises:
         ConfigError: there are no such runs.
@@ -236,7 +241,7 @@ def ablated_runs(folder: Path, variant: str) -> list[Run]:
         raise ConfigError(f"{folder}: no runs of {variant}; create them with m3bind ablate --only {variant}")
     runs = []
     for place in places:
-        settings = validate(read_yaml(place), str(place))
+        settings = computing_on(validate(read_yaml(place), str(place)), compute)
         own = place.parent.parent / f"pretrain-{variant}"
         pretrain_folder = own if own.is_dir() else own.with_name("pretrain")
         runs.append(Run(settings, place.parent, cache=folder.parent / "cache", pretrain_folder=pretrain_folder))

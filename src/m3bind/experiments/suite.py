@@ -24,6 +24,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from m3bind.config import FolderName, mapping_in, override
+from m3bind.core.device import Compute
 from m3bind.core.files import only_one, sha256_text, write_json, write_text
 from m3bind.core.progress import progress
 from m3bind.core.provenance import versions
@@ -112,13 +113,13 @@ class _Work:
 class Suite:
     """Tables, their settings, and the folder of the results."""
 
-    def __init__(self, config: SuiteConfig, folder: Path) -> None:
-        """Read the tables; data sets and models are opened when needed.
+    def __init__(self, config: SuiteConfig, folder: Path, compute: Compute | None = None) -> None:
+        """Read the tables; data sets and models are opened when needed, on `compute` (default: chosen for the machine).
 
         Raises:
             UnknownNameError, ConfigError: the tables cannot be read.
         """
-        self.config, self.folder = config, folder
+        self.config, self.folder, self._machine = config, folder, compute
         self.tables = load_tables(config.tables)
         self._data: dict[str, Dataset | M3BindError] = {}
         self._sources: dict[str, str | M3BindError] = {}
@@ -227,7 +228,7 @@ class Suite:
         source = self._source(model)
         place = job.modality if source.model else ""  # a dual encoder is opened for one modality, a space for all
         if place not in work.models:
-            work.models[place] = open_evaluated(model, source, job.modality, Path(self.config.cache))
+            work.models[place] = open_evaluated(model, source, job.modality, Path(self.config.cache), self._machine)
         start, rows, data = time.monotonic(), [], self.dataset(job.dataset)
         measure = Measure(tuple(self.config.seeds), self.config.bootstrap, self.folder / "shots")
         for evaluated in work.models[place]:

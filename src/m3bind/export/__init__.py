@@ -58,7 +58,7 @@ def export_space(
     """Write a space, or its student, in another format.
 
     Args:
-        space: a saved space.
+        space: a saved space, on any device; it is neither moved nor changed.
         to: a key of `FORMATS`.
         out: folder to write; an older export there is replaced as a whole.
         texts: for "onnx": texts to compare the student on; default: the templates of the space's prompts.
@@ -73,6 +73,7 @@ def export_space(
     """
     from m3bind.export import hf, hub, onnx, sentence_transformers
     from m3bind.export.samples import sample_inputs, sample_texts
+    from m3bind.export.student import on_cpu
 
     if to not in FORMATS:
         raise UnknownNameError("format of a space's export", to, FORMATS)
@@ -91,7 +92,8 @@ def export_space(
         else:
             writer = sentence_transformers if to == "sentence-transformers" else hf
             assert space.student is not None
-            writer.write(space.student, folder, {**facts, "max_tokens": space.student.max_tokens})
+            student = on_cpu(space.student)
+            writer.write(student, folder, {**facts, "max_tokens": student.max_tokens})
     return Exported(Path(out), to, use, refused)
 
 

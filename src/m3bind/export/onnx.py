@@ -1,16 +1,17 @@
 """Exports the student and every image tower to ONNX, and compares each file with the original.
 
 * `write`: the files and `parity.json`, which also lists parts that cannot be exported, with the reason.
-* `convert`: one module. * `compare`: one file with its module.
+* `convert`: one module. * `compare`: one file with the original.
+
+Copies on the CPU are converted; the originals compute where they are, in exact float32.
 
 A tower's file takes preprocessed inputs (`Space.read`) and contains tower, head, bridge and normalisation. The
 student's takes padded tokens. The number of items and the length of texts are dynamic.
 """
 
-import copy
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from m3bind.core.device import float32_arithmetic
 from m3bind.core.files import sha256_file, write_json, write_text
 from m3bind.core.progress import progress
 from m3bind.errors import ConfigError, M3BindError, in_words
-from m3bind.export.student import Padded
+from m3bind.export.student import Padded, on_cpu
 from m3bind.models.base import DualEncoder
 from m3bind.models.bridges import BaseBridge
 from m3bind.models.embedding import evaluating
@@ -31,6 +33,7 @@ from m3bind.space.bundle import Space
 OPSET = 18
 COSINE, LARGEST = 0.9999, 1e-3  # minimum cosine and maximum difference of an entry for parity
 REPORT = "parity.json"
+Original = Callable[..., Tensor]  # host inputs -> (n, d) unit rows, on any device
 Inputs = Mapping[str, Sequence[Tensor]]  # per modality: outputs of `Space.read`
 
 _README = """\
@@ -134,14 +137,18 @@ def _student(space: Space, folder: Path, texts: Sequence[str]) -> Parity:
     student = space.student
     assert student is not None
     parity = Parity("student", "student.onnx")
+    device = space.device
+
+    def original(ids: Tensor, mask: Tensor) -> Tensor:
+        return student.encode({"input_ids": ids.to(device), "attention_mask": mask.to(device)})
+
     try:
         student.save_assets(folder)
         with evaluating(student):
-            module = Padded(copy.deepcopy(student))
+            module = Padded(on_cpu(student))
             batches = [student.tokenize(part) for part in (texts, texts[:1])]
-            return _convert_and_compare(
-                parity, module, [(b["input_ids"], b["attention_mask"]) for b in batches], folder
-            )
+            inputs = [(b["input_ids"], b["attention_mask"]) for b in batches]
+            return _convert_and_compare(parity, module, original, inputs, folder)
     except M3BindError as error:
         return _refused(parity, folder, str(error))
 
@@ -156,18 +163,20 @@ def _image(space: Space, folder: Path, name: str, inputs: Inputs) -> Parity:
     rows = [row for row in rows if row.shape == rows[0].shape]
     rows += [rows[0] * 0.9 + 0.01] * max(0, 2 - len(rows))  # at least two items
     batch = torch.stack(rows)
+    tower = ExportedImageTower(model, bridge)
     with evaluating(model, bridge):
-        return _convert_and_compare(parity, ExportedImageTower(model, bridge), [(batch,), (batch[:1],)], folder)
+        batches = [(batch,), (batch[:1],)]
+        return _convert_and_compare(parity, on_cpu(tower), lambda x: tower(x.to(space.device)), batches, folder)
 
 
 def _convert_and_compare(
-    parity: Parity, module: nn.Module, batches: Sequence[tuple[Tensor, ...]], folder: Path
+    parity: Parity, module: nn.Module, original: Original, batches: Sequence[tuple[Tensor, ...]], folder: Path
 ) -> Parity:
     """Convert, compare on every batch, and fill in the results. Exporters raise errors of any kind."""
     path = folder / parity.file
     try:
         convert(module, batches[0], path)
-        parity.max_abs_difference, parity.min_cosine = compare(module, path, batches)
+        parity.max_abs_difference, parity.min_cosine = compare(original, path, batches)
     except Exception as error:
         return _refused(parity, folder, _reason(error))
     parity.shape = tuple(batches[0][0].shape[1:]) if len(batches[0]) == 1 else ()
@@ -221,8 +230,8 @@ def convert(module: nn.Module, batch: tuple[Tensor, ...], path: Path) -> None:
         exporter.setLevel(level)
 
 
-def compare(module: nn.Module, path: Path, batches: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
-    """(largest difference of an entry, smallest cosine of a row) between a module and its ONNX file.
+def compare(original: Original, path: Path, batches: Sequence[tuple[Tensor, ...]]) -> tuple[float, float]:
+    """(largest difference of an entry, smallest cosine of a row) between the original and its ONNX file.
 
     Raises:
         ConfigError: the file has a fixed number of items.
@@ -235,7 +244,8 @@ def compare(module: nn.Module, path: Path, batches: Sequence[tuple[Tensor, ...]]
         raise ConfigError(f"its graph has a fixed number of {fixed} items, since the model counts items in Python")
     difference, cosine = 0.0, 1.0
     for batch in batches:
-        expected = module(*batch).numpy().astype(np.float64)
+        with float32_arithmetic():
+            expected = original(*batch).cpu().numpy().astype(np.float64)
         actual = session.run(None, {name: value.numpy() for name, value in zip(names, batch)})[0].astype(np.float64)
         norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
         difference = max(difference, float(np.abs(expected - actual).max()))

@@ -5,6 +5,8 @@
 * `sample_inputs`: generated images, volumes and ECGs, preprocessed by the model.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from m3bind.data.manifest import read_manifest
 from m3bind.errors import ConfigError
+from m3bind.modalities.formats.isolation import allow
 from m3bind.models.base import DualEncoder
 from m3bind.models.embedding import PROBES
 from m3bind.models.weights.reference import fixed_images, fixed_samples
@@ -44,16 +47,18 @@ def sample_inputs(model: DualEncoder) -> list[Tensor]:
     return []
 
 
-def read_inputs(space: Space, manifest: Path | str) -> dict[str, list[Tensor]]:
-    """The first `REAL` files of each modality of a manifest, as `Space.read` returns them.
+def read_inputs(space: Space, manifest: Path | str, workers: int = 1) -> dict[str, list[Tensor]]:
+    """The first `REAL` files of each modality of a manifest, as `Space.read` returns them; `workers` processes read.
 
     Raises:
         ManifestError: the manifest cannot be used.
         ReadError: a file is damaged.
     """
-    inputs: dict[str, list[Tensor]] = {}
+    chosen: dict[str, list[Path]] = {}
     for record in read_manifest(manifest, modalities=space.modalities).records:
-        rows = inputs.setdefault(record.modality, [])
-        if len(rows) < REAL:
-            rows.append(space.read(record.path, record.modality))
-    return inputs
+        paths = chosen.setdefault(record.modality, [])
+        if len(paths) < REAL:
+            paths.append(record.path)
+    allow(workers)
+    with ThreadPoolExecutor(workers) as pool:
+        return {name: list(pool.map(partial(space.read, modality=name), paths)) for name, paths in chosen.items()}

@@ -2,30 +2,37 @@
 
 * `network`: the transformers model. * `write_network`: writes it with its tokenizer.
 * `plain_layers`: everything after pooling as Linear, LayerNorm and activations, equal up to rounding.
-* `Padded`: the whole encoder on padded tokens.
+* `Padded`: the whole encoder on padded tokens. * `on_cpu`: a copy of any module to export.
 
 Shapes: n texts, L tokens, H hidden width, f width of the features, h of a hidden layer, d dimension of the space.
 """
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3bind.core.device import CPU
 from m3bind.core.files import write_json
 from m3bind.errors import ConfigError
 from m3bind.models.layers.heads import Mlp, ResidualHead
 from m3bind.models.layers.text_encoder import TextEncoder
 
+M = TypeVar("M", bound=nn.Module)
 _SPECIAL = {
     "unk_token": ("[UNK]", "<unk>"),
     "cls_token": ("[CLS]", "<s>"),
     "sep_token": ("[SEP]", "</s>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
+
+
+def on_cpu(module: M) -> M:
+    """A copy of a module on the CPU."""
+    return copy.deepcopy(module).to(CPU)
 
 
 def network(encoder: TextEncoder) -> Any:

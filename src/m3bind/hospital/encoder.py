@@ -43,7 +43,6 @@ from m3bind.space.bundle import Space
 log = logging.getLogger(__name__)
 BATCH = 16  # items written to the index at once
 INPUTS = 16  # inputs per forward pass
-WORKERS = 2  # decoding processes
 EAGER = 8  # commit when more than one in so many items changed
 PAUSE = 0.1  # seconds between checks of the spool
 AGAIN = 5.0  # seconds until a retry after a refusal of the disk
@@ -73,9 +72,12 @@ class _Taken:
 class SpoolEncoder:
     """Turns complete units of a spool into items of an index. One thread calls it."""
 
-    def __init__(self, space: Space, index: Index, spool: Spool, keep: Path | None = None) -> None:
-        """`index`: open for writing. `keep`: folder for the de-identified files, so that items have images."""
-        self._space, self._index, self._spool, self._keep = space, index, spool, keep
+    def __init__(self, space: Space, index: Index, spool: Spool, keep: Path | None = None, workers: int = 2) -> None:
+        """`index`: open for writing. `keep`: folder for the de-identified files, so that items have images.
+
+        `workers`: decoding processes.
+        """
+        self._space, self._index, self._spool, self._keep, self._workers = space, index, spool, keep, workers
         self._changed = 0
         self.counts: Counter[str] = Counter()  # items per modality, and `OTHERS`
 
@@ -139,7 +141,7 @@ class SpoolEncoder:
                 (unit, {"path": str(found.path), "modality": found.first.modality, "fault": ""})
                 for unit, found in taken.items()
             ]
-            for unit, prepared in ahead(self._space, rows, Cut(), WORKERS, 2 * WORKERS) if rows else ():
+            for unit, prepared in ahead(self._space, rows, Cut(), self._workers, 2 * self._workers) if rows else ():
                 row = prepared.reason or self._embedded(prepared)
                 if isinstance(row, str):
                     self._reject(unit, prepared.modality, row)

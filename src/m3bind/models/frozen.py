@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from m3bind.core.device import compute_dtype
+from m3bind.core.device import compute_dtype, to_device
 
 log = logging.getLogger(__name__)
 MIN_COSINE = 0.999  # of half precision to float32, below which float32 is used
@@ -89,7 +89,7 @@ class FrozenPass(Generic[B]):
             log.info("the memory of %s is full: %d of %d items together", self.device, size, count)
 
     def _computed(self, part: B, dtype: torch.dtype) -> Tensor:
-        there = tree_map(lambda tensor: tensor.to(self.device), part)
+        there = tree_map(lambda tensor: to_device(tensor, self.device), part)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, dtype != torch.float32):
             return self._encode(there).float().cpu()
 

@@ -1,6 +1,7 @@
 """Outputs of a run: its bundle, report and printed tables.
 
 * `finish`: runs the stages and writes everything. * `open_run`, `see_finished`: a run from its folder.
+* `computing_on`: its settings on this machine.
 * `space_of`, `points`, `report`, `reliability`: the run's state as a space, and its report.
 * `rewrite_report`, `show_results`: report and metrics of a finished run.
 """
@@ -17,8 +18,9 @@ from rich.console import Console
 
 from m3bind import modalities
 from m3bind.align import methods
-from m3bind.config import validate
+from m3bind.config import RunConfig, validate
 from m3bind.core import sums
+from m3bind.core.device import Compute
 from m3bind.core.stored import read_yaml
 from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError
@@ -194,8 +196,8 @@ def reliability(run: Run) -> dict[str, list[tuple[str, Answers]]]:
     return {heading: parts for heading, parts in headings.items() if parts}
 
 
-def open_run(folder: Path) -> Run:
-    """A run from its folder.
+def open_run(folder: Path, compute: Compute | None = None) -> Run:
+    """A run from its folder, on the device and with the workers of `compute`; default: chosen for this machine.
 
     Raises:
         ConfigError: the folder does not contain a run.
@@ -205,7 +207,14 @@ def open_run(folder: Path) -> Run:
     sums.check(folder)
     if not path.is_file():
         raise ConfigError(f"{folder} holds no run (no config.yaml); give the folder that fit wrote, e.g. runs/demo")
-    return Run(validate(read_yaml(path), str(path)), folder)
+    return Run(computing_on(validate(read_yaml(path), str(path)), compute), folder)
+
+
+def computing_on(config: RunConfig, compute: Compute | None) -> RunConfig:
+    """Saved settings with device and workers for this machine: `compute`, or "auto"."""
+    here = {} if compute is None else {"device": str(compute.device), "workers": compute.workers}
+    config.compute = config.compute.model_copy(update={"device": "auto", "workers": "auto", **here})
+    return config
 
 
 def see_finished(run: Run, stage: str) -> None:
@@ -232,14 +241,14 @@ def _has_weights(folder: Path) -> bool:
     return (folder / "final.safetensors").is_file()
 
 
-def rewrite_report(folder: Path) -> Path:
+def rewrite_report(folder: Path, compute: Compute | None = None) -> Path:
     """report.html of a finished run, written again.
 
     Raises:
         ConfigError: the folder does not contain a finished run; nothing is trained here.
         ResultError: a file was changed.
     """
-    run = open_run(folder)
+    run = open_run(folder, compute)
     if not (folder / "results.json").is_file():
         raise ConfigError(f"{folder} is not finished (no results.json); resume it with m3bind fit, then report")
     before = _points_when_unbound(run)

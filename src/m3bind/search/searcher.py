@@ -69,17 +69,18 @@ class Hit:
 class Searcher:
     """Searches an index with its space; modalities and calibration are looked up once. Thread-safe if the index is."""
 
-    def __init__(self, space: Space, source: Source) -> None:
+    def __init__(self, space: Space, source: Source, workers: int | None = None) -> None:
         """Open the index.
 
         Args:
             space: the space the index was encoded with.
             source: an index, its URI, an encoded archive, or its folder.
+            workers: processes that read the files of queries; one per usable core by default.
 
         Raises:
             SpaceError: the index is of another space, or cannot be opened.
         """
-        self.space, self.index = space, searchable(source)
+        self.space, self.index, self._workers = space, searchable(source), workers
         if self.index.fingerprint != space.fingerprint:
             raise SpaceError(f"{self.index.uri} was encoded with another space; encode it again with this one")
         self.calibration = calibration_of(self.index)
@@ -182,7 +183,7 @@ class Searcher:
                 rows = self.index.vectors(values)
             else:
                 assert name is not None
-                rows = self.space.encode_image(values, name)
+                rows = self.space.encode_image(values, name, workers=self._workers)
                 rows = correct_gap(rows, self.space.image_mean(name)) if corrected else rows
             vectors |= zip(members, rows)
         combined = []

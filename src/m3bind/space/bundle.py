@@ -13,17 +13,21 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind import modalities
-from m3bind.core.device import compute_dtype
+from m3bind.core.device import compute_dtype, device_of, pick, to_device, usable_cores
 from m3bind.errors import ConfigError, NotFiniteError, SpaceError, UnknownNameError
+from m3bind.modalities.formats.isolation import allow
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.bridges import BaseBridge, Bridge
 from m3bind.models.embedding import Array, encode_distinct, evaluating, similarity, softmax, text_dtype
@@ -192,6 +196,11 @@ class Space:
         values: Array = self._contents.means[modality].cpu().numpy().copy()
         return values
 
+    @property
+    def device(self) -> torch.device:
+        """Where the space computes."""
+        return device_of(next(iter(self._contents.models.values())))
+
     def to(self, device: str | torch.device) -> "Space":
         """Move everything to a device; returns the space itself."""
         contents = self._contents
@@ -225,7 +234,7 @@ class Space:
         tokenize, encode, modules = self._text_tower(path)
         with evaluating(*modules):
             dtype = self._text_precision(path, tokenize, encode)
-            return encode_distinct(texts, tokenize, encode, self.dim, self._device(), dtype)
+            return encode_distinct(texts, tokenize, encode, self.dim, self.device, dtype)
 
     def _text_tower(
         self, path: str
@@ -241,10 +250,11 @@ class Space:
         self, path: str, tokenize: Callable[[Sequence[str]], Tokens], encode: Callable[[Tokens], Tensor]
     ) -> torch.dtype:
         """The device's half precision if the tower tolerates it, else float32; measured once per tower and device."""
-        key = path, self._device()
+        device = self.device
+        key = path, device
         if key not in self._precisions:
-            fast = compute_dtype(self._device())
-            chosen, mean, smallest = text_dtype(tokenize, encode, self._device(), fast)
+            fast = compute_dtype(device)
+            chosen, mean, smallest = text_dtype(tokenize, encode, device, fast)
             if chosen != fast:
                 log.warning(
                     "texts of %s are encoded in float32: in %s their cosine to it is %.6f (smallest %.6f)",
@@ -280,9 +290,9 @@ class Space:
             NotFiniteError: an embedding is NaN or infinite.
         """
         model, bridge = self.model(modality), self._contents.bridges[modality]
-        key = modality, self._device(), dtype
+        key = modality, self.device, dtype
         if key not in self._passes:
-            self._passes[key] = FrozenPass(lambda batch: bridge.image(model.encode_image(batch).float()), *key[1:])
+            self._passes[key] = FrozenPass(_image_side(model, bridge), *key[1:])
         out = np.empty((len(inputs), self.dim), np.float32)
         shapes: dict[tuple[int, ...], list[int]] = {}
         for position, value in enumerate(inputs):
@@ -294,8 +304,16 @@ class Space:
             raise NotFiniteError(f"an embedding of {modality} is not finite; check the file and the weights")
         return out
 
-    def encode_image(self, paths: Sequence[Path | str] | Path | str, modality: str, batch: int = 32) -> Array:
+    def encode_image(
+        self, paths: Sequence[Path | str] | Path | str, modality: str, batch: int = 32, workers: int | None = None
+    ) -> Array:
         """Files of one modality -> (n, d) float32 unit rows. To quarantine unreadable files: `encode_files`.
+
+        Args:
+            paths: any number of files.
+            modality: of all of them.
+            batch: files that are read and encoded together.
+            workers: processes that read files; one per usable core by default.
 
         Raises:
             ReadError: a file is missing, damaged, or of another kind.
@@ -304,9 +322,12 @@ class Space:
         files = [paths] if isinstance(paths, str | Path) else list(paths)
         self.model(modality)
         rows = [np.empty((0, self.dim), np.float32)]
-        for start in range(0, len(files), batch):
-            inputs = [self.read(path, modality) for path in files[start : start + batch]]
-            rows.append(self.encode_inputs(inputs, modality))
+        workers = workers or usable_cores()
+        allow(workers)
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(files), batch):
+                inputs = pool.map(partial(self.read, modality=modality), files[start : start + batch])
+                rows.append(self.encode_inputs(list(inputs), modality))
         return np.concatenate(rows)
 
     def project(self, rows: NDArray[Any], modality: str, side: Literal["image", "text"] = "image") -> Array:
@@ -314,7 +335,7 @@ class Space:
         self.model(modality)
         bridge = self._contents.bridges[modality]
         with evaluating(bridge):
-            own = torch.as_tensor(rows, dtype=torch.float32, device=self._device())
+            own = to_device(torch.as_tensor(rows, dtype=torch.float32), self.device)
             out: Array = (bridge.image(own) if side == "image" else bridge.text(own)).float().cpu().numpy()
         return out
 
@@ -361,9 +382,6 @@ class Space:
         """Cosines (n, m) of unit rows (n, d) and (m, d)."""
         return similarity(a, b)
 
-    def _device(self) -> torch.device:
-        return next(iter(self._contents.models.values())).logit_scale.device
-
     def __repr__(self) -> str:
         lines = [f"Space of {self.dim} dimensions" + (", trained on SYNTHETIC data" if self.synthetic else "")]
         for name, model in self._contents.models.items():
@@ -373,6 +391,19 @@ class Space:
             lines.append(f"  {name}: " + "; ".join(fact for fact in facts if fact))
         lines.append(f"  text: {', '.join(self.text_encoders)}")
         return "\n".join(lines)
+
+
+def _image_side(model: DualEncoder, bridge: BaseBridge) -> Callable[[Tensor], Tensor]:
+    """(n, ...) -> (n, d) unit rows; the bridge computes in float32, whatever the precision of the tower."""
+
+    def encode(batch: Tensor) -> Tensor:
+        own = model.encode_image(batch)
+        if own.dtype != torch.float32:
+            own = F.normalize(own.float(), dim=-1)  # rounded rows are a little shorter or longer
+        with torch.autocast(batch.device.type, enabled=False):
+            return bridge.image(own)
+
+    return encode
 
 
 def _as_bridge(name: str, value: BaseBridge | Tensor | NDArray[Any]) -> BaseBridge:
@@ -401,16 +432,18 @@ def save_space(space: Space, folder: Path | str) -> Path:
     return folder
 
 
-def load(path: Path | str, device: str | torch.device = "cpu") -> Space:
+def load(path: Path | str, device: str | torch.device = "auto") -> Space:
     """Open a space. Needs no training code, and no network for folders.
 
     Args:
         path: a folder written by `save_space`, or the id "owner/name" of such a repository on the Hugging Face hub.
-        device: where to compute.
+        device: "auto" (a CUDA or ROCm GPU if available, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
 
     Raises:
+        ConfigError: no such device on this machine.
         SpaceError: no such space, or it is damaged, incomplete or newer than this version; names the file.
     """
+    place = pick(str(device)).device
     text = str(path)
     is_id = isinstance(path, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text)
     if not Path(path).exists() and is_id and not Path(path).parent.exists():
@@ -420,7 +453,7 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> Space:
     contents = read_folder(path)
     space = Space(contents.models, contents.bridges, contents.means, contents.student, contents.info)
     space._contents.fingerprint = contents.fingerprint
-    return space.to(device)
+    return space.to(place)
 
 
 def _download(name: str) -> Path:

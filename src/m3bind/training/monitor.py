@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from m3bind.config import TrainConfig
 from m3bind.core.device import Compute, memory
+from m3bind.core.progress import memory_text
 from m3bind.errors import ConfigError
 
 T = TypeVar("T")
@@ -112,7 +113,7 @@ class Pace:
         if values["waiting"] > SHOWN:
             pieces.append(f"waiting for data {values['waiting']:.0%}")
         if used is not None:
-            pieces.append(f"{used[0] / 1e9:.1f} of {used[1] / 1e9:.0f} GB")
+            pieces.append(memory_text(used))
         return ", ".join(pieces)
 
 

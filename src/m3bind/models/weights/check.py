@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m3bind.core.device import CPU, device_of, float32_arithmetic
 from m3bind.errors import ConfigError
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder
@@ -74,7 +75,12 @@ class Result:
 
 
 def check_model(
-    name: str, checkpoint: Path | str | None = None, revision: str = "", save: bool = False, **settings: Any
+    name: str,
+    checkpoint: Path | str | None = None,
+    revision: str = "",
+    save: bool = False,
+    device: torch.device = CPU,
+    **settings: Any,
 ) -> Result:
     """Compare a published model with its stored reference, then check a checkpoint.
 
@@ -83,6 +89,7 @@ def check_model(
         checkpoint: file, folder or hub id of weights; by default only the reference is compared.
         revision: commit of a hub id.
         save: store the current embeddings as the reference: of the checkpoint's weights, else of the model itself.
+        device: where the model computes, in exact float32.
         settings: arguments of the constructor.
 
     Raises:
@@ -93,18 +100,14 @@ def check_model(
     if not issubclass(registry.get(name), PublishedModel):
         raise ConfigError(f"{name} is not one of the published models: {', '.join(published())}.")
     path = None if checkpoint is None else resolve(checkpoint, revision)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        return _check(name, path, save, settings)
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    with float32_arithmetic():
+        return _check(name, path, save, device, settings)
 
 
-def _check(name: str, path: Path | None, save: bool, settings: dict[str, Any]) -> Result:
+def _check(name: str, path: Path | None, save: bool, device: torch.device, settings: dict[str, Any]) -> Result:
     result = Result(name)
     with without_initialisation():
-        model = registry.build(name, **settings).eval()
+        model = registry.build(name, **settings).eval().to(device)
     fill(model)
     now = make_reference(model, name)
     if save and path is None:
@@ -139,11 +142,12 @@ def _check_checkpoint(result: Result, model: DualEncoder, path: Path, save: bool
     result.add("weights finite", not bad, f"not in {listed(bad)}" if bad else result.weights_hash[:16])
     now = make_reference(model, result.model, result.weights_hash)
     texts = texts_for(model)
-    alone = model.encode_image(fixed_images(tuple(now.shape))[:1])
+    device = device_of(model)
+    alone = model.encode_image(fixed_images(tuple(now.shape))[:1].to(device)).cpu()
     _check_rows(result, "images", torch.tensor(now.image), alone)
     if texts is not None and now.text is not None:
         length = int(texts["attention_mask"][0].sum())
-        alone = model.encode_text({key: value[:1, :length] for key, value in texts.items()})
+        alone = model.encode_text({key: value[:1, :length].to(device) for key, value in texts.items()}).cpu()
         _check_rows(result, "texts", torch.tensor(now.text), alone)
     stored = reference_path(result.model, result.weights_hash)
     if save:

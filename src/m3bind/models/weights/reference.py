@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from m3bind.core.device import device_of
 from m3bind.core.files import write_json
 from m3bind.core.stored import read_json
 from m3bind.errors import CheckpointError, ConfigError
@@ -179,15 +180,15 @@ def reference_path(name: str, weights: str = "generated") -> Path:
 def make_reference(model: DualEncoder, name: str, weights: str = "generated") -> Reference:
     """The embeddings of `model`, in eval mode, now."""
     sample = _preprocessed(model)
-    shape, texts = _shape(model, sample), texts_for(model)
+    shape, texts, device = _shape(model, sample), texts_for(model), device_of(model)
     names = "\n".join(f"{key} {tuple(value.shape)}" for key, value in sorted(model.state_dict().items()))
     return Reference(
         name,
         weights,
         zlib.crc32(names.encode()),
         list(shape),
-        _rows(model.encode_image, fixed_images(shape)),
-        None if texts is None else _rows(model.encode_text, texts),
+        _rows(model.encode_image, fixed_images(shape).to(device)),
+        None if texts is None else _rows(model.encode_text, {key: value.to(device) for key, value in texts.items()}),
         _probe(sample),
         {library: importlib.metadata.version(library) for library in _LIBRARIES},
     )
