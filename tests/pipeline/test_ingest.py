@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from m3bind.data.cache import FeatureCache
+from m3bind.data.cache import FeatureCache, Share
 from m3bind.data.records import Record
 from m3bind.errors import M3BindError, ReadError
 from m3bind.modalities import decode
@@ -24,7 +24,7 @@ from m3bind.models.layers.preprocess import rgb_image
 from m3bind.models.layers.transforms import IMAGENET_MEAN, IMAGENET_STD, normalized
 from m3bind.pipeline import ingest, stored_inputs
 from m3bind.pipeline.features import FeatureExtractor
-from m3bind.pipeline.ingest import BLOCK, Share
+from m3bind.pipeline.ingest import BLOCK
 from m3bind.pipeline.stored_inputs import BadFilesError, LiveInputs, StoredInputs
 from toys import ToyEncoder
 
@@ -271,7 +271,9 @@ def one_pass(folder: Path, log: Path, step: int, rank: int, world: int, count: i
         Record(str(n), "xray", folder / f"{n}.png", "", (), ("text",), (), str(n), "train", "") for n in range(count)
     ]
     share = Share(rank, world, wait) if world > 1 else Share()
-    good, bad = extractor(folder, workers=1).readable(records, Pictures(), share)
+    own = extractor(folder, workers=1)
+    with own.cache.shared(share):
+        good, bad = own.readable(records, Pictures())
     os._exit(0 if (len(good), len(bad)) == (count - count // 10, count // 10) else 1)
 
 
@@ -315,7 +317,9 @@ def test_a_share_of_a_machine_without_the_others_is_done_by_all_later(tmp_path, 
 
     def other() -> None:
         turns[0].wait()
-        extractor(tmp_path).readable(records, model, Share(1, 2, turns[1].set))
+        theirs = extractor(tmp_path)
+        with theirs.cache.shared(Share(1, 2, turns[1].set)):
+            theirs.readable(records, model)
 
     thread = threading.Thread(target=other)
     thread.start()
@@ -325,7 +329,9 @@ def test_a_share_of_a_machine_without_the_others_is_done_by_all_later(tmp_path, 
         turns[0].set()
         turns[1].wait()
 
-    assert len(extractor(tmp_path).readable(records, model, Share(0, 2, wait))[0]) == 3 * BLOCK
+    ours = extractor(tmp_path)
+    with ours.cache.shared(Share(0, 2, wait)):
+        assert len(ours.readable(records, model)[0]) == 3 * BLOCK
     thread.join()
     assert set(decoded.values()) == {1} and len(decoded) == 3 * BLOCK
 

@@ -2,7 +2,7 @@
 
 * `FeatureCache`: `get_or_compute(kind, weights_hash, items, compute, ...)` returns one row per item and calls `compute`
   only for missing ones.
-* `Rows`: its result; an array read from the memory-mapped shards when indexed.
+* `Rows`: its result; an array read from the memory-mapped shards when indexed. * `Share`: one process's part of it.
 
 On disk: `<folder>/<hash of (kind, weights)>/` with shards (`shards`) of `rows` (n, ...) float32, float16 or uint8, and
 `<folder>/files/`, the memo of content keys (`file_keys`).
@@ -14,7 +14,8 @@ resumed calls `compute` with exactly the batches of an uninterrupted one, hence 
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ class Rows:
         return f"Rows(shape={self.shape}, dtype={self.dtype}, shards={len(self._shards.shards)})"
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of a pass that this process takes. `wait` returns when all processes have called it."""
+
+    rank: int = 0
+    world: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
 class FeatureCache:
     """Feature rows of any number of kinds and weights in one folder. Processes may share it."""
 
@@ -69,6 +79,16 @@ class FeatureCache:
         self.folder = Path(folder)
         self.files = FileKeys(self.folder / "files")
         self._groups: dict[str, ShardFolder] = {}
+        self.share = Share()
+
+    @contextlib.contextmanager
+    def shared(self, share: Share) -> Iterator[None]:
+        """Inside, all processes make the same calls, and each computes its part of what is missing."""
+        before, self.share = self.share, share
+        try:
+            yield
+        finally:
+            self.share = before
 
     def shards(self, kind: str, weights_hash: str = "") -> ShardFolder:
         """The shards of one kind of rows, for reading and adding."""
@@ -124,17 +144,21 @@ class FeatureCache:
         keys = np.array([hashlib.sha256(item.encode("utf-8")).digest() for item in items], KEY)
         shards.refresh()
         where = shards.find(keys)
-        if (where[:, 0] < 0).any():
+        if self.share.world > 1 or (where[:, 0] < 0).any():
             first: dict[bytes, int] = {}
             for position, key in enumerate(keys.tolist()):
                 first.setdefault(key, position)
-            todo = where[:, 0] < 0
             distinct = list(first.values())
             chunks = [distinct[start : start + batch] for start in range(0, len(distinct), batch)]
-            missing = [left for chunk in chunks if (left := [at for at in chunk if todo[at]])]
-            self._compute(shards, kind, keys, missing, compute, progress, len(distinct))
-            shards.refresh()
-            where = shards.find(keys)
+            own = chunks[self.share.rank :: self.share.world]
+            for each in (own, chunks):  # then what another process did not leave in this folder
+                todo = where[:, 0] < 0
+                if missing := [left for chunk in each if (left := [at for at in chunk if todo[at]])]:
+                    self._compute(shards, kind, keys, missing, compute, progress, len(distinct))
+                if each is own:
+                    self.share.wait()
+                shards.refresh()
+                where = shards.find(keys)
         self.files.save()
         shape, dtype = self._row_type(kind, shards)
         return Rows(shards, where, shape, dtype)

@@ -30,7 +30,7 @@ from m3bind.models.base import DualEncoder
 from m3bind.models.layers.augment import ItemRandom
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.models.weights.checkpoint import hash_state
-from m3bind.pipeline.ingest import Ingested, Share, ingest
+from m3bind.pipeline.ingest import Ingested, ingest
 from m3bind.pipeline.stored_inputs import BadFilesError, FileReader, Inputs, LiveInputs, StoredInputs, levels_of
 from m3bind.pipeline.text_features import TextFeatures, text_trunk
 from m3bind.training.pairs import Images, Level, Pairs, Texts
@@ -70,15 +70,10 @@ class FeatureExtractor:
         self._live: set[str] = set()  # kinds of inputs that were too many to store
         self.texts = TextFeatures(cache)
 
-    def readable(
-        self,
-        records: Sequence[Record],
-        model: DualEncoder,
-        share: Share = Share(),  # noqa: B008  immutable
-    ) -> tuple[Records, list[BadRow]]:
+    def readable(self, records: Sequence[Record], model: DualEncoder) -> tuple[Records, list[BadRow]]:
         """Records whose files can be decoded and preprocessed, and the others with reasons; inputs are stored."""
         columns = Records.of(records)
-        faults = self._ingest(columns, model, share).faults if len(columns) else {}
+        faults = self._ingest(columns, model).faults if len(columns) else {}
         unreadable = columns.take(sorted(faults))
         bad = [BadRow(record.row, faults[at], str(record.path)) for at, record in zip(sorted(faults), unreadable)]
         return columns.take(np.delete(np.arange(len(columns)), sorted(faults))), bad
@@ -95,18 +90,18 @@ class FeatureExtractor:
         """Inputs and content keys."""
         if not len(records):
             return StoredInputs(self.cache.shards("empty"), np.empty((0, 2), np.int64), None), []
-        found = self._ingest(Records.of(records), model, Share())
+        found = self._ingest(Records.of(records), model)
         if found.faults:
             raise BadFilesError(found.faults)
         return found.inputs, [key for key in found.keys if key is not None]
 
-    def _ingest(self, records: Records, model: DualEncoder, share: Share) -> Ingested:
+    def _ingest(self, records: Records, model: DualEncoder) -> Ingested:
         name = _preprocessing(model)
         if name not in self._levels:
             self._levels[name] = levels_of(model)
         reader = FileReader(records[0].modality, model, name, self._levels[name])
         limit = 0.0 if reader.kind in self._live else self.inputs_gb * 1e9
-        found = ingest(records, reader, self.cache, self.workers, limit, share)
+        found = ingest(records, reader, self.cache, self.workers, limit)
         if isinstance(found.inputs, LiveInputs):
             self._live.add(reader.kind)
         return found

@@ -44,15 +44,6 @@ TEXT = 512  # bytes of a verdict
 LIMIT = 4  # files prefetched by each thread
 
 
-@dataclass(frozen=True)
-class Share:
-    """The part of a pass that this process takes. `wait` returns when all processes have called it."""
-
-    rank: int = 0
-    world: int = 1
-    wait: Callable[[], None] = lambda: None
-
-
 @dataclass
 class _Found:
     """What one file came to."""
@@ -84,7 +75,6 @@ def ingest(
     cache: FeatureCache,
     workers: int = 1,
     limit: float = 20e9,
-    share: Share = Share(),
 ) -> Ingested:
     """Make the inputs of `records` available, each file decoded at most once by all passes together.
 
@@ -94,11 +84,13 @@ def ingest(
         cache: where inputs, verdicts and content keys are stored.
         workers: threads, each with a child process that decodes.
         limit: bytes of all inputs; if they need more, they are not stored.
-        share: of this process. Files that are left when all have finished theirs are read by each process.
+
+    Processes take shares of the pass (`cache.share`); files that are left then are read by each process.
 
     Raises:
         M3BindError: stored inputs have another shape.
     """
+    share = cache.share
     work = _Pass(records, reader, cache, limit)
     work.look_up(fresh=True)
     todo = work.left()

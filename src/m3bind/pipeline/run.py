@@ -23,7 +23,7 @@ import gc
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from m3bind.core import sums
 from m3bind.core.files import only_one, sha256_file, write_json, write_text
 from m3bind.core.provenance import provenance
 from m3bind.core.stored import MAX_JSON, parse_json, read_text, read_yaml
-from m3bind.data.cache import FeatureCache
+from m3bind.data.cache import FeatureCache, Share
 from m3bind.data.records import BadRow, Record, Records, format_bad_rows
 from m3bind.errors import ConfigError, ResultError
 from m3bind.evaluate.results import ResultTable, Row
@@ -71,7 +71,9 @@ class Run:
         join(self.compute.device)
         with main_first():
             _pin_settings(config, folder)
-        self.extractor = FeatureExtractor(FeatureCache(self.cache_folder), inputs_gb=config.data.inputs_gb)
+        self.extractor = FeatureExtractor(
+            FeatureCache(self.cache_folder), workers=self.compute.workers, inputs_gb=config.data.inputs_gb
+        )
         set_seed(config.seed)
         self.table = ResultTable()
         self.on_stage: Callable[[str], None] = lambda stage: None  # called after each stage, before it is measured
@@ -174,8 +176,14 @@ class Run:
             raise ConfigError(f"unknown stage {until!r}; choose one of {', '.join(STAGES)}")
         # without evaluation, several processes may read a run
         alone = only_one(self.folder, "run") if evaluate and world()[0] == 0 else contextlib.nullcontext()
-        with alone:
+        with alone, self._shared():
             return self._fit(STAGES.index(until), evaluate)
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[None]:
+        """Inside, all processes of the run do the same, and share files and embedding passes."""
+        with self.extractor.cache.shared(Share(*world(), wait)):
+            yield
 
     def _fit(self, last: int, measuring: bool) -> ResultTable:
         setup, assets = self.prepare(), self.pretrain_folder / "assets"
@@ -243,7 +251,8 @@ class Run:
         if view is not None and world()[0] == 0:
             held_out = [self.dataset.table.texts[i] for i in self.dataset.held_out]
             split = "valid" if self.config.data.tune else "test"
-            ResultTable(measure(view, held_out, self.config.evaluate, split, self.config.seed)).save(path)
+            with self.extractor.cache.shared(Share()):
+                ResultTable(measure(view, held_out, self.config.evaluate, split, self.config.seed)).save(path)
         wait()
         rows = ResultTable.load(path).rows
         self.table.extend(rows)

@@ -34,6 +34,7 @@ from m3bind.core.progress import progress
 from m3bind.core.provenance import arithmetic
 from m3bind.core.stored import MAX_JSON, read_text
 from m3bind.errors import CheckpointError, NotFiniteError
+from m3bind.models.frozen import halve
 from m3bind.training import checkpoint, loader
 from m3bind.training.monitor import Pace, Trackers, profiler
 from m3bind.training.pairs import Batch
@@ -78,10 +79,14 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
     return settings.lr * (settings.lr_floor + (1 - settings.lr_floor) * 0.5 * (1 + math.cos(math.pi * progress_)))
 
 
+def tower_dtype(settings: TrainConfig, compute: Compute) -> torch.dtype:
+    """In which a stage's towers multiply matrices."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}.get(settings.precision, compute.dtype)
+
+
 def autocast(settings: TrainConfig, compute: Compute) -> AbstractContextManager[None]:
     """The precision of a stage's towers; losses are always computed in float32."""
-    own = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    return compute.autocast(own.get(settings.precision, compute.dtype))
+    return compute.autocast(tower_dtype(settings, compute))
 
 
 def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, compute: Compute | None = None) -> None:
@@ -129,6 +134,19 @@ def repeatable(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         memory.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
+def half_frozen(modules: Mapping[str, nn.Module], settings: TrainConfig, compute: Compute) -> Iterator[None]:
+    """Inside, frozen weights on a GPU are stored in the precision of `autocast`: the same result, half the memory."""
+    dtype, restore = tower_dtype(settings, compute), []
+    if compute.device.type != "cpu" and dtype != torch.float32:
+        restore = [halve(module, dtype) for module in modules.values()]
+    try:
+        yield
+    finally:
+        for back in restore:
+            back()
 
 
 def seed_torch(seed: int, *names: str) -> None:
@@ -222,6 +240,7 @@ class _Run:
         trackers = Trackers(compute, stage.name, folder, settings, step) if self.main else None
         pace = Pace(compute)
         with (
+            half_frozen(stage.modules(), settings, compute),
             progress(stage.name, total=settings.steps, done=step) as bar,
             profiler(compute, folder) as profile,
             open(self.log_path, "a", encoding="utf-8") as log,
