@@ -24,8 +24,8 @@ SETTINGS = {
     "pretrain": {"steps": 6, "batch": 7, "lr": 0.001, "augment": True},
     "align": {"dim": 12, "steps": 6, "batch": 7, "shared_batch": 5, "pool": 64, "lr": 0.001, "checkpoint_steps": 2,
               "image": "lora", "lora": {"dropout": 0.0}, "micro_batch": 2, "micro_tokens": 40},
-    "distill": {"steps": 4, "steps_b": 4, "batch": 7, "lr": 0.001, "shared_batch": 5, "checkpoint_steps": 2, "affinity": 0.5,
-                "student": {"text": "bert", "settings": {"config": TEXT, "max_tokens": 24}}},
+    "distill": {"steps": 4, "steps_b": 4, "batch": 7, "lr": 0.001, "shared_batch": 5, "checkpoint_steps": 2,
+                "affinity": 0.5, "student": {"text": "bert", "settings": {"config": TEXT, "max_tokens": 24}}},
     "evaluate": {"bootstrap": 20, "agreement_texts": 8},
     "compute": {"device": "cpu", "precision": "float32", "workers": 1},
 }  # fmt: skip
