@@ -104,3 +104,26 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts() -> None:
         run({"ids": torch.zeros(2, 40)})
     with pytest.raises(RuntimeError, match="shapes"):
         FrozenPass(lambda x: (_ for _ in ()).throw(RuntimeError("shapes differ")), CPU)(ids)
+
+
+def test_what_is_moved_to_the_device_is_loaded_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen, "compute_dtype", lambda device: torch.bfloat16)
+    stored, loaded = torch.randint(0, 255, (6, 4), dtype=torch.uint8), []
+
+    def load(at: Tensor) -> dict[str, Tensor]:
+        loaded.append(at.tolist())
+        return {"code": stored[at], "table": torch.linspace(0, 1, 256)}  # a table has other rows than the batch
+
+    def encode(packed: dict[str, Tensor]) -> Tensor:
+        if len(packed["code"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return packed["table"][packed["code"].int()]
+
+    expected = torch.linspace(0, 1, 256)[stored[[5, 0, 1, 2]].int()]
+    host = FrozenPass(encode, CPU, load=load)
+    assert torch.equal(host(torch.tensor([5, 0, 1, 2])), expected) and loaded == [[5, 0, 1, 2], [5, 0], [1, 2]]
+    assert (host.kind, host.times) == ("", 1)
+    with pretend_device():
+        there = FrozenPass(encode, torch.device(DEVICE), load=load)
+        assert torch.equal(there(torch.tensor([5, 0, 1, 2])), expected)
+        assert there.kind == "/bfloat16" and there.times > 1

@@ -151,7 +151,7 @@ def encode_distinct(
     return out[[place[text] for text in texts]]
 
 
-def _rows(encode: FrozenPass[Tokens], tokens: Tokens, dtype: torch.dtype) -> Tensor:
+def _rows(encode: FrozenPass, tokens: Tokens, dtype: torch.dtype) -> Tensor:
     """(n, d) unit rows; rounded ones are a little shorter or longer."""
     rows = encode(tokens)
     return rows if dtype == torch.float32 else F.normalize(rows, dim=-1)

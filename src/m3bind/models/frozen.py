@@ -11,7 +11,7 @@ under autocast the result is the same to the bit; and without autocast, a halved
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from m3bind.core.device import compute_dtype, to_device
 
 log = logging.getLogger(__name__)
 MIN_COSINE = 0.999  # of half precision to float32, below which float32 is used
-B = TypeVar("B")  # a batch: a tensor or tokens, whose tensors have one row per item
+TOGETHER = 8  # times as many items as on a CPU, whose caches are smaller
 
 
 class Agreement(NamedTuple):
@@ -40,20 +40,36 @@ def agreement(exact: Tensor, rounded: Tensor) -> Agreement:
     return Agreement(float(cosines.mean()), float(cosines.min()))
 
 
-class FrozenPass(Generic[B]):
-    """Applies an encoder to batches, without gradient, and returns the rows to the host in float32."""
+class FrozenPass:
+    """Applies an encoder to batches, without gradient, and returns the rows to the host in float32.
 
-    def __init__(self, encode: Callable[[B], Tensor], device: torch.device, dtype: torch.dtype | None = None) -> None:
+    A batch is a tensor, or a structure of tensors (tokens), with one row per item.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Any], Tensor],
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        load: Callable[[Any], Any] | None = None,
+    ) -> None:
         """`encode` maps n items to rows (n, ...), each independent of the others, on `device`.
 
-        `dtype`: of matrix products. None: float32 on a CPU; elsewhere what the device computes fastest, if the rows of
-        the first batch are close to those of float32.
+        Args:
+            encode: gets the tensors of a batch, or of a part of it, on `device`.
+            device: of the encoder.
+            dtype: of matrix products. None: float32 on a CPU; elsewhere what the device computes fastest, if the rows
+                of the first batch are close to those of float32.
+            load: from (a part of) a batch to the host tensors that `encode` gets; by default the batch itself.
         """
-        self._encode, self.device = encode, device
+        self._encode, self._load, self.device = encode, load or (lambda batch: batch), device
         self._dtype = torch.float32 if dtype is None and device.type == "cpu" else dtype
         self._most = 0  # elements of a part, once the memory has run out
+        half = str(self._dtype or compute_dtype(device)).removeprefix("torch.")
+        self.kind = "" if half == "float32" else f"/{half}"  # for keys of stored rows: how they may be rounded
+        self.times = 1 if device.type == "cpu" else TOGETHER  # a batch may have so many times the items
 
-    def __call__(self, batch: B) -> Tensor:
+    def __call__(self, batch: Any) -> Tensor:
         """(n, ...) float32 rows on the host. A batch that does not fit the device's memory is computed in parts.
 
         Raises:
@@ -63,7 +79,7 @@ class FrozenPass(Generic[B]):
             self._dtype = self._chosen(batch)
         return self._rows(batch, self._dtype)
 
-    def _chosen(self, batch: B) -> torch.dtype:
+    def _chosen(self, batch: Any) -> torch.dtype:
         half = compute_dtype(self.device)
         if half == torch.float32:
             return half
@@ -73,7 +89,7 @@ class FrozenPass(Generic[B]):
         log.warning("%s is computed in float32: in %s its cosine to it is %.6f", self._encode, half, cosines.smallest)
         return torch.float32
 
-    def _rows(self, batch: B, dtype: torch.dtype) -> Tensor:
+    def _rows(self, batch: Any, dtype: torch.dtype) -> Tensor:
         tensors = tree_leaves(batch)
         count = max(len(tensors[0]), 1)
         each = max(sum(tensor.numel() for tensor in tensors) // count, 1)  # elements
@@ -88,13 +104,13 @@ class FrozenPass(Generic[B]):
             self._most = size * each
             log.info("the memory of %s is full: %d of %d items together", self.device, size, count)
 
-    def _computed(self, part: B, dtype: torch.dtype) -> Tensor:
-        there = tree_map(lambda tensor: to_device(tensor, self.device), part)
+    def _computed(self, part: Any, dtype: torch.dtype) -> Tensor:
+        there = tree_map(lambda tensor: to_device(tensor, self.device), self._load(part))
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, dtype != torch.float32):
             return self._encode(there).float().cpu()
 
 
-def _split(batch: B, size: int, count: int) -> Iterable[B]:
+def _split(batch: Any, size: int, count: int) -> Iterable[Any]:
     if size == count:
         return [batch]
     tensors, form = tree_flatten(batch)
@@ -115,7 +131,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return True
 
 
-def frozen_dtype(encode: Callable[[B], Tensor], inputs: B, device: torch.device) -> torch.dtype:
+def frozen_dtype(encode: Callable[[Any], Tensor], inputs: Any, device: torch.device) -> torch.dtype:
     """The type in which the frozen weights of a tower may be stored on a device; float32 on a CPU.
 
     `encode` maps `inputs` (a few probes on the device) to rows (n, d) with the tower in eval mode. It is called in

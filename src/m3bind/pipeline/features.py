@@ -27,6 +27,7 @@ from m3bind.data.records import BadRow, Record, Records
 from m3bind.data.text_table import TextTable
 from m3bind.data.texts import concept_phrases
 from m3bind.models.base import DualEncoder
+from m3bind.models.frozen import FrozenPass
 from m3bind.models.layers.augment import ItemRandom
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.models.weights.checkpoint import hash_state
@@ -106,29 +107,27 @@ class FeatureExtractor:
             self._live.add(reader.kind)
         return found
 
-    def _together(self, inputs: Inputs) -> int:
+    def _together(self, inputs: Inputs, times: int) -> int:
         """Number of inputs in a batch."""
         size = 4 * int(np.prod(inputs.shape[1:], dtype=np.int64))
-        return max(1, min(self.batch, TOGETHER // max(size, 1)))
+        return max(1, min(self.batch * times, TOGETHER // max(size, 1)))
 
     def image_features(self, records: Sequence[Record], model: DualEncoder, views: int = 1) -> NDArray[np.float32]:
         """(N, f), or (N, v, f) with several views: trunk features; view 0 is the image, the others are augmented."""
         inputs, keys = self._inputs(records, model)
-        device = device_of(model)
+        forward = _image_pass(inputs, model, model.image_features)
+        augmented = FrozenPass(model.image_features, forward.device)
 
-        @torch.inference_mode()
         def compute(at: list[int]) -> NDArray[np.float32]:
-            rows = torch.from_numpy(inputs[at])
-            features = [model.image_features(rows.to(device))]
+            features = [forward(torch.tensor(at))]
             for view in range(1, views):
                 random = ItemRandom(view, [int(keys[position][:15], 16) for position in at])
-                features.append(model.image_features(model.augment(rows, random).to(device)))
-            stacked = torch.stack(features, dim=1) if views > 1 else features[0]
-            return stacked.float().cpu().numpy()
+                features.append(augmented(model.augment(torch.from_numpy(inputs[at]), random)))
+            return (torch.stack(features, dim=1) if views > 1 else features[0]).numpy()
 
-        kind = f"image/{_preprocessing(model)}/views={views}" + ("/by item" if views > 1 else "")
+        kind = f"image/{_preprocessing(model)}/views={views}" + ("/by item" if views > 1 else "") + forward.kind
         label = f"features {records[0].modality}" if records else None
-        weights, size = self._hash(model.image_trunk), self._together(inputs)
+        weights, size = self._hash(model.image_trunk), self._together(inputs, forward.times)
         return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
 
     def image_embeddings(self, records: Sequence[Record], model: DualEncoder) -> NDArray[np.float32]:
@@ -136,16 +135,15 @@ class FeatureExtractor:
         if getattr(model.image_head, "in_features", 0) <= WIDE:
             return _in_chunks(model.project_image, self.image_features(records, model), device_of(model))
         inputs, keys = self._inputs(records, model)
-        device = device_of(model)
+        forward = _image_pass(inputs, model, model.encode_image)
 
-        @torch.inference_mode()
         def compute(at: list[int]) -> NDArray[np.float32]:
-            packed = {name: tensor.to(device) for name, tensor in inputs.packed(at).items()}
-            return model.encode_image(inputs.expand(packed)).float().cpu().numpy()
+            return forward(torch.tensor(at)).numpy()
 
         weights = sha256_text(self._hash(model.image_trunk), self._hash(model.image_head))
-        kind, label = f"embedding/{_preprocessing(model)}", f"embed {records[0].modality}" if records else None
-        size = self._together(inputs)
+        kind = f"embedding/{_preprocessing(model)}{forward.kind}"
+        label = f"embed {records[0].modality}" if records else None
+        size = self._together(inputs, forward.times)
         return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
 
     def text_features(
@@ -218,6 +216,15 @@ class FeatureExtractor:
             return _in_chunks(model.project_text, features, device_of(model))
 
         return Texts(model, level, table, compute=compute)
+
+
+def _image_pass(inputs: Inputs, model: DualEncoder, encode: Callable[[Tensor], Tensor]) -> FrozenPass:
+    """From positions in `inputs` to rows of `encode`; what is moved to the device are packed inputs."""
+
+    def load(at: Tensor) -> dict[str, Tensor]:
+        return dict(inputs.packed(at.tolist()))
+
+    return FrozenPass(lambda packed: encode(inputs.expand(packed)), device_of(model), load=load)
 
 
 @torch.inference_mode()

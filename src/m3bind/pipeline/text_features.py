@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -19,6 +18,7 @@ from m3bind.data.cache import FeatureCache
 from m3bind.data.text_table import TextTable
 from m3bind.data.tokens import TokenStore, TokenTable
 from m3bind.models.base import DualEncoder
+from m3bind.models.frozen import FrozenPass
 from m3bind.models.layers.text_encoder import TextEncoder
 
 TextModel = DualEncoder | TextEncoder
@@ -67,17 +67,18 @@ class TextFeatures:
             ids = table.ids(texts)
         tokens = self.tokens(model, table)
         order = np.argsort(-tokens.lengths(ids), kind="stable")  # equal lengths together
-        ordered, device = ids[order], device_of(model)
+        ordered = ids[order]
         trunk, encode = text_trunk(model), model.features if isinstance(model, TextEncoder) else model.text_features
 
-        @torch.inference_mode()
+        forward = FrozenPass(encode, device_of(model))
+
         def compute(at: list[int]) -> NDArray[np.float32]:
-            padded = {name: rows.to(device) for name, rows in tokens.padded(ordered[at]).items()}
-            return encode(padded).float().cpu().numpy()
+            return forward(tokens.padded(ordered[at])).numpy()
 
         items = [",".join(map(str, sequence)) for sequence in tokens.lists(ordered)]
-        kind = f"text/{type(trunk).__name__}/{getattr(trunk, 'pooling', '')}"
-        rows = self.cache.get_or_compute(kind, weights_hash, items, compute, BATCH, f"encode {label}")
+        kind = f"text/{type(trunk).__name__}/{getattr(trunk, 'pooling', '')}{forward.kind}"
+        size = BATCH * forward.times
+        rows = self.cache.get_or_compute(kind, weights_hash, items, compute, size, f"encode {label}")
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return np.asarray(rows)[back]

@@ -70,7 +70,7 @@ class Space:
         tensors = {name: _matrix(mean) for name, mean in (means or {}).items()}
         self._contents = Contents(dict(models), modules, tensors, student, info or SpaceInfo())
         self._precisions: dict[tuple[str, torch.device], torch.dtype] = {}  # of text towers
-        self._passes: dict[tuple[str, torch.device, torch.dtype | None], FrozenPass[Tensor]] = {}  # of image towers
+        self._passes: dict[tuple[str, torch.device, torch.dtype | None], FrozenPass] = {}  # of image towers
         self._check()
 
     def _check(self) -> None:
