@@ -11,6 +11,8 @@ from m3bind.evaluate.few_shot import FewShotSettings, few_shot_rows
 from m3bind.evaluate.results import Context
 from m3bind.experiments.lora_finetune import LoraFinetune
 from m3bind.models.weights.checkpoint import hash_state
+from pretend.device import DEVICE, pretend_device
+from pretend.steps import assert_same_losses, counted_steps
 from toys import ToyEncoder
 
 SETTINGS = TrainConfig(lr=0.02, batch=16, precision="fp32")
@@ -68,7 +70,7 @@ def test_steps_follow_from_the_samples(model, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "m3bind.experiments.lora_finetune.loop.train",
-        lambda stage, settings, folder, seed: asked.append(settings.steps),
+        lambda stage, settings, *more: asked.append(settings.steps),
     )
     for epochs, most in ((5, 2000), (50, 30)):
         method = LoraFinetune(
@@ -77,3 +79,24 @@ def test_steps_follow_from_the_samples(model, tmp_path, monkeypatch):
         method.fit(train, None, FewShotProblem(np.zeros((2, 6))))
     assert asked == [10, 30]
     assert "lora_finetune" not in adapters.names()  # it needs a tower, so it is handed over, not named
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_model_on_a_device_is_adapted_there(model, tmp_path, several):
+    (train, first), (test, second) = files(model, 32, 0, several), files(model, 20, 1, several)
+    table = first | second
+
+    def scores(name):
+        method = LoraFinetune(
+            model, lambda ids: np.stack([table[i] for i in ids]), tmp_path / name, SETTINGS, LoraConfig(dropout=0), 2
+        )
+        return method.fit(train, None, FewShotProblem(np.zeros((2, 6))))(test)
+
+    theirs = scores("cpu")
+    with pretend_device() as log, counted_steps(log) as waits:
+        model.to(DEVICE)
+        ours = scores("device")
+    assert waits and max(waits) <= 2
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    (one,), (two,) = (list((tmp_path / name).rglob("log.jsonl")) for name in ("device", "cpu"))
+    assert_same_losses(one, two)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from m3bind.align.lora import freeze_running_stats, inject, lora_parameters
 from m3bind.config import LoraConfig, TrainConfig
+from m3bind.core.device import device_of, pick
 from m3bind.core.files import sha256_text
 from m3bind.data.batching import EpochSampler
 from m3bind.data.records import Record
@@ -64,11 +65,11 @@ class LoraFinetune(Adapter):
             ConfigError: the model's card names no LoRA targets for images.
             NotFiniteError: training diverged.
         """
-        model = _with_own_trunk(self.model)
+        model, compute = _with_own_trunk(self.model), pick(str(device_of(self.model)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(problem.seed)
             inject(model, "image", self.lora)
-            tower = _TunedTower(model, np.asarray(train.features), len(problem.classes))
+            tower = _TunedTower(model, np.asarray(train.features), len(problem.classes)).to(compute.device)
         freeze_running_stats(tower.trunk)
         size = len(train)
         steps = min(self.epochs * (size // min(self.settings.batch, size)), self.max_steps)
@@ -76,14 +77,14 @@ class LoraFinetune(Adapter):
         stage = _Stage(tower, train, self.inputs, settings.batch, problem.seed)
         name = sha256_text(str(problem.seed), str(self.lora), *train.ids)[:16]
         tower.trunk.train()
-        loop.train(stage, settings, self.folder / name, problem.seed)
+        loop.train(stage, settings, self.folder / name, problem.seed, compute)
         tower.eval()
 
         @torch.inference_mode()
         def scores(samples: Samples) -> Floats:
             parts = [samples.ids[i : i + settings.batch] for i in range(0, len(samples), settings.batch)]
-            logits = [tower(torch.from_numpy(self.inputs(part))) for part in parts]
-            return torch.cat(logits).double().numpy()
+            logits = [tower(torch.from_numpy(self.inputs(part)).to(compute.device)) for part in parts]
+            return torch.cat(logits).cpu().double().numpy()
 
         return scores
 
