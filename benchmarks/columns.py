@@ -44,7 +44,8 @@ spine sinus rhythm tachycardia block axis deviation wave abnormality tissue stai
 def write_manifest(folder: Path, rows: int) -> Path:
     """A manifest of `rows` rows in `folder`; files are shared by rows of one split."""
     random, words = np.random.default_rng(rows), WORDS.split()
-    statements = [" ".join(random.choice(words, random.integers(5, 11))).capitalize() + "." for _ in range(4000)]
+    statements = [" ".join(random.choice(words, length, replace=False)) for length in random.integers(5, 11, 4000)]
+    statements = [statement.capitalize() + "." for statement in statements]
     real = folder / "files"
     real.mkdir(parents=True)
     for number in range(FILES):

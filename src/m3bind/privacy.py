@@ -116,4 +116,4 @@ def patient_key(patient: str, salt: str) -> str:
     """
     if os.environ.get("M3BIND_IDENTIFIERS") == "show":
         return patient
-    return hmac.new(salt.encode(), patient.encode(), hashlib.sha256).hexdigest()[:16]
+    return hmac.digest(salt.encode(), patient.encode(), "sha256").hex()[:16]

@@ -29,7 +29,7 @@ def naive_step(pairs, bridges, settings, inputs, step):
     for m, p in pairs.items():
         indices = EpochSampler(len(p), settings.batch, inputs.seed, f"align {m}").batch(step)
         captions = p.draw_captions(indices, inputs.seed, step)
-        table = p.texts.table.texts
+        table = p.texts.table
 
         def encode(ids, p=p, m=m, table=table):
             return bridges[m](p.model.encode_text(p.model.tokenize([table[i] for i in ids])))

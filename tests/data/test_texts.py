@@ -4,11 +4,19 @@ import gzip
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3bind.data import texts
-from m3bind.data.texts import clean_text, concept_phrases, describe, is_informative, length_report, unique_texts
+from m3bind.data.texts import (
+    clean_text,
+    clean_texts,
+    concept_phrases,
+    describe,
+    is_informative,
+    length_report,
+    unique_texts,
+)
 from m3bind.errors import ConfigError, ManifestError
 
 
@@ -215,3 +223,58 @@ def test_real_corpus(mini5: Path) -> None:
     assert 16_000 < len(corpus) < 17_545
     for c in corpus:
         assert "XXXX" not in c.text and "unbestätigter" not in c.text and "\n" not in c.text
+
+
+PIECES = [
+    "heart",
+    "heart",
+    "xx",
+    "XXXX",
+    "x-",
+    ",",
+    ";",
+    ":",
+    ".",
+    "!",
+    "?",
+    "(",
+    ")",
+    "[",
+    "]",
+    "_",
+    "__",
+    "&",
+    "amp;",
+    "#",
+    "ber",
+    "Ü",
+    "ü",
+    "ü",
+    "ſ",
+    "unbe",
+    "stat",
+    "igt",
+    "Edit:",
+    "1.5",
+    "\\",
+    '"',
+    "<unk>",
+    "\u200b",
+    "\xad",
+    "\ue000",
+    "drusen,",
+    "name",
+    "-",
+    "'",
+    "你好",
+    "😀",
+    "\u0378",
+    "9",
+]
+SPACES = [" ", " ", "  ", "\t", "\n", "\x1c", "\x85", "\u00a0", "\u2028"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.lists(st.sampled_from(PIECES + SPACES), max_size=9).map("".join), max_size=30))
+def test_many_texts_are_cleaned_as_one(texts):
+    assert clean_texts(texts) == [clean_text(text) for text in texts]

@@ -21,7 +21,7 @@ D = 16
 def setting(tmp_path):
     pairs = toy_pairs(SIZES)
     table = pairs["xray"].texts.table
-    train_wordpiece(table.texts, vocab_size=200).save(str(tmp_path / "tokenizer.json"))
+    train_wordpiece(table, vocab_size=200).save(str(tmp_path / "tokenizer.json"))
     config = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(0)
     student = make_text_encoder("bert", dim=D, assets=tmp_path, config=config)

@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
     with torch.no_grad():
         images = {m: bridges[m](p.images.embed(np.arange(len(p)))).numpy() for m, p in pairs.items()}
     settings = DistillConfig(**steps, shared_batch=7, student=StudentConfig(text="bert"))
-    student = student_of(folder, table.texts)
+    student = student_of(folder, table)
     wrapped = StudentTexts(student, TokenStore(folder / "tokens", student.tokenize).table(table))
     teachers = Teachers(texts, images, dict.fromkeys(pairs, 10.0))
     shares = inputs.pool_probabilities(settings.balance)

@@ -16,7 +16,7 @@ import platform
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -198,6 +198,11 @@ def sha256_file(path: Path | str) -> str:
 
 def sha256_text(*parts: str) -> str:
     """Hex SHA-256 of several strings; boundaries between parts matter."""
+    return sha256_texts(parts)
+
+
+def sha256_texts(parts: Iterable[str]) -> str:
+    """`sha256_text` of any number of strings."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")

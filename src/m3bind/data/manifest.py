@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m3bind.core.files import sha256_text
+from m3bind.core.files import sha256_texts
 from m3bind.data import manifest_rules as rules
 from m3bind.data.batching import IntArray
 from m3bind.data.descriptions import Described, Labelled, describe_rows
@@ -39,6 +39,7 @@ from m3bind.data.manifest_table import ManifestReader, ManifestTable, rescale_of
 from m3bind.data.ragged import Ragged
 from m3bind.data.records import BadRow, Coded, Codes, Manifest, Record, RecordColumns, Records, format_bad_rows
 from m3bind.data.splits import FRACTIONS
+from m3bind.data.text_table import Strings
 from m3bind.errors import ManifestError, UnknownNameError
 from m3bind.modalities.base import get
 from m3bind.privacy import patient_key
@@ -214,11 +215,11 @@ def _absolute(table: ManifestTable, base: Path) -> pa.Array:
 def _without_names(table: ManifestTable, rows: IntArray) -> tuple[Coded, Coded]:
     """Patients and visits as salted hashes; the salt is M3BIND_SALT, or a hash of all patients of `rows`."""
     patients, people = np.unique(table.patient[rows]), table.people
-    salt = os.environ.get("M3BIND_SALT") or sha256_text(*sorted(people.at(patients)))
+    salt = os.environ.get("M3BIND_SALT") or sha256_texts(people.at(people.sorted(patients)))
 
     def coded(column: IntArray) -> Coded:
         used, codes = np.unique(column, return_inverse=True)
-        keys = [patient_key(name, salt) if name else "" for name in people.at(used)]
+        keys = Strings(patient_key(name, salt) if name else "" for name in people.at(used))
         return Coded(codes.astype(np.int32), keys)
 
     return coded(table.patient), coded(table.visit)

@@ -26,7 +26,7 @@ from m3bind.errors import ManifestError
 
 COLUMNS = ("id", "modality", "set", "path", "label", "labels", "caption", "patient", "split", "visit",
             "rescale", "licence")  # fmt: skip
-BLOCK = 1 << 16  # rows handled together
+BLOCK = 1 << 14  # rows handled together
 _OTHER_NAMES = {"text": "caption", "report": "caption", "file": "path", "image": "path", "dataset": "set",
                 "patient_id": "patient", "subject_id": "patient", "license": "licence"}  # fmt: skip
 _REQUIRED = ("modality", "path")
@@ -166,7 +166,7 @@ def _csv_rows(path: Path, lines: Iterator[str], default: str) -> Iterator[_Row]:
     while window.fill():
         fast = [] if not columns else _simple_rows(window, delimiter)
         for number, cells, fault in fast or _next_row(window, delimiter, len(columns)):
-            if not fault and not any(cell.strip() for cell in cells):
+            if not fault and not any(map(str.strip, cells)):
                 continue
             if not columns:
                 columns = _columns(path, cells)

@@ -6,7 +6,7 @@ Shapes: n rows of a block, R rows of the table.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from m3bind.data.manifest_rows import Fault, RowBlock, quoted
 from m3bind.data.ragged import Ragged
 from m3bind.data.records import SPLITS, BadRow, Coded, Codes
 from m3bind.data.text_table import TextTable
-from m3bind.data.texts import ALIASES, MAX_TEXT, informative_text
+from m3bind.data.texts import ALIASES, MAX_TEXT, informative_texts
 from m3bind.errors import UnknownNameError
 from m3bind.modalities.base import names
 
@@ -189,9 +189,9 @@ class ManifestReader:
         )
         self.count += int(good.sum())
 
-    def _captions(self, cells: Iterable[str]) -> IntArray:
+    def _captions(self, cells: Sequence[str]) -> IntArray:
         """Indices of cleaned captions, -1 for those without content."""
-        cleaned = [informative_text(cell) for cell in cells]
+        cleaned = informative_texts(cells)
         ids = np.full(len(cleaned), -1, np.int64)
         given = [at for at, text in enumerate(cleaned) if text]
         ids[given] = self._texts.ids(cleaned[at] for at in given)

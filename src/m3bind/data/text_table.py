@@ -1,7 +1,7 @@
 """The distinct texts of a run, stored once; elsewhere a text is represented by its index.
 
 * `TextTable`: texts by index, indices by text, both for many at a time. * `digests_of`: 128-bit hashes of texts.
-* `DigestIndex`: positions of distinct hashes.
+* `DigestIndex`: numbers of distinct hashes. * `Strings`: any texts in Arrow arrays.
 
 Shapes: n texts of a call, K distinct texts.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from m3bind.data.batching import IntArray
 
 Digests = NDArray[np.uint64]  # (n, 2)
-BLOCK = 1 << 16  # texts handled as Python strings at a time
+BLOCK = 1 << 14  # texts handled as Python strings at a time, and stored in one Arrow array
 
 
 def digests_of(texts: Iterable[str]) -> Digests:
@@ -29,12 +29,12 @@ def digests_of(texts: Iterable[str]) -> Digests:
 
 
 class DigestIndex:
-    """Distinct digests numbered in the order in which they are added: a hash table in arrays, 32 bytes per digest."""
+    """Distinct digests numbered in the order in which they are added: a hash table in arrays, some 40 bytes each."""
 
     def __init__(self) -> None:
         self._digests: Digests = np.zeros((8, 2), np.uint64)  # the first `_count` rows
         self._count = 0
-        self._slots: IntArray = np.full(16, -1, np.int64)  # numbers, by hash with linear probing; -1: free
+        self._slots = np.full(16, -1, np.int32)  # numbers, by hash with linear probing; -1: free
 
     def __len__(self) -> int:
         return self._count
@@ -75,12 +75,12 @@ class DigestIndex:
         """Number distinct digests that are all unknown."""
         start, self._count = self._count, self._count + len(digests)
         if self._count > len(self._digests):
-            grown = np.zeros((2 * self._count, 2), np.uint64)
+            grown = np.zeros((self._count * 3 // 2, 2), np.uint64)
             grown[:start] = self._digests[:start]
             self._digests = grown
         self._digests[start : self._count] = digests
         if 2 * self._count > len(self._slots):
-            self._slots = np.full(1 << (4 * self._count - 1).bit_length(), -1, np.int64)
+            self._slots = np.full(1 << (3 * self._count - 1).bit_length(), -1, np.int32)
             start = 0
         left = np.arange(start, self._count)
         slots = self._home(self._digests[left])
@@ -94,19 +94,70 @@ class DigestIndex:
         return (digests[:, 0] & np.uint64(len(self._slots) - 1)).astype(np.int64)
 
 
+class Strings(Sequence[str]):
+    """Texts in Arrow arrays of `BLOCK` each; more can be added at the end."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._blocks: list[pa.Array] = []
+        self._recent: list[str] = []
+        self.extend(texts)
+
+    def extend(self, texts: Iterable[str]) -> None:
+        """Add texts."""
+        for text in texts:
+            self._recent.append(text)
+            if len(self._recent) == BLOCK:
+                self._blocks.append(pa.array(self._recent, pa.large_string()))
+                self._recent = []
+
+    def __len__(self) -> int:
+        return BLOCK * len(self._blocks) + len(self._recent)
+
+    def array(self, ids: IntArray) -> pa.Array:
+        """(n,) large_string, the texts at `ids`."""
+        block, position = np.divmod(ids, BLOCK)
+        used, which = np.unique(block, return_inverse=True)
+        parts, order = [pa.array([], pa.large_string())], np.argsort(which, kind="stable")
+        bounds = np.searchsorted(which[order], np.arange(len(used) + 1))
+        for number, start, stop in zip(used.tolist(), bounds, bounds[1:]):
+            texts = self._blocks[number] if number < len(self._blocks) else pa.array(self._recent, pa.large_string())
+            parts.append(texts.take(pa.array(position[order[start:stop]])))
+        back = np.empty(len(ids), np.int64)
+        back[order] = np.arange(len(ids))
+        return pa.concat_arrays(parts).take(pa.array(back)) if len(used) > 1 else parts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return self.array(np.arange(len(self))[index]).to_pylist()  # type: ignore[no-any-return]
+        block, position = divmod(range(len(self))[index], BLOCK)
+        return self._blocks[block][position].as_py() if block < len(self._blocks) else self._recent[position]
+
+    def __iter__(self) -> Iterator[str]:
+        for block in self._blocks:
+            yield from block.to_pylist()
+        yield from self._recent
+
+
 class TextTable(Sequence[str]):
-    """Distinct texts in the order in which they were added, stored as one Arrow array."""
+    """Distinct texts in the order in which they were added. Tables may share the storage of their texts."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._index = DigestIndex()
-        self._stored: pa.Array = pa.array([], pa.large_string())
-        self._recent: list[str] = []  # not yet in `_stored`
+        self._strings = Strings()
+        self._places: list[IntArray] = []  # of texts in `_strings`, by index; joined when needed
         self.ids(texts)
 
-    @property
-    def texts(self) -> Sequence[str]:
-        """All texts by index."""
-        return self
+    def subset(self, ids: IntArray) -> "TextTable":
+        """A new table of the texts at distinct `ids`, in their order; texts are not copied."""
+        table = TextTable()
+        table._strings = self._strings
+        table._index.add(self.digests[ids])
+        table._places = [self._place(ids)]
+        return table
 
     @property
     def digests(self) -> Digests:
@@ -123,47 +174,45 @@ class TextTable(Sequence[str]):
         rest = iter(texts)
         while block := list(islice(rest, BLOCK)):
             numbers, new = self._index.add(digests_of(block))
-            self._recent += [block[i] for i in new]
             parts.append(numbers)
-            if len(self._recent) > max(BLOCK, len(self._stored) // 4):
-                self._store()
+            self._places.append(len(self._strings) + np.arange(len(new)))
+            self._strings.extend(block[i] for i in new)
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def find(self, texts: Iterable[str]) -> IntArray:
         """(n,) indices of texts, -1 for unknown ones."""
         return self._index.find(digests_of(texts))
 
+    def _place(self, ids: IntArray) -> IntArray:
+        if len(self._places) > 1:
+            self._places = [np.concatenate(self._places)]
+        return self._places[0][ids] if self._places else ids
+
+    def array(self, ids: IntArray) -> pa.Array:
+        """(n,) large_string, the texts at `ids`."""
+        return self._strings.array(self._place(ids))
+
     def take(self, ids: IntArray) -> list[str]:
-        """The texts of (n,) indices."""
-        self._store()
-        return self._stored.take(pa.array(ids, pa.int64())).to_pylist()  # type: ignore[no-any-return]
+        """The texts at (n,) indices."""
+        return self.array(ids).to_pylist()  # type: ignore[no-any-return]
 
     def at(self, ids: IntArray) -> Iterator[str]:
-        """The texts of (n,) indices, not all in memory as strings at the same time."""
+        """The texts at (n,) indices, not all in memory as strings at the same time."""
         for start in range(0, len(ids), BLOCK):
             yield from self.take(ids[start : start + BLOCK])
 
     def sorted(self, ids: IntArray) -> IntArray:
         """(n,) indices in the order of their texts, by code points."""
-        self._store()
-        order = pc.sort_indices(self._stored.take(pa.array(ids, pa.int64())))
-        return np.asarray(ids[order.to_numpy()])
+        return np.asarray(ids[pc.sort_indices(self.array(ids)).to_numpy()])
 
     def lengths(self, ids: IntArray) -> IntArray:
         """(n,) characters of texts."""
-        self._store()
-        return pc.utf8_length(self._stored.take(pa.array(ids, pa.int64()))).to_numpy()  # type: ignore[no-any-return]
+        return pc.utf8_length(self.array(ids)).to_numpy()  # type: ignore[no-any-return]
 
     def matching(self, pattern: str, ids: IntArray) -> IntArray:
         """Those of (n,) indices whose text contains a match of a regular expression (RE2)."""
-        self._store()
-        found = pc.match_substring_regex(self._stored.take(pa.array(ids, pa.int64())), pattern)
+        found = pc.match_substring_regex(self.array(ids), pattern)
         return np.asarray(ids[found.to_numpy(zero_copy_only=False)])
-
-    def _store(self) -> None:
-        if self._recent:
-            self._stored = pa.concat_arrays([self._stored, pa.array(self._recent, pa.large_string())])
-            self._recent = []
 
     def __len__(self) -> int:
         return len(self._index)
@@ -175,10 +224,7 @@ class TextTable(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        at = range(len(self))[index]
-        stored = len(self._stored)
-        return self._stored[at].as_py() if at < stored else self._recent[at - stored]
+        return self._strings[int(self._place(np.array(range(len(self))[index])))]
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), BLOCK):
-            yield from self[start : start + BLOCK]
+        return self.at(np.arange(len(self)))

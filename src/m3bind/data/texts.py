@@ -26,6 +26,7 @@ A template file is named after a data set, or after a modality for sets without 
 import fnmatch
 import functools
 import html
+import operator
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from m3bind.core.stored import StoredFileError, checked, read_yaml
@@ -57,6 +60,12 @@ _PTB_SUFFIX = re.compile(
     r"(?:\b\d+[.,]\d+\s+)?\bunbest.tigt(?:er bericht\b|e?r?(?: b\w*)?$)|\b\d+[.,]\d+\s+unbest\w*$", re.I
 )
 _EDITOR = re.compile(r"\bEdit:.*$", re.S)
+# What the rules of `_clean_once` look for in texts without control characters, but for repeated words (RE2)
+_TOUCHED = (
+    r"[\x00-\x1f\x7f&#\[<\\ÄÖÜÅÉ\x{017f}]|(?i:xxx|unbe|edit:)|___|\( ?\)|\. ?\.| [ ,.;:!?)]|[,;:][,;:.]|^[ ,;:]|[ ,;:]$"
+)
+_REPEATED = re.compile(r"(?<!\w)(\w{4,}) \1\b")
+_APART = {code: " " for code in range(128) if not re.match(r"\w", chr(code))}
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _STOP = frozenset(("and", "the", "for", "with", "are", "was", "old", "year", "right", "left", "eye", "male", "female"))
 _EMPTY = frozenset(
@@ -80,6 +89,23 @@ def clean_text(text: str) -> str:
             break
         text = cleaned
     return text
+
+
+def clean_texts(texts: Sequence[str]) -> list[str]:
+    """`clean_text` of each; quick tests recognise most of those that it leaves alone."""
+    touched = pc.match_substring_regex(pa.array(texts, pa.large_string()), _TOUCHED).to_pylist()
+    return [text if not hit and _plain(text) else clean_text(text) for text, hit in zip(texts, touched, strict=True)]
+
+
+def _plain(text: str) -> bool:
+    """Whether `clean_text` leaves a text alone in which no `_TOUCHED` was found."""
+    if text.isascii():
+        words = text.translate(_APART).split()
+        repeated = any(map(operator.eq, words, words[1:]))
+    else:
+        printable = text.isprintable() and unicodedata.is_normalized("NFC", text)
+        repeated = not printable or _REPEATED.search(text) is not None
+    return not repeated and _without_repeats(text) == text
 
 
 def _clean_once(text: str) -> str:
@@ -131,7 +157,7 @@ def _without_repeats(text: str) -> str:
 def is_informative(text: str) -> bool:
     """Whether a cleaned text has content: a word of three letters that is no stop word, and no empty phrase."""
     plain = text.casefold().strip(" .")
-    return plain not in _EMPTY and any(word not in _STOP for word in _WORD.findall(plain))
+    return plain not in _EMPTY and any(word[0] not in _STOP for word in _WORD.finditer(plain))
 
 
 def text_key(text: str) -> str:
@@ -241,6 +267,11 @@ def informative_text(text: str) -> str:
     """A cleaned text; "" if it has no content."""
     text = clean_text(text)
     return text if is_informative(text) else ""
+
+
+def informative_texts(texts: Sequence[str]) -> list[str]:
+    """`informative_text` of each."""
+    return [text if is_informative(text) else "" for text in clean_texts(texts)]
 
 
 def described(

@@ -28,10 +28,11 @@ from torch import Tensor
 from m3bind.core.files import alone, atomic_path, sha256_file
 from m3bind.core.progress import progress
 from m3bind.data.batching import IntArray
-from m3bind.data.text_table import BLOCK, DigestIndex, Digests, TextTable
+from m3bind.data.text_table import DigestIndex, Digests, TextTable
 
 log = logging.getLogger(__name__)
 Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
+BLOCK = 1 << 16  # texts of a file
 CHUNK = 512  # texts tokenised together
 FEW = 4096  # texts whose token ids are not worth a file
 _PROBES = ("", "Heart size is normal.", "ÄRZTLICHER Befund: keine Auffälligkeit;  1,5 cm (II°)", "No. 1\n2) <b>&</b>",

@@ -129,7 +129,7 @@ def _concepts(setup: Setup, images: Mapping[str, Matrix], resamples: int) -> Met
 
 def _agreement(state: State, setup: Setup, resamples: int) -> Metrics:
     """Agreement of the towers on held-out texts: cos, cos' (other texts, same tower), ccos and R@1."""
-    texts = [setup.dataset.table.texts[i] for i in setup.dataset.held_out]
+    texts = setup.dataset.table.take(setup.dataset.held_out)
     names = {"cos": "cos", "cos_within": "cos'", "ccos": "ccos", "R@1": "text R@1"}
     rows = text_agreement([stages.embed_text(state, setup, texts, m) for m in setup.modalities], min(resamples, 50))
     return {shown: (rows[name], float(len(texts)) if name == "R@1" else None) for name, shown in names.items()}

@@ -86,10 +86,10 @@ def make_dataset(
         pool[m] = np.concatenate([source.sorted(training[m]), source.sorted(rest)])
         added.append(pool[m])
     chosen = _in_turn(candidates, held_out)
-    table = TextTable()
-    number = np.full(len(source), -1)
-    for ids in [*added, chosen]:
-        number[ids] = table.ids(source.at(ids))
+    order = np.concatenate([*added, chosen])
+    listed = order[np.sort(np.unique(order, return_index=True)[1])]
+    table, number = source.subset(listed), np.full(len(source), -1)
+    number[listed] = np.arange(len(listed))
     # a text held out through one modality must not be in the pool of another
     pools = {m: number[ids[~np.isin(ids, chosen)]] for m, ids in pool.items()}
     return Dataset(grouped, table, pools, number[chosen], bad)

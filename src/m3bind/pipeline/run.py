@@ -249,7 +249,7 @@ class Run:
         wait()  # all have looked before the first process writes
         view = None if done else self.view(stage)
         if view is not None and world()[0] == 0:
-            held_out = [self.dataset.table.texts[i] for i in self.dataset.held_out]
+            held_out = self.dataset.table.take(self.dataset.held_out)
             split = "valid" if self.config.data.tune else "test"
             with self.extractor.cache.shared(Share()):
                 ResultTable(measure(view, held_out, self.config.evaluate, split, self.config.seed)).save(path)

@@ -78,7 +78,7 @@ class TextME(BindingMethod):
             raise ConfigError(f"align.options.target={kind}: set align.dim to that encoder's width ({error})") from None
         table = next(iter(inputs.pairs.values())).texts.table
         with evaluating(encoder):
-            texts = [table.texts[i] for i in shared.ids]
+            texts = table.take(np.asarray(shared.ids))
             rows = encode_distinct(texts, encoder.tokenize, encoder.encode, settings.dim, torch.device("cpu"))
         return torch.from_numpy(np.asarray(rows))
 
