@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from m3bind.config import TrainConfig
 from m3bind.core import sums
-from m3bind.core.device import Compute, pick
+from m3bind.core.device import Compute, maybe_compile, pick
 from m3bind.core.files import sha256_text, write_text
 from m3bind.core.progress import progress
 from m3bind.core.provenance import arithmetic
@@ -190,6 +190,8 @@ class _Run:
         self.stage, self.settings, self.files, self.seed, self.compute = stage, settings, files, seed, compute
         for module in stage.modules().values():
             module.to(compute.device)
+            towers = [getattr(module, name, None) for name in ("image_trunk", "text_trunk", "trunk")]
+            maybe_compile(compute, *(tower for tower in towers if isinstance(tower, nn.Module)))
         self.description = {"fingerprint": fingerprint, "arithmetic": arithmetic()}
         self.groups = [g for g in stage.groups() if g.parameters]
         self.optimizer = torch.optim.AdamW(
