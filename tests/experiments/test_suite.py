@@ -12,6 +12,7 @@ import yaml
 
 import paper_suite
 from m3bind.cli import main
+from m3bind.core.device import pick
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate.confidence import mean_estimate
 from m3bind.evaluate.protocols import find_task
@@ -21,6 +22,7 @@ from m3bind.experiments import paper_tables
 from m3bind.experiments.commands import report_suite
 from m3bind.experiments.evaluated_model import EvaluatedModel, ModelSource, open_evaluated, source_hash
 from m3bind.experiments.suite import Suite, TableCell, load_suite
+from pretend.device import DEVICE, pretend_device
 
 
 def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -81,6 +83,27 @@ def test_every_cell_of_the_paper_is_computed_once(world: Path, classifiers: None
     changed = {path.name.split(".")[0] for path, at in written.items() if path.stat().st_mtime_ns != at}
     assert changed == {gone.stem}
     assert json.loads(gone.with_suffix(".rows.json").read_text()) == before
+
+
+ON_A_DEVICE = [["plip", "pcam"], ["m3bind", "zero shot odir200x3 odir200x3_naive"], ["m3bind", "cross modal"]]
+
+
+@pytest.mark.whole
+def test_models_of_a_suite_compute_on_the_device(world: Path, tmp_path: Path) -> None:
+    tree = yaml.safe_load((world / "suite.yaml").read_text())
+    tree["seeds"], tree["bootstrap"] = [0], 5
+    values: dict[str, dict[str, float]] = {}
+    with pretend_device() as log:
+        for device in ("cpu", DEVICE):
+            tree["cache"] = str(tmp_path / device / "cache")
+            (tmp_path / "suite.yaml").write_text(yaml.safe_dump(tree))
+            suite = Suite(load_suite(str(tmp_path / "suite.yaml")), tmp_path / device, pick(device, workers=1))
+            before = log.operations.total()
+            assert not any(suite.run(only) for only in ON_A_DEVICE)
+            assert (log.operations.total() > before) == (device == DEVICE)
+            values[device] = {f"{c.title} {row.metric}": row.value for c in suite.cells() for row in c.rows}
+    assert len(values["cpu"]) > 4
+    assert values[DEVICE] == pytest.approx(values["cpu"], abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.whole
