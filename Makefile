@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo demo-quick serve-demo test test-whole test-published test-real test-slow test-newest test-lowest lock fuzz check bench
+.PHONY: help demo demo-quick serve-demo test test-whole test-published test-real test-slow test-newest test-lowest lock fuzz check bench gpu
 .PHONY: reference docs site newcomer clean
 
 help:
@@ -23,7 +23,8 @@ help:
 	@echo "make lock       the versions in requirements/ again: the newest, and the lowest that pyproject.toml allows"
 	@echo "make fuzz       20,000 mutated files of eight formats"
 	@echo "make check      ruff, mypy, floors (which package imports which)"
-	@echo "make bench      the benchmarks: each prints a ratio and its conditions (merged_ranks.py wants a space: by itself)"
+	@echo "make bench      the benchmarks: each prints a ratio and its conditions (merged_ranks.py wants a space, gpu.py a GPU)"
+	@echo "make gpu        tests and speed of one GPU, at most 8 minutes, into runs/gpu"
 	@echo "make reference  embeddings that m3bind check-model compares with, anew for every published model"
 	@echo "make docs       what of docs/ is generated: tables of models and data sets, reference, picture"
 	@echo "make site       the docs site in site/; a broken link fails"
@@ -84,8 +85,11 @@ fuzz: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
+gpu: $(STAMP)
+	PYTHON=$(BIN)/python bash benchmarks/gpu.sh
+
 bench: $(STAMP)
-	for script in $(filter-out benchmarks/merged_ranks.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/merged_ranks.py benchmarks/gpu.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 reference: $(STAMP)
 	for name in $$($(BIN)/python -c "from m3bind.models.weights.check import published; print(*published())"); do \
