@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig
 
+from m3bind.align.lora import merge
 from m3bind.errors import ConfigError
 from m3bind.models.layers.bert import BertTrunk, distinct, micro_batches
 from m3bind.models.layers.bert_layer import Casts, _adapted, _project
@@ -195,6 +197,21 @@ def test_an_embedding_pass_does_not_hinder_training_after_it() -> None:
             model(ids, mask)
         model(ids, mask).float().square().sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_copies_of_weights_are_made_again_after_merging() -> None:
+    """peft adds an adapter to `weight.data`, which does not change the weight's version."""
+    model = with_lora(trunk("cls"))
+    ids, mask = batch()
+    holder = nn.ModuleDict({"trunk": model})
+
+    def rounded() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return model(ids, mask).float()
+
+    before = rounded()
+    assert merge(holder) == 6
+    assert F.cosine_similarity(before, rounded()).min() > 0.999
 
 
 def test_what_cannot_be_encoded_is_reported() -> None:

@@ -17,6 +17,7 @@ import types
 from typing import Any, Literal
 
 from torch import nn
+from torch.autograd.graph import increment_version
 from torch.nn.modules.batchnorm import _NormBase
 
 from m3bind.config import LoraConfig
@@ -140,6 +141,8 @@ def merge(model: nn.Module) -> int:
             adapted.merge()
             plain = adapted.get_base_layer()
         plain.requires_grad_(False)
+        for parameter in plain.parameters():
+            increment_version(parameter)  # peft changes `.data`, unseen by whoever holds copies in other precisions
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, plain)
         count += 1
