@@ -21,6 +21,13 @@ def test_as_a_dictionary(calls, asked):
     assert table.find(asked).tolist() == [expected.get(text, -1) for text in asked]
     assert [table[i] for i in range(len(table))] == table[:] == list(expected)
     assert table.take(np.arange(len(table))[::-1]) == list(expected)[::-1]
+    other = TextTable(asked)
+    part = other.subset(np.arange(len(other))[::-2])
+    assert list(part) == list(other)[::-2] and part.ids(["new!", *asked]).tolist() == [
+        part.find([t])[0] for t in ["new!", *asked]
+    ]
+    taken = other.ids_of(table, np.arange(len(table)))
+    assert other.take(taken) == list(expected) and list(other)[: len(set(asked))] == list(dict.fromkeys(asked))
     for text in asked:
         assert table.add(text) == expected.setdefault(text, len(expected))
 

@@ -179,6 +179,13 @@ class TextTable(Sequence[str]):
             self._strings.extend(block[i] for i in new)
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
+    def ids_of(self, other: "TextTable", ids: IntArray) -> IntArray:
+        """(n,) indices of the texts of another table; new ones are added."""
+        numbers = self._index.find(other.digests[ids])
+        new = np.flatnonzero(numbers < 0)
+        numbers[new] = self.ids(other.at(ids[new]))
+        return numbers
+
     def find(self, texts: Iterable[str]) -> IntArray:
         """(n,) indices of texts, -1 for unknown ones."""
         return self._index.find(digests_of(texts))

@@ -1,7 +1,7 @@
 """The data of a run: manifest -> records -> readable files, and texts.
 
 * `find_manifest`: the manifest, generated for virtual patients. * `read_records`: its rows with their final splits.
-* `extra_texts`: additional texts of each modality. * `make_assets`: a tokenizer trained on all texts.
+* `extra_texts`: additional texts of each modality. * `needs_assets`, `make_assets`: a tokenizer trained on all texts.
 * `build_models`, `build_model`: the dual encoders of the settings, before stage 0.
 * `open_dataset`, `make_dataset`: a `Dataset`: records, distinct texts, shared text pool, held-out texts.
 """
@@ -188,6 +188,12 @@ def make_assets(folder: Path, records: Sequence[Record], extra: Mapping[str, Seq
         tokenizer = train_wordpiece([*captions, *(text for rows in extra.values() for text in rows)])
         write_text(folder / "tokenizer.json", tokenizer.to_str())
     return folder
+
+
+def needs_assets(config: RunConfig) -> bool:
+    """Whether a text tower of the run has no published tokenizer, so that one is trained on its texts."""
+    kinds = [registry.get(settings.model) for settings in config.modalities.values()]
+    return config.distill.student.text == "bert" or not all(issubclass(kind, PublishedModel) for kind in kinds)
 
 
 def build_models(config: RunConfig, assets: Path) -> dict[str, DualEncoder]:

@@ -45,7 +45,7 @@ def captions_of(records: Records, table: TextTable) -> Ragged:
     """The captions of records as indices in `table`."""
     captions = records.captions
     used, inverse = np.unique(captions.values, return_inverse=True)
-    return Ragged(captions.offsets, table.ids(records.texts.at(used))[inverse])
+    return Ragged(captions.offsets, table.ids_of(records.texts, used)[inverse])
 
 
 def phrases_of(records: Records, table: TextTable) -> Ragged:

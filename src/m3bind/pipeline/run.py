@@ -99,10 +99,12 @@ class Run:
         return dataset.read_records(self.config, self.find_manifest())
 
     def make_assets(self, records: Sequence[Record]) -> Path:
-        """Folder with the tokenizer of untrained models, trained once on the texts of `records`."""
-        with main_first():
-            extra = dataset.extra_texts(self.config.data)
-            return dataset.make_assets(self.pretrain_folder / "assets", records, extra)
+        """Folder for the tokenizer of untrained models, if there are any: trained once on the texts of `records`."""
+        folder = self.pretrain_folder / "assets"
+        if dataset.needs_assets(self.config):
+            with main_first():
+                dataset.make_assets(folder, records, dataset.extra_texts(self.config.data))
+        return folder
 
     def prepare(self) -> Setup:
         """Read the data and build the models, once; unusable rows and files are listed in quarantine.csv.
