@@ -85,30 +85,35 @@ def plan(
     change: Change = None,
     out: Out = Path("runs"),
     gpu: Annotated[str, typer.Option(help="also estimate for a GPU by its published rates, e.g. a100-80gb")] = "",
+    gpus: Annotated[int, typer.Option(help="number of GPUs that share each batch", min=1)] = 1,
+    cores: Annotated[int | None, typer.Option(help="cores that decode files; default: this machine's", min=1)] = None,
+    disk: Annotated[float, typer.Option(help="speed of the disk in GB/s", min=0.001)] = 1.0,
     json_file: Json = None,
 ) -> None:
-    """Estimate parameters, memory, disk and time of a run.
+    """Estimate time, memory and disk of every stage of a run, and what binds it.
 
-    Times come from a short measurement on this machine.
+    Times come from a short measurement on this machine. What is missing (data, weights, tokenizers) is assumed.
 
     \b
     Examples:
       m3bind plan paper
-      m3bind plan paper --gpu a100-80gb --json plan.json
+      m3bind plan paper --gpu a100-80gb --gpus 8 --cores 64 --json plan.json
     """
     import tempfile
 
     from m3bind.config import load_config
     from m3bind.core.files import write_json
     from m3bind.pipeline import plan as plans
-    from m3bind.pipeline.tower_cost import work_of
+    from m3bind.pipeline.plan.table import as_text
 
     config = load_config(settings, change or [])
+    machine = plans.machine_of(config, gpu, gpus, cores, disk)
     prepare_torch()
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
-        work, assets = work_of(config, Path(temporary) / "plan", out / "cache")
-        found = plans.make_plan(config, assets, work, gpu)
-    print(plans.as_text(found))
+        work, assets = plans.work_of(config, Path(temporary) / "plan", out / "cache", notes)
+        found = plans.make_plan(config, assets, work, machine, notes, gpu)
+    print(as_text(found))
     if json_file:
         write_json(json_file, found.to_json())
 

@@ -2,5 +2,5 @@
 
 * `run`: the stages in order. * `stages`, `dataset`: stages and data as functions. * `features`: frozen parts, cached.
 * `outputs`: bundle, report, printed tables. * `bind`: binding without a run.
-* `plan`, `tower_cost`, `cost`: the cost of a run. * `check`: inspects files. * `doctor`: inspects the machine.
+* `plan`: the cost of a run. * `check`: inspects files. * `doctor`: inspects the machine.
 """

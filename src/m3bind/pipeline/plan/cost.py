@@ -31,7 +31,8 @@ class Side:
     forward: float = 0.0  # seconds, without gradients
     training: float = 0.0  # seconds: forward, forward with gradients, backward
     kept: float = 0.0  # bytes of activations stored for the backward pass
-    flops: float = 0.0  # of one forward pass
+    flops: float = 0.0  # operations of one forward pass
+    training_flops: float = 0.0  # operations in training
 
 
 def time_side(
@@ -63,8 +64,9 @@ def time_side(
         model.train()
         with _stored_bytes() as stored:
             encode(batch)
-        grown = _growth(lambda: _forward_and_back(encode, batch, again)) / WORKSPACE
-        side.kept = max(stored[0], grown) / rows
+        with FlopCounterMode(display=False) as counter:
+            grown = _growth(lambda: _forward_and_back(encode, batch, again)) / WORKSPACE
+        side.kept, side.training_flops = max(stored[0], grown) / rows, counter.get_total_flops() / rows
         side.training = median_seconds(lambda: _forward_and_back(encode, batch, again)) / rows
         model.eval()
     return side
@@ -86,7 +88,7 @@ def _forward_and_back(encode: Callable[[Any], Tensor], batch: Any, again: bool) 
         out.sum().backward()  # type: ignore[no-untyped-call]
 
 
-def median_seconds(call: Callable[[], None], budget: float = 4.0) -> float:
+def median_seconds(call: Callable[[], object], budget: float = 4.0) -> float:
     """Median of up to three calls, as long as they fit into `budget` seconds."""
     seconds: list[float] = []
     while not seconds or (len(seconds) < 3 and sum(seconds) + seconds[-1] < budget):
