@@ -23,7 +23,7 @@ from m3bind.cli import encode, hospital, main, serve
 from m3bind.config import load_config
 from m3bind.core import sums
 from m3bind.core.files import only_one, write_text
-from m3bind.errors import M3BindError
+from m3bind.errors import DeviceMemoryError, M3BindError
 from m3bind.index.base import Where
 from m3bind.models.weights.weight_files import read_state
 from m3bind.pipeline.check import find_items
@@ -334,6 +334,20 @@ def _():
     Path("salt").write_text("a" * 32)
     Path("salt").chmod(0o644)
     open_salt(Path("salt"))
+
+
+@leads_to("no-gpu")
+def _():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.version, "cuda", "13.0")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        m3bind.load("runs/mine/space", device="cuda")
+
+
+@leads_to("device-memory")
+def _():
+    raise DeviceMemoryError("cuda:0", "ct")
 
 
 @leads_to("disk-full")
