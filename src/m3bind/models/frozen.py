@@ -134,8 +134,8 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def frozen_dtype(encode: Callable[[Any], Tensor], inputs: Any, device: torch.device) -> torch.dtype:
     """The type in which the frozen weights of a tower may be stored on a device; float32 on a CPU.
 
-    `encode` maps `inputs` (a few probes on the device) to rows (n, d) with the tower in eval mode. It is called in
-    float32 and under autocast, which computes the same as weights that are stored in half precision.
+    `encode` maps `inputs` (a few probes on the host) to rows (n, d) on the device, the tower in eval mode. It is called
+    in float32 and under autocast, which computes the same as weights that are stored in half precision.
     """
     half = torch.float32 if device.type == "cpu" else compute_dtype(device)
     if half == torch.float32:
@@ -147,13 +147,17 @@ def frozen_dtype(encode: Callable[[Any], Tensor], inputs: Any, device: torch.dev
 def halve(part: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Callable[[], None]:
     """Store the frozen weights of a tower's linear, convolution and attention layers in `dtype`, in place.
 
-    Adapters, normalisations, embeddings and everything else that autocast does not convert stay float32. The exact
-    weights wait on the host; the function returned puts them back. Before that, the tower runs under autocast only, and
-    is neither saved, nor merged with its adapters, nor hashed.
+    Adapters, normalisations, embeddings and everything else that autocast does not convert stay float32, and so do the
+    weights of an attention with an adapter around it, which adds to them before they are converted. The exact weights
+    wait on the host; the function returned puts them back. Before that, the tower runs under autocast only, and is
+    neither saved, nor merged with its adapters, nor hashed.
     """
     exact: list[tuple[nn.Parameter, Tensor]] = []
+    adapted: list[Any] = [module for module in part.modules() if hasattr(module, "lora_A")]
+    bases = [adapter.get_base_layer() for adapter in adapted]
+    summed = {child for base in bases if isinstance(base, nn.MultiheadAttention) for child in base.modules()}
     for module in part.modules():
-        if isinstance(module, nn.Linear | _ConvNd | nn.MultiheadAttention):
+        if isinstance(module, nn.Linear | _ConvNd | nn.MultiheadAttention) and module not in summed:
             for parameter in module.parameters(recurse=False):
                 if not parameter.requires_grad and parameter.dtype == torch.float32:
                     exact.append((parameter, parameter.detach().cpu()))
