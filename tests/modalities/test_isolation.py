@@ -277,3 +277,32 @@ def test_more_workers_may_be_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for wanted in (isolation.WORKERS + 3, 2):
         isolation.allow(wanted)
         assert pool._idle.qsize() == isolation.WORKERS + 3
+
+
+def test_a_forked_process_has_workers_of_its_own(evil, tmp_path: Path) -> None:
+    """Also if another thread holds the pool's lock; it leaves the parent's workers alone."""
+    assert evil("good").modality == "evil"
+    (worker,) = isolation._pool._all  # type: ignore[union-attr]
+    holding, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with isolation._starting:
+            holding.set()
+            done.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holding.wait()
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            worker._channel.fileno() == -1 and os.write(write_end, evil("good").modality.encode())
+        finally:
+            os._exit(0)
+    done.set()
+    holder.join()
+    os.close(write_end)
+    assert os.read(read_end, 10) == b"evil"
+    os.waitpid(child, 0)
+    assert evil("good").modality == "evil" and isolation._pool._all == {worker}  # type: ignore[union-attr]

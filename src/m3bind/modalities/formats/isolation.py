@@ -120,6 +120,11 @@ class _Worker:
             raise _Gone
         return count
 
+    def forget(self) -> None:
+        """Close this process's end of the channel; the worker belongs to another process."""
+        self._channel.close()
+        self.process.returncode = 0  # nothing to wait for
+
     def kill(self, ended: bool = False) -> int:
         """End the process; returns its exit code (negative: the signal). `ended`: it has closed the channel."""
         code = self.process.poll()
@@ -211,6 +216,18 @@ _pool: _Pool | None = None
 _starting = threading.Lock()
 
 
+def _after_fork() -> None:
+    """In a forked process: a pool of its own. Channels of the parent's workers are closed, or they would outlive it."""
+    global _pool, _starting
+    if _pool is not None:
+        for worker in list(_pool._all):
+            worker.forget()
+    _pool, _starting = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def read(modality: str | Modality, path: Path | str) -> Sample:
     """Decode one file as a modality, in a child process that isolates hostile and damaged files.
 
@@ -262,7 +279,7 @@ def _current() -> _Pool:
     """The pool of this process."""
     global _pool
     with _starting:
-        if _pool is None or _pool.owner != os.getpid():
+        if _pool is None:
             _pool = _Pool()
             atexit.register(_pool.close)
     return _pool
