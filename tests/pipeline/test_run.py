@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import yaml
 from m3bind.cli import main
 from m3bind.core import sums
 from m3bind.core.files import only_one
+from m3bind.pipeline.stored_inputs import FileReader
 
 MODEL = {
     "model": "compact_2d",
@@ -354,3 +356,22 @@ def test_two_fits_on_one_folder_and_missing_settings(project: Path, finished: Pa
         code, shown = call(*again)
         assert code == 1 and "final.safetensors is not as it was written" in shown
         spoiled.write_bytes(good)
+
+
+def test_a_fit_decodes_each_file_once(project, call, monkeypatch):
+    """Stages, embeddings, evaluation and a second run; unreadable files too. A report opens the few files it shows."""
+    decoded: Counter[str] = Counter()
+    read = FileReader.read
+    monkeypatch.setenv("M3BIND_ISOLATION", "off")
+    monkeypatch.setattr(
+        FileReader, "read", lambda self, path, *how: decoded.update([Path(path).name]) or read(self, path, *how)
+    )
+    (project / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    rows = (project / "manifest.csv").read_text() + "xray,broken.png,normal,an image,p99,train\n"
+    (project / "once.csv").write_text(rows)
+    short = [f"{name}=2" for name in ("pretrain.steps", "align.steps", "distill.steps", "distill.steps_b")]
+    settings = [word for setting in ("data.manifest=once.csv", *short) for word in ("--set", setting)]
+    for name in ("once", "again"):
+        code, shown = call("fit", "settings.yaml", "--name", name, "--out", "once", *settings)
+        assert code == 1 and "1 rows quarantined" in shown, shown[-2000:]
+    assert len(decoded) == 49 and set(decoded.values()) == {1}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind.config import RunConfig
-from m3bind.core.device import device_of
+from m3bind.core.device import device_of, usable_cores
 from m3bind.core.files import sha256_text
 from m3bind.data.batching import IntArray
 from m3bind.data.cache import FeatureCache
@@ -60,12 +60,15 @@ def phrases_of(records: Records, table: TextTable) -> Ragged:
 class FeatureExtractor:
     """Applies the frozen parts of dual encoders to files and texts and caches the outputs."""
 
-    def __init__(self, cache: FeatureCache, batch: int = 32, workers: int = 2, inputs_gb: float = 20.0) -> None:
-        """Batches of a trunk have at most `batch` images and 512 MiB; `workers` threads decode.
+    def __init__(
+        self, cache: FeatureCache, batch: int = 32, workers: int | None = None, inputs_gb: float = 20.0
+    ) -> None:
+        """Batches of a trunk have at most `batch` images and 512 MiB; `workers` threads decode (default: all cores).
 
         A modality whose inputs need more than `inputs_gb` on disk is read from its files each time.
         """
-        self.cache, self.batch, self.workers, self.inputs_gb = cache, batch, workers, inputs_gb
+        self.cache, self.batch, self.inputs_gb = cache, batch, inputs_gb
+        self.workers = workers or usable_cores()
         self._hashes: dict[int, tuple[list[tuple[int, int]], str]] = {}
         self._levels: dict[str, Floats | None] = {}
         self._live: set[str] = set()  # kinds of inputs that were too many to store
