@@ -95,6 +95,8 @@ class FileReader:
 class StoredInputs:
     """N inputs in shards."""
 
+    live = False
+
     def __init__(self, shards: ShardFolder, where: NDArray[np.int64], levels: Floats | None) -> None:
         """`where` (N, 2): shard and row of each, -1 for inputs that are not accessed."""
         self._shards, self._where, self._levels = shards, where, levels
@@ -142,6 +144,8 @@ class LiveInputs:
     Raises (when accessed):
         BadFilesError: some files cannot be read.
     """
+
+    live = True  # a loader has to decode
 
     def __init__(self, reader: FileReader, records: Records, shape: tuple[int, ...], workers: int) -> None:
         """`shape` of one input; `workers` threads decode, one within a worker of a DataLoader."""

@@ -42,6 +42,8 @@ Batch = dict[str, Any]  # nested host or device tensors, and numbers
 class ArrayRows:
     """Rows (N, ...) of an array, or (N, v, ...) with several views; `inputs` of pipeline/features.py have this form."""
 
+    live = False  # whether rows are decoded from files at every access
+
     def __init__(self, array: Any) -> None:
         """`array` may be memory-mapped."""
         self.array, self.shape = array, tuple(array.shape)
@@ -83,7 +85,7 @@ class Images:
     @property
     def reads_files(self) -> bool:
         """Whether rows are decoded from their files each time."""
-        return getattr(self.rows, "live", False)
+        return bool(self.rows.live)
 
     def load(self, indices: IntArray, view: int = 0, augment: int | None = None) -> Batch:
         """What `encode` needs of this process's share of the images `indices` (n,), on the host.
