@@ -122,9 +122,11 @@ class Strings(Sequence[str]):
         for number, start, stop in zip(used.tolist(), bounds, bounds[1:]):
             texts = self._blocks[number] if number < len(self._blocks) else pa.array(self._recent, pa.large_string())
             parts.append(texts.take(pa.array(position[order[start:stop]])))
+        if (order[1:] > order[:-1]).all():
+            return pa.concat_arrays(parts)
         back = np.empty(len(ids), np.int64)
         back[order] = np.arange(len(ids))
-        return pa.concat_arrays(parts).take(pa.array(back)) if len(used) > 1 else parts[-1]
+        return pa.concat_arrays(parts).take(pa.array(back))
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -205,8 +207,8 @@ class TextTable(Sequence[str]):
 
     def at(self, ids: IntArray) -> Iterator[str]:
         """The texts at (n,) indices, not all in memory as strings at the same time."""
-        for start in range(0, len(ids), BLOCK):
-            yield from self.take(ids[start : start + BLOCK])
+        for part in _blocks(ids):
+            yield from self.take(part)
 
     def sorted(self, ids: IntArray) -> IntArray:
         """(n,) indices in the order of their texts, by code points."""
@@ -214,12 +216,16 @@ class TextTable(Sequence[str]):
 
     def lengths(self, ids: IntArray) -> IntArray:
         """(n,) characters of texts."""
-        return pc.utf8_length(self.array(ids)).to_numpy()  # type: ignore[no-any-return]
+        parts = [pc.utf8_length(self.array(part)).to_numpy() for part in _blocks(ids)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def matching(self, pattern: str, ids: IntArray) -> IntArray:
         """Those of (n,) indices whose text contains a match of a regular expression (RE2)."""
-        found = pc.match_substring_regex(self.array(ids), pattern)
-        return np.asarray(ids[found.to_numpy(zero_copy_only=False)])
+        parts = [ids[:0]]
+        for part in _blocks(ids):
+            found = pc.match_substring_regex(self.array(part), pattern)
+            parts.append(part[found.to_numpy(zero_copy_only=False)])
+        return np.concatenate(parts)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -235,3 +241,8 @@ class TextTable(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return self.at(np.arange(len(self)))
+
+
+def _blocks(ids: IntArray) -> Iterator[IntArray]:
+    """Consecutive parts of `ids`, so that not all texts are copied at the same time."""
+    return (ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK))
