@@ -25,7 +25,6 @@ MODEL = {
     "model": "compact_2d",
     "settings": {"joint_dim": 8, "image_size": 32, "widths": [8, 16], "max_tokens": 24, "text_config": TEXT},
 }
-# Bridges start as identities: Procrustes turns axes along which these few texts hardly vary by what was rounded.
 SETTINGS = {
     "name": "small",
     "data": {"manifest": "manifest.csv", "valid_fraction": 0},
