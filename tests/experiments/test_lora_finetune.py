@@ -93,7 +93,7 @@ def test_a_model_on_a_device_is_adapted_there(model, tmp_path, several):
         return method.fit(train, None, FewShotProblem(np.zeros((2, 6))))(test)
 
     theirs = scores("cpu")
-    with pretend_device() as log, counted_steps(log) as waits:
+    with pretend_device(float64=False) as log, counted_steps(log) as waits:
         model.to(DEVICE)
         ours = scores("device")
     assert waits and max(waits) <= 2

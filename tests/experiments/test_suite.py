@@ -93,7 +93,7 @@ def test_models_of_a_suite_compute_on_the_device(world: Path, tmp_path: Path) ->
     tree = yaml.safe_load((world / "suite.yaml").read_text())
     tree["seeds"], tree["bootstrap"] = [0], 5
     values: dict[str, dict[str, float]] = {}
-    with pretend_device() as log:
+    with pretend_device(float64=False) as log:
         for device in ("cpu", DEVICE):
             tree["cache"] = str(tmp_path / device / "cache")
             (tmp_path / "suite.yaml").write_text(yaml.safe_dump(tree))

@@ -1,5 +1,6 @@
 """A whole run on the pretend device: nothing is mixed, losses are the CPU's, and a step hardly ever waits."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,3 +145,13 @@ def test_a_killed_run_resumes_on_the_device_to_the_same_bits(project: Path, ours
     for stage in STAGES:
         name = f"{stage}/final.safetensors"
         assert (folder / name).read_bytes() == (ours[0] / name).read_bytes(), stage
+
+
+def test_binding_methods_are_compared_on_the_device(project: Path) -> None:
+    options = ["--methods", "--only", "procrustes", "--seeds", "1", "--out", "methods", "--device", DEVICE]
+    with pretend_device(float64=False) as log:
+        assert command(project, "ablate", "settings.yaml", *options, "--json", "methods.json") == 0
+    assert log.operations
+    rows = json.loads((project / "methods.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"procrustes", "default"}
+    assert not any("skipped" in row for row in rows)
