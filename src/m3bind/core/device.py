@@ -35,6 +35,7 @@ from m3bind.errors import ConfigError
 log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 PRECISIONS = ("auto", "float32", "bfloat16")
+_exact: set[str] = set()  # types of devices on which this process was asked to compute in float32
 _NODES = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/kfd": "an AMD GPU"}  # files of the GPUs' kernel drivers
 
 
@@ -47,8 +48,10 @@ def compute_dtype(device: torch.device = CPU) -> torch.dtype:
     """torch.bfloat16 on devices that multiply matrices in it natively, torch.float32 elsewhere.
 
     Natively: CPUs with AMX tiles or AVX512-BF16, NVIDIA GPUs since Ampere; elsewhere bfloat16 is emulated, and slower.
+    Also torch.float32 on a device for which the last `pick` asked for it.
     """
-    return _native_dtype(device.type, device.index) if may_round() else torch.float32
+    exact = not may_round() or device.type in _exact
+    return torch.float32 if exact else _native_dtype(device.type, device.index)
 
 
 @cache
@@ -159,7 +162,8 @@ def pick(
         exact = precision == "float32" or not may_round()
         _set_tf32(not exact)
         log.info("%s: float32 products in %s", chosen, "float32" if exact else "TF32")
-    dtype = compute_dtype(chosen) if precision == "auto" else getattr(torch, precision)
+    (_exact.add if precision == "float32" else _exact.discard)(chosen.type)
+    dtype = torch.bfloat16 if precision == "bfloat16" else compute_dtype(chosen)
     return Compute(chosen, dtype, count, prefetch, compiled, tuple(trackers), profile)
 
 
