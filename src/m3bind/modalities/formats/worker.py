@@ -7,6 +7,7 @@ lie in the shared memory from index "at" on, or follow as bytes (null). A file t
 fails with MemoryError.
 """
 
+import contextlib
 import importlib
 import json
 import math
@@ -55,7 +56,8 @@ def _prepare(name: str, home: str | None) -> Modality:
     _limit_memory(None)  # remove the limit of the previous modality
     modality: Modality = getattr(importlib.import_module(module), attribute)()
     for library in modality.libraries:
-        importlib.import_module(library)
+        with contextlib.suppress(ModuleNotFoundError):  # an absent decoder concerns the files that need it
+            importlib.import_module(library)
     silence()
     _limit_memory(LIMITS.memory)
     return modality
