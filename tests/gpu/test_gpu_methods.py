@@ -1,5 +1,6 @@
 """Binding methods and post steps on the device: closed forms equal the CPU's, trained ones are close."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from align.test_methods import BASE, ON_EMBEDDINGS, QUICK, related_pairs
 from m3bind.align import methods, post
 from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig, PostConfig
+from m3bind.core.device import Compute
 from m3bind.training.pairs import Pairs
 from toys import toy_inputs, toy_pairs
 
@@ -32,7 +34,8 @@ def bind(name: str, folder: Path, device: torch.device) -> Bound:
         p.model.to(device)
     options = {"options": ON_EMBEDDINGS[name]} if name in ON_EMBEDDINGS else QUICK | {"lr": 1e-3, "steps": 10}
     settings = AlignConfig(**BASE, method=name, **options)
-    bridges = methods.get(name).bind(toy_inputs(pairs, folder), settings)
+    inputs = replace(toy_inputs(pairs, folder), compute=Compute(device))
+    bridges = methods.get(name).bind(inputs, settings)
     return {m: sides(bridges[m], p) for m, p in pairs.items()}
 
 
