@@ -15,9 +15,11 @@ from m3bind.errors import ConfigError
 def _fresh():
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     device._native_dtype.cache_clear()
+    device._exact.clear()
     device._warn.cache_clear()
     yield
     device._native_dtype.cache_clear()
+    device._exact.clear()
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
 
@@ -60,6 +62,7 @@ def test_precision_and_tf32_are_decided_together(gpus, precision, dtype, policy)
     assert chosen.device == torch.device("cuda", 0) and chosen.dtype == dtype
     assert torch.get_float32_matmul_precision() == policy
     assert torch.backends.cudnn.allow_tf32 == (policy == "high")
+    assert device.compute_dtype(chosen.device) == (torch.float32 if precision == "float32" else torch.bfloat16)
 
 
 @pytest.mark.parametrize(
