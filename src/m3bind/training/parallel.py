@@ -38,6 +38,7 @@ def join(device: torch.device) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=device.type == "cpu")
+        _patient_group()  # made by all together now: making it later, one after another, could time out
 
 
 def world() -> tuple[int, int]:
