@@ -10,6 +10,7 @@ compute, decoding and disk; on a CPU towers and decoding share the cores, and th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from m3bind.config import RunConfig, TrainConfig
 from m3bind.pipeline.plan.cost import WORKSPACE, Side
@@ -50,7 +51,7 @@ class StagePlan:
     moved: float = 0.0  # bytes that the optimiser moves in the device's memory in a step
     seconds_per_step: float = 0.0
     seconds: float = 0.0
-    binds: str = ""  # what takes longest here: compute, decode or disk; memory: it does not fit
+    binds: str = ""  # what takes longest here: compute, decode, disk, or - if nothing; memory: it does not fit
     gpu_compute: float = 0.0  # seconds of a step on the GPUs, an estimate
     gpu_seconds: float = 0.0  # of the stage
     gpu_memory: float = 0.0  # bytes per device
@@ -75,7 +76,7 @@ class StagePlan:
 
 
 def _largest(compute: float, decode: float, disk: float) -> str:
-    return max((compute, "compute"), (decode, "decode"), (disk, "disk"))[1]
+    return max((0.0, "-"), (compute, "compute"), (decode, "decode"), (disk, "disk"), key=itemgetter(0))[1]
 
 
 @dataclass(frozen=True)
