@@ -54,8 +54,8 @@ def time_side(
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encode(batch)  # also the warm-up
 
-    def forward() -> None:
-        with torch.no_grad():
+    def forward() -> None:  # passes over frozen towers are float32 on a CPU (`models.frozen`)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             encode(batch)
 
     seconds = median_seconds(forward)
