@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import m3bind.models as models
 from m3bind.align.lora import inject, lora_parameters
@@ -18,6 +19,7 @@ from m3bind.models.weights.checkpoint import without_initialisation
 from models.tiny_models import TEXTS
 from pretend.device import DEVICE, pretend_device
 
+TOLERANCE = 3e-6  # of gradients: sums of 17,000 tokens differ by more than 1e-6 in the order of their terms
 LAYERS = 2  # of each run of equal layers
 OWN = {"modality": "xray", "text": "bert"}
 FOLDERS = {"hf_clip_any": "hf_clip_folder", "open_clip_any": "open_clip_plain"}  # fixtures of models in a folder
@@ -89,7 +91,8 @@ def test_embeddings_and_gradients_are_those_of_the_cpu(name: str, request: pytes
             inject(model, part)
             for parameter in lora_parameters(getattr(model, f"{part}_trunk")).values():
                 nn.init.normal_(parameter, std=0.02)
-    theirs = {part: result(model, part, batch, "cpu") for part, batch in inputs.items()}
+    with sdpa_kernel(SDPBackend.MATH):  # the form of attention that the pretend device has
+        theirs = {part: result(model, part, batch, "cpu") for part, batch in inputs.items()}
     with pretend_device() as log:
         model.to(DEVICE)
         for part, batch in inputs.items():
@@ -97,6 +100,6 @@ def test_embeddings_and_gradients_are_those_of_the_cpu(name: str, request: pytes
             assert (rows - theirs[part][0]).abs().max() < 1e-6
             assert gradients.keys() == theirs[part][1].keys()
             for key, gradient in theirs[part][1].items():
-                assert (gradients[key] - gradient).abs().max() <= 1e-6 * max(1, float(gradient.abs().max())), key
+                assert (gradients[key] - gradient).abs().max() <= TOLERANCE * max(1, float(gradient.abs().max())), key
     waiting = [place for place in log.syncs if "models/" in place]
     assert not waiting, "the network itself makes the host wait"
