@@ -19,7 +19,7 @@ from m3bind.models.weights.checkpoint import without_initialisation
 from models.tiny_models import TEXTS
 from pretend.device import DEVICE, pretend_device
 
-TOLERANCE = 3e-6  # of gradients: sums of 17,000 tokens differ by more than 1e-6 in the order of their terms
+TOLERANCE = 3e-6  # of gradients, relative: CT-CLIP's differ by up to 2e-6 where attention is computed in another form
 LAYERS = 2  # of each run of equal layers
 OWN = {"modality": "xray", "text": "bert"}
 FOLDERS = {"hf_clip_any": "hf_clip_folder", "open_clip_any": "open_clip_plain"}  # fixtures of models in a folder
