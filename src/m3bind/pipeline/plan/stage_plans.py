@@ -95,6 +95,12 @@ def is_live(config: RunConfig, t: TowerPlan) -> bool:
     return t.files * t.stored_bytes > config.data.inputs_gb * GB
 
 
+def texts_of_stage2(config: RunConfig, work: Work) -> float:
+    """Expected number of distinct shared texts that stage 2 draws."""
+    distill = config.distill
+    return distinct_draws(distill.shared_batch * (distill.steps + distill.steps_b), work.kinds)
+
+
 def stages_of(config: RunConfig, measured: Measured, work: Work) -> list[StagePlan]:
     """The stages of the run in order, not priced yet."""
     towers = measured.towers
@@ -221,11 +227,9 @@ def _alignment(config: RunConfig, measured: Measured, work: Work) -> StagePlan:
 def _teachers(config: RunConfig, towers: Sequence[TowerPlan], work: Work) -> StagePlan:
     """Embeddings of the texts that stage 2 draws by the aligned towers, unless their features are there."""
     stage = StagePlan("teachers' texts", 1, memory=_weights(towers))
-    distill = config.distill
-    drawn = distinct_draws(distill.shared_batch * (distill.steps + distill.steps_b), work.kinds)
     for t in towers:
         if t.align.text_level == "input":
-            _add_texts(stage, t.align.text, drawn * t.shared)
+            _add_texts(stage, t.align.text, texts_of_stage2(config, work) * t.shared)
     return stage
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from m3bind.config import RunConfig
 from m3bind.pipeline.features import WIDE
-from m3bind.pipeline.plan.stage_plans import STATE, is_live
+from m3bind.pipeline.plan.stage_plans import STATE, is_live, texts_of_stage2
 from m3bind.pipeline.plan.tower_cost import StudentPlan, TowerPlan
 from m3bind.pipeline.plan.workload import Work
 
@@ -22,7 +22,9 @@ def written_of(
         if not is_live(config, t):
             sizes[f"{m} inputs"] = float(t.files * t.stored_bytes)
         sizes[f"{m} image features"] = 4.0 * (image * t.viewed(config) if image <= WIDE else t.joint_dim * t.files)
-        sizes[f"{m} text features"] = 4.0 * work.texts * text
+        own = t.align.text_level == "input"  # two passes over the texts that are drawn: before stage 1 and after it
+        texts = min(config.align.pool, work.kinds) + texts_of_stage2(config, work) if own else work.texts
+        sizes[f"{m} text features"] = 4.0 * texts * text
         trained += t.align.trained + (t.pretrain.trained if t.pretrain else 0)
     sizes["token ids"] = 4.0 * work.texts * tokenizers * student.tokens
     sizes["checkpoints"] = CHECKPOINTS * STATE * trained
