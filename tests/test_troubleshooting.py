@@ -306,7 +306,7 @@ def _():
 
 @leads_to("no-serve")
 def _():
-    serve._begin()
+    serve._begin(None, None)
 
 
 @leads_to("no-hospital")

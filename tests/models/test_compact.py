@@ -9,7 +9,7 @@ import torch
 import m3bind.models as models
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
-from m3bind.models.layers.augment import vary
+from m3bind.models.layers.augment import ItemRandom, vary
 from m3bind.models.layers.preprocess import image_tensor, signal_tensor, volume_tensor
 from m3bind.models.layers.towers import ResidualTower
 from models.tiny_models import TEXTS
@@ -59,7 +59,7 @@ def test_training_moves_only_what_is_not_frozen(name, assets, samples):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     sample = samples[model.modality]
     batch = torch.stack([model.preprocess(sample)] * 3)
-    batch = model.augment(batch, torch.Generator().manual_seed(0))
+    batch = model.augment(batch, ItemRandom(0, range(len(batch))))
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     for _ in range(2):
         cosines = model.encode_image(batch) @ model.encode_text(model.tokenize(TEXTS[:3])).T
@@ -161,11 +161,14 @@ def test_tower_does_not_depend_on_the_batch_and_sees_amplitude(dims, shape):
 @pytest.mark.parametrize("shape", [(4, 12, 100), (4, 3, 20, 24), (4, 1, 10, 12, 14)])
 def test_variation_is_repeatable_light_and_flips_only_legal_axes(shape):
     batch = torch.rand(shape)
-    draw = [vary(batch, torch.Generator().manual_seed(seed), flips=(0,)) for seed in (1, 1, 2)]
+    draw = [vary(batch, ItemRandom(key, range(len(batch))), flips=(0,)) for key in (1, 1, 2)]
     assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2]) and draw[0].shape == batch.shape
-    still = vary(batch, torch.Generator(), shift=0, gain=0, noise=0)
+    alone = vary(batch[2:3], ItemRandom(1, [2]), flips=(0,))
+    assert torch.equal(alone, draw[0][2:3]), "an item is varied alike in every batch"
+    still = vary(batch, ItemRandom(0, range(len(batch))), shift=0, gain=0, noise=0)
     assert torch.equal(still, batch)
-    flipped = vary(batch.repeat(16, *[1] * (batch.ndim - 1)), torch.Generator(), shift=0, gain=0, noise=0, flips=(0,))
+    many = batch.repeat(16, *[1] * (batch.ndim - 1))
+    flipped = vary(many, ItemRandom(0, range(len(many))), shift=0, gain=0, noise=0, flips=(0,))
     for item, original in zip(flipped, batch.repeat(16, *[1] * (batch.ndim - 1))):
         assert torch.equal(item, original) or torch.equal(item, original.flip(1))
     assert not torch.equal(flipped, batch.repeat(16, *[1] * (batch.ndim - 1)))

@@ -90,7 +90,7 @@ def plan(
     disk: Annotated[float, typer.Option(help="speed of the disk in GB/s", min=0.001)] = 1.0,
     json_file: Json = None,
 ) -> None:
-    """Estimate time, memory and disk of every stage of a run, and what binds it.
+    """Estimate time, memory and disk of each stage, and what binds.
 
     Times come from a short measurement on this machine. What is missing (data, weights, tokenizers) is assumed.
 

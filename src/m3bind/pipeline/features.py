@@ -119,14 +119,15 @@ class FeatureExtractor:
         """(N, f), or (N, v, f) with several views: trunk features; view 0 is the image, the others are augmented."""
         inputs, keys = self._inputs(records, model)
         forward = _image_pass(inputs, model, model.image_features)
-        augmented = FrozenPass(model.image_features, forward.device)
+        several = FrozenPass(model.image_features, forward.device)
 
         def compute(at: list[int]) -> NDArray[np.float32]:
-            features = [forward(torch.tensor(at))]
-            for view in range(1, views):
-                random = ItemRandom(view, [int(keys[position][:15], 16) for position in at])
-                features.append(augmented(model.augment(torch.from_numpy(inputs[at]), random)))
-            return (torch.stack(features, dim=1) if views > 1 else features[0]).numpy()
+            if views == 1:
+                return forward(torch.tensor(at)).numpy()
+            items = [int(keys[position][:15], 16) for position in at]
+            rows = torch.from_numpy(inputs[at])
+            copies = [rows, *(model.augment(rows, ItemRandom(view, items)) for view in range(1, views))]
+            return torch.stack([several(copy) for copy in copies], dim=1).numpy()
 
         kind = f"image/{_preprocessing(model)}/views={views}" + ("/by item" if views > 1 else "") + forward.kind
         label = f"features {records[0].modality}" if records else None
