@@ -15,7 +15,7 @@ def environment(device: str) -> dict[str, str]:
     return {**os.environ, "M3BIND_TEST_DEVICE": device, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "pretend:0"])
 def test_the_tests(device: str) -> None:
     """All but the published models in full size, which test_models_on_a_device.py has with fewer layers."""
@@ -25,7 +25,7 @@ def test_the_tests(device: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_the_script(tmp_path: Path) -> None:
     """benchmarks/gpu.sh with one test: every section has rows, and the tables are written."""
     settings = {"OUT": str(tmp_path), "PYTHON": sys.executable, "DEVICE": "cpu", "TINY": "1"}

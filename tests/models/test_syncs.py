@@ -80,6 +80,7 @@ def tokens(width: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.empty_like(ids)}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "source"), CASES)
 def test_no_registered_model_waits(name: str, source: str, assets: Path, request: pytest.FixtureRequest) -> None:
     model = built(name, source, assets, request)

