@@ -32,7 +32,7 @@ from m3bind.config import AlignConfig, DistillConfig, PretrainConfig, TrainConfi
 from m3bind.core.device import Compute, pick
 from m3bind.data.ragged import Ragged
 from m3bind.data.text_table import TextTable
-from m3bind.distill.stage import DistillStage, Teachers
+from m3bind.distill.stage import DistillSampler, DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
 from m3bind.models.base import DualEncoder, Tokens
 from m3bind.models.layers.bert import BertTrunk
@@ -338,5 +338,6 @@ def distill_step(bench: Bench) -> list[Row]:
         pairs[m] = Pairs(m, None, None, None, captions, none, np.full(len(captions), -1))  # type: ignore[arg-type]
     teachers = Teachers({m: unit(texts) for m in PAPER}, {m: unit(2 * size) for m in PAPER}, dict.fromkeys(PAPER, 14.0))
     pool, shares = {m: np.arange(texts) for m in PAPER}, dict.fromkeys(PAPER, 1 / len(PAPER))
-    stage = DistillStage("b", StudentTexts(student, tokens), teachers, pairs, pool, shares, settings, 0)
+    sampler = DistillSampler("b", pairs, pool, shares, settings, 0)
+    stage = DistillStage(sampler, StudentTexts(student, tokens), teachers, settings)
     return [bench.guarded("m3bind", partial(ours, bench, stage, settings))]

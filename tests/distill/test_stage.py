@@ -6,7 +6,7 @@ import torch
 
 from m3bind.config import ContrastiveConfig, DistillConfig, StudentConfig
 from m3bind.data.tokens import TokenStore
-from m3bind.distill.stage import DistillStage, Teachers
+from m3bind.distill.stage import DistillSampler, DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
 from m3bind.errors import ConfigError
 from m3bind.models.layers.text_encoder import make_text_encoder, train_wordpiece
@@ -55,7 +55,8 @@ def stage(setting, phase, **changes):
         **{"steps": 60, "batch": 8, "shared_batch": 16, "lr": 5e-3, "student": StudentConfig(text="bert")} | changes
     )
     shares = inputs.pool_probabilities(settings.balance)
-    return DistillStage(phase, student, teachers, pairs, inputs.pool, shares, settings, 0), settings
+    sampler = DistillSampler(phase, pairs, inputs.pool, shares, settings, 0)
+    return DistillStage(sampler, student, teachers, settings), settings
 
 
 def test_phase_a_is_equation_7_alone_and_phase_b_adds_equation_8(setting):

@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from m3bind.training import pairs
+from toys import toy_pairs
+
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
@@ -45,6 +48,17 @@ def losses(folder: Path) -> np.ndarray:
     ]
     assert len(rows) == 80
     return np.array([[row["loss"], row["gradient_norm"]] for row in rows])
+
+
+def test_processes_compute_the_rows_of_the_same_texts(monkeypatch):
+    """They share that computation, which waits for all: other texts on each, or none on one, would never end."""
+    for rank in range(2):
+        monkeypatch.setattr(pairs, "share", lambda items, rank=rank: items[rank::2])
+        texts = toy_pairs({"a": 20}, text="embedding")["a"].texts
+        asked, compute = [], texts._compute
+        texts._compute = lambda ids, asked=asked, compute=compute: (asked.append(ids.tolist()), compute(ids))[1]
+        assert len(texts.load(np.array([5, 2, 9, 5]))["rows"]) == 2 - rank
+        assert asked == [[2, 5, 9]]
 
 
 @pytest.mark.whole

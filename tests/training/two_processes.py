@@ -12,7 +12,7 @@ from m3bind.align import methods
 from m3bind.config import AlignConfig, DistillConfig, LoraConfig, PretrainConfig, StudentConfig
 from m3bind.core.device import pick
 from m3bind.data.tokens import TokenStore
-from m3bind.distill.stage import DistillStage, Teachers
+from m3bind.distill.stage import DistillSampler, DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
 from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder, train_wordpiece
 from m3bind.pretrain.stage import PretrainStage
@@ -55,7 +55,8 @@ def main(folder: Path) -> None:
     teachers = Teachers(texts, images, dict.fromkeys(pairs, 10.0))
     shares = inputs.pool_probabilities(settings.balance)
     for phase in "ab":
-        stage = DistillStage(phase, wrapped, teachers, pairs, inputs.pool, shares, settings, 1)
+        sampler = DistillSampler(phase, pairs, inputs.pool, shares, settings, 1)
+        stage = DistillStage(sampler, wrapped, teachers, settings)
         train(stage, settings, folder / phase, 1, compute)
     if world()[0] == 0:
         state = {f"bridge.{m}": b.weight.detach().clone() for m, b in bridges.items()}

@@ -1,8 +1,8 @@
 """Where and how to compute: device, precision, TF32, worker processes. Decided here, once for a process.
 
 * `pick`: the `Compute` of a run or command from its settings, all "auto" by default.
-* `Compute`: device, dtype of the towers, workers, prefetching, compilation; `autocast` and `moved`.
-* `device_of`: the device of a module. * `to_device`: one host tensor. * `memory`: of a GPU.
+* `Compute`: device, dtype of the towers, workers, prefetching, compilation; its `autocast`.
+* `device_of`: the device of a module. * `moved`: a batch on a device. * `to_device`: one host tensor. * `memory`: of a GPU.
 * `float32_arithmetic`: another TF32 policy inside a block. * `unused_accelerator`: why one is not used.
 * `maybe_compile`: modules through torch.compile, an option that is measured by benchmarks/gpu.py.
 * `compute_dtype`: bfloat16 if the device computes it natively, else float32. * `may_round`: whether it is allowed.
@@ -88,11 +88,10 @@ class Compute:
         dtype = dtype or self.dtype
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32)
 
-    def moved(self, batch: Any) -> Any:
-        """A nested structure with all its tensors on the device; transfers from pinned memory are asynchronous."""
-        if self.device.type == "cpu":
-            return batch
-        return tree_map(lambda x: x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x, batch)
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A nested structure with all its tensors on `device`; transfers from pinned memory are asynchronous."""
+    return tree_map(lambda x: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x, batch)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -84,21 +84,12 @@ class DistillStage:
     """One phase of SESKD: "a" is Eq. 7 alone, "b" is Eq. 9."""
 
     def __init__(
-        self,
-        phase: str,
-        student: StudentTexts,
-        teachers: Teachers,
-        pairs: Mapping[str, Pairs],
-        pool: Mapping[str, IntArray],
-        shares: Mapping[str, float],
-        settings: DistillConfig,
-        seed: int,
+        self, sampler: DistillSampler, student: StudentTexts, teachers: Teachers, settings: DistillConfig
     ) -> None:
-        """`pairs`, `pool`, `shares` as in `DistillSampler`; `pairs` also gives the labels."""
-        self.sampler = DistillSampler(phase, pairs, pool, shares, settings, seed)
-        self.name, self.pairs = self.sampler.name, self.sampler.pairs
+        """`sampler` of the phase, with the same settings."""
+        self.name, self.sampler, self.pairs = sampler.name, sampler, sampler.pairs
         self.student, self.teachers, self.settings = student, teachers, settings
-        self.kd_weight = settings.kd_weight if phase == "b" else 1.0
+        self.kd_weight = settings.kd_weight if self.pairs else 1.0
         self.terms = {name: getattr(settings, name) for name in TERMS}
         student.prepare(settings.student)
 

@@ -64,7 +64,7 @@ def bind(
     used = {m: (copy.deepcopy(model) if method.towers else model).to(compute.device) for m, model in models.items()}
     with tempfile.TemporaryDirectory(prefix="m3bind-") as temporary:
         place = Path(folder or temporary)
-        extractor = FeatureExtractor(FeatureCache(place / "cache"))
+        extractor = FeatureExtractor(FeatureCache(place / "cache"), workers=compute.workers)
         records = [record for m in names for record in _readable(m, (pairs or {}).get(m, ()), used[m], extractor)]
         config = RunConfig(
             name="bind", seed=seed, align=settings, modalities={m: ModelConfig(model=used[m].name) for m in names}

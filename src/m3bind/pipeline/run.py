@@ -23,7 +23,7 @@ import gc
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,14 +178,8 @@ class Run:
             raise ConfigError(f"unknown stage {until!r}; choose one of {', '.join(STAGES)}")
         # without evaluation, several processes may read a run
         alone = only_one(self.folder, "run") if evaluate and world()[0] == 0 else contextlib.nullcontext()
-        with alone, self._shared():
+        with alone, self.extractor.cache.shared(Share(*world(), wait)):
             return self._fit(STAGES.index(until), evaluate)
-
-    @contextlib.contextmanager
-    def _shared(self) -> Iterator[None]:
-        """Inside, all processes of the run do the same, and share files and embedding passes."""
-        with self.extractor.cache.shared(Share(*world(), wait)):
-            yield
 
     def _fit(self, last: int, measuring: bool) -> ResultTable:
         setup, assets = self.prepare(), self.pretrain_folder / "assets"

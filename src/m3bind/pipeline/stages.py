@@ -90,7 +90,8 @@ def _pairs(m: str, state: State, setup: Setup, stage: str) -> Pairs:
     views = config.pretrain_for(m).views if stage == "pretrain" and image == "features" else 1
     pairs = setup.extractor.pairs(m, model, data.records[m]["train"], data.table, image, text, views)
     _ = pairs.images.rows  # computed now, in eval mode
-    pairs.texts.need(np.arange(len(data.table)))
+    shared = data.pool.values() if stage == "align" else ()
+    pairs.texts.need(np.unique(np.concatenate([pairs.described_by(), *shared])))  # all that batches draw
     return pairs
 
 
@@ -191,15 +192,17 @@ def distill(state: State, setup: Setup, folder: Path, assets: Path) -> State:
     wrapped = StudentTexts(student, setup.extractor.texts.tokens(student, data.table), features)
     pairs = finished_pairs(state, setup)
     shares = _inputs(pairs, setup, folder).pool_probabilities(settings.balance)
-    phases = {"a": settings.steps, "b": settings.steps_b}
-    samplers = [DistillSampler(phase, pairs, data.pool, shares, settings, config.seed) for phase in phases]
-    drawn = [sampler.shared_texts(steps) for sampler, steps in zip(samplers, phases.values(), strict=True)]
+    phases = [
+        (phase, DistillSampler(phase, pairs, data.pool, shares, settings, config.seed), steps)
+        for phase, steps in (("a", settings.steps), ("b", settings.steps_b))
+    ]
+    drawn = [sampler.shared_texts(steps) for _, sampler, steps in phases]
     if any(getattr(settings, name) for name in TERMS):
         drawn += [pair.described_by() for pair in pairs.values()]
     teachers = _teachers(state, setup, np.unique(np.concatenate(drawn)))
-    for phase, steps in phases.items():
+    for phase, sampler, steps in phases:
         phase_settings = settings.model_copy(update={"steps": steps})
-        stage = DistillStage(phase, wrapped, teachers, pairs, data.pool, shares, phase_settings, config.seed)
+        stage = DistillStage(sampler, wrapped, teachers, phase_settings)
         train(stage, phase_settings, folder / phase, config.seed, setup.compute)
     setup.extractor.invalidate_hashes()
     return replace(state, student=student.requires_grad_(False).eval())
@@ -213,7 +216,7 @@ def _inputs(pairs: Mapping[str, Pairs], setup: Setup, folder: Path) -> BindingIn
 def _teachers(state: State, setup: Setup, ids: IntArray) -> Teachers:
     """Bridged embeddings of the texts `ids` by all towers and of all training images by their towers."""
     names, table = setup.modalities, setup.dataset.table
-    text = {m: _embed_texts(state, setup, table, m, ids) for m in names}
+    text = {m: embed_text(state, setup, table, m, ids) for m in names}
     images = {m: embed_images(state, setup, m, "train") for m in names}
     scales = {m: float(state.models[m].logit_scale.detach()) for m in names}
     return Teachers(text, images, scales, ids)
@@ -222,7 +225,6 @@ def _teachers(state: State, setup: Setup, ids: IntArray) -> Teachers:
 # ---- embeddings
 
 
-@torch.inference_mode()
 def embed_images(state: State, setup: Setup, modality: str, split: str) -> Matrix:
     """(N, d) unit rows of a split's images."""
     model, bridge = state.models[modality], state.bridges[modality]
@@ -230,16 +232,10 @@ def embed_images(state: State, setup: Setup, modality: str, split: str) -> Matri
     return _apply(bridge.image, rows, bridge)
 
 
-@torch.inference_mode()
-def embed_text(state: State, setup: Setup, texts: Sequence[str], encoder: str) -> Matrix:
-    """(K, d) unit rows of texts by a modality's text tower, or by "student"."""
-    return _embed_texts(state, setup, texts, encoder)
-
-
-def _embed_texts(
+def embed_text(
     state: State, setup: Setup, texts: Sequence[str] | TextTable, encoder: str, ids: IntArray | None = None
 ) -> Matrix:
-    """As `embed_text`, of the texts `ids` of a table."""
+    """(K, d) unit rows of texts, or of the texts `ids` of a table, by a modality's text tower or by "student"."""
     if encoder == "student":
         assert state.student is not None
         features = setup.extractor.text_features(texts, state.student, ids)

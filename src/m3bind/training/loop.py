@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from m3bind.config import TrainConfig
 from m3bind.core import sums
-from m3bind.core.device import Compute, maybe_compile, pick
+from m3bind.core.device import Compute, maybe_compile, moved, pick
 from m3bind.core.files import sha256_text, write_text
 from m3bind.core.progress import progress
 from m3bind.core.provenance import arithmetic
@@ -277,7 +277,7 @@ class _Run:
         for group, entry in zip(self.groups, self.optimizer.param_groups, strict=True):
             entry["lr"] = rate * group.scale
         with autocast(self.settings, self.compute):
-            losses = self.losses(self.compute.moved(batch))
+            losses = self.losses(moved(batch, self.compute.device))
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm or math.inf)

@@ -3,8 +3,8 @@
 * `Trackers`: losses to the trackers of the settings. * `Pace`: items per second, waiting, GPU memory for the progress
   line. * `profiler`: a trace of a few steps for chrome://tracing or Perfetto.
 
-W&B and MLflow are reached through accelerate's interface. They may send what they get to a server, so they get the
-losses and the settings of the loop, but neither paths nor texts.
+W&B and MLflow are reached through accelerate's interface. They may send what they get to a server, so m3bind hands them
+the losses and the settings of the loop, but neither paths nor texts. What they record on their own is theirs to set.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def _tracker(name: str, stage: str, folder: Path) -> Any:
     if name == "wandb":
         tracker: Any = tracking.WandBTracker("m3bind", name=stage, dir=str(folder))
     else:
-        tracker = tracking.MLflowTracker("m3bind", logging_dir=str(folder / "mlflow"), run_name=stage)
+        tracker = tracking.MLflowTracker("m3bind", run_name=stage)  # where: MLFLOW_TRACKING_URI
     if hasattr(tracker, "start"):
         tracker.start()
     return tracker

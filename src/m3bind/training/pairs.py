@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from m3bind.config import ContrastiveConfig, TrainConfig
-from m3bind.core.device import device_of
+from m3bind.core.device import device_of, moved
 from m3bind.data.batching import IntArray, rng
 from m3bind.data.ragged import Ragged
 from m3bind.data.text_table import TextTable
@@ -115,7 +114,7 @@ class Images:
 
     def embed(self, indices: IntArray, view: int = 0) -> Tensor:
         """(n,) positions -> (n, d_m) unit rows on the model's device."""
-        return self.encode(_to(self.load(indices, view), device_of(self.model)))
+        return self.encode(moved(self.load(indices, view), device_of(self.model)))
 
 
 class Texts:
@@ -139,7 +138,10 @@ class Texts:
         self._rows: NDArray[np.float32] | None = None
 
     def need(self, ids: IntArray) -> None:
-        """Compute the rows of texts that are not known yet; all that batches draw, before workers load them."""
+        """Compute the rows of texts that are not known yet; all that batches draw, before workers load them.
+
+        Several processes call this with the same ids, since they share the computation.
+        """
         missing = np.setdiff1d(ids, self._ids)
         if self.level == "input" or not len(missing):
             return
@@ -161,13 +163,13 @@ class Texts:
         if self.level == "input":
             assert self.tokens is not None
             return batch | token_parts(self.tokens.padded(mine), micro_tokens)
-        self.need(mine)
+        self.need(distinct)
         assert self._rows is not None
         return batch | {"rows": torch.from_numpy(self._rows[np.searchsorted(self._ids, mine)])}
 
     def embed(self, ids: IntArray) -> Tensor:
         """(n,) text ids -> (n, d_m) unit rows on the model's device."""
-        return self.encode(_to(self.load(ids), device_of(self.model)))
+        return self.encode(moved(self.load(ids), device_of(self.model)))
 
     def encode(self, batch: Batch) -> Tensor:
         """A batch of `load` on the model's device -> (n, d_m) unit rows; each distinct text is encoded once."""
@@ -198,11 +200,6 @@ def encode_parts(encode: Callable[[Tokens], Tensor], batch: Batch) -> Tensor:
     if "order" not in batch:
         return encode(batch["parts"][0])
     return torch.index_select(in_parts(encode, batch["parts"]), 0, batch["order"])
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    moved: Batch = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
-    return moved
 
 
 def in_parts(encode: Callable[[T], Tensor], parts: Sequence[T], recompute: bool = True) -> Tensor:

@@ -26,7 +26,7 @@ from m3bind.data.batching import IntArray
 from m3bind.data.ragged import Ragged
 from m3bind.data.text_table import TextTable
 from m3bind.data.tokens import TokenStore
-from m3bind.distill.stage import DistillStage, Teachers
+from m3bind.distill.stage import DistillSampler, DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
 from m3bind.errors import M3BindError
 from m3bind.models.base import DualEncoder
@@ -113,7 +113,8 @@ def distill_step(phase: str, towers: Towers, student: TextEncoder, config: RunCo
     shares = BindingInputs(pairs, pool, Path(), config.seed).pool_probabilities(distill.balance)
 
     def run(steps: int, folder: Path) -> None:
-        stage = DistillStage(phase, wrapped, teachers, pairs, pool, shares, settings, config.seed)
+        sampler = DistillSampler(phase, pairs, pool, shares, settings, config.seed)
+        stage = DistillStage(sampler, wrapped, teachers, settings)
         train(stage, settings.model_copy(update={"steps": steps}), folder, config.seed, host(config))
 
     return _per_step(run)
