@@ -13,6 +13,7 @@ import multiprocessing
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,20 +57,25 @@ def make_files(folder: Path, count: int, side: int) -> list[Record]:
     return records
 
 
-def _decode(paths: list[Path], modality: str, model: object) -> None:
+def _decode(paths: list[Path], model: Any, ready: Any) -> None:
     torch.set_num_threads(1)  # as in a worker; threads do not survive a fork
+    modality = modalities.get("xray")
+    modalities.decode(modality, paths[0])  # starts the decoder
+    ready.wait()
     for path in paths:
-        model.preprocess(modalities.decode(modalities.get(modality), path))  # type: ignore[attr-defined]
+        model.preprocess(modalities.decode(modality, path))
 
 
-def bare_rate(records: list[Record], model: object, workers: int) -> float:
-    """Files a second of processes that only decode and preprocess."""
+def bare_rate(records: list[Record], model: Any, workers: int) -> float:
+    """Files a second of processes that only decode and preprocess; their start is not counted."""
     paths = [record.path for record in records]
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_decode, args=(paths[n::workers], "xray", model)) for n in range(workers)]
-    start = time.perf_counter()
+    ready = context.Barrier(workers + 1)
+    processes = [context.Process(target=_decode, args=(paths[n::workers], model, ready)) for n in range(workers)]
     for process in processes:
         process.start()
+    ready.wait()
+    start = time.perf_counter()
     for process in processes:
         process.join()
     return len(paths) / (time.perf_counter() - start)

@@ -7,7 +7,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from m3bind.cli import main
@@ -15,6 +14,7 @@ from m3bind.evaluate.results import ResultTable
 from m3bind.models.layers.bert import BertTrunk
 from m3bind.models.layers.bert_padded import Padded
 from m3bind.training import loop
+from pipeline.projects import write_project
 from pretend.device import DEVICE, pretend_device
 from pretend.steps import assert_same_losses, counted_steps
 
@@ -56,18 +56,7 @@ STAGES = {"pretrain/xray": 6, "pretrain/retina": 6, "align": 6, "distill/a": 4, 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, make_picture: Callable[..., Path]) -> Path:
     """A folder with 32 pictures of two modalities, a manifest and settings."""
-    folder = tmp_path_factory.mktemp("project")
-    rows = ["modality,path,label,caption,patient,split"]
-    for number in range(32):
-        kind = "xray" if number % 2 else "retina"
-        make_picture(folder / f"{kind}{number}.png", kind, seed=number)
-        finding = ["normal", "large opacity", "small lesion"][number % 3]
-        split = "test" if number % 8 < 2 else "train"
-        text = f"{kind} image with {finding} number {number % 5}"
-        rows.append(f"{kind},{kind}{number}.png,{finding},{text},p{number},{split}")
-    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
-    (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
-    return folder
+    return write_project(tmp_path_factory.mktemp("project"), make_picture, 32, SETTINGS)
 
 
 def command(project: Path, *arguments: str) -> int:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import load_file
+
+from pipeline.projects import write_project
 
 pytestmark = pytest.mark.whole
 SCRIPT = Path(__file__).with_name("counting_fit.py")
@@ -34,19 +35,10 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, make_picture: Callable[..., Path]) -> Path:
     """A folder with 36 pictures of two modalities, one damaged picture, a manifest and settings."""
-    folder = tmp_path_factory.mktemp("processes")
-    rows = ["modality,path,label,caption,patient,split"]
-    for number in range(36):
-        kind = "xray" if number % 2 else "retina"
-        make_picture(folder / f"{kind}{number}.png", kind, seed=number)
-        finding = ["normal", "large opacity", "small lesion"][number % 3]
-        split = "test" if number % 8 < 2 else "train"
-        caption = f"{kind} image with {finding} number {number % 5}"
-        rows.append(f"{kind},{kind}{number}.png,{finding},{caption},p{number},{split}")
+    folder = write_project(tmp_path_factory.mktemp("processes"), make_picture, 36, SETTINGS)
     (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    rows.append("xray,bad.png,normal,xray image of nothing,p99,train")
-    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
-    (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
+    with (folder / "manifest.csv").open("a") as manifest:
+        manifest.write("xray,bad.png,normal,xray image of nothing,p99,train\n")
     return folder
 
 

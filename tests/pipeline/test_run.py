@@ -19,6 +19,7 @@ from m3bind.cli import main
 from m3bind.core import sums
 from m3bind.core.files import only_one
 from m3bind.pipeline.stored_inputs import FileReader
+from pipeline.projects import write_project
 
 MODEL = {
     "model": "compact_2d",
@@ -51,19 +52,7 @@ ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "M3BIND_PROGRESS": "off", "OMP_NUM_T
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, make_picture: Callable[..., Path]) -> Path:
     """A folder with 48 pictures of two modalities, a manifest and settings."""
-    folder = tmp_path_factory.mktemp("project")
-    rows = ["modality,path,label,caption,patient,split"]
-    for number in range(48):
-        kind = "xray" if number % 2 else "retina"
-        make_picture(folder / f"{kind}{number}.png", kind, seed=number)
-        finding = ["normal", "large opacity", "small lesion"][number % 3]
-        split = "test" if number % 8 < 2 else "train"
-        rows.append(
-            f"{kind},{kind}{number}.png,{finding},{kind} image with {finding} number {number % 5},p{number},{split}"
-        )
-    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
-    (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
-    return folder
+    return write_project(tmp_path_factory.mktemp("project"), make_picture, 48, SETTINGS)
 
 
 def start(project: Path, *arguments: str) -> subprocess.Popen[str]:

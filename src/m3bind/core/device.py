@@ -2,8 +2,9 @@
 
 * `pick`: the `Compute` of a run or command from its settings, all "auto" by default.
 * `Compute`: device, dtype of the towers, workers, prefetching, compilation; its `autocast`.
-* `device_of`: the device of a module. * `moved`: a batch on a device. * `to_device`: one host tensor. * `memory`: of a GPU.
-* `float32_arithmetic`: another TF32 policy inside a block. * `unused_accelerator`: why one is not used.
+* `device_of`: the device of a module. * `moved`: a batch on a device. * `to_device`: one host tensor.
+* `memory`: of a GPU. * `float32_arithmetic`: another TF32 policy inside a block.
+* `unused_accelerator`: why a visible one is not used.
 * `maybe_compile`: modules through torch.compile, an option that is measured by benchmarks/gpu.py.
 * `compute_dtype`: bfloat16 if the device computes it natively, else float32. * `may_round`: whether it is allowed.
 * `usable_cores`: processor cores that this process may use.
