@@ -1,10 +1,13 @@
-"""The errors that m3bind raises on purpose, and `in_words`, which explains unexpected exceptions of libraries.
+"""The errors that m3bind raises on purpose.
+
+* `in_words`: what an unexpected exception of a library means. * `is_lasting`: whether a file would fail again.
 
 Each message states what happened, in which file, row or setting, and what to do.
 `exit_code` is what the command line returns: 1 for work that failed, 2 for wrong use.
 """
 
 import difflib
+import errno
 import lzma
 import struct
 import zipfile
@@ -75,10 +78,32 @@ class ReadError(M3BindError):
     Messages reach logs, so names in the path that could be a person's are masked (`m3bind.privacy.redact_path`).
     """
 
-    def __init__(self, path: object, reason: str, hint: str = "", lasting: bool = True) -> None:
-        """`hint` tells the user what to do. `lasting`: the same content would fail again, at any time."""
+    def __init__(self, path: object, reason: str, hint: str = "", lasting: bool | None = None) -> None:
+        """`hint` tells the user what to do. `lasting`: what `is_lasting` returns; None: that of the error's cause."""
         super().__init__(f"{redact_path(str(path))}: {reason}" + (f"; {hint}" if hint else ""))
         self.path, self.reason, self.hint, self.lasting = str(path), reason, hint, lasting
+
+    @property
+    def advice(self) -> str:
+        """The reason, and what to do."""
+        return self.reason + (f"; {self.hint}" if self.hint else "")
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether the same file would fail again, at any time.
+
+    False if an error of the operating system (disk, network) or a missing package caused it, directly or through other
+    errors.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ReadError) and cause.lasting is not None:
+            return cause.lasting
+        # EINVAL: damaged files lead to an offset before their start
+        if isinstance(cause, ImportError) or (isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL)):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return True
 
 
 class CheckpointError(M3BindError):

@@ -111,6 +111,27 @@ def test_settings_that_cannot_be_met_say_what_to_do(monkeypatch, settings, messa
         device.pick(**settings)
 
 
+@pytest.mark.parametrize(
+    ("visible", "hidden"),
+    [
+        ("", True),
+        ("-1", True),
+        ("-1,0", True),
+        (" ", True),
+        ("1", False),
+        ("11", False),
+        ("0,-1", False),
+        ("GPU-1", False),
+    ],
+)
+def test_a_list_of_visible_gpus_hides_all_only_if_it_is_empty(monkeypatch, visible, hidden):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ConfigError, match="hides all GPUs" if hidden else "no usable driver"):
+        device.pick("cuda")
+
+
 def test_a_device_beyond_the_machines_is_refused(gpus):
     with pytest.raises(ConfigError, match="this machine has 2"):
         device.pick("cuda:2")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from m3bind.core.device import usable_cores
+from m3bind.core.children import usable_cores
 from pretend.device import pretend_device
 
 NAME = os.environ.get("M3BIND_TEST_DEVICE", "cuda")

@@ -221,6 +221,35 @@ def test_copies_and_moved_files_are_not_decoded_again(tmp_path, decoded):
     assert sum(decoded.values()) == 6
 
 
+@pytest.mark.parametrize("refused", ["0.tiff", "1.png"])
+def test_a_fault_of_an_ending_does_not_concern_copies_with_another(tmp_path, monkeypatch, refused):
+    """Whichever is read first, and in later passes."""
+    first, second = write(tmp_path / "0.png", 1), write(tmp_path / "1.png", 1)
+    first.path.rename(tmp_path / "0.tiff")
+    records = [replace(first, path=tmp_path / "0.tiff"), second]
+
+    def choosy(modality, path):
+        if Path(path).name == refused:
+            raise ReadError(path, "not of this kind")
+        return decode(modality, path)
+
+    monkeypatch.setattr(stored_inputs.modalities, "decode", choosy)
+    for _ in range(2):  # the content is readable
+        good, bad = extractor(tmp_path, workers=1).readable(records, Pictures())
+        assert (len(good), bad) == (2, [])
+
+
+def test_live_reading_has_a_child_process_for_each_worker(tmp_path, monkeypatch):
+    """Also if an earlier run stored all verdicts, so that the pass reads nothing."""
+    records, model = files(tmp_path, 4), Pictures()
+    extractor(tmp_path, inputs_gb=0.0).inputs(records, model)
+    inputs = extractor(tmp_path, inputs_gb=0.0, workers=7).inputs(records, model)
+    allowed: list[int] = []
+    monkeypatch.setattr("m3bind.data.prefetch.allow", allowed.append)
+    np.testing.assert_array_equal(inputs[[2, 0]], wanted([records[2], records[0]], model))
+    assert allowed == [7]
+
+
 def test_files_written_just_now(tmp_path, decoded):
     records = files(tmp_path, 6, every=4)
     for record in records:

@@ -2,6 +2,7 @@
 
 * `command`: the command line for one of our modules: Python with -P, which excludes the current folder from imports.
 * `environment`: this process's environment, with `import_path` as PYTHONPATH.
+* `usable_cores`: how many can compute at the same time.
 * `import_path`: the folders a child imports from. * `home_of`: the folder of a user's module outside `import_path`.
 
 This process may import from its current folder (`python -c`, a notebook) or from the folder of a script; such a folder
@@ -25,6 +26,12 @@ def command(module: str, *arguments: str) -> list[str]:
 def environment(**more: str) -> dict[str, str]:
     """The environment of a child: this process's, `more`, and PYTHONPATH."""
     return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(import_path())}
+
+
+def usable_cores() -> int:
+    """Cores that this process may use (its CPU affinity), divided among the processes that a launcher started here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def import_path() -> list[str]:

@@ -7,7 +7,6 @@
 * `unused_accelerator`: why a visible one is not used.
 * `maybe_compile`: modules through torch.compile, an option that is measured by benchmarks/gpu.py.
 * `compute_dtype`: bfloat16 if the device computes it natively, else float32. * `may_round`: whether it is allowed.
-* `usable_cores`: processor cores that this process may use.
 
 M3BIND_BFLOAT16=off makes every automatic choice float32, on any processor and GPU, so that machines can be compared.
 The dtype is detected, not timed: timings vary on a busy machine, and a resumed run must repeat the same arithmetic.
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from m3bind.core.children import usable_cores
 from m3bind.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -64,12 +64,6 @@ def _native_dtype(kind: str, index: int | None) -> torch.dtype:
         with torch.cuda.device(index or 0):
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.float32
-
-
-def usable_cores() -> int:
-    """Cores that this process may use (its CPU affinity), divided among the processes that a launcher started here."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @dataclass(frozen=True)
@@ -199,7 +193,7 @@ def _no_cuda() -> str:
     """Why torch finds no GPU."""
     if torch.version.cuda is None and torch.version.hip is None:
         return f"torch {torch.__version__} is built for the CPU only; install a build for your GPU from pytorch.org"
-    if "CUDA_VISIBLE_DEVICES" in os.environ and not os.environ["CUDA_VISIBLE_DEVICES"].strip("-1 "):
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").split(",")[0].strip() in ("", "-1"):  # CUDA ends the list there
         return "CUDA_VISIBLE_DEVICES hides all GPUs"
     return f"torch {torch.__version__} finds no usable driver; compare nvidia-smi (or rocm-smi) with its CUDA version"
 

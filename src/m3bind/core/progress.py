@@ -70,7 +70,7 @@ class Progress:
     ) -> None:
         """`done` of `total` items were finished earlier; without a terminal a line is printed each `every` seconds.
 
-        `memory` is asked when a line is drawn.
+        `memory` is called when a line is drawn.
         """
         self.label, self.total, self.done = label, total, done
         self._first, self._every, self._stream = done, every, stream
@@ -143,7 +143,7 @@ def _bars(out: TextIO, live: bool = False) -> "Bars":
         def render(self, task: "Task") -> Text:
             return Text(_state(task))
 
-    made = Bars(
+    bars = Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         StateColumn(table_column=Column(no_wrap=True)),
@@ -153,8 +153,8 @@ def _bars(out: TextIO, live: bool = False) -> "Bars":
         get_time=time.monotonic,
         disable=not live,
     )
-    made.start()
-    return made
+    bars.start()
+    return bars
 
 
 def _state(task: "Task") -> str:

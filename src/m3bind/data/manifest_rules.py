@@ -4,7 +4,7 @@
   belong to one split. * `fill_splits`: rows without a split. * `one_label`: labels that differ in case or spaces.
 * `doubtful_names`: patients that may be identical. * `file_numbers`: files by device and inode.
 
-Only rows that break a rule are looked at one by one. Shapes: n rows.
+Only rows that break a rule are handled one by one. Shapes: n rows.
 """
 
 import re

@@ -58,12 +58,6 @@ class ManifestTable:
         """The quarantined rows of faults by position."""
         return _bad_rows(self.number, self.path, faults)
 
-    def without(self, faults: Collection[int]) -> NDArray[np.bool_]:
-        """(R,) mask of the rows without a fault."""
-        mask = np.ones(len(self.number), bool)
-        mask[list(faults)] = False
-        return mask
-
 
 class _Numbers:
     """Distinct texts, numbered as they come."""
@@ -233,8 +227,8 @@ def _split_codes(cells: Iterable[str]) -> NDArray[np.int64]:
 
 
 def _is_in(cells: pa.Array, names: Collection[str]) -> NDArray[np.bool_]:
-    found = pc.is_in(cells, pa.array(list(names), pa.large_string()))
-    return found.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    listed = pc.is_in(cells, pa.array(list(names), pa.large_string()))
+    return np.asarray(listed.to_numpy(zero_copy_only=False), np.bool_)
 
 
 def rescale_of(cell: str, modality: str) -> tuple[float, float] | str:

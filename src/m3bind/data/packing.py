@@ -4,7 +4,7 @@
 * `collate`: packed inputs of one batch together.
 
 Forms:
-    level   uint8 or int16 numbers of the levels that a model states (`DualEncoder.levels`): 8-bit pictures, whole HU.
+    level   uint8 or int16 numbers of the levels that a model states (`DualEncoder.levels`): 8-bit images, whole HU.
             Exact.
     step    int16 between an input's lowest and highest value: large inputs without levels (1 MB or more), where the
             disk limits. An element differs by at most `STEP_ERROR` of that range; the lowest value is exact.

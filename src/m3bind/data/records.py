@@ -210,7 +210,8 @@ class Records(Sequence[Record]):
     @property
     def ids(self) -> list[str]:
         """Id of each record."""
-        return self.columns.id.take(pa.array(self.rows)).to_pylist()  # type: ignore[no-any-return]
+        ids: list[str] = self.columns.id.take(pa.array(self.rows)).to_pylist()
+        return ids
 
     @property
     def paths(self) -> list[str]:
@@ -262,8 +263,6 @@ class Records(Sequence[Record]):
         if not isinstance(other, Sequence):
             return NotImplemented
         return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"Records({len(self)})"

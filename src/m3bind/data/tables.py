@@ -62,19 +62,19 @@ def open_table(path: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
         raise ManifestError(f"{path}: cannot be read ({reason}); export it again") from error
 
 
-def lines_of(path: Path, handle: TextIO, most: float = math.inf) -> Iterator[str]:
+def lines_of(path: Path, handle: TextIO, maximum: float = math.inf) -> Iterator[str]:
     """The lines of an open table, with their ends.
 
     Raises:
-        ManifestError: a line is longer than `LINE`, or there are more than `most`.
+        ManifestError: a line is longer than `LINE`, or there are more than `maximum`.
     """
     count = 0
     while line := handle.readline(LINE):
         count += 1
         if len(line) == LINE:
             raise ManifestError(f"{path}: a line of more than {LINE:,} letters; not a table, or a damaged one")
-        if count > most:
-            raise ManifestError(f"{path}: more than {most:,} lines; give it in parts")
+        if count > maximum:
+            raise ManifestError(f"{path}: more than {maximum:,} lines; give it in parts")
         yield line
 
 

@@ -134,7 +134,8 @@ class Strings(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return self.array(np.arange(len(self))[index]).to_pylist()  # type: ignore[no-any-return]
+            texts: list[str] = self.array(np.arange(len(self))[index]).to_pylist()
+            return texts
         block, position = divmod(range(len(self))[index], BLOCK)
         return self._blocks[block][position].as_py() if block < len(self._blocks) else self._recent[position]
 
@@ -203,7 +204,8 @@ class TextTable(Sequence[str]):
 
     def take(self, ids: IntArray) -> list[str]:
         """The texts at (n,) indices."""
-        return self.array(ids).to_pylist()  # type: ignore[no-any-return]
+        texts: list[str] = self.array(ids).to_pylist()
+        return texts
 
     def at(self, ids: IntArray) -> Iterator[str]:
         """The texts at (n,) indices, not all in memory as strings at the same time."""

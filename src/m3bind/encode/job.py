@@ -25,7 +25,8 @@ from typing import Any, TypedDict, Unpack, get_args
 import torch
 from torch import Tensor
 
-from m3bind.core.device import may_round, memory, usable_cores
+from m3bind.core.children import usable_cores
+from m3bind.core.device import may_round, memory
 from m3bind.core.progress import progress
 from m3bind.core.stored import read_json
 from m3bind.encode.assemble import archive_hash, assemble, merge

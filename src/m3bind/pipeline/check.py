@@ -114,8 +114,7 @@ def check_items(items: Sequence[CheckItem], thumbnails: bool = False) -> list[Ch
         try:
             sample = modalities.read(item.modality, item.path) if item.modality else recognise(item.path)
         except ReadError as error:
-            reason = error.reason + (f"; {error.hint}" if error.hint else "")
-            return Checked(name, "refused", reason, item.modality, number=number)
+            return Checked(name, "refused", error.advice, item.modality, number=number)
         if not is_utf8(item.path):
             sample.warnings.append(f"encode skips it: {NOT_UTF8}")
         thumbnail = modalities.get(sample.modality).thumbnail(sample, SIDE) if place in drawn else None

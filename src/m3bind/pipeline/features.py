@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind.config import RunConfig
-from m3bind.core.device import device_of, usable_cores
+from m3bind.core.children import usable_cores
+from m3bind.core.device import device_of
 from m3bind.core.files import sha256_text
 from m3bind.data.batching import IntArray
 from m3bind.data.cache import FeatureCache
@@ -78,9 +79,9 @@ class FeatureExtractor:
         """Records whose files can be decoded and preprocessed, and the others with reasons; inputs are stored."""
         columns = Records.of(records)
         faults = self._ingest(columns, model).faults if len(columns) else {}
-        unreadable = columns.take(sorted(faults))
-        bad = [BadRow(record.row, faults[at], str(record.path)) for at, record in zip(sorted(faults), unreadable)]
-        return columns.take(np.delete(np.arange(len(columns)), sorted(faults))), bad
+        at = sorted(faults)
+        bad = [BadRow(record.row, faults[i], str(record.path)) for i, record in zip(at, columns.take(at))]
+        return columns.take(np.delete(np.arange(len(columns)), at)), bad
 
     def inputs(self, records: Sequence[Record], model: DualEncoder) -> Inputs:
         """(N, ...) float32: `model.preprocess` of each file.
@@ -254,6 +255,5 @@ def levels(config: RunConfig, model: DualEncoder, stage: str) -> tuple[Level, Le
     frozen = getattr(model, "frozen", ())
     if stage == "pretrain":
         return ("features" if "image_trunk" in frozen else "input", "features" if "text_trunk" in frozen else "input")
-    image: Level = {"lora": "input", "head": "features"}.get(config.align.image, "embedding")  # type: ignore[assignment]
-    text: Level = {"lora": "input", "head": "features"}.get(config.align.text, "embedding")  # type: ignore[assignment]
-    return image, text
+    trained: dict[str, Level] = {"lora": "input", "head": "features"}
+    return trained.get(config.align.image, "embedding"), trained.get(config.align.text, "embedding")

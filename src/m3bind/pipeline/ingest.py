@@ -35,9 +35,9 @@ from m3bind.data.packing import PackedInput
 from m3bind.data.prefetch import ahead
 from m3bind.data.records import Records
 from m3bind.data.shards import KEY
-from m3bind.errors import M3BindError, ReadError, in_words
+from m3bind.errors import M3BindError, ReadError, in_words, is_lasting
 from m3bind.modalities.formats.limits import LIMITS
-from m3bind.pipeline.stored_inputs import FileReader, Inputs, LiveInputs, StoredInputs, with_hint
+from m3bind.pipeline.stored_inputs import FileReader, Inputs, LiveInputs, StoredInputs
 
 BLOCK = 64  # consecutive records of one share
 TEXT = 512  # bytes of a verdict
@@ -121,8 +121,8 @@ class _Pass:
         self._readable = np.empty(0, bool)
         self._faults: dict[int, str] = {}
         self._found: dict[int, _Found] = {}  # own results that the cache may not hold: of fresh and unreadable files
-        self._reasons: dict[str, str] = {}  # of own results, by content key
-        self._claimed: set[bytes] = set()  # beginnings of content keys
+        self._reasons: dict[bytes, str] = {}  # of own results, by `_fault_key`
+        self._claimed: set[bytes] = set()  # beginnings of `_fault_key`s of files that are being read, or were
         self._lock = threading.Lock()
 
     # ---- what is known
@@ -168,10 +168,11 @@ class _Pass:
             return found.reason
         if key is None:
             return None
-        return self._reasons.get(key) or self._stored_fault(key, self.paths[position], fresh)
+        fault = _fault_key(key, self.paths[position])
+        return self._reasons.get(fault) or self._stored_fault(fault, fresh)
 
-    def _stored_fault(self, key: str, path: str, fresh: bool) -> str | None:
-        where = self.verdicts.find(np.array([_fault_key(key, path)], KEY))
+    def _stored_fault(self, fault: bytes, fresh: bool) -> str | None:
+        where = self.verdicts.find(np.array([fault], KEY))
         if where[0, 0] < 0:
             return None
         verdict = self._verdict(where)
@@ -212,29 +213,30 @@ class _Pass:
         try:
             content, remembered = self.cache.files.look_up(path)
         except ReadError as error:
-            return _Found(position, reason=with_hint(error))
+            return _Found(position, reason=error.advice)
         except OSError as error:
             return _Found(position, reason=f"not readable: {in_words(error)}")
         key = _with_rescale(content, rescale)
         found = _Found(position, key, remembered=remembered)
+        fault = _fault_key(key, path)
         with self._lock:
-            claim = bytes.fromhex(key[:32])
+            claim = fault[:16]
             if claim in self._claimed:  # the same content at another place
                 return found
             self._claimed.add(claim)
-        if self._stored(key, path):
+        if self._stored(key, fault):
             return found
         try:
             return replace(found, row=self.reader.read(path, rescale))
         except ReadError as error:
-            return replace(found, reason=with_hint(error), lasting=error.lasting)
+            return replace(found, reason=error.advice, lasting=is_lasting(error))
 
-    def _stored(self, key: str, path: str) -> bool:
+    def _stored(self, key: str, fault: bytes) -> bool:
         """Whether this content needs no decoding: the file was moved or touched."""
         table = np.array([bytes.fromhex(key)], KEY)
         if self.rows.find(table)[0, 0] >= 0 or (self.live() and self.verdicts.find(table)[0, 0] >= 0):
             return True
-        return self._stored_fault(key, path, fresh=True) is not None
+        return self._stored_fault(fault, fresh=True) is not None
 
     def _take(self, found: _Found, writer: "_Writer") -> None:
         row = found.row
@@ -256,9 +258,9 @@ class _Pass:
             else:
                 writer.add_row(bytes.fromhex(found.key), row)
         elif found.reason:
-            self._reasons[found.key] = found.reason
-            content = {"reason": found.reason, "lasting": found.lasting}
-            writer.add_verdict(_fault_key(found.key, self.paths[found.position]), content)
+            fault = _fault_key(found.key, self.paths[found.position])
+            self._reasons[fault] = found.reason
+            writer.add_verdict(fault, {"reason": found.reason, "lasting": found.lasting})
         writer.flush_if_due()
 
     def result(self, workers: int) -> Ingested:

@@ -3,7 +3,7 @@
 * `StoredInputs`, `LiveInputs`: one interface: `len`, `shape`, `packed(positions)`, `expand(packed)`, and `[positions]`.
 * `FileReader`: a file of one modality -> the packed input of one model. * `levels_of`: the levels of its inputs.
 
-    inputs.packed([3, 7])   host tensors in the stored type (`data.packing`): pictures as uint8
+    inputs.packed([3, 7])   host tensors in the stored type (`data.packing`): images as uint8
     inputs.expand(packed)   (2, ...) float32, on the device of `packed`
     inputs[[3, 7]]          both, as an array
 
@@ -12,7 +12,6 @@ Shapes: N files, n positions.
 
 import hashlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +23,11 @@ from torch import Tensor
 from m3bind import modalities
 from m3bind.data import packing
 from m3bind.data.packing import Floats, Form, PackedInput
+from m3bind.data.prefetch import ahead
 from m3bind.data.records import Records
 from m3bind.data.shards import ShardFolder
 from m3bind.encode.decode_pool import reason_of
-from m3bind.errors import M3BindError, NotFiniteError, ReadError
+from m3bind.errors import M3BindError, NotFiniteError, ReadError, is_lasting
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder
 
@@ -87,7 +87,7 @@ class FileReader:
         except ReadError:
             raise
         except Exception as error:  # models refuse samples in many ways
-            lasting = isinstance(error, M3BindError)
+            lasting = isinstance(error, M3BindError) and is_lasting(error)
             raise ReadError(path, reason_of(error), lasting=lasting) from error
         return packing.pack(np.ascontiguousarray(row), self.levels)
 
@@ -168,14 +168,13 @@ class LiveInputs:
     def _rows(self, positions: list[int]) -> list[PackedInput | str]:
         if self._workers == 1 or torch.utils.data.get_worker_info() is not None:
             return [self._row(position) for position in positions]
-        with ThreadPoolExecutor(self._workers) as pool:
-            return list(pool.map(self._row, positions))
+        return list(ahead(self._row, positions, self._workers, len(positions), lambda row: 0))
 
     def _row(self, position: int) -> PackedInput | str:
         try:
             return self._reader.read(self._paths[position], self._rescale[position])
         except ReadError as error:
-            return with_hint(error)
+            return error.advice
 
     def expand(self, packed: Mapping[str, Tensor]) -> Tensor:
         """(n, ...) float32 of packed inputs, on their device."""
@@ -195,8 +194,3 @@ def _array(inputs: Inputs, positions: Any) -> Floats:
     if not len(at):
         return np.zeros((0, *inputs.shape[1:]), np.float32)
     return inputs.expand(inputs.packed(at)).numpy()
-
-
-def with_hint(error: ReadError) -> str:
-    """The reason of an error and what to do."""
-    return error.reason + (f"; {error.hint}" if error.hint else "")

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind import modalities
-from m3bind.core.device import compute_dtype, device_of, pick, to_device, usable_cores
+from m3bind.core.children import usable_cores
+from m3bind.core.device import compute_dtype, device_of, pick, to_device
 from m3bind.errors import ConfigError, NotFiniteError, SpaceError, UnknownNameError
 from m3bind.modalities.formats.isolation import allow
 from m3bind.models.base import DualEncoder, Tokens

@@ -245,7 +245,8 @@ def _check_declared(path: Path, total: int, folder: Path, limits: _limits.Limits
     _check_packing(path, total, limits)
     free = shutil.disk_usage(folder).free
     if total > free:
-        raise ReadError(path, f"{total:,} bytes unpacked, {free:,} free", "free some disk or set TMPDIR elsewhere")
+        reason = f"{total:,} bytes unpacked, {free:,} free"
+        raise ReadError(path, reason, "free some disk or set TMPDIR elsewhere", lasting=False)
 
 
 def _copy(path: Path, source: IO[bytes], out: IO[bytes], left: int) -> int:

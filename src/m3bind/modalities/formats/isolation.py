@@ -32,7 +32,7 @@ from m3bind.modalities.base import Cut, Modality, Sample, get
 from m3bind.modalities.formats import buffer
 from m3bind.modalities.formats.limits import LIMITS, VARIABLE
 
-WORKERS = min(4, os.cpu_count() or 1)
+WORKERS = min(4, children.usable_cores())
 MAX_HEADER = 1 << 20  # bytes of an answer's first line
 STARTING = 600.0  # seconds for a worker to start and import a modality's libraries, even on a slow machine
 # For glibc: freed memory is reused for the next file instead of being returned to the system page by page.
@@ -208,8 +208,9 @@ def _read_error(path: Path | str, gone: _Gone, code: int) -> ReadError:
         hint = f"if the file is sound, raise seconds in the environment variable {VARIABLE}"
         return ReadError(path, f"reading took longer than {LIMITS.seconds:g} s", hint, lasting=False)
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    killed = code == -signal.SIGKILL  # by the system, short of memory
-    return ReadError(path, f"its decoder crashed ({name})", "damaged, or malicious", lasting=not killed)
+    killed = code == -signal.SIGKILL  # probably by the system, short of memory
+    hint = "try again with more free memory; the file may be malicious" if killed else "damaged, or malicious"
+    return ReadError(path, f"its decoder crashed ({name})", hint, lasting=not killed)
 
 
 _pool: _Pool | None = None

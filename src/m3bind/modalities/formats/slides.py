@@ -229,8 +229,7 @@ def _open_dicom(path: Path, files: list[Path]) -> Slide:
     except (MemoryError, ReadError):
         raise
     except ImportError:
-        reason = "a DICOM slide, which the package wsidicom reads"
-        raise ReadError(path, reason, "pip install wsidicom", lasting=False) from None
+        raise ReadError(path, "a DICOM slide, which the package wsidicom reads", "pip install wsidicom") from None
     except Exception as error:
         raise ReadError(path, f"not a readable DICOM slide ({in_words(error)})", "export it again") from error
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from m3bind.errors import ReadError, in_words
+from m3bind.errors import ReadError, in_words, is_lasting
 from m3bind.modalities.base import Cut, Modality
 from m3bind.modalities.formats import buffer
 from m3bind.modalities.formats.dicom_files import silence
@@ -88,7 +88,7 @@ def _answer(modality: Modality, request: dict[str, Any]) -> tuple[dict[str, Any]
         else:
             sample = modality.decode(path) if request["how"] == "decode" else modality.read(path)
     except ReadError as error:
-        return {"error": "read", "reason": error.reason, "hint": error.hint, "lasting": error.lasting}, None
+        return {"error": "read", "reason": error.reason, "hint": error.hint, "lasting": is_lasting(error)}, None
     except MemoryError:
         return {"error": "memory", "last": True}, None
     except RecursionError:
@@ -96,8 +96,7 @@ def _answer(modality: Modality, request: dict[str, Any]) -> tuple[dict[str, Any]
         return {**refused, "lasting": True}, None
     except Exception as error:  # third-party decoders raise anything; their messages may quote the file
         refused = {"error": "read", "reason": f"not readable: {in_words(error)}", "hint": "fetch or export it again"}
-        elsewhere = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno is not None)
-        return {**refused, "lasting": not elsewhere}, None
+        return {**refused, "lasting": is_lasting(error)}, None
     array = np.ascontiguousarray(sample.array, dtype=np.float32)
     names = ("modality", "spacing", "rate", "unit", "steps", "warnings", "tags", "places")
     return {"shape": array.shape, **{name: getattr(sample, name) for name in names}}, array

@@ -141,7 +141,7 @@ def _unpack(path: Path, folder: Path) -> PurePosixPath:
             _archive.unpack_member(path, archive, info, folder / name.name)
             return name
     except ReadError as error:
-        raise CheckpointError(f"{path}: {error.reason}" + (f"; {error.hint}." if error.hint else ".")) from error
+        raise CheckpointError(f"{path}: {error.advice}.") from error
     except OSError as error:
         why = error.strerror or in_words(error)
         raise CheckpointError(f"{path}: unpacking failed ({why}); free some disk or set TMPDIR elsewhere.") from error

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from m3bind.config import RunConfig
-from m3bind.core.device import usable_cores
+from m3bind.core.children import usable_cores
 from m3bind.core.progress import progress
 from m3bind.errors import M3BindError, UnknownNameError
 from m3bind.models.base import DualEncoder
