@@ -223,11 +223,12 @@ class ComputeConfig(Settings):
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]  # that receive losses and loop settings
     profile: bool = False  # write trace.json of a few steps (torch.profiler) into each stage's folder
 
-    def pick(self) -> "Compute":
+    def pick(self, warn: bool = True) -> "Compute":
         """What these settings mean on this machine; see `core.device.pick`."""
         from m3bind.core.device import pick
 
-        return pick(self.device, self.precision, self.workers, self.prefetch, self.compile, self.trackers, self.profile)
+        loop = self.prefetch, self.compile, self.trackers, self.profile
+        return pick(self.device, self.precision, self.workers, *loop, warn)
 
 
 class PlanConfig(Settings):

@@ -1,5 +1,6 @@
 """`--device` and `--workers`: on every command that computes, checked, and passed on to what computes."""
 
+import logging
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -8,9 +9,13 @@ import torch
 import typer
 
 from m3bind.cli import app
+from m3bind.config import load_config
 from m3bind.core import device
 from m3bind.core.device import Compute
 from m3bind.errors import ConfigError
+from m3bind.pipeline import doctor
+from m3bind.pipeline.plan.tower_cost import host
+from space import tiny
 
 COMMANDS = typer.main.get_command(app).commands
 PLAIN = {  # no network computes in these commands
@@ -135,3 +140,62 @@ def test_options_that_cannot_be_met_end_a_command(name, options, message, monkey
     monkeypatch.setattr("m3bind.index.open_index", lambda *_, **__: pytest.fail("opened before the options were read"))
     with pytest.raises(ConfigError, match=message):
         run(name, *OTHERS[name][0], *options)
+
+
+@pytest.fixture
+def unused_gpu(monkeypatch, tmp_path):
+    """A GPU that is visible, and no warning of it yet in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("M3BIND_SALT", "0" * 64)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number=0: "Some GPU")
+    monkeypatch.setattr("m3bind.index.open_index", lambda *_, **__: nullcontext())
+    device._warn.cache_clear()
+    yield
+    device._warn.cache_clear()
+
+
+DEFAULTS = {
+    name: next(option.default for option in COMMANDS[name.split()[0]].params if option.name == "device")
+    for name in OTHERS
+    if name != "evaluate"
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [(name, given) for name in DEFAULTS for given in ([], ["--device", "cpu"]) if given or DEFAULTS[name] == "cpu"],
+)
+def test_a_gpu_is_reported_unused_unless_the_cpu_is_the_default(name, given, monkeypatch, unused_gpu, caplog):
+    """Also by `load`, which gets the device that was chosen."""
+    arguments, target = OTHERS[name]
+    space = tiny.make_space(distilled=False)
+    space._contents.fingerprint = "f"
+    monkeypatch.setattr("m3bind.space.bundle.refuse_foreign", lambda path: None)
+    monkeypatch.setattr("m3bind.space.bundle.read_folder", lambda path: space._contents)
+
+    def reached(*_, **__):
+        raise Reached
+
+    monkeypatch.setattr(target, reached)
+    with caplog.at_level(logging.WARNING), pytest.raises(Reached):
+        run(name, *arguments, *given)
+    reported = [record.message for record in caplog.records if record.name == device.__name__]
+    assert len(reported) == (DEFAULTS[name] is None) and all("Some GPU is not used" in text for text in reported)
+
+
+def test_the_doctor_reports_an_unused_gpu_once(monkeypatch, tmp_path, caplog):
+    (tmp_path / "node").touch()
+    monkeypatch.setattr(device, "_NODES", {str(tmp_path / "node"): "an NVIDIA GPU"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "gemm_rate", lambda dtype: 1.0)
+    device._warn.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert "an NVIDIA GPU is visible but not used" in doctor.facts()["accelerator"]
+    assert not caplog.records
+
+
+def test_a_plan_measures_on_the_cpu_without_a_warning(unused_gpu, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert host(load_config("quick")).device.type == "cpu"
+    assert not caplog.records

@@ -107,7 +107,14 @@ def test_bfloat16_is_chosen_by_its_cosine_on_the_device(monkeypatch):
 
 
 @pytest.mark.parametrize("fits", [8, 3, 1, 0])
-def test_a_batch_beyond_the_memory_of_the_device_is_no_fault_of_its_files(fits, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB"),
+    ],
+)
+def test_a_batch_beyond_the_memory_of_the_device_is_no_fault_of_its_files(fits, error, monkeypatch):
     space = tiny.make_space(distilled=False)
     tower = TowerRunner(space, "grey", {"dtype": "float32", "folded": False}, None)
     model, inputs = space.model("grey"), list(torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(0)))
@@ -115,7 +122,7 @@ def test_a_batch_beyond_the_memory_of_the_device_is_no_fault_of_its_files(fits, 
 
     def limited(self, batch):
         if len(batch) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            raise error
         return encode(self, batch)
 
     monkeypatch.setattr(type(model), "encode_image", limited)

@@ -75,7 +75,9 @@ def test_on_a_cpu_nothing_is_rounded() -> None:
 
 
 @pytest.mark.parametrize("close", [True, False])
-def test_a_device_rounds_what_stays_close(close: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_rounds_what_stays_close(
+    close: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(frozen, "compute_dtype", lambda device: torch.bfloat16)
 
     def encode(x: Tensor) -> Tensor:
@@ -86,7 +88,8 @@ def test_a_device_rounds_what_stays_close(close: bool, monkeypatch: pytest.Monke
     with pretend_device():
         there = torch.device(DEVICE)
         assert frozen_dtype(encode, x, there) is (torch.bfloat16 if close else torch.float32)
-        rows = FrozenPass(encode, there)(x)
+        rows = FrozenPass(encode, there, name="the tower of grey")(x)
+        assert ("the tower of grey computes in float32: in torch.bfloat16" in caplog.text) == (not close)
         assert rows.device == CPU and torch.equal(rows, x * 1.001 if close else x)
         assert torch.equal(FrozenPass(encode, there, torch.float32)(x), x)
 

@@ -169,8 +169,10 @@ def config_of(settings: str, change: list[str] | None, **given: object) -> "RunC
     return load_config(settings, [*(change or []), *overrides])
 
 
-def compute_of(device: str | None, workers: str | None) -> "Compute":
+def compute_of(device: str | None, workers: str | None, default: str = "auto") -> "Compute":
     """Where a command computes, from its options. Imports torch.
+
+    `default`: the command's own device; if it is the CPU, an unused GPU is not worth a warning.
 
     Raises:
         ConfigError: no such device, or not a number of workers.
@@ -178,7 +180,8 @@ def compute_of(device: str | None, workers: str | None) -> "Compute":
     prepare_torch()
     from m3bind.core.device import pick
 
-    return pick(device or "auto", workers=int(workers) if workers and workers.isdecimal() else workers or "auto")
+    count = int(workers) if workers and workers.isdecimal() else workers or "auto"
+    return pick(device or default, workers=count, warn=default == "auto" or device != default)
 
 
 def prepare_torch() -> None:

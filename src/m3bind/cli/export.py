@@ -49,7 +49,7 @@ def export(
     else:
         from m3bind.space.bundle import load
 
-        compute = compute_of(device, workers)
+        compute = compute_of(device, workers, default="cpu")
         space = load(source, compute.device)
         inputs = read_inputs(space, manifest, compute.workers) if manifest else None
         done = export_space(space, to, out, inputs=inputs, results=_results(source, results) if to == "hub" else ())

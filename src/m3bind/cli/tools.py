@@ -166,7 +166,7 @@ def check_model(
     from m3bind.core.files import write_json
     from m3bind.models.weights.check import check_model
 
-    place = compute_of(device, workers).device
+    place = compute_of(device, workers, default="cpu").device
     found = check_model(model, checkpoint, revision, save_reference, place)
     print(found.as_text())
     if found.saved:

@@ -127,6 +127,7 @@ def pick(
     compiled: bool = False,
     trackers: Sequence[str] = ("tensorboard",),
     profile: bool = False,
+    warn: bool = True,
 ) -> Compute:
     """The device and its arithmetic; sets the TF32 policy if it is a GPU, and warns of an accelerator not used.
 
@@ -139,6 +140,7 @@ def pick(
         compiled: pass towers through torch.compile.
         trackers: that receive the losses: "tensorboard", "wandb", "mlflow".
         profile: write a trace of a few training steps.
+        warn: False if the user did not choose: a CPU by the caller's own default, or a device chosen before.
 
     Raises:
         ConfigError: an unknown or unavailable device, an unknown precision, or workers below 1.
@@ -149,7 +151,7 @@ def pick(
     if not isinstance(count, int) or count < 1:
         raise ConfigError(f"compute.workers={workers!r}: use auto or a number of processes, 1 or more")
     chosen = _device(device)
-    if reason := unused_accelerator(chosen, device):
+    if warn and (reason := unused_accelerator(chosen, device)):
         _warn(f"computing on {chosen.type}: {reason}")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

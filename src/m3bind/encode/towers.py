@@ -162,9 +162,9 @@ def _embed(tower: TowerRunner, places: Sequence[P], inputs: Sequence[Tensor]) ->
     """
     try:
         return list(zip(places, tower.encode(inputs), strict=True))
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(str(tower.device), tower.modality) from error
     except (M3BindError, RuntimeError, ValueError) as error:
+        if "out of memory" in str(error):  # of CUDA, ROCm, MPS; only CUDA's and ROCm's are torch.OutOfMemoryError
+            raise DeviceMemoryError(str(tower.device), tower.modality) from error
         if len(inputs) == 1:
             return [(places[0], reason_of(error))]
     return [pair for place, value in zip(places, inputs) for pair in _embed(tower, [place], [value])]
@@ -193,10 +193,7 @@ def choose(space: Space, modality: str, inputs: Sequence[Tensor], precision: Pre
     if precision != "auto":
         return {**decision, "dtype": precision}, f"{modality}: {precision}, as set"
     if compute_dtype(space.device) is torch.float32:
-        return (
-            decision,
-            f"{modality}: float32 (no bfloat16 arithmetic on {space.device.type})",
-        )
+        return decision, f"{modality}: float32 (no bfloat16 arithmetic on {space.device.type})"
     inputs = inputs[:MEASURED]
     half: Decision = {**decision, "dtype": "bfloat16"}
     runners = [TowerRunner(space, modality, form, inputs[0]) for form in (decision, half)]

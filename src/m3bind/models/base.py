@@ -33,7 +33,7 @@ from m3bind.data.tokens import probe_key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
 from m3bind.models.layers.augment import ItemRandom
-from m3bind.models.layers.levels import picture_levels
+from m3bind.models.layers.levels import image_levels
 from m3bind.models.weights.checkpoint import LoadReport, Migration, load_strict
 from m3bind.models.weights.weight_files import read_state
 
@@ -101,7 +101,7 @@ class DualEncoder(nn.Module, ABC):
     @property
     @abstractmethod
     def logit_scale(self) -> Tensor:
-        """Factor on cosines, scalar tensor (already exponentiated)."""
+        """Factor on cosines, scalar tensor (already exponentiated), on the model's device or, if fixed, the host."""
 
     @abstractmethod
     def preprocess(self, sample: Sample) -> Tensor:
@@ -110,10 +110,10 @@ class DualEncoder(nn.Module, ABC):
     def levels(self) -> Tensor | None:
         """(C, L) float32: the values that the elements of an input (C, ...) can take, in order; (1, L): all channels.
 
-        Inputs of such values are stored by the number of the level: by default the 256 levels of 8-bit pictures. It is
+        Inputs of such values are stored by the number of the level: by default the 256 levels of 8-bit images. It is
         verified for every input, so a model whose preprocessing ends otherwise (interpolation) may state levels too.
         """
-        return picture_levels(self.preprocess)
+        return image_levels(self.preprocess)
 
     def doubts(self, sample: Sample) -> list[str]:
         """Doubts about a decoded sample: a volume in another unit than this model expects."""

@@ -52,6 +52,7 @@ class FrozenPass:
         device: torch.device,
         dtype: torch.dtype | None = None,
         load: Callable[[Any], Any] | None = None,
+        name: str = "a tower",
     ) -> None:
         """`encode` maps n items to rows (n, ...), each independent of the others, on `device`.
 
@@ -61,8 +62,9 @@ class FrozenPass:
             dtype: of matrix products. None: float32 on a CPU; elsewhere what the device computes fastest, if the rows
                 of the first batch are close to those of float32.
             load: from (a part of) a batch to the host tensors that `encode` gets; by default the batch itself.
+            name: of the encoder, for log lines.
         """
-        self._encode, self._load, self.device = encode, load or (lambda batch: batch), device
+        self._encode, self._load, self.device, self._name = encode, load or (lambda batch: batch), device, name
         self._dtype = torch.float32 if dtype is None and device.type == "cpu" else dtype
         self._most = 0  # elements of a part, once the memory has run out
         half = str(self._dtype or compute_dtype(device)).removeprefix("torch.")
@@ -86,7 +88,7 @@ class FrozenPass:
         cosines = agreement(self._rows(batch, torch.float32), self._rows(batch, half))
         if cosines.smallest >= MIN_COSINE:
             return half
-        log.warning("%s is computed in float32: in %s its cosine to it is %.6f", self._encode, half, cosines.smallest)
+        log.warning("%s computes in float32: in %s its cosine to it is %.6f", self._name, half, cosines.smallest)
         return torch.float32
 
     def _rows(self, batch: Any, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
 from m3bind.modalities.formats.archive import temporary_folder
 from m3bind.models.base import ModelCard, Tokens
-from m3bind.models.layers.attention_masks import without_values
+from m3bind.models.layers.attention_masks import avoid_mask_syncs
 from m3bind.models.layers.library import LibraryModel
 from m3bind.models.layers.preprocess import rgb_image
 from m3bind.models.weights import external, external_tokenizer
@@ -206,7 +206,7 @@ def _build(config: Mapping[str, Any], folder: Path) -> Any:
     """The untrained network, the text tower as a module of its own; nothing is fetched."""
     import open_clip
 
-    without_values()
+    avoid_mask_syncs()
     edited = json.loads(json.dumps(config))
     text = edited["model_cfg"]["text_cfg"]
     with temporary_folder() as temporary:

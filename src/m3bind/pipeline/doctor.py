@@ -32,7 +32,7 @@ def facts() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "missing"
-    chosen = pick()
+    chosen = pick(warn=False)  # `_accelerator` reports it
     return {
         "python": platform.python_version(),
         "versions": versions,

@@ -120,7 +120,7 @@ class FeatureExtractor:
         """(N, f), or (N, v, f) with several views: trunk features; view 0 is the image, the others are augmented."""
         inputs, keys = self._inputs(records, model)
         forward = _image_pass(inputs, model, model.image_features)
-        several = FrozenPass(model.image_features, forward.device)
+        several = FrozenPass(model.image_features, forward.device, name=_name(model))
 
         def compute(at: list[int]) -> NDArray[np.float32]:
             if views == 1:
@@ -229,7 +229,11 @@ def _image_pass(inputs: Inputs, model: DualEncoder, encode: Callable[[Tensor], T
     def load(at: Tensor) -> dict[str, Tensor]:
         return dict(inputs.packed(at.tolist()))
 
-    return FrozenPass(lambda packed: encode(inputs.expand(packed)), device_of(model), load=load)
+    return FrozenPass(lambda packed: encode(inputs.expand(packed)), device_of(model), load=load, name=_name(model))
+
+
+def _name(model: DualEncoder) -> str:
+    return f"the image tower of {model.registered_name or type(model).__name__}"
 
 
 @torch.inference_mode()

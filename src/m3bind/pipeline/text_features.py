@@ -70,7 +70,7 @@ class TextFeatures:
         ordered = ids[order]
         trunk, encode = text_trunk(model), model.features if isinstance(model, TextEncoder) else model.text_features
 
-        forward = FrozenPass(encode, device_of(model))
+        forward = FrozenPass(encode, device_of(model), name=f"the text tower of {type(model).__name__}")
 
         def compute(at: list[int]) -> NDArray[np.float32]:
             return forward(tokens.padded(ordered[at])).numpy()

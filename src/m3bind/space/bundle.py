@@ -293,7 +293,7 @@ class Space:
         model, bridge = self.model(modality), self._contents.bridges[modality]
         key = modality, self.device, dtype
         if key not in self._passes:
-            self._passes[key] = FrozenPass(_image_side(model, bridge), *key[1:])
+            self._passes[key] = FrozenPass(_image_side(model, bridge), *key[1:], name=f"the image tower of {modality}")
         out = np.empty((len(inputs), self.dim), np.float32)
         shapes: dict[tuple[int, ...], list[int]] = {}
         for position, value in enumerate(inputs):
@@ -444,7 +444,7 @@ def load(path: Path | str, device: str | torch.device = "auto") -> Space:
         ConfigError: no such device on this machine.
         SpaceError: no such space, or it is damaged, incomplete or newer than this version; names the file.
     """
-    place = pick(str(device)).device
+    place = pick(str(device), warn=isinstance(device, str)).device  # a torch.device was chosen before
     text = str(path)
     is_id = isinstance(path, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text)
     if not Path(path).exists() and is_id and not Path(path).parent.exists():

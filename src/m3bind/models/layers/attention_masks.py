@@ -1,9 +1,9 @@
-"""transformers' attention masks, made on a device without a look at their values.
+"""transformers' attention masks, built on a GPU without reading their values.
 
-* `without_values`: to be called where a network of transformers is built.
+* `avoid_mask_syncs`: to be called before a network of transformers is built.
 
-transformers leaves a mask out if no token is padding. To see that, the host waits for the device at every forward pass;
-there the mask is cheaper. On the host nothing changes.
+transformers omits a mask if no token is padding. To check this, the host waits for the GPU at every forward pass, which
+costs more than the mask. On a CPU nothing changes.
 """
 
 import functools
@@ -13,17 +13,17 @@ from typing import Any
 _KINDS = ("sdpa", "eager")  # of attention, whose masks transformers makes of padding masks
 
 
-def without_values() -> None:
-    """Make transformers' mask functions so; further calls change nothing."""
+def avoid_mask_syncs() -> None:
+    """Replace transformers' mask functions, once in a process."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as known
 
     for kind in _KINDS:
-        if not isinstance(known[kind], _Unseen):
-            known[kind] = _Unseen(known[kind])
+        if not isinstance(known[kind], _WithoutSync):
+            known[kind] = _WithoutSync(known[kind])
 
 
-class _Unseen:
-    """A mask function that leaves a mask out on the host only."""
+class _WithoutSync:
+    """A mask function that omits masks on a CPU only."""
 
     def __init__(self, make: Callable[..., Any]) -> None:
         self._make = make

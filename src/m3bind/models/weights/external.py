@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from m3bind.core.stored import StoredFileError, inside, plain, read_json
 from m3bind.errors import CheckpointError, M3BindError
-from m3bind.models.layers.attention_masks import without_values
+from m3bind.models.layers.attention_masks import avoid_mask_syncs
 from m3bind.models.weights.allowed import IGNORED, PARTS
 from m3bind.models.weights.checkpoint import drop_position_ids, strip_prefix, unfit
 from m3bind.models.weights.weight_files import State
@@ -237,7 +237,7 @@ def build(config: Any, where: Path | str) -> Any:
     """
     from transformers import MODEL_MAPPING, AutoModel
 
-    without_values()
+    avoid_mask_syncs()
     with library(where, f"a network of family {config.model_type}"), quiet():
         options = _without_pooler(MODEL_MAPPING[type(config)])
         return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False, **options)
@@ -261,7 +261,7 @@ def build_with_weights(config: Any, state: State, folder: Path, ignore: Sequence
 
     state = strip_prefix("module.")(drop_position_ids(state, frozenset()), frozenset())
     network = MODEL_MAPPING[type(config)]
-    without_values()
+    avoid_mask_syncs()
     with library(folder / CONFIG, f"a network of family {config.model_type}"), quiet():
         model, report = network.from_pretrained(
             None,
