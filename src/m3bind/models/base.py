@@ -101,7 +101,7 @@ class DualEncoder(nn.Module, ABC):
     @property
     @abstractmethod
     def logit_scale(self) -> Tensor:
-        """Factor on cosines, scalar tensor (already exponentiated), on the model's device or, if fixed, the host."""
+        """Factor on cosines, scalar tensor (already exponentiated)."""
 
     @abstractmethod
     def preprocess(self, sample: Sample) -> Tensor:
@@ -110,7 +110,7 @@ class DualEncoder(nn.Module, ABC):
     def levels(self) -> Tensor | None:
         """(C, L) float32: the values that the elements of an input (C, ...) can take, in order; (1, L): all channels.
 
-        Inputs of such values are stored by the number of the level: by default the 256 levels of 8-bit images. It is
+        Inputs of such values are stored by the number of the level: by default the 256 levels of 8-bit pictures. It is
         verified for every input, so a model whose preprocessing ends otherwise (interpolation) may state levels too.
         """
         return image_levels(self.preprocess)

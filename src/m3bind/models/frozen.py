@@ -1,7 +1,7 @@
 """Frozen towers: half precision where it is close enough, and batches that fit the device's memory.
 
 * `FrozenPass`: an encoder applied to batches without gradient, as every pass that only embeds does.
-* `frozen_dtype`: the type in which frozen weights may be stored. * `halve`: store them so, and back.
+* `halve`: store frozen weights in half precision, and back.
 * `agreement`: cosines of rounded rows to exact ones; `MIN_COSINE` is the smallest that is accepted.
 
 Autocast converts a frozen float32 weight again at every use (it remembers only the conversion of trainable ones), so
@@ -66,7 +66,7 @@ class FrozenPass:
         """
         self._encode, self._load, self.device, self._name = encode, load or (lambda batch: batch), device, name
         self._dtype = torch.float32 if dtype is None and device.type == "cpu" else dtype
-        self._most = 0  # elements of a part, once the memory has run out
+        self._limit = 0  # elements of a part, once the memory has run out
         half = str(self._dtype or compute_dtype(device)).removeprefix("torch.")
         self.kind = "" if half == "float32" else f"/{half}"  # for keys of stored rows: how they may be rounded
         self.times = 1 if device.type == "cpu" else TOGETHER  # a batch may have so many times the items
@@ -95,7 +95,7 @@ class FrozenPass:
         tensors = tree_leaves(batch)
         count = max(len(tensors[0]), 1)
         each = max(sum(tensor.numel() for tensor in tensors) // count, 1)  # elements
-        size = min(count, max(self._most // each, 1)) if self._most else count
+        size = min(count, max(self._limit // each, 1)) if self._limit else count
         while True:
             try:
                 return torch.cat([self._computed(part, dtype) for part in _split(batch, size, count)])
@@ -103,7 +103,7 @@ class FrozenPass:
                 if size == 1 or not _out_of_memory(error):
                     raise
             size //= 2
-            self._most = size * each
+            self._limit = size * each
             log.info("the memory of %s is full: %d of %d items together", self.device, size, count)
 
     def _computed(self, part: Any, dtype: torch.dtype) -> Tensor:
@@ -131,19 +131,6 @@ def _out_of_memory(error: RuntimeError) -> bool:
         return False
     clear_device_cache(garbage_collection=True)
     return True
-
-
-def frozen_dtype(encode: Callable[[Any], Tensor], inputs: Any, device: torch.device) -> torch.dtype:
-    """The type in which the frozen weights of a tower may be stored on a device; float32 on a CPU.
-
-    `encode` maps `inputs` (a few probes on the host) to rows (n, d) on the device, the tower in eval mode. It is called
-    in float32 and under autocast, which computes the same as weights that are stored in half precision.
-    """
-    half = torch.float32 if device.type == "cpu" else compute_dtype(device)
-    if half == torch.float32:
-        return half
-    exact, rounded = (FrozenPass(encode, device, dtype)(inputs) for dtype in (torch.float32, half))
-    return half if agreement(exact, rounded).smallest >= MIN_COSINE else torch.float32
 
 
 def halve(part: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Callable[[], None]:
