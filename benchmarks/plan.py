@@ -1,7 +1,7 @@
 """How far `m3bind plan` is from the run: planned and measured seconds of every stage, and their ratio.
 
-python benchmarks/plan.py quick [--cpu] [--json FILE]     the demo in small; also demo
-python benchmarks/plan.py paper [--cpu] [--steps 2]       the paper's networks and batch sizes on generated files
+    python benchmarks/plan.py [--cpu] [--json FILE]         the demo in small, `quick`; also: demo
+    python benchmarks/plan.py paper [--cpu] [--steps 2]     the paper's networks and batch sizes on generated files
 
 --cpu compares processor seconds of one thread, with readers inside this process: for a busy machine. The run's files
 are generated, its weights are random, and it is deleted afterwards. A stage's first step is not counted.
@@ -115,12 +115,12 @@ def paper(folder: Path, steps: int) -> RunConfig:
 
 def main() -> None:
     """Plan, run, compare."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("settings", choices=["quick", "demo", "paper"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="?", choices=["quick", "demo", "paper"], default="quick")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--cache", type=Path, help="folder for generated files, kept")
+    parser.add_argument("--cache", type=Path, help="folder for generated files, which are not deleted")
     arguments = parser.parse_args()
     if CPU:
         torch.set_num_threads(1)

@@ -31,8 +31,8 @@ def test_the_script(tmp_path: Path) -> None:
     settings = {"OUT": str(tmp_path), "PYTHON": sys.executable, "DEVICE": "cpu", "TINY": "1"}
     tests = "tests/gpu/test_gpu_text.py::test_bfloat16_is_close"
     command = ["bash", "benchmarks/gpu.sh"]
-    told = {**environment("cpu"), **settings, "TESTS": tests}
-    done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True, timeout=500)
+    variables = {**environment("cpu"), **settings, "TESTS": tests}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert not result["failed"] and all(section["rows"] for section in result["sections"].values())

@@ -19,7 +19,6 @@ from pipeline.test_run import SETTINGS
 
 STEP_ONE, STEPS = 1e-4, 2e-2  # relative difference of a stage's first loss, and of its later ones
 METRICS = 0.05  # mean difference of results between devices
-Call = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +41,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_picture: Callable[...
     return folder
 
 
-def call(project: Path, *arguments: str) -> tuple[int, str]:
-    """The command line inside this process: exit code and log."""
+def call(project: Path, *arguments: str | Path | torch.device) -> int:
+    """The exit code of the command line inside this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         patch.setenv("M3BIND_PROGRESS", "off")

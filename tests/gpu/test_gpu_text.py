@@ -114,7 +114,3 @@ def test_a_compiled_trunk(device: torch.device) -> None:
         for extra, value in zip((0, 9), wanted):
             ids, mask = (part.to(device) for part in texts(extra))
             torch.testing.assert_close(compiled(ids, mask).cpu(), value, atol=1e-4, rtol=1e-4)
-
-
-def test_two_processes_on_one_gpu() -> None:
-    pytest.skip("NCCL refuses two processes on one GPU; tests/training/test_parallel.py runs them on the CPU")
