@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("M3BIND_BFLOAT16", "off")  # expected values are those of float32, whatever the processor has
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"test_data", "objects"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("real")
+
+
+@pytest.fixture(autouse=True)
+def _same_logging() -> Iterator[None]:
+    """Commands set how this process logs; later tests read what is logged."""
+    before = {name: (log.level, log.handlers, log.propagate) for name, log in _loggers()}
+    yield
+    for name, log in _loggers():
+        level, log.handlers, log.propagate = before.get(name, (logging.NOTSET, [], True))
+        log.setLevel(level)
+
+
+def _loggers() -> list[tuple[str, logging.Logger]]:
+    known = list(logging.root.manager.loggerDict.items())
+    return [(name, log) for name, log in known if name.startswith("m3bind") and isinstance(log, logging.Logger)]
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,16 @@
 """Text tables as programs save them: encodings, delimiters, sep= lines, damage."""
 
 import gzip
+import io
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from m3bind.data import read_manifest, tables
-from m3bind.data.manifest_rows import is_manifest
+from m3bind.data.manifest_rows import BLOCK, is_manifest
 from m3bind.data.tables import read_rows
 from m3bind.errors import ManifestError
 
@@ -88,3 +92,27 @@ def test_a_table_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch
     frame.to_parquet(tmp_path / "m.parquet")
     with pytest.raises(ManifestError, match="unpacks to more than"):
         read_manifest(tmp_path / "m.parquet")
+
+
+@given(st.text("ab\r\n\x0b\u2028", max_size=40), st.integers(1, 5), st.integers(1, 12))
+def test_lines_are_those_of_the_file_however_it_is_read(text: str, chunk: int, most: int) -> None:
+    wanted = list(io.StringIO(text, newline=""))
+    too_long = any(len(line) >= 8 for line in wanted)
+    with patch.object(tables, "_CHUNK", chunk), patch.object(tables, "LINE", 8):
+        lines = tables.lines_of(Path("t.csv"), io.StringIO(text, newline=""), most)
+        if too_long or len(wanted) > most:
+            with pytest.raises(ManifestError, match=r"a line of more than|more than .* lines"):
+                list(lines)
+        else:
+            assert list(lines) == wanted
+
+
+@pytest.mark.parametrize("empty", [1, BLOCK - 1, BLOCK, 3 * BLOCK + 5])
+@pytest.mark.parametrize("blank", ["", "  ", "\t"])
+def test_empty_lines_are_counted_and_skipped(tmp_path: Path, empty: int, blank: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    rows = ["path,modality,label", *[blank] * empty, "a.png,xray,b", *[blank] * empty, "c.png,xray,b", blank]
+    (tmp_path / "m.csv").write_text("\n".join(rows))
+    manifest = read_manifest(tmp_path / "m.csv")
+    assert len(manifest.records) == 1
+    assert [row.row for row in manifest.bad] == [2 * empty + 3]

@@ -164,8 +164,8 @@ def _csv_rows(path: Path, lines: Iterator[str], default: str) -> Iterator[_Row]:
     window.at, delimiter = shape.skip, shape.delimiter
     columns: list[str] = []
     while window.fill():
-        fast = [] if not columns else _simple_rows(window, delimiter)
-        for number, cells, fault in fast or _next_row(window, delimiter, len(columns)):
+        rows = _simple_rows(window, delimiter) if columns else None
+        for number, cells, fault in _next_row(window, delimiter, len(columns)) if rows is None else rows:
             if not fault and not any(map(str.strip, cells)):
                 continue
             if not columns:
@@ -195,18 +195,27 @@ class _Window:
         """Read on if few lines are left; whether there are any."""
         if len(self.lines) - self.at <= _MAX_LINES:
             more = list(islice(self._rest, BLOCK))
+            while more and self.at == len(self.lines) and not "".join(more).strip():  # millions of empty lines
+                self.passed += len(more)
+                more = list(islice(self._rest, BLOCK))
             if more:
                 self.lines = self.lines[self.at :] + more
-                self.odd = self.odd[self.at :] + [line.count('"') % 2 == 1 for line in more]
+                self.odd = self.odd[self.at :] + _odd(more)
                 self.passed, self.careful, self.at = self.passed + self.at, self.careful - self.at, 0
         return self.at < len(self.lines)
 
 
-def _simple_rows(window: _Window, delimiter: str) -> list[_Row]:
-    """Consecutive rows of one line each; empty if the next row may have several, or may be damaged."""
+def _odd(lines: list[str]) -> list[bool]:
+    if '"' not in "".join(lines):
+        return [False] * len(lines)
+    return [line.count('"') % 2 == 1 for line in lines]
+
+
+def _simple_rows(window: _Window, delimiter: str) -> list[_Row] | None:
+    """Consecutive rows of one line each without empty ones; None if the next may have several, or may be damaged."""
     start = window.at
     if start < window.careful or window.odd[start]:
-        return []
+        return None
     stop = len(window.lines)
     with contextlib.suppress(ValueError):
         stop = window.odd.index(True, start)
@@ -216,9 +225,9 @@ def _simple_rows(window: _Window, delimiter: str) -> list[_Row]:
         rows = []
     if len(rows) != stop - start:  # a quotation mark inside a cell: some row goes over several lines
         window.careful = stop
-        return []
+        return None
     window.at = stop
-    return [(window.passed + at + 1, cells, None) for at, cells in enumerate(rows, start)]
+    return [(window.passed + at + 1, cells, None) for at, cells in enumerate(rows, start) if cells]
 
 
 def _next_row(window: _Window, delimiter: str, width: int) -> list[_Row]:

@@ -26,6 +26,7 @@ from m3bind.errors import ManifestError
 csv.field_size_limit(1 << 27)  # characters of a cell: reports, lists of readings
 LINE, LINES = 1 << 27, 50_000_000  # characters of a line; lines of a manifest
 HEAD = 4096  # bytes from which the encoding is detected
+_CHUNK = 1 << 20  # letters read at once
 SLACK, RATIO = 1 << 30, 50  # bytes that any table may unpack to, and additional bytes per stored byte
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
@@ -68,14 +69,20 @@ def lines_of(path: Path, handle: TextIO, maximum: float = math.inf) -> Iterator[
     Raises:
         ManifestError: a line is longer than `LINE`, or there are more than `maximum`.
     """
-    count = 0
-    while line := handle.readline(LINE):
-        count += 1
-        if len(line) == LINE:
+    count, rest = 0, ""  # `rest`: the start of a line, or a carriage return that a line feed may follow
+    while chunk := handle.read(max(_CHUNK, len(rest))):
+        lines = io.StringIO(rest + chunk, newline="").readlines()
+        if len(lines[0]) >= LINE:  # the others are part of one chunk
             raise ManifestError(f"{path}: a line of more than {LINE:,} letters; not a table, or a damaged one")
+        rest = lines.pop()
+        count += len(lines)
         if count > maximum:
-            raise ManifestError(f"{path}: more than {maximum:,} lines; give it in parts")
-        yield line
+            break
+        yield from lines
+    if count + bool(rest) > maximum:
+        raise ManifestError(f"{path}: more than {maximum:,} lines; give it in parts")
+    if rest:
+        yield rest
 
 
 def most_unpacked(path: Path) -> int:
