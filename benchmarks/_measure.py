@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: alternating runs, ratios with their spread, peak memory in a child process, conditions."""
+"""Shared by the benchmarks: alternating runs, ratios with their spread, bare decoding, peak memory, conditions."""
 
 import gc
 import multiprocessing
@@ -7,6 +7,8 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -49,6 +51,32 @@ def gemm_rate(
         torch.nn.functional.linear(x, w)
         best = min(best, clock() - start)
     return 2 * rows * 4 * width * width / best / 1e9
+
+
+def bare_rate(modality: str, paths: list[Path], model: Any, workers: int) -> float:
+    """Files a second of processes that only decode and preprocess; their start is not counted."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Barrier(workers + 1)
+    processes = [
+        context.Process(target=_decode, args=(modality, paths[n::workers], model, ready)) for n in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    ready.wait()
+    start = time.perf_counter()
+    for process in processes:
+        process.join()
+    return len(paths) / (time.perf_counter() - start)
+
+
+def _decode(modality: str, paths: list[Path], model: Any, ready: Any) -> None:
+    from m3bind import modalities
+
+    torch.set_num_threads(1)  # as in a worker; threads do not survive a fork
+    modalities.decode(modality, paths[0])  # starts the decoder
+    ready.wait()
+    for path in paths:
+        model.preprocess(modalities.decode(modality, path))
 
 
 def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: object) -> tuple[float, float] | None:

@@ -9,18 +9,14 @@ live reading reaches if the step takes no time, as a ratio of the bare rate meas
 """
 
 import argparse
-import multiprocessing
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from _measure import ratio
-from m3bind import modalities
+from _measure import bare_rate, ratio
 from m3bind.core.device import Compute
 from m3bind.data.batching import EpochSampler
 from m3bind.data.cache import FeatureCache
@@ -57,30 +53,6 @@ def make_files(folder: Path, count: int, side: int) -> list[Record]:
     return records
 
 
-def _decode(paths: list[Path], model: Any, ready: Any) -> None:
-    torch.set_num_threads(1)  # as in a worker; threads do not survive a fork
-    modality = modalities.get("xray")
-    modalities.decode(modality, paths[0])  # starts the decoder
-    ready.wait()
-    for path in paths:
-        model.preprocess(modalities.decode(modality, path))
-
-
-def bare_rate(records: list[Record], model: Any, workers: int) -> float:
-    """Files a second of processes that only decode and preprocess; their start is not counted."""
-    paths = [record.path for record in records]
-    context = multiprocessing.get_context("fork")
-    ready = context.Barrier(workers + 1)
-    processes = [context.Process(target=_decode, args=(paths[n::workers], model, ready)) for n in range(workers)]
-    for process in processes:
-        process.start()
-    ready.wait()
-    start = time.perf_counter()
-    for process in processes:
-        process.join()
-    return len(paths) / (time.perf_counter() - start)
-
-
 def run(stage: Stage, steps: int, compute: Compute, seconds: float) -> tuple[float, float]:
     """(batches a second, share of waiting) of steps that take `seconds`; the start of the workers is not counted."""
     pace, start, warm = Pace(compute), 0.0, 2 * compute.workers
@@ -113,7 +85,7 @@ def main() -> None:
                  (("live", live), ("stored", stored))}  # fmt: skip
         bare, reached = [], []
         for _ in range(given.repeats):
-            bare.append(bare_rate(records, model, given.workers))
+            bare.append(bare_rate("xray", [record.path for record in records], model, given.workers))
             stage = Stage(sides["live"], 8)
             reached.append(8 * run(stage, len(records) // 8 - 2 * given.workers, compute, 0.0)[0])
         print(f"bare: {np.median(bare):.0f} files/s; live reading: {np.median(reached):.0f} files/s, "

@@ -160,6 +160,7 @@ def run(project: Path, *commands: tuple[str, ...]) -> list[str]:
     return said
 
 
+@pytest.mark.whole
 def test_fit_evaluate_encode_and_search_know_them(project):
     assert len(MODALITY.read_text().splitlines()) <= 40
     assert len(MODEL.read_text().splitlines()) <= 60

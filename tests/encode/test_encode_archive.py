@@ -150,6 +150,7 @@ print(job.encode_files(load(folder / "space"), [folder / "in"], out))
 """
 
 
+@pytest.mark.whole
 def test_two_processes_of_a_launcher_give_the_bytes_of_one(archive, tmp_path, start, monkeypatch, free_port):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

@@ -31,6 +31,7 @@ def exported(tmp_path_factory):
     return space, export_space(space, "onnx", folder / "out", inputs=inputs, texts=TEXTS)
 
 
+@pytest.mark.whole
 def test_texts_of_any_number_and_length(exported):
     space, done = exported
     for texts in (TEXTS, TEXTS[:1], TEXTS[-1:], ["x"]):

@@ -28,7 +28,7 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "export.json"}
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", [pytest.param(to, marks=pytest.mark.whole) if to == "onnx" else to for to in FORMATS])
 def test_an_export_is_that_of_the_cpu_and_the_space_stays_where_it_is(to, place, tmp_path):
     if to == "onnx":
         pytest.importorskip("onnxruntime")

@@ -111,6 +111,7 @@ def inputs(
     return Inputs(folder, few, rest)
 
 
+@pytest.mark.whole
 def test_commands_do_the_same_among_files_called_like_modules(inputs: Inputs) -> None:
     wanted = inputs.run("empty", inputs.few)
     assert inputs.run("received", inputs.few) == wanted

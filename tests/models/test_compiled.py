@@ -16,8 +16,10 @@ from m3bind.models.layers.bert_padded import Padded
 from models.test_bert import NO_DROPOUT, batch, gradients, trunk, with_lora
 from models.test_frozen import Images
 
+TRAINED = ("lora", "halved_lora", "trainable")
 
-@pytest.fixture(params=["frozen", "lora", "halved_lora", "trainable", "images"])
+
+@pytest.fixture(params=["frozen", "images", *(pytest.param(kind, marks=pytest.mark.whole) for kind in TRAINED)])
 def tower(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, tuple[Tensor, ...], bool]:
     """A tower on the CPU that computes as on a GPU, its inputs, and whether it runs in half precision."""
     torch._dynamo.reset()

@@ -8,14 +8,14 @@ import pytest
 from m3bind.config import load_config, presets
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.pipeline import plan
-from m3bind.pipeline.plan import stand_ins, step_cost, tower_cost
+from m3bind.pipeline.plan import stand_ins, tower_cost
 from m3bind.pipeline.plan.cost import Side
 from m3bind.pipeline.plan.decode_cost import DecodeCost, measure_decoding
 from m3bind.pipeline.plan.table import as_text
 from pipeline.plan.test_plan import plan_of
 
 ONE = ["modalities.ct=null", "modalities.retina=null", "modalities.pathology=null", "data.phantom.patients=20"]
-FULL_SIZE, QUICK = ("paper", "paper-literal"), ("quick", "mini5")
+FULL_SIZE = ("paper", "paper-literal")
 MISSING = {  # what is missing -> settings, and what the notes must name
     "manifest": (["data.phantom=null", "data.manifest=gone.csv"], "the manifest does not exist yet"),
     "sizes": (["data.phantom=null", "data.manifest=gone.csv"], "xray, ecg: plan.sizes states no size"),
@@ -35,12 +35,8 @@ MISSING = {  # what is missing -> settings, and what the notes must name
 
 
 @pytest.fixture
-def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks are built but not timed, and assumed ones are small."""
-    side = Side(1e-3, 3e-3, 1e6, 1e9, 3e9)
-    monkeypatch.setattr(tower_cost, "time_side", lambda *_, **__: side)
-    monkeypatch.setattr(step_cost, "_per_step", lambda run: 0.1)
-    monkeypatch.setattr(plan, "update_seconds", lambda: 1e-9)
+def untimed(untimed_networks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither networks nor files are timed, and assumed networks are small."""
     monkeypatch.setattr(tower_cost, "measure_decoding", lambda *_: DecodeCost(1e6, 1e-3, 0.1, 0.1, "a test"))
     monkeypatch.setattr(stand_ins, "_BERT", stand_ins._BERT | {"num_hidden_layers": 1, "vocab_size": 100})
 
@@ -58,13 +54,10 @@ def check(found: plan.RunPlan) -> None:
     assert sum(stage.seconds for stage in found.stages) > 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "preset",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.whole)
-        for name in presets()
-        if name not in FULL_SIZE
-    ],
+    [name for name in presets() if name not in FULL_SIZE],
 )
 def test_every_preset_in_an_empty_folder(
     preset: str, untimed: None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -73,7 +73,7 @@ def test_printed_with_what_is_assumed(planned) -> None:
     assert "decoding on 4 cores, disk at 0.5 GB/s" in text and "written to disk" in text
 
 
-def test_inputs_above_the_limit_are_decoded_in_every_step(planned, tmp_path: Path) -> None:
+def test_inputs_above_the_limit_are_decoded_in_every_step(planned, untimed_networks: None, tmp_path: Path) -> None:
     config, _, stored = planned
     config = config.model_copy(deep=True)
     config.data.inputs_gb = 0.0
@@ -96,7 +96,7 @@ def test_unknown_gpu_and_no_modality(tmp_path: Path) -> None:
         work_of(RunConfig(), tmp_path, tmp_path, [])
 
 
-def test_command_writes_json(tmp_path: Path) -> None:
+def test_command_writes_json(untimed_networks: None, tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
     sets = [argument for change in SMALL for argument in ("--set", change)]
     result = CliRunner().invoke(app, ["plan", "quick", *sets, "--out", str(tmp_path), "--json", str(out)])

@@ -1,0 +1,16 @@
+"""Plans without the time that measuring takes."""
+
+import pytest
+
+from m3bind.pipeline import plan
+from m3bind.pipeline.plan import step_cost, tower_cost
+from m3bind.pipeline.plan.cost import Side
+
+
+@pytest.fixture
+def untimed_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks are built but not timed."""
+    side = Side(1e-3, 3e-3, 1e6, 1e9, 3e9)
+    monkeypatch.setattr(tower_cost, "time_side", lambda *_, **__: side)
+    monkeypatch.setattr(step_cost, "_per_step", lambda run: 0.1)
+    monkeypatch.setattr(plan, "update_seconds", lambda: 1e-9)
