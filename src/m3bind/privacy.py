@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 TECHNICAL_TAGS = (
@@ -114,6 +115,16 @@ def patient_key(patient: str, salt: str) -> str:
 
     With M3BIND_IDENTIFIERS=show, the patient's own name or number.
     """
+    return next(patient_keys([patient], salt))
+
+
+def patient_keys(patients: Iterable[str], salt: str) -> Iterator[str]:
+    """`patient_key` of each; "" of an unknown one."""
     if os.environ.get("M3BIND_IDENTIFIERS") == "show":
-        return patient
-    return hmac.digest(salt.encode(), patient.encode(), "sha256").hex()[:16]
+        yield from patients
+        return
+    salted = hmac.new(salt.encode(), digestmod="sha256")
+    for patient in patients:
+        keyed = salted.copy()
+        keyed.update(patient.encode())
+        yield keyed.hexdigest()[:16] if patient else ""

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3bind.data.batching import EpochSampler, PoolSampler, length_buckets, rng
+from m3bind.data.batching import EpochSampler, PoolSampler, distinct_ids, length_buckets, rng
 
 
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 5), st.integers(0, 40))
@@ -59,3 +59,9 @@ def test_buckets_hold_every_index_once_within_the_budget(lengths, budget):
 def test_generators_with_other_names_are_independent():
     assert rng(0, "a").random() != rng(0, "b").random() != rng(1, "a").random()
     assert rng(0, "a", 1).random() == rng(0, "a", 1).random()
+
+
+@given(st.lists(st.lists(st.integers(-5, 5), max_size=9), max_size=3), st.sampled_from([np.int64, np.int32]))
+def test_distinct_ids_are_sorted(parts, dtype):
+    values = distinct_ids(*(np.array(part, dtype) for part in parts))
+    assert values.dtype == np.int64 and values.tolist() == sorted({value for part in parts for value in part})

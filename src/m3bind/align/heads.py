@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from m3bind.align.methods.base import BindingInputs
 from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig
-from m3bind.data.batching import PoolSampler
+from m3bind.data.batching import PoolSampler, distinct_ids
 from m3bind.models.bridges import freeze
 from m3bind.training.contrastive import full_precision, identical_positives
 from m3bind.training.loop import ParameterGroup, train
@@ -95,7 +95,7 @@ class SharedTexts:
         """Texts are embedded once; modalities are sampled by `settings.balance`."""
         shares = inputs.pool_probabilities(settings.balance)
         names = list(inputs.pairs)
-        self.ids = np.unique(np.concatenate([inputs.pool[m] for m in names]))
+        self.ids = distinct_ids(*(inputs.pool[m] for m in names))
         self.texts = {m: inputs.embed_texts(m, torch.from_numpy(self.ids)) for m in names}  # (K, d_m)
         self.sampler = PoolSampler([inputs.pool[m] for m in names], [shares[m] for m in names], batch, inputs.seed)
 

@@ -6,10 +6,11 @@ so a run resumed in the middle of an epoch continues with exactly the batches of
 * `rng(seed, *names)`: a counter-based generator for a named purpose.
 * `EpochSampler`: batches without replacement within an epoch.
 * `PoolSampler`: texts of the shared batch, modality by probability (p_m of Eq. 3), then uniformly within it.
-* `length_buckets`: sequences grouped by length under a token budget.
+* `length_buckets`: sequences grouped by length under a token budget. * `distinct_ids`: of arrays of integers.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,12 @@ def rng(seed: int, *names: object) -> np.random.Generator:
     """A generator that depends on `seed` and `names` only."""
     digest = sha256_text(str(seed), *map(str, names))
     return np.random.Generator(np.random.Philox(key=int(digest[:32], 16)))
+
+
+def distinct_ids(*parts: NDArray[np.integer[Any]]) -> IntArray:
+    """The distinct integers of all parts, sorted. (`np.unique` hashes them: 10 times the time for a million.)"""
+    values = np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
+    return np.asarray(values[np.append(True, values[1:] != values[:-1])[: len(values)]], np.int64)
 
 
 class EpochSampler:

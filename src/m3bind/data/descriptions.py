@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m3bind.data.batching import IntArray
+from m3bind.data.batching import IntArray, distinct_ids
 from m3bind.data.ragged import Ragged
 from m3bind.data.text_table import TextTable
 from m3bind.data.texts import MAX_CAPTIONS, described, find_template, label_texts, text_key, unique_texts
@@ -102,7 +102,7 @@ def _among(keys: set[str], caption: IntArray, texts: TextTable) -> "np.ndarray[t
     """(N,) whether a row's caption is, but for case and spaces, one of `keys`. No key is shorter than its text."""
     equal = np.zeros(len(texts) + 1, bool)  # the last one for rows without caption
     longest = max(map(len, keys), default=0)
-    used = np.unique(caption[caption >= 0])
+    used = distinct_ids(caption[caption >= 0])
     short = used[texts.lengths(used) <= longest]
     equal[short] = [text_key(text) in keys for text in texts.take(short)]
     return equal[caption]

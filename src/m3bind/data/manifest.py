@@ -21,9 +21,11 @@ two splits, test takes precedence over valid and valid over train, and the patie
 Reasons name rows and columns, never report texts or patients.
 """
 
+import contextlib
+import gc
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ import pyarrow.compute as pc
 
 from m3bind.core.files import sha256_texts
 from m3bind.data import manifest_rules as rules
-from m3bind.data.batching import IntArray
+from m3bind.data.batching import IntArray, distinct_ids
 from m3bind.data.descriptions import Described, Labelled, describe_rows
 from m3bind.data.manifest_rows import Fault, read_blocks
 from m3bind.data.manifest_table import ManifestReader, ManifestTable, rescale_of
@@ -42,7 +44,7 @@ from m3bind.data.splits import FRACTIONS
 from m3bind.data.text_table import Strings
 from m3bind.errors import ManifestError, UnknownNameError
 from m3bind.modalities.base import get
-from m3bind.privacy import patient_key
+from m3bind.privacy import patient_keys
 
 log = logging.getLogger(__name__)
 
@@ -75,18 +77,35 @@ def read_manifest(
         get(name)
     folder = Path(os.path.abspath(templates)) if templates is not None else None
     reader = ManifestReader(base, sets, modalities)
-    for block in read_blocks(path):
-        reader.add(block)
-    for name in sets or ():
-        if name not in reader.seen_sets:
-            raise UnknownNameError(f"set in {path.name}", name, reader.seen_sets)
-    records, bad, notes = _records(reader.table(), base, folder, fractions, seed) if reader.count else (None, [], [])
+    with _millions_of_strings():
+        for block in read_blocks(path):
+            reader.add(block)
+        for name in sets or ():
+            if name not in reader.seen_sets:
+                raise UnknownNameError(f"set in {path.name}", name, reader.seen_sets)
+        found = _records(reader.table(), base, folder, fractions, seed) if reader.count else (None, [], [])
+    records, bad, notes = found
     for note in notes:
         log.warning("%s: %s", path.name, note)
     bad = sorted([*reader.bad, *bad], key=lambda fault: fault.row)
     if not records:
         raise ManifestError(f"{path}: no usable row; " + (format_bad_rows(bad) if bad else "the table is empty"))
     return Manifest(records, bad, path, notes)
+
+
+@contextlib.contextmanager
+def _millions_of_strings() -> Iterator[None]:
+    """Without garbage collection, which strings without cycles would start again and again (a fifth of the time), and
+    with Arrow's memory from the allocator that returns it to the system (a tenth less at the peak)."""
+    collects, pool = gc.isenabled(), pa.default_memory_pool()
+    gc.disable()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(pool)
+        if collects:
+            gc.enable()
 
 
 def _records(
@@ -121,7 +140,8 @@ def _records(
     all_ids[named] = np.arange(len(named))
     columns = RecordColumns(
         ids.take(pa.array(all_ids)) if len(ids) else table.id,
-        _absolute(table, base),
+        _below(base, table),
+        os.fsencode(base).rstrip(b"/") + b"/",
         table.modality,
         table.set,
         table.label,
@@ -199,28 +219,25 @@ def _merged(
     return Described(captions, Ragged.concatenate([described.concepts, again.concepts]).take(order), again.names)
 
 
-def _absolute(table: ManifestTable, base: Path) -> pa.Array:
-    """(R,) large_binary: absolute paths."""
-    prefix = os.fsencode(base).rstrip(b"/") + b"/"
-    kind = pa.large_binary()
-    paths = pc.binary_join_element_wise(pa.scalar(prefix, kind), table.path.cast(kind), pa.scalar(b"", kind))
+def _below(base: Path, table: ManifestTable) -> pa.Array:
+    """(R,) large_binary: paths below `base`."""
+    paths = table.path.cast(pa.large_binary())
     if not table.elsewhere:
         return paths
     mask = np.zeros(len(paths), bool)
     mask[list(table.elsewhere)] = True
-    others = [os.fsencode(table.elsewhere[at]) for at in sorted(table.elsewhere)]
-    return pc.replace_with_mask(paths, pa.array(mask), pa.array(others, kind))
+    others = [os.fsencode(table.elsewhere[at].relative_to(base)) for at in sorted(table.elsewhere)]
+    return pc.replace_with_mask(paths, pa.array(mask), pa.array(others, pa.large_binary()))
 
 
 def _without_names(table: ManifestTable, rows: IntArray) -> tuple[Coded, Coded]:
     """Patients and visits as salted hashes; the salt is M3BIND_SALT, or a hash of all patients of `rows`."""
-    patients, people = np.unique(table.patient[rows]), table.people
+    patients, people = distinct_ids(table.patient[rows]), table.people
     salt = os.environ.get("M3BIND_SALT") or sha256_texts(people.at(people.sorted(patients)))
 
     def coded(column: IntArray) -> Coded:
         used, codes = np.unique(column, return_inverse=True)
-        keys = Strings(patient_key(name, salt) if name else "" for name in people.at(used))
-        return Coded(codes.astype(np.int32), keys)
+        return Coded(codes.astype(np.int32), Strings(patient_keys(people.at(used), salt)))
 
     return coded(table.patient), coded(table.visit)
 

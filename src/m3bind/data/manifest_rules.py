@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from m3bind.data.batching import IntArray
+from m3bind.data.batching import IntArray, distinct_ids
 from m3bind.data.cells import one_spelling
 from m3bind.data.manifest_rows import Fault
 from m3bind.data.manifest_table import UNSTATED
@@ -80,7 +80,7 @@ def file_numbers(files: NDArray[np.uint64]) -> IntArray:
 
 def one_modality(numbers: IntArray, file: IntArray, modality: Coded) -> dict[int, Fault]:
     """All rows of a file that is listed under two modalities, since the right one is unknown."""
-    pairs = np.unique(file * len(modality.names) + modality.codes) // len(modality.names)
+    pairs = distinct_ids(file * len(modality.names) + modality.codes) // len(modality.names)
     shared = pairs[1:][pairs[1:] == pairs[:-1]]
     at = np.flatnonzero(np.isin(file, shared))
     first: dict[int, dict[str, int]] = defaultdict(dict)
@@ -129,7 +129,7 @@ def _appearances(codes: Codes) -> Iterator[tuple[int, int, int]]:
 
 def doubtful_names(patient: IntArray, people: TextTable, shortened: NDArray[np.bool_]) -> list[str]:
     """Sentences on patients that may be identical or may be several, without naming one."""
-    used = np.unique(patient)
+    used = distinct_ids(patient)
     starts = people.matching(r"^0", used)
     others = people.find(text.lstrip("0") for text in people.at(starts) if text.isdigit())
     zeros = int(np.isin(others, used).sum())
@@ -153,7 +153,7 @@ def fill_splits(
     open_ = split == UNSTATED
     home = np.full(len(people), UNSTATED, np.int8)
     np.maximum.at(home, patient[~open_], split[~open_])
-    waiting = np.unique(patient[open_])
+    waiting = distinct_ids(patient[open_])
     waiting = waiting[home[waiting] == UNSTATED]
     home[waiting] = split_numbers(people.at(waiting), fractions, seed)
     return np.where(open_, home[patient], split)

@@ -85,6 +85,7 @@ class RecordColumns:
 
     id: pa.Array  # large_string
     path: pa.Array  # large_binary, as `os.fsencode` gives it: names of files need not be UTF-8
+    folder: bytes  # what precedes each path
     modality: Coded
     set: Coded
     label: Coded
@@ -109,6 +110,7 @@ class RecordColumns:
         return cls(
             pa.array([r.id for r in records], pa.large_string()),
             pa.array([os.fsencode(r.path) for r in records], pa.large_binary()),
+            b"",
             Coded.of(r.modality for r in records),
             Coded.of(r.set for r in records),
             label.take(first),
@@ -216,7 +218,8 @@ class Records(Sequence[Record]):
     @property
     def paths(self) -> list[str]:
         """Absolute path of each record."""
-        return [os.fsdecode(path) for path in self.columns.path.take(pa.array(self.rows)).to_pylist()]
+        folder = self.columns.folder
+        return [os.fsdecode(folder + path) for path in self.columns.path.take(pa.array(self.rows)).to_pylist()]
 
     @property
     def rescale(self) -> list[tuple[float, float] | None]:

@@ -104,8 +104,9 @@ class Strings(Sequence[str]):
 
     def extend(self, texts: Iterable[str]) -> None:
         """Add texts."""
-        for text in texts:
-            self._recent.append(text)
+        rest = iter(texts)
+        while more := list(islice(rest, BLOCK - len(self._recent))):
+            self._recent += more
             if len(self._recent) == BLOCK:
                 self._blocks.append(pa.array(self._recent, pa.large_string()))
                 self._recent = []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind.config import DistillConfig
-from m3bind.data.batching import EpochSampler, IntArray, PoolSampler
+from m3bind.data.batching import EpochSampler, IntArray, PoolSampler, distinct_ids
 from m3bind.distill.objective import DistillPairs, kd_loss, seskd_loss
 from m3bind.distill.student import StudentTexts
 from m3bind.distill.terms import TERMS, distillation_terms
@@ -77,7 +77,7 @@ class DistillSampler:
 
     def shared_texts(self, steps: int) -> IntArray:
         """Ids of the shared texts of the first `steps` batches, ascending."""
-        return np.unique(np.concatenate([np.zeros(0, np.int64), *(self.pool.batch(step)[0] for step in range(steps))]))
+        return distinct_ids(*(self.pool.batch(step)[0] for step in range(steps)))
 
 
 class DistillStage:

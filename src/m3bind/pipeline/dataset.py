@@ -17,7 +17,7 @@ from m3bind.core.files import write_text
 from m3bind.core.progress import progress
 from m3bind.data import manifest as manifests
 from m3bind.data import splits, texts
-from m3bind.data.batching import IntArray, rng
+from m3bind.data.batching import IntArray, distinct_ids, rng
 from m3bind.data.records import SPLITS, BadRow, Record, Records
 from m3bind.data.text_table import TextTable
 from m3bind.data.texts import concept_phrases
@@ -70,19 +70,19 @@ def make_dataset(
     grouped = {m: {split: records.where(m, split) for split in SPLITS} for m in names}
     source = records.texts  # its indices until the table is made
     training = {m: training_texts(grouped[m]["train"]) for m in names}
-    seen = _distinct(*training.values())
+    seen = distinct_ids(*training.values())
     pool: dict[str, IntArray] = {}
     candidates: list[IntArray] = []
     added: list[IntArray] = []
     for m in names:
-        further = source.sorted(np.setdiff1d(source.ids(texts.get(m, ())), seen))
+        further = source.sorted(_without(distinct_ids(source.ids(texts.get(m, ()))), seen))
         held = [grouped[m][split].captions.values for split in ("valid", "test")]
-        unseen = source.sorted(np.setdiff1d(_distinct(*held), seen))
+        unseen = source.sorted(_without(distinct_ids(*held), seen))
         random = rng(seed, "held out", m)
         order = further[random.permutation(len(further))]
         spare = order[: len(order) // 4]
         candidates.append(np.concatenate([unseen[random.permutation(len(unseen))], spare]))
-        rest = np.setdiff1d(order[len(spare) :], unseen)
+        rest = _without(order[len(spare) :], unseen)
         pool[m] = np.concatenate([source.sorted(training[m]), source.sorted(rest)])
         added.append(pool[m])
     chosen = _in_turn(candidates, held_out)
@@ -91,20 +91,20 @@ def make_dataset(
     table, number = source.subset(listed), np.full(len(source), -1)
     number[listed] = np.arange(len(listed))
     # a text held out through one modality must not be in the pool of another
-    pools = {m: number[ids[~np.isin(ids, chosen)]] for m, ids in pool.items()}
+    pools = {m: number[_without(ids, chosen)] for m, ids in pool.items()}
     return Dataset(grouped, table, pools, number[chosen], bad)
 
 
 def training_texts(records: Records) -> IntArray:
     """Distinct captions and phrases of concepts, as indices in `records.texts`."""
     names = records.columns.concept_names
-    concepts = np.unique(records.concepts.values).tolist()
+    concepts = distinct_ids(records.concepts.values).tolist()
     phrases = records.texts.ids(phrase for concept in concepts for phrase in concept_phrases(names[concept]))
-    return _distinct(records.captions.values, phrases)
+    return distinct_ids(records.captions.values, phrases)
 
 
-def _distinct(*ids: IntArray) -> IntArray:
-    return np.unique(np.concatenate([np.zeros(0, np.int64), *ids]))
+def _without(ids: IntArray, others: IntArray) -> IntArray:
+    return ids[~np.isin(ids, others)]
 
 
 def _in_turn(queues: Sequence[IntArray], most: int) -> IntArray:
@@ -259,4 +259,4 @@ def _limited(records: Records, limit: int) -> Records:
     """The first `limit` records of each modality and split."""
     kinds = records.modality.codes * len(SPLITS) + records.splits
     first = [np.flatnonzero(kinds == kind)[:limit] for kind in np.unique(kinds)]
-    return records.take(np.sort(_distinct(*first)))
+    return records.take(distinct_ids(*first))

@@ -25,7 +25,7 @@ from m3bind.align.procrustes import BaseBridge, Bridge, identity_map
 from m3bind.config import AlignConfig, PostConfig, RunConfig
 from m3bind.core.device import Compute, device_of
 from m3bind.core.files import sha256_text
-from m3bind.data.batching import IntArray
+from m3bind.data.batching import IntArray, distinct_ids
 from m3bind.data.text_table import TextTable
 from m3bind.distill.stage import DistillSampler, DistillStage, Teachers
 from m3bind.distill.student import StudentTexts
@@ -91,7 +91,7 @@ def _pairs(m: str, state: State, setup: Setup, stage: str) -> Pairs:
     pairs = setup.extractor.pairs(m, model, data.records[m]["train"], data.table, image, text, views)
     _ = pairs.images.rows  # computed now, in eval mode
     shared = data.pool.values() if stage == "align" else ()
-    pairs.texts.need(np.unique(np.concatenate([pairs.described_by(), *shared])))  # all that batches draw
+    pairs.texts.need(distinct_ids(pairs.described_by(), *shared))  # all that batches draw
     return pairs
 
 
@@ -199,7 +199,7 @@ def distill(state: State, setup: Setup, folder: Path, assets: Path) -> State:
     drawn = [sampler.shared_texts(steps) for _, sampler, steps in phases]
     if any(getattr(settings, name) for name in TERMS):
         drawn += [pair.described_by() for pair in pairs.values()]
-    teachers = _teachers(state, setup, np.unique(np.concatenate(drawn)))
+    teachers = _teachers(state, setup, distinct_ids(*drawn))
     for phase, sampler, steps in phases:
         phase_settings = settings.model_copy(update={"steps": steps})
         stage = DistillStage(sampler, wrapped, teachers, phase_settings)

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from m3bind.config import ContrastiveConfig, TrainConfig
 from m3bind.core.device import device_of, moved
-from m3bind.data.batching import IntArray, rng
+from m3bind.data.batching import IntArray, distinct_ids, rng
 from m3bind.data.ragged import Ragged
 from m3bind.data.text_table import TextTable
 from m3bind.data.tokens import TokenTable
@@ -142,7 +142,7 @@ class Texts:
 
         Several processes call this with the same ids, since they share the computation.
         """
-        missing = np.setdiff1d(ids, self._ids)
+        missing = distinct_ids(ids[~np.isin(ids, self._ids)])
         if self.level == "input" or not len(missing):
             return
         assert self._compute is not None
@@ -232,7 +232,7 @@ class Pairs:
 
     def described_by(self) -> IntArray:
         """Ids of all texts that `draw_captions` can draw, ascending."""
-        return np.union1d(self.captions.values, self.concepts.values)
+        return distinct_ids(self.captions.values, self.concepts.values)
 
     def draw_captions(self, indices: IntArray, seed: int, step: int, concept_probability: float = 0.0) -> IntArray:
         """One caption id per image of a batch, shape (n,), determined by (seed, modality, step)."""

@@ -18,7 +18,7 @@ from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig, BalanceConfig
 from m3bind.core.device import Compute, pick
 from m3bind.core.registry import Registry
-from m3bind.data.batching import IntArray, rng
+from m3bind.data.batching import IntArray, distinct_ids, rng
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.models.base import DualEncoder
 from m3bind.training.pairs import Images, Pairs, Texts
@@ -58,7 +58,7 @@ class BindingInputs:
             rng(self.seed, "procrustes pool", m).permutation(ids)[: max(round(count * shares[m]), 1)]
             for m, ids in self.pool.items()
         ]
-        return torch.from_numpy(np.unique(np.concatenate(drawn)))
+        return torch.from_numpy(distinct_ids(*drawn))
 
     def embed_texts(self, modality: str, ids: Tensor) -> Tensor:
         """(K,) text ids -> (K, d_m) unit rows of that modality's text tower, without gradient."""

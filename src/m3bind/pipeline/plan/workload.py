@@ -13,7 +13,7 @@ import numpy as np
 from m3bind.align.balance import sampling_probabilities
 from m3bind.config import DataConfig, RunConfig
 from m3bind.core.files import write_text
-from m3bind.data.batching import IntArray
+from m3bind.data.batching import IntArray, distinct_ids
 from m3bind.data.records import Record
 from m3bind.errors import ConfigError, ManifestError
 from m3bind.models.layers.text_encoder import train_wordpiece
@@ -64,10 +64,10 @@ def work_of(config: RunConfig, folder: Path, cache: Path, notes: list[str]) -> t
         return _assumed(config, notes), folder
     names, source = list(config.modalities), records.texts
     found = dataset.make_dataset(records, names, extra, config.seed, config.evaluate.agreement_texts, [])
-    work = Work({}, {}, {}, len(np.unique(np.concatenate(list(found.pool.values())))), len(found.table), True)
+    work = Work({}, {}, {}, len(distinct_ids(*found.pool.values())), len(found.table), True)
     for m in names:
         own, every = found.records[m]["train"], records.where(m)
-        captions = source.sorted(np.unique(own.captions.values))
+        captions = source.sorted(distinct_ids(own.captions.values))
         work.pairs[m], work.files[m], work.captions[m] = len(own), len(every), len(captions)
         work.sample[m] = source.take(some(captions, 60))
         work.records[m] = every.take(some(np.arange(len(every)), min(SHOWN, len(every))))
