@@ -22,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == here and item.path.name != "test_dry_run.py":
             item.add_marker("gpu")
+    items.sort(key=lambda item: item.path.parent == here and "compiled" in item.name)  # minutes: after all others
 
 
 @pytest.fixture(scope="session")

@@ -129,8 +129,9 @@ def test_the_default_precision_trains_as_well(project: Path, device: torch.devic
 
 
 def test_a_compiled_run(project: Path, device: torch.device, on_device: Path) -> None:
+    """Compiled dropout draws other numbers, so the stages with adapters are only close."""
     options = ("--set", "compute.precision=float32", "--set", "compute.compile=true")
-    compare_losses(fit(project, "compiled", device, *options), on_device, 1e-3, STEPS)
+    compare_losses(fit(project, "compiled", device, *options), on_device, 1e-3, 1e-1)
 
 
 def test_a_space_encodes_on_the_device_as_on_the_cpu(project: Path, device: torch.device, on_device: Path) -> None:
