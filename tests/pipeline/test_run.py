@@ -18,6 +18,7 @@ import yaml
 from m3bind.cli import main
 from m3bind.core import sums
 from m3bind.core.files import only_one
+from m3bind.pipeline import run as run_module
 from m3bind.pipeline.stored_inputs import FileReader
 from pipeline.projects import write_project
 
@@ -251,6 +252,34 @@ def test_a_modality_with_three_samples_is_left_out_with_a_reason(project, call):
     assert code == 1 and "modality retina: 3 usable training pairs" in shown, shown[-1500:]
     assert "Traceback" not in shown
     assert (project / "runs/few/results.json").exists()
+
+
+def changed_manifest(project: Path, name: str, change: Callable[[str], str]) -> str:
+    """`--set` of a manifest whose rows were changed."""
+    header, *rows = (project / "manifest.csv").read_text().splitlines()
+    (project / name).write_text("\n".join([header, *map(change, rows)]) + "\n")
+    return f"data.manifest={name}"
+
+
+def test_a_modality_without_test_images_is_bound_and_reported(project, call):
+    manifest = changed_manifest(project, "x.csv", lambda row: row.replace(",test", ",train") if "xray" in row else row)
+    code, shown = call("fit", "settings.yaml", "--name", "xtrain", "--until", "closed_form", "--set", manifest)
+    assert code == 0 and "Traceback" not in shown, shown[-2000:]
+    assert "of 6 test files" in (project / "runs/xtrain/report.html").read_text()
+
+
+def test_a_manifest_without_training_rows_is_one_clear_line(project, call):
+    manifest = changed_manifest(project, "t.csv", lambda row: row.replace(",train", ",test"))
+    code, shown = call("fit", "settings.yaml", "--name", "testonly", "--set", manifest)
+    assert code == 2 and "no modality has 8 usable training pairs; the reasons are in" in shown, shown[-2000:]
+    assert (project / "runs/testonly/quarantine.csv").exists()
+
+
+def test_other_processes_do_not_start_a_run_in_another_folder(project, call, monkeypatch):
+    """They wait for the first one, which writes the settings."""
+    monkeypatch.setattr(run_module, "world", lambda: (1, 2))
+    code, shown = call("prepare", "settings.yaml", "--name", "elsewhere")
+    assert code == 2 and "config.yaml does not exist, although the first process has written it" in shown
 
 
 def test_a_full_disk_is_one_clear_line(project, call, monkeypatch):

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m3bind.training import pairs
+from m3bind.core.device import CPU
+from m3bind.errors import M3BindError
+from m3bind.training import pairs, parallel
 from toys import toy_pairs
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -59,6 +61,56 @@ def test_processes_compute_the_rows_of_the_same_texts(monkeypatch):
         texts._compute = lambda ids, asked=asked, compute=compute: (asked.append(ids.tolist()), compute(ids))[1]
         assert len(texts.load(np.array([5, 2, 9, 5]))["rows"]) == 2 - rank
         assert asked == [[2, 5, 9]]
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from unittest import mock
+from m3bind import cli
+from m3bind.core.device import CPU
+from m3bind.errors import ConfigError
+from m3bind.training.parallel import agree, join, wait, world
+join(CPU)
+rank = world()[0]
+agree("the same", lambda: "a")
+try:
+    agree("rows", lambda: "b" * rank)
+except ConfigError as error:
+    print(error)
+if rank == 0:
+    with mock.patch.object(sys.modules["m3bind.cli.app"], "app", lambda **_: wait()):
+        cli.main()
+"""
+
+
+def test_processes_with_other_data_and_the_end_of_one_are_reported(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [
+        subprocess.Popen([sys.executable, "-c", TOGETHER], env=group | {"RANK": str(rank)}, cwd=tmp_path, **pipes)
+        for rank in range(2)
+    ]
+    shown = [process.communicate(timeout=120) for process in running]
+    assert all(out.startswith("rows: not the same in processes 0 and 1; start all") for out, _ in shown), shown
+    assert [process.returncode for process in running] == [1, 0]
+    assert "another process of this run ended" in shown[0][1] and "Traceback" not in shown[0][1]
+
+
+def test_a_port_in_use_is_reported(monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(
+            M3BindError, match=rf"process 0 of 2.* cannot join the others at 127.0.0.1:{port} \(.*in use"
+        ):
+            parallel.join(CPU)
 
 
 @pytest.mark.whole

@@ -126,6 +126,14 @@ def main() -> None:
         print(f"m3bind: {error.strerror}: {place}; free space, then run the same command", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
+        parallel = sys.modules.get("m3bind.training.parallel")
+        if parallel is not None and parallel.is_loss_of_process(error):
+            print(
+                "m3bind: another process of this run ended, so this one stops too; the other one's message states why. "
+                "The same command resumes from the last checkpoint",
+                file=sys.stderr,
+            )
+            sys.exit(1)
         show: Callable[[], str] | None = getattr(error, "format_message", None)  # click's usage errors
         if show is None:
             raise

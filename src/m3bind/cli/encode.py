@@ -1,12 +1,12 @@
 """Commands that turn an archive of files into embeddings."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from m3bind.cli.app import SEARCH, Device, Workers, app, compute_of
+from m3bind.core.launcher import processes
 from m3bind.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def encode(
     else:
         encoded = encode_files(opened, sources, out, modality, **options)
         bad = 0  # of several processes, the first reports for all
-        if os.environ.get("RANK", "0") == "0":
+        if processes()[0] == 0:
             bad = encoded.bad
             remember(out, roots)
             print(encoded)

@@ -15,6 +15,8 @@ import os
 import sys
 from pathlib import Path
 
+from m3bind.core.launcher import local_processes
+
 _STARTED = os.getcwd()
 
 
@@ -31,7 +33,7 @@ def environment(**more: str) -> dict[str, str]:
 def usable_cores() -> int:
     """Cores that this process may use (its CPU affinity), divided among the processes that a launcher started here."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, cores // local_processes())
 
 
 def import_path() -> list[str]:

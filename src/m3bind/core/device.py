@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from m3bind.core.children import usable_cores
+from m3bind.core.launcher import local_rank
 from m3bind.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ def _device(name: str) -> torch.device:
     if available is None or not available():
         reason = _no_cuda() if device.type == "cuda" else f"torch {torch.__version__} reports none on this machine"
         raise ConfigError(f"compute.device={name}: not available: {reason}; use auto or cpu")
-    index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
+    index = device.index if device.index is not None else local_rank()
     count = getattr(module, "device_count", lambda: index + 1)()
     if index >= count:
         raise ConfigError(f"compute.device={device.type}:{index}: this machine has {count} (numbered from 0)")

@@ -67,6 +67,7 @@ class Progress:
         every: float = 5.0,
         memory: Memory | None = None,
         stream: TextIO | None = None,
+        shown: bool = True,
     ) -> None:
         """`done` of `total` items were finished earlier; without a terminal a line is printed each `every` seconds.
 
@@ -75,11 +76,11 @@ class Progress:
         self.label, self.total, self.done = label, total, done
         self._first, self._every, self._stream = done, every, stream
         self._memory: Memory = memory or (lambda: None)
-        self._mode = "off"
+        self._shown, self._mode = shown, "off"
 
     def __enter__(self) -> "Progress":
         out = self._stream or sys.stderr
-        mode = os.environ.get("M3BIND_PROGRESS", "")
+        mode = os.environ.get("M3BIND_PROGRESS", "") if self._shown else "off"
         self._mode = mode if mode in ("off", "plain") else "bar" if out.isatty() else "plain"
         if self._mode == "off":
             return self
@@ -174,16 +175,23 @@ def _count(task: "Task") -> str:
 
 
 def progress(
-    label: str, total: int | None = None, *, done: int = 0, every: float = 5.0, memory: Memory | None = None
+    label: str,
+    total: int | None = None,
+    *,
+    done: int = 0,
+    every: float = 5.0,
+    memory: Memory | None = None,
+    shown: bool = True,
 ) -> Progress:
     """A `Progress` for a job of `total` items (None: unknown), of which an earlier run finished `done`.
 
-    `memory`, e.g. `partial(device.memory, gpu)`, is shown after the note if it returns something.
+    `memory`, e.g. `partial(device.memory, gpu)`, is shown after the note if it returns something. `shown`: False counts
+    without showing, for work that another process shows.
 
     >>> with progress("pretrain xray", total=300) as bar:  # doctest: +SKIP
     ...     bar.advance(1, note="loss 0.31")
     """
-    return Progress(label, total, done=done, every=every, memory=memory)
+    return Progress(label, total, done=done, every=every, memory=memory, shown=shown)
 
 
 def track(items: Iterable[T], total: int | None = None, label: str = "working") -> Iterator[T]:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from m3bind.core.children import usable_cores
 from m3bind.core.device import may_round, memory
+from m3bind.core.launcher import processes
 from m3bind.core.progress import progress
 from m3bind.core.stored import read_json
 from m3bind.encode.assemble import archive_hash, assemble, merge
@@ -84,7 +85,7 @@ def encode_files(
         DiskError: the file system refused; finished shards are retained.
     """
     out = Path(os.path.abspath(out))
-    rank, world = _processes()
+    rank, world = processes()  # which share the folder of shards and need no process group
     with _listed(space, sources, out, modality, options) as listing:
         job = _EncodingJob(space, out, listing, options)
         if not job.is_done():
@@ -124,7 +125,7 @@ def encode_share(
         ConfigError: an invalid share. Other errors as `encode_files`.
     """
     out = Path(os.path.abspath(out))
-    rank, world = _processes()
+    rank, world = processes()
     index, of = share
     if not 1 <= index <= of:
         raise ConfigError(f"share {index}/{of}: give i/n with i from 1 to n, e.g. 2/8")
@@ -134,11 +135,6 @@ def encode_share(
         with job.journal.begun():
             job.run(mine, f"encode share {index} of {of}")
         return job.counts(mine)
-
-
-def _processes() -> tuple[int, int]:
-    """(rank, number of processes) under a launcher; they share the folder of shards and need no process group."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _listed(space: Space, sources: Iterable[Source], out: Path, modality: str | None, options: Options) -> Listing:

@@ -103,8 +103,8 @@ def space_of(run: Run) -> Space:
 
 
 def points(run: Run) -> dict[str, Points]:
-    """Embedded test images with their labels, patients and concepts."""
-    test = {m: run.dataset.records[m]["test"] for m in run.dataset.modalities}
+    """Embedded test images with their labels, patients and concepts, of the modalities that have test images."""
+    test = {m: rows for m in run.dataset.modalities if len(rows := run.dataset.records[m]["test"])}
     concepts = _concepts(test)
     embedded: dict[str, Points] = {}
     for m, records in test.items():

@@ -20,6 +20,7 @@ import contextlib
 import csv
 import ctypes
 import gc
+import hashlib
 import io
 import json
 import logging
@@ -28,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from accelerate.utils import set_seed
 
@@ -46,7 +48,7 @@ from m3bind.pipeline.dataset import Dataset
 from m3bind.pipeline.features import FeatureExtractor
 from m3bind.pipeline.stages import Setup, State
 from m3bind.privacy import redact_path
-from m3bind.training.parallel import join, main_first, wait, world
+from m3bind.training.parallel import agree, join, main_first, wait, world
 
 log = logging.getLogger(__name__)
 SETTINGS = "config.yaml"
@@ -114,17 +116,20 @@ class Run:
         """
         if self._setup is None:
             records, bad = self.read_records()
+            if not len(records.where(split="train")):
+                self._quarantine(bad)
+                raise self._too_few_pairs()
             models = dataset.build_models(self.config, self.make_assets(records))
             for model in models.values():
                 model.to(self.compute.device)
             extra = dataset.extra_texts(self.config.data)
             data = dataset.open_dataset(self.config, records, bad, models, self.extractor, extra)
             self._quarantine(data.bad)
+            agree(
+                f"{self.find_manifest()} and the files that can be read", partial(_digest, self.find_manifest(), data)
+            )
             if not data.modalities:
-                raise ConfigError(
-                    f"{self.find_manifest()}: no modality has {self.config.data.minimum} usable training pairs; "
-                    f"the reasons are in {self.folder / 'quarantine.csv'}"
-                )
+                raise self._too_few_pairs()
             self._setup = Setup(self.config, data, self.extractor, self.compute)
             self._state = State({m: models[m] for m in data.modalities})
         return self._setup
@@ -145,6 +150,12 @@ class Run:
         """The current models, bridges and student, after `prepare`."""
         assert self._state is not None, "prepare() comes first"
         return self._state
+
+    def _too_few_pairs(self) -> ConfigError:
+        return ConfigError(
+            f"{self.find_manifest()}: no modality has {self.config.data.minimum} usable training pairs; "
+            f"the reasons are in {self.folder / 'quarantine.csv'}"
+        )
 
     def _quarantine(self, bad: Sequence[BadRow]) -> None:
         if world()[0]:
@@ -267,6 +278,15 @@ class Run:
         return rows
 
 
+def _digest(manifest: Path, data: Dataset) -> str:
+    """Of what all processes of a run must find in their data."""
+    digest = hashlib.sha256(sha256_file(manifest).encode() + data.table.digests.tobytes())
+    for splits in data.records.values():
+        for records in splits.values():
+            digest.update(len(records).to_bytes(8, "little") + records.rows.astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
 def _release() -> None:
     """Return freed memory to the system, which glibc otherwise retains."""
     gc.collect()
@@ -282,6 +302,11 @@ def _pin_settings(config: RunConfig, folder: Path) -> None:
         ResultError: the saved settings were changed.
     """
     path = folder / SETTINGS
+    if world()[0] and not path.exists():
+        raise ConfigError(
+            f"{path} does not exist, although the first process has written it: all processes need the same --out and "
+            "--name, in a folder that all of them see"
+        )
     recorded = sums.recorded(folder).get(SETTINGS)
     if path.exists():
         sums.check(folder, [SETTINGS])

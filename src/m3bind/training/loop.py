@@ -243,7 +243,7 @@ class _Run:
         pace = Pace(compute)
         with (
             half_frozen(stage.modules(), settings, compute),
-            progress(stage.name, total=settings.steps, done=step) as bar,
+            progress(stage.name, total=settings.steps, done=step, shown=self.main) as bar,
             profiler(compute, folder) as profile,
             open(self.log_path, "a", encoding="utf-8") as log,
         ):

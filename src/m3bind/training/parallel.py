@@ -12,12 +12,15 @@ AdamW would otherwise apply weight decay), and broadcasts the weights once when 
 * `join`: joins the process group that a launcher started. * `world`: rank and number of processes.
 * `share`, `gather`: this process's items of a batch, and everyone's results. * `distributed`: a stage's losses.
 * `wait`: until all processes are here, however long that takes. * `main_first`: the first process before the others.
+* `agree`: refuses processes that were given different data. * `is_loss_of_process`: errors after another one's end.
 
 Shapes: n global items, s = ceil(n / world) items of a share, d embedding dimension.
 """
 
 import contextlib
-import os
+import logging
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import cache
@@ -29,16 +32,43 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from m3bind.core.launcher import ALONE, meeting_point, processes
+from m3bind.errors import ConfigError, M3BindError
+
+log = logging.getLogger(__name__)
+NOTICE = 30.0  # seconds after which a process reports that it waits for the others to start
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")  # gloo, NCCL
 PATIENCE = timedelta(days=365)  # an evaluation by one process may take longer than any timeout of a collective
 
 
 def join(device: torch.device) -> None:
-    """Join the processes that accelerate, torchrun or Slurm started; nothing for a process on its own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
+    """Join the processes that accelerate or torchrun started; nothing for a process on its own.
 
+    Raises:
+        ConfigError: the launcher's variables are missing or invalid.
+        M3BindError: the others cannot be reached.
+    """
+    rank, size = processes()
+    if size == 1:
+        return
+    from accelerate import PartialState
+
+    who = f"process {rank} of {size}, numbered from 0"
+    place = meeting_point()
+    notice = threading.Timer(NOTICE, log.warning, ("%s, still waits for the others at %s; if there are none: %s",
+                                                   who, place, ALONE))  # fmt: skip
+    notice.daemon = True
+    notice.start()
+    try:
         PartialState(cpu=device.type == "cpu")
         _patient_group()  # made by all together now: making it later, one after another, could time out
+    except (RuntimeError, ValueError) as error:  # of the store and of the group
+        raise M3BindError(
+            f"{who}, cannot join the others at {place} ({str(error).splitlines()[0]}); if another program uses that "
+            f"port, choose another (MASTER_PORT); each process needs its own RANK; {ALONE}"
+        ) from error
+    finally:
+        notice.cancel()
 
 
 def world() -> tuple[int, int]:
@@ -68,6 +98,31 @@ def main_first() -> Iterator[bool]:
     yield first
     if first:
         wait()
+
+
+def agree(name: str, value: Callable[[], str]) -> None:
+    """Do nothing if `value` gives the same in all processes.
+
+    Raises:
+        ConfigError: they do not; names the processes that differ from the first.
+    """
+    size = world()[1]
+    if size == 1:
+        return
+    values: list[Any] = [None] * size
+    dist.all_gather_object(values, value(), _patient_group())
+    if others := [str(rank) for rank, other in enumerate(values) if other != values[0]]:
+        raise ConfigError(
+            f"{name}: not the same in processes 0 and {', '.join(others)}; start all with the same command in the same "
+            "folder, on a file system that all of them see"
+        )
+
+
+def is_loss_of_process(error: BaseException) -> bool:
+    """Whether an operation of all processes failed, because another one ended."""
+    if world()[1] == 1 or not isinstance(error, RuntimeError):
+        return False
+    return any(words in str(error) for words in LOST)
 
 
 def share(items: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -126,7 +181,9 @@ def distributed(
     forward = _Forward(modules, losses)
     if world()[1] == 1 or not any(p.requires_grad for p in forward.parameters()):
         return losses
-    wrapped: Callable[[Any], dict[str, Tensor]] = nn.parallel.DistributedDataParallel(
-        forward, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name in the newest torch only
+        wrapped: Callable[[Any], dict[str, Tensor]] = nn.parallel.DistributedDataParallel(
+            forward, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
     return wrapped
