@@ -196,6 +196,28 @@ def test_what_a_model_refuses_is_quarantined_with_its_reason(tmp_path):
     assert len(caught.value.failures) == len(bad)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda path: path.unlink(), "no such file; check the path in the manifest"),
+        (lambda path: path.write_bytes(path.with_name("3.png").read_bytes()), "its content changed after the run"),
+        (lambda path: path.write_bytes(path.read_bytes()[:90]), "its content changed after the run"),
+        (lambda path: path.touch(), ""),
+    ],
+)
+def test_live_reading_refuses_files_that_changed_after_the_first_reading(tmp_path, change, reason):
+    records, model = files(tmp_path, 5), Pictures()
+    inputs = extractor(tmp_path, inputs_gb=0.0).inputs(records, model)
+    before = inputs[[2, 3]]
+    change(tmp_path / "2.png")
+    if not reason:
+        np.testing.assert_array_equal(inputs[[2, 3]], before)
+        return
+    with pytest.raises(BadFilesError, match=f"2.png: {reason}.*; the same command reads changed files again"):
+        inputs[[2, 3]]
+    np.testing.assert_array_equal(inputs[[3]], before[1:])
+
+
 def test_inputs_of_another_shape_are_refused(tmp_path):
     class Growing(Pictures):
         size = 4

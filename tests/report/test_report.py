@@ -273,3 +273,11 @@ def test_page_renders(page, tmp_path, width):
     banner = (image == (255, 244, 214)).all(-1).mean()  # its colour comes from the style sheet
     ink = (image.sum(-1) < 384).mean()
     assert len(image) >= 1400 and banner > 0.02 and 0.01 < ink < 0.5
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [3, 60])
+def test_equal_points_have_a_map(count):
+    """Their t-SNE would end the process."""
+    place, method = plots.project(np.ones((count, 12), np.float32))
+    assert place.shape == (count, 2) and not place.any() and method == "PCA"

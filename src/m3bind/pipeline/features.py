@@ -97,7 +97,7 @@ class FeatureExtractor:
             return StoredInputs(self.cache.shards("empty"), np.empty((0, 2), np.int64), None), []
         found = self._ingest(Records.of(records), model)
         if found.faults:
-            raise BadFilesError(found.faults)
+            raise BadFilesError(found.faults, Records.of(records).paths)
         return found.inputs, [key for key in found.keys if key is not None]
 
     def _ingest(self, records: Records, model: DualEncoder) -> Ingested:

@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from m3bind.core.progress import progress
 from m3bind.core.stored import parse_json
 from m3bind.core.version import __version__
 from m3bind.data.cache import FLUSH_BYTES, FLUSH_SECONDS, FeatureCache
+from m3bind.data.file_keys import FileKeys
 from m3bind.data.packing import PackedInput
 from m3bind.data.prefetch import ahead
 from m3bind.data.records import Records
@@ -271,7 +273,8 @@ class _Pass:
         if (self.where[good, 0] >= 0).all():
             inputs = StoredInputs(self.rows, self.where, self.reader.levels)
         else:
-            inputs = LiveInputs(self.reader, self.records, self.shape or (1,), workers)
+            key_of = partial(_key_of, self.cache.files)
+            inputs = LiveInputs(self.reader, self.records, self.shape or (1,), workers, key_of, self.keys)
         return Ingested(self.keys, self._faults, inputs)
 
 
@@ -327,6 +330,10 @@ class _Writer:
 
 def _with_rescale(key: str, rescale: tuple[float, float] | None) -> str:
     return sha256_text(key, str(rescale)) if rescale else key
+
+
+def _key_of(files: FileKeys, path: str, rescale: tuple[float, float] | None) -> str:
+    return _with_rescale(files.key(path), rescale)
 
 
 def _fault_key(key: str, path: str) -> bytes:

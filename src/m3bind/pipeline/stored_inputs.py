@@ -11,7 +11,7 @@ Shapes: N files, n positions.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,16 +27,23 @@ from m3bind.data.prefetch import ahead
 from m3bind.data.records import Records
 from m3bind.data.shards import ShardFolder
 from m3bind.encode.decode_pool import reason_of
-from m3bind.errors import M3BindError, NotFiniteError, ReadError, is_lasting
+from m3bind.errors import M3BindError, NotFiniteError, ReadError, in_words, is_lasting
 from m3bind.modalities.base import Sample
 from m3bind.models.base import DualEncoder
+from m3bind.privacy import redact_path
 
 
 class BadFilesError(M3BindError):
-    """Some files of a batch could not be read; `failures` maps position to reason."""
+    """Some files could not be read, or changed after the first reading; `failures` maps position to reason."""
 
-    def __init__(self, failures: dict[int, str]) -> None:
-        super().__init__(f"{len(failures)} files could not be read, first: {next(iter(failures.values()), '')}")
+    def __init__(self, failures: dict[int, str], paths: Sequence[str]) -> None:
+        """`paths` of all positions; the first failure is named."""
+        first = min(failures)
+        more = f" (and {len(failures) - 1} more files)" if len(failures) > 1 else ""
+        super().__init__(
+            f"{redact_path(paths[first])}: {failures[first]}{more}; the same command reads changed files again, "
+            "quarantines unreadable ones, and resumes"
+        )
         self.failures = failures
 
 
@@ -142,14 +149,25 @@ class LiveInputs:
     """N inputs, read from their files at every access.
 
     Raises (when accessed):
-        BadFilesError: some files cannot be read.
+        BadFilesError: some files cannot be read, or their content is not that of the first reading.
     """
 
     live = True  # a loader has to decode
 
-    def __init__(self, reader: FileReader, records: Records, shape: tuple[int, ...], workers: int) -> None:
-        """`shape` of one input; `workers` threads decode, one within a worker of a DataLoader."""
-        self._reader, self._workers = reader, workers
+    def __init__(
+        self,
+        reader: FileReader,
+        records: Records,
+        shape: tuple[int, ...],
+        workers: int,
+        key_of: Callable[[str, tuple[float, float] | None], str],
+        keys: Sequence[str | None],
+    ) -> None:
+        """`shape` of one input; `workers` threads decode, one within a worker of a DataLoader.
+
+        `keys` of the contents when they were first read; `key_of` a path and its rescaling is the present one.
+        """
+        self._reader, self._workers, self._key_of, self._keys = reader, workers, key_of, keys
         self._paths, self._rescale = records.paths, records.rescale
         self.shape: tuple[int, ...] = (len(records), *shape)
 
@@ -162,7 +180,7 @@ class LiveInputs:
         rows = self._rows(at)
         failures = {position: row for position, row in zip(at, rows, strict=True) if isinstance(row, str)}
         if failures:
-            raise BadFilesError(failures)
+            raise BadFilesError(failures, self._paths)
         return packing.together([row for row in rows if not isinstance(row, str)], self._reader.levels)
 
     def _rows(self, positions: list[int]) -> list[PackedInput | str]:
@@ -172,9 +190,14 @@ class LiveInputs:
 
     def _row(self, position: int) -> PackedInput | str:
         try:
-            return self._reader.read(self._paths[position], self._rescale[position])
+            path, rescale = self._paths[position], self._rescale[position]
+            if self._key_of(path, rescale) != self._keys[position]:
+                return "its content changed after the run had read it"
+            return self._reader.read(path, rescale)
         except ReadError as error:
             return error.advice
+        except OSError as error:
+            return f"not readable: {in_words(error)}"
 
     def expand(self, packed: Mapping[str, Tensor]) -> Tensor:
         """(n, ...) float32 of packed inputs, on their device."""

@@ -190,10 +190,15 @@ def _curve(stage: str, entries: list[Mapping[str, Any]]) -> Plot:
 
 
 def project(vectors: NDArray[Any], method: str = "auto", seed: int = 0) -> tuple[NDArray[np.float64], str]:
-    """(n, d) -> (n, 2) and the method's name: "pca", "tsne", or "auto" (t-SNE for 50 to 2,000 points, else PCA)."""
+    """(n, d) -> (n, 2) and the method's name: "pca", "tsne", or "auto" (t-SNE for 50 to 2,000 points, else PCA).
+
+    Equal points are placed at 0.
+    """
     n, d = vectors.shape
     if method == "auto":
         method = "tsne" if 50 <= n <= 2000 else "pca"
+    if (vectors == vectors[:1]).all():
+        return np.zeros((n, 2)), "PCA"  # the start of t-SNE would be NaN, on which its tree never ends
     pca = PCA(min(n, d, 30 if method == "tsne" else 2), random_state=seed)
     flat = pca.fit_transform(np.asarray(vectors, np.float64))
     if method == "pca":
