@@ -57,6 +57,9 @@ def test_settings_of_one_modality_replace_those_of_all():
         ("align", "section.key=value"),
         ("align.mse_weight.deep=1", "is a value, not a section"),
         ("align.text=some", "setting 'align.text'"),
+        ("compute.workers=0", r"setting 'compute.workers': Input should be 'auto' or greater than .* 1 \(got '0'\)"),
+        ("compute.workers=two", r"setting 'compute.workers': Input should be 'auto' or a valid integer"),
+        ("compute.trackers=[x]", r"setting 'compute.trackers.0': Input should be"),
     ],
 )
 def test_bad_settings_are_named(override, said):

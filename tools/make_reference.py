@@ -16,7 +16,7 @@ import textwrap
 import tokenize
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -203,8 +203,15 @@ def _allowed(field: FieldInfo) -> str:
     else:
         words = {int: "whole number", float: "number", bool: "true or false", str: "text"}
         text = words.get(kinds[0], "mapping" if typing.get_origin(kinds[0]) is dict else "list")
-    bounds = [f"{sign} {value:g}" for limit in field.metadata for sign, value in _bounds(limit)]
-    return ", ".join([text, *bounds])
+        if typing.get_origin(kinds[0]) is Literal:  # or a number
+            number, bounded = typing.get_args(kinds[1])
+            values = " ".join(f"`{value}`" for value in typing.get_args(kinds[0]))
+            return ", ".join([f"{values} or {words[number]}", *_signs(bounded.metadata)])
+    return ", ".join([text, *_signs(field.metadata)])
+
+
+def _signs(limits: Sequence[Any]) -> list[str]:
+    return [f"{sign} {value:g}" for limit in limits for sign, value in _bounds(limit)]
 
 
 def _bounds(limit: Any) -> Iterator[tuple[str, float]]:

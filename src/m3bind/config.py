@@ -25,6 +25,8 @@ from m3bind.core.stored import StoredFileError, Strict, checked, parse_yaml, rea
 from m3bind.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from m3bind.core.device import Compute
 
 
@@ -342,14 +344,30 @@ def validate(tree: Any, source: str = "settings") -> RunConfig:
     try:
         return RunConfig(**tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        errors = error.errors()
+        first = errors[0]
+        where = _place(tree, first)
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(where.rsplit(".", 1)[-1], _known_keys(RunConfig), n=2)
             raise ConfigError(
                 f"unknown setting {where!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
             ) from None
-        raise ConfigError(f"setting {where!r}: {first['msg']} (got {str(first.get('input'))[:60]!r})") from None
+        same = [each["msg"] for each in errors if _place(tree, each) == where]  # several: one per branch of a union
+        message = " or ".join([same[0], *(text.removeprefix("Input should be ") for text in same[1:])])
+        raise ConfigError(f"setting {where!r}: {message} (got {str(first.get('input'))[:60]!r})") from None
+
+
+def _place(tree: Any, error: "ErrorDetails") -> str:
+    """The setting that an error is about: its location without the branches of unions, which are not in the tree."""
+    place: list[str] = []
+    for part in error["loc"]:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            if error["type"] != "missing":
+                break
+        place.append(str(part))
+    return ".".join(place)
 
 
 def _known_keys(model: type[BaseModel]) -> list[str]:

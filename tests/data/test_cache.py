@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from m3bind.data.cache import FeatureCache, Rows
-from m3bind.errors import M3BindError, NotFiniteError, ReadError
+from m3bind.errors import DiskError, M3BindError, NotFiniteError, ReadError
 
 
 class Counter:
@@ -104,6 +105,38 @@ def test_damaged_shard_is_quarantined_and_recomputed_with_a_notice(tmp_path, cap
     assert compute.calls == [[3, 4, 5]]
     np.testing.assert_array_equal(np.asarray(rows), Counter(items)(range(6)))
     assert "damaged" in caplog.text and list(tmp_path.rglob("*.damaged"))
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(DiskError, match=r"cannot write .*cache"):
+        FeatureCache(tmp_path / "cache").get_or_compute("f", "w", names(3), Counter(names(3)))
+
+
+def test_a_damaged_shard_that_cannot_be_renamed_is_not_used(tmp_path):
+    items = names(3)
+    rows = np.asarray(FeatureCache(tmp_path).get_or_compute("f", "w", items, Counter(items)))
+    (victim,) = shards(tmp_path)
+    victim.write_bytes(b"")
+    (victim.with_suffix(".damaged") / "in the way").mkdir(parents=True)
+    np.testing.assert_array_equal(FeatureCache(tmp_path).get_or_compute("f", "w", items, Counter(items)), rows)
+
+
+def test_a_cache_folder_removed_during_a_run_is_filled_again(tmp_path):
+    items, cache = names(6), FeatureCache(tmp_path / "cache")
+    cache.get_or_compute("f", "w", items[:3], Counter(items[:3]))
+    shutil.rmtree(tmp_path / "cache")
+    rows = cache.get_or_compute("f", "w", items, Counter(items))
+    np.testing.assert_array_equal(np.asarray(rows), Counter(items)(range(6)))
+
+
+def test_a_shard_removed_before_it_is_mapped_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("m3bind.data.shards.MAPPED", 0)
+    rows = FeatureCache(tmp_path).get_or_compute("f", "w", names(3), Counter(names(3)))
+    (removed,) = shards(tmp_path)
+    removed.unlink()
+    with pytest.raises(DiskError, match=f"{removed.name} was removed .* run the same command"):
+        rows[0]
 
 
 def test_every_single_bit_flip_is_noticed(tmp_path):

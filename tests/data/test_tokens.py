@@ -89,6 +89,15 @@ def test_a_damaged_file_is_quarantined(tmp_path, small, caplog):
     assert 2 < tokenize.seen <= 10 and len(list(tmp_path.glob("*.damaged"))) == 2 and "damaged" in caplog.text
 
 
+def test_a_damaged_file_that_cannot_be_renamed_is_not_used(tmp_path, small):
+    TokenStore(tmp_path, Letters()).table(TextTable(WORDS))
+    damaged = min(tmp_path.glob("*.tokens"))
+    damaged.write_bytes(b"")
+    (damaged.with_suffix(".damaged") / "in the way").mkdir(parents=True)
+    texts = TextTable(WORDS)
+    check(TokenStore(tmp_path, Letters()).table(texts), texts, np.arange(len(texts)))
+
+
 def test_a_killed_run_keeps_its_finished_blocks(tmp_path, small):
     class Killed(Letters):
         def __call__(self, texts):

@@ -8,6 +8,7 @@ import torch
 from accelerate import tracking
 from torch import nn
 
+from m3bind.cli.app import config_of
 from m3bind.config import TrainConfig, load_config
 from m3bind.core.device import Compute
 from m3bind.errors import ConfigError
@@ -43,6 +44,13 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch, tmp_path, name):
     monkeypatch.setattr(tracking, f"is_{name}_available", lambda: False)
     with pytest.raises(ConfigError, match=f"pip install {name}"):
         train(Slope(), SETTINGS, tmp_path, 0, Compute(trackers=(name,)))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_ends_a_command_before_files_are_read(monkeypatch, name):
+    monkeypatch.setattr(tracking, f"is_{name}_available", lambda: False)
+    with pytest.raises(ConfigError, match=f"pip install {name}"):
+        config_of("quick", [f"compute.trackers=[tensorboard, {name}]"])
 
 
 @pytest.mark.parametrize(("name", "kind"), [("wandb", "WandBTracker"), ("mlflow", "MLflowTracker")])

@@ -174,7 +174,12 @@ def config_of(settings: str, change: list[str] | None, **given: object) -> "RunC
     from m3bind.config import load_config
 
     overrides = [f"{key}={value}" for key, value in given.items() if value not in (None, "")]
-    return load_config(settings, [*(change or []), *overrides])
+    config = load_config(settings, [*(change or []), *overrides])
+    if set(config.compute.trackers) - {"tensorboard"}:
+        from m3bind.training.monitor import check_trackers
+
+        check_trackers(config.compute.trackers)  # now: the first stage begins after all files are read
+    return config
 
 
 def compute_of(device: str | None, workers: str | None, default: str = "auto") -> "Compute":

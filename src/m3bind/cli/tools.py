@@ -87,7 +87,7 @@ def plan(
     gpu: Annotated[str, typer.Option(help="also estimate for a GPU by its published rates, e.g. a100-80gb")] = "",
     gpus: Annotated[int, typer.Option(help="number of GPUs that share each batch", min=1)] = 1,
     cores: Annotated[int | None, typer.Option(help="cores that decode files; default: this machine's", min=1)] = None,
-    disk: Annotated[float, typer.Option(help="speed of the disk in GB/s", min=0.001)] = 1.0,
+    disk: Annotated[float, typer.Option(help="speed of the disk in GB/s", min=0.001, max=10000)] = 1.0,
     json_file: Json = None,
 ) -> None:
     """Estimate time, memory and disk of each stage, and what binds.

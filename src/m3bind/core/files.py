@@ -70,7 +70,8 @@ def atomic_path(target: Path | str, *, directory: bool = False) -> Iterator[Path
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # missing, or what is in the place of its folder is a file
+                temporary.unlink()
 
 
 @contextlib.contextmanager

@@ -178,7 +178,7 @@ class FeatureCache:
         rows: list[Array] = []
         started = time.monotonic()
         done = total - sum(map(len, missing))
-        like = shards.shards[0].map("rows")[:0] if shards.shards else None
+        like = shards.tensor(0, "rows")[:0] if shards.shards else None
         bar = progress(label, total, done=done) if label else None
         try:
             with bar or contextlib.nullcontext():

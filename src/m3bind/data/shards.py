@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from m3bind.core.files import atomic_path, sha256_file
 from m3bind.core.stored import parse_json
+from m3bind.errors import DiskError
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -111,9 +112,19 @@ class ShardFolder:
         return write_shard(self.folder, keys, tensors)
 
     def tensor(self, number: int, name: str) -> Array:
-        """A tensor of a shard, memory-mapped; the latest `MAPPED` stay mapped, even when the file is removed."""
+        """A tensor of a shard, memory-mapped; the latest `MAPPED` stay mapped, even when the file is removed.
+
+        Raises:
+            DiskError: the file was removed, and is not mapped.
+        """
         if (number, name) not in self._maps:
-            self._maps[number, name] = self.shards[number].map(name)
+            try:
+                self._maps[number, name] = self.shards[number].map(name)
+            except FileNotFoundError as error:
+                raise DiskError(
+                    f"{self.shards[number].path} was removed while it was in use; run the same command again, "
+                    "what is missing is computed again"
+                ) from error
             if len(self._maps) > MAPPED:
                 self._maps.popitem(last=False)
         return self._maps[number, name]
@@ -131,7 +142,7 @@ class ShardFolder:
         except (OSError, ValueError, KeyError, TypeError):  # not a plain file, or not a header of `write_shard`
             pass
         log.warning("cache shard %s is damaged; it is quarantined and its rows are computed again", path.name)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # gone, read-only, or the name is taken by a folder: it stays, unused
             os.replace(path, path.with_suffix(".damaged"))
         return None
 

@@ -168,7 +168,7 @@ class TokenStore:
             return  # another process quarantined it
         except (OSError, ValueError, IndexError):
             log.warning("token file %s is damaged; it is quarantined and its texts are tokenised again", path.name)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # gone, read-only, or the name is taken by a folder: it stays, unused
                 os.replace(path, path.with_suffix(".damaged"))
             return
         self._names.add(path.stem)

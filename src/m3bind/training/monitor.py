@@ -1,7 +1,8 @@
 """What a stage reports while it trains: TensorBoard, W&B or MLflow, the pace, and a profile.
 
-* `Trackers`: losses to the trackers of the settings. * `Pace`: items per second, waiting, GPU memory for the progress
-  line. * `profiler`: a trace of a few steps for chrome://tracing or Perfetto.
+* `Trackers`: losses to the trackers of the settings. * `check_trackers`: whether their packages are installed.
+* `Pace`: items per second, waiting, GPU memory for the progress line.
+* `profiler`: a trace of a few steps for chrome://tracing or Perfetto.
 
 W&B and MLflow are reached through accelerate's interface. They may send what they get to a server, so m3bind hands them
 the losses and the settings of the loop, but neither paths nor texts. What they record on their own is theirs to set.
@@ -10,7 +11,7 @@ the losses and the settings of the loop, but neither paths nor texts. What they 
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,12 +63,22 @@ class Trackers:
             tracker.finish()
 
 
-def _tracker(name: str, stage: str, folder: Path) -> Any:
+def check_trackers(names: Iterable[str]) -> None:
+    """Raise ConfigError if the package of a tracker is not installed."""
     from accelerate import tracking
 
     available = {"wandb": tracking.is_wandb_available, "mlflow": tracking.is_mlflow_available}
-    if not available[name]():
-        raise ConfigError(f"compute.trackers: {name} is not installed; pip install {name}, or remove it from the list")
+    for name in names:
+        if name in available and not available[name]():
+            raise ConfigError(
+                f"compute.trackers: {name} is not installed; pip install {name}, or remove it from the list"
+            )
+
+
+def _tracker(name: str, stage: str, folder: Path) -> Any:
+    from accelerate import tracking
+
+    check_trackers([name])
     if name == "wandb":
         tracker: Any = tracking.WandBTracker("m3bind", name=stage, dir=str(folder))
     else:

@@ -29,6 +29,17 @@ def planned(tmp_path_factory: pytest.TempPathFactory):
     return config, *plan_of(config, folder, gpu="a100-80gb", gpus=2, cores=4, disk=0.5)
 
 
+def test_a_number_of_gpus_without_their_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--gpus 8 needs the kind of GPU"):
+        machine_of(load_config("quick"), gpus=8)
+
+
+@pytest.mark.parametrize("disk", ["inf", "nan", "0"])
+def test_a_disk_without_a_finite_speed_is_refused(disk: str) -> None:
+    result = CliRunner().invoke(app, ["plan", "quick", "--disk", disk])
+    assert result.exit_code == 2 and "--disk" in str(result.exception) + result.output
+
+
 def test_every_tower_and_stage_is_there(planned) -> None:
     config, work, plan = planned
     assert work.known and [t.modality for t in plan.towers] == list(config.modalities)

@@ -17,7 +17,7 @@ import psutil
 from m3bind.config import RunConfig
 from m3bind.core.children import usable_cores
 from m3bind.core.progress import progress
-from m3bind.errors import M3BindError, UnknownNameError
+from m3bind.errors import ConfigError, M3BindError, UnknownNameError
 from m3bind.models.base import DualEncoder
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.pipeline.plan import step_cost
@@ -61,7 +61,10 @@ def machine_of(config: RunConfig, gpu: str = "", gpus: int = 1, cores: int | Non
 
     Raises:
         UnknownNameError: no such GPU.
+        ConfigError: several GPUs, but not which.
     """
+    if gpus > 1 and not gpu:
+        raise ConfigError(f"--gpus {gpus} needs the kind of GPU too; add --gpu, one of {', '.join(GPUS)}")
     if gpu and gpu not in GPUS:
         raise UnknownNameError("GPU", gpu, GPUS)
     memory = float(psutil.virtual_memory().total)
