@@ -54,6 +54,7 @@ def _check(start: list[str], here: Path, scans: Path, harm: Path) -> tuple[int, 
     return done.returncode, done.stdout, harm.read_text() if harm.exists() else ""
 
 
+@pytest.mark.whole
 def test_what_lies_in_the_current_folder_stands_in_for_nothing(
     tmp_path: Path, make_picture: Callable[..., Path], make_ecg: Callable[..., Path],
     make_volume: Callable[..., Path],

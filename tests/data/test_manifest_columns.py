@@ -82,7 +82,7 @@ def same(path, **options):
         assert found == expected
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=150)
 @given(
     st.lists(ROW, min_size=1, max_size=14),
     st.sets(st.sampled_from(sorted(set(COLUMNS) - {"modality", "path"}))),

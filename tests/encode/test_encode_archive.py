@@ -192,6 +192,7 @@ def kill(folder, files, kills, shard, *more):
     return run.returncode, json.loads(run.stdout.splitlines()[-1])
 
 
+@pytest.mark.whole
 def test_killed_at_random_moments(tmp_path):
     code, result = kill(tmp_path, 90, 3, 8, "--after", "0.1")
     assert code == 0 and result["kills"] == 3 and result["bad"] == 15

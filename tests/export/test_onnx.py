@@ -39,6 +39,7 @@ def test_texts_of_any_number_and_length(exported):
         np.testing.assert_allclose(found, space.encode_text(texts), atol=1e-5)
 
 
+@pytest.mark.whole
 def test_images_of_any_number(exported):
     space, done = exported
     for count in (1, 2, 5):

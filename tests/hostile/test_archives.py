@@ -10,6 +10,7 @@ from known import only
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.whole
 def test_hostile_archives_are_checked(tmp_path: Path) -> None:
     actions = list(archives.items(tmp_path / "in"))
     assert len(actions) >= 80

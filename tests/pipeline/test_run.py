@@ -376,6 +376,7 @@ def test_two_fits_on_one_folder_and_missing_settings(project: Path, finished: Pa
         spoiled.write_bytes(good)
 
 
+@pytest.mark.whole
 def test_a_fit_decodes_each_file_once(project, call, monkeypatch):
     """Stages, embeddings, evaluation and a second run; unreadable files too. A report opens the few files it shows."""
     decoded: Counter[str] = Counter()

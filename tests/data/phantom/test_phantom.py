@@ -77,6 +77,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.whole
 def test_any_number_of_workers_gives_the_same_bytes(cohort: Path, tmp_path: Path) -> None:
     phantom.generate(tmp_path / "one", patients=12, seed=3, workers=1)
     assert digests(tmp_path / "one") == digests(cohort)

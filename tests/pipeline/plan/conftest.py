@@ -7,10 +7,15 @@ from m3bind.pipeline.plan import step_cost, tower_cost
 from m3bind.pipeline.plan.cost import Side
 
 
-@pytest.fixture
-def untimed_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_timing(patch: pytest.MonkeyPatch) -> None:
     """Networks are built but not timed."""
     side = Side(1e-3, 3e-3, 1e6, 1e9, 3e9)
-    monkeypatch.setattr(tower_cost, "time_side", lambda *_, **__: side)
-    monkeypatch.setattr(step_cost, "_per_step", lambda run: 0.1)
-    monkeypatch.setattr(plan, "update_seconds", lambda: 1e-9)
+    patch.setattr(tower_cost, "time_side", lambda *_, **__: side)
+    patch.setattr(step_cost, "_per_step", lambda run: 0.1)
+    patch.setattr(plan, "update_seconds", lambda: 1e-9)
+
+
+@pytest.fixture
+def untimed_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `without_timing`."""
+    without_timing(monkeypatch)

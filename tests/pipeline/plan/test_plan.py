@@ -11,6 +11,7 @@ from m3bind.config import RunConfig, load_config
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.pipeline.plan import GPUS, RunPlan, Work, machine_of, make_plan, work_of
 from m3bind.pipeline.plan.table import as_text, duration
+from pipeline.plan.conftest import without_timing
 
 SMALL = ["data.phantom.patients=20", "data.minimum=2", "align.steps=10", "distill.steps=4", "distill.steps_b=6",
          "modalities.ct=null", "modalities.retina=null", "modalities.pathology=null"]  # fmt: skip
@@ -22,11 +23,14 @@ def plan_of(config: RunConfig, folder: Path, cache: Path | None = None, **machin
     return work, make_plan(config, assets, work, machine_of(config, **machine), notes, machine.get("gpu", ""))
 
 
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="module", params=["untimed", pytest.param("timed", marks=pytest.mark.whole)])
+def planned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("plan")
     config = load_config("quick", [*SMALL, "align.text=lora", "align.image=lora", "align.micro_batch=4"])
-    return config, *plan_of(config, folder, gpu="a100-80gb", gpus=2, cores=4, disk=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "untimed":
+            without_timing(patch)
+        return config, *plan_of(config, folder, gpu="a100-80gb", gpus=2, cores=4, disk=0.5)
 
 
 def test_a_number_of_gpus_without_their_kind_is_refused() -> None:
