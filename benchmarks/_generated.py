@@ -30,7 +30,7 @@ def write_manifest(folder: Path) -> Path:
         assert typical is not None
         for split, count in {"train": size, **OTHERS}.items():
             for number in range(count):
-                path = copy(typical.paths[0], f"{split}{number}")
+                path = copy_with(typical.paths[0], f"{split}{number}")
                 text = " ".join(random.choice(WORDS, 58))
                 rows.append((f"{m}-{split}-{number}", m, path.relative_to(folder), text, split))
     with open(folder / "manifest.csv", "w", newline="") as handle:
@@ -38,7 +38,7 @@ def write_manifest(folder: Path) -> Path:
     return folder / "manifest.csv"
 
 
-def copy(path: Path, note: str) -> Path:
+def copy_with(path: Path, note: str) -> Path:
     """A file with the same content and another hash."""
     name, suffix = path.name.partition(".")[0], "".join(path.suffixes)
     copy = path.with_name(f"{name}_{note}{suffix}")

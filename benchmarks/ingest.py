@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from _generated import copy
+from _generated import copy_with
 from _measure import bare_rate, conditions, ratio
 from m3bind import modalities, models
 from m3bind.data.cache import FeatureCache
@@ -130,7 +130,7 @@ def write_format(modality: str, folder: Path, count: int) -> Records:
     folder.mkdir()
     typical = write_typical(modality, folder)
     assert typical is not None
-    return records_of(modality, [copy(typical.paths[-1], f"n{number}") for number in range(count)])
+    return records_of(modality, [copy_with(typical.paths[-1], f"n{number}") for number in range(count)])
 
 
 def live_rate(extractor: FeatureExtractor, records: Records, model: DualEncoder, workers: int) -> float:

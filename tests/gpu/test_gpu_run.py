@@ -14,6 +14,7 @@ import yaml
 import m3bind
 from m3bind.cli import main
 from m3bind.encode.job import open_encoded
+from m3bind.models.layers import text_encoder
 from m3bind.training.checkpoint import Checkpoints
 from pipeline.test_run import SETTINGS
 
@@ -128,10 +129,12 @@ def test_the_default_precision_trains_as_well(project: Path, device: torch.devic
     compare_losses(fit(project, "auto", device), on_cpu, 2e-2, 1e-1)
 
 
-def test_a_compiled_run(project: Path, device: torch.device, on_device: Path) -> None:
-    """Compiled dropout draws other numbers, so the stages with adapters are only close."""
-    options = ("--set", "compute.precision=float32", "--set", "compute.compile=true")
-    compare_losses(fit(project, "compiled", device, *options), on_device, 1e-3, 1e-1)
+def test_a_compiled_run(project: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without dropout, of which compiled towers draw other numbers."""
+    monkeypatch.setattr(text_encoder, "_DROPOUT", dict.fromkeys(text_encoder._DROPOUT, 0.0))
+    options = ("--set", "compute.precision=float32", "--set", "align.lora.dropout=0")
+    plain = fit(project, "plain", device, *options)
+    compare_losses(fit(project, "compiled", device, *options, "--set", "compute.compile=true"), plain, 1e-3, STEPS)
 
 
 def test_a_space_encodes_on_the_device_as_on_the_cpu(project: Path, device: torch.device, on_device: Path) -> None:

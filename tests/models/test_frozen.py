@@ -92,13 +92,21 @@ def test_a_device_rounds_what_stays_close(
         assert torch.equal(FrozenPass(encode, there, torch.float32)(x), x)
 
 
-def test_a_batch_that_does_not_fit_is_computed_in_parts() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB, max allowed: 2.00 GB)"),
+        RuntimeError("XPU out of memory. Tried to allocate 2.00 GiB."),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_computed_in_parts(error: RuntimeError) -> None:
     sizes: list[int] = []
 
     def encode(tokens: dict[str, Tensor]) -> Tensor:
         sizes.append(len(tokens["ids"]))
         if tokens["ids"].numel() > 30:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise error
         return tokens["ids"].float() * 2
 
     run = FrozenPass(encode, CPU)

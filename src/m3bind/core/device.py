@@ -3,7 +3,8 @@
 * `pick`: the `Compute` of a run or command from its settings, all "auto" by default.
 * `Compute`: device, dtype of the towers, workers, prefetching, compilation; its `autocast`.
 * `device_of`: the device of a module. * `moved`: a batch on a device. * `to_device`: one host tensor.
-* `memory`: of a GPU. * `float32_arithmetic`: another TF32 policy inside a block.
+* `memory`: of a GPU. * `out_of_memory`: whether an error is that of a full one.
+* `float32_arithmetic`: another TF32 policy inside a block.
 * `unused_accelerator`: why a visible one is not used.
 * `maybe_compile`: modules through torch.compile, an option that is measured by benchmarks/gpu.py.
 * `compute_dtype`: bfloat16 if the device computes it natively, else float32. * `may_round`: whether it is allowed.
@@ -88,6 +89,11 @@ class Compute:
 def moved(batch: Any, device: torch.device) -> Any:
     """A nested structure with all its tensors on `device`; transfers from pinned memory are asynchronous."""
     return tree_map(lambda x: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x, batch)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device is full; CUDA and ROCm raise `torch.OutOfMemoryError`, MPS and XPU a RuntimeError."""
+    return "out of memory" in str(error)
 
 
 def device_of(module: nn.Module) -> torch.device:

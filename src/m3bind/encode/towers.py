@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from m3bind.core.device import compute_dtype, float32_arithmetic
+from m3bind.core.device import compute_dtype, float32_arithmetic, out_of_memory
 from m3bind.encode.decode_pool import reason_of
 from m3bind.encode.journal import Decision
 from m3bind.errors import DeviceMemoryError, M3BindError
@@ -163,7 +163,7 @@ def _embed(tower: TowerRunner, places: Sequence[P], inputs: Sequence[Tensor]) ->
     try:
         return list(zip(places, tower.encode(inputs), strict=True))
     except (M3BindError, RuntimeError, ValueError) as error:
-        if "out of memory" in str(error):  # of CUDA, ROCm, MPS; only CUDA's and ROCm's are torch.OutOfMemoryError
+        if out_of_memory(error):
             raise DeviceMemoryError(str(tower.device), tower.modality) from error
         if len(inputs) == 1:
             return [(places[0], reason_of(error))]

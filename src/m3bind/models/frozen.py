@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from m3bind.core.device import compute_dtype, to_device
+from m3bind.core.device import compute_dtype, out_of_memory, to_device
 
 log = logging.getLogger(__name__)
 MIN_COSINE = 0.999  # of half precision to float32, below which float32 is used
@@ -100,7 +100,7 @@ class FrozenPass:
             try:
                 return torch.cat([self._computed(part, dtype) for part in _split(batch, size, count)])
             except RuntimeError as error:
-                if size == 1 or not _out_of_memory(error):
+                if size == 1 or not _memory_ran_out(error):
                     raise
             size //= 2
             self._limit = size * each
@@ -119,7 +119,7 @@ def _split(batch: Any, size: int, count: int) -> Iterable[Any]:
     return [tree_unflatten(parts, form) for parts in zip(*(torch.split(tensor, size) for tensor in tensors))]
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def _memory_ran_out(error: RuntimeError) -> bool:
     """Whether memory ran out, of any device that accelerate knows; its unused blocks are then given back.
 
     The search is ours: accelerate's `find_executable_batch_size` collects garbage at every call, takes a tenth off at a
@@ -127,7 +127,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
     """
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-    if not should_reduce_batch_size(error):
+    if not (out_of_memory(error) or should_reduce_batch_size(error)):  # it does not know the message of MPS
         return False
     clear_device_cache(garbage_collection=True)
     return True
