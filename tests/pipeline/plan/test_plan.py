@@ -72,9 +72,11 @@ def test_a_stage_takes_as_long_as_what_binds_it(planned) -> None:
     _, _, plan = planned
     for stage in plan.stages:
         decode, disk = stage.decode / 4, stage.disk / 0.5e9
-        assert stage.seconds == pytest.approx(stage.steps * max(stage.compute + stage.augmenting + decode, disk))
+        step = max(stage.compute + stage.augmenting + decode, disk)
+        assert stage.seconds == pytest.approx(stage.start + stage.steps * step)
+        assert (stage.start > 0) <= stage.name.startswith("ingest")
         spans = {"compute": stage.gpu_compute, "decode": decode + stage.augmenting / 4, "disk": disk}
-        assert stage.gpu_seconds == pytest.approx(stage.steps * max(spans.values()))
+        assert stage.gpu_seconds == pytest.approx(stage.start + stage.steps * max(spans.values()))
         assert (spans | {"-": 0.0})[stage.gpu_binds] == max(spans.values())
     by_name = {stage.name: stage for stage in plan.stages}
     assert by_name["ingest xray"].binds == by_name["ingest xray"].gpu_binds == "decode"

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -50,6 +50,7 @@ class DecodeCost:
     preprocessing: float  # and packing
     source: str  # what was measured
     stored_bytes: int = 0  # of its input in its stored type; 0: not measured
+    start: float = 0.0  # seconds that the first file takes beyond this: the isolated reader imports its libraries
 
     @property
     def seconds(self) -> float:
@@ -64,40 +65,41 @@ def measure_decoding(m: str, model: DualEncoder, records: Sequence[Record], note
     """
     read = partial(_times, m, model, levels_of(model))
     with _one_thread():
-        measured = _of_records(read, records)
+        first, measured = _of_records(read, records)
         if measured:
-            return _cost(_means(measured), f"{len(measured)} files of the manifest")
+            cost = _cost(_means(measured), f"{len(measured)} files of the manifest")
+            return replace(cost, start=max(0.0, first - cost.seconds))
         if records:
             notes.append(f"{m}: none of {len(records)} files of the manifest can be read; decoding of typical ones")
         with tempfile.TemporaryDirectory() as folder:
             typical = write_typical(m, Path(folder))
             try:
                 if typical is not None:
-                    read(typical.paths[0])  # starts the reader
+                    first = sum(read(typical.paths[0])[1:4])
                     every = [_best(read, path) for path in typical.paths]
-                    return _cost(_whole(every, typical.sizes, typical.whole), f"generated {typical.title}")
+                    cost = _cost(_whole(every, typical.sizes, typical.whole), f"generated {typical.title}")
+                    return replace(cost, start=max(0.0, first - sum(every[0][1:4])))
             except M3BindError as error:
                 notes.append(f"{m}: decoding could not be measured ({error})")
         return DecodeCost(*STATED.get(m, UNKNOWN), "stated values, not measured")
 
 
-def _of_records(read: Callable[..., Times], records: Sequence[Record]) -> list[Times]:
-    """The times of the files that can be read, without the first, which starts the reader."""
+def _of_records(read: Callable[..., Times], records: Sequence[Record]) -> tuple[float, list[Times]]:
+    """Seconds of the first file that can be read, which starts the reader, and the times of the others."""
     times: list[Times] = []
-    warm, end = False, 0.0
+    first, end = 0.0, 0.0
     for record in records:
         try:
             measured = read(record.path, record.rescale)
         except (M3BindError, OSError):
             continue
-        if warm or len(records) == 1:
+        if first or len(records) == 1:
             times.append(measured)
-        elif not end:
-            end = time.monotonic() + BUDGET
-        warm = True
+        if not first:
+            first, end = sum(measured[1:4]), time.monotonic() + BUDGET
         if times and time.monotonic() > end:
             break
-    return times
+    return first, times
 
 
 def _best(read: Callable[..., Times], path: Path) -> Times:

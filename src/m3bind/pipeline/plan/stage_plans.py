@@ -43,6 +43,7 @@ class StagePlan:
     steps: int
     compute: float = 0.0  # seconds of a step on this CPU
     decode: float = 0.0  # core-seconds of a step: hashing, decoding, preprocessing, tokenising
+    start: float = 0.0  # seconds before the first step: the readers start
     augmenting: float = 0.0  # core-seconds of a step; by the loader's processes if the towers are on a GPU
     disk: float = 0.0  # bytes of a step, read and written
     memory: float = 0.0  # bytes at the peak, of weights and activations
@@ -61,7 +62,7 @@ class StagePlan:
         """Fill in times and what binds."""
         decode, disk = self.decode / machine.cores, self.disk / machine.disk
         self.seconds_per_step = max(self.compute + self.augmenting + decode, disk)
-        self.seconds = self.steps * self.seconds_per_step
+        self.seconds = self.start + self.steps * self.seconds_per_step
         self.binds = (
             _largest(self.compute + self.augmenting, decode, disk) if self.memory <= machine.memory else "memory"
         )
@@ -70,7 +71,7 @@ class StagePlan:
         decode += self.augmenting / machine.cores
         rate = machine.gpu.tflops * 1e12 * machine.utilisation * machine.gpus
         self.gpu_compute = compute = self.flops / rate + self.moved / (machine.gpu.bandwidth * GB)
-        self.gpu_seconds = self.steps * max(compute, decode, disk)
+        self.gpu_seconds = self.start + self.steps * max(compute, decode, disk)
         self.gpu_memory = self.memory - self.shared * (1 - 1 / machine.gpus)
         self.gpu_binds = _largest(compute, decode, disk) if self.gpu_memory <= machine.gpu.memory * GB else "memory"
 
@@ -121,7 +122,9 @@ def _ingest(config: RunConfig, t: TowerPlan) -> StagePlan:
     """Each file is read once; without room for its input it is only checked."""
     written = 0.0 if is_live(config, t) else t.stored_bytes
     disk = t.decode.file_bytes + written
-    return StagePlan(f"ingest {t.modality}", t.files, decode=t.decode.seconds, disk=disk, memory=t.input_bytes)
+    stage = StagePlan(f"ingest {t.modality}", t.files, decode=t.decode.seconds, disk=disk, memory=t.input_bytes)
+    stage.start = t.decode.start
+    return stage
 
 
 def _texts_before(config: RunConfig, measured: Measured, work: Work) -> StagePlan:
