@@ -37,6 +37,7 @@ _LAZY = {
     "Where": "index",
     "bind": "pipeline.bind",
     "build_index": "index",
+    "class_prompts": "evaluate.own_prompts",
     "create_index": "index",
     "encode_files": "encode.job",
     "export_arrays": "export",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from m3bind.data.manifest import read_manifest
     from m3bind.encode.encoded import open_encoded
     from m3bind.encode.job import encode_files
+    from m3bind.evaluate.own_prompts import class_prompts
     from m3bind.export import export_arrays, export_space
     from m3bind.index import Where, build_index, create_index, open_index
     from m3bind.pipeline.bind import bind
@@ -70,6 +72,7 @@ __all__ = [
     "__version__",
     "bind",
     "build_index",
+    "class_prompts",
     "create_index",
     "encode_files",
     "export_arrays",

@@ -204,7 +204,7 @@ class DistillConfig(TrainConfig):
 class EvaluateConfig(Settings):
     """Evaluation of the run."""
 
-    tasks: list[str] = []  # names of prompt sets; empty: all that match the data
+    tasks: list[str] = []  # prompt sets: names or YAML files (docs/evaluation.md); empty: all packaged ones that match
     bootstrap: int = 1000  # bootstrap resamples per confidence interval
     agreement_texts: int = 1000  # number of texts on which the text towers are compared
     gap_correction: bool = True  # report image-to-image metrics also after subtracting modality means

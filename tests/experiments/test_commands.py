@@ -86,6 +86,17 @@ def test_a_saved_space_is_evaluated_and_bad_files_are_quarantined(
     (tmp_path / "7.png").unlink()
     make_picture(tmp_path / "7.png", "xray", seed=7)
     assert run(*arguments, monkeypatch=monkeypatch) == 0
+    own = tmp_path / "own.yaml"
+    own.write_text("tasks: {mine: {modality: xray, classes: {normal: [clear], opacity: [an opacity]}}}")
+    for given in (["--prompts", str(own)], ["--set", f"evaluate.tasks=[{own}]", "--set", "evaluate.bootstrap=7"]):
+        assert run(*arguments, *given, monkeypatch=monkeypatch) == 0
+        table = ResultTable.load(tmp_path / "out.json")
+        assert {row.task for row in table.where(protocol="zero_shot")} == {"mine"}
+    capsys.readouterr()
+    assert run(*arguments, "--prompts", str(own), "--set", "evaluate.tasks=[mini5]", monkeypatch=monkeypatch) == 2
+    own.write_text(own.read_text().replace("opacity:", "opacitiy:"))
+    assert run(*arguments, "--prompts", str(own), monkeypatch=monkeypatch) == 2
+    assert "did you mean 'opacity'" in capsys.readouterr().err
 
 
 def test_prepare_writes_a_manifest_and_reports_what_differs(tmp_path: Path, monkeypatch, capsys) -> None:

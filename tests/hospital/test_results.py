@@ -151,7 +151,17 @@ def test_json_and_what_is_missing(made: tuple[Path, Space, Index, Mapping], spac
 
     out = tmp_path / "out"
     assert run("--modality", "xray", "--json", "--out", str(out)) == (0, "1 results written\n")
-    assert json.loads((out / f"{item}.json").read_text())["item"] == item
+    written = json.loads((out / f"{item}.json").read_text())
+    assert written["item"] == item
+    file = tmp_path / "own.yaml"
+    file.write_text("tasks: {t: {modality: xray, classes: {normal: [clear lungs], pneumonia: [an opacity]}}}")
+    base[-2:] = ["--prompts", str(file)]
+    assert run("--modality", "xray", "--json", "--out", str(out)) == (0, "1 results written\n")
+    own = json.loads((out / f"{item}.json").read_text())
+    assert own["labels"] == written["labels"] and own["probabilities"] != written["probabilities"]
+    assert "no task of ct" in run("--modality", "ct", "--json", "--out", str(out))[1]
+    assert "--labels normal,pneumonia, or" in run("--modality", "xray", "--labels", "a,b", "--json", "--out", "o")[1]
+    base[-2:] = ["--labels", "normal,pneumonia"]
     assert "--mapping" in run("--item", item, "--out", str(out))[1]
     assert "--out DIR" in run("--item", item)[1] and "--item" in run("--json", "--out", str(out))[1]
     assert "no mapping" in run("--item", item, "--out", str(out), "--mapping", str(tmp_path / "none"))[1]

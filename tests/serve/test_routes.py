@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.conftest import until, upload
+from serve.conftest import client_of, until, upload
 
 QUESTION = {"parts": [{"kind": "text", "value": "pneumonia"}]}
 
@@ -233,6 +233,25 @@ def test_zero_shot_equals_that_of_the_space(client, world, brought):
     assert told["modality"] == "xray" and not told["calibrated"] and told["why"]
     sure = client.post("/api/zero-shot", json={**asked, "threshold": 1}).json()
     assert sure["abstain"] and "%" in sure["why"]
+    del asked["template"]
+    prompts = {"lung": ["a lung", "two lungs"], "heart": ["the heart"], "grey": ["grey"]}
+    told = client.post("/api/zero-shot", json={**asked, "prompts": prompts}).json()
+    expected = world.space.classify(world.files["xray"], "xray", labels, prompts)[0]
+    np.testing.assert_allclose(told["probabilities"], expected, atol=1e-5)
+    for wrong in ({"prompts": {"lung": ["a"]}}, {"prompts": prompts, "template": template}, {"prompts": {}}):
+        assert client.post("/api/zero-shot", json={**asked, **wrong}).status_code == 422
+
+
+def test_the_classes_of_a_prompt_file_are_offered(world, tmp_path):
+    from m3bind.evaluate.own_prompts import read_classes
+    from m3bind.serve.app import make_app
+
+    text = "tasks: {infection: {modality: xray, classes: {normal: [clear lungs], pneumonia: [pneumonia, opacity]}}}"
+    (tmp_path / "own.yaml").write_text(text)
+    with client_of(make_app(world.space, world.index, classes=read_classes(tmp_path / "own.yaml"))) as client:
+        (own,) = client.get("/api/about").json()["classes"]
+    prompts = {"normal": ["clear lungs"], "pneumonia": ["pneumonia", "opacity"]}
+    assert own == {"task": "infection", "modality": "xray", "prompts": prompts}
 
 
 @pytest.mark.parametrize(

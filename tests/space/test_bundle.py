@@ -292,6 +292,10 @@ def test_classify_is_the_softmax_of_scaled_cosines(tmp_path):
         space.classify(paths, "grey", labels, own), space.classify(paths, "grey", labels, ["{}"])
     )
     np.testing.assert_array_equal(space.classify(paths, "other", labels), space.classify(paths, "other", labels, own))
+    wordings = {label: [f"{label} one", f"{label} two"] for label in labels}  # labels with their own prompts
+    np.testing.assert_array_equal(
+        space.classify(paths, "grey", wordings), space.classify(paths, "grey", labels, wordings)
+    )
 
 
 @pytest.mark.parametrize(

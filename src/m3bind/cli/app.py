@@ -1,6 +1,7 @@
 """What the commands share: the application, shared options, errors as one line and an exit code.
 
 * `main`: the entry point. * `run_of`, `finish`: the run a command works on, trained up to a stage.
+* `refuse_ignored`: options without effect in the chosen form of a command are errors.
 * `compute_of`: device and workers of any other command, before its first computation.
 * `hush`: silences libraries whose log lines quote file contents.
 """
@@ -17,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from m3bind.core.version import __version__
-from m3bind.errors import M3BindError
+from m3bind.errors import ConfigError, M3BindError
 
 if TYPE_CHECKING:
     from m3bind.config import RunConfig
@@ -180,6 +181,19 @@ def config_of(settings: str, change: list[str] | None, **given: object) -> "RunC
 
         check_trackers(config.compute.trackers)  # now: the first stage begins after all files are read
     return config
+
+
+def refuse_ignored(context: typer.Context, form: str, *names: str) -> None:
+    """Refuse options that were given, but have no effect in this form of the command (`form`: "with --suite").
+
+    Raises:
+        ConfigError: the first of the parameters `names` that is on the command line.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name) if parameter.name in names else None
+        if source is not None and source.name != "DEFAULT":
+            option = parameter.opts[0]
+            raise ConfigError(f"{option if option[0] == '-' else option.upper()} has no effect {form}; leave it out")
 
 
 def compute_of(device: str | None, workers: str | None, default: str = "auto") -> "Compute":

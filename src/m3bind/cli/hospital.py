@@ -120,7 +120,10 @@ class _Pull:
 class _SendResults:
     index: Annotated[str, typer.Argument(help="index that listen or pull wrote")]
     space: Space
-    labels: Annotated[str, typer.Option(help="candidate labels, separated by commas")]
+    labels: Annotated[str, typer.Option(help="candidate labels, separated by commas")] = ""
+    prompts: Annotated[
+        str, typer.Option(help="in place of --labels: YAML file of classes and prompts, or FILE:TASK")
+    ] = ""
     item: Annotated[list[str] | None, typer.Option(help="id of an item; repeatable")] = None
     modality: Annotated[str, typer.Option(help="all items of this modality")] = ""
     mapping: Annotated[Path | None, typer.Option(help="file that listen or pull wrote with --mapping")] = None
@@ -274,10 +277,13 @@ def send_results(options: _SendResults, tls: _Tls) -> None:
         raise ConfigError(
             "a DICOM SR refers to the original objects: give --mapping, or --json for a file without them"
         )
+    if bool(options.labels) == bool(options.prompts):
+        raise ConfigError("name the classes: --labels normal,pneumonia, or --prompts FILE")
     if bool(options.item) == bool(options.modality):
         raise ConfigError("name the items: --item ID (repeatable), or --modality NAME")
     if not options.sidecar:
         _need("highdicom")
+    from m3bind.evaluate.own_prompts import class_prompts
     from m3bind.hospital.mapping import Mapping
     from m3bind.hospital.results import findings
     from m3bind.index import Where, open_index
@@ -285,12 +291,13 @@ def send_results(options: _SendResults, tls: _Tls) -> None:
 
     compute = compute_of(options.device, options.workers)
     names = [name.strip() for name in options.labels.split(",") if name.strip()]
+    labels = functools.partial(class_prompts, options.prompts) if options.prompts else names
     files = tls.certificates()
     with contextlib.ExitStack() as stack:
         index = stack.enter_context(open_index(options.index))
         mapping = stack.enter_context(Mapping(options.mapping, make=False)) if options.mapping else None
         items = options.item or index.sample(len(index), Where(modality=options.modality))[0]
-        found = findings(load(options.space, compute.device), index, items, names)
+        found = findings(load(options.space, compute.device), index, items, labels)
         count = _deliver(found, mapping, options, files.client() if files else None)
     print(f"{count} results {'written' if options.out and not options.to else 'sent'}")
     if count < len(found):

@@ -18,18 +18,24 @@ from m3bind.cli.app import (
     compute_of,
     config_of,
     prepare_torch,
+    refuse_ignored,
 )
 from m3bind.errors import ConfigError
 
 
 @app.command(rich_help_panel=EVALUATE)
 def evaluate(
+    context: typer.Context,
     space: Annotated[Path | None, typer.Argument(help="run folder or space folder")] = None,
     manifest: Annotated[
         Path | None, typer.Option(help="evaluate the space on this manifest instead of showing the run's results")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="folder that the manifest's paths are relative to")] = None,
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="with --manifest: YAML file of classes and prompts, or a packaged prompt set; repeatable"),
+    ] = None,
     suite: Annotated[str | None, typer.Option(help="compute whole tables: paper, mini5, or a settings file")] = None,
     change: Change = None,
     out: Out = Path("runs"),
@@ -52,8 +58,16 @@ def evaluate(
     Examples:
       m3bind evaluate runs/demo
       m3bind evaluate runs/demo/space --manifest mine.csv --json out.json
+      m3bind evaluate runs/demo/space --manifest mine.csv --prompts mine.yaml
       m3bind evaluate --suite paper --set data=runs/data --only table=1
     """
+    if suite is not None:
+        refuse_ignored(context, "with --suite", "space", "manifest", "root", "split", "prompts")
+    elif manifest is not None:
+        refuse_ignored(context, "with --manifest", "out", "only", "missing")
+    else:
+        shown = "manifest", "root", "split", "prompts", "change", "out", "only", "missing"
+        refuse_ignored(context, "without --manifest or --suite: the run's stored results are shown", *shown)
     compute = compute_of(device, workers)
     if suite is not None:
         from m3bind.experiments.commands import evaluate_suite
@@ -67,9 +81,10 @@ def evaluate(
 
         table, bad = show_results(space), False
     else:
-        from m3bind.experiments.commands import evaluate_space
+        from m3bind.experiments.commands import evaluate_space, evaluation_settings
 
-        table, bad = evaluate_space(space, manifest, root, split, compute)
+        settings = evaluation_settings(change or [], prompts or [])
+        table, bad = evaluate_space(space, manifest, root, split, compute, settings)
     if json_file:
         table.save(json_file)
     raise typer.Exit(1 if bad else 0)
@@ -102,6 +117,7 @@ def compare(
 
 @app.command(rich_help_panel=EVALUATE)
 def leaks(
+    context: typer.Context,
     manifest: Annotated[Path, typer.Argument(help="manifest")],
     root: Annotated[Path | None, typer.Option(help="folder that the manifest's paths are relative to")] = None,
     space: Annotated[Path | None, typer.Option(help="space: also search near-duplicates by embedding")] = None,
@@ -117,6 +133,8 @@ def leaks(
     Example:
       m3bind leaks runs/data/odir200x3/manifest.csv --space runs/paper/space
     """
+    if space is None:
+        refuse_ignored(context, "without --space", "threshold")
     compute = compute_of(device, workers)
     from m3bind.experiments.commands import leak_report
 

@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from m3bind.cli.app import BIND, MODELS, Change, Device, Name, Out, Seed, Settings, Workers, app, finish, run_of
+from m3bind.cli.app import (
+    BIND,
+    MODELS,
+    Change,
+    Device,
+    Name,
+    Out,
+    Seed,
+    Settings,
+    Workers,
+    app,
+    finish,
+    refuse_ignored,
+    run_of,
+)
 from m3bind.errors import ConfigError
 
 
@@ -53,6 +67,7 @@ def fit(
 
 @app.command(rich_help_panel=MODELS)
 def prepare(
+    context: typer.Context,
     settings: Annotated[str, typer.Argument(help="settings of a run, or a data set's name with --root")],
     change: Change = None,
     out: Out = Path("runs"),
@@ -77,11 +92,13 @@ def prepare(
     from m3bind.evaluate import benchmarks
 
     if root is not None:
+        refuse_ignored(context, "with --root", "change", "seed")
         done = benchmarks.prepare(benchmarks.get(settings), root, out / "data" / (name or settings), limit)
         print(f"{done.report()}\nmanifest: {done.manifest}")
         raise typer.Exit(1 if done.faults else 0)
     if settings not in presets() and settings in benchmarks.names():
         raise ConfigError(f"{settings} is a data set: give its folder with --root\n{benchmarks.get(settings).layout}")
+    refuse_ignored(context, "without --root", "limit")
     run = run_of(settings, change, out, name, seed, device, workers)
     data = run.prepare().dataset
     for modality, splits in data.records.items():

@@ -25,6 +25,10 @@ AllowHost = Annotated[
 Texts = Annotated[
     list[Path] | None, typer.Option(help="file of phrases, one per line, for 'nearest phrases'; repeatable")
 ]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(help="YAML file of classes and prompts, offered for zero-shot classification; repeatable"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no log line per request")]
 
 
@@ -37,6 +41,7 @@ def serve(
     token_file: TokenFile = None,
     allow_host: AllowHost = None,
     texts: Texts = None,
+    prompts: Prompts = None,
     files: Files = None,
     device: Device = None,
     workers: Workers = None,
@@ -55,7 +60,7 @@ def serve(
     from m3bind.index.roots import remembered
 
     roots = [Path(index), *(files or remembered(index))]
-    _run(space, index, host, port, token_file, allow_host, texts, quiet, roots, compute, begun)
+    _run(space, index, host, port, token_file, allow_host, texts, prompts, quiet, roots, compute, begun)
 
 
 @app.command("serve-demo", rich_help_panel=SERVE)
@@ -80,7 +85,7 @@ def serve_demo(
 
     folder = prepare(out, compute)
     at = str(folder / "index")
-    _run(folder / "space", at, host, port, token_file, None, None, quiet, [out], compute, begun)
+    _run(folder / "space", at, host, port, token_file, None, None, None, quiet, [out], compute, begun)
 
 
 def _run(
@@ -91,12 +96,14 @@ def _run(
     token_file: Path | None,
     names: list[str] | None,
     texts: list[Path] | None,
+    prompts: list[str] | None,
     quiet: bool,
     roots: list[Path],
     compute: "Compute",
     begun: float,
 ) -> None:
     from m3bind.core.stored import lines_given
+    from m3bind.evaluate.own_prompts import read_classes
     from m3bind.modalities.formats.isolation import allow
     from m3bind.serve.access import read_token
     from m3bind.serve.app import make_app
@@ -106,6 +113,7 @@ def _run(
     from m3bind.space.bundle import load
 
     token = read_token(token_file)
+    classes = [own for source in prompts or [] for own in read_classes(source)]
     phrases = [line.strip() for file in texts or [] for line in lines_given(file, "--texts")]
     refuse_open(host, token)
     log_to_stderr(logging.WARNING if quiet else logging.INFO)
@@ -113,7 +121,9 @@ def _run(
     allow(compute.workers)
     settings = ServiceSettings(decoders=max(2, compute.workers))  # the second draws while the first reads
     opened = load(space, compute.device)
-    made = make_app(opened, index, token=token, hosts=hosts, texts=phrases, settings=settings, roots=roots)
+    made = make_app(
+        opened, index, token=token, hosts=hosts, texts=phrases, settings=settings, roots=roots, classes=classes
+    )
     items = sum(made.service.archive.items.values())
 
     def started(address: str) -> None:

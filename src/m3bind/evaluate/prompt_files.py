@@ -5,7 +5,14 @@
 * `PromptSet`: a file with its hash; `load_prompts`: by name or path; `prompt_sets`: names of the packaged files.
 
 A new prompt set is one YAML file in `prompts/`, or any path. `prompts/mini5.yaml` shows the plain format,
-`prompts/ct_rate.yaml` several labels per record, `prompts/chexpert.yaml` prompts made of parts.
+`prompts/ct_rate.yaml` several labels per record, `prompts/chexpert.yaml` prompts made of parts. The shortest one:
+
+    tasks:
+      pneumonia:
+        modality: xray
+        classes:
+          normal: [no acute findings, the lungs are clear]
+          pneumonia: [chest X-ray with pneumonia]
 """
 
 from collections.abc import Sequence
@@ -13,7 +20,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -77,7 +84,10 @@ class Rule(Strict, frozen=True):
 
 
 class ClassFile(Strict, frozen=True):
-    """One class. Default of `match`: records whose label is its key; without any text its key is its name."""
+    """One class. Default of `match`: records whose label is its key; without any text its key is its name.
+
+    A list of texts in place of the mapping is its `prompts`.
+    """
 
     match: Rule | None = None
     names: tuple[str, ...] = ()  # inserted into the task's templates
@@ -85,13 +95,19 @@ class ClassFile(Strict, frozen=True):
     parts: tuple[tuple[str, ...], ...] = ()  # all combinations, one of each list, joined by spaces
     positive: bool = False  # the positive one of two classes
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        return {"prompts": value} if isinstance(value, list | tuple) else value
+
 
 class TaskFile(Strict, frozen=True):
     """One zero-shot task."""
 
-    dataset: tuple[str, ...]  # set names, patterns ("medmnist_*": one task per set), or "*": sets no file names
+    # set names, patterns ("medmnist_*": one task per set), or "*": sets that no file names; in a user's own file: all
+    dataset: tuple[str, ...] = ("*",)
     modality: str  # "*": every modality found
-    metric: str  # the primary metric of the task
+    metric: str = ""  # the primary metric of the task; "": balanced_accuracy, auroc with several labels
     metrics: tuple[str, ...] = ()  # further metrics; the default ones of its kind come after them
     classes: dict[str, ClassFile | None] | Literal["from_labels"]
     templates: tuple[str, ...] = ("{name}",)
@@ -108,7 +124,7 @@ class TaskFile(Strict, frozen=True):
     @model_validator(mode="after")
     def _fits_together(self) -> "TaskFile":
         known = {*MULTI, "auroc"} if self.multilabel else set(SINGLE)
-        for name in (self.metric, *self.metrics):
+        for name in (self.primary_metric, *self.metrics):
             if name not in known:
                 kind = "several labels" if self.multilabel else "one class"
                 raise ValueError(f"{name!r} is not a metric of {kind}; known: {', '.join(sorted(known))}")
@@ -121,6 +137,11 @@ class TaskFile(Strict, frozen=True):
         if self.against and (self.zscore or self.sample or any(c and (c.prompts or c.parts) for c in self.spelled())):
             raise ValueError("against works with names in templates only, without zscore or sample")
         return self
+
+    @property
+    def primary_metric(self) -> str:
+        """`metric`, or its default."""
+        return self.metric or ("auroc" if self.multilabel else "balanced_accuracy")
 
     def spelled(self) -> Sequence[ClassFile | None]:
         """The classes written out; empty when they come from the labels."""
@@ -149,6 +170,7 @@ class PromptSet:
     name: str
     hash: str
     content: PromptFile
+    own: bool = False  # a file of the user, not of the package
 
     def names_set(self, dataset: str) -> bool:
         """Whether a task or concept of this file names `dataset`."""
@@ -186,4 +208,5 @@ def load_prompts(name: str | Path) -> PromptSet:
 
 @lru_cache(maxsize=64)
 def _parse(path: Path, text: str) -> PromptSet:
-    return PromptSet(path.stem, sha256_text(text)[:16], PromptFile.model_validate(parse_yaml(text, path.name) or {}))
+    content = PromptFile.model_validate(parse_yaml(text, path.name) or {})
+    return PromptSet(path.stem, sha256_text(text)[:16], content, path.parent != FOLDER)

@@ -3,8 +3,10 @@
 * `Task`: a zero-shot classification: classes with prompts, metrics, and each record's class or labels.
 * `Concept`: classes that several modalities share, for image-to-image retrieval.
 * `tasks_for`, `concepts_for`: the tasks and concepts of given records; `title`: a modality's display name.
+* `class_spec`: a class of a file with its rule and prompts.
 
-Data set "*" in a file means the sets that no other file names; modality "*" means every modality present.
+Data set "*" in a packaged file means the sets that no other one names, in a user's own file every set; modality "*"
+means every modality present.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -200,7 +202,7 @@ def title(modality: str) -> str:
         return modality
 
 
-def _class(key: str, file: ClassFile | None, task: TaskFile, modality: str) -> ClassSpec:
+def class_spec(key: str, file: ClassFile | None, task: TaskFile, modality: str) -> ClassSpec:
     """The class written as `key: file`, with prompts from templates, parts and sentences."""
     file = file or ClassFile()
     match = file.match or (Rule(label=(key,), labels=(key,)) if task.multilabel else Rule(label=(key,)))
@@ -233,19 +235,19 @@ def _task(
         classes = dict(sorted(file.classes.items(), key=lambda item: bool(item[1] and item[1].positive)))
     if len(classes) < (1 if file.multilabel else 2):
         return None
-    specs = tuple(_class(key, spec, file, modality) for key, spec in classes.items())
+    specs = tuple(class_spec(key, spec, file, modality) for key, spec in classes.items())
     options = ("exclude", "metrics", "multilabel", "ensemble", "zscore", "unique", "require_one")
     values = {option: getattr(file, option) for option in options}
-    return Task(name, sets, modality, file.metric, specs, digest, **values)
+    return Task(name, sets, modality, file.primary_metric, specs, digest, **values)
 
 
 def _loaded(
     records: Sequence[Labelled], prompts: Sequence[str | Path] | None
-) -> tuple[list[PromptSet], set[str], list[str]]:
-    """The prompt sets, the sets of `records` that they name, and the modalities of `records`."""
+) -> tuple[list[tuple[PromptSet, set[str]]], list[str]]:
+    """The prompt sets, each with the sets of `records` that its "*" leaves out, and the modalities of `records`."""
     chosen = [load_prompts(name) for name in (prompt_sets() if prompts is None else prompts)]
     named = {name for name in {r.set for r in records} if any(p.names_set(name) for p in chosen)}
-    return chosen, named, sorted({r.modality for r in records})
+    return [(p, set() if p.own else named) for p in chosen], sorted({r.modality for r in records})
 
 
 def tasks_for(
@@ -257,9 +259,9 @@ def tasks_for(
     paths of prompt sets (default: all of the package).
     """
     train = records if train is None else train
-    chosen, named, present = _loaded(records, prompts)
+    chosen, present = _loaded(records, prompts)
     tasks = []
-    for prompt_set in chosen:
+    for prompt_set, named in chosen:
         for name, file in prompt_set.content.tasks.items():
             for modality in present if file.modality == "*" else [file.modality]:
                 for sets in _datasets(file.dataset, modality, records, named):
@@ -274,9 +276,9 @@ def concepts_for(
 ) -> list[Concept]:
     """All concepts that at least two modalities of `records` share, each with two classes present."""
     train = records if train is None else train
-    chosen, named, _ = _loaded(records, prompts)
+    chosen, _ = _loaded(records, prompts)
     concepts = []
-    for prompt_set in chosen:
+    for prompt_set, named in chosen:
         for name, file in prompt_set.content.concepts.items():
             concept = _concept(name, file, records, train, named, prompt_set.hash)
             parts = {m: p for m, p in concept.parts.items() if len(set(concept.labels(records, m)) - {-1}) > 1}

@@ -1,7 +1,7 @@
 """Experiments called by the command line.
 
 * `evaluate_suite`, `report_suite`: suites and the paper's tables. * `evaluate_space`: a space on a manifest's files.
-* `compare_runs`: two runs. * `leak_report`: overlap of test and training data.
+* `evaluation_settings`: its settings. * `compare_runs`: two runs. * `leak_report`: overlap of test and training data.
 """
 
 import sys
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from m3bind.config import EvaluateConfig
+from m3bind.config import EvaluateConfig, override, validate
 from m3bind.core import sums
 from m3bind.core.device import Compute, pick
 from m3bind.core.files import write_json
@@ -27,6 +27,7 @@ from m3bind.errors import ConfigError, SpaceError
 from m3bind.evaluate.benchmarks import known_as
 from m3bind.evaluate.compare import compare_rows
 from m3bind.evaluate.leaks import LeakReport, near_duplicates, seen_by, split_leaks
+from m3bind.evaluate.own_prompts import check_prompts
 from m3bind.evaluate.pivot import console, number
 from m3bind.evaluate.results import ResultTable, plain
 from m3bind.evaluate.stage_results import View, measure
@@ -39,6 +40,8 @@ from m3bind.pipeline.outputs import WIDTH
 from m3bind.pipeline.run import differences
 from m3bind.report.text_table import aligned
 from m3bind.space.bundle import Space, load
+
+OF_SPACE = ("evaluate.tasks", "evaluate.bootstrap", "evaluate.gap_correction")  # settings of evaluate_space
 
 # ---- suites ----------------------------------------------------------------------------------------------------------
 
@@ -110,17 +113,43 @@ def _json(cell: TableCell) -> dict[str, Any]:
 # ---- a space on the files of a manifest ------------------------------------------------------------------------------
 
 
+def evaluation_settings(change: Sequence[str], prompts: Sequence[str] = ()) -> EvaluateConfig:
+    """The settings of `evaluate_space` from overrides; `prompts`: files or packaged sets, as evaluate.tasks.
+
+    Raises:
+        ConfigError: an unknown setting, or one without effect on a finished space.
+    """
+    tree: dict[str, Any] = {}
+    override(tree, change)
+    settings = validate(tree).evaluate
+    for section, values in tree.items():
+        keys = [f"{section}.{key}" for key in values] if isinstance(values, dict) else [section]
+        if idle := [key for key in keys if key not in OF_SPACE]:
+            raise ConfigError(f"setting {idle[0]!r} has no effect with --manifest, which takes {', '.join(OF_SPACE)}")
+    if prompts and settings.tasks:
+        raise ConfigError("give the prompts once: by --prompts, or by --set evaluate.tasks=...")
+    return settings.model_copy(update={"tasks": list(prompts) or settings.tasks, "probe": False})
+
+
 def evaluate_space(
-    folder: Path, manifest: Path, root: Path | None, split: str, compute: Compute
+    folder: Path,
+    manifest: Path,
+    root: Path | None,
+    split: str,
+    compute: Compute,
+    settings: EvaluateConfig | None = None,
 ) -> tuple[ResultTable, bool]:
     """Evaluate a saved space on the files of a manifest, print the metrics; also whether files were quarantined.
 
     Raises:
-        ConfigError: no rows of that split for the space's modalities.
+        ConfigError: no rows of that split for the space's modalities, or own prompts that do not fit the manifest.
     """
+    settings = settings or evaluation_settings(())
     place = folder / "space" if (folder / "space" / "space.json").exists() else folder
     space = load(place, compute.device)
     content = read_manifest(manifest, root=root, modalities=space.modalities)
+    for note in check_prompts(settings.tasks, content.records):
+        print(note)
     with TemporaryDirectory() as cache:
         model = of_space("space", space, FeatureExtractor(FeatureCache(cache), workers=compute.workers))
         bad = list(content.bad)
@@ -151,11 +180,12 @@ def evaluate_space(
         {m: space.logit_scale(m) for m in names},
     )
     known = means is not None or all(files["train"][m] for m in names)
-    table = ResultTable(measure(view, [], EvaluateConfig(probe=False, gap_correction=known), split, 0))
+    settings = settings.model_copy(update={"gap_correction": settings.gap_correction and known})
+    table = ResultTable(measure(view, [], settings, split, 0))
     if bad:
         print(format_bad_rows(bad))
-    if not tasks_for(content.records, content.records):
-        print("no zero-shot task matches these labels; add labels to the rows, or a prompt file")
+    if not tasks_for(content.records, content.records, settings.tasks or None):
+        print("no zero-shot task matches these labels; add labels to the rows, or a prompt file (--prompts)")
     terminal = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     terminal.print(console(table, title=f"{folder} on {manifest.name}"))
     return table, bool(bad)

@@ -80,7 +80,10 @@ def load_suite(source: str, overrides: Sequence[str] = ()) -> SuiteConfig:
         return SuiteConfig(**tree)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"suite setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise UnknownNameError("suite setting", where, SuiteConfig.model_fields) from None
+        raise ConfigError(f"suite setting {where}: {first['msg']}") from None
 
 
 @dataclass(frozen=True)

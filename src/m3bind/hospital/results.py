@@ -7,7 +7,7 @@
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from m3bind.index.base import INCOMPLETE, Index
 from m3bind.index.calibration import calibration_of
 from m3bind.search.zero_shot_classifier import ZeroShotClassifier, labels_of
 from m3bind.space.bundle import Space
+from m3bind.space.prompts import Labels
 
 if TYPE_CHECKING:
     from highdicom.sr import ComprehensiveSR
@@ -53,14 +54,18 @@ class Finding:
         return int(np.argmax(self.probabilities))
 
 
-def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[str]) -> list[Finding]:
-    """Zero-shot probabilities of items, in their order: see `space.zero_shot`.
+def findings(
+    space: Space, index: Index, items: Sequence[str], labels: Sequence[str] | Callable[[str], Labels]
+) -> list[Finding]:
+    """Zero-shot probabilities of items, in their order: see `search.zero_shot_classifier`.
+
+    `labels`: those of all items, or a function from an item's modality to its labels.
 
     Raises:
         ConfigError: fewer than two labels, one twice, or an index whose embeddings are gap-corrected.
         UnknownNameError: an id that is not in the index.
     """
-    if len(labels) < 2 or len(set(labels)) < len(labels):
+    if not callable(labels) and (len(labels) < 2 or len(set(labels)) < len(labels)):
         raise ConfigError("results need two or more different labels, separated by commas: --labels normal,pneumonia")
     if index.gap_corrected:
         raise ConfigError(f"{index.uri} is gap-corrected, for image search only; results need an index without")
@@ -70,13 +75,14 @@ def findings(space: Space, index: Index, items: Sequence[str], labels: Sequence[
     found: dict[str, Finding] = {}
     for modality in dict.fromkeys(table["modality"]):
         own = (table["modality"] == modality).to_numpy()
-        predictions = classifier.classify(rows[own], modality, labels)
+        classes = labels(modality) if callable(labels) else labels
+        predictions = classifier.classify(rows[own], modality, classes)
         names = [item for item, fits in zip(items, own) if fits]
         for item, shares, unlike in zip(names, predictions.probabilities.tolist(), predictions.unlike.tolist()):
             found[item] = Finding(
                 item,
                 modality,
-                tuple(labels),
+                tuple(classes),
                 tuple(shares),
                 predictions.calibrated,
                 unlike,

@@ -41,6 +41,7 @@ from m3bind.core.stored import MAX_JSON, parse_json, read_text, read_yaml
 from m3bind.data.cache import FeatureCache, Share
 from m3bind.data.records import BadRow, Record, Records, format_bad_rows
 from m3bind.errors import ConfigError, ResultError
+from m3bind.evaluate.own_prompts import check_prompts
 from m3bind.evaluate.results import ResultTable, Row
 from m3bind.evaluate.stage_results import Matrix, View, measure
 from m3bind.pipeline import dataset, stages
@@ -112,13 +113,15 @@ class Run:
         """Read the data and build the models, once; unusable rows and files are listed in quarantine.csv.
 
         Raises:
-            ConfigError: no modality has enough usable training pairs.
+            ConfigError: no modality has enough usable training pairs, or own prompts do not fit the manifest.
         """
         if self._setup is None:
             records, bad = self.read_records()
             if not len(records.where(split="train")):
                 self._quarantine(bad)
                 raise self._too_few_pairs()
+            for note in check_prompts(self.config.evaluate.tasks, records):
+                log.warning("%s", note)
             models = dataset.build_models(self.config, self.make_assets(records))
             for model in models.values():
                 model.to(self.compute.device)

@@ -21,6 +21,7 @@ from m3bind.index.base import SEVERAL, Index, Where
 from m3bind.index.calibration import FEW, Calibration
 from m3bind.models.embedding import Array, similarity, softmax
 from m3bind.space.bundle import Space
+from m3bind.space.prompts import Labels
 
 NEIGHBOURS = 5
 UNUSUAL = 0.01  # quantile of the reference below which a row is unlike it
@@ -60,17 +61,16 @@ class ZeroShotClassifier:
     reference: Calibration
     known: Mapping[str, Sequence[str]]  # `labels_of` the index
 
-    def classify(self, rows: Array, modality: str, labels: Sequence[str], template: str | None = None) -> Predictions:
-        """Probabilities of `labels` for rows (n, d); `template`: text with {} for the label, else the modality's own.
+    def classify(self, rows: Array, modality: str, labels: Labels) -> Predictions:
+        """Probabilities of `labels`, or of the keys of a mapping from label to prompts, for rows (n, d).
 
         Raises:
             UnknownNameError: the space does not hold the modality.
         """
-        prompts = None if template is None else {label: [template.replace("{}", label)] for label in labels}
-        classes = self.space.class_embeddings(labels, modality, prompts)
+        classes = self.space.class_embeddings(labels, modality)
         scale = self.space.logit_scale(modality)
         logits = scale * similarity(rows, classes).astype(np.float64)
-        temperature = self._temperature(modality, labels, classes, scale)
+        temperature = self._temperature(modality, list(labels), classes, scale)
         chances = softmax(logits / (temperature or 1.0))
         return Predictions(chances, temperature is not None, self._unlike(modality, rows))
 

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from m3bind.core.version import __version__
 from m3bind.errors import M3BindError
+from m3bind.evaluate.own_prompts import OwnClasses
 from m3bind.index.roots import Roots
 from m3bind.search.searcher import Source
 from m3bind.serve import routes_about, routes_ask, routes_items
@@ -59,6 +60,7 @@ def make_app(
     texts: Sequence[str] = (),
     settings: ServiceSettings | None = None,
     roots: Sequence[Path] | None = None,
+    classes: Sequence[OwnClasses] = (),
 ) -> App:
     """A service of one space and one index.
 
@@ -70,12 +72,13 @@ def make_app(
         texts: further phrases for "nearest phrases".
         settings: limits.
         roots: folders below which files of items may be shown; None: all paths in the index, for one's own index only.
+        classes: of prompt files (`evaluate.own_prompts.read_classes`), offered for zero-shot classification.
 
     Raises:
         SpaceError: the index is of another space, or cannot be opened.
     """
     settings = settings or ServiceSettings()
-    service = Service(space, source, settings, texts, Roots(roots))
+    service = Service(space, source, settings, texts, Roots(roots), classes)
     flying = InFlightBytes(settings.flying_bytes)
     access, metrics = Access(token, settings.login_seconds), Metrics(service, flying)
 

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def describe(service: Service, state: ArchiveState) -> dict[str, Any]:
         "items": len(index),
         "columns": [name for name in index.columns if name != "path"],
         "labels": {name: state.labels.get(name, []) for name in space.modalities},
+        "classes": [asdict(own) for own in service.classes],
         "limits": {
             "body_bytes": service.settings.body_bytes,
             "text_chars": TEXT_CHARS,

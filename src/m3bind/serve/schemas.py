@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from m3bind.core.stored import Strict
 from m3bind.index.base import Where
-from m3bind.serve.settings import HITS, ID_CHARS, LABELS, PARTS, TEXT_CHARS, TEXTS
+from m3bind.serve.settings import HITS, ID_CHARS, LABELS, PARTS, PROMPTS, TEXT_CHARS, TEXTS
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=TEXT_CHARS)]
 Value = Annotated[str, StringConstraints(min_length=1, max_length=ID_CHARS)]
@@ -118,6 +118,9 @@ class ZeroShot(Strict):
 
     source: Source
     labels: Annotated[list[Text], Field(min_length=2, max_length=LABELS)]
+    prompts: dict[Text, Annotated[list[Text], Field(min_length=1, max_length=PROMPTS)]] | None = Field(
+        None, description="texts of each label in place of a template", max_length=LABELS
+    )
     template: Annotated[str, StringConstraints(max_length=TEXT_CHARS)] | None = Field(
         None, description="text with {} for the label; default: the modality's own"
     )
@@ -129,6 +132,8 @@ class ZeroShot(Strict):
             raise ValueError("the template needs {} where the label goes")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("a label is given twice")
+        if self.prompts is not None and (self.template is not None or set(self.prompts) != set(self.labels)):
+            raise ValueError("prompts takes texts for exactly the labels, and no template beside them")
         return self
 
 
@@ -238,6 +243,14 @@ class ModalityAbout(BaseModel):
     items: int
 
 
+class ClassesAbout(BaseModel):
+    """The classes of one task of the prompt files that the service was started with."""
+
+    task: str
+    modality: str = Field(description='"*": any')
+    prompts: dict[str, list[str]] = Field(description="texts of each label")
+
+
 class LimitsAbout(BaseModel):
     """Limits of one request."""
 
@@ -258,6 +271,7 @@ class AboutAnswer(BaseModel):
     items: int
     columns: list[str]
     labels: dict[str, list[str]]
+    classes: list[ClassesAbout]
     limits: LimitsAbout
     pictures: bool
     texts: int

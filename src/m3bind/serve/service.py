@@ -15,6 +15,7 @@ import numpy as np
 
 from m3bind import modalities
 from m3bind.errors import ReadError
+from m3bind.evaluate.own_prompts import OwnClasses
 from m3bind.index.base import KEY
 from m3bind.index.calibration import FEW
 from m3bind.index.roots import Roots
@@ -65,13 +66,16 @@ class Service:
         settings: ServiceSettings,
         texts: Sequence[str] = (),
         roots: Roots | None = None,
+        classes: Sequence[OwnClasses] = (),
     ) -> None:
-        """Open the index; `texts` are further phrases, `roots` the folders of files that may be shown (None: any).
+        """Open the index; `texts`: further phrases, `roots`: folders of files that may be shown (None: any).
+
+        `classes`: of prompt files, offered for zero-shot classification.
 
         Raises:
             SpaceError: the index is of another space, or cannot be opened.
         """
-        self.space, self.settings = space, settings
+        self.space, self.settings, self.classes = space, settings, classes
         self.roots = roots or Roots(None)
         self.archive = ServedIndex(space, source, settings.check_seconds)
         self.towers = Queue("towers", settings.workers, settings.waiting)

@@ -11,6 +11,7 @@ TEXT_CHARS = 2000  # of one text of a query
 HITS = 200
 PARTS = 16  # of one query
 LABELS = 100  # of one zero-shot query
+PROMPTS = 64  # of one label
 TEXTS = 64  # encoded in one call
 ID_CHARS = 4096
 DECODING = "bytes=1e9 pixels=4e7 voxels=2e8 samples=2e7 files=2048 seconds=30 memory=2e9"

@@ -9,6 +9,16 @@ import numpy as np
 from m3bind.serve.index_reload import ArchiveState
 from m3bind.serve.query import Questions, need_texts
 from m3bind.serve.schemas import ZeroShot
+from m3bind.space.prompts import Labels
+
+
+def _labels(asked: ZeroShot) -> Labels:
+    """The labels, with their prompts if the request has any."""
+    if asked.prompts is not None:
+        return {label: asked.prompts[label] for label in asked.labels}
+    if asked.template is not None:
+        return {label: [asked.template.replace("{}", label)] for label in asked.labels}
+    return asked.labels
 
 
 class ZeroShotAnswers:
@@ -21,7 +31,7 @@ class ZeroShotAnswers:
         """The values of `ZeroShotAnswer`."""
         need_texts(state)
         row, modality = self._questions.source(state, asked.source)
-        predictions = state.classifier.classify(row[None], modality, asked.labels, asked.template)
+        predictions = state.classifier.classify(row[None], modality, _labels(asked))
         chances = predictions.probabilities[0]
         best = float(chances.max())
         if predictions.unlike[0]:

@@ -36,7 +36,7 @@ from m3bind.models.frozen import FrozenPass
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.space.exported_folders import refuse_foreign
 from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, write_folder
-from m3bind.space.prompts import Prompts, prompts_of
+from m3bind.space.prompts import Labels, Prompts, prompts_of
 from m3bind.space.reader import read_folder
 
 log = logging.getLogger(__name__)
@@ -341,12 +341,12 @@ class Space:
         return out
 
     def class_embeddings(
-        self, labels: Sequence[str], modality: str, prompts: Prompts | None = None, encoder: str | None = None
+        self, labels: Labels, modality: str, prompts: Prompts | None = None, encoder: str | None = None
     ) -> Array:
         """(c, d) unit rows: per label the mean of its prompts' embeddings, normalised.
 
         Args:
-            labels: class names.
+            labels: class names, or a mapping from class name to prompts (`m3bind.class_prompts` reads one from a file).
             modality: whose stored templates are used if `prompts` is None (without any, the label itself).
             prompts: templates with {} for the label, or a mapping from label to texts.
             encoder: text encoder; default the student, or the modality's own without a student.
@@ -357,6 +357,8 @@ class Space:
         self.model(modality)
         if not labels or isinstance(labels, str):
             raise ConfigError("classification needs a list of labels, e.g. labels=['normal', 'pneumonia']")
+        if isinstance(labels, Mapping):
+            prompts = labels
         prompts = self.info.prompts.get(modality) if prompts is None else prompts
         groups = [prompts_of(label, prompts) for label in labels]
         default = modality if self.student is None else STUDENT
@@ -369,7 +371,7 @@ class Space:
         self,
         paths: Sequence[Path | str] | Path | str,
         modality: str,
-        labels: Sequence[str],
+        labels: Labels,
         prompts: Prompts | None = None,
         encoder: str | None = None,
     ) -> Array:

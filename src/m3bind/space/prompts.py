@@ -1,6 +1,7 @@
 """Prompt templates of zero-shot classification.
 
 * `fill_template`: a template with its label. * `prompts_of`: all prompts of a label. * `Prompts`: both accepted forms.
+* `Labels`: class names, or class names with their prompts.
 """
 
 import re
@@ -10,6 +11,7 @@ from m3bind.errors import ConfigError
 
 MAX_TEMPLATE = 4096  # characters
 Prompts = Sequence[str] | Mapping[str, Sequence[str]]  # templates with {} for the label, or texts per label
+Labels = Sequence[str] | Mapping[str, Sequence[str]]  # class names, or texts per class name
 
 
 def fill_template(template: str, label: str) -> str:

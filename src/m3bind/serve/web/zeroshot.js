@@ -50,6 +50,20 @@ function typed() {
   return [...new Set(lines)];
 }
 
+/** A line "label = text | text" in parts; without "=" the label has no texts of its own. */
+function parted(line) {
+  const [label, texts = ""] = line.split(/\s=\s(.*)/s);
+  return { label: label.trim(), texts: texts.split(/\s\|\s/).map((text) => text.trim()).filter(Boolean) };
+}
+
+/** Labels, and their texts if a line has any; a label without texts stands for itself then. */
+function classes(lines) {
+  const parts = lines.map(parted);
+  const labels = parts.map(({ label }) => label);
+  if (!parts.some(({ texts }) => texts.length)) return { labels };
+  return { labels, prompts: Object.fromEntries(parts.map(({ label, texts }) => [label, texts.length ? texts : [label]])) };
+}
+
 function ask() {
   const { source } = store.get().zero;
   const labels = typed();
@@ -63,7 +77,9 @@ function ask() {
         ? `At most ${most} labels are compared at once.`
         : template && !template.includes("{}")
           ? "The template needs {} where the label goes."
-          : "";
+          : template && classes(labels).prompts
+            ? "Labels with texts of their own take no template; remove one of both."
+            : "";
   $("zero-error").textContent = wrong;
   if (wrong) return;
   shown = "";
@@ -84,7 +100,7 @@ function draw(state) {
   if (state.tab !== "zero-shot") return;
   const asked = source && {
     source: { kind: source.kind, value: source.value },
-    labels,
+    ...classes(labels),
     threshold,
     ...(template ? { template } : {}),
   };
@@ -176,6 +192,18 @@ function examples(modality) {
     $("zero-labels").value = [...new Set([...typed(), label])].join("\n");
     say(`Added ${label}`);
   };
+  const use = ({ task, prompts }) => {
+    $("zero-labels").value = Object.entries(prompts)
+      .map(([label, texts]) => `${label} = ${texts.join(" | ")}`)
+      .join("\n");
+    say(`Took the classes of ${plain(task)}`);
+  };
+  const own = (about.classes ?? []).filter((one) => one.modality === "*" || names.includes(one.modality));
+  $("zero-classes-box").hidden = !own.length;
+  fill(
+    $("zero-classes"),
+    own.map((one) => h("button", { type: "button", class: "example", on: { click: () => use(one) } }, plain(one.task))),
+  );
   $("zero-examples-box").hidden = !labels.length;
   fill(
     $("zero-examples"),
