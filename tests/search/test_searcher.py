@@ -127,6 +127,49 @@ def test_many_questions_are_one_search_per_modality(world, searcher, monkeypatch
     assert searcher.search_many([]) == []
 
 
+def along_by_the_formula(rows, row, centre, texts):
+    """q' = q + 8 (a.(q - centre)) a, normalised."""
+    axis = (texts[1] - texts[0]) / np.linalg.norm(texts[1] - texts[0])
+    turned = row + 8 * (axis @ (row - centre)) * axis
+    return naive(rows, turned / np.linalg.norm(turned), N, "calibrated")[0]
+
+
+def test_a_query_is_turned_to_its_side_of_an_axis(world, searcher):
+    space, paths, _ = world
+    rows, texts = embeddings(world), space.encode_text(["bright", "dark"])
+    means = {"grey": rows[::2].mean(0), "other": rows[1::2].mean(0)}
+    words = space.encode_text("a lung")[0]
+    queries = {
+        Query.item("i4"): (rows[4], means["grey"]),
+        Query.item("i5"): (rows[5], means["other"]),
+        Query.file(paths[4], "grey"): (rows[4], means["grey"]),
+        Query.text("a lung"): (words, texts.mean(0)),
+        Query.item("i4") + 0.5 * Query.text("a lung"): (
+            (rows[4] + 0.5 * words) / (length := np.linalg.norm(rows[4] + 0.5 * words)),
+            (means["grey"] + 0.5 * texts.mean(0)) / length,
+        ),
+    }
+    many = searcher.search_many(list(queries), N, along=("bright", "dark"))
+    for query, hits in zip(queries, many):
+        own = {int(part.value[1:]) for part in query.parts if part.kind == "item"}
+        best = along_by_the_formula(rows, *queries[query], texts)
+        assert [number(hit) for hit in hits] == [row for row in best if row not in own]
+        assert [hit.id for hit in searcher.search(query, N, along=("bright", "dark"))] == [hit.id for hit in hits]
+        swapped = searcher.search(query, N, along=("dark", "bright"))
+        assert [hit.id for hit in swapped] == [hit.id for hit in hits]  # an axis has two ends, and no direction
+
+
+def test_hits_lie_on_the_querys_side_of_the_axis(world, searcher):
+    rows, (bright, dark) = embeddings(world), world[0].encode_text(["bright", "dark"])
+    axis = (dark - bright) / np.linalg.norm(dark - bright)
+    own = [rows[4] @ axis > rows[::2].mean(0) @ axis, rows[6] @ axis > rows[::2].mean(0) @ axis]
+    for item, above in zip(("i4", "i6"), own):
+        for name, half in (("grey", rows[::2]), ("other", rows[1::2])):
+            hits = searcher.search(Query.item(item), 5, Where(modality=name), along=("bright", "dark"))
+            side = np.mean([rows[number(hit)] @ axis for hit in hits]) > half.mean(0) @ axis
+            assert side == above
+
+
 def test_conditions_and_modalities_one_after_the_other(world, searcher):
     hits = searcher.search("bright", 4, Where(label="l1"), per_modality=True)
     assert [hit.modality for hit in hits] == ["grey"] * 4 + ["other"] * 4
@@ -145,6 +188,10 @@ def test_gap_correction_is_the_indexs_own(world, searcher):
     means = np.stack([space.image_mean(("grey", "other")[i % 2]) for i in range(N)])
     centred = correct_gap(embeddings(world), means)
     np.testing.assert_allclose([hit.score for hit in hits], np.sort(centred @ centred[4])[::-1], atol=1e-5)
+    with pytest.raises(SpaceError, match="which texts do not fit"):
+        stored.search(Query.file(paths[4], "grey"), along=("bright", "dark"))
+    with pytest.raises(ConfigError, match="the two wordings"):
+        searcher.search("bright", along=("dark", "dark"))
     one_side = searcher.search(Query.file(paths[4], "grey"), N, gap_correction=True, rank="cosine")
     expected = np.sort(embeddings(world) @ centred[4])[::-1]
     np.testing.assert_allclose([hit.score for hit in one_side], expected, atol=1e-5)

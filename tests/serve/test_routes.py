@@ -109,6 +109,26 @@ def test_search_combines_parts_and_excludes_the_query_items(client, world, broug
     assert [hit["id"] for hit in hits] == [name for name in order if name != "i003"]
 
 
+def test_a_search_along_an_axis_is_that_of_the_searcher(client, world, brought):
+    from m3bind.search.query import Query
+    from m3bind.search.searcher import Searcher
+
+    searcher, along = Searcher(world.space, world.index), ("a lung", "the heart")
+    queries = {
+        "item": Query.item("i003"), "text": Query.text("pneumonia"), "upload": Query.file(world.files["xray"], "xray"),
+    }  # fmt: skip
+    values = {"item": "i003", "text": "pneumonia", "upload": brought["xray"]["id"]}
+    for kind, query in queries.items():
+        asked = {"parts": [{"kind": kind, "value": values[kind]}], "k": 20, "along": along}
+        hits = client.post("/api/search", json=asked).json()["hits"]
+        expected = searcher.search(query, 20, along=along)
+        assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
+        np.testing.assert_allclose([hit["score"] for hit in hits], [hit.score for hit in expected], atol=1e-4)
+    for wrong, status in ((["a", "a"], 400), (["a"], 422), (["a", ""], 422), (["a", "b", "c"], 422)):
+        answer = client.post("/api/search", json={**QUESTION, "along": wrong})
+        assert answer.status_code == status
+
+
 def test_conditions_and_modalities(client):
     where = {"modality": ["ct", "ecg"], "label": ["pleural_effusion"], "since": "2005", "until": "2015-06"}
     hits = client.post("/api/search", json={**QUESTION, "k": 50, "where": where}).json()["hits"]

@@ -27,6 +27,10 @@ def search(
     rank: Annotated[
         str, typer.Option(help="order of hits of several modalities: calibrated, or cosine")
     ] = "calibrated",
+    along: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="TEXT TEXT", help='"more like this, as to ...": two opposites, e.g. normal abnormal'),
+    ] = None,
     gap_correction: Annotated[
         bool | None,
         typer.Option(help="subtract the modality's mean from files; default: as in the index"),
@@ -46,6 +50,7 @@ def search(
     Examples:
       m3bind search index --space runs/demo/space --text "atrial fibrillation" --where modality=ecg
       m3bind search index --space runs/demo/space --file a.png:xray --without "effusion" --html hits.html
+      m3bind search index --space runs/demo/space --file a.png:xray --along normal abnormal
     """
     compute = compute_of(device, workers)
     from m3bind.core.files import write_json
@@ -61,7 +66,13 @@ def search(
     searcher = Searcher(load(space, compute.device), source, compute.workers)
     query = parse_query(text or [], file or [], item or [], without or [], searcher.space.modalities)
     hits = searcher.search(
-        query, k, conditions, rank=cast(Any, rank), per_modality=per_modality, gap_correction=gap_correction
+        query,
+        k,
+        conditions,
+        rank=cast(Any, rank),
+        per_modality=per_modality,
+        gap_correction=gap_correction,
+        along=along,
     )
     roots = Roots([Path(source), *(files or remembered(source))])
     print(hits_as_text(query, hits))

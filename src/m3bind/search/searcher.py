@@ -22,6 +22,7 @@ from m3bind.index.base import INCOMPLETE, KEY, Index, Where
 from m3bind.index.calibration import calibration_of
 from m3bind.index.uri import open_index
 from m3bind.models.embedding import Array, correct_gap
+from m3bind.search.along import ConceptAxis
 from m3bind.search.query import Query, QueryPart
 from m3bind.search.thumbnails import thumbnail
 from m3bind.space.bundle import Space
@@ -94,10 +95,11 @@ class Searcher:
         rank: Rank = "calibrated",
         per_modality: bool = False,
         gap_correction: bool | None = None,
+        along: tuple[str, str] | None = None,
     ) -> list[Hit]:
         """The k best items, best first; see `search_many`."""
         options: dict[str, Any] = {"rank": rank, "per_modality": per_modality, "gap_correction": gap_correction}
-        return self.search_many([query], k, where, **options)[0]
+        return self.search_many([query], k, where, along=along, **options)[0]
 
     def search_many(
         self,
@@ -108,6 +110,7 @@ class Searcher:
         rank: Rank = "calibrated",
         per_modality: bool = False,
         gap_correction: bool | None = None,
+        along: tuple[str, str] | None = None,
     ) -> list[list[Hit]]:
         """The hits of each query, best first; all queries are searched together.
 
@@ -120,9 +123,10 @@ class Searcher:
             gap_correction: subtract the modality's mean embedding from files. Default: as in the index, so that both
                 sides are corrected or neither; correcting the files alone changed precision of search across
                 modalities by under .01 (docs/search.md).
+            along: two opposite wordings, e.g. ("normal", "abnormal"): rank by the query's side of this axis (along.py).
 
         Raises:
-            ConfigError: k < 1, or a query that cannot be combined.
+            ConfigError: k < 1, a query that cannot be combined, or an axis of two equal wordings.
             SpaceError: a text or uncorrected files, on an index with gap correction; a mean is missing.
             UnknownNameError: no such modality, item or text tower.
             ReadError: a file cannot be read.
@@ -134,7 +138,8 @@ class Searcher:
             own.append({part.value for part in parsed[-1].parts if part.kind == "item"})
         if not parsed:
             return []
-        return self.nearest(self.embed(parsed, gap_correction), k, where, own, rank=rank, per_modality=per_modality)
+        rows = self.embed(parsed, gap_correction, along)
+        return self.nearest(rows, k, where, own, rank=rank, per_modality=per_modality)
 
     def nearest(
         self,
@@ -160,12 +165,14 @@ class Searcher:
         key = (lambda hit: -hit.calibrated) if rank == "calibrated" else (lambda hit: -hit.score)
         return [sorted(hits, key=key)[:k] for hits in merged]
 
-    def embed(self, queries: Sequence[Query], gap_correction: bool | None = None) -> Array:
+    def embed(
+        self, queries: Sequence[Query], gap_correction: bool | None = None, along: tuple[str, str] | None = None
+    ) -> Array:
         """The unit vectors (q, d) of queries; each tower is called once. Arguments and errors: `search_many`."""
         corrected = self.index.gap_corrected if gap_correction is None else gap_correction
         parts = list(dict.fromkeys(chain.from_iterable(query.parts for query in queries)))
         if self.index.gap_corrected:
-            if any(part.kind == "text" for part in parts):
+            if along or any(part.kind == "text" for part in parts):
                 raise SpaceError(
                     f"{self.index.uri} was encoded with gap correction, which texts do not fit; encode it again without"
                 )
@@ -187,9 +194,17 @@ class Searcher:
                 rows = correct_gap(rows, self.space.image_mean(name)) if corrected else rows
             vectors |= zip(members, rows)
         combined = []
+        axis = along and ConceptAxis.between(self.space.encode_text(along), self.calibration.rows)
         for query in queries:
-            combined.append(query.combine(np.stack([vectors[part] for part in query.parts])))
+            rows = np.stack([vectors[part] for part in query.parts])
+            combined.append(axis.combine(query, rows, self._kinds(query)) if axis else query.combine(rows))
         return np.stack(combined)
+
+    def _kinds(self, query: Query) -> list[str]:
+        """The modality of each part; "" for a text."""
+        items = [part.value for part in query.parts if part.kind == "item"]
+        known = dict(zip(items, self.index.items(items)["modality"])) if items else {}
+        return [known[part.value] if part.kind == "item" else part.modality for part in query.parts]
 
     def _modalities(self, where: Where | None) -> list[str]:
         """The modalities to search."""

@@ -13,6 +13,7 @@ import numpy as np
 from m3bind.errors import ConfigError
 from m3bind.models.embedding import Array, correct_gap
 from m3bind.search import query
+from m3bind.search.along import ConceptAxis
 from m3bind.serve.errors import Refusal
 from m3bind.serve.index_reload import ArchiveState
 from m3bind.serve.schemas import QuestionPart, Source
@@ -39,28 +40,39 @@ class Questions:
         """Texts -> (n, d), by the shared text encoder if there is any, else by the first modality's own."""
         return self.space.encode_text(texts, self._tower)
 
-    def vector(self, state: ArchiveState, parts: Sequence[QuestionPart]) -> Array:
-        """The query (d,).
+    def vector(self, state: ArchiveState, parts: Sequence[QuestionPart], along: tuple[str, str] | None = None) -> Array:
+        """The query (d,), with `along` turned to its side of the axis between two wordings (`search.along`).
 
         Raises:
             Refusal: an upload that has expired, parts that cancel each other out, texts on a gap-corrected index.
+            ConfigError: an axis of two equal wordings.
             UnknownNameError: a missing item.
         """
+        axis = self._axis(state, along) if along else None
         rows = np.stack([self._row(state, part.kind, part.value) for part in parts])
         weighted = query.Query(tuple(query.QueryPart("item", "", part.weight) for part in parts))
         try:
-            return weighted.combine(rows)
+            if axis is None:
+                return weighted.combine(rows)
+            kinds = ["" if part.kind == "text" else self._modality(state, part.kind, part.value) for part in parts]
+            return axis.combine(weighted, rows, kinds)
         except ConfigError:
             reason = "The parts cancel each other out, or negative weights prevail; change the weights."
             raise Refusal(400, "cancelled", reason) from None
 
     def source(self, state: ArchiveState, source: Source) -> tuple[Array, str]:
         """The vector (d,) of an item or upload, and its modality."""
-        if source.kind == "upload":
-            modality = self._uploads.get(source.value).modality
-        else:
-            modality = str(state.index.items([source.value])["modality"].iloc[0])
-        return self._row(state, source.kind, source.value), modality
+        return self._row(state, source.kind, source.value), self._modality(state, source.kind, source.value)
+
+    def _axis(self, state: ArchiveState, wordings: tuple[str, str]) -> ConceptAxis:
+        need_texts(state)
+        return ConceptAxis.between(np.stack([self.text(text) for text in wordings]), state.searcher.calibration.rows)
+
+    def _modality(self, state: ArchiveState, kind: str, value: str) -> str:
+        """The modality of an item or upload."""
+        if kind == "upload":
+            return self._uploads.get(value).modality
+        return str(state.index.items([value])["modality"].iloc[0])
 
     def _row(self, state: ArchiveState, kind: str, value: str) -> Array:
         if kind == "item":

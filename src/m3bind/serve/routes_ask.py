@@ -26,7 +26,7 @@ def add(router: APIRouter, service: Service) -> None:
         begun = time.perf_counter()
 
         def work(state: ArchiveState) -> dict[str, Any]:
-            row = service.questions.vector(state, asked.parts)
+            row = service.questions.vector(state, asked.parts, asked.along)
             own = {part.value for part in asked.parts if part.kind == "item"}
             hits = state.searcher.nearest(
                 row[None], asked.k, asked.where.where(), [own], rank=asked.rank, per_modality=asked.per_modality

@@ -64,6 +64,9 @@ class Search(Strict):
     where: Conditions = Conditions()
     rank: Literal["calibrated", "cosine"] = "calibrated"
     per_modality: bool = Field(False, description="k hits of each modality, one modality after the other")
+    along: tuple[Text, Text] | None = Field(
+        None, description="two opposite wordings: rank by the query's side of the axis between them"
+    )
 
 
 class AnswerHit(BaseModel):

@@ -34,6 +34,13 @@ export function startFilters(known) {
   for (const name of ["since", "until"]) {
     $(name).addEventListener("change", () => where({ [name]: $(name).value }));
   }
+  for (const at of [0, 1]) {
+    $(`along-${at}`).addEventListener("change", () => {
+      const along = [...store.get().along];
+      along[at] = $(`along-${at}`).value.trim();
+      store.set({ along });
+    });
+  }
   $("k").addEventListener("change", () => store.set({ k: Number($("k").value) }));
   $("rank").addEventListener("change", () => store.set({ rank: $("rank").value }));
   $("grouped").addEventListener("change", () => store.set({ grouped: $("grouped").checked }));
@@ -122,6 +129,7 @@ function draw(state) {
     $("k"),
     amounts.map((n) => h("option", { value: String(n), selected: n === state.k }, String(n))),
   );
+  for (const at of [0, 1]) $(`along-${at}`).value = state.along[at];
   $("rank").value = state.rank;
   $("grouped").checked = state.grouped;
   const n = conditions(now);

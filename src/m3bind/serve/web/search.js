@@ -37,11 +37,12 @@ export function startSearch(known) {
   search(store.get());
 }
 
-const question = ({ parts, where, k, rank, grouped }) => ({
+const question = ({ parts, where, k, rank, along, grouped }) => ({
   parts: store.asked(parts),
   k: Math.min(k, about.limits?.k ?? k),
   where: asWhere(where),
   rank,
+  ...(along.every(Boolean) ? { along } : {}),
   per_modality: grouped,
 });
 

@@ -9,6 +9,7 @@ const START = {
   where: { modality: [], label: [], patient: [], since: "", until: "" },
   k: 12,
   rank: "calibrated",
+  along: ["", ""], // two opposite wordings, or none
   grouped: false,
   open: null, // {kind: item | upload, value}
   zero: { source: null, labels: [], template: "", threshold: 0.5 },
@@ -30,6 +31,8 @@ export function read(hash) {
     else if (DAYS.includes(key)) state.where[key] = text;
     else if (key === "k" && Number.isInteger(number) && number > 0) state.k = number;
     else if (key === "rank" && text === "cosine") state.rank = text;
+    else if (key === "either") state.along[0] = text;
+    else if (key === "or") state.along[1] = text;
     else if (key === "grouped") state.grouped = text === "1";
     else if (key === "open") state.open = { kind: "item", value: text };
     else if (key === "source") state.zero.source = { kind: "item", value: text };
@@ -49,6 +52,7 @@ export function write(state) {
   for (const name of LISTS) for (const value of state.where[name]) query.append(name, value);
   for (const name of DAYS) if (state.where[name]) query.append(name, state.where[name]);
   for (const name of ["k", "rank"]) if (state[name] !== START[name]) query.append(name, state[name]);
+  ["either", "or"].forEach((name, at) => state.along[at] && query.append(name, state.along[at]));
   if (state.grouped) query.append("grouped", "1");
   if (state.open?.kind === "item") query.append("open", state.open.value);
   const { source, labels, template, threshold } = state.zero;
@@ -93,7 +97,8 @@ export function set(change, { quiet = false } = {}) {
 }
 
 /** An empty query: the page as on a first visit. */
-export const clear = () => set({ parts: [], where: structuredClone(START.where), open: null });
+export const clear = () =>
+  set({ parts: [], where: structuredClone(START.where), along: structuredClone(START.along), open: null });
 
 /** The parts in the form of a request. */
 export const asked = (parts) => parts.map(({ kind, value, weight }) => ({ kind, value, weight }));
