@@ -3,6 +3,7 @@ import pytest
 from known import only
 from space import archives
 
+OWN = {"normal": ("clear lungs", "no finding"), "pneumonia": ("an opacity",)}  # classes of a prompt file
 OURS = "willReadFrequently"  # the browser's warning to tests that read pixels
 
 
@@ -27,10 +28,15 @@ def clinic(tmp_path_factory):
 def served(_known, clinic):
     """The address of the real service of the clinic."""
     pytest.importorskip("fastapi", reason="needs the extra serve")
+    from m3bind.evaluate.own_prompts import OwnClasses
     from m3bind.serve.app import make_app
     from serve.web.clinic import Server
 
-    with Server(make_app(clinic[0], clinic[1], texts=["a mass in the left lung"])) as server:
+    with Server(
+        make_app(
+            clinic[0], clinic[1], texts=["a mass in the left lung"], classes=[OwnClasses("infection", "xray", OWN)]
+        )
+    ) as server:
         yield server.url
 
 

@@ -57,6 +57,23 @@ def test_words_find_what_the_library_finds(open_page, clinic):
     assert page.title() == "Search – m3bind"
 
 
+def test_an_axis_turns_the_query(open_page, clinic):
+    space, index, _ = clinic
+    page = open_page()
+    ask(page, "pneumonia")
+    page.fill("#along-0", "normal")
+    page.press("#along-0", "Tab")  # one end alone changes nothing
+    with page.expect_response("**/api/search") as caught:
+        page.fill("#along-1", "abnormal")
+        page.press("#along-1", "Enter")
+    asked, _ = exchanged(caught)
+    assert asked["along"] == ["normal", "abnormal"]
+    right = Searcher(space, index).search(Query.text("pneumonia"), 12, along=("normal", "abnormal"))
+    page.wait_for_function("id => document.querySelector('li.card')?.dataset.id === id", arg=right[0].id)
+    assert cards(page) == [hit.id for hit in right]
+    assert "either=normal" in page.url and "or=abnormal" in page.url
+
+
 def test_a_first_visit_offers_labels_of_the_index(open_page):
     page = open_page()
     page.wait_for_selector(".welcome")
@@ -250,6 +267,7 @@ states = st.fixed_dictionaries(
         ),
         "k": st.integers(1, 200),
         "rank": st.sampled_from(["calibrated", "cosine"]),
+        "along": st.lists(st.just("") | words, min_size=2, max_size=2),
         "grouped": st.booleans(),
         "open": st.none() | words.map(lambda value: {"kind": "item", "value": value}),
         "zero": st.fixed_dictionaries(

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from serve.web.conftest import OWN
+
 pytestmark = pytest.mark.whole
 
 
@@ -36,6 +38,24 @@ def test_a_file_is_weighed(open_page, clinic):
     page.fill("#template", "findings of {}")
     asked, _ = weigh(page, labels)
     assert asked["template"] == "findings of {}"
+
+
+def test_classes_of_a_prompt_file_and_typed_texts(open_page, clinic):
+    page = open_page("#/zero-shot")
+    page.wait_for_selector(".ready")
+    page.set_input_files("#zero-files", clinic[2]["xray"][0])
+    page.wait_for_selector(".source")
+    page.get_by_role("button", name="infection").click()
+    assert page.input_value("#zero-labels") == "normal = clear lungs | no finding\npneumonia = an opacity"
+    for lines in (page.input_value("#zero-labels").split("\n"), ["normal = clear lungs | no finding", "pneumonia"]):
+        asked, answer = weigh(page, lines)
+        prompts = {label: list(texts) for label, texts in OWN.items()}
+        prompts["pneumonia"] = prompts["pneumonia"] if "=" in lines[1] else ["pneumonia"]
+        assert asked["labels"] == list(OWN) and asked["prompts"] == prompts
+        assert shown(page) == pytest.approx(dict(zip(OWN, (100 * p for p in answer["probabilities"]))), abs=0.051)
+    page.fill("#template", "findings of {}")
+    page.get_by_role("button", name="Classify", exact=True).click()
+    assert "no template" in page.inner_text("#zero-error")
 
 
 def test_an_abstention_gives_its_reason(open_page):
