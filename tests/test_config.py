@@ -10,7 +10,7 @@ from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.experiments.suite import load_suite
 
 
-@pytest.mark.parametrize("name", ["demo", "quick", "mini5", "paper", "paper-literal"])
+@pytest.mark.parametrize("name", ["demo", "quick", "mini5", "open5", "paper", "paper-literal"])
 def test_every_preset_is_valid_and_survives_saving(name, tmp_path):
     assert name in presets()
     config = load_config(name)

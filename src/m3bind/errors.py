@@ -128,6 +128,10 @@ class DeviceMemoryError(M3BindError):
         )
 
 
+class DownloadError(M3BindError):
+    """A file cannot be downloaded: no address has it, or its sum is not the published one."""
+
+
 class ResultError(M3BindError):
     """Results, settings or records of a run are missing, damaged, or changed since they were written."""
 

@@ -63,7 +63,8 @@ app = typer.Typer(
 )
 
 Settings = Annotated[
-    str, typer.Argument(metavar="SETTINGS", help="preset (demo, mini5, paper, paper-literal, quick) or a YAML file")
+    str,
+    typer.Argument(metavar="SETTINGS", help="preset (demo, mini5, open5, paper, paper-literal, quick) or a YAML file"),
 ]
 Change = Annotated[
     list[str] | None,

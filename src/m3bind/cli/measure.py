@@ -36,7 +36,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="with --manifest: YAML file of classes and prompts, or a packaged prompt set; repeatable"),
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="compute whole tables: paper, mini5, or a settings file")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="compute whole tables: paper, mini5, open5, or a settings file")
+    ] = None,
     change: Change = None,
     out: Out = Path("runs"),
     only: Annotated[
@@ -75,7 +77,7 @@ def evaluate(
         code = evaluate_suite(suite, change or [], out, only or [], missing, json_file, compute)
         raise typer.Exit(code)
     if space is None:
-        raise ConfigError("give a run or space folder, or a suite with --suite (paper, mini5)")
+        raise ConfigError("give a run or space folder, or a suite with --suite (paper, mini5, open5)")
     if manifest is None:
         from m3bind.pipeline.outputs import show_results
 

@@ -1,5 +1,6 @@
 """Commands that train: from data sets to a bound space."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,8 @@ from m3bind.cli.app import (
     run_of,
 )
 from m3bind.errors import ConfigError
+
+ONLINE = ("accept_licences", "mirror")  # options that --download alone uses
 
 
 @app.command(rich_help_panel=BIND)
@@ -68,37 +71,55 @@ def fit(
 @app.command(rich_help_panel=MODELS)
 def prepare(
     context: typer.Context,
-    settings: Annotated[str, typer.Argument(help="settings of a run, or a data set's name with --root")],
+    settings: Annotated[str, typer.Argument(help="settings of a run; with --root or --download a data set or open5")],
     change: Change = None,
     out: Out = Path("runs"),
     name: Name = None,
     seed: Seed = None,
     device: Device = None,
     workers: Workers = None,
-    root: Annotated[Path | None, typer.Option(help="folder of the data set in its official layout")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="folder of the data set in its official layout; with --download: where it is put"),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="fetch an open data set first, or the five of open5; resumable")
+    ] = False,
+    accept_licences: Annotated[
+        bool, typer.Option("--accept-licences", help="with --download: accept what is shown, without a question")
+    ] = False,
+    mirror: Annotated[
+        list[str] | None,
+        typer.Option(help="with --download: address of a folder with the same files, tried first; repeatable"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="rows per split, for a quick trial", min=1)] = None,
 ) -> None:
     """Write a data set's manifest, or read all files of a run.
 
     With --root: checks the folder, writes OUT/data/NAME/manifest.csv and compares the counts with the published ones.
+    With --download: fetches the files first, into OUT/data/downloads.
     With settings: reads the manifest and every file, quarantines bad ones with reasons, and fills the cache.
 
     \b
     Examples:
       m3bind prepare ptbxl --root ptb-xl-1.0.3
+      m3bind prepare open5 --download
       m3bind prepare mini5 --set data.manifest=m/manifest.csv
     """
     from m3bind.config import presets
     from m3bind.evaluate import benchmarks
+    from m3bind.evaluate.benchmarks._collections import COLLECTIONS, sets_of
 
-    if root is not None:
-        refuse_ignored(context, "with --root", "change", "seed")
-        done = benchmarks.prepare(benchmarks.get(settings), root, out / "data" / (name or settings), limit)
-        print(f"{done.report()}\nmanifest: {done.manifest}")
-        raise typer.Exit(1 if done.faults else 0)
+    if root is not None or download:
+        refuse_ignored(context, "with --root or --download", "change", "seed", *([] if download else ONLINE))
+        place = root or out / "data" / "downloads"
+        roots = {each: place / each if download or settings in COLLECTIONS else place for each in sets_of(settings)}
+        if download:
+            _download(roots, accept_licences, mirror or [])
+        raise typer.Exit(_prepare_sets(settings, roots, out / "data", name, limit))
     if settings not in presets() and settings in benchmarks.names():
         raise ConfigError(f"{settings} is a data set: give its folder with --root\n{benchmarks.get(settings).layout}")
-    refuse_ignored(context, "without --root", "limit")
+    refuse_ignored(context, "without --root or --download", "limit", *ONLINE)
     run = run_of(settings, change, out, name, seed, device, workers)
     data = run.prepare().dataset
     for modality, splits in data.records.items():
@@ -107,6 +128,34 @@ def prepare(
     if data.bad:
         print(f"{len(data.bad)} rows or files quarantined: {run.folder / 'quarantine.csv'}")
         raise typer.Exit(1)
+
+
+def _download(roots: dict[str, Path], accepted: bool, mirrors: list[str]) -> None:
+    """Fetch data sets into their folders, after their licences were shown and accepted."""
+    from m3bind.evaluate.benchmarks import get
+    from m3bind.evaluate.benchmarks._download import download, files_text
+
+    print(files_text(list(roots)))
+    if not accepted and not sys.stdin.isatty():
+        raise ConfigError("read the licences above; if you accept them, add --accept-licences")
+    if not accepted and not typer.confirm("Download these files under these licences?"):
+        raise typer.Exit(1)
+    for name, folder in roots.items():
+        download(get(name), folder, mirrors)
+
+
+def _prepare_sets(settings: str, roots: dict[str, Path], out: Path, name: str | None, limit: int | None) -> int:
+    """Write the manifests of a data set or collection and print what they hold; 1 if rows were quarantined."""
+    from m3bind.evaluate import benchmarks
+    from m3bind.evaluate.benchmarks._collections import COLLECTIONS, prepare_together
+
+    if settings in COLLECTIONS:
+        done, manifest = prepare_together(name or settings, roots, out, limit)
+    else:
+        done = [benchmarks.prepare(benchmarks.get(settings), roots[settings], out / (name or settings), limit)]
+        manifest = done[0].manifest
+    print("\n".join([*(part.report() for part in done), f"manifest: {manifest}"]))
+    return int(any(part.faults for part in done))
 
 
 @app.command(rich_help_panel=MODELS)

@@ -1,7 +1,7 @@
 """A data set in its published layout -> a manifest.
 
 * `Benchmark`: a data set's metadata (licence, access, layout, known counts) and its rows; `get`, `names`, `known_as`.
-* `BenchmarkItem`, `Fault`: a row of the manifest, or a quarantined one.
+* `BenchmarkItem`, `Fault`: a row of the manifest, or a quarantined one. `PublishedFile`: a file that can be downloaded.
 * `prepare`: checks the folder, writes `manifest.csv` and `prepared.json`; returns a `PreparedDataset`.
 * `read_table`: rows of a CSV, TSV or Excel file with their line numbers.
 
@@ -14,7 +14,7 @@ A prepared folder:
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -46,6 +46,7 @@ class BenchmarkItem:
     caption: str = ""  # report or caption
     visit: str = ""  # rows of one visit are right answers to each other
     rescale: str = ""  # "slope;intercept" that a CT's values still need
+    write: Callable[[], None] | None = None  # writes the extracted image; called if the row is used
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,18 @@ class Fault:
     kind: str = ""  # type of fault, common to several rows
 
 
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of an open data set. An archive is unpacked without its top folder, and only as far as needed."""
+
+    name: str  # in the data set's folder
+    url: str
+    sum: str = ""  # "md5:...", "sha256:..."; "": none is published
+    size: int = 0  # bytes, as listed by others; 0: not known before the download
+    unpack: tuple[str, ...] = ()  # of a zip archive: patterns of the members that are needed
+    sums: tuple[str, str] = ("", "")  # of a zip archive: its member that lists SHA-256 sums, and that member's own sum
+
+
 class Benchmark(ABC):
     """A data set. One subclass per data set in this package; `name` registers it."""
 
@@ -68,6 +81,7 @@ class Benchmark(ABC):
     licence: ClassVar[str] = ""
     url: ClassVar[str] = ""
     access: ClassVar[str] = ""  # how to obtain it
+    files: ClassVar[tuple[PublishedFile, ...]] = ()  # for `m3bind prepare NAME --download`; empty: not open
     layout: ClassVar[str] = ""  # the official tree, shown if a file is missing
     needs: ClassVar[tuple[str, ...]] = ()  # files or glob patterns below the folder that must exist
     extracts: ClassVar[bool] = False  # images are extracted from containers (HDF5, npz) into the prepared folder
@@ -174,6 +188,8 @@ def prepare(benchmark: Benchmark, root: Path, out: Path, limit: int | None = Non
                 faults.append(BadRow(fault.row, fault.reason, fault.path, fault.kind))
                 continue
             assert isinstance(item, BenchmarkItem)
+            if item.write is not None:
+                item.write()
             rows.append(_row(benchmark.name, item))
             patients.add(item.patient or item.id or item.path)
             counts.update([item.split, *(f"{item.split}/{name}" for name in {item.label, *item.labels} if name)])
@@ -216,7 +232,8 @@ def _fault(item: BenchmarkItem | Fault, base: Path) -> Fault | None:
     place = base / item.path
     if item.split not in SPLITS:
         return Fault(0, f"split {item.split!r} is not one of {', '.join(SPLITS)}", item.path, "of unknown split")
-    exists = place.exists() or any(place.with_name(place.name + ending).exists() for ending in (".hea", ".mat"))
+    names = ("", ".hea", ".mat")
+    exists = item.write is not None or any(place.with_name(place.name + ending).exists() for ending in names)
     return None if exists else Fault(0, "no such file", item.path, "with a missing file")
 
 

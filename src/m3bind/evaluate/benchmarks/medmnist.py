@@ -11,6 +11,7 @@ units are approximate.
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from m3bind.errors import ManifestError
 from m3bind.evaluate.benchmarks._extract import npz_rows, save_png, save_volume
-from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, PublishedFile
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
@@ -34,13 +35,19 @@ class MedMnist(Benchmark):
     access: ClassVar[str] = "Open: one npz file per set and size from Zenodo."
     extracts: ClassVar[bool] = True
     notes: ClassVar[str] = "Official splits. Patients are not published; each image counts as its own."
+    largest: ClassVar[int] = 224  # pixels of the largest size
     several: ClassVar[bool] = False  # several findings per image instead of one class
     ending: ClassVar[str] = ".png"
     sizes: ClassVar[str] = "_64.npz, _128, _224"
+    md5: ClassVar[str] = ""  # of the file with the largest size, from the set's own package (medmnist 3.0.2)
+    size: ClassVar[int] = 0  # bytes of that file
 
     def __init_subclass__(cls) -> None:
         stem = cls.name.removeprefix("medmnist_")
         cls.layout, cls.needs = f"{stem}.npz, or {stem}{cls.sizes}", (f"{stem}*.npz",)
+        if cls.md5:
+            name = f"{stem}_{cls.largest}.npz"
+            cls.files = (PublishedFile(name, f"{cls.url}/files/{name}?download=1", f"md5:{cls.md5}", cls.size),)
 
     def items(self, root: Path, out: Path) -> Iterator[BenchmarkItem | Fault]:
         """One item per image: train, valid, test, in the order of the arrays."""
@@ -60,10 +67,10 @@ class MedMnist(Benchmark):
                 if numbers.max(initial=0) >= len(self.classes) or numbers.min(initial=0) < 0:
                     yield Fault(0, f"its label is not one of {len(self.classes)}", place, "of unknown label")
                     continue
-                self.save(out / place, pixels, size)
                 names = tuple(self.classes[number] for number in numbers)
                 label, labels = ("", names) if self.several else (names[0], ())
-                yield BenchmarkItem(place, split, self.modalities[0], label=label, labels=labels)
+                write = partial(self.save, out / place, pixels, size)
+                yield BenchmarkItem(place, split, self.modalities[0], label=label, labels=labels, write=write)
 
     def _file(self, root: Path) -> tuple[Path, int]:
         """The npz file of the largest size, and that size.
@@ -90,6 +97,7 @@ class Volumes(MedMnist):
 
     modalities: ClassVar[tuple[str, ...]] = ("ct",)
     ending: ClassVar[str] = ".nii.gz"
+    largest: ClassVar[int] = 64
     sizes: ClassVar[str] = "_64.npz"
     window: ClassVar[tuple[float, float]] = (-1000.0, 1000.0)  # HU of 0 and 255
     side: ClassVar[float] = 28.0  # mm of the cube
@@ -104,6 +112,8 @@ class PathMnist(MedMnist):
     """Colorectal tissue (NCT-CRC-HE-100K, test from another centre)."""
 
     name: ClassVar[str] = "medmnist_pathmnist"
+    md5: ClassVar[str] = "2c51a510bcdc9cf8ddb2af93af1eadec"
+    size: ClassVar[int] = 11_800_000_000
     title: ClassVar[str] = "PathMNIST"
     modalities: ClassVar[tuple[str, ...]] = ("pathology",)
     classes: ClassVar[tuple[str, ...]] = (
@@ -117,6 +127,8 @@ class PneumoniaMnist(MedMnist):
     """Chest X-rays of children with and without pneumonia."""
 
     name: ClassVar[str] = "medmnist_pneumoniamnist"
+    md5: ClassVar[str] = "d6a3c71de1b945ea11211b03746c1fe1"
+    size: ClassVar[int] = 214_384_716
     title: ClassVar[str] = "PneumoniaMNIST"
     modalities: ClassVar[tuple[str, ...]] = ("xray",)
     classes: ClassVar[tuple[str, ...]] = ("normal", "pneumonia")
@@ -127,6 +139,7 @@ class ChestMnist(MedMnist):
     """Chest X-rays of NIH ChestX-ray14 with fourteen findings."""
 
     name: ClassVar[str] = "medmnist_chestmnist"
+    md5: ClassVar[str] = "45bd33e6f06c3e8cdb481c74a89152aa"
     title: ClassVar[str] = "ChestMNIST"
     modalities: ClassVar[tuple[str, ...]] = ("xray",)
     several: ClassVar[bool] = True
@@ -141,6 +154,8 @@ class RetinaMnist(MedMnist):
     """Fundus photographs of DeepDRiD with five grades of diabetic retinopathy."""
 
     name: ClassVar[str] = "medmnist_retinamnist"
+    md5: ClassVar[str] = "eae7e3b6f3fcbda4ae613ebdcbe35348"
+    size: ClassVar[int] = 127_992_567
     title: ClassVar[str] = "RetinaMNIST"
     modalities: ClassVar[tuple[str, ...]] = ("retina",)
     classes: ClassVar[tuple[str, ...]] = tuple(
@@ -157,6 +172,7 @@ class OrganMnist3d(Volumes):
     """Organs of LiTS in boxes of their own size, abdominal window."""
 
     name: ClassVar[str] = "medmnist_organmnist3d"
+    md5: ClassVar[str] = "58a2205adf14a9d0a189cb06dc78bf10"
     title: ClassVar[str] = "OrganMNIST3D"
     classes: ClassVar[tuple[str, ...]] = (
         "liver", "kidney-right", "kidney-left", "femur-right", "femur-left", "bladder", "heart", "lung-right",
@@ -175,6 +191,7 @@ class NoduleMnist3d(Volumes):
     """Lung nodules of LIDC-IDRI, benign or malignant, cubes of 28 mm."""
 
     name: ClassVar[str] = "medmnist_nodulemnist3d"
+    md5: ClassVar[str] = "c47c5b7d457bf6332200d2ea6d64ecd8"
     title: ClassVar[str] = "NoduleMNIST3D"
     classes: ClassVar[tuple[str, ...]] = ("benign", "malignant")
     known: ClassVar[Mapping[str, int]] = {"train": 1158, "valid": 165, "test": 310}
@@ -189,6 +206,7 @@ class FractureMnist3d(Volumes):
     """Rib fractures of RibFrac, three kinds, cubes of 64 mm."""
 
     name: ClassVar[str] = "medmnist_fracturemnist3d"
+    md5: ClassVar[str] = "f01d7e6316aedf4210da0da5b7437b42"
     title: ClassVar[str] = "FractureMNIST3D"
     classes: ClassVar[tuple[str, ...]] = (
         "buckle rib fracture", "nondisplaced rib fracture", "displaced rib fracture",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from m3bind.evaluate.benchmarks._cells import is_one, literal, whole
-from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, read_table
+from m3bind.evaluate.benchmarks.base import Benchmark, BenchmarkItem, Fault, PublishedFile, read_table
 
 SUPER = ("NORM", "MI", "STTC", "CD", "HYP")
 SUB = (
@@ -35,6 +35,15 @@ class PtbXl(Benchmark):
     licence: ClassVar[str] = "CC BY 4.0"
     url: ClassVar[str] = "https://physionet.org/content/ptb-xl/1.0.3/"
     access: ClassVar[str] = "Open: download and unpack the zip file (1.7 GB) from PhysioNet."
+    files: ClassVar[tuple[PublishedFile, ...]] = (
+        PublishedFile(
+            "ptb-xl-1.0.3.zip",
+            "https://physionet.org/content/ptb-xl/get-zip/1.0.3/",
+            size=1_839_504_686,
+            unpack=("ptbxl_database.csv", "scp_statements.csv", "LICENSE.txt", "records100/*"),
+            sums=("SHA256SUMS.txt", "b7224b92b341511ec3ceb13dc6652079b2c36a06504bcb49506f157f51dc695d"),
+        ),
+    )
     layout: ClassVar[str] = """\
 ptbxl_database.csv
 scp_statements.csv
