@@ -3,11 +3,14 @@
 import io
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from m3bind.errors import M3BindError
+from m3bind.evaluate import compare
 from m3bind.evaluate import pivot as p
 from m3bind.evaluate import results as r
 from m3bind.evaluate.confidence import Estimate
@@ -86,10 +89,29 @@ def test_another_towers_text_is_another_line():
     assert len(p.headline([make(0.8, "aligned"), make(0.7, "aligned", "teacher:ct")]).lines) == 1
 
 
-def test_seeds_are_averaged_with_spread_and_widest_interval():
-    cell = p.pivot([make(0.8, seed=0), make(0.9, seed=1), make(0.7, seed=2)]).lines[0].cells["unbound"]
+def drawn(value, stage="unbound", seed=0, noise=0.02, metric="auc", **more):
+    """A row whose replicates are those of the same patients in every row."""
+    replicates = value + noise * np.random.default_rng(0).normal(size=400)
+    return replace(make(value, stage, seed=seed, metric=metric), replicates=replicates, freedom=100.0, **more)
+
+
+def test_seeds_are_averaged_with_spread_and_the_interval_of_their_mean():
+    one = p.pivot([drawn(0.8)]).lines[0].cells["unbound"]
+    cell = p.pivot([drawn(0.8), drawn(0.9, seed=1), drawn(0.7, seed=2)]).lines[0].cells["unbound"]
     assert (cell.value, cell.seeds) == (pytest.approx(0.8), 3)
-    assert cell.spread == pytest.approx(0.1) and (cell.ci_low, cell.ci_high) == pytest.approx((0.65, 0.95))
+    assert cell.spread == pytest.approx(0.1)
+    assert cell.ci_high - cell.ci_low > 2 * (one.ci_high - one.ci_low)  # seeds differ by more than patients
+    equal = p.pivot([drawn(0.8), drawn(0.8, seed=1), drawn(0.8, seed=2)]).lines[0].cells["unbound"]
+    patients = compare.interval(0.8, 0.02, 100.0)
+    assert (equal.ci_low, equal.ci_high) == pytest.approx(patients, abs=0.005)  # more seeds, not more patients
+    stored = p.pivot([make(0.8), make(0.9, seed=1)]).lines[0].cells["unbound"]
+    assert math.isnan(stored.ci_low)  # no replicates
+
+
+def test_n_is_stated_as_files_and_patients():
+    table = p.html_table(p.pivot([drawn(0.8, patients=100)]), "metrics")
+    assert "155<small>of 100 patients</small>" in table
+    assert "patients" not in p.html_table(p.pivot([drawn(0.8, patients=155)]), "metrics")
 
 
 def test_headline_takes_auc_for_two_classes_and_balanced_accuracy_for_more():
@@ -106,10 +128,13 @@ def test_console_prints_value_interval_n_and_chance():
         assert part in text
 
 
-def test_page_calls_a_change_better_only_outside_the_interval():
+def test_page_calls_a_change_better_only_if_the_paired_interval_excludes_zero():
     def changed(last, metric="auc"):
-        return p.html_table(p.pivot([make(0.8, metric=metric), make(last, "aligned", metric=metric)]), "metrics")
+        second = replace(drawn(last, "aligned", metric=metric), replicates=last + noise.normal(size=400) * 0.02)
+        return p.html_table(p.pivot([drawn(0.8, metric=metric), second]), "metrics")
 
+    noise = np.random.default_rng(1)
     assert "better" in changed(0.9) and "worse" in changed(0.7)
     assert "better" not in changed(0.82) and "worse" not in changed(0.78)
     assert "worse" in changed(0.9, "median_rank") and "better" not in changed(0.9, "cos_other")
+    assert "± 0.0" in changed(0.82)  # the half-width

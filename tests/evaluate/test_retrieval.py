@@ -93,21 +93,6 @@ def test_concept_auc_equals_a_loop_over_pairs(classes):
     assert estimate.ci_low < estimate.value < estimate.ci_high
 
 
-def test_bins_change_the_interval_of_concept_auc_very_little():
-    y, z = RNG.integers(0, 2, 40), RNG.integers(0, 2, 30)
-    a, b = unit(RNG.normal(size=(40, 8)) + y[:, None]), unit(RNG.normal(size=(30, 8)) + z[:, None])
-    draw = Resampling(resamples=30, seed=1)
-    found = retrieval.concept_auc(a, b, y, z, draw).replicates
-    scores = retrieval.cosines(a, b)
-    for weights, replicate in zip(np.concatenate(list(draw.weights(40))), found):
-        rows = np.repeat(np.arange(40), weights.astype(int))
-        exact = []
-        for c in (0, 1):
-            mine = scores[rows[y[rows] == c]]
-            exact.append(roc_auc_score(np.tile(z == c, len(mine)), mine.ravel()))
-        assert replicate == pytest.approx(np.mean(exact), abs=0.003)
-
-
 def test_a_gallery_item_similar_to_everything_gains_nothing():
     y = np.array([0, 1] * 20)
     gallery = np.eye(4)[:2][y]

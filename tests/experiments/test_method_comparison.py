@@ -41,14 +41,18 @@ def test_what_a_row_is_trained_on_is_stated():
 def test_a_difference_is_significant_only_beyond_its_own_spread():
     random = np.random.default_rng(0)
     patients, seeds = random.normal(0, 0.05, 200), random.normal(0, 0.02, (5, 1))
-    ours = 0.5 + patients + seeds + random.normal(0, 0.002, (5, 200))
-    worse = ours - 0.03 + random.normal(0, 0.002, (5, 200))
+    drawn = 0.5 + patients + seeds + random.normal(0, 0.002, (5, 200))
+    ours = [{"value": v, "replicates": d.tolist(), "freedom": 99.0} for v, d in zip(0.5 + seeds[:, 0], drawn)]
+    worse = [
+        {**cell, "value": cell["value"] - 0.03, "replicates": np.subtract(cell["replicates"], 0.03)} for cell in ours
+    ]
+    worse = [{**cell, "replicates": cell["replicates"] + random.normal(0, 0.002, 200)} for cell in worse]
     found = paired(ours, worse)
     assert found["ci_low"] > 0.02 and found["ci_high"] < 0.04 and found["p"] < 0.01
     assert paired(worse, ours)["ci_high"] == pytest.approx(-found["ci_low"])
     alike = paired(ours, ours[::-1])  # the same values in another order of seeds: a difference of zero
     assert alike["ci_low"] < 0 < alike["ci_high"] and alike["p"] > 0.3
-    assert paired(ours, ours) == {"ci_low": 0, "ci_high": 0, "p": 1.0}
+    assert paired(ours, ours) == {"difference": 0, "ci_low": 0, "ci_high": 0, "p": 1.0}
 
 
 @pytest.fixture

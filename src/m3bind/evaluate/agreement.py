@@ -20,14 +20,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m3bind.errors import ConfigError
-from m3bind.evaluate.confidence import Estimate, Resampling, mean_estimate
+from m3bind.evaluate.confidence import SIGNED, Estimate, Resampling, average, mean_estimate
+from m3bind.evaluate.instance_search import Search, search_estimates
 from m3bind.evaluate.results import Context, Row
-from m3bind.evaluate.retrieval import search_stats
 from m3bind.evaluate.zero_shot import unit
 
 
-def text_agreement(towers: Sequence[ArrayLike], resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
-    """cos, cos_other, cos_within, ccos and R@1 of two or more towers (n, d) of unit rows; texts are resampled.
+def text_agreement(towers: Sequence[ArrayLike], resamples: int = 1000) -> dict[str, Estimate]:
+    """cos, cos_other, cos_within, ccos and R@1 of two or more towers (n, d) of unit rows; texts are resampled,
+    both as queries and as the others.
 
     cos and ccos average over unordered pairs, cos_other and R@1 over ordered ones. Chance of cos is cos_other (towers
     that agree on nothing but the mean), of ccos -1/(n-1) (centred rows sum to zero), of R@1 exactly 1/n.
@@ -41,20 +42,28 @@ def text_agreement(towers: Sequence[ArrayLike], resamples: int = 1000, seed: int
         raise ConfigError(
             f"text agreement needs two or more towers of equal shape with two or more texts, not {shapes}."
         )
-    n, draw = len(rows[0]), Resampling(None, resamples, seed)
+    n, draw = len(rows[0]), Resampling(None, resamples)
     centred = [unit(r - r.mean(0)) for r in rows]
     same = np.mean([_dots(a, b) for a, b in combinations(rows, 2)], axis=0)
     other = np.mean([_other(a, b) for a, b in permutations(rows, 2)], axis=0)
     numbers = np.arange(n)
-    first = np.mean([search_stats(a, b, numbers, numbers).hit_probability(1) for a, b in permutations(rows, 2)], axis=0)
+    within = np.mean([_other(r, r) for r in rows], axis=0)
     values = {
         "cos": (same, float(other.mean())),
-        "cos_other": (other, np.nan),
-        "cos_within": (np.mean([_other(r, r) for r in rows], axis=0), np.nan),
+        "cos_other": (_both(other), np.nan),
+        "cos_within": (_both(within), np.nan),
         "ccos": (np.mean([_dots(a, b) for a, b in combinations(centred, 2)], axis=0), -1 / (n - 1)),
-        "R@1": (first, 1 / n),
     }
-    return {name: mean_estimate(each, chance, draw) for name, (each, chance) in values.items()}
+    found = {name: mean_estimate(each, chance, draw, SIGNED) for name, (each, chance) in values.items()}
+    searches = [
+        search_estimates([Search(a, b, numbers, numbers)], ["R@1"], resamples) for a, b in permutations(rows, 2)
+    ]
+    return {**found, "R@1": average([search["R@1"] for search in searches], n, n)}
+
+
+def _both(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values whose mean is that of `values` and which vary twice as much: each text is on both sides of its pairs."""
+    return np.asarray(2 * values - values.mean())
 
 
 def _dots(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -75,11 +84,11 @@ def agreement_rows(
     """
     n = len(np.asarray(next(iter(towers.values())))) if towers else 0
     together = replace(context, modality="mean", text_encoder="teacher", task="towers")
-    metrics = text_agreement(list(towers.values()), resamples, context.seed) if len(towers) > 1 else {}
+    metrics = text_agreement(list(towers.values()), resamples) if len(towers) > 1 else {}
     rows = [together.row("text_agreement", name, value, gallery=n) for name, value in metrics.items()]
     if student is not None:
         teacher = unit(np.mean([np.asarray(t, dtype=np.float64) for t in towers.values()], axis=0))
         place = replace(together, text_encoder="student", task="student to mean teacher")
-        pair = text_agreement([student, teacher], resamples, context.seed)
+        pair = text_agreement([student, teacher], resamples)
         rows += [place.row("text_agreement", name, value, gallery=n) for name, value in pair.items()]
     return rows

@@ -9,7 +9,7 @@
 Shapes: n samples, c classes or labels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +18,7 @@ from scipy.special import expit, log_expit, log_softmax
 
 from m3bind.errors import ConfigError
 from m3bind.evaluate.classification import BINS, expected_calibration_error, softmax
-from m3bind.evaluate.confidence import Floats, Groups, Resampling, mean_estimate, ratio, resampled
+from m3bind.evaluate.confidence import Estimate, Floats, Groups, Resampling, mean_estimate, ratio, resampled
 from m3bind.evaluate.results import Context, Row
 
 TARGET = 0.9
@@ -118,7 +118,7 @@ def calibration_rows(
     temperature, `logits` must be on the scale of the model (scaled cosines, log-odds of pairs).
     """
     given = answers(y, logits)
-    draw = Resampling(given.groups(patients), resamples, context.seed)
+    draw = Resampling(given.groups(patients), resamples)
     rows = [context.row("calibration", "ece", expected_calibration_error(given.confidence, given.right, draw))]
     if valid is None or not len(np.asarray(valid[0])):
         return rows
@@ -132,7 +132,7 @@ def calibration_rows(
 
     scaled = context.varied("temperature=valid")
     withheld = context.varied(f"answers for accuracy {target:g} on valid")
-    fixed = replace(mean_estimate([temperature], np.nan, Resampling(resamples=0)), n=len(np.asarray(valid[0])))
+    fixed = Estimate(temperature, np.nan, np.nan, len(np.asarray(valid[0])), np.nan)
     answered_accuracy = resampled(accuracy, len(right), float(warm.right.mean()), draw)
     return [
         *rows,

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from m3bind.errors import UnknownNameError
 from m3bind.evaluate.confidence import (
     DEFAULT,
+    SIGNED,
     Estimate,
     Floats,
     Resampling,
@@ -209,7 +210,7 @@ def kappa(y: ArrayLike, predicted: ArrayLike, draw: Resampling = DEFAULT) -> Est
         expected = squares - 2 * ratio(first * second, n)
         return 1 - ratio(distance, np.where(expected > 1e-12, expected, 0))
 
-    return resampled(metric, len(a), 0.0, draw)
+    return resampled(metric, len(a), 0.0, draw, SIGNED)
 
 
 # ---------------------------------------------------------------------------------------------- calibration
@@ -265,6 +266,9 @@ SINGLE: Mapping[str, _Metric] = {
 }
 
 
+_OVERALL = ("accuracy", "ece", "kappa", "weighted_f1", "weighted_precision")  # not means over classes
+
+
 def _label_weighted(value: Callable[[Counts], Floats], c: Counts) -> Floats:
     """Mean of `value` of a label and of its opposite, weighted by how often they occur: (b, c)."""
     sides = (c, c.opposite())
@@ -298,7 +302,8 @@ def classification(
     for name in names:
         if name not in SINGLE:
             raise UnknownNameError("metric", name, SINGLE)
-    return {name: SINGLE[name](y, scores, draw) for name in names or usual}
+    by_class = replace(draw, classes=y)
+    return {name: SINGLE[name](y, scores, draw if name in _OVERALL else by_class) for name in names or usual}
 
 
 def multilabel(

@@ -1,10 +1,11 @@
 """Paired comparison of the metrics of two runs about the same patients, with significance.
 
-* `paired`: difference of one metric; `interval`: its interval and p-value. `compare_rows`: of all common metrics.
+* `paired`: difference of one metric; `difference_of`: its interval and p-value. `compare_rows`: of all common metrics.
+* `unresolved`: a sentence about differences that are smaller than their interval's half-width.
 * `holm`: p-values corrected for multiple tests.
 
-Both runs resample the same patients in the same order (equal seeds), so their replicates are subtracted one by one.
-With several training seeds, seeds are resampled as well, pair by pair.
+Patients have equal weights in the replicates of all metrics (confidence.py), so those of two runs are subtracted one by
+one. Several training seeds correspond: their differences vary by seed as well (`confidence.over_seeds`).
 
 Shapes: s seeds, b resamples.
 """
@@ -17,9 +18,9 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from m3bind.evaluate.confidence import FREE, interval, over_seeds, p_value
 from m3bind.evaluate.results import LOW_IS_GOOD, Row
 
-_SEED_DRAWS = 20
 _KEY = attrgetter("protocol", "dataset", "modality", "split", "metric", "task", "variant", "text_encoder", "stage")
 
 
@@ -41,6 +42,11 @@ class Difference:
         return self.second - self.first
 
     @property
+    def half_width(self) -> float:
+        """Half of the interval's width: smaller differences cannot be told from none."""
+        return (self.high - self.low) / 2
+
+    @property
     def significant(self) -> bool:
         """Whether p is below .05."""
         return math.isfinite(self.p) and self.p < 0.05
@@ -51,11 +57,8 @@ class Difference:
         return (self.change > 0) != (self.row.metric in LOW_IS_GOOD)
 
 
-def paired(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> Difference:
-    """Difference of one metric; the rows of each side differ only in their training seed, and seeds correspond.
-
-    The p-value is twice the share of resampled differences on the other side of zero (minimum 1 / (b + 1)).
-    """
+def paired(first: Sequence[Row], second: Sequence[Row]) -> Difference:
+    """Difference of one metric; the rows of each side differ only in their training seed, and seeds correspond."""
     a, b = (sorted(rows, key=lambda row: row.seed) for rows in (first, second))
     values = (float(np.mean([row.value for row in a])), float(np.mean([row.value for row in b])))
     unpaired = Difference(b[0], *values, float("nan"), float("nan"), float("nan"))
@@ -63,31 +66,41 @@ def paired(first: Sequence[Row], second: Sequence[Row], seed: int = 0) -> Differ
         return replace(unpaired, why=f"{len(a)} seeds against {len(b)}")
     if any((x.n, x.gallery) != (y.n, y.gallery) for x, y in zip(a, b)):
         return replace(unpaired, why="not about the same files")
+    if any((x.patients is None) != (y.patients is None) for x, y in zip(a, b)):
+        return replace(unpaired, why="patients were resampled in different ways; evaluate the older run again")
     drawn = [(x.replicates, y.replicates) for x, y in zip(a, b)]
     if any(x is None or y is None or len(x) != len(y) for x, y in drawn):
         return replace(unpaired, why="no resampled values are stored")
     changes = np.stack([np.asarray(y, dtype=np.float64) - np.asarray(x) for x, y in drawn])  # (s, b)
-    low, high, p = interval(changes, seed)
+    freedom = min((row.freedom for row in (*a, *b) if row.freedom is not None), default=math.inf)
+    low, high, p = difference_of([y.value - x.value for x, y in zip(a, b)], changes, freedom)
     return replace(unpaired, low=low, high=high, p=p, why="" if math.isfinite(p) else "no resampled values are stored")
 
 
-def interval(changes: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
-    """95 % interval and two-sided p-value of the mean over seeds of resampled differences (s, b).
+def difference_of(
+    values: Sequence[float], replicates: NDArray[np.float64], freedom: float
+) -> tuple[float, float, float]:
+    """95 % interval and two-sided p-value of a mean difference, from values (s,) and replicates (s, b).
 
-    Each resample is combined with several draws of the seeds, with replacement. With few seeds the interval is
-    slightly too narrow. NaN where no value is defined.
+    NaN where no replicate is defined.
     """
-    values = changes[0]
-    if len(changes) > 1:
-        seeds, count = changes.shape
-        drawn = np.random.default_rng(seed).integers(0, seeds, size=(_SEED_DRAWS, seeds, count))
-        values = np.take_along_axis(changes[None], drawn, axis=1).mean(1).ravel()
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan"), float("nan")
-    low, high = np.quantile(values, [0.025, 0.975])
-    below, above = ((np.sum(side) + 1) / (len(values) + 1) for side in (values <= 0, values >= 0))
-    return float(low), float(high), float(min(1.0, 2 * min(below, above)))
+    error, known = over_seeds(values, replicates, freedom)
+    change = float(np.mean(values))
+    return *interval(change, error, known, FREE), p_value(change, error, known, replicates.shape[1])
+
+
+def unresolved(differences: Iterable[Difference]) -> str:
+    """One sentence about the differences that are not significant, with their half-widths; "" if there are none."""
+    known = [d for d in differences if math.isfinite(d.p)]
+    open_ones = [d.half_width for d in known if not d.low > 0 and not d.high < 0]
+    if not open_ones:
+        return ""
+    low, high = min(open_ones), max(open_ones)
+    widths = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} to {high:.3f}"
+    return (
+        f"{len(open_ones)} of {len(known)} differences are not resolved: they are smaller than the half-width of their "
+        f"95 % interval ({widths}), so these patients and seeds cannot tell them from none."
+    )
 
 
 def compare_rows(first: Iterable[Row], second: Iterable[Row]) -> list[Difference]:

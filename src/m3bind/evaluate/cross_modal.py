@@ -14,10 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from m3bind.data.batching import rng
 from m3bind.errors import ConfigError
-from m3bind.evaluate.confidence import Resampling
-from m3bind.evaluate.ranking import RankStats, median_rank, mrr, recall_at_k
+from m3bind.evaluate.instance_search import Search, search_estimates
 from m3bind.evaluate.results import Context, Row
-from m3bind.evaluate.retrieval import search_stats
 from m3bind.evaluate.zero_shot import unit
 from m3bind.models.embedding import correct_gap
 
@@ -40,7 +38,7 @@ def visit_retrieval_rows(
     queries: ArrayLike,
     items: ArrayLike,
     visits: tuple[Sequence[str], Sequence[str]],
-    patients: Sequence[str],
+    patients: tuple[Sequence[str], Sequence[str]],
     context: Context,
     galleries: Sequence[int] = GALLERIES,
     means: tuple[ArrayLike, ArrayLike] | None = None,
@@ -54,7 +52,7 @@ def visit_retrieval_rows(
     Args:
         queries: (n, d) unit rows. items: (m, d) unit rows.
         visits: of the queries and of the items.
-        patients: of the queries, the unit of resampling.
+        patients: of the queries and of the items, the unit of resampling.
         context: common fields of the rows; `variant` becomes "gallery=g", and "gap-corrected" with `means`.
         galleries: sizes; 0 stands for all pairs. Sizes above the number of pairs give no rows.
         means: (d,) mean training embedding of each side, subtracted before the search.
@@ -69,7 +67,7 @@ def visit_retrieval_rows(
     left, right = np.asarray(queries)[pairs[:, 0]], np.asarray(items)[pairs[:, 1]]
     if means is not None:
         left, right = correct_gap(left, np.asarray(means[0])), correct_gap(right, np.asarray(means[1]))
-    owners = np.asarray(patients)[pairs[:, 0]]
+    owners, others = (np.asarray(side)[pairs[:, i]] for i, side in enumerate(patients))
     order = rng(context.seed, "gallery").permutation(len(pairs))
     rows: list[Row] = []
     for size in galleries:
@@ -77,12 +75,11 @@ def visit_retrieval_rows(
             continue
         count = len(order) // size if size else 1
         groups = np.split(order[: count * (size or len(order))], count)
-        stats = RankStats.concatenate([search_stats(left[g], right[g], g, g) for g in groups])
-        draw = Resampling(owners[np.concatenate(groups)], resamples, context.seed)
         place = replace(context, variant=f"gallery={size or 'all'}")
         place = place if means is None else place.varied("gap-corrected")
-        values = {f"R@{k}": recall_at_k(stats, k, draw) for k in RANKS if k <= len(groups[0])}
-        values |= {"mrr": mrr(stats, draw), "median_rank": median_rank(stats, draw)}
+        metrics = [*(f"R@{k}" for k in RANKS if k <= len(groups[0])), "mrr", "median_rank"]
+        searches = [Search(left[g], right[g], g, g, owners[g], others[g]) for g in groups]
+        values = search_estimates(searches, metrics, resamples)
         rows += [place.row("cross_modal", metric, value, gallery=len(groups[0])) for metric, value in values.items()]
     return rows
 

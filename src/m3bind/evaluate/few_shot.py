@@ -223,7 +223,7 @@ def few_shot_rows(
             score = adapter.fit(shots.of(training), checked, problem)
             place = replace(context, variant=shot_variant(adapter.method, amount, settings.unit), seed=seed)
             chosen_on = (checked.labels, score(checked)) if checked is not None and checked.several else None
-            draw = Resampling(testing.patients, settings.resamples, context.seed)
+            draw = Resampling(testing.patients, settings.resamples)
             found = score_rows(
                 "few_shot", testing.labels, score(testing), place, draw, names=settings.names, valid=chosen_on
             )

@@ -1,6 +1,7 @@
 """Tables of result rows: one line per metric, one column per training stage.
 
-* `pivot`: rows as a table, seeds averaged (`cell_of`); `headline`: its main lines.
+* `pivot`: rows as a table, seeds averaged (`cell_of`), with the paired change from first to last stage; `headline`: its
+  main lines.
 * `console`: a table for the terminal; `html_table`: for the report; `number`: a value as printed.
 """
 
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from m3bind.evaluate.results import LOW_IS_GOOD, PROTOCOLS, STAGES, Row
+from m3bind.evaluate.compare import Difference, paired
+from m3bind.evaluate.confidence import interval, over_seeds
+from m3bind.evaluate.results import LOW_IS_GOOD, PROTOCOLS, STAGES, Row, bounds_of
 from m3bind.evaluate.tasks import title as modality_title
 
 _RANKS = ("median_rank",)  # printed with one decimal
@@ -24,7 +27,7 @@ _KEY = ("protocol", "task", "dataset", "modality", "split", "metric", "variant")
 
 @dataclass(frozen=True)
 class PivotCell:
-    """One metric at one stage. Over several seeds: mean, spread (standard deviation) and the widest interval."""
+    """One metric at one stage. Over several seeds: mean, spread (standard deviation) and interval of the mean."""
 
     value: float
     ci_low: float
@@ -33,6 +36,12 @@ class PivotCell:
     chance: float
     seeds: int = 1
     spread: float = 0.0
+    patients: int | None = None
+
+    @property
+    def counted(self) -> str:
+        """n as text: "818 files", with patients if they are known and fewer."""
+        return f"{self.n:,}" if self.patients in (None, 0, self.n) else f"{self.n:,} of {self.patients:,} patients"
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,12 @@ class PivotLine:
     text_encoder: str  # "" unless the text is of another modality's tower
     cells: Mapping[str, PivotCell]
     gallery: int | None = None
+    difference: Difference | None = None  # last available column minus the first; None with one column
 
     @property
     def change(self) -> float:
         """Last available column minus the first; NaN with one column."""
-        values = [cell.value for cell in self.cells.values()]
-        return values[-1] - values[0] if len(values) > 1 else float("nan")
+        return self.difference.change if self.difference else float("nan")
 
 
 @dataclass(frozen=True)
@@ -85,17 +94,26 @@ def pivot(rows: Iterable[Row]) -> Pivot:
     for key, cells in groups.items():
         size = next(iter(cells.values()))[0].gallery
         names: dict[str, Any] = dict(zip((*_KEY, "text_encoder"), key))
-        lines.append(PivotLine(**names, cells={c: cell_of(cells[c]) for c in columns if c in cells}, gallery=size))
+        shown = [c for c in columns if c in cells]
+        change = paired(cells[shown[0]], cells[shown[-1]]) if len(shown) > 1 else None
+        lines.append(PivotLine(**names, cells={c: cell_of(cells[c]) for c in shown}, gallery=size, difference=change))
     return Pivot(tuple(columns), tuple(lines))
 
 
 def cell_of(rows: Sequence[Row]) -> PivotCell:
-    """One cell of rows that differ only in seed."""
+    """One cell of rows that differ only in seed; several seeds without stored replicates have no interval."""
     values = np.array([row.value for row in rows])
-    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    low, high = min(row.ci_low for row in rows), max(row.ci_high for row in rows)
+    value, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    drawn = [row.replicates for row in rows if row.replicates is not None]
+    if len(rows) == 1:
+        low, high = rows[0].ci_low, rows[0].ci_high
+    elif len(drawn) == len(rows) and len({len(d) for d in drawn}) == 1:
+        freedom = min((row.freedom for row in rows if row.freedom is not None), default=math.inf)
+        low, high = interval(value, *over_seeds(values, np.stack(drawn), freedom), bounds_of(rows[0].metric))
+    else:
+        low = high = math.nan
     chance = float(np.mean([row.chance for row in rows]))
-    return PivotCell(float(values.mean()), low, high, rows[0].n, chance, len(rows), spread)
+    return PivotCell(value, low, high, rows[0].n, chance, len(rows), spread, rows[0].patients)
 
 
 def number(value: float, metric: str = "") -> str:
@@ -140,7 +158,7 @@ def console(rows: Iterable[Row], title: str = "Results", intervals: bool = True)
         name = " ".join(filter(None, (line.protocol.replace("_", " "), line.task, line.variant, line.text_encoder)))
         cells = [_console_cell(line.cells.get(c), line.metric, intervals) for c in data.columns]
         chance = number(first.chance, line.metric)
-        table.add_row(name, line.modality, line.metric, str(first.n), chance, *cells, change)
+        table.add_row(name, line.modality, line.metric, first.counted, chance, *cells, change)
     return table
 
 
@@ -165,17 +183,23 @@ def _html_cell(cell: PivotCell | None, metric: str) -> str:
     return f'<td class="num">{number(cell.value, metric)}<small>{small}</small></td>'
 
 
+def _html_count(cell: PivotCell) -> str:
+    files, _, people = cell.counted.partition(" ")
+    return files + (f"<small>{people}</small>" if people else "")
+
+
 def _change(line: PivotLine) -> str:
-    """Last minus first; marked better or worse only if the last value lies outside the first one's interval."""
-    if not math.isfinite(line.change):
+    """Last minus first; marked better or worse only if the interval of the paired difference excludes zero."""
+    if line.difference is None or not math.isfinite(line.change):
         return '<td class="num none">–</td>'
-    first, *_, last = line.cells.values()
-    sure = not first.ci_low <= last.value <= first.ci_high and line.metric not in _NEUTRAL
+    sure = line.difference.significant and line.metric not in _NEUTRAL
     better = (line.change > 0) != (line.metric in LOW_IS_GOOD)
     kind, word = (("up", "better") if better else ("down", "worse")) if sure else ("same", "")
     arrow = "▲" if line.change > 0 else "▼" if line.change < 0 else ""
     text = f"{line.change:+.1f}" if line.metric in _RANKS else f"{line.change:+.3f}"
-    return f'<td class="num {kind}">{arrow} {text}<small>{word}</small></td>'
+    width = line.difference.half_width
+    small = f"± {width:.3f} {word}" if math.isfinite(width) else word
+    return f'<td class="num {kind}">{arrow} {text}<small>{small}</small></td>'
 
 
 def _line_title(line: PivotLine) -> str:
@@ -205,10 +229,10 @@ def html_table(data: Pivot, caption: str, group: bool = True, change: bool = Tru
             label = html.escape(PROTOCOLS.get(seen, seen.replace("_", " ")))
             body.append(f'<tr class="group"><th colspan="{wide}" scope="colgroup"><span>{label}</span></th></tr>')
         first = next(iter(line.cells.values()))
-        searched = f"<small>of {line.gallery:,}</small>" if line.gallery else ""
+        counted = _html_count(first) + (f"<small>{line.gallery:,} searched</small>" if line.gallery else "")
         body.append(
             f'<tr><th scope="row">{_line_title(line)}</th><td>{html.escape(line.metric.replace("_", " "))}</td>'
-            f'<td class="num">{first.n:,}{searched}</td><td class="num">{number(first.chance, line.metric)}</td>'
+            f'<td class="num">{counted}</td><td class="num">{number(first.chance, line.metric)}</td>'
             + "".join(_html_cell(line.cells.get(c), line.metric) for c in data.columns)
             + (_change(line) if several else "")
             + "</tr>"

@@ -189,7 +189,7 @@ def _classifier(job: Job, model: Measurable, data: Dataset, measure: Measure) ->
     task = find_task(job.task, data)
     test, valid, bad = _test_and_valid(job, model, data)
     known = (task.labels(valid), _scores(task, model, valid)) if valid else None
-    draw = Resampling([record.patient for record in test], measure.resamples, model.seed)
+    draw = Resampling([record.patient for record in test], measure.resamples)
     context = replace(_context(job, model), prompts=task.prompts_hash)
     scores = _scores(task, model, test)
     return score_rows("classifier", task.labels(test), scores, context, draw, names=job.metrics, valid=known), bad
@@ -296,7 +296,7 @@ def _matched(
     if job.match == "visit":
         visits = [r.visit for r in records[source]], [r.visit for r in records[target]]
         both = None if means is None else (means[source], means[target])
-        patients = [r.patient for r in records[source]]
+        patients = [r.patient for r in records[source]], [r.patient for r in records[target]]
         return visit_retrieval_rows(
             images[source], images[target], visits, patients, context, means=both, resamples=resamples
         )

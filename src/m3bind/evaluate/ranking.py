@@ -2,10 +2,11 @@
 
 * `RankStats`, `rank_stats`: rank of each query's best right answer.
 * `recall_at_k`, `mrr`, `median_rank`, `precision_at_k`.
+* `precision_effects`: of gallery items on the last.
 
-The queries are resampled, the gallery is fixed. Queries may have several right answers. Ties count with their expected
-value under a random order of the tied items, so a scorer that gives every item the same score obtains exactly the
-chance level.
+The queries are resampled; instance_search.py adds the gallery. Queries may have several right answers. Ties count with
+their expected value under a random order of the tied items, so a scorer that gives every item the same score obtains
+exactly the chance level.
 
 Shapes: n queries, g gallery items, b resamples.
 """
@@ -18,12 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
 from m3bind.errors import ConfigError
-from m3bind.evaluate.confidence import DEFAULT, Estimate, Floats, Resampling, mean_estimate, resampled
+from m3bind.evaluate.confidence import DEFAULT, POSITIVE, Estimate, Floats, Resampling, mean_estimate, resampled
 
 
 @dataclass(frozen=True)
 class RankStats:
-    """Per query, the rank of the best right answer and its ties. All arrays (n,)."""
+    """Per query, the rank of the best right answer and its ties. All arrays (n,), or (n, u) of `without`."""
 
     above: NDArray[np.int64]  # wrong items scored strictly higher than the best right answer
     tied: NDArray[np.int64]  # items, right or wrong, scored equal to it (itself included)
@@ -43,7 +44,10 @@ class RankStats:
     def hit_probability(self, k: int) -> Floats:
         """P(at least one right answer among the first k), over random orders of tied items; 0 or 1 without ties."""
         slots = np.clip(k - self.above, 0, self.tied)
-        return 1 - _miss(self.tied, self.tied_relevant, slots)
+        values = (slots > 0).astype(np.float64)
+        unsure = self.tied > self.tied_relevant
+        values[unsure] = 1 - _miss(self.tied[unsure], self.tied_relevant[unsure], slots[unsure])
+        return values
 
     def expected_rank(self) -> Floats:
         """Expected rank (from 1) of the first right answer: above + (tied + 1) / (tied_relevant + 1)."""
@@ -52,10 +56,26 @@ class RankStats:
     def reciprocal_rank(self) -> Floats:
         """Expected 1 / rank of the first right answer."""
         values = 1 / (self.above + 1.0)
-        for i in np.flatnonzero(self.tied > self.tied_relevant):
-            survival = _first_rank_survival(int(self.tied[i]), int(self.tied_relevant[i]))
-            values[i] = ((survival[:-1] - survival[1:]) / (self.above[i] + np.arange(1, len(survival)))).sum()
+        unsure = self.tied > self.tied_relevant
+        if unsure.any():
+            cases = np.stack([self.above[unsure], self.tied[unsure], self.tied_relevant[unsure]])
+            distinct, which = np.unique(cases, axis=1, return_inverse=True)
+            values[unsure] = np.array([_mean_reciprocal(*map(int, case)) for case in distinct.T])[which]
         return values
+
+    def take(self, rows: NDArray[np.int64]) -> "RankStats":
+        """The queries `rows`."""
+        return RankStats(
+            self.above[rows], self.tied[rows], self.tied_relevant[rows], self.relevant[rows], self.gallery[rows]
+        )
+
+    def without(self, above: Floats, tied: Floats) -> "RankStats":
+        """The same (n, u) when the gallery lacks, per query, `above` and `tied` wrong items (n, u)."""
+        columns = (self.above[:, None] - above.astype(np.int64), self.tied[:, None] - tied.astype(np.int64))
+        rest = (
+            np.broadcast_to(part[:, None], above.shape) for part in (self.tied_relevant, self.relevant, self.gallery)
+        )
+        return RankStats(*columns, *rest)
 
 
 def rank_stats(scores: ArrayLike, relevant: ArrayLike) -> RankStats:
@@ -85,6 +105,12 @@ def _miss(total: NDArray[np.int64], right: NDArray[np.int64], k: NDArray[np.int6
     rest = np.where(possible, total - right - k, 0)
     logs = gammaln(total - right + 1.0) - gammaln(rest + 1.0) - gammaln(total + 1.0) + gammaln(total - k + 1.0)
     return np.where(possible, np.where(k == 0, 1.0, np.exp(logs)), 0.0)
+
+
+def _mean_reciprocal(above: int, tied: int, right: int) -> float:
+    """Expected 1 / rank of the first of `right` among `tied` items in random order, below `above` others."""
+    survival = _first_rank_survival(tied, right)
+    return float(((survival[:-1] - survival[1:]) / (above + np.arange(1, len(survival)))).sum())
 
 
 def _first_rank_survival(total: int, right: int) -> Floats:
@@ -138,7 +164,7 @@ def median_rank(stats: RankStats, draw: Resampling = DEFAULT) -> Estimate:
             law = _first_rank_survival(int(gallery), int(right))
             survival[: len(law)] += law * count
         chance = float(np.argmax(survival <= len(stats) / 2 + 1e-9))
-    return resampled(metric, len(stats), chance, draw)
+    return resampled(metric, len(stats), chance, draw, POSITIVE)
 
 
 def precision_values(scores: ArrayLike, relevant: ArrayLike, k: int) -> Floats:
@@ -149,6 +175,24 @@ def precision_values(scores: ArrayLike, relevant: ArrayLike, k: int) -> Floats:
     above, tied = scores > edge, scores == edge
     share = (k - above.sum(1)) / tied.sum(1)
     return np.asarray(((above & right).sum(1) + share * (tied & right).sum(1)) / k)
+
+
+def precision_effects(scores: ArrayLike, relevant: ArrayLike, k: int) -> Floats:
+    """Change of each query's `precision_values` by each gallery item, compared with the hit that replaces it: (n, g).
+
+    An item counts by the share in which it is among the first k; it is replaced by the mean of the items tied at the
+    edge or, without such ties, by the first item below. Zero if the gallery has no more than k items.
+    """
+    scores, right = np.asarray(scores), np.asarray(relevant, dtype=np.float64)
+    if k >= scores.shape[1]:
+        return np.zeros(scores.shape)
+    ordered = -np.partition(-scores, (k - 1, k), axis=1)[:, k - 1 : k + 1]
+    edge, below = ordered[:, :1], ordered[:, 1:]
+    tied, next_tied = scores == edge, scores == below
+    share = (k - (scores > edge).sum(1, keepdims=True)) / tied.sum(1, keepdims=True)
+    inside = np.where(scores > edge, 1.0, np.where(tied, share, 0.0))
+    substitute = (right * next_tied).sum(1, keepdims=True) / next_tied.sum(1, keepdims=True)
+    return np.asarray(inside * (right - substitute) / k)
 
 
 def precision_at_k(scores: ArrayLike, relevant: ArrayLike, k: int, draw: Resampling = DEFAULT) -> Estimate:

@@ -2,6 +2,7 @@
 
 * `Context`: common fields of the rows of one evaluation; `Context.row` turns an `Estimate` into a `Row`.
 * `Row`: protocol, dataset, modality, split, text path, metric, value, interval, n, chance, seed, stage, prompts hash.
+* `bounds_of`: the range of a metric.
 * `ResultTable`: rows with load, save and selection. Tables of them: pivot.py.
 """
 
@@ -21,7 +22,7 @@ from m3bind.core import sums
 from m3bind.core.files import atomic_path, write_json
 from m3bind.core.stored import checked, read_json
 from m3bind.errors import M3BindError, ResultError
-from m3bind.evaluate.confidence import Estimate
+from m3bind.evaluate.confidence import POSITIVE, SIGNED, UNIT, Bounds, Estimate
 
 STAGES = ("unbound", "closed_form", "aligned", "distilled")
 LOW_IS_GOOD = ("median_rank", "ece")
@@ -35,6 +36,8 @@ PROTOCOLS = {
     "few_shot": "Few-shot classification",
     "calibration": "Calibration",
 }
+_BOUNDS = dict.fromkeys(("kappa", "cos", "cos_other", "cos_within", "ccos"), SIGNED)
+_BOUNDS |= {"median_rank": POSITIVE, "temperature": POSITIVE}
 MAX_REPLICATES = 1 << 28  # bytes of resampled values, unpacked
 _NUMBERS = ("value", "ci_low", "ci_high", "chance")
 
@@ -52,7 +55,7 @@ class Row:
     value: float
     ci_low: float
     ci_high: float
-    n: int
+    n: int  # files (queries)
     chance: float
     seed: int = 0
     stage: str = ""  # one of STAGES, or a custom name
@@ -61,6 +64,10 @@ class Row:
     variant: str = ""  # e.g. "gap-corrected"
     gallery: int | None = None  # items searched
     shots: str = ""  # hash of the list of training files (few-shot)
+    patients: int | None = (
+        None  # of the n files; None in rows whose intervals treat the gallery as fixed (older versions)
+    )
+    freedom: float | None = None  # degrees of freedom of the interval
     replicates: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)  # (b,) resampled values
 
 
@@ -82,6 +89,10 @@ class Context:
         """A `Row` with this context; `changes` replace fields of it."""
         values: dict[str, Any] = {name: float(getattr(estimate, name)) for name in _NUMBERS}
         values |= {"n": estimate.n, "replicates": estimate.replicates, "gallery": gallery}
+        values |= {
+            "patients": estimate.patients,
+            "freedom": float(estimate.freedom) if math.isfinite(estimate.freedom) else None,
+        }
         return Row(**{**asdict(self), **values, "protocol": protocol, "metric": metric, **changes})
 
     def varied(self, text: str) -> "Context":
@@ -154,12 +165,25 @@ class ResultTable:
                         raise ValueError("too large")
                 with np.load(beside, allow_pickle=False) as drawn:
                     known = {int(name) for name in drawn.files}
-                    rows = [replace(r, replicates=drawn[str(i)]) if i in known else r for i, r in enumerate(rows)]
+                    rows = [
+                        replace(r, replicates=_line(drawn[str(i)])) if i in known else r for i, r in enumerate(rows)
+                    ]
             return cls(rows)
         except OSError as error:
             raise ResultError(f"cannot read {path}: {error.strerror}; run `m3bind evaluate` first.") from error
         except (ValueError, TypeError, KeyError, EOFError, MemoryError, BadZipFile, zlib.error):
             raise ResultError(f"{path} is not a list of result rows; run the command that wrote it again.") from None
+
+
+def _line(values: NDArray[np.generic]) -> NDArray[np.float64]:
+    if values.ndim != 1:
+        raise ValueError("not one value per resample")
+    return values.astype(np.float64)
+
+
+def bounds_of(metric: str) -> Bounds:
+    """The range of a metric's values."""
+    return _BOUNDS.get(metric, UNIT)
 
 
 def plain(row: Row) -> dict[str, Any]:
@@ -189,6 +213,8 @@ class _Entry(TypedDict):
     variant: NotRequired[str]
     gallery: NotRequired[int | None]
     shots: NotRequired[str]
+    patients: NotRequired[int | None]
+    freedom: NotRequired[float | None]
 
 
 def _row_of(entry: _Entry) -> Row:

@@ -4,10 +4,12 @@ Shapes: n queries, g gallery items, t distinct texts, d dimensions.
 
 * `text_retrieval_rows`: image -> text and text -> image over distinct texts (all images of a text are right answers).
 * `patient_retrieval_rows`: image -> image for all ordered pairs of modalities; files of the same patient are right.
-* `concept_retrieval_rows`: image -> image by shared concept; `concept_auc` defines the metric.
+* `concept_retrieval_rows`: image -> image by shared concept; `concept_auc`, `concept_precision` define the metrics,
+  `add_concept_pair` computes both.
+* `PairMean`: mean of metrics over ordered pairs of modalities.
 
-Scores are cosines rounded to six decimals, so that equal embeddings are ties whatever the order of summation; ties
-count with their expected value (see ranking.py). Queries are resampled, by patient; the gallery is fixed.
+Ties count with their expected value (see ranking.py). Queries and gallery are resampled by patient, a patient with
+files on both sides jointly (see gallery_effect.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +19,14 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from m3bind.evaluate.confidence import DEFAULT, Estimate, Groups, Resampling, average, resampled
-from m3bind.evaluate.ranking import RankStats, median_rank, mrr, precision_values, rank_stats, recall_at_k
+from m3bind.evaluate.confidence import DEFAULT, Estimate, Groups, Resampling, average, ratio, resampled, row_means
+from m3bind.evaluate.gallery_effect import resample_gallery
+from m3bind.evaluate.instance_search import Search, cosines, search_estimates
+from m3bind.evaluate.ranking import precision_effects, precision_values
 from m3bind.evaluate.results import Context, Row
 from m3bind.models.embedding import correct_gap
 
-_BLOCK = 1024  # queries scored at once
-_BINS = 256
 Arrays = Mapping[str, ArrayLike]
-
-
-def cosines(queries: ArrayLike, gallery: ArrayLike) -> NDArray[np.float64]:
-    """Cosines of unit rows, rounded to six decimals: (n, d), (g, d) -> (n, g)."""
-    return np.round(np.asarray(queries, dtype=np.float64) @ np.asarray(gallery, dtype=np.float64).T, 6)
 
 
 def distinct_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
@@ -46,22 +43,12 @@ def distinct_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
     return first, index
 
 
-def search_stats(queries: ArrayLike, gallery: ArrayLike, query_keys: ArrayLike, gallery_keys: ArrayLike) -> RankStats:
-    """Rank statistics; items with the query's key are right. Every key of a query must occur in the gallery."""
-    queries, query_keys, gallery_keys = np.asarray(queries), np.asarray(query_keys), np.asarray(gallery_keys)
-    parts = []
-    for start in range(0, max(1, len(queries)), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        parts.append(rank_stats(cosines(queries[block], gallery), query_keys[block, None] == gallery_keys))
-    return RankStats.concatenate(parts)
-
-
-def _rank_rows(
-    protocol: str, stats: RankStats, context: Context, ks: Sequence[int], draw: Resampling
+def _search_rows(
+    protocol: str, search: Search, context: Context, ks: Sequence[int], resamples: int
 ) -> tuple[list[Row], dict[str, Estimate]]:
-    values = {f"R@{k}": recall_at_k(stats, k, draw) for k in ks}
-    values |= {"mrr": mrr(stats, draw), "median_rank": median_rank(stats, draw)}
-    size = int(stats.gallery.max()) if len(stats) else 0
+    metrics = [*(f"R@{k}" for k in ks), "mrr", "median_rank"]
+    values = search_estimates([search], metrics, resamples)
+    size = len(np.asarray(search.gallery))
     return [context.row(protocol, name, value, gallery=size) for name, value in values.items()], values
 
 
@@ -77,15 +64,24 @@ def text_retrieval_rows(
     """Image -> text and text -> image.
 
     `images` (n, d) and `texts` (t, d) unit rows, the texts distinct (`distinct_texts`); `owner` (n,) the text of each
-    image. A text without images is a distractor: in the gallery, but not a query. Image queries are resampled by
-    patient, text queries one by one.
+    image. A text without images is a distractor: in the gallery, but not a query. Images are resampled by patient, a
+    text with the patient if no other patient's images have it; other texts are units of their own.
     """
     owner, texts = np.asarray(owner), np.asarray(texts)
-    queries = np.unique(owner)
-    to_text = search_stats(images, texts, owner, np.arange(len(texts)))
-    to_image = search_stats(texts[queries], images, queries, owner)
-    rows, _ = _rank_rows("image_to_text", to_text, context, ks, Resampling(patients, resamples, context.seed))
-    return rows + _rank_rows("text_to_image", to_image, context, ks, Resampling(None, resamples, context.seed))[0]
+    people = np.arange(len(owner)) if patients is None else np.asarray(patients)
+    numbers, queries, writers = np.arange(len(texts)), np.unique(owner), _writers(owner, people.astype(str), len(texts))
+    to_text = Search(images, texts, owner, numbers, people, writers)
+    to_image = Search(texts[queries], images, queries, owner, writers[queries], people)
+    rows, _ = _search_rows("image_to_text", to_text, context, ks, resamples)
+    return rows + _search_rows("text_to_image", to_image, context, ks, resamples)[0]
+
+
+def _writers(owner: NDArray[np.int64], people: NDArray[np.str_], count: int) -> NDArray[np.str_]:
+    """The only patient with each text (t,), or a name of the text's own."""
+    sets: list[set[str]] = [set() for _ in range(count)]
+    for text, person in zip(owner, people):
+        sets[text].add(person)
+    return np.array([next(iter(known)) if len(known) == 1 else f"text {i}" for i, known in enumerate(sets)])
 
 
 def _corrected(embeddings: Arrays, means: Arrays | None, context: Context) -> tuple[Arrays, Context]:
@@ -111,29 +107,50 @@ def patient_retrieval_rows(
     """
     embeddings, context = _corrected(embeddings, means, replace(context, text_encoder="", task="patient"))
     rows: list[Row] = []
-    all_found: list[dict[str, Estimate]] = []
-    sizes: list[int] = []
+    pairs = PairMean()
     for a, b in permutations(embeddings, 2):
         keys, gallery_keys = np.asarray(patients[a]), np.asarray(patients[b])
         shared = np.isin(keys, gallery_keys)
         if not shared.any():
             continue
-        stats = search_stats(np.asarray(embeddings[a])[shared], embeddings[b], keys[shared], gallery_keys)
-        place, draw = replace(context, modality=f"{a}->{b}"), Resampling(keys[shared], resamples, context.seed)
-        pair_rows, found = _rank_rows("image_to_image", stats, place, ks, draw)
+        search = Search(
+            np.asarray(embeddings[a])[shared], embeddings[b], keys[shared], gallery_keys, keys[shared], gallery_keys
+        )
+        place = replace(context, modality=f"{a}->{b}")
+        pair_rows, found = _search_rows("image_to_image", search, place, ks, resamples)
         rows += pair_rows
-        all_found.append(found)
-        sizes.append(len(gallery_keys))
-    return rows + _mean_rows(all_found, context, sizes)
+        pairs.add(found, a, shared, keys[shared], len(gallery_keys))
+    return rows + pairs.rows(context)
 
 
-def _mean_rows(found: list[dict[str, Estimate]], context: Context, sizes: list[int]) -> list[Row]:
-    if not found:
-        return []
-    place = replace(context, modality="mean")
-    size = sizes[0] if len(set(sizes)) == 1 else None
-    means = {name: average([part[name] for part in found]) for name in found[0]}
-    return [place.row("image_to_image", name, value, gallery=size) for name, value in means.items()]
+class PairMean:
+    """Mean over ordered pairs of modalities; a file that is a query in several pairs counts once in n."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Estimate]] = []
+        self.sizes: list[int] = []
+        self._files: dict[str, NDArray[np.bool_]] = {}
+        self._patients: set[str] = set()
+
+    def add(
+        self, found: dict[str, Estimate], modality: str, queries: NDArray[np.bool_], people: ArrayLike, size: int
+    ) -> None:
+        """Add a pair: its metrics, queries as a mask of the modality's files, patients, size of the gallery."""
+        self.found.append(found)
+        self.sizes.append(size)
+        self._files[modality] = self._files.get(modality, np.zeros_like(queries)) | queries
+        self._patients |= set(np.asarray(people).astype(str))
+
+    def means(self) -> dict[str, Estimate]:
+        """The mean of each metric."""
+        files = int(sum(mask.sum() for mask in self._files.values()))
+        names = self.found[0] if self.found else {}
+        return {name: average([part[name] for part in self.found], files, len(self._patients)) for name in names}
+
+    def rows(self, context: Context) -> list[Row]:
+        """The means as rows; `gallery` is the galleries' size if they are equally large."""
+        place, size = replace(context, modality="mean"), self.sizes[0] if len(set(self.sizes)) == 1 else None
+        return [place.row("image_to_image", name, value, gallery=size) for name, value in self.means().items()]
 
 
 def concept_auc(
@@ -142,6 +159,7 @@ def concept_auc(
     query_classes: ArrayLike,
     gallery_classes: ArrayLike,
     draw: Resampling = DEFAULT,
+    gallery_draw: Resampling = DEFAULT,
 ) -> Estimate:
     """Class-balanced AUC of image-to-image retrieval by concept; chance .5 exactly.
 
@@ -149,48 +167,34 @@ def concept_auc(
     another class), ties one half, over all such pairs; then the mean over the classes that both sides have.
     A gallery item that is similar to everything raises one class and lowers the others, so it gains nothing.
 
-    The value is exact; for the interval the cosines are binned into 256 bins of equal count.
+    Replicates are first-order in the weights of queries and gallery items: the derivative by a weight is the mean
+    placement of the item's pairs among the pairs of the other kind (DeLong et al. 1988, doi:10.2307/2531595). `draw`
+    and `gallery_draw` have the patients of the queries and of the gallery items.
     """
-    scores = cosines(queries, gallery)
     y, z = np.asarray(query_classes), np.asarray(gallery_classes)
+    scores = cosines(queries, gallery)
     classes = [c for c in np.unique(y) if (z == c).any() and (z != c).any()]
     if not classes:
         return Estimate(np.nan, np.nan, np.nan, len(y), 0.5)
-    exact, tables = [], []
+    areas, changes = [], np.zeros(scores.shape)
     for c in classes:
-        mine = scores[y == c]
-        exact.append(_pair_auc(mine[:, z == c].ravel(), mine[:, z != c].ravel()))
-        tables.append((y == c, *_histograms(mine, z == c)))
-
-    def metric(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        values = []
-        for member, right, wrong in tables:
-            p, q = weights[:, member] @ right, weights[:, member] @ wrong
-            total = p.sum(1) * q.sum(1)
-            wins = (p * (np.cumsum(q, axis=1) - q / 2)).sum(1)
-            values.append(np.where(total > 0, wins / np.where(total > 0, total, 1), np.nan))
-        return np.asarray(np.mean(values, axis=0))
-
-    estimate = resampled(metric, len(y), 0.5, draw)
-    return replace(estimate, value=float(np.mean(exact)))
+        rows, same = y == c, z == c
+        mine = scores[rows]
+        won = np.empty(mine.shape)
+        won[:, same] = _placement(mine[:, same], mine[:, ~same])
+        won[:, ~same] = 1 - _placement(mine[:, ~same], mine[:, same])
+        areas.append(float(won[:, same].mean()))
+        changes[rows] = (won - areas[-1]) / (rows.sum() * np.where(same, same.sum(), (~same).sum()) * len(classes))
+    value, sums = float(np.mean(areas)), changes.sum(1)
+    found = resampled(lambda weights: value + (weights - 1) @ sums, len(y), 0.5, replace(draw, classes=y))
+    return resample_gallery(found, changes, draw, replace(gallery_draw, classes=z))
 
 
-def _pair_auc(right: NDArray[np.float64], wrong: NDArray[np.float64]) -> float:
-    ordered = np.sort(wrong)
-    below, upto = np.searchsorted(ordered, right, "left"), np.searchsorted(ordered, right, "right")
-    return float((below + upto).mean() / (2 * len(wrong)))
-
-
-def _histograms(
-    scores: NDArray[np.float64], same: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Per query, counts of same-class and of other items in bins of equal overall count: two (n_c, bins)."""
-    sample = scores.ravel()[:: max(1, scores.size // 20_000)]
-    edges = np.unique(np.quantile(sample, np.linspace(0, 1, _BINS + 1)[1:-1]))
-    bins = np.searchsorted(edges, scores, "right") + np.arange(len(scores))[:, None] * (len(edges) + 1)
-    shape = (len(scores), len(edges) + 1)
-    right, wrong = (np.bincount(bins[:, c].ravel(), minlength=shape[0] * shape[1]) for c in (same, ~same))
-    return right.reshape(shape).astype(np.float64), wrong.reshape(shape).astype(np.float64)
+def _placement(values: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of all `others` that are lower than each of `values`, ties one half."""
+    ordered = np.sort(others, axis=None)
+    below, upto = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
+    return np.asarray((below + upto) / (2 * len(ordered)))
 
 
 def concept_precision(
@@ -200,21 +204,25 @@ def concept_precision(
     gallery_classes: ArrayLike,
     k: int = 5,
     draw: Resampling = DEFAULT,
+    gallery_draw: Resampling = DEFAULT,
 ) -> Estimate:
     """Share of the first k hits that have the query's class, averaged over the classes of the queries.
 
-    Chance exactly: the mean over those classes of their share in the gallery.
+    Chance exactly: the mean over those classes of their share in the gallery. `draw` and `gallery_draw` as in
+    `concept_auc`; a gallery item's effect is its own answer minus that of the hit that would replace it.
     """
     y, z = np.asarray(query_classes), np.asarray(gallery_classes)
-    values = precision_values(cosines(queries, gallery), y[:, None] == z, k)
+    scores, right = cosines(queries, gallery), y[:, None] == z
+    values = precision_values(scores, right, k)
     members = (y[:, None] == np.unique(y)).astype(np.float64)
     chance = float(np.mean([(z == c).mean() for c in np.unique(y)]))
 
     def metric(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.nanmean((weights * values) @ members / (weights @ members), axis=1))
+        return row_means(ratio((weights * values) @ members, weights @ members))
 
-    return resampled(metric, len(y), chance, draw)
+    found = resampled(metric, len(y), chance, replace(draw, classes=y))
+    share = (members / members.sum(0)).sum(1, keepdims=True) / members.shape[1]
+    return resample_gallery(found, precision_effects(scores, right, k) * share, draw, replace(gallery_draw, classes=z))
 
 
 def concept_retrieval_rows(
@@ -232,16 +240,38 @@ def concept_retrieval_rows(
     enables the gap correction. `context` needs the concept's name, data sets and prompts hash.
     """
     embeddings, context = _corrected(embeddings, means, replace(context, text_encoder=""))
-    known = {m: np.asarray(classes[m]) >= 0 for m in embeddings if m in classes}
-    known = {m: mask for m, mask in known.items() if mask.any()}
     rows: list[Row] = []
-    all_found: list[dict[str, Estimate]] = []
-    for a, b in permutations(known, 2):
-        x, z = (np.asarray(embeddings[m])[known[m]] for m in (a, b))
-        y, v = (np.asarray(classes[m])[known[m]] for m in (a, b))
-        draw = Resampling(None if patients is None else patients[a], resamples, context.seed).subset(known[a])
-        found = {"auc": concept_auc(x, z, y, v, draw), f"precision@{k}": concept_precision(x, z, y, v, k, draw)}
+    pairs = PairMean()
+    for a, b in permutations([m for m in embeddings if m in classes], 2):
+        found, size = add_concept_pair(pairs, embeddings, classes, patients, (a, b), k, resamples)
         place = replace(context, modality=f"{a}->{b}")
-        rows += [place.row("image_to_image", name, value, gallery=len(z)) for name, value in found.items()]
-        all_found.append(found)
-    return rows + _mean_rows(all_found, context, [int(mask.sum()) for mask in known.values()])
+        rows += [place.row("image_to_image", name, value, gallery=size) for name, value in found.items()]
+    return rows + pairs.rows(context)
+
+
+def add_concept_pair(
+    pairs: PairMean,
+    embeddings: Arrays,
+    classes: Mapping[str, ArrayLike],
+    patients: Mapping[str, Sequence[str]] | None,
+    modalities: tuple[str, str],
+    k: int,
+    resamples: int,
+) -> tuple[dict[str, Estimate], int]:
+    """AUC and precision@k of an ordered pair of modalities, added to `pairs`, and the size of the gallery.
+
+    The other arguments as in `concept_retrieval_rows`. Without a file of any class on a side there are no metrics.
+    """
+    known = [np.asarray(classes[m]) >= 0 for m in modalities]
+    if not all(mask.any() for mask in known):
+        return {}, 0
+    x, z = (np.asarray(embeddings[m])[mask] for m, mask in zip(modalities, known))
+    y, v = (np.asarray(classes[m])[mask] for m, mask in zip(modalities, known))
+    people = [
+        np.asarray(patients[m])[mask] if patients else np.char.add(f"{m} ", np.flatnonzero(mask).astype(str))
+        for m, mask in zip(modalities, known)
+    ]
+    draws = Resampling(people[0], resamples), Resampling(people[1], resamples)
+    found = {"auc": concept_auc(x, z, y, v, *draws), f"precision@{k}": concept_precision(x, z, y, v, k, *draws)}
+    pairs.add(found, modalities[0], known[0], people[0], len(z))
+    return found, len(z)

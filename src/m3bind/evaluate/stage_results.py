@@ -102,9 +102,8 @@ def _zero_shot(view: View, settings: EvaluateConfig, context: Context) -> list[R
                 return view.encode_text(texts, source)
 
             place = replace(context, text_encoder=path)
-            resamples = settings.bootstrap if ":" not in path else min(settings.bootstrap, 200)
             images, records = view.images[m], view.records[m]
-            rows += evaluate_task(task, images, records, encode, place, scale=scale, resamples=resamples)
+            rows += evaluate_task(task, images, records, encode, place, scale=scale, resamples=settings.bootstrap)
     return rows
 
 
@@ -131,15 +130,14 @@ def _across(view: View, settings: EvaluateConfig, context: Context) -> list[Row]
     if settings.gap_correction:
         states.insert(1, (view.images, view.means, ""))
     sets = "+".join(sorted({r.set for r in view.everything}))
-    draws = min(settings.bootstrap, 200)
     for embedded, means, variant in states:
         place = replace(context, dataset=sets, variant=variant)
-        rows += patient_retrieval_rows(embedded, view.patients, place, means, resamples=draws)
+        rows += patient_retrieval_rows(embedded, view.patients, place, means, resamples=settings.bootstrap)
         for concept in concepts_for(view.everything, view.training, settings.tasks or None):
             classes = {m: concept.labels(view.records[m], m) for m in concept.modalities}
             place = replace(place, dataset=concept.dataset, task=concept.name, prompts=concept.prompts_hash)
             images = {m: embedded[m] for m in concept.modalities}
-            rows += concept_retrieval_rows(images, classes, place, view.patients, means, resamples=draws)
+            rows += concept_retrieval_rows(images, classes, place, view.patients, means, resamples=settings.bootstrap)
     return rows
 
 
@@ -159,7 +157,7 @@ def _probe(view: View, settings: EvaluateConfig, context: Context) -> list[Row]:
         place = replace(context, dataset=task.dataset, modality=m, task=task.name)
         problem = FewShotProblem(np.zeros((len(task.classes), test.embeddings.shape[1])), modality=m)
         scores = adapters.get("linear_probe_standard").fit(train, None, problem)(test)
-        draw = Resampling(test.patients, settings.bootstrap, context.seed)
+        draw = Resampling(test.patients, settings.bootstrap)
         rows += score_rows("linear_probe", test.labels, scores, place, draw)
     return rows
 

@@ -146,6 +146,6 @@ def evaluate_task(
     if valid is not None and task.multilabel:
         valid_images, valid_y, _ = known_rows(task, valid)
         chosen_on = (valid_y, scores(valid_images)) if len(valid_y) else None
-    draw = Resampling(patients, resamples, context.seed)
+    draw = Resampling(patients, resamples)
     span = (0.0, 1.0) if task.paired else None
     return score_rows("zero_shot", y, scores(known), place, draw, names=names, valid=chosen_on, span=span)

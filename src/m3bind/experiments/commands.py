@@ -25,7 +25,7 @@ from m3bind.data.manifest import read_manifest
 from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError, SpaceError
 from m3bind.evaluate.benchmarks import known_as
-from m3bind.evaluate.compare import compare_rows
+from m3bind.evaluate.compare import compare_rows, unresolved
 from m3bind.evaluate.leaks import LeakReport, near_duplicates, seen_by, split_leaks
 from m3bind.evaluate.own_prompts import check_prompts
 from m3bind.evaluate.pivot import console, number
@@ -226,7 +226,9 @@ def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[s
         row = d.row
         parts = (row.stage, row.protocol, row.modality, row.task, row.metric, row.variant, row.text_encoder)
         name = " ".join(filter(None, parts))
-        verdict = ("better" if d.better else "worse") if d.significant else d.why or "not significant"
+        verdict = (
+            ("better" if d.better else "worse") if d.significant else d.why or f"not resolved (±{d.half_width:.3f})"
+        )
         interval = "" if d.why else f"{number(d.low, row.metric)} to {number(d.high, row.metric)}"
         p = "" if d.why else f"{d.p:.3g}"
         values = (number(d.first, row.metric), number(d.second, row.metric), f"{d.change:+.3f}")
@@ -236,6 +238,7 @@ def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[s
     lines.append(
         f"{len(compared)} metrics in both, {len(shown)} shown, {significant} differ significantly (p < .05, Holm)"
     )
+    lines += filter(None, [unresolved(shown)])
     return "\n".join(lines), [plain(d.row) | {"first": d.first, "second": d.second, "p": d.p} for d in shown]
 
 

@@ -2,12 +2,12 @@
 
 * `ENTRIES`: the rows and their changes of `align`. * `entry_config`: the settings of a row.
 * `compare_methods`: runs and measures them, one file per method and seed, from which a killed comparison resumes.
-* `summary`, `as_text`: the table. * `paired`: difference of two rows with its interval and p value.
+* `summary`, `as_text`: the table. * `paired`: difference of two rows with its interval and p-value.
 
-Significance: paired bootstrap over seeds x patients. All rows of a seed start from the same stage 0 and are measured
-on the same test items with the same resampling (by patient), so replicate b of one row minus replicate b of another
-is a sample of their difference; seeds are resampled as well, equally for both rows. The interval contains the middle
-95 %; p is twice the smaller share on either side of zero. With few seeds the intervals are slightly too narrow.
+Significance: paired, over seeds and patients. All rows of a seed start from the same stage 0 and are measured on the
+same test items; patients are resampled jointly in all rows, seeds, modalities, queries and galleries, so replicate b of
+one row minus replicate b of another is a sample of their difference. To the error from the patients is added that from
+the seeds (`evaluate.confidence.over_seeds`).
 """
 
 import json
@@ -25,7 +25,8 @@ from m3bind.config import PostConfig, RunConfig, merge, validate
 from m3bind.core.files import sha256_text, write_json
 from m3bind.core.stored import read_json
 from m3bind.errors import ConfigError
-from m3bind.evaluate.compare import interval
+from m3bind.evaluate.compare import difference_of
+from m3bind.evaluate.confidence import interval, over_seeds
 from m3bind.experiments.ablation import LITERAL, SENSIBLE, experiment
 from m3bind.experiments.method_metrics import measure_methods
 from m3bind.pipeline import stages
@@ -36,6 +37,7 @@ from m3bind.training.pairs import Pairs
 
 log = logging.getLogger(__name__)
 DEFAULT = "default"
+RESAMPLING = "patients of queries and gallery"  # part of the stored metrics' hash: other replicates cannot be paired
 TESTED = ("zero-shot", "patient R@10", "concept AUC", "concept P@5")  # compared with the default recipe
 
 
@@ -138,7 +140,7 @@ def _measured_once(config: RunConfig, name: str, seed: int, towers: _Towers) -> 
     settings = entry_config(config, entry, seed)
     path = towers.folder / f"{name}.json"
     options = methods.get(settings.align.method).options(settings.align)
-    digest = sha256_text(settings.model_dump_json(), json.dumps(options), str(entry.change is None))[:16]
+    digest = sha256_text(settings.model_dump_json(), json.dumps(options), str(entry.change is None), RESAMPLING)[:16]
     if path.exists():
         stored: dict[str, Any] = read_json(path)
         if stored["settings"] != digest:
@@ -170,10 +172,15 @@ def _bind_and_measure(settings: RunConfig, name: str, towers: _Towers) -> dict[s
     return {"uses": uses(settings), "seconds": seconds, **measure_methods(state, setup, sides)}
 
 
-def paired(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Interval and p of ours - theirs over seeds and patients: replicates (seeds, b) of both."""
-    low, high, p = interval(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64))
-    return {"ci_low": low, "ci_high": high, "p": p}
+Cell = Mapping[str, Any]  # one metric of one run: value, chance, n, patients, freedom, gallery, replicates
+
+
+def paired(ours: Sequence[Cell], theirs: Sequence[Cell]) -> dict[str, float]:
+    """Difference ours - theirs with interval and p over seeds and patients: one cell per seed."""
+    values = [a["value"] - b["value"] for a, b in zip(ours, theirs, strict=True)]
+    drawn = np.array([np.subtract(a["replicates"], b["replicates"]) for a, b in zip(ours, theirs, strict=True)])
+    low, high, p = difference_of(values, drawn, min(cell["freedom"] for cell in (*ours, *theirs)))
+    return {"difference": float(np.mean(values)), "ci_low": low, "ci_high": high, "p": p}
 
 
 def summary(config: RunConfig, measured: Mapping[str, list[dict[str, Any]]], seeds: list[int]) -> dict[str, Any]:
@@ -213,13 +220,19 @@ def _over_seeds(runs: list[dict[str, Any]], base: list[dict[str, Any]], post: st
             "chance": first["chance"],
             "gallery": first["gallery"],
         }
-        ours = [r["metrics"][post][metric]["replicates"] for r in runs]
-        theirs = [r["metrics"][""][metric]["replicates"] for r in base]
-        if metric in TESTED and all(map(len, [*ours, *theirs])):
-            cell["difference"] = cell["mean"] - float(np.mean([_value(r, metric) for r in base]))
+        ours = [r["metrics"][post][metric] for r in runs]
+        theirs = [r["metrics"][""][metric] for r in base]
+        if metric in TESTED and all(len(known["replicates"]) for known in (*ours, *theirs)):
+            cell |= {"n": first["n"], "patients": first["patients"], "interval": list(_interval(ours))}
             cell |= paired(ours, theirs)
         cells[metric] = cell
     return cells
+
+
+def _interval(cells: Sequence[Cell]) -> tuple[float, float]:
+    """95 % interval of the mean over seeds."""
+    values, drawn = [cell["value"] for cell in cells], np.array([cell["replicates"] for cell in cells])
+    return interval(float(np.mean(values)), *over_seeds(values, drawn, min(cell["freedom"] for cell in cells)))
 
 
 COLUMNS = ("zero-shot", "cos", "cos'", "ccos", "text R@1", "patient R@1", "patient R@10", "concept AUC", "concept P@5")
@@ -242,9 +255,25 @@ def as_text(table: Mapping[str, Any]) -> str:
         second.append([row["method"], *(_cell(row["post"][p][c]) if p in row["post"] else "-" for p, c in keys)])
     notes = [f"{row['method']}: skipped, {row['skipped']}" for row in table["rows"] if "skipped" in row]
     notes.append("+/-: significantly above/below the default recipe (paired bootstrap over seeds x patients, 95 %)")
+    notes += _unresolved(shown)
     if table["pretrain_uses_labels"]:
         notes.append("stage 0, which all rows share, used labels")
     return "\n\n".join("\n".join(part) for part in (aligned(lines), ["after post steps:"], aligned(second), notes))
+
+
+def _unresolved(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Per tested metric, n and the half-widths of the differences that are not resolved."""
+    notes = []
+    for metric in TESTED:
+        cells = [row["post"][""][metric] for row in rows if row["method"] != DEFAULT and metric in row["post"][""]]
+        known = [cell for cell in cells if "p" in cell]
+        widths = [(c["ci_high"] - c["ci_low"]) / 2 for c in known if c["ci_low"] <= 0 <= c["ci_high"]]
+        if known and widths:
+            notes.append(
+                f"{metric}: {known[0]['n']} files of {known[0]['patients']} patients; {len(widths)} of {len(known)} "
+                f"differences are smaller than their half-width ({min(widths):.3f} to {max(widths):.3f}), not resolved"
+            )
+    return notes
 
 
 def _cell(cell: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ from m3bind.data.records import Record
 from m3bind.evaluate.agreement import text_agreement
 from m3bind.evaluate.classification import classification
 from m3bind.evaluate.confidence import Estimate, Resampling, average
-from m3bind.evaluate.ranking import recall_at_k
-from m3bind.evaluate.retrieval import concept_auc, concept_precision, search_stats
+from m3bind.evaluate.instance_search import Search, search_estimates
+from m3bind.evaluate.retrieval import PairMean, add_concept_pair
 from m3bind.evaluate.stage_results import Matrix
 from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import class_embeddings
@@ -33,7 +33,7 @@ def measure_methods(state: State, setup: Setup, sides: Sides) -> dict[str, Any]:
 
     `sides`: training embeddings for fitting post steps, see `stages.training_embeddings`.
     """
-    resamples = min(setup.config.evaluate.bootstrap, 200)
+    resamples = setup.config.evaluate.bootstrap
     measured: dict[str, dict[str, Any]] = {}
     for name, post in {**POST, **_iso(state)}.items():
         after = stages.with_post(state, setup, post, sides)
@@ -59,12 +59,14 @@ def _plain(estimate: Estimate, gallery: float | None) -> dict[str, Any]:
     drawn = [] if estimate.replicates is None else [round(float(x), 6) for x in estimate.replicates]
     numbers = {"value": estimate.value, "chance": estimate.chance}
     known = {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()}
-    return {**known, "n": estimate.n, "gallery": gallery, "replicates": drawn if np.isfinite(drawn).all() else []}
+    counts = {"n": estimate.n, "patients": estimate.patients, "freedom": float(estimate.freedom)}
+    return {**known, **counts, "gallery": gallery, "replicates": drawn if np.isfinite(drawn).all() else []}
 
 
 def _zero_shot(state: State, setup: Setup, images: Mapping[str, Matrix], resamples: int) -> Estimate:
     """Mean over single-label tasks of their own metric, texts by the modality's own tower."""
-    parts = []
+    parts: list[Estimate] = []
+    files, patients = 0, set[str]()
     test, train = _records(setup, "test"), _records(setup, "train")
     for task in tasks_for(_all(test), _all(train), setup.config.evaluate.tasks or None):
         m = task.modality
@@ -75,9 +77,10 @@ def _zero_shot(state: State, setup: Setup, images: Mapping[str, Matrix], resampl
         inside = y >= 0
         classes = class_embeddings(stages.embed_text(state, setup, texts, m), owner)
         scores = images[m][inside].astype(np.float64) @ classes.T
-        draw = Resampling([r.patient for r in test[m]], resamples).subset(inside)
-        parts.append(classification(y[inside], scores, draw)[task.metric])
-    return average(parts)
+        people = np.array([r.patient for r in test[m]])[inside]
+        parts.append(classification(y[inside], scores, Resampling(people, resamples))[task.metric])
+        files, patients = files + len(people), patients | set(people)
+    return average(parts, files, len(patients))
 
 
 def _records(setup: Setup, split: str) -> dict[str, Sequence[Record]]:
@@ -91,45 +94,37 @@ def _all(records: Mapping[str, Sequence[Record]]) -> list[Record]:
 def _patients(setup: Setup, images: Mapping[str, Matrix], resamples: int) -> Metrics:
     """Image -> image of the same patient, mean over ordered pairs of modalities; empty without shared patients."""
     test = _records(setup, "test")
-    parts: dict[str, list[Estimate]] = {"patient R@1": [], "patient R@10": []}
-    sizes: list[int] = []
+    pairs = PairMean()
     for a, b in permutations(images, 2):
         keys, gallery = (np.array([r.patient for r in test[m]]) for m in (a, b))
-        queries = np.isin(keys, gallery)
-        if not queries.any():
+        shared = np.isin(keys, gallery)
+        if not shared.any():
             continue
-        stats = search_stats(images[a][queries], images[b], keys[queries], gallery)
-        draw = Resampling(keys[queries], resamples)
-        for k in (1, 10):
-            parts[f"patient R@{k}"].append(recall_at_k(stats, k, draw))
-        sizes.append(len(gallery))
-    return _averages(parts, sizes)
+        search = Search(images[a][shared], images[b], keys[shared], gallery, keys[shared], gallery)
+        pairs.add(search_estimates([search], ["R@1", "R@10"], resamples), a, shared, keys[shared], len(gallery))
+    return _means(pairs, {"R@1": "patient R@1", "R@10": "patient R@10"})
 
 
-def _averages(parts: Mapping[str, list[Estimate]], sizes: list[int]) -> Metrics:
-    return {name: (average(each), float(np.mean(sizes))) for name, each in parts.items() if each}
+def _means(pairs: PairMean, names: Mapping[str, str]) -> Metrics:
+    means = pairs.means()
+    return {names[name]: (value, float(np.mean(pairs.sizes))) for name, value in means.items()}
 
 
 def _concepts(setup: Setup, images: Mapping[str, Matrix], resamples: int) -> Metrics:
     """Image -> image of the same concept, mean over concepts and ordered pairs of the modalities that have it."""
     test, train = _records(setup, "test"), _records(setup, "train")
-    parts: dict[str, list[Estimate]] = {"concept AUC": [], "concept P@5": []}
-    sizes: list[int] = []
+    people = {m: [r.patient for r in records] for m, records in test.items()}
+    pairs = PairMean()
     for concept in concepts_for(_all(test), _all(train), setup.config.evaluate.tasks or None):
         classes = {m: concept.labels(test[m], m) for m in concept.modalities}
-        for a, b in permutations(concept.modalities, 2):
-            queries, gallery = classes[a] >= 0, classes[b] >= 0
-            draw = Resampling([r.patient for r in test[a]], resamples).subset(queries)
-            sides = (images[a][queries], images[b][gallery], classes[a][queries], classes[b][gallery])
-            parts["concept AUC"].append(concept_auc(*sides, draw))
-            parts["concept P@5"].append(concept_precision(*sides, 5, draw))
-            sizes.append(int(gallery.sum()))
-    return _averages(parts, sizes)
+        for modalities in permutations(concept.modalities, 2):
+            add_concept_pair(pairs, images, classes, people, modalities, 5, resamples)
+    return _means(pairs, {"auc": "concept AUC", "precision@5": "concept P@5"})
 
 
 def _agreement(state: State, setup: Setup, resamples: int) -> Metrics:
     """Agreement of the towers on held-out texts: cos, cos' (other texts, same tower), ccos and R@1."""
     texts = setup.dataset.table.take(setup.dataset.held_out)
     names = {"cos": "cos", "cos_within": "cos'", "ccos": "ccos", "R@1": "text R@1"}
-    rows = text_agreement([stages.embed_text(state, setup, texts, m) for m in setup.modalities], min(resamples, 50))
+    rows = text_agreement([stages.embed_text(state, setup, texts, m) for m in setup.modalities], resamples)
     return {shown: (rows[name], float(len(texts)) if name == "R@1" else None) for name, shown in names.items()}

@@ -35,7 +35,7 @@ class OurResult:
     spread: float | None
     low: float
     high: float
-    n: int
+    n: str  # files, and patients
     chance: float
     gallery: int | None
 
@@ -47,7 +47,7 @@ def ours(cell: TableCell) -> OurResult | None:
     mean, scale = cell_of(cell.rows), 100.0 if cell.column.percent else 1.0
     spread = mean.spread * scale if mean.seeds > 1 else None
     values = (mean.value * scale, mean.ci_low * scale, mean.ci_high * scale, mean.chance * scale)
-    return OurResult(values[0], spread, values[1], values[2], mean.n, values[3], cell.rows[0].gallery)
+    return OurResult(values[0], spread, values[1], values[2], mean.counted, values[3], cell.rows[0].gallery)
 
 
 def _number(value: float | None, percent: bool) -> str:
@@ -105,7 +105,9 @@ def _against(cell: TableCell, difference: Difference | None) -> str:
     text = f"{change:+.2f}" if cell.column.percent else f"{change:+.3f}"
     if difference.why:
         return f"{text} ({difference.why})"
-    return f"{text}, p {difference.p:.2g}" + (" *" if difference.significant else "")
+    scale = 100 if cell.column.percent else 1
+    width = _number(difference.half_width * scale, cell.column.percent)
+    return f"{text}, p {difference.p:.2g}" + (" *" if difference.significant else f", not resolved (±{width})")
 
 
 def conflicts(cells: Iterable[TableCell]) -> list[str]:
@@ -144,7 +146,7 @@ def as_text(cells: Sequence[TableCell]) -> str:
                 _mine(mine, percent),
                 _difference(cell, mine),
                 f"{_number(mine.low, percent)} to {_number(mine.high, percent)}",
-                f"{mine.n:,}",
+                mine.n,
                 _number(mine.chance, percent),
                 _against(cell, differences.get(_key(cell))),
             )
@@ -257,7 +259,7 @@ def _html_cell(cell: TableCell, test: Difference | None) -> str:
     if mine is None:
         return f'<td class="num none">missing{printed}</td>'
     parts = [f"{_number(mine.low, percent)}…{_number(mine.high, percent)}"]
-    parts.append(f"n {mine.n:,}" + (f" of {mine.gallery:,}" if mine.gallery else ""))
+    parts.append(f"n {mine.n}" + (f", {mine.gallery:,} searched" if mine.gallery else ""))
     parts.append(f"chance {_number(mine.chance, percent)}")
     change = f"<small>difference {_difference(cell, mine)}</small>" if cell.paper else ""
     small = "".join(f"<small>{part}</small>" for part in parts)

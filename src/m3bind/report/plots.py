@@ -28,8 +28,9 @@ from sklearn.manifold import TSNE
 
 from m3bind import modalities
 from m3bind.errors import UnknownNameError
-from m3bind.evaluate.confidence import Estimate, Resampling, mean_estimate
+from m3bind.evaluate.confidence import FREE, Estimate, Resampling, mean_estimate
 from m3bind.evaluate.embedded_files import Points, same_concept, same_patient
+from m3bind.evaluate.gallery_effect import resample_gallery
 
 OTHER = "other"
 MARKERS = "osD^vPX<>*"
@@ -255,7 +256,7 @@ class Similarity:
     match: str  # "patient" or "concept"
     matched: NDArray[np.float64]  # (m, m), NaN if there is no matching pair
     other: NDArray[np.float64]  # (m, m)
-    gain: Mapping[tuple[str, str], Estimate]  # matched minus other, chance 0, queries resampled by patient
+    gain: Mapping[tuple[str, str], Estimate]  # matched minus other, chance 0, both sides resampled by patient
 
     @property
     def largest(self) -> float:
@@ -275,7 +276,23 @@ def matching_key(points: Mapping[str, Points]) -> str:
     return "patient" if any(a & b for a, b in itertools.combinations(known, 2)) else "concept"
 
 
-def similarity(points: Mapping[str, Points], match: str = "auto", resamples: int = 200, seed: int = 0) -> Similarity:
+def _patients(points: Mapping[str, Points], modality: str, resamples: int) -> Resampling:
+    """The patients of a modality's files, or the files themselves if their patients are unknown."""
+    part = points[modality]
+    known = list(part.patients) or [f"{modality} {i}" for i in range(len(part.vectors))]
+    return Resampling(known, resamples)
+
+
+def _effects(cosine: NDArray[np.float64], same: NDArray[np.bool_], rest: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Effect of each searched file's weight on the mean difference of matching and other pairs: (n, g)."""
+    sides = []
+    for mask in (same, rest):
+        count = mask.sum(1, keepdims=True)
+        sides.append(mask * (cosine - (cosine * mask).sum(1, keepdims=True) / count) / count)
+    return np.asarray((sides[0] - sides[1]) / len(cosine), dtype=np.float64)
+
+
+def similarity(points: Mapping[str, Points], match: str = "auto", resamples: int = 200) -> Similarity:
     """Mean cosines over all pairs of files of two modalities (a file is never paired with itself).
 
     A query's matching pairs are averaged first, then the queries, so that all queries have equal weight.
@@ -296,8 +313,9 @@ def similarity(points: Mapping[str, Points], match: str = "auto", resamples: int
                 continue
             near, far = ((cosine * mask)[rows].sum(1) / mask[rows].sum(1) for mask in (same, rest))
             matched[i, j], other[i, j] = near.mean(), far.mean()
-            units = np.asarray(points[a].patients)[rows] if len(points[a].patients) else None
-            gain[a, b] = mean_estimate(near - far, 0.0, Resampling(units, resamples, seed))
+            draws = _patients(points, a, resamples).subset(rows), _patients(points, b, resamples)
+            found = mean_estimate(near - far, 0.0, draws[0], FREE)
+            gain[a, b] = resample_gallery(found, _effects(cosine[rows], same[rows], rest[rows]), *draws, FREE)
     return Similarity(names, match, matched, other, gain)
 
 

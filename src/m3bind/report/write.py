@@ -17,6 +17,7 @@ import numpy as np
 
 from m3bind.core.files import write_text
 from m3bind.evaluate.calibration import Answers
+from m3bind.evaluate.compare import unresolved
 from m3bind.evaluate.embedded_files import Points
 from m3bind.evaluate.pivot import Pivot, headline, html_table, number, pivot
 from m3bind.evaluate.results import PROTOCOLS, Row
@@ -124,10 +125,11 @@ def _tiles(rows: Sequence[Row]) -> str:
         now, was = (float(np.mean([cell.value for cell in cells])) for cells in (lasts, firsts))
         chance = float(np.mean([cell.chance for cell in lasts]))
         moved = f"before {number(was)}, " if any(len(line.cells) > 1 for line in group) else ""
-        count = f"{len(group)} tasks, " if len(group) > 1 else ""
         low, high = (number(getattr(lasts[0], side)) for side in ("ci_low", "ci_high"))
-        span = f"interval {low}…{high}, " if len(group) == 1 else "intervals in the table, "
-        small = f"{span}{moved}chance {number(chance)}, {count}n = {sum(cell.n for cell in lasts):,}"
+        single = len(group) == 1
+        span = f"interval {low}…{high}, " if single else "intervals and n in the table, "
+        files = f", n = {lasts[0].counted}" if single else f", {len(group)} tasks"
+        small = f"{span}{moved}chance {number(chance)}{files}"
         tiles.append(
             f'<div class="tile"><div class="big">{number(now)}</div><div class="name">{html.escape(label)}</div>'
             f'<div class="small">{small}</div></div>'
@@ -140,10 +142,11 @@ def _headline_section(rows: Sequence[Row]) -> str:
     if not data.lines:
         return ""
     caption = (
-        "Value with its 95 % interval below. Change: last stage minus first; better or worse only if the last value "
-        "is outside the interval of the first."
+        "Value with its 95 % interval below. Change: last stage minus first with the half-width of its 95 % interval, "
+        "same patients in both; better or worse only if the interval excludes zero."
     )
-    return html_table(data, caption)
+    note = unresolved(line.difference for line in data.lines if line.difference)
+    return html_table(data, caption) + (f'<p class="caption">{html.escape(note)}</p>' if note else "")
 
 
 def _all_section(data: Pivot) -> str:
@@ -229,7 +232,7 @@ def _moments(scene: _Scene) -> list[tuple[str, Mapping[str, Points]]]:
 
 def _similarity_section(scene: _Scene, seed: int) -> str:
     parts, tables = [], []
-    measured = [(when, plots.similarity(points, seed=seed)) for when, points in _moments(scene)]
+    measured = [(when, plots.similarity(points)) for when, points in _moments(scene)]
     limit = max((data.largest for _, data in measured), default=0.0)
     for when, data in measured:
         if not data.gain:
@@ -297,8 +300,11 @@ GLOSSARY = """<dl>
 <dt>chance</dt><dd>The expected value of a scorer without information: .5 for AUC, 1 / classes for balanced accuracy,
 the share of the commonest class for accuracy, exact for search (from the size of the gallery and the number
 of correct answers), the mean over shuffled predictions for macro F1.</dd>
-<dt>interval</dt><dd>95 % percentile interval of a bootstrap over patients, not files. In search the
-queries are resampled and the gallery is fixed. It does not cover another training seed or another hospital.</dd>
+<dt>interval</dt><dd>95 % interval from a bootstrap over patients, not files (Student's t, on the logit scale for
+shares). In search the patients of queries and gallery are resampled. It covers other training seeds only where
+several were run, and never another hospital.</dd>
+<dt>n</dt><dd>Files, and patients if some have several. A file that is a query in several pairs of modalities counts
+once.</dd>
 <dt>zero-shot</dt><dd>An image gets the class whose prompts are most similar to it, without training on labelled
 images of these classes. AUC with two classes, balanced accuracy with more.</dd>
 <dt>R@K</dt><dd>Share of queries with at least one correct answer among the first K. Ties count with their
