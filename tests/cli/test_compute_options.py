@@ -36,7 +36,7 @@ OTHERS = {  # arguments, and what gets device and workers
     "evaluate": (["run"], "m3bind.core.device.pick"),
     "evaluate --manifest": (["s", "--manifest", "m.csv"], "m3bind.experiments.commands.evaluate_space"),
     "evaluate --suite": (["--suite", "paper"], "m3bind.experiments.commands.Suite"),
-    "leaks": (["m.csv"], "m3bind.experiments.commands.leak_report"),
+    "leaks": (["m.csv"], "m3bind.experiments.leaks.leak_report"),
     "report": (["run"], "m3bind.pipeline.outputs.open_run"),
     "encode": (["a", *SPACE, "--out", "o"], "m3bind.encode.job.encode_files"),
     "encode --shard": (["a", *SPACE, "--out", "o", "--shard", "1/2"], "m3bind.encode.job.encode_share"),

@@ -1,12 +1,12 @@
-"""Leaks between splits, near-duplicates and seen data sets."""
+"""Leaks between splits, pairs of files with the same content, and seen data sets."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from m3bind.data.records import BadRow, Record
-from m3bind.evaluate.leaks import near_duplicates, seen_by, split_leaks
+from m3bind.evaluate.leaks import LeakReport, copies_of, seen_by, split_leaks
+from m3bind.evaluate.near_duplicates import NearDuplicate
 
 
 def record(path: Path, patient: str, split: str) -> Record:
@@ -14,8 +14,6 @@ def record(path: Path, patient: str, split: str) -> Record:
 
 
 def test_shared_patients_and_contents_are_counted(tmp_path: Path) -> None:
-    for name, content in {"a": b"1", "b": b"2", "c": b"1", "d": b"3", "e": b"3"}.items():
-        (tmp_path / name).write_bytes(content)
     records = [
         record(tmp_path / "a", "p", "train"),
         record(tmp_path / "b", "q", "train"),
@@ -24,28 +22,36 @@ def test_shared_patients_and_contents_are_counted(tmp_path: Path) -> None:
         record(tmp_path / "e", "s", "test"),  # the content of d
         record(tmp_path / "gone", "t", "test"),
     ]
-    found = split_leaks(records, [BadRow(3, "x", kind="that would leak"), BadRow(4, "y")])
+    keys = ["1", "2", "1", "3", "3", None]
+    found = split_leaks(records, keys, [BadRow(3, "x", kind="that would leak"), BadRow(4, "y")])
     assert (found.test, found.patients, found.contents, found.repeated, found.quarantined) == (4, 1, 1, 2, 1)
     assert str(tmp_path) not in found.report()
 
 
-def test_near_duplicates_are_those_above_the_usual() -> None:
-    rng = np.random.default_rng(0)
-    train = rng.normal(size=(300, 32))
-    test = np.concatenate([rng.normal(size=(20, 32)), train[[7, 99]] + 1e-4 * rng.normal(size=(2, 32))])
-    train, test = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (train, test))
-    ids = [f"t{i}" for i in range(22)], [f"r{i}" for i in range(300)]
-    pairs, threshold = near_duplicates(test, train, ids)
-    assert {(pair.test, pair.train) for pair in pairs} == {("t20", "r7"), ("t21", "r99")}
-    assert threshold >= 0.999
-    assert [p.cosine for p in pairs] == sorted((p.cosine for p in pairs), reverse=True)
-    everything, _ = near_duplicates(test, train, ids, threshold=-1.0)
-    best = (test @ train.T).argmax(1)
-    assert {(t.test, t.train) for t in everything} == {(f"t{i}", f"r{best[i]}") for i in range(22)}
+def test_pairs_of_files_are_those_of_their_contents(tmp_path: Path) -> None:
+    splits = ["test", "train", "train", "train", "valid", "train"]
+    records = [record(tmp_path / str(i), f"p{i % 4}", split) for i, split in enumerate(splits)]
+    contents = [[0, 1, 2], [3], [4], [5]]  # distinct contents; the first has three files
+    pairs = [NearDuplicate(0, 1, 0.95, "left-right"), NearDuplicate(2, 3, 0.97)]
+    found = copies_of(records, contents, pairs)
+    assert [(copy.places, copy.splits, copy.correlation, copy.same_bytes) for copy in found] == [
+        ((1, 0), ("train", "test"), 1.0, True),
+        ((5, 4), ("train", "valid"), 0.97, False),
+        ((3, 0), ("train", "test"), 0.95, False),
+        ((1, 2), ("train", "train"), 1.0, True),
+        ((1, 3), ("train", "train"), 0.95, False),
+    ]
+    assert [copy.flip for copy in found] == ["", "", "left-right", "", "left-right"]
+    report = LeakReport(1, copies=found)
+    assert report.pairs() == {"train and test": 2, "train and valid": 1, "within train": 2}
+    assert report.leaked and not LeakReport(1, copies=found[3:]).leaked
+    assert "within train: 2" in report.report()
 
 
-def test_no_files_no_pairs() -> None:
-    assert near_duplicates(np.zeros((0, 4)), np.eye(4), ([], list("abcd")))[0] == []
+def test_a_pair_states_whether_it_is_of_one_patient(tmp_path: Path) -> None:
+    records = [record(tmp_path / str(i), patient, "train") for i, patient in enumerate(["p", "p", "", ""])]
+    found = copies_of(records, [[0], [1], [2], [3]], [NearDuplicate(0, 1, 0.9), NearDuplicate(2, 3, 0.9)])
+    assert [copy.same_patient for copy in found] == [True, False]
 
 
 @pytest.mark.parametrize(

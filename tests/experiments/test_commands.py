@@ -1,4 +1,4 @@
-"""Commands around experiments: data sets, comparing runs, leaks."""
+"""Commands around experiments: data sets, comparing runs."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from m3bind.evaluate.benchmarks import _listing
 from m3bind.evaluate.classification import accuracy
 from m3bind.evaluate.confidence import Resampling
 from m3bind.evaluate.results import Context, ResultTable
-from m3bind.experiments.commands import compare_runs, leak_report
+from m3bind.experiments.commands import compare_runs
 from paper_suite import make_models, make_space
 
 DOCS = Path(__file__).parents[2] / "docs" / "experiments.md"
@@ -51,22 +51,6 @@ def test_compare_reports_what_changed_and_what_is_significant(tmp_path: Path) ->
     assert "zero_shot ct" in compare_runs(first, second, everything=True)[0]
     with pytest.raises(ConfigError, match="holds no run"):
         compare_runs(first, tmp_path)
-
-
-def test_leaks_are_found_in_a_manifest(tmp_path: Path, make_picture: Callable[..., Path], monkeypatch, capsys) -> None:
-    for number in range(6):
-        make_picture(tmp_path / f"{number}.png", "xray", seed=number)
-    (tmp_path / "5.png").write_bytes((tmp_path / "0.png").read_bytes())
-    rows = [f"xray,{i}.png,normal,p{i},{'test' if i > 3 else 'train'}" for i in range(6)]
-    (tmp_path / "m.csv").write_text("\n".join(["modality,path,label,patient,split", *rows]) + "\n")
-    text, found = leak_report(tmp_path / "m.csv", None, None, None)
-    assert found
-    assert "content of a training file: 1" in text
-    assert run("leaks", str(tmp_path / "m.csv"), monkeypatch=monkeypatch) == 1
-    (tmp_path / "5.png").unlink()
-    make_picture(tmp_path / "5.png", "xray", seed=9)
-    assert run("leaks", str(tmp_path / "m.csv"), monkeypatch=monkeypatch) == 0
-    assert "content of a training file: 0" in capsys.readouterr().out
 
 
 def test_a_saved_space_is_evaluated_and_bad_files_are_quarantined(

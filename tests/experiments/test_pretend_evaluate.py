@@ -8,8 +8,9 @@ import torch
 
 from m3bind.core.device import Compute
 from m3bind.data.manifest import read_manifest
-from m3bind.experiments.commands import evaluate_space, leak_report
+from m3bind.experiments.commands import evaluate_space
 from m3bind.experiments.evaluated_model import EvaluatedModel, ModelSource, open_evaluated
+from m3bind.experiments.leaks import LeakOptions, leak_report
 from paper_suite import make_models, make_space
 from pretend.device import DEVICE, pretend_device
 
@@ -56,11 +57,12 @@ def test_values_are_those_of_the_cpu(kind, place, tmp_path):
 def test_tables_and_leaks_are_those_of_the_cpu(place, capsys):
     manifest = place / "m.csv"
     table, bad = evaluate_space(place / "space", manifest, None, "test", Compute(workers=2))
-    found = leak_report(manifest, None, place / "space", None, Compute(workers=2))
+    options = LeakOptions(space=place / "space")
+    found = leak_report(manifest, options, Compute(workers=2))
     with pretend_device(float64=False):
         compute = Compute(torch.device(DEVICE), workers=2)
         got, worse = evaluate_space(place / "space", manifest, None, "test", compute)
-        assert leak_report(manifest, None, place / "space", None, compute) == found and found[1]
+        assert leak_report(manifest, options, compute) == found and found[1]
     assert worse == bad and len(got.rows) == len(table.rows) > 3
     for one, other in zip(got.rows, table.rows):
         assert one.metric == other.metric and one.value == pytest.approx(other.value, abs=1e-6, nan_ok=True)

@@ -122,25 +122,34 @@ def leaks(
     context: typer.Context,
     manifest: Annotated[Path, typer.Argument(help="manifest")],
     root: Annotated[Path | None, typer.Option(help="folder that the manifest's paths are relative to")] = None,
-    space: Annotated[Path | None, typer.Option(help="space: also search near-duplicates by embedding")] = None,
-    threshold: Annotated[float | None, typer.Option(help="cosine of a near-duplicate")] = None,
+    space: Annotated[Path | None, typer.Option(help="space: also data sets that its models were trained on")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="minimum correlation of near-duplicates; default 0.9", min=0.5, max=1.0)
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="folder that stores what was read of the files, to resume or repeat")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="also write an HTML page with the pairs as images")] = None,
+    json_file: Json = None,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Find what the test split shares with the training split.
+    """Find what the splits share, and near-duplicates within them.
 
-    Patients, file contents, near-duplicates by embedding, and data sets that the models were trained on.
+    Patients, file contents, and near-duplicates: files that show the same after another compression, size, crop or
+    flip. Exits with 1 if splits share something, or if a model of --space was trained on the data set.
 
     \b
-    Example:
+    Examples:
+      m3bind leaks runs/data/odir200x3/manifest.csv --page leaks.html
       m3bind leaks runs/data/odir200x3/manifest.csv --space runs/paper/space
     """
     if space is None:
         refuse_ignored(context, "without --space", "threshold")
     compute = compute_of(device, workers)
-    from m3bind.experiments.commands import leak_report
+    from m3bind.experiments.leaks import LeakOptions, leak_report
 
-    text, found = leak_report(manifest, root, space, threshold, compute)
+    text, found = leak_report(manifest, LeakOptions(root, space, threshold, cache, page, json_file), compute)
     print(text)
     raise typer.Exit(1 if found else 0)
 

@@ -1,119 +1,126 @@
 """Data leakage: leaks between splits, near-duplicates, and data that a model was trained on.
 
-* `split_leaks`: patients and file contents in both train and test. `near_duplicates`: test images almost equal to a
-  training image. `seen_by`: data sets of a model's card. `LeakReport`: all findings as text.
-
-Shapes: n test files, m training files, d dimension of the embeddings.
+* `split_leaks`: patients and file contents in both train and test. `copies_of`: pairs of files that show the same, by
+  `near_duplicates`. `seen_by`: data sets of a model's card. `LeakReport`: all findings of a modality; `Copy`: a pair.
 """
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from m3bind.data.file_keys import file_key
-from m3bind.data.records import BadRow, Record
-from m3bind.errors import ReadError
-
-_BLOCK = 1024
+from m3bind.data.records import SPLITS, BadRow, Record
+from m3bind.evaluate.near_duplicates import NearDuplicate
 
 
 @dataclass(frozen=True)
-class NearDuplicate:
-    """Ids of a test file and of the most similar training file, with their cosine."""
+class Copy:
+    """Two files with the same content. Rows are those of the manifest, their splits in the order of `SPLITS`."""
 
-    test: str
-    train: str
-    cosine: float
+    rows: tuple[int, int]
+    splits: tuple[str, str]
+    places: tuple[int, int]  # positions in the records of the modality
+    correlation: float  # of the registered contents; 1 for the same bytes
+    flip: str = ""  # left-right, up-down, both
+    same_bytes: bool = False
+    same_patient: bool = False
+
+    @property
+    def between(self) -> bool:
+        """Whether the files are in different splits."""
+        return self.splits[0] != self.splits[1]
 
 
 @dataclass
 class LeakReport:
-    """Findings; counts are of test files unless stated otherwise."""
+    """Findings about one modality; counts are of test files unless stated otherwise."""
 
     test: int
     patients: int = 0  # patients in train and in test
     quarantined: int = 0  # rows that would have leaked, excluded by the manifest's rules
     contents: int = 0  # test files with the bytes of a training file
     repeated: int = 0  # test files that occur more than once within test
-    duplicates: list[NearDuplicate] = field(default_factory=list)
-    threshold: float = 1.0  # minimum cosine of near-duplicates
+    compared: int = 0  # files of all splits whose contents were compared
+    skipped: int = 0  # files that cannot be read
+    threshold: float = 1.0  # minimum correlation of near-duplicates
+    copies: list[Copy] = field(default_factory=list)  # between splits first, then by correlation
     seen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # model -> names on its card that match
+
+    @property
+    def leaked(self) -> bool:
+        """Whether the splits share patients or contents, or a model was trained on the data set."""
+        return bool(self.patients or self.contents or self.seen or any(copy.between for copy in self.copies))
+
+    def pairs(self) -> dict[str, int]:
+        """Number of near-duplicate pairs by their splits: "train and test", "within train" ..."""
+        names = (" and ".join(copy.splits) if copy.between else f"within {copy.splits[0]}" for copy in self.copies)
+        return dict(sorted(Counter(names).items()))
 
     def report(self) -> str:
         """The findings as text, without patients and paths."""
+        counts = "; ".join(f"{name}: {count:,}" for name, count in self.pairs().items())
         lines = [
             f"{self.test:,} test files",
             f"patients in both train and test: {self.patients}",
             f"rows that would have leaked, quarantined: {self.quarantined}",
             f"test files with the content of a training file: {self.contents}",
             f"test files that occur more than once in test: {self.repeated}",
-            f"test files with a near-duplicate in train (cosine >= {self.threshold:.4f}): {len(self.duplicates)}",
+            f"{self.compared:,} files of all splits compared by content, {self.skipped:,} unreadable",
+            f"near-duplicate pairs (correlation >= {self.threshold:g}): {counts or 'none'}",
         ]
         lines += [f"{name} has seen this data set in training: {', '.join(sets)}" for name, sets in self.seen.items()]
         return "\n".join(lines)
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; files are given by the rows of the manifest."""
+        content = asdict(self) | {"pairs": self.pairs(), "leaked": self.leaked}
+        for copy in content["copies"]:
+            del copy["places"]
+        return content
 
-def split_leaks(records: Sequence[Record], bad: Sequence[BadRow] = ()) -> LeakReport:
-    """Patients and contents shared by train and test; unreadable files are skipped."""
-    train = [r for r in records if r.split == "train"]
-    test = [r for r in records if r.split == "test"]
-    both = {r.patient for r in train} & {r.patient for r in test}
-    contents = Counter(key for record in test if (key := _content(record)) is not None)
-    trained = {_content(record) for record in train}
+
+def split_leaks(records: Sequence[Record], keys: Sequence[str | None], bad: Sequence[BadRow] = ()) -> LeakReport:
+    """Patients and contents shared by train and test; `keys`: hash of each record's file, None if unreadable."""
+    train = {r.patient for r in records if r.split == "train"}
+    test = {r.patient for r in records if r.split == "test"}
+    contents = Counter(key for r, key in zip(records, keys, strict=True) if r.split == "test" and key is not None)
+    trained = {key for r, key in zip(records, keys, strict=True) if r.split == "train"}
     copied = sum(count for key, count in contents.items() if key in trained)
     repeated = sum(count for count in contents.values() if count > 1)
     quarantined = sum(row.kind == "that would leak" for row in bad)
-    return LeakReport(len(test), len(both), quarantined, copied, repeated)
+    return LeakReport(sum(r.split == "test" for r in records), len(train & test), quarantined, copied, repeated)
 
 
-def _content(record: Record) -> str | None:
-    try:
-        return file_key(record.path)
-    except (ReadError, OSError):
-        return None
+def copies_of(
+    records: Sequence[Record], contents: Sequence[Sequence[int]], pairs: Sequence[NearDuplicate]
+) -> list[Copy]:
+    """Pairs of files, between splits first: same bytes, and near-duplicates of their contents.
 
-
-def near_duplicates(
-    test: ArrayLike, train: ArrayLike, ids: tuple[Sequence[str], Sequence[str]], threshold: float | None = None
-) -> tuple[list[NearDuplicate], float]:
-    """Test files almost equal to a training file: unit rows (n, d), (m, d).
-
-    The default threshold is the cosine that one in a thousand training files reaches with its nearest other training
-    file, but at least .999: similarities that are usual within the data set do not count as copies.
-
-    Returns:
-        the pairs, most similar first, and the threshold.
+    `contents`: positions of the records of each distinct content; `pairs` are positions in it. Of records with the
+    same bytes, one per split is paired with other contents, and the first of all with each of the others.
     """
-    rows, bank = np.asarray(test, dtype=np.float32), np.asarray(train, dtype=np.float32)
-    if not len(rows) or not len(bank):
-        return [], threshold or 1.0
-    if threshold is None:
-        some = np.linspace(0, len(bank) - 1, min(len(bank), 2000)).astype(np.int64)
-        nearest, _ = _nearest(bank[some], bank, some)
-        threshold = max(0.999, float(np.quantile(nearest, 0.999))) if len(bank) > 1 else 0.999
-    best, place = _nearest(rows, bank)
-    order = np.argsort(-best, kind="stable")
-    found = [NearDuplicate(ids[0][i], ids[1][place[i]], float(best[i])) for i in order if best[i] >= threshold]
-    return found, threshold
+
+    def copy(i: int, j: int, correlation: float, flip: str = "", same_bytes: bool = False) -> Copy:
+        i, j = sorted((i, j), key=lambda place: (SPLITS.index(records[place].split), place))
+        a, b = records[i], records[j]
+        known = bool(a.patient) and a.patient == b.patient
+        return Copy((a.row, b.row), (a.split, b.split), (i, j), correlation, flip, same_bytes, known)
+
+    found = [
+        copy(i, j, pair.correlation, pair.flip)
+        for pair in pairs
+        for i in _one_per_split(records, contents[pair.first])
+        for j in _one_per_split(records, contents[pair.second])
+    ]
+    for places in contents:
+        first, *others = sorted(places, key=lambda place: (SPLITS.index(records[place].split), place))
+        found += [copy(first, other, 1.0, same_bytes=True) for other in others]
+    return sorted(found, key=lambda copy: (not copy.between, -copy.correlation, copy.rows))
 
 
-def _nearest(
-    rows: NDArray[np.float32], bank: NDArray[np.float32], own: NDArray[np.int64] | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Highest cosine of each row with the bank (without its own place, if given), and its place."""
-    best, place = np.empty(len(rows), np.float32), np.empty(len(rows), np.int64)
-    for start in range(0, len(rows), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        cosines = rows[part] @ bank.T
-        if own is not None:
-            cosines[np.arange(len(cosines)), own[part]] = -1
-        place[part] = cosines.argmax(1)
-        best[part] = np.take_along_axis(cosines, place[part][:, None], 1)[:, 0]
-    return best, place
+def _one_per_split(records: Sequence[Record], places: Sequence[int]) -> list[int]:
+    return list({records[place].split: place for place in reversed(places)}.values())
 
 
 def seen_by(training_data: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:

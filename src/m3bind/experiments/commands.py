@@ -1,7 +1,7 @@
 """Experiments called by the command line.
 
 * `evaluate_suite`, `report_suite`: suites and the paper's tables. * `evaluate_space`: a space on a manifest's files.
-* `evaluation_settings`: its settings. * `compare_runs`: two runs. * `leak_report`: overlap of test and training data.
+* `evaluation_settings`: its settings. * `compare_runs`: two runs.
 """
 
 import sys
@@ -17,23 +17,21 @@ from rich.console import Console
 
 from m3bind.config import EvaluateConfig, override, validate
 from m3bind.core import sums
-from m3bind.core.device import Compute, pick
+from m3bind.core.device import Compute
 from m3bind.core.files import write_json
 from m3bind.core.stored import checked, read_json, read_yaml
 from m3bind.data.cache import FeatureCache
 from m3bind.data.manifest import read_manifest
 from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError, SpaceError
-from m3bind.evaluate.benchmarks import known_as
 from m3bind.evaluate.compare import compare_rows, unresolved
-from m3bind.evaluate.leaks import LeakReport, near_duplicates, seen_by, split_leaks
 from m3bind.evaluate.own_prompts import check_prompts
 from m3bind.evaluate.pivot import console, number
 from m3bind.evaluate.results import ResultTable, plain
 from m3bind.evaluate.stage_results import View, measure
 from m3bind.evaluate.tasks import tasks_for
 from m3bind.experiments import paper_tables
-from m3bind.experiments.evaluated_model import EvaluatedModel, of_space
+from m3bind.experiments.evaluated_model import of_space
 from m3bind.experiments.suite import Suite, SuiteConfig, TableCell, load_suite
 from m3bind.pipeline.features import FeatureExtractor
 from m3bind.pipeline.outputs import WIDTH
@@ -240,39 +238,3 @@ def compare_runs(first: Path, second: Path, everything: bool = False) -> tuple[s
     )
     lines += filter(None, [unresolved(shown)])
     return "\n".join(lines), [plain(d.row) | {"first": d.first, "second": d.second, "p": d.p} for d in shown]
-
-
-# ---- leaks -----------------------------------------------------------------------------------------------------------
-
-
-def leak_report(
-    manifest: Path, root: Path | None, space: Path | None, threshold: float | None, compute: Compute | None = None
-) -> tuple[str, bool]:
-    """Overlap of test and training data per modality, and whether there is any."""
-    compute = compute or pick()
-    content = read_manifest(manifest, root=root)
-    texts, leaked = [], False
-    with TemporaryDirectory() as cache:
-        encoder = FeatureExtractor(FeatureCache(cache), workers=compute.workers)
-        model = of_space("space", load(space, compute.device), encoder) if space else None
-        for m in dict.fromkeys(record.modality for record in content.records):
-            records = [record for record in content.records if record.modality == m]
-            report = split_leaks(records, content.bad)
-            if model is not None and m in model.models:
-                _add_near_duplicates(model, m, records, report, threshold)
-            leaked |= bool(report.patients or report.contents or report.duplicates or report.seen)
-            texts.append(f"{m}\n{report.report()}")
-    return "\n\n".join(texts), leaked
-
-
-def _add_near_duplicates(
-    model: EvaluatedModel, modality: str, records: Sequence[Record], report: LeakReport, threshold: float | None
-) -> None:
-    """Add near-duplicates by the space's embeddings, and data sets that its model was trained on."""
-    sides = {s: model.readable([r for r in records if r.split == s])[0] for s in ("test", "train")}
-    if all(sides.values()):
-        rows = {s: model.images(side) for s, side in sides.items()}
-        ids = ([r.id for r in sides["test"]], [r.id for r in sides["train"]])
-        report.duplicates, report.threshold = near_duplicates(rows["test"], rows["train"], ids, threshold)
-    seen = {s: seen_by(model.training_data(modality), known_as(s)) for s in sorted({r.set for r in records})}
-    report.seen = {f"{modality} model ({s})": entries for s, entries in seen.items() if entries}
