@@ -106,12 +106,12 @@ def _thumbprints(
             bar.advance(1)
     cache.files.save()
     contents: dict[bytes, list[int]] = {}
-    for place, key in enumerate(keys):
-        if key is not None:
-            contents.setdefault(bytes.fromhex(key), []).append(place)
+    for place, known in enumerate(keys):
+        if known is not None:
+            contents.setdefault(bytes.fromhex(known), []).append(place)
     table = np.array(list(contents), KEY)
     shards.refresh()
-    missing = [key for key, row in zip(contents, shards.find(table)[:, 0].tolist(), strict=True) if row < 0]
+    missing = [key for key, shard in zip(contents, shards.find(table)[:, 0].tolist(), strict=True) if shard < 0]
 
     def read(key: bytes) -> NDArray[np.uint8] | None:
         record = records[contents[key][0]]
@@ -135,7 +135,7 @@ def _thumbprints(
     where = shards.find(table)
     good = where[:, 0] >= 0
     shape = shards.shards[0].tensors["rows"][2][1:] if shards.shards else (1, 1)
-    places = [part for part, known in zip(contents.values(), good.tolist(), strict=True) if known]
+    places = [part for part, stored in zip(contents.values(), good.tolist(), strict=True) if stored]
     return keys, Rows(shards, where[good], shape, np.uint8), places
 
 
