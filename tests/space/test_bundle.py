@@ -4,12 +4,16 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import m3bind
 from m3bind.errors import ConfigError, NotFiniteError, ReadError, SpaceError, UnknownNameError
 from m3bind.models.bridges import Affine, Head, Relative, Sided, freeze
 from m3bind.models.embedding import correct_gap
 from m3bind.space.bundle import Space, load, save_space
+from m3bind.space.folder import SpaceInfo
+from m3bind.space.input_statistics import input_statistics
+from m3bind.space.unlike import fit_unlike
 from space import tiny
 
 TEXTS = ["normal heart", "abnormal lung, dark", "x", "normal heart", "a bright picture of a heart" * 3]
@@ -25,7 +29,7 @@ def everything(space, paths):
 def assert_same(one, two):
     assert len(one) == len(two)
     for a, b in zip(one, two):
-        assert a.tobytes() == b.tobytes()
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def test_saved_and_loaded_gives_bitwise_the_same(tmp_path):
@@ -405,3 +409,49 @@ def test_bridges_that_are_no_matrix_are_saved_and_opened(tmp_path):
     assert json.loads((tmp_path / "space" / "space.json").read_text())["version"] == 2
     save_space(plain, tmp_path / "plain")  # readable by what knows linear bridges only
     assert json.loads((tmp_path / "plain" / "space.json").read_text())["version"] == 1
+
+
+def measured(folder):
+    """A space with measures of unlike inputs and temperatures, and usual files."""
+    space, paths = tiny.make_space(), tiny.pictures(folder, 40)
+    measures = {}
+    for name in space.modalities:
+        inputs = torch.stack([space.read(path, name) for path in paths])
+        with torch.no_grad():
+            features = space.model(name).image_features(inputs).flatten(1).numpy()
+        halves = [part[at] for at in (slice(30), slice(30, None)) for part in (features, input_statistics(inputs))]
+        measures[name] = fit_unlike(*halves, inputs[:10])
+    contents = space._contents
+    info = SpaceInfo(temperatures={"grey": 2.0})
+    return Space(contents.models, contents.bridges, contents.means, contents.student, info, measures), paths
+
+
+def test_measures_and_temperatures_are_stored_and_leave_embeddings_unchanged(tmp_path):
+    space, paths = measured(tmp_path)
+    loaded = m3bind.load(save_space(space, tmp_path / "space"))
+    for name in space.modalities:
+        assert_same(loaded.measures[name].state_dict().values(), space.measures[name].state_dict().values())
+        np.testing.assert_allclose(
+            loaded.encode_image(paths, name), tiny.make_space().encode_image(paths, name), atol=1e-6
+        )
+        rows, reasons = loaded.examine(paths[:20], name)
+        assert rows.shape == (20, 8) and sum(map(bool, reasons)) <= 5
+    assert json.loads((tmp_path / "space" / "space.json").read_text())["version"] == 3
+    assert loaded.temperature("grey") == 2.0 and loaded.temperature("other") is None
+    with pytest.raises(SpaceError, match="one bridge per modality"):
+        Space(
+            *(getattr(space._contents, name) for name in ("models", "bridges")), unlike={"ct": space.measures["grey"]}
+        )
+
+
+def test_classify_abstains_on_unlike_files_and_divides_by_the_temperature(tmp_path, caplog):
+    space, paths = measured(tmp_path)
+    Image.fromarray(np.linspace(0, 255, 1600).astype(np.uint8).reshape(40, 40)).save(tmp_path / "strange.png")
+    labels = ["normal heart", "x"]
+    found = space.classify([*paths[:2], tmp_path / "strange.png"], "grey", labels)
+    assert np.isnan(found[2]).all() and np.isfinite(found[:2]).all() and "file 3 of 3 is not classified: " in caplog.text
+    answered = space.classify([tmp_path / "strange.png"], "grey", labels, abstain=False)
+    assert np.isfinite(answered).all()
+    plain = Space(*(getattr(space._contents, name) for name in ("models", "bridges", "means", "student")))
+    before = plain.classify(paths[:2], "grey", labels)
+    np.testing.assert_allclose(np.diff(np.log(found[:2])), np.diff(np.log(before)) / 2, atol=1e-4)

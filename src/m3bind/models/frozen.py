@@ -53,6 +53,7 @@ class FrozenPass:
         dtype: torch.dtype | None = None,
         load: Callable[[Any], Any] | None = None,
         name: str = "a tower",
+        compared: int | None = None,
     ) -> None:
         """`encode` maps n items to rows (n, ...), each independent of the others, on `device`.
 
@@ -63,9 +64,11 @@ class FrozenPass:
                 of the first batch are close to those of float32.
             load: from (a part of) a batch to the host tensors that `encode` gets; by default the batch itself.
             name: of the encoder, for log lines.
+            compared: leading columns of the rows that are compared; None: all.
         """
         self._encode, self._load, self.device, self._name = encode, load or (lambda batch: batch), device, name
         self._dtype = torch.float32 if dtype is None and device.type == "cpu" else dtype
+        self._compared = slice(compared)
         self._limit = 0  # elements of a part, once the memory has run out
         half = str(self._dtype or compute_dtype(device)).removeprefix("torch.")
         self.kind = "" if half == "float32" else f"/{half}"  # for keys of stored rows: how they may be rounded
@@ -85,7 +88,7 @@ class FrozenPass:
         half = compute_dtype(self.device)
         if half == torch.float32:
             return half
-        cosines = agreement(self._rows(batch, torch.float32), self._rows(batch, half))
+        cosines = agreement(*(self._rows(batch, dtype)[:, self._compared] for dtype in (torch.float32, half)))
         if cosines.smallest >= MIN_COSINE:
             return half
         log.warning("%s computes in float32: in %s its cosine to it is %.6f", self._name, half, cosines.smallest)

@@ -31,6 +31,7 @@ from m3bind.evaluate.results import ResultTable
 from m3bind.evaluate.tasks import concepts_for, tasks_for
 from m3bind.evaluate.zero_shot import known_rows, task_logits
 from m3bind.pipeline.run import Run
+from m3bind.pipeline.unlike import measures
 from m3bind.report.write import ReportContent, write_report
 from m3bind.space.bundle import Space, save_space
 from m3bind.space.folder import SpaceInfo
@@ -99,6 +100,7 @@ def space_of(run: Run) -> Space:
         {m: run.embed_images(m, "train").mean(0) for m in names},
         run.state.student,
         info,
+        measures(run),
     )
 
 

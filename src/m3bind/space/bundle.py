@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -36,8 +35,11 @@ from m3bind.models.frozen import FrozenPass
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.space.exported_folders import refuse_foreign
 from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, write_folder
+from m3bind.space.image_side import DISTANCES, image_side
+from m3bind.space.input_statistics import input_statistics
 from m3bind.space.prompts import Labels, Prompts, prompts_of
 from m3bind.space.reader import read_folder
+from m3bind.space.unlike import UnlikeMeasure
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Space:
         means: Mapping[str, Tensor | NDArray[Any]] | None = None,
         student: TextEncoder | None = None,
         info: SpaceInfo | None = None,
+        unlike: Mapping[str, UnlikeMeasure] | None = None,
     ) -> None:
         """Combine parts; models are not copied, and modules' training modes are left unchanged.
 
@@ -62,14 +65,15 @@ class Space:
             bridges: one per modality; a matrix (d_m, d) is a linear one.
             means: (d,) training mean of unit image embeddings per modality, for gap correction.
             student: the shared text encoder, if distilled.
-            info: config, prompts, counts of records, whether the data were synthetic.
+            info: config, prompts, counts of records, temperatures, whether the data were synthetic.
+            unlike: how unlike its training data an input is, per modality.
 
         Raises:
             SpaceError: a bridge is missing, not finite, or its shape does not fit.
         """
         modules = {name: _as_bridge(name, bridge) for name, bridge in bridges.items()}
         tensors = {name: _matrix(mean) for name, mean in (means or {}).items()}
-        self._contents = Contents(dict(models), modules, tensors, student, info or SpaceInfo())
+        self._contents = Contents(dict(models), modules, tensors, student, info or SpaceInfo(), dict(unlike or {}))
         self._precisions: dict[tuple[str, torch.device], torch.dtype] = {}  # of text towers
         self._passes: dict[tuple[str, torch.device, torch.dtype | None], FrozenPass] = {}  # of image towers
         self._check()
@@ -77,7 +81,8 @@ class Space:
     def _check(self) -> None:
         """Raise unless all parts fit each other."""
         models, bridges = self._contents.models, self._contents.bridges
-        if not models or set(models) != set(bridges) or not set(self._contents.means) <= set(models):
+        named = {*self._contents.means, *self._contents.unlike, *self.info.temperatures}
+        if not models or set(models) != set(bridges) or not named <= set(models):
             raise SpaceError(
                 f"a space needs one bridge per modality; models {sorted(models)}, bridges {sorted(bridges)}"
             )
@@ -185,6 +190,16 @@ class Space:
         """Factor on cosines before a softmax, as trained."""
         return float(self.model(modality).logit_scale.detach())
 
+    @property
+    def measures(self) -> Mapping[str, UnlikeMeasure]:
+        """How unlike its training data an input is; a modality may have none."""
+        return self._contents.unlike
+
+    def temperature(self, modality: str) -> float | None:
+        """Divides zero-shot logits, fitted on the valid split; None if the space was saved without."""
+        self.model(modality)
+        return self.info.temperatures.get(modality)
+
     def image_mean(self, modality: str) -> Array:
         """Mean of the unit image embeddings of the training data, (d,) float32, for gap correction.
 
@@ -208,6 +223,7 @@ class Space:
         for module in (
             *contents.models.values(),
             *contents.bridges.values(),
+            *contents.unlike.values(),
             *([contents.student] if contents.student is not None else []),
         ):
             module.to(device)
@@ -282,19 +298,34 @@ class Space:
         return self.model(modality).preprocess(modalities.decode(modality, path))
 
     def encode_inputs(self, inputs: Sequence[Tensor], modality: str, dtype: torch.dtype | None = None) -> Array:
-        """Outputs of `read` -> (n, d) float32 unit rows, in one batch per shape, or in parts that fit the memory.
+        """Outputs of `read` -> (n, d) float32 unit rows; arguments and errors as `examine_inputs`."""
+        return np.ascontiguousarray(self._encode(inputs, modality, dtype)[:, : self.dim])
 
-        `dtype` is that of matrix products. None: float32 on a CPU; elsewhere the device's half precision, if it stays
-        within cosine 0.999 of float32.
+    def examine_inputs(
+        self, inputs: Sequence[Tensor], modality: str, dtype: torch.dtype | None = None
+    ) -> tuple[Array, list[str]]:
+        """Outputs of `read` -> (n, d) float32 unit rows, and why each is unlike the training data ("": it is not).
+
+        In one batch per shape, or in parts that fit the memory. `dtype` is that of matrix products. None: float32 on a
+        CPU; elsewhere the device's half precision, if it stays within cosine 0.999 of float32.
 
         Raises:
             NotFiniteError: an embedding is NaN or infinite.
         """
-        model, bridge = self.model(modality), self._contents.bridges[modality]
+        rows, measure = self._encode(inputs, modality, dtype), self.measures.get(modality)
+        if measure is None or not len(inputs):
+            return rows, [""] * len(inputs)
+        statistics = np.concatenate([input_statistics(value[None]) for value in inputs])
+        return np.ascontiguousarray(rows[:, : self.dim]), measure.reasons(rows[:, self.dim :], statistics)
+
+    def _encode(self, inputs: Sequence[Tensor], modality: str, dtype: torch.dtype | None) -> Array:
+        """(n, d) unit rows, or (n, d + 2) with the distances of `image_side`."""
+        model, bridge, measure = self.model(modality), self._contents.bridges[modality], self.measures.get(modality)
         key = modality, self.device, dtype
         if key not in self._passes:
-            self._passes[key] = FrozenPass(_image_side(model, bridge), *key[1:], name=f"the image tower of {modality}")
-        out = np.empty((len(inputs), self.dim), np.float32)
+            name = f"the image tower of {modality}"
+            self._passes[key] = FrozenPass(image_side(model, bridge, measure), *key[1:], name=name, compared=self.dim)
+        out = np.empty((len(inputs), self.dim + DISTANCES * (measure is not None)), np.float32)
         shapes: dict[tuple[int, ...], list[int]] = {}
         for position, value in enumerate(inputs):
             shapes.setdefault(tuple(value.shape), []).append(position)
@@ -304,6 +335,23 @@ class Space:
         if not np.isfinite(out).all():
             raise NotFiniteError(f"an embedding of {modality} is not finite; check the file and the weights")
         return out
+
+    def examine(
+        self, paths: Sequence[Path | str] | Path | str, modality: str, batch: int = 32, workers: int | None = None
+    ) -> tuple[Array, list[str]]:
+        """As `encode_image`, and why each file is unlike the training data ("": it is not, or nothing is measured)."""
+        files = [paths] if isinstance(paths, str | Path) else list(paths)
+        self.model(modality)
+        rows, reasons = [np.empty((0, self.dim), np.float32)], []
+        workers = workers or usable_cores()
+        allow(workers)
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(files), batch):
+                inputs = list(pool.map(partial(self.read, modality=modality), files[start : start + batch]))
+                encoded, unlike = self.examine_inputs(inputs, modality)
+                rows.append(encoded)
+                reasons += unlike
+        return np.concatenate(rows), reasons
 
     def encode_image(
         self, paths: Sequence[Path | str] | Path | str, modality: str, batch: int = 32, workers: int | None = None
@@ -320,16 +368,12 @@ class Space:
             ReadError: a file is missing, damaged, or of another kind.
             UnknownNameError: the space does not hold that modality.
         """
-        files = [paths] if isinstance(paths, str | Path) else list(paths)
-        self.model(modality)
-        rows = [np.empty((0, self.dim), np.float32)]
-        workers = workers or usable_cores()
-        allow(workers)
-        with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(files), batch):
-                inputs = pool.map(partial(self.read, modality=modality), files[start : start + batch])
-                rows.append(self.encode_inputs(list(inputs), modality))
-        return np.concatenate(rows)
+        rows, reasons = self.examine(paths, modality, batch, workers)
+        if unlike := list(filter(None, reasons)):
+            log.warning(
+                "%d of %d files of %s are unlike the training data (%s)", len(unlike), len(rows), modality, unlike[0]
+            )
+        return rows
 
     def project(self, rows: NDArray[Any], modality: str, side: Literal["image", "text"] = "image") -> Array:
         """Embeddings of the modality's own model, (n, d_m) unit rows, in this space: (n, d) float32 unit rows."""
@@ -374,11 +418,22 @@ class Space:
         labels: Labels,
         prompts: Prompts | None = None,
         encoder: str | None = None,
+        abstain: bool = True,
     ) -> Array:
-        """Zero-shot probabilities (n, c) float32: softmax of logit scale x cosine. Arguments as `class_embeddings`."""
+        """Zero-shot probabilities (n, c) float32: softmax of logit scale x cosine / temperature.
+
+        A file that is unlike the training data gets NaN, with its reason in the log, unless `abstain` is False;
+        `examine` returns the reasons. Other arguments as `class_embeddings`.
+        """
         classes = self.class_embeddings(labels, modality, prompts, encoder)
-        logits = self.logit_scale(modality) * similarity(self.encode_image(paths, modality), classes).astype(np.float64)
-        return softmax(logits).astype(np.float32)
+        rows, reasons = self.examine(paths, modality)
+        scale = self.logit_scale(modality) / (self.temperature(modality) or 1.0)
+        chances = softmax(scale * similarity(rows, classes).astype(np.float64)).astype(np.float32)
+        for number, reason in enumerate(reasons):
+            if reason and abstain:
+                log.warning("file %d of %d is not classified: %s", number + 1, len(reasons), reason)
+                chances[number] = np.nan
+        return chances
 
     @staticmethod
     def similarity(a: Array, b: Array) -> Array:
@@ -394,19 +449,6 @@ class Space:
             lines.append(f"  {name}: " + "; ".join(fact for fact in facts if fact))
         lines.append(f"  text: {', '.join(self.text_encoders)}")
         return "\n".join(lines)
-
-
-def _image_side(model: DualEncoder, bridge: BaseBridge) -> Callable[[Tensor], Tensor]:
-    """(n, ...) -> (n, d) unit rows; the bridge computes in float32, whatever the precision of the tower."""
-
-    def encode(batch: Tensor) -> Tensor:
-        own = model.encode_image(batch)
-        if own.dtype != torch.float32:
-            own = F.normalize(own.float(), dim=-1)  # rounded rows are a little shorter or longer
-        with torch.autocast(batch.device.type, enabled=False):
-            return bridge.image(own)
-
-    return encode
 
 
 def _as_bridge(name: str, value: BaseBridge | Tensor | NDArray[Any]) -> BaseBridge:
@@ -454,7 +496,7 @@ def load(path: Path | str, device: str | torch.device = "auto") -> Space:
     if not (Path(path) / MANIFEST).exists():
         refuse_foreign(path)
     contents = read_folder(path)
-    space = Space(contents.models, contents.bridges, contents.means, contents.student, contents.info)
+    space = Space(contents.models, contents.bridges, contents.means, contents.student, contents.info, contents.unlike)
     space._contents.fingerprint = contents.fingerprint
     return space.to(place)
 

@@ -29,8 +29,9 @@ from m3bind.models.base import PARTS, DualEncoder, ModelCard
 from m3bind.models.bridges import BaseBridge, Bridge
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.models.weights.checkpoint import hash_state, save_state
+from m3bind.space.unlike import UnlikeMeasure
 
-FORMAT, VERSION = "m3bind-space", 2  # 2: bridges of other kinds than linear; a space without them is written as 1
+FORMAT, VERSION = "m3bind-space", 3  # 2: bridges of other kinds than linear. 3: temperatures. Without, the lower one
 MANIFEST = "space.json"
 STUDENT_PARTS = ("trunk", "head")
 
@@ -45,6 +46,7 @@ class SpaceInfo:
     prompts: dict[str, list[str]] = field(default_factory=dict)  # per modality: templates with {} for the label
     records: dict[str, dict[str, int]] = field(default_factory=dict)  # per modality: split -> records
     synthetic: bool = False  # trained on virtual patients
+    temperatures: dict[str, float] = field(default_factory=dict)  # per modality: divides zero-shot logits
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)  # per modality; filled in when saved
     versions: dict[str, str] = field(default_factory=dict)  # of the libraries that wrote it; filled in when saved
     notes: str = ""
@@ -59,6 +61,7 @@ class Contents:
     means: dict[str, Tensor]  # (d,) training mean of unit image embeddings; a modality may have none
     student: TextEncoder | None
     info: SpaceInfo
+    unlike: dict[str, UnlikeMeasure] = field(default_factory=dict)  # a modality may have none
     fingerprint: str = ""  # of everything that embeddings depend on; "" until saved
 
 
@@ -79,6 +82,8 @@ def write_folder(contents: Contents, folder: Path | str) -> str:
         for name, bridge in contents.bridges.items():
             arrays |= _bridge_tensors(name, bridge)
         arrays |= {f"mean.{name}": value for name, value in contents.means.items()}
+        for name, measure in contents.unlike.items():
+            arrays |= {f"unlike.{name}.{key}": value for key, value in measure.state_dict().items()}
         info = contents.info
         core = {
             "dim": next(iter(contents.bridges.values())).dim,
@@ -89,7 +94,7 @@ def write_folder(contents: Contents, folder: Path | str) -> str:
         }
         content = {
             "format": FORMAT,
-            "version": 1 if all(isinstance(b, Bridge) for b in contents.bridges.values()) else VERSION,
+            "version": _version(contents),
             **core,
             "text_encoders": [*modalities, *(["student"] if student else [])],
             "config": info.config,
@@ -97,6 +102,7 @@ def write_folder(contents: Contents, folder: Path | str) -> str:
             "prompts_hashes": {name: sha256_text(*templates) for name, templates in info.prompts.items()},
             "records": info.records,
             "synthetic": info.synthetic,
+            **({"temperatures": info.temperatures} if info.temperatures else {}),
             "notes": info.notes,
             "versions": versions(),
             "fingerprint": _fingerprint(core),
@@ -104,6 +110,13 @@ def write_folder(contents: Contents, folder: Path | str) -> str:
         content = json.loads(json.dumps(content))  # as a reader parses it
         write_json(temporary / MANIFEST, {**content, "checksum": manifest_checksum(content)})
     return str(content["fingerprint"])
+
+
+def _version(contents: Contents) -> int:
+    """The lowest version of the format that can hold a space."""
+    if contents.info.temperatures:
+        return VERSION
+    return 1 if all(isinstance(bridge, Bridge) for bridge in contents.bridges.values()) else 2
 
 
 def guard_folder(folder: Path, marker: str, what: str) -> None:

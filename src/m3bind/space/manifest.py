@@ -17,6 +17,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Part = Literal["image_trunk", "image_head", "text_trunk", "text_head", "rest"]
 StudentPart = Literal["trunk", "head", "rest"]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Template = Annotated[str, StringConstraints(max_length=MAX_TEMPLATE)]
 
 
@@ -64,6 +65,7 @@ class SpaceManifest(_Form):
     prompts_hashes: dict[str, str]
     records: dict[str, dict[str, int]]
     synthetic: bool
+    temperatures: dict[Name, Temperature] = Field(default_factory=dict)
     notes: str
     versions: dict[str, str]
     fingerprint: Digest

@@ -28,6 +28,7 @@ from m3bind.models.weights.checkpoint import bounded, without_initialisation
 from m3bind.models.weights.weight_files import check_count
 from m3bind.space import manifest
 from m3bind.space.folder import FORMAT, MANIFEST, VERSION, Contents, SpaceInfo, State, join_state, manifest_checksum
+from m3bind.space.unlike import UnlikeMeasure
 
 MAX_MANIFEST_BYTES, MAX_ASSET_BYTES = 64 << 20, 1 << 30
 PATIENCE = 5.0  # seconds a reader keeps starting over while another process replaces the folder
@@ -195,9 +196,17 @@ class _Reader:
             bridges,
             {name: arrays[f"mean.{name}"] for name in models if f"mean.{name}" in arrays},
             student,
-            SpaceInfo(cards=cards, **{name: content[name] for name in names}),
+            SpaceInfo(cards=cards, **{name: content[name] for name in names if name in content}),
+            {name: measure for name in models if (measure := _measure(name, arrays)) is not None},
             content["fingerprint"],
         )
+
+
+def _measure(name: str, arrays: State) -> UnlikeMeasure | None:
+    """The measure of unlike inputs of a modality; None if the space has none."""
+    prefix = f"unlike.{name}."
+    values = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+    return UnlikeMeasure(**values) if values else None
 
 
 def damaged(path: Path, remedy: str = "save the space again") -> SpaceError:
