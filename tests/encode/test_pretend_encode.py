@@ -132,7 +132,7 @@ def test_a_batch_beyond_the_memory_of_the_device_is_no_fault_of_its_files(fits, 
         return
     found = towers._embed(tower, list(range(8)), inputs)
     assert [place for place, _ in found] == list(range(8))
-    np.testing.assert_allclose([row for _, row in found], expected, atol=1e-6)
+    np.testing.assert_allclose([value.row for _, value in found], expected, atol=1e-6)
 
 
 def test_products_are_exact_where_it_was_asked_for(place, tmp_path, monkeypatch, caplog):

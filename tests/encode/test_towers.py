@@ -171,7 +171,7 @@ def test_one_bad_input_does_not_take_its_batch_along(space):
     assert "not finite" in found[3] and isinstance(space, Space)
     expected = space.encode_inputs(INPUTS[:6], "grey")
     for place in (0, 1, 2, 4, 5):
-        np.testing.assert_allclose(found[place], expected[place], atol=1e-6)
+        np.testing.assert_allclose(found[place].row, expected[place], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["grey", "other"])

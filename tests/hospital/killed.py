@@ -49,8 +49,8 @@ class StandIn:
 
     modalities, dim, fingerprint = ("xray", "ct"), DIM, "f" * 64
 
-    def encode_inputs(self, inputs: Sequence[torch.Tensor], modality: str) -> Any:
-        return np.stack([value.numpy() for value in inputs])
+    def examine_inputs(self, inputs: Sequence[torch.Tensor], modality: str) -> Any:
+        return np.stack([value.numpy() for value in inputs]), [""] * len(inputs)
 
 
 def decoded(space: object, rows: Any, *_: object) -> Iterator[tuple[str, DecodedItem]]:

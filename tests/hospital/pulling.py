@@ -37,10 +37,10 @@ class StandIn:
 
     modalities, dim, fingerprint = ("xray", "ct"), DIM, "stand-in"
 
-    def encode_inputs(self, inputs: list[int], modality: str) -> Any:
+    def examine_inputs(self, inputs: list[int], modality: str) -> Any:
         found = np.zeros((len(inputs), DIM), np.float32)
         found[:, 0], found[:, 1] = np.cos(np.array(inputs) / TURN), np.sin(np.array(inputs) / TURN)
-        return found
+        return found, [""] * len(inputs)
 
 
 def stand_in_ahead(space: Any, rows: Any, *_: Any) -> Iterator[tuple[str, Any]]:

@@ -78,17 +78,21 @@ def test_labelled_items_calibrate_and_unusual_ones_are_reported(space_folder: Pa
     rows = np.vstack([near + 0.03 * across, -texts.sum(0)])
     table = pd.DataFrame({
         "id": [f"a{at}" for at in range(200)] + ["strange"], "modality": "xray",
-        "label": [LABELS[at] for at in truth] + [""],
+        "label": [LABELS[at] for at in truth] + [""], "unlike": [""] * 200 + ["blank"],
     })  # fmt: skip
     with create_index(tmp_path / "index", space.dim, space.fingerprint) as index:
         index.upsert((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), table)
         told = findings(space, index, ["strange", *table["id"][:40]], LABELS[:2])
         other = findings(space, index, ["a0"], ["normal", "something else"])
+        answered = findings(space, index, ["strange"], LABELS[:2], abstain=False)
     assert [finding.item for finding in told] == ["strange", *table["id"][:40]]
-    assert told[0].unlike and not any(finding.unlike for finding in told[1:])
+    assert told[0].unlike == "blank" and told[0].abstained
+    assert not any(finding.unlike or finding.abstained for finding in told[1:])
     assert all(finding.calibrated for finding in told) and not other[0].calibrated
     assert 0.65 < np.mean([max(finding.probabilities) for finding in told[1:]]) < 0.85  # three quarters are right
-    assert as_json(told[0])["unlike_archive"] and as_json(told[1])["calibrated"]
+    assert as_json(told[0])["unlike"] == "blank" and as_json(told[0])["probabilities"] is None
+    assert as_json(told[1])["calibrated"] and len(as_json(told[1])["probabilities"]) == 2
+    assert not answered[0].abstained and as_json(answered[0])["probabilities"]
 
 
 @pytest.mark.parametrize("modality", ["xray", "ecg", "ct"])

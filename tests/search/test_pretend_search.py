@@ -35,7 +35,7 @@ def answers(folder, paths, device):
         Query.file(paths[1], "other") + Query.file(paths[2], "grey"),
     ]
     hits = searcher.search_many(queries, 5)
-    classifier = ZeroShotClassifier(space, searcher.index, searcher.calibration, labels_of(searcher.index))
+    classifier = ZeroShotClassifier(space, searcher.index, labels_of(searcher.index))
     found = classifier.classify(searcher.embed(queries), "grey", ["l0", "l1"])
     return [[hit.id for hit in row] for row in hits], [[hit.score for hit in row] for row in hits], found.probabilities
 

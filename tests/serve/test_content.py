@@ -69,7 +69,7 @@ def test_phrases_of_other_modalities_are_not_shown():
 
 @pytest.fixture(scope="module")
 def labelled(world, tmp_path_factory):
-    """200 items near the text of one of two labels, further ones near neither, one unlike all others."""
+    """200 items near the text of one of two labels, one of them unlike the training data."""
     rng = np.random.default_rng(0)
     texts = unit(rng.normal(size=(2, 8)))
     truth = rng.integers(0, 2, 200)
@@ -79,6 +79,7 @@ def labelled(world, tmp_path_factory):
     table = pd.DataFrame({
         "id": [f"a{at}" for at in range(200)] + ["strange"], "modality": "xray",
         "label": [("left_side", "right side")[at] for at in truth] + [""],
+        "unlike": [""] * 200 + ["resolution lower than in training"],
     })  # fmt: skip
     place = tmp_path_factory.mktemp("labelled") / "index"
     with create_index(place, 8, world.space.fingerprint) as index:
@@ -108,7 +109,7 @@ def test_no_answer_below_the_threshold_or_for_an_unusual_item(world, labelled, m
     unsure = judge(world, labelled, monkeypatch, "a1", threshold=0.95)
     assert unsure["abstain"] and "less than 95 %" in unsure["why"]
     strange = judge(world, labelled, monkeypatch, "strange", threshold=0)
-    assert strange["abstain"] and "unlike" in strange["why"]
+    assert strange["abstain"] and "resolution lower than in training" in strange["why"]
 
 
 def neighbours(xy, values, k=5):

@@ -67,7 +67,7 @@ def test_an_error_of_the_work_is_the_callers_and_the_place_is_free_again():
 
 
 def made(size):
-    return Upload("xray", np.zeros(2, np.float32), [], [], Preview("xray", "image", np.zeros(size, np.int8)))
+    return Upload("xray", np.zeros(2, np.float32), "", [], [], Preview("xray", "image", np.zeros(size, np.int8)))
 
 
 @given(st.lists(st.tuples(st.sampled_from("agt"), st.integers(0, 60), st.integers(0, 30)), max_size=60))

@@ -79,8 +79,8 @@ def encode(
             remember(out, roots)
             print(encoded)
             print("\n".join(f"  {name}: {dtype}" for name, dtype in encoded.precision.items()))
-            if encoded.doubted:
-                print(encoded.doubts_text())
+            for text in filter(None, (encoded.unlike_text(), encoded.doubts_text())):
+                print(text)
     if bad:
         raise typer.Exit(1)
 
@@ -104,8 +104,8 @@ def merge(
     encoded = merge_parts(parts, out)
     remember(out, [root for part in parts for root in remembered(part)])
     print(encoded)
-    if encoded.doubted:
-        print(encoded.doubts_text())
+    for text in filter(None, (encoded.unlike_text(), encoded.doubts_text())):
+        print(text)
     if encoded.bad:
         raise typer.Exit(1)
 

@@ -130,6 +130,9 @@ class _SendResults:
     out: Annotated[Path | None, typer.Option(help="folder for the reports")] = None
     to: Annotated[str, typer.Option(help="AET@HOST:PORT, or a DICOMweb root: send the reports there")] = ""
     sidecar: Annotated[bool, typer.Option("--json", help="JSON into --out in place of DICOM SR")] = False
+    answer_unlike: Annotated[
+        bool, typer.Option("--answer-unlike", help="return labels of items unlike the training data too")
+    ] = False
     auth_file: Auth = None
     device: Device = None
     workers: Workers = None
@@ -297,7 +300,8 @@ def send_results(options: _SendResults, tls: _Tls) -> None:
         index = stack.enter_context(open_index(options.index))
         mapping = stack.enter_context(Mapping(options.mapping, make=False)) if options.mapping else None
         items = options.item or index.sample(len(index), Where(modality=options.modality))[0]
-        found = findings(load(options.space, compute.device), index, items, labels)
+        space = load(options.space, compute.device)
+        found = findings(space, index, items, labels, abstain=not options.answer_unlike)
         count = _deliver(found, mapping, options, files.client() if files else None)
     print(f"{count} results {'written' if options.out and not options.to else 'sent'}")
     if count < len(found):

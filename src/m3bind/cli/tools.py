@@ -26,6 +26,9 @@ from m3bind.errors import ConfigError
 def check(
     paths: Annotated[list[Path], typer.Argument(help="files, folders or manifests")],
     modality: Annotated[str, typer.Option(help="modality of the files; default: detected")] = "",
+    space: Annotated[
+        Path | None, typer.Option(help="space: also report files that are unlike its training data, with the reason")
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="contact sheet to write, .png or .html")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print warnings and refusals only")] = False,
     json_file: Json = None,
@@ -38,13 +41,21 @@ def check(
     Examples:
       m3bind check scans/ --sheet scans.html
       m3bind check manifest.csv --json check.json
+      m3bind check scans/ --space runs/demo/space
     """
     from m3bind.core.files import write_json
     from m3bind.pipeline import check as checks
 
     if sheet and sheet.suffix.lower() not in (".png", ".html"):
         raise ConfigError(f"--sheet {sheet}: a contact sheet is a .png or .html file")
-    answers = checks.check_items(checks.find_items(paths, modality), thumbnails=sheet is not None)
+    opened = None
+    if space is not None:
+        from m3bind.space.bundle import load
+
+        opened = load(space, compute_of(None, None, default="cpu").device)
+        if not opened.measures:
+            raise ConfigError(f"{space} holds no measure of unlike files; fit it again with this version")
+    answers = checks.check_items(checks.find_items(paths, modality), thumbnails=sheet is not None, space=opened)
     print(checks.as_text(answers, verbose=not quiet))
     if sheet:
         (checks.contact_page if sheet.suffix.lower() == ".html" else checks.contact_sheet)(answers, sheet)

@@ -11,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, NotRequired
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from m3bind.encode.journal import JOB, Decision, Journal, Shard, head_of, read_s
 from m3bind.errors import ConfigError
 from m3bind.models.embedding import Array
 from m3bind.space.folder import guard_folder
+from m3bind.space.unlike import UNLIKE
 
 GROUP = 1 << 16  # rows of a table written at once
 
@@ -41,6 +42,7 @@ class _JobSettings(TypedDict):
     gap_correct: bool
     batch: dict[str, Any]
     cut: dict[str, Any]
+    unlike: NotRequired[bool]
 
 
 class _Rows:
@@ -99,7 +101,8 @@ def assemble(store: Journal, out: Path, others: Sequence[Journal] = ()) -> None:
     modalities: Counter[str] = Counter()
     counts, versions = Counter(done=0, bad=0, parts=0, doubted=0), []
     with atomic_path(out, directory=True) as temporary:
-        texts = ["id", "modality", "path", *(name for name in settings["keep"] if name != "id")]
+        columns = ["id", "modality", "path", *([UNLIKE] if settings.get("unlike") else [])]
+        texts = [*columns, *(name for name in settings["keep"] if name not in columns)]
         rows = _Rows(temporary / FILES[0], settings["dim"])
         table = _Table(temporary / FILES[1], {"row": pa.int64(), **dict.fromkeys(texts, pa.string())})
         parts = _Table(temporary / PARTS, {"row": pa.int64(), **dict.fromkeys(("x", "y", "seconds"), pa.float64())})

@@ -1,7 +1,8 @@
 """An encoded archive on disk.
 
     OUT/embeddings.npy        (n, d) float32 unit rows
-    OUT/items.parquet         row, id, modality, path (and the fields in `keep`), one per embedding
+    OUT/items.parquet         row, id, modality, path, unlike (why an item is unlike the training data, if the space
+                              measures it), and the fields in `keep`; one per embedding
     OUT/quarantine.csv        path, modality, reason of every unusable file
     OUT/doubts.csv            path, modality, doubt of readable files that look wrong; absent without any
     OUT/parts.parquet         row, x, y, seconds of every tile of a slide and window of a recording, if any
@@ -32,6 +33,7 @@ from m3bind.core.stored import StoredFileError, checked, read_json, read_parquet
 from m3bind.errors import ConfigError, SpaceError
 from m3bind.models.embedding import Array
 from m3bind.space.reader import damaged, read_whole
+from m3bind.space.unlike import UNLIKE
 
 MARKER = "encoded.json"
 _REMEDY = "encode again into a new folder"
@@ -90,6 +92,17 @@ class Encoded:
         """path, modality, doubt of readable files that look wrong. May be empty."""
         path = self.folder / DOUBTS
         return pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame(columns=["path", "modality", "doubt"])
+
+    def unlike_text(self) -> str:
+        """How many items are unlike the training data, and the most frequent reason, in a line; "" without any."""
+        reasons = [reason for reason in self.items.get(UNLIKE, ()) if reason]
+        if not reasons:
+            return ""
+        most = Counter(re.sub(r" \(.*", "", reason) for reason in reasons).most_common(1)[0]
+        return (
+            f"{len(reasons)} files are unlike the training data, column {UNLIKE} of {self.folder / FILES[1]}; "
+            f"most often: {most[1]} x {most[0]}"
+        )
 
     def doubts_text(self, maximum: int = 3) -> str:
         """The most frequent doubts, one per line, grouped regardless of numbers in them; "" without any."""

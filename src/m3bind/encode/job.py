@@ -36,13 +36,24 @@ from m3bind.encode.encoded import MARKER, Encoded, open_encoded
 from m3bind.encode.items import Item, Listing, Source, rows_of, version_of
 from m3bind.encode.journal import Journal, head_of, write_shard
 from m3bind.encode.shard import ShardDraft
-from m3bind.encode.towers import ON_DEVICE, Batches, Precision, TowerRunner, Towers, arithmetic, batch_size, choose
+from m3bind.encode.towers import (
+    ON_DEVICE,
+    Batches,
+    Embedded,
+    Precision,
+    TowerRunner,
+    Towers,
+    arithmetic,
+    batch_size,
+    choose,
+)
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities import Cut
 from m3bind.modalities.base import get
-from m3bind.models.embedding import Array, evaluating
+from m3bind.models.embedding import evaluating
 from m3bind.space.bundle import Space
 from m3bind.space.folder import guard_folder
+from m3bind.space.unlike import UNLIKE
 
 __all__ = ["MARKER", "Cut", "Encoded", "Item", "Options", "encode_files", "encode_share", "merge",
            "open_encoded"]  # fmt: skip
@@ -177,6 +188,7 @@ def _settings(space: Space, options: Options) -> dict[str, Any]:
         "precision": precision,
         "cut": asdict(cut),
         "part_embeddings": options.get("part_embeddings", False),
+        **({UNLIKE: True} if space.measures else {}),
     }
 
 
@@ -279,7 +291,7 @@ class _EncodingJob:
             decision = self.journal.decide(modality, measured)
         return TowerRunner(self._space, modality, decision, inputs[0])
 
-    def _keep(self, results: Iterable[tuple[Place, Array | str]]) -> None:
+    def _keep(self, results: Iterable[tuple[Place, Embedded | str]]) -> None:
         for (draft, position, number), value in results:
             draft.put(position, number, value)
             self._bad += isinstance(value, str)

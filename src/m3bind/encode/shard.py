@@ -14,8 +14,10 @@ from m3bind.core.files import sha256_text
 from m3bind.encode.decode_pool import DecodedItem
 from m3bind.encode.items import Row
 from m3bind.encode.journal import Shard
+from m3bind.encode.towers import Embedded
 from m3bind.models.embedding import Array, correct_gap
 from m3bind.space.bundle import Space
+from m3bind.space.unlike import UNLIKE, unlike_of
 
 
 @dataclass
@@ -26,7 +28,7 @@ class ShardDraft:
     rows: list[Row]
     version: str
     prepared: dict[int, DecodedItem] = field(default_factory=dict)  # by position in `rows`, without inputs
-    values: dict[int, dict[int, Array | str]] = field(
+    values: dict[int, dict[int, Embedded | str]] = field(
         default_factory=dict
     )  # by position and number; a text: why it failed
     missing: int = 0  # inputs without a value
@@ -40,8 +42,8 @@ class ShardDraft:
         self.full = len(self.prepared) == len(self.rows)
         return inputs
 
-    def put(self, position: int, number: int, value: Array | str) -> None:
-        """Record the embedding of one input, or the reason why it failed."""
+    def put(self, position: int, number: int, value: Embedded | str) -> None:
+        """Record the result of one input, or the reason why it failed."""
         self.values.setdefault(position, {})[number] = value
         self.missing -= 1
 
@@ -60,7 +62,8 @@ class ShardDraft:
             if reasons:
                 bad.append({"path": row["path"], "modality": prepared.modality, "reason": reasons[0]})
                 continue
-            own = np.stack([values[number] for number in range(len(values))])
+            inputs = [value for _, value in sorted(values.items()) if not isinstance(value, str)]
+            own = np.stack([value.row for value in inputs])
             if settings["gap_correct"]:
                 own = correct_gap(own, space.image_mean(prepared.modality))
             if prepared.places is not None:
@@ -68,7 +71,10 @@ class ShardDraft:
                 places += [[*place, np.nan][:2] for place in prepared.places]
                 parts += [*own] if settings["part_embeddings"] else []
             doubts += [{"path": row["path"], "modality": prepared.modality, "doubt": text} for text in prepared.doubts]
-            items.append(_described(row, prepared.modality, settings["keep"]))
+            item = _described(row, prepared.modality, settings["keep"])
+            items.append(
+                item | ({UNLIKE: unlike_of([value.unlike for value in inputs])} if settings.get(UNLIKE) else {})
+            )
             rows.append(_mean(own))
         return Shard(
             rows=np.array(rows, np.float32).reshape(-1, space.dim),

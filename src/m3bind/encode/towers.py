@@ -19,7 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import psutil
@@ -49,6 +49,13 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Precision = Literal["auto", "float32", "bfloat16"]
 P = TypeVar("P")  # place of an input
 Batch = tuple[str, list[P], list[Tensor]]  # modality, places, inputs
+
+
+class Embedded(NamedTuple):
+    """The result of one input."""
+
+    row: Array  # (d,) unit row
+    unlike: str  # why it is unlike the training data; "" if it is not
 
 
 class Batches(Generic[P]):
@@ -106,11 +113,16 @@ class TowerRunner:
         if decision["folded"]:
             model = fuse_conv_bn(model, example[None].to(space.device))
         self.modality, self.device, self._dtype = modality, space.device, getattr(torch, decision["dtype"])
-        self._space = Space({modality: model}, {modality: space._contents.bridges[modality]})
+        measures = {name: measure for name, measure in space.measures.items() if name == modality}
+        self._space = Space({modality: model}, {modality: space._contents.bridges[modality]}, unlike=measures)
 
     def encode(self, inputs: Sequence[Tensor]) -> Array:
         """(n, d) unit rows."""
         return self._space.encode_inputs(inputs, self.modality, self._dtype)
+
+    def examine(self, inputs: Sequence[Tensor]) -> list[Embedded]:
+        """Unit rows and why inputs are unlike the training data."""
+        return [Embedded(*pair) for pair in zip(*self._space.examine_inputs(inputs, self.modality, self._dtype))]
 
 
 class Towers(Generic[P]):
@@ -120,7 +132,7 @@ class Towers(Generic[P]):
         """`tower(modality, inputs)` is called once per modality, with inputs to measure on."""
         self._make, self._threads = tower, threads
         self._towers: dict[str, TowerRunner] = {}
-        self._at_work: dict[Future[list[tuple[P, Array | str]]], int] = {}
+        self._at_work: dict[Future[list[tuple[P, Embedded | str]]], int] = {}
         self._bytes = psutil.virtual_memory().available // SHARE
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tower")
 
@@ -130,8 +142,8 @@ class Towers(Generic[P]):
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def run(self, batch: Batch[P]) -> Iterator[tuple[P, Array | str]]:
-        """Start a batch; yields (place, row or reason) of earlier ones, and waits while too many are running."""
+    def run(self, batch: Batch[P]) -> Iterator[tuple[P, Embedded | str]]:
+        """Start a batch; yields (place, result or reason) of earlier ones, and waits while too many are running."""
         modality, places, inputs = batch
         if modality not in self._towers:
             yield from self.rest()
@@ -143,25 +155,25 @@ class Towers(Generic[P]):
             yield from self._collect()
         self._at_work[self._pool.submit(_embed, self._towers[modality], places, inputs)] = size
 
-    def rest(self) -> Iterator[tuple[P, Array | str]]:
+    def rest(self) -> Iterator[tuple[P, Embedded | str]]:
         """The results of the batches that are still running."""
         while self._at_work:
             yield from self._collect()
 
-    def _collect(self) -> Iterator[tuple[P, Array | str]]:
+    def _collect(self) -> Iterator[tuple[P, Embedded | str]]:
         for future in wait(self._at_work, return_when=FIRST_COMPLETED).done:
             del self._at_work[future]
             yield from future.result()
 
 
-def _embed(tower: TowerRunner, places: Sequence[P], inputs: Sequence[Tensor]) -> list[tuple[P, Array | str]]:
-    """(place, row) of each input, with the reason instead of the row if it failed.
+def _embed(tower: TowerRunner, places: Sequence[P], inputs: Sequence[Tensor]) -> list[tuple[P, Embedded | str]]:
+    """(place, result) of each input, with the reason instead if it failed.
 
     Raises:
         DeviceMemoryError: one input alone does not fit the memory of the device; this is no fault of its file.
     """
     try:
-        return list(zip(places, tower.encode(inputs), strict=True))
+        return list(zip(places, tower.examine(inputs), strict=True))
     except (M3BindError, RuntimeError, ValueError) as error:
         if out_of_memory(error):
             raise DeviceMemoryError(str(tower.device), tower.modality) from error

@@ -39,6 +39,7 @@ from m3bind.index.calibration import calibrate
 from m3bind.modalities import Cut
 from m3bind.models.embedding import Array, correct_gap
 from m3bind.space.bundle import Space
+from m3bind.space.unlike import UNLIKE, unlike_of
 
 log = logging.getLogger(__name__)
 BATCH = 16  # items written to the index at once
@@ -142,12 +143,13 @@ class SpoolEncoder:
                 for unit, found in taken.items()
             ]
             for unit, prepared in ahead(self._space, rows, Cut(), self._workers, 2 * self._workers) if rows else ():
-                row = prepared.reason or self._embedded(prepared)
+                row, unlike = (prepared.reason, "") if prepared.reason else self._embedded(prepared)
                 if isinstance(row, str):
                     self._reject(unit, prepared.modality, row)
                 else:
                     vectors.append(row)
                     noted = {DOUBTS: "; ".join(prepared.doubts)[:MAX_DOUBTS]} if prepared.doubts else {}
+                    noted |= {UNLIKE: unlike} if unlike else {}
                     items.append(taken[unit].item(unit, prepared.modality) | noted)
             self._write(vectors, items, taken)
         except Exception as error:
@@ -250,26 +252,27 @@ class SpoolEncoder:
 
     # -- into the index ------------------------------------------------------------------------------------------------
 
-    def _embedded(self, prepared: DecodedItem) -> Array | str:
-        """The unit row (d,) of an item, the mean of its parts; or the reason for a failure."""
+    def _embedded(self, prepared: DecodedItem) -> tuple[Array | str, str]:
+        """The unit row (d,) of an item, the mean of its parts, or the reason for a failure; and why it is unusual."""
         try:
             parts = [
-                self._space.encode_inputs(prepared.inputs[start : start + INPUTS], prepared.modality)
+                self._space.examine_inputs(prepared.inputs[start : start + INPUTS], prepared.modality)
                 for start in range(0, len(prepared.inputs), INPUTS)
             ]
         except M3BindError as error:
-            return f"cannot be embedded: {error}"
+            return f"cannot be embedded: {error}", ""
         except Exception as error:  # a network may refuse a sample that its reader accepts
             log.error("the model of %s refuses an item (%s)", prepared.modality, type(error).__name__)
-            return "cannot be embedded: its network refuses it"
-        rows = np.concatenate(parts)
+            return "cannot be embedded: its network refuses it", ""
+        rows = np.concatenate([part for part, _ in parts])
         if self._index.gap_corrected:
             rows = correct_gap(rows, self._space.image_mean(prepared.modality))
         mean = rows.mean(axis=0, dtype=np.float64)
         length = float(np.linalg.norm(mean))
         if not np.isfinite(length) or length < 1e-9:
-            return "its embedding has no direction: not finite, or zero"
-        return np.asarray(mean / length, np.float32)
+            return "its embedding has no direction: not finite, or zero", ""
+        unlike = unlike_of([reason for _, reasons in parts for reason in reasons])
+        return np.asarray(mean / length, np.float32), unlike
 
     def _holds(self, together: bool) -> bool:
         """Whether the spool holds an item's files: if late objects may come and `keep` does not store the files."""

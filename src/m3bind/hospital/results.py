@@ -17,8 +17,7 @@ from m3bind.core.version import __version__
 from m3bind.errors import ConfigError
 from m3bind.hospital.deidentify import Origin
 from m3bind.index.base import INCOMPLETE, Index
-from m3bind.index.calibration import calibration_of
-from m3bind.search.zero_shot_classifier import ZeroShotClassifier, labels_of
+from m3bind.search.zero_shot_classifier import ZeroShotClassifier, labels_of, unlike_items
 from m3bind.space.bundle import Space
 from m3bind.space.prompts import Labels
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 NOTICE = "RESEARCH USE ONLY. Made by an algorithm, not reviewed by a physician; not for diagnosis or treatment."
-UNLIKE = "The object is unlike what the archive holds of its kind; a label would mean nothing."
 SCHEME = "99M3BIND"
 SERIES_NUMBER = 9900
 _MEANING = 64  # characters of a coded meaning
@@ -42,8 +40,9 @@ class Finding:
     modality: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
-    calibrated: bool  # fitted on labelled items of the index; otherwise the model's own
-    unlike: bool  # unlike the index's items of the modality: the labels mean nothing
+    calibrated: bool  # divided by a fitted temperature; otherwise the model's own
+    unlike: str  # why the item is unlike the training data, so that the labels mean nothing; "" if it is not
+    abstained: bool  # no labels are returned because of that
     space: str  # fingerprint
     synthetic: bool
     incomplete: str = ""  # why the item may lack a part
@@ -55,11 +54,16 @@ class Finding:
 
 
 def findings(
-    space: Space, index: Index, items: Sequence[str], labels: Sequence[str] | Callable[[str], Labels]
+    space: Space,
+    index: Index,
+    items: Sequence[str],
+    labels: Sequence[str] | Callable[[str], Labels],
+    abstain: bool = True,
 ) -> list[Finding]:
     """Zero-shot probabilities of items, in their order: see `search.zero_shot_classifier`.
 
-    `labels`: those of all items, or a function from an item's modality to its labels.
+    `labels`: those of all items, or a function from an item's modality to its labels. `abstain`: return no labels of
+    an item that is unlike the training data.
 
     Raises:
         ConfigError: fewer than two labels, one twice, or an index whose embeddings are gap-corrected.
@@ -71,21 +75,23 @@ def findings(
         raise ConfigError(f"{index.uri} is gap-corrected, for image search only; results need an index without")
     table, rows = index.items(items), index.vectors(items)
     incomplete = dict(zip(items, table[INCOMPLETE] if INCOMPLETE in table else [""] * len(items)))
-    classifier = ZeroShotClassifier(space, index, calibration_of(index), labels_of(index))
+    unlike = dict(zip(items, unlike_items(table)))
+    classifier = ZeroShotClassifier(space, index, labels_of(index))
     found: dict[str, Finding] = {}
     for modality in dict.fromkeys(table["modality"]):
         own = (table["modality"] == modality).to_numpy()
         classes = labels(modality) if callable(labels) else labels
         predictions = classifier.classify(rows[own], modality, classes)
         names = [item for item, fits in zip(items, own) if fits]
-        for item, shares, unlike in zip(names, predictions.probabilities.tolist(), predictions.unlike.tolist()):
+        for item, shares in zip(names, predictions.probabilities.tolist()):
             found[item] = Finding(
                 item,
                 modality,
                 tuple(classes),
                 tuple(shares),
                 predictions.calibrated,
-                unlike,
+                unlike[item],
+                abstain and bool(unlike[item]),
                 space.fingerprint,
                 space.synthetic,
                 incomplete[item],
@@ -100,9 +106,10 @@ def as_json(finding: Finding, origins: Sequence[Origin] = ()) -> dict[str, Any]:
         "item": finding.item,
         "modality": finding.modality,
         "labels": list(finding.labels),
-        "probabilities": [round(value, 6) for value in finding.probabilities],
+        "probabilities": None if finding.abstained else [round(value, 6) for value in finding.probabilities],
         "calibrated": finding.calibrated,
-        "unlike_archive": finding.unlike,
+        "abstained": finding.abstained,
+        "unlike": finding.unlike,
         "may_be_incomplete": finding.incomplete,
         "algorithm": {"name": "m3bind zero-shot", "version": __version__, "space": finding.space},
         "synthetic_space": finding.synthetic,
@@ -133,7 +140,7 @@ def as_report(finding: Finding, origins: Sequence[Origin]) -> "ComprehensiveSR":
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=sr.CodedConcept("ZEROSHOT", SCHEME, "Zero-shot classification, research use only"),
-        imaging_measurements=[_group(finding, number, origins) for number in range(len(finding.labels))],
+        imaging_measurements=[_group(finding, number, origins) for number in _answered(finding)] or None,
     )
     for text in (NOTICE, conclusion):
         content[0].ContentSequence.append(
@@ -161,14 +168,21 @@ def as_report(finding: Finding, origins: Sequence[Origin]) -> "ComprehensiveSR":
 def _conclusion(finding: Finding) -> str:
     """The result as sentences."""
     best = f"{finding.labels[finding.best]}, probability {finding.probabilities[finding.best]:.3f}"
-    fitted = "fitted on labelled items of the archive" if finding.calibrated else "not calibrated"
+    fitted = "calibrated" if finding.calibrated else "not calibrated"
     sentences = [
-        f"Likeliest of {len(finding.labels)} labels: {best} ({fitted}).",
-        UNLIKE if finding.unlike else "",
+        "No label is returned."
+        if finding.abstained
+        else f"Likeliest of {len(finding.labels)} labels: {best} ({fitted}).",
+        f"The object is unlike the data that the space was trained on: {finding.unlike}." if finding.unlike else "",
         f"The series may be incomplete: {finding.incomplete}." if finding.incomplete else "",
         "The space was trained on SYNTHETIC patients." if finding.synthetic else "",
     ]
     return " ".join(filter(None, sentences))
+
+
+def _answered(finding: Finding) -> range:
+    """The positions of the labels that are returned."""
+    return range(0 if finding.abstained else len(finding.labels))
 
 
 def _group(finding: Finding, number: int, origins: Sequence[Origin]) -> Any:

@@ -12,18 +12,23 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
 from m3bind import modalities
 from m3bind.core.files import atomic_path, write_text
 from m3bind.core.progress import progress
+from m3bind.encode.decode_pool import reason_of
 from m3bind.errors import ConfigError, ReadError
+from m3bind.modalities.base import Sample
 from m3bind.modalities.formats.detect import recognise
 from m3bind.modalities.formats.files import files_below
 from m3bind.modalities.formats.isolation import WORKERS
 from m3bind.privacy import NOT_UTF8, is_utf8, redact_path
+
+if TYPE_CHECKING:
+    from m3bind.space.bundle import Space
 
 SIDE = 168  # pixels of a thumbnail
 COLUMNS = 6
@@ -103,8 +108,11 @@ def on_sheet(count: int) -> range:
     return range(0, count, -(-count // MOST) or 1)
 
 
-def check_items(items: Sequence[CheckItem], thumbnails: bool = False) -> list[Checked]:
-    """Read every item, in order; with `thumbnails`, include those of the items on a contact sheet."""
+def check_items(items: Sequence[CheckItem], thumbnails: bool = False, space: "Space | None" = None) -> list[Checked]:
+    """Read every item, in order; with `thumbnails`, include those of the items on a contact sheet.
+
+    With a `space`, items that are unlike its training data get a warning with the reason.
+    """
     drawn = set(on_sheet(len(items))) if thumbnails else set()
 
     def check(place: int) -> Checked:
@@ -117,6 +125,8 @@ def check_items(items: Sequence[CheckItem], thumbnails: bool = False) -> list[Ch
             return Checked(name, "refused", error.advice, item.modality, number=number)
         if not is_utf8(item.path):
             sample.warnings.append(f"encode skips it: {NOT_UTF8}")
+        if space is not None and sample.modality in space.measures:
+            sample.warnings += _unlike(space, sample)
         thumbnail = modalities.get(sample.modality).thumbnail(sample, SIDE) if place in drawn else None
         return Checked(name, "read", "", sample.modality, sample.steps, sample.warnings, number, thumbnail)
 
@@ -126,6 +136,15 @@ def check_items(items: Sequence[CheckItem], thumbnails: bool = False) -> list[Ch
             answers.append(answer)
             bar.advance(1)
     return answers
+
+
+def _unlike(space: "Space", sample: Sample) -> list[str]:
+    """A warning if a sample is unlike the training data of the space, or cannot be encoded."""
+    try:
+        _, (reason,) = space.examine_inputs([space.model(sample.modality).preprocess(sample)], sample.modality)
+    except Exception as error:  # models refuse samples in many ways
+        return [f"cannot be encoded: {reason_of(error)}"]
+    return [f"unusual: {reason}"] if reason else []
 
 
 def as_text(answers: Sequence[Checked], verbose: bool = True) -> str:

@@ -2,7 +2,7 @@
 
 * `finish`: runs the stages and writes everything. * `open_run`, `see_finished`: a run from its folder.
 * `computing_on`: its settings on this machine.
-* `space_of`, `points`, `report`, `reliability`: the run's state as a space, and its report.
+* `space_of`, `points`, `report`: the run's state as a space, and its report.
 * `rewrite_report`, `show_results`: report and metrics of a finished run.
 """
 
@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,11 @@ from m3bind.core.device import Compute
 from m3bind.core.stored import read_yaml
 from m3bind.data.records import Record, format_bad_rows
 from m3bind.errors import ConfigError
-from m3bind.evaluate.calibration import Answers, answers, fit_temperature
 from m3bind.evaluate.embedded_files import Points
 from m3bind.evaluate.pivot import console, headline
 from m3bind.evaluate.results import ResultTable
-from m3bind.evaluate.tasks import concepts_for, tasks_for
-from m3bind.evaluate.zero_shot import known_rows, task_logits
+from m3bind.evaluate.tasks import concepts_for
+from m3bind.pipeline.calibration import reliability, temperatures
 from m3bind.pipeline.run import Run
 from m3bind.pipeline.unlike import measures
 from m3bind.report.write import ReportContent, write_report
@@ -93,7 +91,13 @@ def space_of(run: Run) -> Space:
         prompts[m] = [f"{modalities.get(m).title} showing {{}}", "findings consistent with {}", "{}"]  # fit any label
         records[m] = {split: len(rows) for split, rows in run.dataset.records[m].items()}
     synthetic = run.config.data.phantom is not None
-    info = SpaceInfo(config=run.config.of_result(), prompts=prompts, records=records, synthetic=synthetic)
+    info = SpaceInfo(
+        config=run.config.of_result(),
+        prompts=prompts,
+        records=records,
+        synthetic=synthetic,
+        temperatures=temperatures(run),
+    )
     return Space(
         {m: run.state.models[m] for m in names},
         {m: run.state.bridges[m] for m in names},
@@ -166,36 +170,6 @@ def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = N
         reliability=reliability(run),
     )
     return write_report(run.folder, content)
-
-
-def reliability(run: Run) -> dict[str, list[tuple[str, Answers]]]:
-    """Heading -> zero-shot predictions on the test split by task: with the models' scales, with fitted temperatures.
-
-    Texts are encoded by the student if the run has one. The temperature is fitted on the valid split, if there is one.
-    """
-    records = {s: {m: run.dataset.records[m][s] for m in run.dataset.modalities} for s in ("train", "valid", "test")}
-    everything, train = ([r for rows in records[s].values() for r in rows] for s in ("test", "train"))
-    plain: list[tuple[str, Answers]] = []
-    fitted: list[tuple[str, Answers]] = []
-    for task in tasks_for(everything, train, run.config.evaluate.tasks or None):
-        m = task.modality
-        if task.zscore or (task.multilabel and not task.paired):
-            continue
-        encode = partial(run.embed_text, encoder="student" if run.state.student is not None else m)
-        scored = {}
-        for split in ("test", "valid"):
-            if not records[split][m]:
-                continue
-            images, y, _ = known_rows(task, (run.embed_images(m, split), records[split][m]))
-            scale = float(run.state.models[m].logit_scale.detach())
-            scored[split] = y, task_logits(task, images, encode, scale)
-        if "test" in scored and len(scored["test"][0]):
-            name = f"{modalities.get(m).title}: {task.name.replace('_', ' ')}"
-            plain.append((name, answers(*scored["test"])))
-            if "valid" in scored and len(scored["valid"][0]):
-                fitted.append((name, answers(*scored["test"], fit_temperature(*scored["valid"]))))
-    headings = {"With the models' scales": plain, "With a fitted temperature": fitted}
-    return {heading: parts for heading, parts in headings.items() if parts}
 
 
 def open_run(folder: Path, compute: Compute | None = None) -> Run:

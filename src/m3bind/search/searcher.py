@@ -26,6 +26,7 @@ from m3bind.search.along import ConceptAxis
 from m3bind.search.query import Query, QueryPart
 from m3bind.search.thumbnails import thumbnail
 from m3bind.space.bundle import Space
+from m3bind.space.unlike import UNLIKE
 
 Rank = Literal["calibrated", "cosine"]
 Source = Index | Encoded | Path | str
@@ -51,6 +52,11 @@ class Hit:
     def incomplete(self) -> str:
         """Why the item may lack a part, e.g. a series with missing slices; "" if it is complete."""
         return self.fields.get(INCOMPLETE, "")
+
+    @property
+    def unlike(self) -> str:
+        """Why the item is unlike the training data of the space; "" if it is not, or if that was not measured."""
+        return self.fields.get(UNLIKE, "")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""

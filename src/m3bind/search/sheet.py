@@ -31,6 +31,8 @@ def hits_as_text(query: Query, hits: Sequence[Hit]) -> str:
         lines.append(f"{numbers}  {hit.modality:10s} {hit.path or hit.id}" + (f"  [{label}]" if label else ""))
         if hit.incomplete:
             lines.append(f"     may be incomplete: {hit.incomplete}")
+        if hit.unlike:
+            lines.append(f"     unusual: {hit.unlike}")
     return "\n".join(lines if hits else [f"{query}", "nothing found: no item fits the conditions"])
 
 
@@ -111,6 +113,7 @@ def _hit(rank: int, hit: Hit, roots: Roots | None) -> str:
         f"<small>cos {hit.score:.2f}</small>".replace("-", "−"),
         f"<small>{html.escape(redact_path(hit.path))}</small>" if hit.path else "",
         f"<small>may be incomplete: {html.escape(hit.incomplete)}</small>" if hit.incomplete else "",
+        f"<small>unusual: {html.escape(hit.unlike)}</small>" if hit.unlike else "",
     ]
     return _figure(hit.modality, hit.path, lines, "", roots)
 

@@ -1,13 +1,12 @@
-"""Zero-shot classification of embeddings, calibrated on an index, with detection of unusual ones.
+"""Zero-shot classification of embeddings, calibrated on an index.
 
 * `ZeroShotClassifier`: classifies rows. * `Predictions`: its result. * `labels_of`: the labels of an index.
+* `unlike_items`: which items of an index are unlike the training data.
 
-Probabilities are the softmax of logit scale x cosine, as in `Space.classify`. If the index has labelled items of every
-label, a temperature fitted on them (`evaluate.calibration`) calibrates the probabilities. A row is unlike the index if
-its mean cosine to the `NEIGHBOURS` nearest of the calibration's items of its modality is below that of 99 % of these
-items.
+Probabilities are the softmax of logit scale x cosine / temperature, as in `Space.classify`. The temperature is fitted
+on labelled items of the index (`evaluate.calibration`) if it has some of every label, else it is the space's.
 
-Shapes: n rows, c labels, r items of the reference, d dimension.
+Shapes: n rows, c labels, d dimension.
 """
 
 from collections import Counter
@@ -15,18 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from m3bind.index.base import SEVERAL, Index, Where
-from m3bind.index.calibration import FEW, Calibration
+from m3bind.index.calibration import FEW
 from m3bind.models.embedding import Array, similarity, softmax
 from m3bind.space.bundle import Space
 from m3bind.space.prompts import Labels
+from m3bind.space.unlike import UNLIKE
 
-NEIGHBOURS = 5
-UNUSUAL = 0.01  # quantile of the reference below which a row is unlike it
 LABELLED, PER_LABEL = 500, 5  # maximum items to fit a temperature on, minimum items of each label
-SAME = 1 - 1e-5  # cosine from which two rows are the same item
 DISTINCT = 200  # maximum labels of a modality
 
 
@@ -35,8 +33,7 @@ class Predictions:
     """The classification of n rows."""
 
     probabilities: NDArray[np.float64]  # (n, c)
-    calibrated: bool  # fitted on labelled items of the index
-    unlike: NDArray[np.bool_]  # (n,) unlike what the index holds of the modality
+    calibrated: bool  # divided by a temperature, of labelled items of the index or of the space
 
 
 def labels_of(index: Index) -> dict[str, list[str]]:
@@ -52,13 +49,17 @@ def labels_of(index: Index) -> dict[str, list[str]]:
     return labels
 
 
+def unlike_items(items: pd.DataFrame) -> list[str]:
+    """Why items, given by their columns, are unlike the training data of their space; "" if they are not."""
+    return [str(reason) for reason in items[UNLIKE]] if UNLIKE in items else [""] * len(items)
+
+
 @dataclass(frozen=True)
 class ZeroShotClassifier:
     """Classifies rows of a space, calibrated on an index of that space."""
 
     space: Space
     index: Index
-    reference: Calibration
     known: Mapping[str, Sequence[str]]  # `labels_of` the index
 
     def classify(self, rows: Array, modality: str, labels: Labels) -> Predictions:
@@ -70,9 +71,8 @@ class ZeroShotClassifier:
         classes = self.space.class_embeddings(labels, modality)
         scale = self.space.logit_scale(modality)
         logits = scale * similarity(rows, classes).astype(np.float64)
-        temperature = self._temperature(modality, list(labels), classes, scale)
-        chances = softmax(logits / (temperature or 1.0))
-        return Predictions(chances, temperature is not None, self._unlike(modality, rows))
+        temperature = self._temperature(modality, list(labels), classes, scale) or self.space.temperature(modality)
+        return Predictions(softmax(logits / (temperature or 1.0)), temperature is not None)
 
     def _temperature(self, modality: str, labels: Sequence[str], classes: Array, scale: float) -> float | None:
         """Fitted on labelled items of the index; None if any label has too few."""
@@ -93,17 +93,6 @@ class ZeroShotClassifier:
         from m3bind.evaluate.calibration import fit_temperature
 
         return fit_temperature(truth, scale * similarity(rows[list(single)], classes))
-
-    def _unlike(self, modality: str, rows: Array) -> NDArray[np.bool_]:
-        """Which rows are unlike the reference of their modality."""
-        usual = self.reference.rows.get(modality)
-        if usual is None or len(usual) < FEW:
-            return np.zeros(len(rows), np.bool_)
-        among = similarity(usual, usual)
-        np.fill_diagonal(among, -1)
-        threshold = np.quantile(np.sort(among, axis=1)[:, -NEIGHBOURS:].mean(axis=1), UNUSUAL)
-        others = (line[line < SAME] for line in similarity(rows, usual))
-        return np.array([len(near) > 0 and np.sort(near)[-NEIGHBOURS:].mean() < threshold for near in others], np.bool_)
 
 
 def _plain(text: str) -> str:

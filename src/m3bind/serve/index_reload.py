@@ -56,7 +56,7 @@ class ArchiveState:
     @property
     def classifier(self) -> ZeroShotClassifier:
         """The zero-shot classifier of this state."""
-        return ZeroShotClassifier(self.searcher.space, self.index, self.searcher.calibration, self.labels)
+        return ZeroShotClassifier(self.searcher.space, self.index, self.labels)
 
     @cached_property
     def pictures(self) -> bool:

@@ -14,6 +14,7 @@ from m3bind.errors import ConfigError
 from m3bind.models.embedding import Array, correct_gap
 from m3bind.search import query
 from m3bind.search.along import ConceptAxis
+from m3bind.search.zero_shot_classifier import unlike_items
 from m3bind.serve.errors import Refusal
 from m3bind.serve.index_reload import ArchiveState
 from m3bind.serve.schemas import QuestionPart, Source
@@ -54,21 +55,26 @@ class Questions:
         try:
             if axis is None:
                 return weighted.combine(rows)
-            kinds = ["" if part.kind == "text" else self._modality(state, part.kind, part.value) for part in parts]
+            kinds = ["" if part.kind == "text" else self.modality(state, part.kind, part.value) for part in parts]
             return axis.combine(weighted, rows, kinds)
         except ConfigError:
             reason = "The parts cancel each other out, or negative weights prevail; change the weights."
             raise Refusal(400, "cancelled", reason) from None
 
-    def source(self, state: ArchiveState, source: Source) -> tuple[Array, str]:
-        """The vector (d,) of an item or upload, and its modality."""
-        return self._row(state, source.kind, source.value), self._modality(state, source.kind, source.value)
+    def source(self, state: ArchiveState, source: Source) -> tuple[Array, str, str]:
+        """The vector (d,) of an item or upload, its modality, and why it is unlike the training data (or "")."""
+        if source.kind == "upload":
+            unlike = self._uploads.get(source.value).unlike
+        else:
+            unlike = unlike_items(state.index.items([source.value]))[0]
+        modality = self.modality(state, source.kind, source.value)
+        return self._row(state, source.kind, source.value), modality, unlike
 
     def _axis(self, state: ArchiveState, wordings: tuple[str, str]) -> ConceptAxis:
         need_texts(state)
         return ConceptAxis.between(np.stack([self.text(text) for text in wordings]), state.searcher.calibration.rows)
 
-    def _modality(self, state: ArchiveState, kind: str, value: str) -> str:
+    def modality(self, state: ArchiveState, kind: str, value: str) -> str:
         """The modality of an item or upload."""
         if kind == "upload":
             return self._uploads.get(value).modality

@@ -30,7 +30,6 @@ from m3bind.serve.previews import Preview
 from m3bind.serve.query import Questions
 from m3bind.serve.queues import Queue
 from m3bind.serve.schemas import QuestionPart
-from m3bind.serve.schemas import Source as Asked
 from m3bind.serve.settings import ServiceSettings
 from m3bind.serve.uploads import Uploads
 from m3bind.serve.zero_shot_answer import ZeroShotAnswers
@@ -134,7 +133,7 @@ class Service:
         row = self.questions.vector(state, parts)
         if len(parts) > 1 or parts[0].kind == "text":
             return self.phrases.near(row, k)
-        _, modality = self.questions.source(state, Asked(kind=parts[0].kind, value=parts[0].value))
+        modality = self.questions.modality(state, parts[0].kind, parts[0].value)
         rows = state.searcher.calibration.rows
         others = rows.get(modality)
         if others is None or len(others) < FEW:

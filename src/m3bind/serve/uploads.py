@@ -33,6 +33,7 @@ class Upload:
 
     modality: str
     row: Array
+    unlike: str  # why it is unlike the training data; "" if it is not
     steps: list[str]
     warnings: list[str]
     preview: Preview
@@ -129,5 +130,6 @@ def decode(space: Space, files: Sequence[Path], modality: str | None) -> Decoded
 def embed(space: Space, decoded: Decoded) -> Upload:
     """The tower's part."""
     sample = decoded.sample
-    row = space.encode_inputs([decoded.tower_input], sample.modality)[0]
-    return Upload(sample.modality, row, sample.steps[:SHOWN], sample.warnings[:SHOWN], decoded.preview)
+    rows, (unlike,) = space.examine_inputs([decoded.tower_input], sample.modality)
+    warnings = [*([f"unusual: {unlike}"] if unlike else []), *sample.warnings]
+    return Upload(sample.modality, rows[0], unlike, sample.steps[:SHOWN], warnings[:SHOWN], decoded.preview)

@@ -1,7 +1,7 @@
 """Probabilities of labels for an item or an upload, or an abstention.
 
 * `ZeroShotAnswers`: answers, or abstains if the best label is less likely than the threshold, or if the sample is
-  unlike the index's items of its modality (`m3bind.search.zero_shot_classifier`).
+  unlike the training data of the space.
 """
 
 import numpy as np
@@ -30,12 +30,12 @@ class ZeroShotAnswers:
     def answer(self, state: ArchiveState, asked: ZeroShot) -> dict[str, object]:
         """The values of `ZeroShotAnswer`."""
         need_texts(state)
-        row, modality = self._questions.source(state, asked.source)
+        row, modality, unlike = self._questions.source(state, asked.source)
         predictions = state.classifier.classify(row[None], modality, _labels(asked))
         chances = predictions.probabilities[0]
         best = float(chances.max())
-        if predictions.unlike[0]:
-            why = "The file is unlike the items of its modality in this archive; a label would mean nothing."
+        if unlike:
+            why = f"The file is unlike the data that the space was trained on: {unlike}. A label would mean nothing."
         elif best < asked.threshold:
             why = f"The likeliest label reaches {100 * best:.0f} %, less than {100 * asked.threshold:.0f} %."
         else:
@@ -45,5 +45,5 @@ class ZeroShotAnswers:
             "probabilities": np.round(chances, 6).tolist(),
             "calibrated": predictions.calibrated,
             "abstain": bool(why),
-            "why": why or "The likeliest label reaches the threshold, and the file is like others of its modality.",
+            "why": why or "The likeliest label reaches the threshold, and nothing about the file is unusual.",
         }

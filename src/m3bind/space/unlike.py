@@ -1,7 +1,7 @@
 """How unlike the training data an input of an image tower is: one measure per modality, in one pass of the tower.
 
 * `UnlikeMeasure`: scores inputs and states the reason; stored with the space. * `fit_unlike`: fits it.
-* `measured`: the features it is fitted on.
+* `unlike_of`: the reason of an item of several inputs. * `measured`: the features it is fitted on.
 
 An input has the distances c_j, all larger for stranger inputs:
 
@@ -18,6 +18,9 @@ unlike the training data.
 Shapes: n inputs, f width of the trunk's features, k axes, S statistics, G degradations, J = 3 + G distances.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -26,8 +29,10 @@ from torch import Tensor, nn
 from m3bind.errors import SpaceError
 from m3bind.space.input_statistics import STATISTICS, TINY, degradations, input_statistics, statistics_of
 
+UNLIKE = "unlike"  # column of archives and indexes: why an item is unlike the training data
 FALSE_ALARMS = 0.01
 AXES = 48  # maximum k
+SMALL = 0.01  # share of the largest variance, and of their sum, that is taken as real
 WIDE = 16384  # widest features whose axes are stored
 FEW = 20  # minimum training inputs, and four times the minimum of held-out ones
 PLAIN = 6.0  # standard deviations from which a statistic with words is the reason
@@ -116,6 +121,12 @@ KINDS = (  # by the number of the degradation
 )
 
 
+def unlike_of(reasons: Sequence[str]) -> str:
+    """The most frequent reason why the parts of an item are unlike the training data, if more than half of them are."""
+    unlike = Counter(filter(None, reasons))
+    return unlike.most_common(1)[0][0] if 2 * unlike.total() > len(reasons) else ""
+
+
 def measured(features: Tensor, joint: Tensor) -> Tensor:
     """The features (n, f) that are measured: the trunk's, or the joint embeddings if those are too wide to store."""
     flat = features.flatten(1)
@@ -157,15 +168,16 @@ def _principal(features: Floats) -> dict[str, Tensor]:
     mean, spread = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     spread = np.maximum(spread, 0.05 * np.median(spread) + 1e-9)  # features that are nearly constant in training
     rows = torch.from_numpy(((features - mean) / spread).astype(np.float32))
-    k = max(1, min(AXES, len(rows) // 4, rows.shape[1] - 1))
     _, lengths, axes = torch.linalg.svd(rows, full_matrices=False)
     variances = lengths.square() / len(rows)
+    real = int((variances > SMALL * variances[0]).sum())  # axes of nearly constant features are not
+    k = max(1, min(AXES, len(rows) // 4, rows.shape[1] - 1, real))
     return {
         "mean": torch.from_numpy(mean),
         "spread": torch.from_numpy(spread),
         "axes": axes[:k],
-        "variances": variances[:k].clamp(min=1e-3 * float(variances[0]) + 1e-9),
-        "rest": variances[k:].sum().clamp(min=1e-9),
+        "variances": variances[:k],
+        "rest": variances[k:].sum().clamp(min=SMALL * float(variances.sum())),
     }
 
 

@@ -129,6 +129,9 @@ function content(open, item, parts) {
         item.fields?.incomplete
           ? h("p", { class: "part-warning", role: "note" }, `This item may be incomplete: ${item.fields.incomplete}.`)
           : null,
+        item.fields?.unlike
+          ? h("p", { class: "part-warning", role: "note" }, `Unlike the training data: ${item.fields.unlike}.`)
+          : null,
         h("div", { id: "detail-scores" }),
         actions(open, item),
         open.kind === "upload" ? remarks(notesOf(open.value)) : null,

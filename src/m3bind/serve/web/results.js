@@ -48,8 +48,9 @@ export function cards(hits, about, grouped) {
 function card(hit, kind) {
   const label = plain(hit.fields?.label ?? "");
   const part = hit.fields?.incomplete ?? "";
+  const unlike = hit.fields?.unlike ?? "";
   const name =
-    `Hit ${hit.rank}: ${kind.title}${label ? `, ${label}` : ""}${part ? ", may be incomplete" : ""}. ` +
+    `Hit ${hit.rank}: ${kind.title}${label ? `, ${label}` : ""}${part ? ", may be incomplete" : ""}${unlike ? ", unusual" : ""}. ` +
     `Nearer than ${percent(hit.percentile)} of its modality`;
   const open = () => store.set({ open: { kind: "item", value: hit.id } });
   return h(
@@ -62,6 +63,7 @@ function card(hit, kind) {
       h("span", { class: "card-kind" }, h("span", { class: "rank" }, String(hit.rank)), dot(kind), kind.title),
       h("span", { class: "card-label" }, label || "\u00a0"),
       part ? h("span", { class: "card-part", title: part }, "May be incomplete") : null,
+      unlike ? h("span", { class: "card-part", title: unlike }, "Unusual") : null,
       h(
         "span",
         { class: "card-score" },
