@@ -3,10 +3,10 @@
 Per modality of a run's space: the share of flagged valid and test files, and of test files as changed below or of
 files of other kinds given to the modality's tower. Of each kind at most `--items` files, chosen at random (seed 0).
 
-    python benchmarks/unlike.py runs/mini5 [--split test] [--items 60] [--other MANIFEST] [--json FILE]
+    python benchmarks/unlike.py runs/mini5 [--split test] [--items 60] [--other FILE.csv] [--json FILE]
 
-`--other`: a manifest with further images for the towers of images (modality `ct` rows of 2-D images with a label: other
-body parts). `--split valid` while choosing settings.
+`--other`: a table with the columns path and label, of images for the towers of images (other body parts). `--split
+valid` while choosing settings.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
@@ -179,11 +180,8 @@ def main() -> None:
     samples = {name: decoded(name, paths[name, options.split], options.items) for name in space.modalities}
     others: dict[str, list[Path]] = {}
     if options.other:
-        from m3bind.data.manifest import read_manifest
-
-        for record in read_manifest(options.other).records:
-            if Path(record.path).suffix in (".jpg", ".png"):
-                others.setdefault(f"other: {record.label}", []).append(Path(record.path))
+        for label, part in pd.read_csv(options.other).groupby("label"):
+            others[str(label)] = [options.other.parent / path for path in part["path"]]
     rows = []
     for name in space.modalities:
         if name not in space.measures:

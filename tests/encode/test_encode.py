@@ -7,12 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from m3bind.encode import decode_pool, job
 from m3bind.encode.job import encode_files, encode_share, open_encoded
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
 from m3bind.models.embedding import correct_gap
+from m3bind.search.query import Query
+from m3bind.search.searcher import search
 from m3bind.space.bundle import load, save_space
+from m3bind.space.unlike import unlike_of
 from space import tiny
 
 
@@ -301,3 +305,24 @@ def test_names_that_are_not_utf8_are_quarantined(tmp_path, space):
     encoded = encode_files(space, [tmp_path / "data"], tmp_path / "out", modality="grey")
     bad = pd.read_csv(tmp_path / "out" / "quarantine.csv")
     assert len(encoded) == 2 and list(bad.reason) == ["its name is not UTF-8 text, which tables need; rename the file"]
+
+
+def test_a_column_states_why_files_are_unlike_the_training_data(tmp_path):
+    space, paths = tiny.measured_space(tmp_path / "in")
+    space = load(save_space(space, tmp_path / "space"))
+    strange = tmp_path / "strange.png"
+    Image.fromarray(np.linspace(0, 255, 1600).astype(np.uint8).reshape(40, 40)).save(strange)
+    done = encode_files(space, [*paths, strange], tmp_path / "out", "grey", workers=2)
+    rows, reasons = space.examine([*paths, strange], "grey")
+    np.testing.assert_allclose(done.embeddings, rows, atol=1e-6)
+    assert done.items["unlike"].tolist() == reasons and reasons[-1]
+    assert f"{sum(map(bool, reasons))} files are unlike the training data" in done.unlike_text()
+    hits = search(space, tmp_path / "out", Query.item(done.items["id"][0]), k=41)
+    assert {hit.path: hit.unlike for hit in hits}[str(strange)] == reasons[-1]
+    plain = encode_files(load(save_space(tiny.make_space(), tmp_path / "plain")), paths, tmp_path / "other", "grey")
+    assert "unlike" not in plain.items and plain.unlike_text() == ""
+
+
+def test_an_item_is_unlike_if_most_of_its_parts_are():
+    assert unlike_of(["", "a", "b", "b"]) == "b"
+    assert unlike_of(["", "a"]) == unlike_of([]) == unlike_of([""]) == ""

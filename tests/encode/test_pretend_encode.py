@@ -138,13 +138,13 @@ def test_a_batch_beyond_the_memory_of_the_device_is_no_fault_of_its_files(fits, 
 def test_products_are_exact_where_it_was_asked_for(place, tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("M3BIND_BFLOAT16", raising=False)
     folder, paths = place
-    seen, encode = set(), TowerRunner.encode
+    seen, encode = set(), TowerRunner.examine
 
     def watched(self, inputs):
         seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
         return encode(self, inputs)
 
-    monkeypatch.setattr(TowerRunner, "encode", watched)
+    monkeypatch.setattr(TowerRunner, "examine", watched)
     with pretend_device(), caplog.at_level(logging.WARNING):
         for precision, expected in (("auto", ("high", True)), ("float32", ("highest", False))):
             encode_files(load(folder, DEVICE), paths, tmp_path / precision, "grey", precision=precision)

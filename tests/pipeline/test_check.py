@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 
 from m3bind.core.files import write_json
 from m3bind.errors import ConfigError, ReadError, UnknownNameError
+from m3bind.modalities.base import Sample
 from m3bind.modalities.formats.detect import recognise
 from m3bind.pipeline import check
+from m3bind.space.bundle import Space
 
 Make = Callable[..., Path]
 
@@ -150,3 +153,28 @@ def test_names_that_are_not_utf8_end_nothing(
     check.contact_sheet(answers, tmp_path / "c.png")
     assert len(check.as_text(answers).encode().splitlines()) >= 9
     assert len(json.loads((tmp_path / "c.json").read_text())) == 5
+
+
+class Judge:
+    """The parts of a space that `check` needs."""
+
+    measures = {"xray": None}
+
+    def model(self, name: str) -> "Judge":
+        return self
+
+    def preprocess(self, sample: Sample) -> Sample:
+        if sample.array.shape[0] == 1:
+            raise ValueError("one row is too few")
+        return sample
+
+    def examine_inputs(self, inputs: list[Sample], modality: str) -> tuple[None, list[str]]:
+        return None, ["" if np.ptp(sample.array) else "blank" for sample in inputs]
+
+
+def test_files_unlike_the_training_data_of_a_space_are_doubted(folder: Path) -> None:
+    Image.new("L", (300, 300), 90).save(folder / "xray2.png")
+    items = [check.CheckItem(folder / f"{name}.png", name[:-1]) for name in ("xray1", "xray2", "retina1")]
+    answers = check.check_items(items, space=cast(Space, Judge()))
+    assert ["unusual: blank" in answer.warnings for answer in answers] == [False, True, False]
+    assert "! unusual: blank" in check.as_text(answers)

@@ -11,9 +11,6 @@ from m3bind.errors import ConfigError, NotFiniteError, ReadError, SpaceError, Un
 from m3bind.models.bridges import Affine, Head, Relative, Sided, freeze
 from m3bind.models.embedding import correct_gap
 from m3bind.space.bundle import Space, load, save_space
-from m3bind.space.folder import SpaceInfo
-from m3bind.space.input_statistics import input_statistics
-from m3bind.space.unlike import fit_unlike
 from space import tiny
 
 TEXTS = ["normal heart", "abnormal lung, dark", "x", "normal heart", "a bright picture of a heart" * 3]
@@ -411,23 +408,8 @@ def test_bridges_that_are_no_matrix_are_saved_and_opened(tmp_path):
     assert json.loads((tmp_path / "plain" / "space.json").read_text())["version"] == 1
 
 
-def measured(folder):
-    """A space with measures of unlike inputs and temperatures, and usual files."""
-    space, paths = tiny.make_space(), tiny.pictures(folder, 40)
-    measures = {}
-    for name in space.modalities:
-        inputs = torch.stack([space.read(path, name) for path in paths])
-        with torch.no_grad():
-            features = space.model(name).image_features(inputs).flatten(1).numpy()
-        halves = [part[at] for at in (slice(30), slice(30, None)) for part in (features, input_statistics(inputs))]
-        measures[name] = fit_unlike(*halves, inputs[:10])
-    contents = space._contents
-    info = SpaceInfo(temperatures={"grey": 2.0})
-    return Space(contents.models, contents.bridges, contents.means, contents.student, info, measures), paths
-
-
 def test_measures_and_temperatures_are_stored_and_leave_embeddings_unchanged(tmp_path):
-    space, paths = measured(tmp_path)
+    space, paths = tiny.measured_space(tmp_path)
     loaded = m3bind.load(save_space(space, tmp_path / "space"))
     for name in space.modalities:
         assert_same(loaded.measures[name].state_dict().values(), space.measures[name].state_dict().values())
@@ -445,7 +427,7 @@ def test_measures_and_temperatures_are_stored_and_leave_embeddings_unchanged(tmp
 
 
 def test_classify_abstains_on_unlike_files_and_divides_by_the_temperature(tmp_path, caplog):
-    space, paths = measured(tmp_path)
+    space, paths = tiny.measured_space(tmp_path)
     Image.fromarray(np.linspace(0, 255, 1600).astype(np.uint8).reshape(40, 40)).save(tmp_path / "strange.png")
     labels = ["normal heart", "x"]
     usual = [path for path, reason in zip(paths, space.examine(paths, "grey")[1]) if not reason][:2]

@@ -150,3 +150,23 @@ def pictures(folder: Path, n, seed=0):
     for path in paths:
         Image.fromarray(rng.integers(0, 255, (16, 12), dtype=np.uint8)).save(path)
     return paths
+
+
+def measured_space(folder):
+    """A space with measures of unlike inputs and temperatures, and 40 usual files."""
+    from m3bind.space.bundle import Space
+    from m3bind.space.folder import SpaceInfo
+    from m3bind.space.input_statistics import input_statistics
+    from m3bind.space.unlike import fit_unlike
+
+    space, paths = make_space(), pictures(folder, 40)
+    measures = {}
+    for name in space.modalities:
+        inputs = torch.stack([space.read(path, name) for path in paths])
+        with torch.no_grad():
+            features = space.model(name).image_features(inputs).flatten(1).numpy()
+        halves = [part[at] for at in (slice(30), slice(30, None)) for part in (features, input_statistics(inputs))]
+        measures[name] = fit_unlike(*halves, inputs[:10])
+    contents = space._contents
+    info = SpaceInfo(temperatures={"grey": 2.0})
+    return Space(contents.models, contents.bridges, contents.means, contents.student, info, measures), paths

@@ -25,13 +25,16 @@ def image_side(model: DualEncoder, bridge: BaseBridge, measure: UnlikeMeasure | 
     """
 
     def encode(batch: Tensor) -> Tensor:
-        features = model.image_features(batch)
-        own = F.normalize(model.project_image(features), dim=-1)
+        if measure is None:
+            features, own = None, model.encode_image(batch)
+        else:
+            features = model.image_features(batch)
+            own = F.normalize(model.project_image(features), dim=-1)
         if own.dtype != torch.float32:
             own = F.normalize(own.float(), dim=-1)  # rounded rows are a little shorter or longer
         with torch.autocast(batch.device.type, enabled=False):
             rows = bridge.image(own)
-            if measure is None:
+            if measure is None or features is None:
                 return rows
             return torch.cat([rows, measure.feature_distances(measured(features, own))], dim=1)
 

@@ -12,12 +12,14 @@ An input has the distances c_j, all larger for stranger inputs:
                                       with m_g the mean of the statistics of degraded training inputs
 
 Each has its median a_j and its 99 % quantile b_j on inputs of held-out patients. The score is
-max_j (c_j - a_j) / (b_j - a_j), divided by the 99 % quantile of this maximum on the same inputs: above 1, the input is
-unlike the training data.
+max_j (c_j - a_j) / (b_j - a_j), divided by the 99 % quantile of this maximum on the same inputs, taken as conformal
+prediction does (the ceil(.99 (h + 1))-th of h, so the largest of fewer than 199): above 1, the input is unlike the
+training data.
 
 Shapes: n inputs, f width of the trunk's features, k axes, S statistics, G degradations, J = 3 + G distances.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -159,7 +161,8 @@ def fit_unlike(
     limit = np.quantile(found, 1 - FALSE_ALARMS, axis=0) - middle
     above = np.sqrt(2 * np.square(np.maximum(found - middle, 0)).mean(axis=0))  # of a normal sample its deviation
     limit = np.maximum(limit, SPREADS * above + TINY)
-    limit *= np.quantile(((found - middle) / limit).max(axis=1), 1 - FALSE_ALARMS)
+    largest = np.sort(((found - middle) / limit).max(axis=1))
+    limit *= largest[min(len(largest), math.ceil((len(largest) + 1) * (1 - FALSE_ALARMS))) - 1]
     return UnlikeMeasure(**values, middle=torch.from_numpy(middle), limit=torch.from_numpy(limit))
 
 
