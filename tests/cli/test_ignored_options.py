@@ -65,9 +65,8 @@ IGNORED = {  # form -> options without effect in it
     "evaluate --suite": ["--manifest", "--root", "--split", "--prompts", "SPACE"],
     "prepare": ["--limit"],
     "prepare --root": ["--set", "--seed"],
-    "leaks": ["--threshold"],
 }
-VALUES = {"--set": "seed=1", "--limit": "3", "--seed": "1", "--threshold": ".5", "--missing": None}
+VALUES = {"--set": "seed=1", "--limit": "3", "--seed": "1", "--missing": None}
 
 
 @pytest.mark.parametrize(("form", "option"), [(form, option) for form in IGNORED for option in IGNORED[form]])

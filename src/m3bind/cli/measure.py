@@ -119,7 +119,6 @@ def compare(
 
 @app.command(rich_help_panel=EVALUATE)
 def leaks(
-    context: typer.Context,
     manifest: Annotated[Path, typer.Argument(help="manifest")],
     root: Annotated[Path | None, typer.Option(help="folder that the manifest's paths are relative to")] = None,
     space: Annotated[Path | None, typer.Option(help="space: also data sets that its models were trained on")] = None,
@@ -144,8 +143,6 @@ def leaks(
       m3bind leaks runs/data/odir200x3/manifest.csv --page leaks.html
       m3bind leaks runs/data/odir200x3/manifest.csv --space runs/paper/space
     """
-    if space is None:
-        refuse_ignored(context, "without --space", "threshold")
     compute = compute_of(device, workers)
     from m3bind.experiments.leaks import LeakOptions, leak_report
 
