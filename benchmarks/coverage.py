@@ -4,7 +4,7 @@ Every repeat draws new patients, files and embeddings from one generator, comput
 checks whether the interval contains the metric's mean over many such draws (of the same size, since R@K depends on the
 size of the gallery). Patients have one to `files` files, which resemble each other.
 
-    .venv/bin/python benchmarks/coverage.py [--repeats 2000] [--only R@10] [--patients 100] [--jobs 1]
+    .venv/bin/python benchmarks/coverage.py [--repeats 2000] [--resamples 1000] [--truth 4000] [--only R@10]
 """
 
 import argparse
@@ -99,7 +99,6 @@ def instance(cohort: Cohort, metric: str, resamples: int, seed: int = 0, modalit
     return next(row for row in rows if (row.metric, row.modality) == (metric, modality))
 
 
-Metric = Callable[[Cohort, str, int], Row]
 ONE, APART, THREE = World(), World(shared=False), World(modalities=3, patients=60)
 CASES: Mapping[str, tuple[Callable[..., Row], str, World]] = {
     "zero-shot AUC": (zero_shot, "auc", World(hubs=0.8, noise=1.5)),
@@ -108,6 +107,7 @@ CASES: Mapping[str, tuple[Callable[..., Row], str, World]] = {
     "zero-shot AUC, 30 patients": (zero_shot, "auc", World(patients=30, files=1, noise=1.5)),
     "concept AUC, other patients": (partial(concept, modality="m0->m1"), "auc", APART),
     "concept AUC, same patients": (partial(concept, modality="m0->m1"), "auc", ONE),
+    "concept AUC, 30 patients": (partial(concept, modality="m0->m1"), "auc", World(patients=30, shared=False)),
     "concept P@5, other patients": (partial(concept, modality="m0->m1"), "precision@5", APART),
     "concept AUC, mean of 6 pairs": (concept, "auc", THREE),
     "R@1": (partial(instance, modality="m0->m1"), "R@1", ONE),

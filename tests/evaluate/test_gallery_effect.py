@@ -6,7 +6,7 @@ from tests.reference import intervals as naive
 
 from m3bind.evaluate import instance_search, retrieval
 from m3bind.evaluate.confidence import Resampling, resampled
-from m3bind.evaluate.gallery_effect import GalleryEffect, resample_gallery
+from m3bind.evaluate.gallery_effect import GalleryEffect, crossed_estimate, resample_gallery
 from m3bind.evaluate.instance_search import Search, cosines, search_estimates
 from m3bind.evaluate.ranking import precision_effects, precision_values, rank_stats
 from m3bind.evaluate.zero_shot import unit
@@ -60,16 +60,17 @@ def test_effects_without_interaction_are_unchanged_and_pure_noise_vanishes():
     assert np.mean(shares) < 0.2
 
 
-def test_concept_auc_has_the_derivatives_of_the_weighted_auc():
+def test_concept_auc_has_the_derivatives_of_the_weighted_auc(monkeypatch):
     y, z = np.array([0, 0, 1, 1, 1, 2, 2]), np.array([0, 1, 1, 2, 0, 2, 1, 0])
     a, b = unit(RNG.normal(size=(7, 3))), unit(np.round(RNG.normal(size=(8, 3)) * 2))
     found = {}
-    original = retrieval.resample_gallery
-    retrieval.resample_gallery = lambda estimate, changes, *rest: found.update(changes=changes) or estimate
-    try:
-        value = retrieval.concept_auc(a, b, y, z, Resampling(resamples=2)).value
-    finally:
-        retrieval.resample_gallery = original
+
+    def caught(value, chance, changes, *sides):
+        found["changes"] = changes
+        return crossed_estimate(value, chance, changes, *sides)
+
+    monkeypatch.setattr(retrieval, "crossed_estimate", caught)
+    value = retrieval.concept_auc(a, b, y, z, Resampling(resamples=2)).value
     scores, ones = cosines(a, b), (np.ones(7), np.ones(8))
     assert value == pytest.approx(naive.weighted_concept_auc(scores, y, z, *ones))
     step = 1e-6

@@ -74,5 +74,5 @@ def _results(source: Path, results: Path | None) -> list["EvaluationResult"]:
         task = line.task.replace("_", " ") or line.dataset
         what = ", ".join(filter(None, (PROTOCOLS[line.protocol], task, line.variant, name)))
         chance, low, high = (value if value == value else None for value in (cell.chance, cell.ci_low, cell.ci_high))
-        lines.append(EvaluationResult(what, line.modality, line.metric, cell.n, chance, cell.value, low, high))
+        lines.append(EvaluationResult(what, line.modality, line.metric, cell.counted, chance, cell.value, low, high))
     return lines

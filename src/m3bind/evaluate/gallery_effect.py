@@ -1,7 +1,8 @@
 """The gallery's part in the interval of a search metric: which patients happen to be among the searched files.
 
 * `GalleryEffect`: sums, over queries, how much each gallery patient changes a metric; `apply` adds it to an estimate.
-* `resample_gallery`: the same from the effects of single files.
+* `resample_gallery`: the same from the effects of single files. `crossed_estimate`: an estimate that is smooth in the
+  weights of pairs.
 * `sorted_by`, `unit_sums`: files ordered by patient, and sums over the files of a patient.
 
 Weights on queries alone treat the gallery as fixed: too narrow where a few gallery files are near to many queries.
@@ -88,6 +89,27 @@ def resample_gallery(
     effect = GalleryEffect(gallery.units(changes.shape[1])[0])
     effect.add(unit_sums(unit_sums(changes[rows][:, columns], column_starts, 1), row_starts, 0))
     return effect.apply(found, draw, gallery.freedom(changes.shape[1]), bounds)
+
+
+def crossed_estimate(value: float, chance: float, changes: Floats, draw: Resampling, gallery: Resampling) -> Estimate:
+    """An estimate from the derivatives of a metric by the weight of each pair of query and gallery file: (n, g).
+
+    A replicate is the value plus, for each patient, weight - 1 times the sum of the derivatives of the patient's files
+    among queries and gallery. The interaction of single pairs is part of both sums. It is not subtracted here: metrics
+    over all pairs have little of it, and means over both directions of a search contain it twice.
+    """
+    count, size = changes.shape
+    sides = ((draw, changes.sum(1)), (gallery, changes.sum(0)))
+    sums = [np.bincount(d.units(len(part))[1], part) for d, part in sides]
+    freedom = welch([float((part**2).sum()) for part in sums], [draw.freedom(count), gallery.freedom(size)])
+    known = Estimate(value, np.nan, np.nan, count, chance, len(sums[0]), freedom)
+    if not draw.resamples:
+        return known
+    moved = []
+    for (side, part), total in zip(sides, sums, strict=True):
+        names = side.units(len(part))[0]
+        moved.append(np.concatenate([(weights - 1) @ total for weights in draw.unit_weights(names)]))
+    return with_replicates(known, value + moved[0] + moved[1])
 
 
 def sorted_by(units: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.str_]]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m3bind.evaluate.confidence import DEFAULT, Estimate, Groups, Resampling, average, ratio, resampled, row_means
-from m3bind.evaluate.gallery_effect import resample_gallery
+from m3bind.evaluate.gallery_effect import crossed_estimate, resample_gallery
 from m3bind.evaluate.instance_search import Search, cosines, search_estimates
 from m3bind.evaluate.ranking import precision_effects, precision_values
 from m3bind.evaluate.results import Context, Row
@@ -167,9 +167,9 @@ def concept_auc(
     another class), ties one half, over all such pairs; then the mean over the classes that both sides have.
     A gallery item that is similar to everything raises one class and lowers the others, so it gains nothing.
 
-    Replicates are first-order in the weights of queries and gallery items: the derivative by a weight is the mean
-    placement of the item's pairs among the pairs of the other kind (DeLong et al. 1988, doi:10.2307/2531595). `draw`
-    and `gallery_draw` have the patients of the queries and of the gallery items.
+    Replicates follow from the derivative by the weight of each pair, the placement of its cosine among the pairs of the
+    other kind (DeLong et al. 1988, doi:10.2307/2531595). `draw` and `gallery_draw` have the patients of the queries and
+    of the gallery items.
     """
     y, z = np.asarray(query_classes), np.asarray(gallery_classes)
     scores = cosines(queries, gallery)
@@ -185,9 +185,8 @@ def concept_auc(
         won[:, ~same] = 1 - _placement(mine[:, ~same], mine[:, same])
         areas.append(float(won[:, same].mean()))
         changes[rows] = (won - areas[-1]) / (rows.sum() * np.where(same, same.sum(), (~same).sum()) * len(classes))
-    value, sums = float(np.mean(areas)), changes.sum(1)
-    found = resampled(lambda weights: value + (weights - 1) @ sums, len(y), 0.5, replace(draw, classes=y))
-    return resample_gallery(found, changes, draw, replace(gallery_draw, classes=z))
+    sides = replace(draw, classes=y), replace(gallery_draw, classes=z)
+    return crossed_estimate(float(np.mean(areas)), 0.5, changes, *sides)
 
 
 def _placement(values: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

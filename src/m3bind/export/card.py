@@ -75,7 +75,7 @@ class EvaluationResult:
     what: str  # "zero shot, syndrome"
     modality: str
     metric: str
-    n: int
+    n: str  # files, and patients if some have several
     chance: float | None
     value: float
     low: float | None
