@@ -24,6 +24,7 @@ import make_reference
 import newcomer
 from m3bind import config
 from m3bind.cli import app
+from m3bind.evaluate.prompt_files import PromptFile
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -177,6 +178,9 @@ def test_settings_shown_are_valid(name):
     for language, block in FENCE.findall(TEXTS[name]):
         if language == "yaml":
             tree = yaml.safe_load(block)
+            if "tasks" in tree:
+                assert PromptFile.model_validate(tree).tasks
+                continue
             base = config._read(tree.pop("extends"), ()) if "extends" in tree else {}
             assert config.validate(config.merge(base, tree)).modalities
 

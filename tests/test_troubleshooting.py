@@ -19,11 +19,15 @@ from PIL import Image
 import m3bind
 from known import only
 from m3bind import modalities
-from m3bind.cli import encode, hospital, main, serve
+from m3bind.cli import app, encode, hospital, main, serve
 from m3bind.config import load_config
 from m3bind.core import sums
 from m3bind.core.files import only_one, write_text
 from m3bind.errors import DeviceMemoryError, M3BindError
+from m3bind.evaluate.benchmarks import get
+from m3bind.evaluate.benchmarks._download import download
+from m3bind.evaluate.benchmarks.base import PublishedFile
+from m3bind.evaluate.own_prompts import check_prompts
 from m3bind.index.base import Where
 from m3bind.models.weights.weight_files import read_state
 from m3bind.pipeline.check import find_items
@@ -70,6 +74,34 @@ def _():
 @leads_to("unknown-setting")
 def _():
     load_config("demo", ["align.mse_weigh=1"])
+
+
+@leads_to("no-effect")
+def _():
+    app(["prepare", "ptbxl", "--root", ".", "--set", "seed=1"], standalone_mode=False)
+
+
+@leads_to("own-label")
+def _():
+    Path("own.yaml").write_text("tasks: {infection: {modality: xray, classes: {normal: [a], pnuemonia: [b]}}}")
+    table = {"modality": ["xray"] * 2, "path": [png("a.png"), png("b.png")], "label": ["normal", "pneumonia"]}
+    check_prompts(["own.yaml"], m3bind.read_manifest(one(table)).records)
+
+
+@leads_to("no-download")
+def _():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        download(get("ptbxl"), Path("ptbxl"))
+
+
+@leads_to("no-download-address")
+def _():
+    pytest.importorskip("pooch", reason="needs the extra download")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("m3bind.evaluate.benchmarks._download.TRIES", 1)
+        patch.setattr(type(get("ptbxl")), "files", (PublishedFile("a.npz", "http://127.0.0.1:1/a.npz"),))
+        download(get("ptbxl"), Path("ptbxl"))
 
 
 @leads_to("bad-value")
