@@ -10,6 +10,7 @@ from m3bind.index.base import Where
 from m3bind.models.embedding import correct_gap
 from m3bind.search import searcher as module
 from m3bind.search.query import Query
+from m3bind.search.ranking import Ranking
 from m3bind.search.searcher import Searcher, search
 from m3bind.space.bundle import Space, load, save_space
 from space import tiny
@@ -84,6 +85,7 @@ def test_a_modality_that_is_nearer_to_everything_does_not_hide_the_other(world, 
     searcher = Searcher(world[0], open_encoded(world[2] / "plain"))
     searcher.index._rows = shifted.astype(np.float32)
     searcher.calibration = module.calibration_of(searcher.index)
+    searcher.ranking = Ranking.of(world[0], searcher.calibration)
     by_cosine = {hit.modality for hit in searcher.search("bright", 20, rank="cosine")}
     calibrated = [hit.modality for hit in searcher.search("bright", 20)]
     assert by_cosine == {"other"} and min(calibrated.count("grey"), calibrated.count("other")) >= 5
@@ -228,6 +230,7 @@ def test_a_hit_as_json_and_as_a_picture(world, searcher, tmp_path):
         "score": hit.score,
         "calibrated": hit.calibrated,
         "percentile": hit.percentile,
+        "relevance": 1.0,
         "id": hit.id,
         "modality": hit.modality,
         "path": hit.path,
@@ -236,7 +239,7 @@ def test_a_hit_as_json_and_as_a_picture(world, searcher, tmp_path):
     picture = hit.thumbnail(48)
     assert picture.size == (48, 48) and picture.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(hit.thumbnail(48)))
-    gone = module.Hit(0.1, 0.2, 0.3, "x", "grey", str(tmp_path / "gone.png"))
+    gone = module.Hit(0.1, 0.2, 0.3, "x", "grey", 1.0, str(tmp_path / "gone.png"))
     with pytest.raises(ReadError, match="no such file"):
         gone.thumbnail()
     with pytest.raises(ConfigError, match="stores no paths"):

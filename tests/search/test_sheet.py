@@ -11,7 +11,7 @@ from m3bind.cli import app
 from m3bind.encode.job import encode_files
 from m3bind.search.query import Query
 from m3bind.search.searcher import Searcher
-from m3bind.search.sheet import hits_as_text, search_page
+from m3bind.search.sheet import hits_as_text, in_its_modality, search_page
 from m3bind.space.bundle import load, save_space
 from search.test_searcher import Row
 from space import tiny
@@ -65,10 +65,11 @@ def test_lines_for_a_terminal(archive):
     hits = searcher.search("bright", 3)
     lines = hits_as_text(Query.text("bright"), hits).splitlines()
     assert lines[0] == '"bright"' and len(lines) == 5
-    assert lines[2].split()[:6] == [
+    assert lines[2].split()[:7] == [
         "1",
         f"{hits[0].calibrated:+.2f}",
-        f"{hits[0].percentile:.1f}",
+        "top",
+        f"{100 - hits[0].percentile:.1f}",
         "%",
         f"{hits[0].score:+.3f}",
         hits[0].modality,
@@ -144,3 +145,12 @@ def test_possible_incompleteness_is_shown_for_a_hit(archive, tmp_path):
     assert part.as_dict()["fields"]["incomplete"] == part.incomplete and rest[0].incomplete == ""
     search_page(searcher, [(query, [part, *rest])], tmp_path / "hits.html")
     assert (tmp_path / "hits.html").read_text().count("may be incomplete: 3 numbers &lt;missing&gt;") == 1
+
+
+def test_a_modality_with_little_to_say_is_named(archive):
+    folder, _ = archive
+    hits = Searcher(load(folder / "space"), folder / "encoded").search("bright", 3)
+    assert "little to say" not in hits_as_text(Query.text("bright"), hits)
+    quiet = [replace(hit, relevance=0.01) for hit in hits]
+    assert hits_as_text(Query.text("bright"), quiet).splitlines()[-1].startswith("little to say to this query: ")
+    assert in_its_modality(replace(hits[0], percentile=100.0)) == "top 0.2 %"

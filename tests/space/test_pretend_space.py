@@ -50,6 +50,7 @@ CALLS = {
     "model": lambda space, paths: space.model("grey").joint_dim,
     "project": lambda space, paths: [space.project(rows(3, 6), "grey", side) for side in ("image", "text")],
     "read": lambda space, paths: space.read(paths[0], "grey"),
+    "reference_texts": lambda space, paths: space.reference_texts("grey"),
     "similarity": lambda space, paths: space.similarity(rows(3, 4), rows(2, 4)),
     "student": lambda space, paths: space.student.max_tokens,
     "synthetic": lambda space, paths: space.synthetic,

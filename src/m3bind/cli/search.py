@@ -44,7 +44,7 @@ def search(
 ) -> None:
     """Search by text, file, item, or a weighted mix.
 
-    Hits of several modalities are ranked by their calibrated score z: standard deviations above the usual cosine.
+    Hits of several modalities are ranked by what their modality has to say to the query and by their score z in it.
 
     \b
     Examples:

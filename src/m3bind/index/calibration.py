@@ -65,16 +65,16 @@ class Calibration:
         digest = sha256_text(index.fingerprint, str(counts), *chain.from_iterable(ids.values()))
         return cls(ids, {name: rows for name, (_, rows) in drawn.items()}, counts, digest)
 
+    def sample(self, modality: str) -> Array:
+        """The reference (r, d) that hits are compared with; of all modalities if this has under `FEW` items."""
+        rows = self.rows[modality]
+        return rows if len(rows) >= FEW else np.concatenate(list(self.rows.values()))
+
     def calibrate_scores(
         self, queries: Array, modality: str, scores: Array
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Calibrated scores and percentiles (q, m) of cosines (q, m) of hits of one modality.
-
-        A modality with fewer than `FEW` items is compared with the references of all modalities together.
-        """
-        rows = self.rows[modality]
-        if len(rows) < FEW:
-            rows = np.concatenate(list(self.rows.values()))
+        """Calibrated scores and percentiles (q, m) of cosines (q, m) of hits of one modality."""
+        rows = self.sample(modality)
         near = np.sort(queries.astype(np.float64) @ rows.T.astype(np.float64), axis=1)
         spread = np.maximum(near.std(axis=1, keepdims=True), FLAT)
         below = np.stack([np.searchsorted(line, score - 1e-6) for line, score in zip(near, scores)])

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from m3bind.evaluate.pivot import console, headline
 from m3bind.evaluate.results import ResultTable
 from m3bind.evaluate.tasks import concepts_for
 from m3bind.pipeline.calibration import reliability, temperatures
+from m3bind.pipeline.reference_texts import Matrix, reference_texts
 from m3bind.pipeline.run import Run
 from m3bind.pipeline.unlike import measures
 from m3bind.report.write import ReportContent, write_report
-from m3bind.space.bundle import Space, save_space
+from m3bind.space.bundle import STUDENT, Space, save_space
 from m3bind.space.folder import SpaceInfo
 from m3bind.training.parallel import world
 
@@ -90,6 +92,11 @@ def space_of(run: Run) -> Space:
     for m in names:
         prompts[m] = [f"{modalities.get(m).title} showing {{}}", "findings consistent with {}", "{}"]  # fit any label
         records[m] = {split: len(rows) for split, rows in run.dataset.records[m].items()}
+    texts: dict[str, tuple[Matrix, Matrix]] = {}
+    for m in names:
+        encoder = m if run.state.student is None else STUDENT
+        embed = partial(run.embed_text, encoder=encoder)
+        texts[m] = reference_texts(run.dataset, m, embed, run.config.seed)
     synthetic = run.config.data.phantom is not None
     info = SpaceInfo(
         config=run.config.of_result(),
@@ -105,6 +112,7 @@ def space_of(run: Run) -> Space:
         run.state.student,
         info,
         measures(run),
+        {m: stored for m, stored in texts.items() if len(stored[0])},
     )
 
 

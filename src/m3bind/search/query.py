@@ -92,6 +92,13 @@ class Query:
         """JSON values."""
         return {"parts": [asdict(part) for part in self.parts]}
 
+    def spoken(self, rows: Array) -> Array:
+        """The unit vector (d,) of the texts searched for, from the unit vectors (parts, d) of all parts; 0 if none."""
+        weights = np.array([max(part.weight, 0.0) * (part.kind == "text") for part in self.parts], np.float32)
+        total = weights @ rows
+        length = np.linalg.norm(total)
+        return np.asarray(total / length if length > CANCELLED * weights.sum() else np.zeros_like(total), np.float32)
+
     def combine(self, rows: Array) -> Array:
         """The unit vector (d,) of the query, from the unit vectors (parts, d) of its parts.
 

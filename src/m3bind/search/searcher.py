@@ -3,10 +3,11 @@
 * `Searcher`: a space and an index, for many queries. * `search`: one query in one call. * `Hit`: a found item.
 * `searchable`: opens an index by its URI, or an encoded archive.
 
-Hits of several modalities are merged by their calibrated score (`index.calibration`), not by their cosine, which
-favours one modality. Shapes: q queries, d dimension of the space.
+Hits of several modalities are merged by how much their modality has to say to the query and by their score in it
+(`ranking`), not by their cosine, which favours one modality. Shapes: q queries, d dimension of the space.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -14,16 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from m3bind.encode.encoded import MARKER, Encoded, open_encoded
 from m3bind.errors import ConfigError, SpaceError, UnknownNameError
-from m3bind.index.base import INCOMPLETE, KEY, Index, Where
+from m3bind.index.base import INCOMPLETE, KEY, Index, SearchResult, Where
 from m3bind.index.calibration import calibration_of
 from m3bind.index.uri import open_index
 from m3bind.models.embedding import Array, correct_gap
 from m3bind.search.along import ConceptAxis
 from m3bind.search.query import Query, QueryPart
+from m3bind.search.ranking import Ranking
 from m3bind.search.thumbnails import thumbnail
 from m3bind.space.bundle import Space
 from m3bind.space.unlike import UNLIKE
@@ -36,8 +39,9 @@ Source = Index | Encoded | Path | str
 class Hit:
     """One found item.
 
-    `score` is the cosine to the query; `calibrated` how many standard deviations that is above the mean cosine of the
-    query to items of this modality; `percentile` the share of this modality's items, in %, that are less similar.
+    `score` is the cosine to the query; `calibrated` how many standard deviations it is above what is usual in this
+    modality; `percentile` its rank there: the share of this modality's items, in %, that fit less; `relevance` how much
+    the modality has to say to the query, in (0, 1] (`ranking.Ranking`).
     """
 
     score: float
@@ -45,8 +49,14 @@ class Hit:
     percentile: float
     id: str
     modality: str
+    relevance: float = 1.0
     path: str = ""  # as stored in the index; "" if it stores none
     fields: Mapping[str, str] = field(default_factory=dict)  # the other non-empty columns
+
+    @property
+    def merged(self) -> float:
+        """What hits of several modalities are ordered by."""
+        return self.calibrated + math.log(self.relevance)
 
     @property
     def incomplete(self) -> str:
@@ -61,7 +71,13 @@ class Hit:
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         values = {"score": self.score, "calibrated": self.calibrated, "percentile": self.percentile}
-        return values | {"id": self.id, "modality": self.modality, "path": self.path, "fields": dict(self.fields)}
+        return values | {
+            "relevance": self.relevance,
+            "id": self.id,
+            "modality": self.modality,
+            "path": self.path,
+            "fields": dict(self.fields),
+        }
 
     def thumbnail(self, size: int = 160) -> Image.Image:
         """A small image, read from the item's file; the last ones are cached.
@@ -91,6 +107,7 @@ class Searcher:
         if self.index.fingerprint != space.fingerprint:
             raise SpaceError(f"{self.index.uri} was encoded with another space; encode it again with this one")
         self.calibration = calibration_of(self.index)
+        self.ranking = Ranking.of(space, self.calibration)
 
     def search(
         self,
@@ -125,7 +142,7 @@ class Searcher:
             k: hits per query; fewer if there are fewer items.
             where: conditions on the items.
             rank: order of hits of several modalities: "calibrated" or "cosine".
-            per_modality: k hits of each modality, one modality after the other.
+            per_modality: k hits of each modality, one modality after the other, the most relevant one first.
             gap_correction: subtract the modality's mean embedding from files. Default: as in the index, so that both
                 sides are corrected or neither; correcting the files alone changed precision of search across
                 modalities by under .01 (docs/search.md).
@@ -144,8 +161,8 @@ class Searcher:
             own.append({part.value for part in parsed[-1].parts if part.kind == "item"})
         if not parsed:
             return []
-        rows = self.embed(parsed, gap_correction, along)
-        return self.nearest(rows, k, where, own, rank=rank, per_modality=per_modality)
+        rows, spoken = self._embed(parsed, gap_correction, along)
+        return self.nearest(rows, k, where, own, spoken=spoken, rank=rank, per_modality=per_modality)
 
     def nearest(
         self,
@@ -154,27 +171,44 @@ class Searcher:
         where: Where | None = None,
         own: Sequence[set[str]] | None = None,
         *,
+        spoken: Array | None = None,
         rank: Rank = "calibrated",
         per_modality: bool = False,
     ) -> list[list[Hit]]:
-        """The hits of queries given as unit vectors (q, d); `own`: ids to exclude from the hits of each.
+        """The hits of queries given as unit vectors (q, d).
 
-        Other arguments, and errors: see `search_many`.
+        `own`: ids to exclude from the hits of each; `spoken`: unit vectors (q, d) of what their texts say, 0 for a
+        query without texts. Other arguments, and errors: see `search_many`.
         """
         _check(k, rank)
         own = own or [set() for _ in rows]
+        spoken = np.zeros_like(rows) if spoken is None else spoken
         names = self._modalities(where)
-        by_modality = [self._hits(rows, name, k, where, own) for name in names]  # of each modality, a list per query
-        merged = [list(chain.from_iterable(hits)) for hits in zip(*by_modality)] if names else [[] for _ in rows]
+        relevance = self.ranking.relevance(spoken)
+        found = []  # of each modality, a list per query
+        for name in names:
+            number = self.ranking.modalities.index(name)
+            found.append(self._hits(rows, spoken, relevance[:, number], name, k, where, own, rank))
+        lists = (
+            [list(hits) for hits in zip(*found)] if names else [[] for _ in rows]
+        )  # of each query, a list per modality
         if per_modality:
-            return merged
-        key = (lambda hit: -hit.calibrated) if rank == "calibrated" else (lambda hit: -hit.score)
-        return [sorted(hits, key=key)[:k] for hits in merged]
+            for hits in lists:
+                hits.sort(key=lambda group: -group[0].relevance if group else 0.0)
+            return [list(chain.from_iterable(hits)) for hits in lists]
+        key = (lambda hit: -hit.merged) if rank == "calibrated" else (lambda hit: -hit.score)
+        return [sorted(chain.from_iterable(hits), key=key)[:k] for hits in lists]
 
     def embed(
         self, queries: Sequence[Query], gap_correction: bool | None = None, along: tuple[str, str] | None = None
     ) -> Array:
         """The unit vectors (q, d) of queries; each tower is called once. Arguments and errors: `search_many`."""
+        return self._embed(queries, gap_correction, along)[0]
+
+    def _embed(
+        self, queries: Sequence[Query], gap_correction: bool | None, along: tuple[str, str] | None
+    ) -> tuple[Array, Array]:
+        """The unit vectors (q, d) of queries, and of what their texts say."""
         corrected = self.index.gap_corrected if gap_correction is None else gap_correction
         parts = list(dict.fromkeys(chain.from_iterable(query.parts for query in queries)))
         if self.index.gap_corrected:
@@ -199,12 +233,13 @@ class Searcher:
                 rows = self.space.encode_image(values, name, workers=self._workers)
                 rows = correct_gap(rows, self.space.image_mean(name)) if corrected else rows
             vectors |= zip(members, rows)
-        combined = []
+        combined, spoken = [], []
         axis = along and ConceptAxis.between(self.space.encode_text(along), self.calibration.rows)
         for query in queries:
             rows = np.stack([vectors[part] for part in query.parts])
             combined.append(axis.combine(query, rows, self._kinds(query)) if axis else query.combine(rows))
-        return np.stack(combined)
+            spoken.append(query.spoken(rows))
+        return np.stack(combined), np.stack(spoken)
 
     def _kinds(self, query: Query) -> list[str]:
         """The modality of each part; "" for a text."""
@@ -223,19 +258,44 @@ class Searcher:
         return list(dict.fromkeys(where.modality))
 
     def _hits(
-        self, rows: Array, modality: str, k: int, where: Where | None, own: Sequence[set[str]]
+        self,
+        rows: Array,
+        spoken: Array,
+        relevance: NDArray[np.float64],
+        modality: str,
+        k: int,
+        where: Where | None,
+        own: Sequence[set[str]],
+        rank: Rank,
     ) -> list[list[Hit]]:
         """At most k hits of one modality for each query, best first, without its `own` items."""
         extra = max(map(len, own))
-        found = self.index.search(rows, k + extra, replace(where or Where(), modality=(modality,)))
-        calibrated, percentiles = self.calibration.calibrate_scores(rows, modality, found.scores)
-        table = self.index.items(list(dict.fromkeys(chain.from_iterable(found.ids))))
-        items = {line[KEY]: line for line in table.to_dict("records")}
+        spoken = spoken if rank == "calibrated" else np.zeros_like(spoken)
+        targets = self.ranking.targets(rows, spoken, modality)
+        found = self.index.search(targets, k + extra, replace(where or Where(), modality=(modality,)))
+        calibrated, percentiles = self.ranking.scores(rows, spoken, modality, found.scores)
+        ids = list(dict.fromkeys(chain.from_iterable(found.ids)))
+        items = {line[KEY]: line for line in self.index.items(ids).to_dict("records")}
+        cosines = self._cosines(rows, spoken, modality, found, ids)
         hits = []
-        for number, ids in enumerate(found.ids):
-            values = zip(ids, found.scores[number], calibrated[number], percentiles[number])
-            hits.append([_hit(items[name], *numbers) for name, *numbers in values if name not in own[number]][:k])
+        for number, names in enumerate(found.ids):
+            values = zip(names, cosines[number], calibrated[number], percentiles[number])
+            others = [(name, numbers) for name, *numbers in values if name not in own[number]][:k]
+            hits.append([_hit(items[name], numbers, float(relevance[number])) for name, numbers in others])
         return hits
+
+    def _cosines(
+        self, rows: Array, spoken: Array, modality: str, found: SearchResult, ids: Sequence[str]
+    ) -> NDArray[np.float64]:
+        """The cosines (q, k) of hits to queries that were searched by their targets; `ids`: all hits."""
+        if not ids or not self.ranking.usual or not spoken.any():
+            return found.scores.astype(np.float64)
+        place = {name: number for number, name in enumerate(ids)}
+        vectors = self.index.vectors(ids)
+        hits = np.zeros((*found.scores.shape, rows.shape[1]), np.float32)
+        for number, names in enumerate(found.ids):
+            hits[number, : len(names)] = vectors[[place[name] for name in names]]
+        return self.ranking.cosines(rows, spoken, modality, found.scores, hits)
 
 
 def _check(k: int, rank: str) -> None:
@@ -245,11 +305,12 @@ def _check(k: int, rank: str) -> None:
         raise UnknownNameError("rank", rank, ["calibrated", "cosine"])
 
 
-def _hit(item: Mapping[Any, str], score: float, calibrated: float, percentile: float) -> Hit:
+def _hit(item: Mapping[Any, str], scores: Sequence[float], relevance: float) -> Hit:
     """A hit from the metadata and scores of its item."""
     rest = {str(name): value for name, value in item.items() if name not in (KEY, "modality", "path") and value}
     path = item.get("path", "")
-    return Hit(float(score), float(calibrated), float(percentile), item[KEY], item["modality"], path, rest)
+    score, calibrated, percentile = map(float, scores)
+    return Hit(score, calibrated, percentile, item[KEY], item["modality"], relevance, path, rest)
 
 
 def search(space: Space, source: Source, query: Query | str, k: int = 10, where: Where | None = None) -> list[Hit]:

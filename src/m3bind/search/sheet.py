@@ -1,6 +1,6 @@
 """Displays queries and their hits.
 
-* `hits_as_text`: lines for a terminal, with paths as stored in the index.
+* `hits_as_text`: lines for a terminal, with paths as stored in the index. * `in_its_modality`: a hit's rank there.
 * `search_page`: images on one self-contained HTML page; file names only if they cannot identify a person.
 """
 
@@ -19,21 +19,31 @@ from m3bind.search.searcher import Hit, Searcher
 from m3bind.search.thumbnails import thumbnail
 
 SIDE = 168  # pixels of an image
+SILENT = 0.1  # relevance below which a modality has little to say to a query
 GRID = "grid-template-columns:repeat(auto-fill,minmax(132px,1fr));gap:14px 12px"
 
 
 def hits_as_text(query: Query, hits: Sequence[Hit]) -> str:
-    """A heading and one line per hit: rank, z, percentile, cosine, modality, label, and path (or id without one)."""
-    lines = [f"{query}", "      z     percentile  cosine"]
+    """A heading and one line per hit: score z, rank within its modality, cosine, modality, label, and path or id."""
+    lines = [f"{query}", "      z     in its modality  cosine"]
     for rank, hit in enumerate(hits, 1):
-        numbers = f"{rank:3d}  {hit.calibrated:+6.2f}  {hit.percentile:7.1f} %  {hit.score:+.3f}"
+        numbers = f"{rank:3d}  {hit.calibrated:+6.2f}  {in_its_modality(hit):>15s}  {hit.score:+.3f}"
         label = hit.fields.get("label", "")
         lines.append(f"{numbers}  {hit.modality:10s} {hit.path or hit.id}" + (f"  [{label}]" if label else ""))
         if hit.incomplete:
             lines.append(f"     may be incomplete: {hit.incomplete}")
         if hit.unlike:
             lines.append(f"     unusual: {hit.unlike}")
+    silent = sorted({hit.modality for hit in hits if hit.relevance < SILENT})
+    if silent:
+        lines.append(f"little to say to this query: {', '.join(silent)}")
     return "\n".join(lines if hits else [f"{query}", "nothing found: no item fits the conditions"])
+
+
+def in_its_modality(hit: Hit) -> str:
+    """The rank of a hit within its modality, e.g. "top 0.4 %", in steps of the calibration's sample."""
+    above = 100 - hit.percentile
+    return f"top {above:.1f} %" if above >= 0.2 else "top 0.2 %"
 
 
 def search_page(
@@ -43,7 +53,7 @@ def search_page(
     grouped: bool = False,
     roots: Roots | None = None,
 ) -> None:
-    """Write a page with a section per query: the query, then its hits with rank, percentile and scores.
+    """Write a page with a section per query: the query, then its hits with ranks and scores.
 
     Args:
         searcher: the searcher of the results.
@@ -64,9 +74,9 @@ def search_page(
     counts = ", ".join(f"{modalities.get(name).title} {n}" for name, n in searcher.index.counts().items())
     lead = (
         f'<p class="files"><span>{len(searcher.index)} items searched: {html.escape(counts)}</span></p>'
-        '<p class="small">Percentile: share of all items of the same kind that fit less well. z: by how many standard '
-        "deviations a hit is nearer to the question than items of its kind usually are; hits are ranked by it, because "
-        "cosines (cos) of different kinds of files cannot be compared.</p>"
+        '<p class="small">Top: rank among the items of the same kind. z: by how many standard deviations a hit is '
+        "nearer to the question than items of its kind usually are. Hits are ranked by z and by how much their kind "
+        "has to say to the question; cosines (cos) of different kinds of files cannot be compared.</p>"
     )
     notes = ["The space was trained on virtual patients (synthetic)."] if searcher.space.synthetic else []
     write_text(target, page("Search", sections, kind="m3bind search", lead=lead, notes=notes))
@@ -78,7 +88,8 @@ def _section(searcher: Searcher, query: Query, hits: Sequence[Hit], grouped: boo
     found, rank = "", 1
     for _, group in groupby(hits, lambda hit: hit.modality if grouped else ""):
         members = list(group)
-        heading = f"<h4>{_title(members[0].modality)}</h4>" if grouped else "<h4>Hits</h4>"
+        faint = " · little to say to this question" if grouped and members[0].relevance < SILENT else ""
+        heading = f"<h4>{_title(members[0].modality)}{faint}</h4>" if grouped else "<h4>Hits</h4>"
         figures = "".join(_hit(number, hit, roots) for number, hit in enumerate(members, rank))
         rank += len(members)
         found += f'<div class="hits">{heading}<div class="row" style="{GRID}">{figures}</div></div>'
@@ -104,11 +115,11 @@ def _asked(searcher: Searcher, part: QueryPart, roots: Roots | None) -> str:
 
 
 def _hit(rank: int, hit: Hit, roots: Roots | None) -> str:
-    """Image, rank, percentile and scores of a hit."""
+    """Image, ranks and scores of a hit."""
     label = hit.fields.get("label", "").replace("_", " ").replace("|", ", ")
     lines = [
         f"{rank} · {_title(hit.modality)}",
-        f"<strong>{hit.percentile:.1f} %</strong> · z {hit.calibrated:.2f}".replace("-", "−"),
+        f"<strong>{in_its_modality(hit)}</strong> · z {hit.calibrated:.2f}".replace("-", "−"),
         html.escape(label),
         f"<small>cos {hit.score:.2f}</small>".replace("-", "−"),
         f"<small>{html.escape(redact_path(hit.path))}</small>" if hit.path else "",

@@ -41,6 +41,14 @@ class Questions:
         """Texts -> (n, d), by the shared text encoder if there is any, else by the first modality's own."""
         return self.space.encode_text(texts, self._tower)
 
+    def spoken(self, parts: Sequence[QuestionPart]) -> Array:
+        """The unit vector (d,) of the texts searched for; 0 if there are none."""
+        texts = [part for part in parts if part.kind == "text"]
+        if not texts:
+            return np.zeros(self.space.dim, np.float32)
+        rows = np.stack([self.text(part.value) for part in texts])
+        return query.Query(tuple(query.QueryPart("text", part.value, part.weight) for part in texts)).spoken(rows)
+
     def vector(self, state: ArchiveState, parts: Sequence[QuestionPart], along: tuple[str, str] | None = None) -> Array:
         """The query (d,), with `along` turned to its side of the axis between two wordings (`search.along`).
 

@@ -16,6 +16,8 @@ from m3bind.serve.index_reload import ArchiveState
 from m3bind.serve.schemas import Encode, Phrases, Place, Search, ZeroShot
 from m3bind.serve.service import Service
 
+OPTIONS = {"rank", "per_modality"}
+
 
 def add(router: APIRouter, service: Service) -> None:
     """Add the routes to `router`."""
@@ -28,11 +30,13 @@ def add(router: APIRouter, service: Service) -> None:
         def work(state: ArchiveState) -> dict[str, Any]:
             row = service.questions.vector(state, asked.parts, asked.along)
             own = {part.value for part in asked.parts if part.kind == "item"}
-            hits = state.searcher.nearest(
-                row[None], asked.k, asked.where.where(), [own], rank=asked.rank, per_modality=asked.per_modality
-            )[0]
+            spoken, options = service.questions.spoken(asked.parts)[None], asked.model_dump(include=OPTIONS)
+            hits = state.searcher.nearest(row[None], asked.k, asked.where.where(), [own], spoken=spoken, **options)[0]
             listed = [_hit(rank, hit, service.roots.allow(hit.path)) for rank, hit in enumerate(hits, 1)]
-            return {"hits": listed, "counts": dict(sorted(Counter(hit.modality for hit in hits).items()))}
+            ranking = state.searcher.ranking
+            relevance = dict(zip(ranking.modalities, ranking.relevance(spoken)[0].round(4).tolist()))
+            counts = dict(sorted(Counter(hit.modality for hit in hits).items()))
+            return {"hits": listed, "counts": counts, "relevance": relevance}
 
         found = await service.ask(work)
         return JSONResponse({**found, "seconds": round(time.perf_counter() - begun, 4)})
@@ -83,6 +87,7 @@ def _hit(rank: int, hit: Hit, may_be_shown: bool) -> dict[str, Any]:
         "score": round(hit.score, 5),
         "calibrated": round(hit.calibrated, 4),
         "percentile": round(hit.percentile, 2),
+        "relevance": round(hit.relevance, 4),
         "fields": dict(hit.fields),
         "picture": bool(hit.path) and may_be_shown,
     }

@@ -63,7 +63,7 @@ class Search(Strict):
     k: Annotated[int, Field(ge=1, le=HITS)] = 10
     where: Conditions = Conditions()
     rank: Literal["calibrated", "cosine"] = "calibrated"
-    per_modality: bool = Field(False, description="k hits of each modality, one modality after the other")
+    per_modality: bool = Field(False, description="k hits of each modality, the most relevant modality first")
     along: tuple[Text, Text] | None = Field(
         None, description="two opposite wordings: rank by the query's side of the axis between them"
     )
@@ -76,8 +76,9 @@ class AnswerHit(BaseModel):
     id: str
     modality: str
     score: float = Field(description="cosine to the query")
-    calibrated: float = Field(description="standard deviations above the mean cosine of the query to such items")
-    percentile: float = Field(description="share of the items of this modality, in %, that are less near")
+    calibrated: float = Field(description="standard deviations above what is usual for items of this modality")
+    percentile: float = Field(description="rank within its modality: share of its items, in %, that fit less")
+    relevance: float = Field(description="how much its modality has to say to the query: 1 for the most relevant ones")
     fields: dict[str, str]
     picture: bool
 
@@ -87,6 +88,7 @@ class SearchAnswer(BaseModel):
 
     hits: list[AnswerHit]
     counts: dict[str, int] = Field(description="hits per modality")
+    relevance: dict[str, float] = Field(description="how much each modality of the archive has to say to the query")
     seconds: float
 
 

@@ -57,6 +57,7 @@ class Space:
         student: TextEncoder | None = None,
         info: SpaceInfo | None = None,
         unlike: Mapping[str, UnlikeMeasure] | None = None,
+        texts: Mapping[str, tuple[Tensor | NDArray[Any], Tensor | NDArray[Any]]] | None = None,
     ) -> None:
         """Combine parts; models are not copied, and modules' training modes are left unchanged.
 
@@ -67,13 +68,16 @@ class Space:
             student: the shared text encoder, if distilled.
             info: config, prompts, counts of records, temperatures, whether the data were synthetic.
             unlike: how unlike its training data an input is, per modality.
+            texts: reference texts of each modality, see `reference_texts`.
 
         Raises:
             SpaceError: a bridge is missing, not finite, or its shape does not fit.
         """
         modules = {name: _as_bridge(name, bridge) for name, bridge in bridges.items()}
         tensors = {name: _matrix(mean) for name, mean in (means or {}).items()}
-        self._contents = Contents(dict(models), modules, tensors, student, info or SpaceInfo(), dict(unlike or {}))
+        references = {name: (_matrix(rows), _matrix(weights)) for name, (rows, weights) in (texts or {}).items()}
+        parts = dict(models), modules, tensors, student, info or SpaceInfo()
+        self._contents = Contents(*parts, dict(unlike or {}), references)
         self._precisions: dict[tuple[str, torch.device], torch.dtype] = {}  # of text towers
         self._passes: dict[tuple[str, torch.device, torch.dtype | None], FrozenPass] = {}  # of image towers
         self._check()
@@ -99,6 +103,10 @@ class Space:
         for name, mean in self._contents.means.items():
             if not torch.isfinite(mean).all() or mean.shape[-1] != self.dim:
                 raise SpaceError(f"mean of {name} is not finite or not of dimension {self.dim}; train again")
+        for name, (rows, weights) in self._contents.texts.items():
+            fitting = rows.ndim == 2 and rows.shape == (len(weights), self.dim) and len(rows) and name in models
+            if not fitting or not torch.isfinite(rows).all() or not (weights > 0).all():
+                raise SpaceError(f"reference texts of {name} do not fit the space; train again")
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -211,6 +219,16 @@ class Space:
             raise SpaceError(f"no image mean of {modality} in this space; gap correction needs one, so switch it off")
         values: Array = self._contents.means[modality].cpu().numpy().copy()
         return values
+
+    def reference_texts(self, modality: str) -> tuple[Array, Array] | None:
+        """What the training texts of a modality speak of; search ranks modalities by it (search/ranking.py).
+
+        Unit rows (t, d) float32, of texts and of means of several, and how many texts each stands for (t,); None if
+        the space stores none.
+        """
+        self.model(modality)
+        stored = self._contents.texts.get(modality)
+        return None if stored is None else (stored[0].cpu().numpy(), stored[1].cpu().numpy())
 
     @property
     def device(self) -> torch.device:
@@ -496,7 +514,8 @@ def load(path: Path | str, device: str | torch.device = "auto") -> Space:
     if not (Path(path) / MANIFEST).exists():
         refuse_foreign(path)
     contents = read_folder(path)
-    space = Space(contents.models, contents.bridges, contents.means, contents.student, contents.info, contents.unlike)
+    parts = contents.models, contents.bridges, contents.means, contents.student, contents.info
+    space = Space(*parts, contents.unlike, contents.texts)
     space._contents.fingerprint = contents.fingerprint
     return space.to(place)
 

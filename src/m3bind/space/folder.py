@@ -62,6 +62,7 @@ class Contents:
     student: TextEncoder | None
     info: SpaceInfo
     unlike: dict[str, UnlikeMeasure] = field(default_factory=dict)  # a modality may have none
+    texts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # reference texts (t, d), weights (t,)
     fingerprint: str = ""  # of everything that embeddings depend on; "" until saved
 
 
@@ -84,6 +85,8 @@ def write_folder(contents: Contents, folder: Path | str) -> str:
         arrays |= {f"mean.{name}": value for name, value in contents.means.items()}
         for name, measure in contents.unlike.items():
             arrays |= {f"unlike.{name}.{key}": value for key, value in measure.state_dict().items()}
+        for name, (rows, weights) in contents.texts.items():
+            arrays |= {f"texts.{name}": rows.half(), f"weights.{name}": weights}
         info = contents.info
         core = {
             "dim": next(iter(contents.bridges.values())).dim,

@@ -198,6 +198,7 @@ class _Reader:
             student,
             SpaceInfo(cards=cards, **{name: content[name] for name in names if name in content}),
             {name: measure for name in models if (measure := _measure(name, arrays)) is not None},
+            {n: (arrays[f"texts.{n}"].float(), arrays[f"weights.{n}"]) for n in models if f"texts.{n}" in arrays},
             content["fingerprint"],
         )
 

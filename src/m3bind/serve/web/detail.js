@@ -1,7 +1,7 @@
 // One item or upload in detail: its image, volume or ECG, its scores, why it was found, its fields.
 
 import { call, place } from "./api.js";
-import { $, bar, button, dot, fill, h, percent, plain, signed } from "./dom.js";
+import { $, bar, button, dot, fill, h, plain, signed, top } from "./dom.js";
 import { addPart } from "./query.js";
 import { partOf } from "./results.js";
 import { found, onFound } from "./search.js";
@@ -163,14 +163,14 @@ function scores(hit) {
     h(
       "div",
       { class: "scores" },
-      h("p", { class: "big" }, percent(hit.percentile)),
+      h("p", { class: "big" }, top(hit.percentile)),
       bar(hit.percentile),
-      h("p", {}, `nearer to the query than ${percent(hit.percentile)} of all items of ${title}`),
+      h("p", {}, `of all items of ${title}`),
       h(
         "dl",
         { class: "pairs" },
         h("dt", {}, "z"),
-        h("dd", {}, `${signed(hit.calibrated)} standard deviations above the mean`),
+        h("dd", {}, `${signed(hit.calibrated)} standard deviations above what is usual`),
         h("dt", {}, "Cosine"),
         h("dd", {}, signed(hit.score, 3)),
       ),

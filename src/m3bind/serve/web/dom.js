@@ -93,6 +93,9 @@ export const signed = (number, digits = 2) => {
 
 export const percent = (number) => `${number.toFixed(1)}\u2009%`;
 
+/** A rank within its modality from the percentage of items below it, in steps of the calibration's sample. */
+export const top = (percentile) => `top ${percent(Math.max(100 - percentile, 0.2))}`;
+
 export const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 /** The coloured dot of a modality. */

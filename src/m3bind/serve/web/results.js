@@ -1,7 +1,7 @@
 // Hits as cards with images; arrow keys move among them.
 
 import { pictureOf } from "./api.js";
-import { bar, button, dot, h, percent, plain, signed } from "./dom.js";
+import { bar, button, dot, h, plain, signed, top } from "./dom.js";
 import { addPart } from "./query.js";
 import * as store from "./store.js";
 
@@ -14,6 +14,9 @@ export const partOf = (hit, weight) => ({
   label: hit.fields?.label,
 });
 
+/** Relevance below which a modality has little to say to a query. */
+export const SILENT = 0.1;
+
 /** A list of hits, or groups of them by modality. */
 export function cards(hits, about, grouped) {
   const titled = (name) => about.modalities.find((kind) => kind.name === name) ?? { title: name, color: "#888" };
@@ -24,12 +27,20 @@ export function cards(hits, about, grouped) {
   }
   const lists = [...groups].map(([name, members]) => {
     const kind = titled(name);
+    const silent = grouped && members[0].relevance < SILENT;
     const heading = grouped
-      ? h("h3", { class: "group" }, dot(kind), kind.title, h("span", { class: "count" }, String(members.length)))
+      ? h(
+          "h3",
+          { class: "group" },
+          dot(kind),
+          kind.title,
+          h("span", { class: "count" }, String(members.length)),
+          silent ? h("span", { class: "silence" }, "little to say to this query") : null,
+        )
       : null;
     return h(
       "section",
-      {},
+      { class: silent ? "silent" : "" },
       heading,
       h(
         "ol",
@@ -51,7 +62,7 @@ function card(hit, kind) {
   const unlike = hit.fields?.unlike ?? "";
   const name =
     `Hit ${hit.rank}: ${kind.title}${label ? `, ${label}` : ""}${part ? ", may be incomplete" : ""}${unlike ? ", unusual" : ""}. ` +
-    `Nearer than ${percent(hit.percentile)} of its modality`;
+    `Among the ${top(hit.percentile)} of its modality`;
   const open = () => store.set({ open: { kind: "item", value: hit.id } });
   return h(
     "li",
@@ -71,8 +82,8 @@ function card(hit, kind) {
         h(
           "span",
           { class: "card-numbers" },
-          h("strong", {}, percent(hit.percentile)),
-          h("span", { title: "standard deviations above the mean of its modality" }, `z ${signed(hit.calibrated)}`),
+          h("strong", { title: "rank within its modality" }, top(hit.percentile)),
+          h("span", { title: "standard deviations above what is usual in its modality" }, `z ${signed(hit.calibrated)}`),
         ),
       ),
     ),

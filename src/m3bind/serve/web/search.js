@@ -4,7 +4,7 @@ import { call } from "./api.js";
 import { $, button, dot, fill, h, plain, plural, say, toast } from "./dom.js";
 import { asWhere, conditions } from "./filters.js";
 import { askFor } from "./query.js";
-import { cards } from "./results.js";
+import { cards, SILENT } from "./results.js";
 import { block, failure, skeleton } from "./states.js";
 import * as store from "./store.js";
 
@@ -89,10 +89,21 @@ function lost(error, { parts }) {
 function show(answer, state) {
   keep(answer.hits);
   if (!hits.length) return nothing(state);
+  const relevance = (kind) => answer.relevance?.[kind.name] ?? 0;
   const counts = about.modalities
-    .filter((kind) => answer.counts?.[kind.name])
-    .map((kind) => h("li", {}, dot(kind), `${kind.title} ${answer.counts[kind.name]}`));
+    .filter((kind) => answer.counts?.[kind.name] || kind.name in (answer.relevance ?? {}))
+    .sort((one, other) => relevance(other) - relevance(one))
+    .map((kind) => {
+      const silent = relevance(kind) < SILENT;
+      const title = silent ? `${kind.title}: little to say to this query` : kind.title;
+      const count = answer.counts?.[kind.name] ?? 0;
+      return h("li", { class: silent ? "silent" : "", title }, dot(kind), `${kind.title} ${count}`);
+    });
   const copy = button({ text: "Copy link", image: "link", press: () => share(state) });
+  const group = button({
+    text: state.grouped ? "One list" : "Group by modality",
+    press: () => store.set({ grouped: !state.grouped }),
+  });
   const map = button({ text: "On the map", image: "map", press: () => store.set({ tab: "map" }) });
   const took = answer.seconds < 0.01 ? "under 0.01 s" : `${answer.seconds.toFixed(2)} s`;
   fill(
@@ -107,13 +118,13 @@ function show(answer, state) {
         h("p", { class: "caption" }, `of ${plural(about.items, "item")}, in ${took}`),
       ),
       h("ul", { class: "counts", "aria-label": "Hits by modality" }, counts),
-      h("div", { class: "actions" }, map, copy),
+      h("div", { class: "actions" }, group, map, copy),
     ),
     cards(hits, about, state.grouped),
     h(
       "p",
       { class: "caption below" },
-      "Bar and percentage: share of all items of the modality that fit less well. z: standard deviations above the mean of the modality.",
+      "Bar and percentage: rank within its modality. z: standard deviations above what is usual there. Hits are ordered by z and by how much their modality has to say to the query.",
     ),
   );
   say(`${plural(hits.length, "hit")}; the first: ${describe(hits[0])}`);
