@@ -3,7 +3,7 @@
 * `UnlikeMeasure`: scores inputs and states the reason; stored with the space. * `fit_unlike`: fits it.
 * `unlike_of`: the reason of an item of several inputs. * `measured`: the features it is fitted on.
 
-An input has the distances c_j, all larger for stranger inputs:
+An input has the distances c_j, all larger for unusual inputs:
 
     log 1/k sum_i z_i^2 / lambda_i    in the span of the first k principal axes of the trunk's standardised features
     log |r|^2 / mean |r|^2            of the residual r outside this span
