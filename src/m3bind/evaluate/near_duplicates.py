@@ -51,7 +51,7 @@ CROPS: tuple[tuple[float, tuple[float, float]], ...] = (
     (0.95, (0.025, 0.025)),
 )  # side, and offset of its centre
 NEIGHBOURS = 8
-NEAR = 0.45  # minimum cosine of candidates
+NEAR = 0.6  # minimum cosine of candidates
 DIM = 64  # of descriptors
 EXACT = 20_000  # files up to which all descriptors are compared
 FITTED = 20_000  # files whose descriptors determine mean and axes
@@ -59,7 +59,7 @@ BLOCK = 1024
 AHEAD = 256  # pairs that wait for a thread
 FLAT = 1.5  # standard deviation of a tile of a thumbprint, of 255 levels
 SHIFTS = (1, 2), (2, 1), (0, 1), (0, 2), (1, 0), (2, 0)  # planes of two volumes that may be equal
-ALIKE = 0.4  # correlation of volumes from which shifts are tried
+ALIKE = 0.5  # correlation of volumes from which shifts are tried
 PROMISING = 0.6  # correlation from which a registration is refined
 _RULE = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 1e-3)
 WINDOW = {SIDE // 4: 2.0, SIDE // 2: 3.0, SIDE: 3.0}  # deviation of the Gaussian window, by the side of a plane
@@ -320,7 +320,8 @@ def _verified(first: Bytes, second: Bytes, view: _View) -> float:
         a, b = _values(np.stack([first, second]))
         return _correlation(a, b)
     best = registered_correlation(first[0], second[0], view)
-    for i, j in SHIFTS if len(first) == 3 else ():
+    several = len(first) == 3 and (first[1] != first[2]).any() and (second[1] != second[2]).any()  # slices
+    for i, j in SHIFTS if several else ():
         if not ALIKE <= best < THRESHOLD:
             break
         best = max(best, registered_correlation(first[i], second[j], view))
