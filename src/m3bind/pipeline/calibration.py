@@ -47,7 +47,10 @@ def task_scores(run: Run) -> Iterator[tuple[Task, Scores]]:
 
 
 def temperatures(run: Run) -> dict[str, float]:
-    """The geometric mean of the temperatures of each modality's tasks, fitted on valid and weighted by samples."""
+    """The geometric mean of the temperatures of each modality's tasks, fitted on valid and weighted by samples.
+
+    At least 1: a small valid split without errors would make every answer certain.
+    """
     total: dict[str, float] = defaultdict(float)
     samples: dict[str, int] = defaultdict(int)
     for task, scored in task_scores(run):
@@ -55,7 +58,7 @@ def temperatures(run: Run) -> dict[str, float]:
             count = len(scored["valid"][0])
             total[task.modality] += count * float(np.log(fit_temperature(*scored["valid"])))
             samples[task.modality] += count
-    return {m: float(np.exp(total[m] / samples[m])) for m in total}
+    return {m: max(1.0, float(np.exp(total[m] / samples[m]))) for m in total}
 
 
 def reliability(run: Run) -> dict[str, list[tuple[str, Answers]]]:
