@@ -5,6 +5,7 @@ Everything works on plain arrays, so the same code measures the unbound models, 
     classification.py  ranking.py  confidence.py    metrics with n, chance and bootstrap interval
     results.py  pivot.py  compare.py    one row per metric in results.json; tables of stages; paired differences
     prompt_files.py  tasks.py    zero-shot tasks and shared concepts, data in prompts/*.yaml
+    own_prompts.py    a user's own prompt file: its classes, its check against a manifest
     zero_shot.py  retrieval.py  cross_modal.py  agreement.py  calibration.py    arrays -> rows (scoring.py)
     few_shot.py  adapters/    sampled lists of training files, and one file per few-shot method
     leaks.py      leaks between splits, pairs of files with the same content, data that a model was trained on
