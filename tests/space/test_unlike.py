@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from m3bind.errors import SpaceError
-from m3bind.space.input_statistics import STATISTICS, degradations, input_statistics, statistics_of
+from m3bind.space.input_statistics import STATISTICS, degradations, input_statistics, statistics_of, thinned
 from m3bind.space.unlike import FIELDS, UnlikeMeasure, fit_unlike
 
 SHAPES = {"image": (3, 32, 32), "grey": (1, 32, 32), "volume": (1, 6, 24, 24), "signal": (12, 200), "numbers": (300,)}
@@ -100,3 +100,22 @@ def test_too_few_inputs_give_no_measure_and_damaged_ones_are_refused() -> None:
             UnlikeMeasure(**{**state, name: state[name] * torch.nan})
         with pytest.raises(SpaceError, match="damaged"):
             UnlikeMeasure(**{**state, name: torch.zeros(7, 7, 7)})
+
+
+SEEN = [
+    ((2, 1, 60, 12, 12), (2, 1, 16, 12, 12)),
+    ((2, 40, 3, 9, 9), (2, 16, 3, 9, 9)),
+    ((2, 3, 50, 50), (2, 3, 50, 50)),
+    ((2, 12, 90), (2, 12, 90)),
+    ((2, 30), (2, 1, 30)),
+]
+
+
+@pytest.mark.parametrize(("shape", "seen"), SEEN)
+def test_some_slices_of_deep_volumes_are_inspected(shape, seen):
+    inputs = torch.rand(shape)
+    some = thinned(inputs)
+    assert tuple(some.shape) == seen and next(tuple(v.shape) for _, v in degradations(inputs)) == seen
+    np.testing.assert_array_equal(input_statistics(inputs), input_statistics(some))
+    assert torch.equal(some.reshape(2, -1)[:, 0], inputs.reshape(2, -1)[:, 0]), "the first slice is among them"
+    assert torch.equal(some.reshape(2, -1)[:, -1], inputs.reshape(2, -1)[:, -1]), "and the last"

@@ -1,7 +1,8 @@
 """Content keys of files, and their memo on disk.
 
 * `file_key`: hash of a file's content (for an ECG record: header and signal files together).
-* `FileKeys`: the same, memoised by path, size and time stamp, so that unchanged files are not read again.
+* `with_rescale`: a key that also depends on a rescaling of the values.
+* `FileKeys`: the same as `file_key`, memoised by path, size and time stamp, so that unchanged files are not read again.
 
 The memo is a folder of shards (`shards`): mark -> key. A mark is a hash, so the memo contains no names.
 """
@@ -40,6 +41,11 @@ def file_key(path: Path | str) -> str:
         OSError: no permission, or a failing disk.
     """
     return _key_of(Path(path), _parts(Path(path)))
+
+
+def with_rescale(key: str, rescale: tuple[float, float] | None) -> str:
+    """The key of a content whose values are rescaled; the same key without."""
+    return sha256_text(key, str(rescale)) if rescale else key
 
 
 def _key_of(path: Path, parts: list[Path]) -> str:

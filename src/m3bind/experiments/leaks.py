@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from m3bind import modalities
 from m3bind.core.device import Compute
-from m3bind.core.files import sha256_text, write_json, write_text
+from m3bind.core.files import write_json, write_text
 from m3bind.core.progress import progress
 from m3bind.data.cache import FLUSH_BYTES, FLUSH_SECONDS, FeatureCache, Rows
+from m3bind.data.file_keys import with_rescale
 from m3bind.data.manifest import read_manifest
 from m3bind.data.prefetch import ahead
 from m3bind.data.records import Record
@@ -142,10 +143,9 @@ def _thumbprints(
 def _content(record: Record, cache: FeatureCache) -> str | None:
     """Hash of a file and of the rescaling in its row; None if it cannot be read."""
     try:
-        key = cache.files.key(record.path)
+        return with_rescale(cache.files.key(record.path), record.rescale)
     except (ReadError, OSError):
         return None
-    return sha256_text(key, str(record.rescale)) if record.rescale else key
 
 
 def _store(shards: ShardFolder, new: Sequence[tuple[bytes, NDArray[np.uint8]]]) -> None:

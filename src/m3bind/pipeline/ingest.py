@@ -32,7 +32,7 @@ from m3bind.core.progress import progress
 from m3bind.core.stored import parse_json
 from m3bind.core.version import __version__
 from m3bind.data.cache import FLUSH_BYTES, FLUSH_SECONDS, FeatureCache
-from m3bind.data.file_keys import FileKeys
+from m3bind.data.file_keys import FileKeys, with_rescale
 from m3bind.data.packing import PackedInput
 from m3bind.data.prefetch import ahead
 from m3bind.data.records import Records
@@ -132,7 +132,7 @@ class _Pass:
     def look_up(self, fresh: bool = False) -> None:
         """Find keys, rows and verdicts. `fresh`: verdicts that need not last are disregarded."""
         keys = self.cache.files.known(self.paths)
-        self.keys = [key and _with_rescale(key, given) for key, given in zip(keys, self.rescale, strict=True)]
+        self.keys = [key and with_rescale(key, given) for key, given in zip(keys, self.rescale, strict=True)]
         for at, found in self._found.items():
             self.keys[at] = self.keys[at] or found.key
         self.rows.refresh()
@@ -218,7 +218,7 @@ class _Pass:
             return _Found(position, reason=error.advice)
         except OSError as error:
             return _Found(position, reason=f"not readable: {in_words(error)}")
-        key = _with_rescale(content, rescale)
+        key = with_rescale(content, rescale)
         found = _Found(position, key, remembered=remembered)
         fault = _fault_key(key, path)
         with self._lock:
@@ -328,12 +328,8 @@ class _Writer:
         self.cache.files.add(path, path.stem)
 
 
-def _with_rescale(key: str, rescale: tuple[float, float] | None) -> str:
-    return sha256_text(key, str(rescale)) if rescale else key
-
-
 def _key_of(files: FileKeys, path: str, rescale: tuple[float, float] | None) -> str:
-    return _with_rescale(files.key(path), rescale)
+    return with_rescale(files.key(path), rescale)
 
 
 def _fault_key(key: str, path: str) -> bytes:

@@ -19,13 +19,14 @@ from m3bind.models.base import DualEncoder
 from m3bind.pipeline.features import FeatureExtractor
 from m3bind.pipeline.run import Run
 from m3bind.pipeline.stored_inputs import Inputs
-from m3bind.space.input_statistics import Floats, input_statistics
+from m3bind.space.input_statistics import Floats, input_statistics, thinned
 from m3bind.space.unlike import WIDE, UnlikeMeasure, fit_unlike
 
 INPUTS = 1000  # maximum of each kind
 ENOUGH = 50  # held-out inputs, below which training patients are held out too
-EXAMPLES = 128  # inputs that are degraded
+EXAMPLES, FEWEST = 128, 8  # inputs that are degraded
 TOGETHER = 64 << 20  # bytes of inputs in memory
+DEGRADED = 256 << 20  # and of those that are degraded, if they are more than `FEWEST`
 HELD = 0.2  # share of training patients that are held out
 
 
@@ -43,7 +44,7 @@ def measures(run: Run) -> dict[str, UnlikeMeasure]:
         train, held = (_some(part, run.config.seed) for part in (train, held))
         with progress(f"unlike {m}", len(train) + len(held)) as bar:
             statistics = [_statistics(extractor.inputs(part, model), bar.advance) for part in (train, held)]
-        examples = torch.from_numpy(extractor.inputs(train, model)[:EXAMPLES])
+        examples = _examples(extractor.inputs(train, model))
         features = [_features(extractor, part, model) for part in (train, held)]
         measure = fit_unlike(features[0], statistics[0], features[1], statistics[1], examples)
         if measure is not None:
@@ -73,6 +74,16 @@ def _statistics(inputs: Inputs, advance: Callable[[int], None]) -> Floats:
         found.append(input_statistics(torch.from_numpy(part)))
         advance(len(part))
     return np.concatenate(found) if found else np.empty((0, 0), np.float32)
+
+
+def _examples(inputs: Inputs) -> torch.Tensor:
+    """Some inputs, with as many slices as their statistics take into account."""
+    found: list[torch.Tensor] = []
+    for at in range(min(EXAMPLES, len(inputs))):
+        found.append(thinned(torch.from_numpy(np.array(inputs[at : at + 1]))))
+        if len(found) >= FEWEST and found[0].nbytes * len(found) >= DEGRADED:
+            break
+    return torch.cat(found) if found else torch.zeros(0)
 
 
 def _features(extractor: FeatureExtractor, records: Records, model: DualEncoder) -> Floats:

@@ -46,7 +46,6 @@ class _Usual:
     text: Floats  # (d,) their weighted mean
     item: Floats  # (d,) mean of the sample of items
     spread: float  # sd_m
-    sample: Array  # (r, d)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Ranking:
             texts, weights = stored[0], stored[1].astype(np.float64) / stored[1].sum()
             sample = calibration.sample(name)
             spread = float((sample @ texts.T).std(axis=0) @ weights)
-            usual[name] = _Usual(texts, weights @ texts, sample.mean(axis=0, dtype=np.float64), spread or 1.0, sample)
+            usual[name] = _Usual(texts, weights @ texts, sample.mean(axis=0, dtype=np.float64), spread or 1.0)
         return cls(calibration, usual)
 
     @property
