@@ -8,8 +8,10 @@ modalities among the ten (exp of the entropy of their shares), each averaged ove
 
     cosine      unchanged
     pair        (s - mean) / sd over a sample of pairs (kind of query, modality)
-    z           (s - mean) / sd over a sample of the modality, for this query; as in m3bind.Searcher
+    z           (s - mean) / sd over a sample of the modality, for this query; as m3bind.Searcher ranks files and items
     percentile  share of that sample with a lower cosine, ties ordered by cosine
+
+How m3bind.Searcher ranks texts is measured by word_search.py.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """A user's own classes and prompts: their short form, their check against a manifest, their use as labels."""
 
-from dataclasses import dataclass
 from itertools import product
 
 import pytest
 
+from evaluate.test_tasks import Rec
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.evaluate import tasks
 from m3bind.evaluate.own_prompts import check_prompts, class_prompts, read_classes
@@ -18,15 +18,6 @@ tasks:
       normal: [clear lungs, no acute findings]
       pneumonia: [pneumonia of the chest]
 """
-
-
-@dataclass(frozen=True)
-class Rec:
-    modality: str
-    set: str
-    label: str
-    labels: tuple[str, ...] = ()
-    patient: str = ""
 
 
 ROWS = [Rec("xray", "mine", label) for label in ("normal", "Pneumonia", "normal", "effusion|mass")]

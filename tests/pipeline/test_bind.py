@@ -61,6 +61,7 @@ def test_texts_alone_bind_three_models_and_change_no_cosine_within_one():
 def test_texts_by_modality():
     space = m3bind.bind(models(), {"grey": TEXTS[:40], "other": TEXTS[40:], "third": TEXTS[20:60]})
     assert recognised(space) > 0.9
+    assert all(space.reference_texts(m) is not None for m in space.modalities), "search ranks by them"
 
 
 def test_training_on_pairs_leaves_the_callers_models_alone_and_repeats_itself(tmp_path):

@@ -13,8 +13,8 @@ from m3bind.pipeline.reference_texts import SHARED, reference_texts
 WIDTH = 16
 
 
-def embed(texts):
-    """A unit row for each text, and what was asked for."""
+def embed(modality, texts):
+    """A unit row for each text."""
     rows = np.stack([np.random.default_rng(sum(text.encode()) * len(text)).normal(size=WIDTH) for text in texts])
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
@@ -37,12 +37,12 @@ def world(extra=()):
 
 def rows_of(texts, rows):
     """Which of `texts` are among `rows` as they are."""
-    return [text for text in texts if np.isclose(embed([text]) @ rows.T, 1, atol=1e-5).any()]
+    return [text for text in texts if np.isclose(embed("xray", [text]) @ rows.T, 1, atol=1e-5).any()]
 
 
 def test_no_report_of_one_patient_is_stored_by_itself():
     data = world(extra=[f"a sentence of a corpus {i}" for i in range(20)])
-    rows, weights = reference_texts(data, "xray", embed)
+    rows, weights = reference_texts(data, embed)["xray"]
     texts = data.table.take(data.pool["xray"])
     alone = rows_of(texts, rows)
     assert "no finding" in alone and "hypertension" in alone and "unseen" not in texts
@@ -50,7 +50,7 @@ def test_no_report_of_one_patient_is_stored_by_itself():
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert len(rows) == len(weights) and (weights >= 1).all()
     assert weights.sum() == pytest.approx(len(texts))
-    again = reference_texts(data, "xray", embed)
+    again = reference_texts(data, embed)["xray"]
     np.testing.assert_array_equal(rows, again[0])
 
 
@@ -58,13 +58,12 @@ def test_more_texts_than_are_stored(monkeypatch):
     monkeypatch.setattr(module, "SINGLE", 2)
     monkeypatch.setattr(module, "GROUPED", 12)
     data = world()
-    rows, weights = reference_texts(data, "xray", embed)
+    rows, weights = reference_texts(data, embed)["xray"]
     assert 3 <= len(rows) <= 2 + 12 // SHARED and weights.sum() == pytest.approx(len(data.pool["xray"]))
 
 
 def test_without_texts():
     data = make_dataset([record(1, "only one", split="test")], ["xray"], {}, 0, 0, [])
-    rows, weights = reference_texts(data, "xray", embed)
-    assert len(rows) == len(weights) == 0
+    assert reference_texts(data, embed) == {}
     few = make_dataset([record(1, "only one"), record(2, "another")], ["xray"], {}, 0, 0, [])
-    assert len(reference_texts(few, "xray", embed)[0]) == 0
+    assert reference_texts(few, embed) == {}

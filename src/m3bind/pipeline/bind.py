@@ -15,6 +15,7 @@ from m3bind.models.base import DualEncoder
 from m3bind.pipeline import stages
 from m3bind.pipeline.dataset import make_dataset
 from m3bind.pipeline.features import FeatureExtractor
+from m3bind.pipeline.reference_texts import reference_texts
 from m3bind.space.bundle import Space
 
 Pair = tuple[Path | str, str]  # an image file and its caption
@@ -49,7 +50,8 @@ def bind(
         workers: processes that read files; "auto": one per core.
 
     Returns:
-        The space. `m3bind.save_space` writes it; with `pairs` it contains the means that gap correction needs.
+        The space. `m3bind.save_space` writes it; it contains reference texts for ranking hits (search/ranking.py), and
+        with `pairs` the means that gap correction needs.
 
     Raises:
         ConfigError: fewer than two models, no texts, missing pairs, or a file that cannot be read.
@@ -73,7 +75,8 @@ def bind(
         setup = stages.Setup(config, data, extractor, compute)
         state = stages.align(stages.unbound(stages.State(used), setup), setup, place / "align")
         means = {m: stages.embed_images(state, setup, m, "train").mean(0) for m in names if data.records[m]["train"]}
-        return Space(state.models, state.bridges, means)
+        references = reference_texts(data, lambda m, part: stages.embed_text(state, setup, part, m), seed)
+        return Space(state.models, state.bridges, means, texts=references)
 
 
 def _check(

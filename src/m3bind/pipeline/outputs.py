@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +91,10 @@ def space_of(run: Run) -> Space:
     for m in names:
         prompts[m] = [f"{modalities.get(m).title} showing {{}}", "findings consistent with {}", "{}"]  # fit any label
         records[m] = {split: len(rows) for split, rows in run.dataset.records[m].items()}
-    texts: dict[str, tuple[Matrix, Matrix]] = {}
-    for m in names:
-        encoder = m if run.state.student is None else STUDENT
-        embed = partial(run.embed_text, encoder=encoder)
-        texts[m] = reference_texts(run.dataset, m, embed, run.config.seed)
+
+    def embed(modality: str, texts: list[str]) -> Matrix:
+        return run.embed_text(texts, modality if run.state.student is None else STUDENT)
+
     synthetic = run.config.data.phantom is not None
     info = SpaceInfo(
         config=run.config.of_result(),
@@ -112,7 +110,7 @@ def space_of(run: Run) -> Space:
         run.state.student,
         info,
         measures(run),
-        {m: stored for m, stored in texts.items() if len(stored[0])},
+        reference_texts(run.dataset, embed, run.config.seed),
     )
 
 

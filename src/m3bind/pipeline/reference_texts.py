@@ -9,6 +9,7 @@ Shapes: t reference texts, d dimension of the space.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +22,27 @@ SHARED = 3  # minimum patients of a caption, and minimum texts of a mean
 SINGLE, GROUPED, PER_GROUP = 512, 1500, 6  # maximum texts of both kinds; texts of a mean, on average
 
 Matrix = NDArray[np.float32]
+Embed = Callable[[str, list[str]], Matrix]
 _NONE: Matrix = np.zeros((0, 1), np.float32)
 
 
-def reference_texts(
-    data: Dataset, modality: str, embed: Callable[[list[str]], Matrix], seed: int = 0
-) -> tuple[Matrix, Matrix]:
-    """(t, d) unit rows of the training texts of a modality, and (t,) how many texts each stands for; t <= 762.
+def reference_texts(data: Dataset, embed: Embed, seed: int = 0) -> dict[str, tuple[Matrix, Matrix]]:
+    """Modality -> (t, d) unit rows of its training texts, and (t,) how many texts each stands for; t <= 762.
+
+    Modalities without texts are left out.
 
     Args:
         data: the data of a run.
-        modality: one of them.
-        embed: texts -> (n, d) unit rows.
+        embed: modality, texts -> (n, d) unit rows, in one space.
         seed: of the choice among more texts than are stored.
     """
+    found = {m: _of_modality(data, m, partial(embed, m), seed) for m in data.modalities}
+    return {m: stored for m, stored in found.items() if len(stored[0])}
+
+
+def _of_modality(
+    data: Dataset, modality: str, embed: Callable[[list[str]], Matrix], seed: int
+) -> tuple[Matrix, Matrix]:
     pool, table = data.pool[modality], data.table
     single = _common(data, modality)
     rest = pool[~np.isin(pool, single)]
