@@ -52,6 +52,14 @@ def test_pairs_between_splits_are_leaks_and_within_train_are_not(manifest: Path,
     assert [copy["same_bytes"] for copy in json.loads(found.read_text())["xray"]["copies"]].count(True) == 1
 
 
+def test_rows_that_cannot_be_compared_are_named_and_change_the_exit_code(manifest: Path, monkeypatch, capsys) -> None:
+    with manifest.open("a") as rows:
+        rows.write("xray,../elsewhere.png,normal,p,test\n")
+    assert run("leaks", str(manifest), monkeypatch=monkeypatch) == 1
+    printed = capsys.readouterr().out
+    assert "not compared: 1 rows quarantined" in printed and "row 12: the path leads out of the data folder" in printed
+
+
 def test_the_page_shows_the_pairs_without_names(manifest: Path) -> None:
     replace(manifest, 4, 1, lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     page = manifest.parent / "page.html"

@@ -136,7 +136,7 @@ def leaks(
     """Find what the splits share, and near-duplicates within them.
 
     Patients, file contents, and near-duplicates: files that show the same after another compression, size, crop or
-    flip. Exits with 1 if splits share something, or if a model of --space was trained on the data set.
+    flip. Exits with 1 if splits share something, rows could not be compared, or a model of --space was trained on them.
 
     \b
     Examples:

@@ -22,7 +22,7 @@ from m3bind.data.cache import FLUSH_BYTES, FLUSH_SECONDS, FeatureCache, Rows
 from m3bind.data.file_keys import with_rescale
 from m3bind.data.manifest import read_manifest
 from m3bind.data.prefetch import ahead
-from m3bind.data.records import Record
+from m3bind.data.records import Record, format_bad_rows
 from m3bind.data.shards import KEY, ShardFolder
 from m3bind.errors import ReadError
 from m3bind.evaluate.benchmarks import known_as
@@ -56,7 +56,7 @@ class LeakOptions:
 
 
 def leak_report(manifest: Path, options: LeakOptions, compute: Compute) -> tuple[str, bool]:
-    """What the splits of a manifest share, as text, and whether they share anything."""
+    """What the splits of a manifest share, as text, and whether they share anything or rows could not be compared."""
     content = read_manifest(manifest, root=options.root)
     threshold = THRESHOLD if options.threshold is None else options.threshold
     reports: dict[str, LeakReport] = {}
@@ -78,8 +78,10 @@ def leak_report(manifest: Path, options: LeakOptions, compute: Compute) -> tuple
         write_json(options.json, {m: report.as_dict() for m, report in reports.items()})
     if options.page:
         write_text(options.page, leak_page(reports, files))
-    text = "\n\n".join(f"{m}\n{report.report()}" for m, report in reports.items())
-    return text, any(report.leaked for report in reports.values())
+    unusable = [row for row in content.bad if row.kind != "that would leak"]
+    parts = [f"{m}\n{report.report()}" for m, report in reports.items()]
+    parts += [f"not compared: {format_bad_rows(unusable)}"] if unusable else []
+    return "\n\n".join(parts), bool(unusable) or any(report.leaked for report in reports.values())
 
 
 def _seen(model: EvaluatedModel, modality: str, records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
