@@ -1,6 +1,7 @@
 """Queries: texts, files, items of the index, or a weighted mix, also with negative weights.
 
 * `Query`: one query. * `QueryPart`: one text, file or item of it. * `parse_query`: a query from a command line.
+* `TEXT`: the kind of a text; that of a file or an item is its modality.
 
 Parts are added as vectors: with unit embeddings e_i and weights w_i the query is  sum_i w_i e_i,  normalised.
 """
@@ -17,6 +18,7 @@ from m3bind.errors import ConfigError
 from m3bind.index.base import Array
 from m3bind.modalities.formats.detect import recognise
 
+TEXT = ""
 AGAINST = 0.5  # default weight of texts to avoid
 CANCELLED = 0.1  # minimum length of the sum, as a share of sum_i |w_i|; below it the parts cancel out
 
@@ -92,12 +94,18 @@ class Query:
         """JSON values."""
         return {"parts": [asdict(part) for part in self.parts]}
 
-    def spoken(self, rows: Array) -> Array:
-        """The unit vector (d,) of the texts searched for, from the unit vectors (parts, d) of all parts; 0 if none."""
-        weights = np.array([max(part.weight, 0.0) * (part.kind == "text") for part in self.parts], np.float32)
-        total = weights @ rows
-        length = np.linalg.norm(total)
-        return np.asarray(total / length if length > CANCELLED * weights.sum() else np.zeros_like(total), np.float32)
+    def by_kind(self, rows: Array, kinds: Sequence[str]) -> dict[str, Array]:
+        """The unit vector (d,) of what is searched for of each kind, without parts to avoid.
+
+        Args:
+            rows: unit vectors (parts, d).
+            kinds: of each part, a modality or `TEXT`.
+        """
+        sums: dict[str, Array] = {}
+        for part, kind, row in zip(self.parts, kinds, rows, strict=True):
+            if part.weight > 0:
+                sums[kind] = sums.get(kind, 0) + np.float32(part.weight) * row
+        return {kind: total / np.linalg.norm(total) for kind, total in sums.items() if total.any()}
 
     def combine(self, rows: Array) -> Array:
         """The unit vector (d,) of the query, from the unit vectors (parts, d) of its parts.

@@ -25,8 +25,8 @@ from m3bind.index.calibration import calibration_of
 from m3bind.index.uri import open_index
 from m3bind.models.embedding import Array, correct_gap
 from m3bind.search.along import ConceptAxis
-from m3bind.search.query import Query, QueryPart
-from m3bind.search.ranking import Ranking
+from m3bind.search.query import TEXT, Query, QueryPart
+from m3bind.search.ranking import QueryVectors, RankedQueries, Ranking
 from m3bind.search.thumbnails import thumbnail
 from m3bind.space.bundle import Space
 from m3bind.space.unlike import UNLIKE
@@ -161,37 +161,35 @@ class Searcher:
             own.append({part.value for part in parsed[-1].parts if part.kind == "item"})
         if not parsed:
             return []
-        rows, spoken = self._embed(parsed, gap_correction, along)
-        return self.nearest(rows, k, where, own, spoken=spoken, rank=rank, per_modality=per_modality)
+        vectors = self._embed(parsed, gap_correction, along)
+        return self.nearest(vectors, k, where, own, rank=rank, per_modality=per_modality)
 
     def nearest(
         self,
-        rows: Array,
+        queries: QueryVectors | Array,
         k: int = 10,
         where: Where | None = None,
         own: Sequence[set[str]] | None = None,
         *,
-        spoken: Array | None = None,
         rank: Rank = "calibrated",
         per_modality: bool = False,
     ) -> list[list[Hit]]:
-        """The hits of queries given as unit vectors (q, d).
+        """The hits of queries given as unit vectors.
 
-        `own`: ids to exclude from the hits of each; `spoken`: unit vectors (q, d) of what their texts say, 0 for a
-        query without texts. Other arguments, and errors: see `search_many`.
+        Unit vectors (q, d) alone, of which no parts are known, are ranked by z. `own`: ids to exclude from the hits of
+        each. Other arguments, and errors: see `search_many`.
         """
         _check(k, rank)
-        own = own or [set() for _ in rows]
-        spoken = np.zeros_like(rows) if spoken is None else spoken
-        names = self._modalities(where)
-        relevance = self.ranking.relevance(spoken)
+        if not isinstance(queries, QueryVectors):
+            queries = QueryVectors(queries)
+        own = own or [set() for _ in queries.rows]
+        relevance = self.ranking.relevance(queries)
+        ranked = (self.ranking if rank == "calibrated" else Ranking(self.calibration)).of_queries(queries)
         found = []  # of each modality, a list per query
-        for name in names:
+        for name in self._modalities(where):
             number = self.ranking.modalities.index(name)
-            found.append(self._hits(rows, spoken, relevance[:, number], name, k, where, own, rank))
-        lists = (
-            [list(hits) for hits in zip(*found)] if names else [[] for _ in rows]
-        )  # of each query, a list per modality
+            found.append(self._hits(ranked, relevance[:, number], name, k, where, own))
+        lists = [[hits[number] for hits in found] for number in range(len(queries.rows))]  # of each query, per modality
         if per_modality:
             for hits in lists:
                 hits.sort(key=lambda group: -group[0].relevance if group else 0.0)
@@ -203,12 +201,11 @@ class Searcher:
         self, queries: Sequence[Query], gap_correction: bool | None = None, along: tuple[str, str] | None = None
     ) -> Array:
         """The unit vectors (q, d) of queries; each tower is called once. Arguments and errors: `search_many`."""
-        return self._embed(queries, gap_correction, along)[0]
+        return self._embed(queries, gap_correction, along).rows
 
     def _embed(
         self, queries: Sequence[Query], gap_correction: bool | None, along: tuple[str, str] | None
-    ) -> tuple[Array, Array]:
-        """The unit vectors (q, d) of queries, and of what their texts say."""
+    ) -> QueryVectors:
         corrected = self.index.gap_corrected if gap_correction is None else gap_correction
         parts = list(dict.fromkeys(chain.from_iterable(query.parts for query in queries)))
         if self.index.gap_corrected:
@@ -233,19 +230,20 @@ class Searcher:
                 rows = self.space.encode_image(values, name, workers=self._workers)
                 rows = correct_gap(rows, self.space.image_mean(name)) if corrected else rows
             vectors |= zip(members, rows)
-        combined, spoken = [], []
+        combined, by_kind, known = [], [], self._kinds(parts)
         axis = along and ConceptAxis.between(self.space.encode_text(along), self.calibration.rows)
         for query in queries:
             rows = np.stack([vectors[part] for part in query.parts])
-            combined.append(axis.combine(query, rows, self._kinds(query)) if axis else query.combine(rows))
-            spoken.append(query.spoken(rows))
-        return np.stack(combined), np.stack(spoken)
+            kinds = [known[part] for part in query.parts]
+            combined.append(axis.combine(query, rows, kinds) if axis else query.combine(rows))
+            by_kind.append(query.by_kind(rows, kinds))
+        return QueryVectors.stack(combined, by_kind)
 
-    def _kinds(self, query: Query) -> list[str]:
-        """The modality of each part; "" for a text."""
-        items = [part.value for part in query.parts if part.kind == "item"]
+    def _kinds(self, parts: Sequence[QueryPart]) -> dict[QueryPart, str]:
+        """The kind of each part, see `Query.by_kind`."""
+        items = [part.value for part in parts if part.kind == "item"]
         known = dict(zip(items, self.index.items(items)["modality"])) if items else {}
-        return [known[part.value] if part.kind == "item" else part.modality for part in query.parts]
+        return {part: known[part.value] if part.kind == "item" else part.modality or TEXT for part in parts}
 
     def _modalities(self, where: Where | None) -> list[str]:
         """The modalities to search."""
@@ -259,24 +257,20 @@ class Searcher:
 
     def _hits(
         self,
-        rows: Array,
-        spoken: Array,
+        ranked: RankedQueries,
         relevance: NDArray[np.float64],
         modality: str,
         k: int,
         where: Where | None,
         own: Sequence[set[str]],
-        rank: Rank,
     ) -> list[list[Hit]]:
         """At most k hits of one modality for each query, best first, without its `own` items."""
         extra = max(map(len, own))
-        spoken = spoken if rank == "calibrated" else np.zeros_like(spoken)
-        targets = self.ranking.targets(rows, spoken, modality)
-        found = self.index.search(targets, k + extra, replace(where or Where(), modality=(modality,)))
-        calibrated, percentiles = self.ranking.scores(rows, spoken, modality, found.scores)
+        found = self.index.search(ranked.targets(modality), k + extra, replace(where or Where(), modality=(modality,)))
+        calibrated, percentiles = ranked.scores(modality, found.scores)
         ids = list(dict.fromkeys(chain.from_iterable(found.ids)))
         items = {line[KEY]: line for line in self.index.items(ids).to_dict("records")}
-        cosines = self._cosines(rows, spoken, modality, found, ids)
+        cosines = self._cosines(ranked, modality, found, ids)
         hits = []
         for number, names in enumerate(found.ids):
             values = zip(names, cosines[number], calibrated[number], percentiles[number])
@@ -285,17 +279,17 @@ class Searcher:
         return hits
 
     def _cosines(
-        self, rows: Array, spoken: Array, modality: str, found: SearchResult, ids: Sequence[str]
+        self, ranked: RankedQueries, modality: str, found: SearchResult, ids: Sequence[str]
     ) -> NDArray[np.float64]:
         """The cosines (q, k) of hits to queries that were searched by their targets; `ids`: all hits."""
-        if not ids or not self.ranking.usual or not spoken.any():
+        if not ids or not ranked.shifted:
             return found.scores.astype(np.float64)
         place = {name: number for number, name in enumerate(ids)}
         vectors = self.index.vectors(ids)
-        hits = np.zeros((*found.scores.shape, rows.shape[1]), np.float32)
+        hits = np.zeros((*found.scores.shape, vectors.shape[1]), np.float32)
         for number, names in enumerate(found.ids):
             hits[number, : len(names)] = vectors[[place[name] for name in names]]
-        return self.ranking.cosines(rows, spoken, modality, found.scores, hits)
+        return ranked.cosines(modality, found.scores, hits)
 
 
 def _check(k: int, rank: str) -> None:

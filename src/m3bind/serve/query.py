@@ -1,4 +1,4 @@
-"""Parts of a query -> one unit vector.
+"""Parts of a query -> unit vectors.
 
 * `Questions`: gets vectors from the towers, the index and the uploads. * `need_texts`: whether texts fit an index.
 
@@ -14,6 +14,7 @@ from m3bind.errors import ConfigError
 from m3bind.models.embedding import Array, correct_gap
 from m3bind.search import query
 from m3bind.search.along import ConceptAxis
+from m3bind.search.ranking import QueryVectors
 from m3bind.search.zero_shot_classifier import unlike_items
 from m3bind.serve.errors import Refusal
 from m3bind.serve.index_reload import ArchiveState
@@ -41,16 +42,10 @@ class Questions:
         """Texts -> (n, d), by the shared text encoder if there is any, else by the first modality's own."""
         return self.space.encode_text(texts, self._tower)
 
-    def spoken(self, parts: Sequence[QuestionPart]) -> Array:
-        """The unit vector (d,) of the texts searched for; 0 if there are none."""
-        texts = [part for part in parts if part.kind == "text"]
-        if not texts:
-            return np.zeros(self.space.dim, np.float32)
-        rows = np.stack([self.text(part.value) for part in texts])
-        return query.Query(tuple(query.QueryPart("text", part.value, part.weight) for part in texts)).spoken(rows)
-
-    def vector(self, state: ArchiveState, parts: Sequence[QuestionPart], along: tuple[str, str] | None = None) -> Array:
-        """The query (d,), with `along` turned to its side of the axis between two wordings (`search.along`).
+    def vectors(
+        self, state: ArchiveState, parts: Sequence[QuestionPart], along: tuple[str, str] | None = None
+    ) -> QueryVectors:
+        """The query and its parts; with `along` turned to its side of the axis between two wordings (`search.along`).
 
         Raises:
             Refusal: an upload that has expired, parts that cancel each other out, texts on a gap-corrected index.
@@ -61,13 +56,12 @@ class Questions:
         rows = np.stack([self._row(state, part.kind, part.value) for part in parts])
         weighted = query.Query(tuple(query.QueryPart("item", "", part.weight) for part in parts))
         try:
-            if axis is None:
-                return weighted.combine(rows)
-            kinds = ["" if part.kind == "text" else self.modality(state, part.kind, part.value) for part in parts]
-            return axis.combine(weighted, rows, kinds)
+            kinds = [self.modality(state, part.kind, part.value) for part in parts]
+            row = axis.combine(weighted, rows, kinds) if axis else weighted.combine(rows)
         except ConfigError:
             reason = "The parts cancel each other out, or negative weights prevail; change the weights."
             raise Refusal(400, "cancelled", reason) from None
+        return QueryVectors.stack([row], [weighted.by_kind(rows, kinds)])
 
     def source(self, state: ArchiveState, source: Source) -> tuple[Array, str, str]:
         """The vector (d,) of an item or upload, its modality, and why it is unlike the training data (or "")."""
@@ -83,7 +77,9 @@ class Questions:
         return ConceptAxis.between(np.stack([self.text(text) for text in wordings]), state.searcher.calibration.rows)
 
     def modality(self, state: ArchiveState, kind: str, value: str) -> str:
-        """The modality of an item or upload."""
+        """The modality of an item or upload, or `query.TEXT`."""
+        if kind == "text":
+            return query.TEXT
         if kind == "upload":
             return self._uploads.get(value).modality
         return str(state.index.items([value])["modality"].iloc[0])

@@ -28,13 +28,13 @@ def add(router: APIRouter, service: Service) -> None:
         begun = time.perf_counter()
 
         def work(state: ArchiveState) -> dict[str, Any]:
-            row = service.questions.vector(state, asked.parts, asked.along)
+            vectors = service.questions.vectors(state, asked.parts, asked.along)
             own = {part.value for part in asked.parts if part.kind == "item"}
-            spoken, options = service.questions.spoken(asked.parts)[None], asked.model_dump(include=OPTIONS)
-            hits = state.searcher.nearest(row[None], asked.k, asked.where.where(), [own], spoken=spoken, **options)[0]
+            options = asked.model_dump(include=OPTIONS)
+            hits = state.searcher.nearest(vectors, asked.k, asked.where.where(), [own], **options)[0]
             listed = [_hit(rank, hit, service.roots.allow(hit.path)) for rank, hit in enumerate(hits, 1)]
             ranking = state.searcher.ranking
-            relevance = dict(zip(ranking.modalities, ranking.relevance(spoken)[0].round(4).tolist()))
+            relevance = dict(zip(ranking.modalities, ranking.relevance(vectors)[0].round(4).tolist()))
             counts = dict(sorted(Counter(hit.modality for hit in hits).items()))
             return {"hits": listed, "counts": counts, "relevance": relevance}
 
@@ -71,7 +71,7 @@ def add(router: APIRouter, service: Service) -> None:
         """The position of a query on the map: 503 while there is no map."""
 
         def work(state: ArchiveState) -> dict[str, float]:
-            row = service.questions.vector(state, asked.parts)
+            row = service.questions.vectors(state, asked.parts).rows[0]
             items = [part.value for part in asked.parts]
             alone = items[0] if len(items) == 1 and asked.parts[0].kind == "item" else None
             return service.layout.place(state, row, alone)

@@ -130,7 +130,7 @@ class Service:
 
     def near(self, state: ArchiveState, parts: Sequence[QuestionPart], k: int) -> list[dict[str, object]]:
         """The phrases nearest to a query; for an item or upload with items of its modality as reference."""
-        row = self.questions.vector(state, parts)
+        row = self.questions.vectors(state, parts).rows[0]
         if len(parts) > 1 or parts[0].kind == "text":
             return self.phrases.near(row, k)
         modality = self.questions.modality(state, parts[0].kind, parts[0].value)
