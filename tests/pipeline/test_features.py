@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from m3bind.data.cache import FeatureCache
 from m3bind.data.records import Record
+from m3bind.models.layers.augment import ItemRandom
 from m3bind.models.weights.checkpoint import hash_state
 from m3bind.pipeline.features import FeatureExtractor
 from m3bind.training.pairs import TextTable
@@ -61,3 +62,21 @@ def test_a_model_on_a_device_gives_the_same_arrays(
     assert log.operations["aten.mm.default"] or log.operations["aten.addmm.default"]
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+class Degrading(ToyEncoder):
+    def degrade(self, batch: Tensor, random: ItemRandom, probability: float) -> Tensor:
+        return batch + (random.uniform() < probability)[:, None]
+
+
+def test_views_that_lose_quality(tmp_path: Path, make_picture: Callable[..., Path]) -> None:
+    """View 0 is the image; the others change with `degrade`, whatever the cache holds."""
+    records = [
+        Record(f"{n}", "xray", make_picture(tmp_path / f"{n}.png", "xray", n), "", (), ("x",), (), f"{n}", "train", "")
+        for n in range(3)
+    ]
+    model, extractor = Degrading(), FeatureExtractor(FeatureCache(tmp_path / "cache"))
+    plain, degraded, again = (extractor.image_features(records, model, 3, degrade) for degrade in (0.0, 1.0, 0.0))
+    np.testing.assert_array_equal(plain, again)
+    np.testing.assert_allclose(plain[:, 0], degraded[:, 0], atol=1e-6)
+    assert (np.abs(plain[:, 1:] - degraded[:, 1:]).max((1, 2)) > 1e-3).all()

@@ -33,6 +33,7 @@ from m3bind.data.tokens import probe_key
 from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.modalities.base import Sample
 from m3bind.models.layers.augment import ItemRandom
+from m3bind.models.layers.degrade import degraded
 from m3bind.models.layers.levels import image_levels
 from m3bind.models.weights.checkpoint import LoadReport, Migration, load_strict
 from m3bind.models.weights.weight_files import read_state
@@ -166,6 +167,15 @@ class DualEncoder(nn.Module, ABC):
     def augment(self, batch: Tensor, random: ItemRandom) -> Tensor:
         """Random training-time variation of an input batch; identity unless a model defines one."""
         return batch
+
+    def degrade(self, batch: Tensor, random: ItemRandom, probability: float) -> Tensor:
+        """A copy of an input batch (n, C, *axes) whose items lose quality at random, see `layers/degrade.py`."""
+        return degraded(batch, random, probability)
+
+    def augmented(self, batch: Tensor, random: ItemRandom, degrade: float = 0.0) -> Tensor:
+        """`augment`, then `degrade` with that probability."""
+        batch = self.augment(batch, random)
+        return self.degrade(batch, random, degrade) if degrade else batch
 
     def tokenizer_key(self) -> str:
         """Hash of all that `tokenize` depends on, for the key of stored token ids.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from m3bind.modalities.base import Sample
 from m3bind.models.compact import CARD, Compact
+from m3bind.models.layers.augment import ItemRandom
 from m3bind.models.layers.preprocess import SIGNAL_UNIT, signal_tensor
 
 RATE = 100.0  # Hz
@@ -76,3 +77,8 @@ class CompactBeat(Compact):
         signal = signal_tensor(sample, RATE, self._own["seconds"]).numpy() * np.float32(SIGNAL_UNIT)
         beat, rhythm = median_beat(signal)
         return torch.from_numpy(np.concatenate([(np.sign(beat) * np.sqrt(np.abs(beat))).ravel(), rhythm]))
+
+    def degrade(self, batch: Tensor, random: ItemRandom, probability: float) -> Tensor:
+        """The median beat loses quality as a signal would; the rhythm is unchanged."""
+        beat = super().degrade(batch[:, :-RHYTHM].reshape(len(batch), 12, -1), random, probability)
+        return torch.cat([beat.flatten(1), batch[:, -RHYTHM:]], dim=1)

@@ -116,8 +116,13 @@ class FeatureExtractor:
         size = 4 * int(np.prod(inputs.shape[1:], dtype=np.int64))
         return max(1, min(self.batch * times, TOGETHER // max(size, 1)))
 
-    def image_features(self, records: Sequence[Record], model: DualEncoder, views: int = 1) -> NDArray[np.float32]:
-        """(N, f), or (N, v, f) with several views: trunk features; view 0 is the image, the others are augmented."""
+    def image_features(
+        self, records: Sequence[Record], model: DualEncoder, views: int = 1, degrade: float = 0.0
+    ) -> NDArray[np.float32]:
+        """(N, f), or (N, v, f) with several views: trunk features.
+
+        View 0 is the image, the others are augmented and lose quality with probability `degrade`.
+        """
         inputs, keys = self._inputs(records, model)
         forward = _image_pass(inputs, model, model.image_features)
         several = FrozenPass(model.image_features, forward.device, name=_name(model))
@@ -127,10 +132,11 @@ class FeatureExtractor:
                 return forward(torch.tensor(at)).numpy()
             items = [int(keys[position][:15], 16) for position in at]
             rows = torch.from_numpy(inputs[at])
-            copies = [rows, *(model.augment(rows, ItemRandom(view, items)) for view in range(1, views))]
+            copies = [rows, *(model.augmented(rows, ItemRandom(view, items), degrade) for view in range(1, views))]
             return torch.stack([several(copy) for copy in copies], dim=1).numpy()
 
-        kind = f"image/{_preprocessing(model)}/views={views}" + ("/by item" if views > 1 else "") + forward.kind
+        augmented = "/by item" + (f"/degrade={degrade:g}" if degrade else "") if views > 1 else ""
+        kind = f"image/{_preprocessing(model)}/views={views}{augmented}{forward.kind}"
         label = f"features {records[0].modality}" if records else None
         weights, size = self._hash(model.image_trunk), self._together(inputs, forward.times)
         return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
@@ -184,6 +190,7 @@ class FeatureExtractor:
         image: Level,
         text: Level,
         views: int = 1,
+        degrade: float = 0.0,
     ) -> Pairs:
         """The pairs of one modality, each side computed up to its level."""
         records = Records.of(records)
@@ -193,7 +200,7 @@ class FeatureExtractor:
         return Pairs(
             modality,
             model,
-            self.image_side(model, records, image, views),
+            self.image_side(model, records, image, views, degrade),
             self.text_side(model, table, text),
             captions_of(records, table),
             phrases_of(records, table),
@@ -201,12 +208,14 @@ class FeatureExtractor:
             records.patient.strings(),
         )
 
-    def image_side(self, model: DualEncoder, records: Sequence[Record], level: Level, views: int = 1) -> Images:
-        """Images at a level; several views only at the level "features"."""
+    def image_side(
+        self, model: DualEncoder, records: Sequence[Record], level: Level, views: int = 1, degrade: float = 0.0
+    ) -> Images:
+        """Images at a level; several views, of which some lose quality, only at the level "features"."""
         if level == "input":
             return Images(model, level, lambda: self.inputs(records, model))
         if level == "features":
-            return Images(model, level, lambda: self.image_features(records, model, views), views)
+            return Images(model, level, lambda: self.image_features(records, model, views, degrade), views)
         return Images(model, level, lambda: self.image_embeddings(records, model))
 
     def text_side(self, model: DualEncoder, table: TextTable, level: Level) -> Texts:

@@ -87,8 +87,10 @@ def training_pairs(state: State, setup: Setup, stage: str) -> dict[str, Pairs]:
 def _pairs(m: str, state: State, setup: Setup, stage: str) -> Pairs:
     config, data, model = setup.config, setup.dataset, state.models[m]
     image, text = levels(config, model, stage)
-    views = config.pretrain_for(m).views if stage == "pretrain" and image == "features" else 1
-    pairs = setup.extractor.pairs(m, model, data.records[m]["train"], data.table, image, text, views)
+    settings = config.pretrain_for(m)
+    views = settings.views if stage == "pretrain" and image == "features" else 1
+    train = data.records[m]["train"]
+    pairs = setup.extractor.pairs(m, model, train, data.table, image, text, views, settings.degrade)
     _ = pairs.images.rows  # computed now, in eval mode
     shared = data.pool.values() if stage == "align" else ()
     pairs.texts.need(distinct_ids(pairs.described_by(), *shared))  # all that batches draw

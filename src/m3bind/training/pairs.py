@@ -86,15 +86,16 @@ class Images:
         """Whether rows are decoded from their files each time."""
         return bool(self.rows.live)
 
-    def load(self, indices: IntArray, view: int = 0, augment: int | None = None) -> Batch:
+    def load(self, indices: IntArray, view: int = 0, augment: int | None = None, degrade: float = 0.0) -> Batch:
         """What `encode` needs of this process's share of the images `indices` (n,), on the host.
 
-        `augment` is the key (`ItemRandom`) of the model's augmentation of raw input; None: not augmented.
+        `augment` is the key (`ItemRandom`) of the model's augmentation of raw input, `degrade` the probability that
+        quality is lost too; None: not augmented.
         """
         mine, rows = share(indices), self.rows
         packed = rows.packed(mine, view) if self.views > 1 else rows.packed(mine)
         if augment is not None and self.level == "input":
-            packed = {"augmented": self.model.augment(rows.expand(packed), ItemRandom(augment, mine))}
+            packed = {"augmented": self.model.augmented(rows.expand(packed), ItemRandom(augment, mine), degrade)}
         return {"images": packed, "count": len(indices)}
 
     def encode(self, batch: Batch, micro: int = 0) -> Tensor:
@@ -262,6 +263,7 @@ class Pairs:
         further: IntArray | None = None,
         view: int = 0,
         augment: int | None = None,
+        degrade: float = 0.0,
     ) -> Batch:
         """What `encode` and `loss` need of a batch, on the host.
 
@@ -273,10 +275,11 @@ class Pairs:
             further: (s,) more texts, encoded together with the captions.
             view: stored view of the images.
             augment: key of the augmentation; None: none.
+            degrade: probability that an augmented image loses quality too.
         """
         texts = captions if further is None else np.concatenate([captions, further])
         return {
-            "images": self.images.load(indices, view, augment),
+            "images": self.images.load(indices, view, augment, degrade),
             "texts": self.texts.load(texts, settings.micro_tokens),
             "positives": self.positives(indices, captions, contrastive),
         }
