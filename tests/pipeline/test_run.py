@@ -110,6 +110,36 @@ def assert_same_bits(finished: Path, broken: Path) -> None:
     assert (finished / "results.json").read_text() == (broken / "results.json").read_text()
 
 
+def test_robustness_of_a_finished_run(finished, call):
+    code, shown = call("evaluate", str(finished), "--robustness", "--json", "robust.json")
+    assert code == 0 and "quarter resolution" in shown, shown[-3000:]
+    rows = json.loads((finished / "robustness.json").read_text())
+    assert {row["modality"] for row in rows} == {"xray", "retina"} and {row["protocol"] for row in rows} == {
+        "robustness"
+    }
+    shipped = {(r["modality"], r["task"]): r for r in rows if r["variant"] == "as shipped" and r["metric"] != "ece"}
+    results = json.loads((finished / "results.json").read_text())
+    for (modality, task), row in shipped.items():
+        if task:
+            own = {"protocol": "zero_shot", "stage": "distilled", "text_encoder": "student"}
+            own |= {"modality": modality, "task": task, "metric": row["metric"]}
+            assert [r["value"] for r in results if own.items() <= r.items()] == [pytest.approx(row["value"], abs=1e-6)]
+    assert len(shipped) > 2
+    assert 'id="robustness"' in (finished / "report.html").read_text()
+    assert call("evaluate", str(finished), "--robustness")[0] == 0
+    assert json.loads((finished / "robustness.json").read_text()) == rows
+    code, shown = call("evaluate", str(finished / "space"), "--manifest", "manifest.csv", "--robustness")
+    assert code == 2 and "--robustness has no effect" in shown
+
+
+def test_temperatures_without_a_valid_split(finished):
+    stored = json.loads((finished / "space" / "space.json").read_text())["temperatures"]
+    assert set(stored) == {"xray", "retina"} and min(stored.values()) >= 1
+    assert (finished / "calibration" / "xray" / "final.safetensors").is_file()
+    steps = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert sum(step["stage"] == "pretrain xray" for step in steps) == SETTINGS["pretrain"]["steps"]
+
+
 def kill_and_resume(project: Path, finished: Path, kills: int, seed: int, longest: float) -> None:
     """Kill fit `kills` times at random moments, resume each time, and compare with an uninterrupted run.
 

@@ -18,21 +18,45 @@ def scores(n, strength, scale):
     return y, scale * np.stack([-signal, signal], axis=1)
 
 
-def temperatures(monkeypatch, *tasks):
-    listed = [(SimpleNamespace(modality=m), {"valid": valid} if valid else {}) for m, valid in tasks]
-    monkeypatch.setattr(module, "task_scores", lambda run: iter(listed))
-    return module.temperatures(None)
+def temperatures(monkeypatch, *tasks, pretrain=True):
+    """`tasks`: modality and scores by split; those of training patients left out are of split "held out"."""
+    listed = [SimpleNamespace(modality=m, found=scores) for m, scores in tasks]
+    repeated = []
+
+    def without_some(run, names):
+        repeated.extend(names)
+        return "without", "setup"
+
+    monkeypatch.setattr(module, "_tasks", lambda run: listed)
+    monkeypatch.setattr(module, "_without_some", without_some)
+    monkeypatch.setattr(
+        module, "_scores", lambda task, state, *_, split: task.found.get("held out" if state == "without" else split)
+    )
+    models = {m: SimpleNamespace(pretrain=pretrain) for m, _ in tasks}
+    run = SimpleNamespace(state="whole", setup="setup", config=SimpleNamespace(modalities=models))
+    return module.temperatures(run), repeated
 
 
 def test_a_modality_with_two_tasks(monkeypatch):
     large, small = scores(300, 0.5, 9.0), scores(100, 0.5, 30.0)
-    found = temperatures(monkeypatch, ("ct", large), ("ct", small), ("xray", None))
+    found, repeated = temperatures(monkeypatch, ("ct", {"valid": large}), ("ct", {"valid": small}), ("ecg", {}))
     expected = np.exp((300 * np.log(fit_temperature(*large)) + 100 * np.log(fit_temperature(*small))) / 400)
-    assert found == {"ct": pytest.approx(expected)} and expected > 1
+    assert found == {"ct": pytest.approx(expected)} and expected > 1 and repeated == ["ecg"]
 
 
 def test_a_split_without_errors_does_not_make_every_answer_certain(monkeypatch):
     y = np.arange(40) % 2
     right = y, np.stack([1.0 - y, y], axis=1) * 3
     assert fit_temperature(*right) < 0.5
-    assert temperatures(monkeypatch, ("ecg", right)) == {"ecg": 1.0}
+    assert temperatures(monkeypatch, ("ecg", {"valid": right})) == ({"ecg": 1.0}, [])
+
+
+@pytest.mark.parametrize("pretrain", [True, False])
+def test_without_a_valid_split_unseen_patients_are_used(monkeypatch, pretrain):
+    """Training samples of a model that was trained on them are no measure of its confidence."""
+    valid, held, seen = scores(90, 0.5, 9.0), scores(80, 0.4, 12.0), scores(70, 0.6, 20.0)
+    tasks = ("ct", {"valid": valid, "train": seen}), ("ecg", {"held out": held, "train": seen})
+    found, repeated = temperatures(monkeypatch, *tasks, pretrain=pretrain)
+    own = fit_temperature(*(held if pretrain else seen))
+    assert found == {"ct": pytest.approx(fit_temperature(*valid)), "ecg": pytest.approx(own)}
+    assert repeated == (["ecg"] if pretrain else [])

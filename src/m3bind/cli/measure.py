@@ -48,6 +48,9 @@ def evaluate(
     missing: Annotated[
         bool, typer.Option("--missing", help="with --suite: list missing cells and the reasons, compute nothing")
     ] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="the run's test files at lower resolution, with noise, JPEG, ...")
+    ] = False,
     device: Device = None,
     workers: Workers = None,
     json_file: Json = None,
@@ -59,14 +62,15 @@ def evaluate(
     \b
     Examples:
       m3bind evaluate runs/demo
+      m3bind evaluate runs/demo --robustness
       m3bind evaluate runs/demo/space --manifest mine.csv --json out.json
       m3bind evaluate runs/demo/space --manifest mine.csv --prompts mine.yaml
       m3bind evaluate --suite paper --set data=runs/data --only table=1
     """
     if suite is not None:
-        refuse_ignored(context, "with --suite", "space", "manifest", "root", "split", "prompts")
+        refuse_ignored(context, "with --suite", "space", "manifest", "root", "split", "prompts", "robustness")
     elif manifest is not None:
-        refuse_ignored(context, "with --manifest", "out", "only", "missing")
+        refuse_ignored(context, "with --manifest", "out", "only", "missing", "robustness")
     else:
         shown = "manifest", "root", "split", "prompts", "change", "out", "only", "missing"
         refuse_ignored(context, "without --manifest or --suite: the run's stored results are shown", *shown)
@@ -78,7 +82,11 @@ def evaluate(
         raise typer.Exit(code)
     if space is None:
         raise ConfigError("give a run or space folder, or a suite with --suite (paper, mini5, open5)")
-    if manifest is None:
+    if robustness:
+        from m3bind.pipeline.outputs import show_robustness
+
+        table, bad = show_robustness(space, compute), False
+    elif manifest is None:
         from m3bind.pipeline.outputs import show_results
 
         table, bad = show_results(space), False

@@ -174,7 +174,7 @@ def _calibration(
     resamples: int,
 ) -> list[Row]:
     """Calibration error, and accuracy with abstention; empty for scores without a scale of their own."""
-    if task.zscore or (task.multilabel and not task.paired):
+    if not task.has_probabilities:
         return []
     parts = [known_rows(task, part) for part in (test, valid) if part is not None]
     scored = [(y, task_logits(task, images, encode, scale)) for images, y, _ in parts if len(y)]

@@ -35,6 +35,7 @@ PROTOCOLS = {
     "linear_probe": "Linear probe (supervised reference)",
     "few_shot": "Few-shot classification",
     "calibration": "Calibration",
+    "robustness": "Robustness: test files passed through shifts",
 }
 _BOUNDS = dict.fromkeys(("kappa", "cos", "cos_other", "cos_within", "ccos"), SIGNED)
 _BOUNDS |= {"median_rank": POSITIVE, "temperature": POSITIVE}

@@ -80,6 +80,11 @@ class Task:
         return bool(self.classes and self.classes[0].against)
 
     @property
+    def has_probabilities(self) -> bool:
+        """Whether scores are probabilities: not standardised scores, nor one prompt per label."""
+        return not self.zscore and (self.paired or not self.multilabel)
+
+    @property
     def dataset(self) -> str:
         """Data set names joined by "+"."""
         return "+".join(self.datasets)

@@ -1,75 +1,123 @@
 """Calibration of a run's zero-shot predictions.
 
-* `task_scores`: truth and logits by task and split. * `temperatures`: fitted on the valid split, for the space.
-* `reliability`: predictions on the test split with and without a temperature, for the report.
+* `temperatures`: fitted on patients that the models have not seen, for the space.
+* `reliability`: predictions on the test split with and without the temperatures, for the report.
 
 Shapes: n samples, c classes or labels.
 """
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m3bind import modalities
+from m3bind.data.records import Record
+from m3bind.data.splits import carve_valid
 from m3bind.evaluate.calibration import Answers, answers, fit_temperature
 from m3bind.evaluate.confidence import Floats
 from m3bind.evaluate.tasks import Task, tasks_for
 from m3bind.evaluate.zero_shot import known_rows, task_logits
+from m3bind.pipeline import stages
+from m3bind.pipeline.dataset import build_models
 from m3bind.pipeline.run import Run
+from m3bind.pipeline.stages import Setup, State
 
-Scores = dict[str, tuple[NDArray[np.int64], Floats]]  # split -> truth (n,) or (n, c), logits (n, c)
-
-
-def task_scores(run: Run) -> Iterator[tuple[Task, Scores]]:
-    """Zero-shot tasks with probabilities, and their scores on test and valid, where these have samples of the task.
-
-    Texts are encoded by the student if the run has one.
-    """
-    records = {s: {m: run.dataset.records[m][s] for m in run.dataset.modalities} for s in ("train", "valid", "test")}
-    everything, train = ([r for rows in records[s].values() for r in rows] for s in ("test", "train"))
-    everything = everything or [r for rows in records["valid"].values() for r in rows]
-    for task in tasks_for(everything, train, run.config.evaluate.tasks or None):
-        m = task.modality
-        if task.zscore or (task.multilabel and not task.paired):
-            continue
-        encode = partial(run.embed_text, encoder="student" if run.state.student is not None else m)
-        scale = float(run.state.models[m].logit_scale.detach())
-        scored = {}
-        for split in ("test", "valid"):
-            if len(records[split][m]):
-                images, y, _ = known_rows(task, (run.embed_images(m, split), records[split][m]))
-                if len(y):
-                    scored[split] = y, task_logits(task, images, encode, scale)
-        yield task, scored
+log = logging.getLogger(__name__)
+HELD = 0.2  # share of the training patients that temperatures are fitted on without a valid split
+Scores = tuple[NDArray[np.int64], Floats]  # truth (n,) or (n, c), logits (n, c)
 
 
 def temperatures(run: Run) -> dict[str, float]:
-    """The geometric mean of the temperatures of each modality's tasks, fitted on valid and weighted by samples.
+    """Per modality the geometric mean of the temperatures of its tasks, weighted by samples, and at least 1.
 
-    At least 1: a small valid split without errors would make every answer certain.
+    Fitted on the valid split. A modality without valid samples of its tasks uses a fifth of its training patients: a
+    second stage 0 without them, in the run's folder `calibration`, gives the logits, by the modality's own text tower.
+    Its models are used for nothing else, and those of the run are still trained on all patients. A model that stage 0
+    does not train has not seen the images: it gives the logits of all training samples itself.
+
+    The minimum of 1: a few samples without errors would make every answer certain.
     """
-    total: dict[str, float] = defaultdict(float)
-    samples: dict[str, int] = defaultdict(int)
-    for task, scored in task_scores(run):
-        if "valid" in scored:
-            count = len(scored["valid"][0])
-            total[task.modality] += count * float(np.log(fit_temperature(*scored["valid"])))
-            samples[task.modality] += count
-    return {m: max(1.0, float(np.exp(total[m] / samples[m]))) for m in total}
+    tasks, fitted = _tasks(run), defaultdict[str, list[tuple[int, float]]](list)
+    for task in tasks:
+        _fit(fitted, task, _scores(task, run.state, run.setup, split="valid"))
+    missing = dict.fromkeys(task.modality for task in tasks if task.modality not in fitted)
+    unseen = [m for m in missing if not run.config.modalities[m].pretrain]
+    trained = [m for m in missing if m not in unseen]
+    held_out = _without_some(run, trained) if trained else (run.state, run.setup)
+    for task in tasks:
+        if task.modality in unseen:
+            _fit(fitted, task, _scores(task, run.state, run.setup, split="train"))
+        elif task.modality in trained:
+            _fit(fitted, task, _scores(task, *held_out, split="valid"))
+    found = {}
+    for m, parts in fitted.items():
+        counts, logs = zip(*parts)
+        found[m] = max(1.0, float(np.exp(np.average(logs, weights=counts))))
+    return found
 
 
-def reliability(run: Run) -> dict[str, list[tuple[str, Answers]]]:
-    """Heading -> predictions on the test split by task: with the models' scales, with temperatures fitted on valid."""
+def _fit(fitted: Mapping[str, list[tuple[int, float]]], task: Task, scores: Scores | None) -> None:
+    """Append the number of samples and the logarithm of the temperature."""
+    if scores is not None:
+        fitted[task.modality].append((len(scores[0]), float(np.log(fit_temperature(*scores)))))
+
+
+def _tasks(run: Run) -> list[Task]:
+    """Zero-shot tasks with probabilities, of the test split, or of valid without one."""
+    train, valid, test = (_records(run, split) for split in ("train", "valid", "test"))
+    tasks = tasks_for(test or valid, train, run.config.evaluate.tasks or None)
+    return [task for task in tasks if task.has_probabilities]
+
+
+def _records(run: Run, split: str) -> Sequence[Record]:
+    return [record for m in run.dataset.modalities for record in run.dataset.records[m][split]]
+
+
+def _scores(task: Task, state: State, setup: Setup, split: str) -> Scores | None:
+    """Truth and logits of the samples of a task in a split; None without any.
+
+    Texts are encoded by the student if there is one.
+    """
+    m = task.modality
+    records = setup.dataset.records[m][split]
+    if not len(records):
+        return None
+    images, y, _ = known_rows(task, (stages.embed_images(state, setup, m, split), records))
+    if not len(y):
+        return None
+    encode = partial(stages.embed_text, state, setup, encoder="student" if state.student is not None else m)
+    return y, task_logits(task, images, encode, float(state.models[m].logit_scale.detach()))
+
+
+def _without_some(run: Run, names: Sequence[str]) -> tuple[State, Setup]:
+    """Stage 0 of some modalities without a fifth of the training patients, which are its valid split."""
+    log.info("no valid split of %s: stage 0 is repeated without some patients, for temperatures", ", ".join(names))
+    config = run.config.model_copy(update={"modalities": {m: run.config.modalities[m] for m in names}})
+    records = {}
+    for m in names:
+        carved = carve_valid(run.dataset.records[m]["train"], HELD, config.seed)
+        records[m] = {split: carved.where(split=split) for split in ("train", "valid", "test")}
+    setup = replace(run.setup, config=config, dataset=replace(run.dataset, records=records))
+    models = build_models(config, run.pretrain_folder / "assets")
+    state = State({m: model.to(run.compute.device) for m, model in models.items()})
+    return stages.unbound(stages.pretrain(state, setup, run.folder / "calibration"), setup), setup
+
+
+def reliability(run: Run, divisors: Mapping[str, float]) -> dict[str, list[tuple[str, Answers]]]:
+    """Heading -> predictions on the test split by task: with the models' scales, and divided by `temperatures`."""
     plain: list[tuple[str, Answers]] = []
     fitted: list[tuple[str, Answers]] = []
-    for task, scored in task_scores(run):
-        if "test" in scored:
+    for task in _tasks(run):
+        scores = _scores(task, run.state, run.setup, split="test")
+        if scores is not None:
             name = f"{modalities.get(task.modality).title}: {task.name.replace('_', ' ')}"
-            plain.append((name, answers(*scored["test"])))
-            if "valid" in scored:
-                fitted.append((name, answers(*scored["test"], fit_temperature(*scored["valid"]))))
-    headings = {"With the models' scales": plain, "With a fitted temperature": fitted}
+            plain.append((name, answers(*scores)))
+            if task.modality in divisors:
+                fitted.append((name, answers(*scores, divisors[task.modality])))
+    headings = {"With the models' scales": plain, "With the temperatures of the space": fitted}
     return {heading: parts for heading, parts in headings.items() if parts}

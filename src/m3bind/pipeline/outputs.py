@@ -3,7 +3,7 @@
 * `finish`: runs the stages and writes everything. * `open_run`, `see_finished`: a run from its folder.
 * `computing_on`: its settings on this machine.
 * `space_of`, `points`, `report`: the run's state as a space, and its report.
-* `rewrite_report`, `show_results`: report and metrics of a finished run.
+* `rewrite_report`, `show_results`, `show_robustness`: report and metrics of a finished run.
 """
 
 import shutil
@@ -26,13 +26,15 @@ from m3bind.errors import ConfigError
 from m3bind.evaluate.embedded_files import Points
 from m3bind.evaluate.pivot import console, headline
 from m3bind.evaluate.results import ResultTable
+from m3bind.evaluate.robustness import robustness_table
 from m3bind.evaluate.tasks import concepts_for
 from m3bind.pipeline.calibration import reliability, temperatures
 from m3bind.pipeline.reference_texts import Matrix, reference_texts
+from m3bind.pipeline.robustness import measure_robustness, stored_robustness
 from m3bind.pipeline.run import Run
 from m3bind.pipeline.unlike import measures
 from m3bind.report.write import ReportContent, write_report
-from m3bind.space.bundle import STUDENT, Space, save_space
+from m3bind.space.bundle import STUDENT, Space, load, save_space
 from m3bind.space.folder import SpaceInfo
 from m3bind.training.parallel import world
 
@@ -43,6 +45,7 @@ def finish(run: Run, until: str) -> int:
     """Run the stages, print metrics before and after, write space and report; 1 if data were quarantined, else 0."""
     before = _points_when_unbound(run)
     table = run.fit(until)
+    divisors = {} if until == "pretrain" else temperatures(run)
     if world()[0]:
         return 0
     keys = {(line.protocol, line.task, line.modality, line.metric, line.variant) for line in headline(table).lines}
@@ -50,9 +53,9 @@ def finish(run: Run, until: str) -> int:
     rows = [row for row in rows if (row.protocol, row.task, row.modality, row.metric, row.variant) in keys]
     _console().print(console(rows, title=f"{run.config.name}: before and after", intervals=False))
     if until != "pretrain":
-        save_space(space_of(run), run.folder / "space")
+        save_space(space_of(run, divisors), run.folder / "space")
         print(f"space:   {run.folder / 'space'}")
-    print(f"report:  {report(run, table, before)}")
+    print(f"report:  {report(run, table, divisors, before)}")
     if run.config.data.phantom is not None:
         _show_patients(run)
     if run.dataset.bad:
@@ -83,8 +86,8 @@ def _points_when_unbound(run: Run) -> dict[str, Points]:
     return before
 
 
-def space_of(run: Run) -> Space:
-    """The current state of the run as a space."""
+def space_of(run: Run, divisors: Mapping[str, float] | None = None) -> Space:
+    """The current state of the run as a space; `divisors`: its `temperatures`."""
     names = run.dataset.modalities
     prompts: dict[str, list[str]] = {}
     records: dict[str, dict[str, int]] = {}
@@ -101,7 +104,7 @@ def space_of(run: Run) -> Space:
         prompts=prompts,
         records=records,
         synthetic=synthetic,
-        temperatures=temperatures(run),
+        temperatures=dict(divisors or {}),
     )
     return Space(
         {m: run.state.models[m] for m in names},
@@ -150,8 +153,10 @@ def _concepts(records: Mapping[str, Sequence[Record]]) -> dict[str, list[dict[st
     return known
 
 
-def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = None) -> Path:
-    """Write the run's report.html."""
+def report(
+    run: Run, table: ResultTable, divisors: Mapping[str, float], before: Mapping[str, Points] | None = None
+) -> Path:
+    """Write the run's report.html; `divisors`: the temperatures of its space."""
 
     def thumbnail(modality: str, path: str) -> Any:
         return modalities.get(modality).thumbnail(modalities.decode(modality, path))
@@ -173,7 +178,8 @@ def report(run: Run, table: ResultTable, before: Mapping[str, Points] | None = N
         synthetic=run.config.data.phantom is not None,
         name=run.config.name,
         seed=run.config.seed,
-        reliability=reliability(run),
+        reliability=reliability(run, divisors),
+        robustness=stored_robustness(run.folder),
     )
     return write_report(run.folder, content)
 
@@ -237,7 +243,21 @@ def rewrite_report(folder: Path, compute: Compute | None = None) -> Path:
     stages = {"distilled": "distill", "aligned": "align", "closed_form": "closed_form", "unbound": "pretrain"}
     done = next((stage for stage in stages if (folder / "results" / f"{stage}.json").is_file()), "unbound")
     see_finished(run, done)
-    return report(run, run.fit(stages[done]), before)
+    table, space = run.fit(stages[done]), folder / "space"
+    return report(run, table, load(space).info.temperatures if space.is_dir() else {}, before)
+
+
+def show_robustness(folder: Path, compute: Compute | None = None) -> ResultTable:
+    """Measure the robustness of a finished run, print it, and write the report again.
+
+    Raises:
+        ConfigError: the folder does not contain a finished run with a space.
+        ResultError: a file was changed.
+    """
+    table = measure_robustness(open_run(folder, compute))
+    _console().print(robustness_table(table))
+    print(f"report:  {rewrite_report(folder, compute)}")
+    return table
 
 
 def show_results(folder: Path) -> ResultTable:

@@ -27,6 +27,7 @@ from m3bind.models.embedding import correct_gap
 from m3bind.report import gallery, plots
 from m3bind.report.page import figure, page
 from m3bind.report.reliability import reliability_plot
+from m3bind.report.robustness import robustness_section
 
 MAP_POINTS = 800
 Reliability = Mapping[str, Sequence[tuple[str, Answers]]]
@@ -48,6 +49,7 @@ class ReportContent:
     identifiers: bool = False  # print patients and paths in the gallery
     seed: int = 0
     reliability: Reliability = field(default_factory=dict)  # heading -> predictions by task, for the calibration plots
+    robustness: Iterable[Row] = ()  # test files passed through shifts
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def write_report(run_dir: Path | str, content: ReportContent) -> Path:
         ("similarity", "Similarity of modalities", _similarity_section(scene, seed)),
         ("gallery", "Search across modalities", _gallery_section(scene, content)),
         ("calibration", "Calibration", _calibration_section(content.reliability)),
+        ("robustness", "Robustness", robustness_section(content.robustness)),
         ("training", "Training", _training_section(content.history)),
         ("all", "All metrics", _all_section(pivot(rows))),
         ("reading", "How to read", GLOSSARY),
