@@ -42,8 +42,9 @@ from m3bind.export.onnx import OPSET
 from m3bind.models.embedding import encode_distinct, text_dtype
 from m3bind.models.layers.bert import BertTrunk
 from m3bind.models.layers.heads import make_head
-from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder, minilm_folder
+from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder
 from m3bind.models.layers.tokenizer import read_tokenizer
+from m3bind.models.weights.packaged import minilm_folder
 
 SIZES = {"minilm": (384, 6), "base": (768, 12)}  # width, layers
 FORMS = ["torch", "onnx", "int8"]

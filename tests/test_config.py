@@ -10,7 +10,9 @@ from m3bind.errors import ConfigError, UnknownNameError
 from m3bind.experiments.suite import load_suite
 
 
-@pytest.mark.parametrize("name", ["demo", "quick", "mini5", "open5", "paper", "paper-literal"])
+@pytest.mark.parametrize(
+    "name", ["demo", "quick", "mini5", "open5", "paper", "paper-literal", "unlike_mini5", "unlike_demo"]
+)
 def test_every_preset_is_valid_and_survives_saving(name, tmp_path):
     assert name in presets()
     config = load_config(name)

