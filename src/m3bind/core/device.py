@@ -4,6 +4,7 @@
 * `Compute`: device, dtype of the towers, workers, prefetching, compilation; its `autocast`.
 * `device_of`: the device of a module. * `moved`: a batch on a device. * `to_device`: one host tensor.
 * `memory`: of a GPU. * `out_of_memory`: whether an error is that of a full one.
+* `release_memory`: freed memory goes back to the system.
 * `float32_arithmetic`: another TF32 policy inside a block.
 * `unused_accelerator`: why a visible one is not used.
 * `maybe_compile`: modules through torch.compile, an option that is measured by benchmarks/gpu.py.
@@ -17,6 +18,8 @@ exact float32 if "float32" was asked for. Losses and closed forms are always com
 """
 
 import contextlib
+import ctypes
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -235,3 +238,10 @@ def memory(device: torch.device) -> tuple[float, float] | None:
     if device.type != "cuda":
         return None
     return float(torch.cuda.max_memory_allocated(device)), float(torch.cuda.get_device_properties(device).total_memory)
+
+
+def release_memory() -> None:
+    """Return freed memory to the system, which glibc otherwise retains."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -18,8 +18,6 @@ A run's folder:
 
 import contextlib
 import csv
-import ctypes
-import gc
 import hashlib
 import io
 import json
@@ -35,6 +33,7 @@ from accelerate.utils import set_seed
 
 from m3bind.config import PostConfig, RunConfig, validate
 from m3bind.core import sums
+from m3bind.core.device import release_memory
 from m3bind.core.files import only_one, sha256_file, write_json, write_text
 from m3bind.core.provenance import provenance
 from m3bind.core.stored import MAX_JSON, parse_json, read_text, read_yaml
@@ -208,7 +207,7 @@ class Run:
             else:
                 self._state = stages.distill(self.state, setup, self.folder / "distill", assets)
             self.extractor.invalidate_hashes()
-            _release()
+            release_memory()
             self.on_stage(stage)
             if measuring:
                 self.evaluate(stage)
@@ -288,13 +287,6 @@ def _digest(manifest: Path, data: Dataset) -> str:
         for records in splits.values():
             digest.update(len(records).to_bytes(8, "little") + records.rows.astype(np.int64).tobytes())
     return digest.hexdigest()
-
-
-def _release() -> None:
-    """Return freed memory to the system, which glibc otherwise retains."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _pin_settings(config: RunConfig, folder: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_papers_networks_in_an_empty_folder(
     preset: str, untimed: None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tower_cost, "time_volumes", lambda *_, **__: Side(1.0, 3.0, 1e9, 1e12, 3e12))
+    monkeypatch.setattr(tower_cost, "time_volumes", lambda *_, **__: Side(1.0, 3.0, 1e9, 2e9, 1e12, 3e12))
     work, found = plan_of(load_config(preset), tmp_path, cache, gpu="a100-80gb")
     check(found)
     assert not work.known and work.pairs["ct"] == 47149 and work.sample == {}

@@ -51,7 +51,7 @@ def test_every_tower_and_stage_is_there(planned) -> None:
         assert tower.pairs == work.pairs[tower.modality] > 0 and tower.files > tower.pairs
         assert tower.trained < tower.parameters
         assert tower.image.training > tower.image.forward > 0 and tower.text.training > 0
-        assert tower.image.kept > 0 and tower.image.training_flops > 2 * tower.image.flops > 0
+        assert tower.image.peak >= tower.image.stored > 0 and tower.image.training_flops > 2 * tower.image.flops > 0
         assert tower.align.batch <= tower.pairs and tower.micro == 4 and tower.align.captions <= tower.align.batch
         assert tower.decode.seconds > 0 and "files of the manifest" in tower.decode.source
         assert tower.pretrain and (tower.pretrain.image_level, tower.pretrain.text_level) == ("input", "features")

@@ -13,12 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from m3bind.core.device import release_memory
+
+T = TypeVar("T")
 
 DEEP = (20, 60)  # numbers of slices at which larger volumes are timed
 WORKSPACE = 1.25  # memory of operators in training, as a multiple of the stored activations
@@ -30,7 +35,8 @@ class Side:
 
     forward: float = 0.0  # seconds, without gradients
     training: float = 0.0  # seconds: forward, forward with gradients, backward
-    kept: float = 0.0  # bytes of activations stored for the backward pass
+    stored: float = 0.0  # bytes of activations stored for the backward pass
+    peak: float = 0.0  # bytes: them and the operators' workspace, forward and backward
     flops: float = 0.0  # operations of one forward pass
     training_flops: float = 0.0  # operations in training
 
@@ -62,12 +68,13 @@ def time_side(
     side = Side(seconds / rows, 0.0, 0.0, counter.get_total_flops() / rows)
     if trains:
         model.train()
-        with _stored_bytes() as stored:
+        with _stored_bytes() as saved:
             encode(batch)
         with FlopCounterMode(display=False) as counter:
-            grown = _growth(lambda: _forward_and_back(encode, batch, again)) / WORKSPACE
-        side.kept, side.training_flops = max(stored[0], grown) / rows, counter.get_total_flops() / rows
-        side.training = median_seconds(lambda: _forward_and_back(encode, batch, again)) / rows
+            held, peak = _growth(partial(_forward, encode, batch, again), _backward)
+        side.stored, side.peak = max(saved[0], held) / rows, max(WORKSPACE * saved[0], held, peak) / rows
+        side.training_flops = counter.get_total_flops() / rows
+        side.training = median_seconds(lambda: _backward(_forward(encode, batch, again))) / rows
         model.eval()
     return side
 
@@ -79,11 +86,15 @@ def time_volumes(model: nn.Module, encode: Callable[[Any], Tensor], shape: tuple
     return Side(**{key: value + (value - getattr(low, key)) * share for key, value in asdict(high).items()})
 
 
-def _forward_and_back(encode: Callable[[Any], Tensor], batch: Any, again: bool) -> None:
+def _forward(encode: Callable[[Any], Tensor], batch: Any, again: bool) -> Tensor:
     from torch.utils.checkpoint import checkpoint
 
     torch.manual_seed(0)
     out: Tensor = checkpoint(encode, batch, use_reentrant=False) if again else encode(batch)
+    return out
+
+
+def _backward(out: Tensor) -> None:
     if out.requires_grad:
         out.sum().backward()  # type: ignore[no-untyped-call]
 
@@ -98,16 +109,24 @@ def median_seconds(call: Callable[[], object], budget: float = 4.0) -> float:
     return median(seconds)
 
 
-def _growth(call: Callable[[], None]) -> float:
-    """Maximum growth of this process during `call`, in bytes; 0 if the system does not report it (not Linux)."""
+def _growth(first: Callable[[], T], second: Callable[[T], None]) -> tuple[float, float]:
+    """Growth of this process after `first`, and the maximum in both, in bytes; 0 if not reported (not on Linux).
+
+    Freed memory is returned to the system before, since memory taken from it would not be growth.
+    """
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
+        release_memory()
         clear.write_text("5", encoding="ascii")  # resets the peak to the present size
         before = _status(status, "VmRSS")
-        call()
-        return max(0.0, _status(status, "VmHWM") - before)
+        result = first()
+        highest = _status(status, "VmHWM")
+        release_memory()
+        held = _status(status, "VmRSS")
+        second(result)
+        return max(0.0, held - before), max(0.0, max(highest, _status(status, "VmHWM")) - before)
     except OSError:
-        return 0.0
+        return 0.0, 0.0
 
 
 def _status(path: Path, name: str) -> float:

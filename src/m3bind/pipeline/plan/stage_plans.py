@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from m3bind.config import RunConfig, TrainConfig
-from m3bind.pipeline.plan.cost import WORKSPACE, Side
+from m3bind.pipeline.plan.cost import Side
 from m3bind.pipeline.plan.gpus import Gpu
 from m3bind.pipeline.plan.tower_cost import StagedSides, StudentPlan, TowerPlan
 from m3bind.pipeline.plan.workload import Work, distinct_draws, expected_captions
@@ -156,8 +156,7 @@ def _pretraining(config: RunConfig, t: TowerPlan, measured: Measured) -> StagePl
     _add_side(stage, config, t, staged, texts)
     stage.compute += measured.update * (staged.trained if "input" in (staged.image_level, staged.text_level) else 0)
     stage.moved = UPDATE * staged.trained
-    activations = WORKSPACE * sum(_activations(settings, t, staged, staged.captions))
-    stage.shared += activations
+    stage.shared += sum(_activations(settings, t, staged, staged.captions))
     stage.memory = 4.0 * t.parameters + STATE * staged.trained + stage.shared
     return stage
 
@@ -223,7 +222,7 @@ def _alignment(config: RunConfig, measured: Measured, work: Work) -> StagePlan:
         stored, peak = stored + whole, max(peak, part)
     stage.moved = UPDATE * trained
     stage.shared += stored
-    stage.memory = _weights(towers) + STATE * trained + stage.shared + WORKSPACE * peak
+    stage.memory = _weights(towers) + STATE * trained + stage.shared + peak
     return stage
 
 
@@ -248,7 +247,7 @@ def _distillation(config: RunConfig, measured: Measured, work: Work) -> list[Sta
         if student.full:
             stage.compute += texts * student.text.training + measured.update * student.trained
             stage.flops = texts * student.text.training_flops
-            stage.shared = WORKSPACE * _texts(distill, texts, student.tokens) * student.text.kept
+            stage.shared = _texts(distill, texts, student.tokens) * student.text.peak
         stage.memory = memory + stage.shared
         stages.append(stage)
     return stages
@@ -259,13 +258,18 @@ def _weights(towers: Sequence[TowerPlan]) -> float:
 
 
 def _activations(settings: TrainConfig, t: TowerPlan, staged: StagedSides, texts: float) -> tuple[float, float]:
-    """Bytes of activations: those stored until the backward pass, and those of the largest recomputed part."""
+    """Bytes of activations: those stored until the backward pass, and those in addition during the largest part."""
+    image, text = staged.image, staged.text
     micro, images = settings.micro(t.modality), staged.batch
-    recomputed = micro and not t.recomputes
-    image = (0.0, min(micro, images) * staged.image.kept) if recomputed else (images * staged.image.kept, 0.0)
-    size = _texts(settings, texts, t.tokens) * staged.text.kept
-    text = (0.0, size) if settings.micro_tokens else (size, 0.0)
-    return image[0] + text[0], max(image[1], text[1])
+    part = min(micro or images, images)
+    if micro and not t.recomputes:
+        stored, during = 0.0, part * image.peak
+    else:
+        stored, during = images * image.stored, part * (image.peak - image.stored)
+    size = _texts(settings, texts, t.tokens)
+    if settings.micro_tokens:
+        return stored, max(during, size * text.peak)
+    return stored + size * text.stored, max(during, size * (text.peak - text.stored))
 
 
 def _texts(settings: TrainConfig, count: float, tokens: int) -> float:
