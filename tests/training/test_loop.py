@@ -8,11 +8,11 @@ import os
 import pytest
 import torch
 
-from m3bind.config import PretrainConfig, TrainConfig
+from m3bind.config import AlignConfig, DistillConfig, PretrainConfig, TrainConfig
 from m3bind.errors import CheckpointError, DiskError, NotFiniteError
 from m3bind.pretrain.stage import PretrainStage
 from m3bind.training import checkpoint, loop
-from m3bind.training.loop import learning_rate, train
+from m3bind.training.loop import fingerprint_of, learning_rate, train
 from toys import toy_pairs
 
 SETTINGS = PretrainConfig(steps=12, batch=8, lr=1e-2, checkpoint_steps=4, augment=False)
@@ -230,3 +230,20 @@ def test_texts_that_occur_several_times_in_a_batch_give_the_same_bits_each_time(
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for one in found for a, b in zip(one, found[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "stored"),
+    [
+        ("pretrain xray", PretrainConfig(), "5a2ebd57edfad8c0"),
+        ("align", AlignConfig(), "7516e8f347505906"),
+        ("distill a", DistillConfig(), "2b6c072ac429eb08"),
+    ],
+)
+def test_weights_of_older_versions_are_of_the_same_settings(name, settings, stored):
+    """A setting added later counts only if it is used, or finished runs of older versions could not be opened."""
+    assert fingerprint_of(name, settings, 3) == stored
+
+
+def test_a_used_later_setting_counts():
+    assert fingerprint_of("pretrain xray", PretrainConfig(degrade=0.5), 3) != "5a2ebd57edfad8c0"

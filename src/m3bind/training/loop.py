@@ -103,7 +103,7 @@ def train(stage: Stage, settings: TrainConfig, folder: Path, seed: int, compute:
     """
     files = checkpoint.Checkpoints(folder)
     modules = stage.modules()
-    fingerprint = sha256_text(stage.name, str(seed), settings.model_dump_json(exclude=_FREE))[:16]
+    fingerprint = fingerprint_of(stage.name, settings, seed)
     if files.final.exists():
         sums.check(folder, [files.final.name])
         state, description = checkpoint.load_state(files.final)
@@ -155,6 +155,13 @@ def seed_torch(seed: int, *names: str) -> None:
 
 
 _FREE = {"checkpoint_steps", "checkpoint_seconds", "log_steps"}  # settings that do not change the result
+_LATER = {"degrade": 0.0}  # settings that older versions lacked, with the values that reproduce them
+
+
+def fingerprint_of(name: str, settings: TrainConfig, seed: int) -> str:
+    """Hash of what determines the result of the stage `name`, the same for runs of older versions."""
+    unchanged = {key for key, value in _LATER.items() if getattr(settings, key, value) == value}
+    return sha256_text(name, str(seed), settings.model_dump_json(exclude=_FREE | unchanged))[:16]
 
 
 def _same_run(description: Mapping[str, object], fingerprint: str, path: Path) -> None:
