@@ -46,6 +46,7 @@ def refuse(status: int, code: str, message: str) -> Answer:
 SHOTS = (
     Shot("start", "desktop", ""),
     Shot("search", "desktop", ASKED),
+    Shot("grouped", "desktop", f"{ASKED}&grouped=1&k=4"),
     Shot("sum", "desktop", SUM),
     *(Shot(kind, "desktop", f"{ASKED}&open={kind.upper()}") for kind in ("xray", "ct", "retina", "ecg", "pathology")),
     Shot("map", "desktop", ASKED.replace("search", "map")),
@@ -57,10 +58,12 @@ SHOTS = (
     Shot("gone", "desktop", ASKED, {"**/api/search": lambda route: route.abort()}),
     Shot("login", "desktop", "", {"**/api/about": refuse(401, "token", "This service needs a token.")}),
     Shot("search-phone", "phone", ASKED),
+    Shot("grouped-phone", "phone", f"{ASKED}&grouped=1&k=4"),
     Shot("ecg-phone", "phone", f"{ASKED}&open=ECG"),
     Shot("map-phone", "phone", ASKED.replace("search", "map")),
     Shot("zero-shot-phone", "phone", f"#/zero-shot?source=XRAY&{LABELS}"),
     Shot("search-dark", "dark", ASKED),
+    Shot("grouped-dark", "dark", f"{ASKED}&grouped=1&k=4"),
     Shot("ct-dark", "dark", f"{ASKED}&open=CT"),
     Shot("zero-shot-dark", "dark", f"#/zero-shot?source=XRAY&{LABELS}"),
 )

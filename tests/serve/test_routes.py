@@ -131,14 +131,16 @@ def test_a_search_along_an_axis_is_that_of_the_searcher(client, world, brought):
 
 def test_conditions_and_modalities(client):
     where = {"modality": ["ct", "ecg"], "label": ["pleural_effusion"], "since": "2005", "until": "2015-06"}
-    hits = client.post("/api/search", json={**QUESTION, "k": 50, "where": where}).json()["hits"]
-    assert hits and {hit["modality"] for hit in hits} == {"ct", "ecg"}
+    answer = client.post("/api/search", json={**QUESTION, "k": 50, "where": where}).json()
+    hits = answer["hits"]
+    assert hits and {hit["modality"] for hit in hits} == {"ct", "ecg"} == set(answer["relevance"])
     for hit in hits:
         assert "pleural_effusion" in hit["fields"]["label"] and "2005" <= hit["fields"]["date"] <= "2015-06~"
     one = client.post("/api/search", json={**QUESTION, "where": {"patient": ["P3"]}}).json()["hits"]
     assert {hit["fields"]["patient"] for hit in one} == {"P3"} and len(one) == 5
     each = client.post("/api/search", json={**QUESTION, "k": 3, "per_modality": True}).json()
     assert each["counts"] == dict.fromkeys(("ct", "ecg", "pathology", "retina", "xray"), 3)
+    assert set(each["relevance"]) == set(each["counts"])
     none = client.post("/api/search", json={**QUESTION, "where": {"label": ["no such"]}})
     assert none.status_code == 200 and none.json()["hits"] == []
 

@@ -34,7 +34,9 @@ def add(router: APIRouter, service: Service) -> None:
             hits = state.searcher.nearest(vectors, asked.k, asked.where.where(), [own], **options)[0]
             listed = [_hit(rank, hit, service.roots.allow(hit.path)) for rank, hit in enumerate(hits, 1)]
             ranking = state.searcher.ranking
-            relevance = dict(zip(ranking.modalities, ranking.relevance(vectors)[0].round(4).tolist()))
+            searched = asked.where.modality or ranking.modalities
+            values = zip(ranking.modalities, ranking.relevance(vectors)[0].round(4).tolist())
+            relevance = {name: value for name, value in values if name in searched}
             counts = dict(sorted(Counter(hit.modality for hit in hits).items()))
             return {"hits": listed, "counts": counts, "relevance": relevance}
 

@@ -88,7 +88,7 @@ class SearchAnswer(BaseModel):
 
     hits: list[AnswerHit]
     counts: dict[str, int] = Field(description="hits per modality")
-    relevance: dict[str, float] = Field(description="how much each modality of the archive has to say to the query")
+    relevance: dict[str, float] = Field(description="how much each modality that was searched has to say to the query")
     seconds: float
 
 
