@@ -97,7 +97,10 @@ def test_losses_are_the_cpus_and_a_step_waits_twice_at_most(theirs: Path, ours: 
     folder, waits = ours
     for stage in STAGES:
         assert_same_losses(folder / stage / "log.jsonl", theirs / stage / "log.jsonl")
-    assert len(waits) == sum(STAGES.values())
+    again = {f"calibration/{m}": STAGES[f"pretrain/{m}"] for m in ("xray", "retina")}  # stage 0 without some patients
+    for stage in again:
+        assert_same_losses(folder / stage / "log.jsonl", theirs / stage / "log.jsonl")
+    assert len(waits) == sum(STAGES.values()) + sum(again.values())
     assert max(waits) <= 2
 
 

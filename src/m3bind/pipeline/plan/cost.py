@@ -65,7 +65,7 @@ def time_side(
             encode(batch)
 
     seconds = median_seconds(forward)
-    side = Side(seconds / rows, 0.0, 0.0, counter.get_total_flops() / rows)
+    side = Side(seconds / rows, flops=counter.get_total_flops() / rows)
     if trains:
         model.train()
         with _stored_bytes() as saved:
