@@ -119,9 +119,7 @@ class PretrainConfig(TrainConfig):
     weight_decay: float = 0.05
     text_lr: float = Field(1.0, ge=0)  # learning rate of the text tower as a multiple of lr
     augment: bool = True  # shift, scale, noise, and mirror (if anatomy allows it) training images
-    degrade: float = Field(
-        0.0, ge=0, le=1
-    )  # probability that an augmented image loses resolution, sharpness, leads ...
+    degrade: float = Field(0.0, ge=0, le=1)  # probability that an augmented image loses quality: resolution, leads ...
     views: int = Field(1, ge=1)  # augmented copies of each training image stored for a frozen trunk; 1: the original
     contrastive: ContrastiveConfig = ContrastiveConfig()
     per_modality: dict[str, dict[str, Any]] = {}  # exceptions from this section per modality

@@ -82,7 +82,8 @@ def test_no_text_is_tokenised_twice(tmp_path, small):
 def test_a_damaged_file_is_quarantined(tmp_path, small, caplog):
     TokenStore(tmp_path, Letters()).table(TextTable(WORDS))
     damaged, cut, *_ = sorted(tmp_path.glob("*.tokens"))
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1")
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # always another byte
     cut.write_bytes(cut.read_bytes()[:20])
     tokenize, texts = Letters(), TextTable(WORDS)
     check(TokenStore(tmp_path, tokenize).table(texts), texts, np.arange(len(texts)))

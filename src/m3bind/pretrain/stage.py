@@ -59,7 +59,9 @@ class PretrainStage:
         random = rng(self.seed, self.name, "view", step)
         view = int(random.integers(pairs.images.views))
         augment = int(random.integers(1 << 62)) if settings.augment else None
-        loaded = pairs.load(indices, captions, settings, contrastive, None, view, augment, settings.degrade)
+        loaded = pairs.load(
+            indices, captions, settings, contrastive, view=view, augment=augment, degrade=settings.degrade
+        )
         return {"items": len(indices), "pairs": loaded}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

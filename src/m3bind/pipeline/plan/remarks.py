@@ -15,6 +15,7 @@ def remarks(
     return [
         *_live(config, towers),
         *_memory(stages, machine, gpu),
+        *_calibration(stages),
         f"decoding on {machine.cores} cores, disk at {machine.disk / GB:g} GB/s (--cores, --disk); measured on "
         + "; ".join(f"{t.modality}: {t.decode.source}" for t in towers),
         *([_rates(machine, gpu)] if machine.gpu else []),
@@ -45,6 +46,15 @@ def _memory(stages: Sequence[StagePlan], machine: Machine, gpu: str) -> Iterator
                 f"{stage.name}: needs {stage.memory / GB:.0f} GB, this machine has {machine.memory / GB:.0f} GB; "
                 f"{advice}"
             )
+
+
+def _calibration(stages: Sequence[StagePlan]) -> Iterator[str]:
+    repeated = [stage.name.split()[1] for stage in stages if stage.name.startswith("calibration ")]
+    if repeated:
+        yield (
+            f"{', '.join(repeated)}: stage 0 runs twice, since without valid samples the temperature needs patients "
+            "that it has not seen; with data.valid_fraction=0.1 it runs once"
+        )
 
 
 def _rates(machine: Machine, gpu: str) -> str:

@@ -9,7 +9,7 @@ compute, decoding and disk; on a CPU towers and decoding share the cores, and th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 from m3bind.config import RunConfig, TrainConfig
@@ -115,6 +115,7 @@ def stages_of(config: RunConfig, measured: Measured, work: Work) -> list[StagePl
         _image_pass("embed after stage 1", config, towers, first=False),
         _teachers(config, towers, work),
         *_distillation(config, measured, work),
+        *(_calibration(config, t, measured) for t in towers if t.pretrain and not work.valid[t.modality]),
     ]
 
 
@@ -159,6 +160,11 @@ def _pretraining(config: RunConfig, t: TowerPlan, measured: Measured) -> StagePl
     stage.shared += sum(_activations(settings, t, staged, staged.captions))
     stage.memory = 4.0 * t.parameters + STATE * staged.trained + stage.shared
     return stage
+
+
+def _calibration(config: RunConfig, t: TowerPlan, measured: Measured) -> StagePlan:
+    """Stage 0 once more for the temperature, see `pipeline.calibration`."""
+    return replace(_pretraining(config, t, measured), name=f"calibration {t.modality}")
 
 
 def _add_side(stage: StagePlan, config: RunConfig, t: TowerPlan, staged: StagedSides, texts: float) -> None:

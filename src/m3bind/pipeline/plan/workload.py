@@ -29,6 +29,7 @@ class Work:
 
     pairs: dict[str, int]  # training pairs per modality
     files: dict[str, int]  # of all splits
+    valid: dict[str, int]  # samples of the valid split
     captions: dict[str, int]  # number of distinct texts of the training pairs
     kinds: int  # number of distinct texts of the shared pool
     texts: int  # and of all texts that are encoded before training: also those held out
@@ -64,11 +65,12 @@ def work_of(config: RunConfig, folder: Path, cache: Path, notes: list[str]) -> t
         return _assumed(config, notes), folder
     names, source = list(config.modalities), records.texts
     found = dataset.make_dataset(records, names, extra, config.seed, config.evaluate.agreement_texts, [])
-    work = Work({}, {}, {}, len(distinct_ids(*found.pool.values())), len(found.table), True)
+    work = Work({}, {}, {}, {}, len(distinct_ids(*found.pool.values())), len(found.table), True)
     for m in names:
         own, every = found.records[m]["train"], records.where(m)
         captions = source.sorted(distinct_ids(own.captions.values))
         work.pairs[m], work.files[m], work.captions[m] = len(own), len(every), len(captions)
+        work.valid[m] = len(found.records[m]["valid"])
         work.sample[m] = source.take(some(captions, 60))
         work.records[m] = every.take(some(np.arange(len(every)), min(SHOWN, len(every))))
     shares = sampling_probabilities({m: max(work.pairs[m], 1) for m in names}, config.align.balance.beta)
@@ -90,8 +92,9 @@ def _assumed(config: RunConfig, notes: list[str]) -> Work:
     if unknown:
         notes.append(f"{', '.join(unknown)}: plan.sizes states no size, {ASSUMED_PAIRS:,} training pairs are assumed")
     sizes = {m: config.plan.sizes.get(m) or ASSUMED_PAIRS for m in config.modalities}
+    valid = {m: round(size * config.data.valid_fraction) for m, size in sizes.items()}
     total = sum(sizes.values())
-    return Work(sizes, dict(sizes), dict(sizes), total, total, False)
+    return Work(sizes, dict(sizes), valid, dict(sizes), total, total, False)
 
 
 def some(ids: IntArray, count: int) -> IntArray:
