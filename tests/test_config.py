@@ -1,6 +1,7 @@
 """Settings: presets, overrides, inheritance, and messages that name the fault."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -86,3 +87,18 @@ def test_a_name_that_leads_out_of_the_folder_of_runs_is_refused(name, tmp_path):
         load_config(str(settings))
     with pytest.raises(ConfigError, match="the name of one folder"):
         load_suite(str(settings))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [
+        (["align.consistency=1"], False),
+        (["align.consistency=1", "pretrain.views=2"], True),
+        (["align.consistency=1", "pretrain.per_modality={ecg: {views: 2}}"], True),
+        (["align.consistency=1", "pretrain.views=2", "align.image=lora"], False),
+        (["align.image=lora"], True),
+    ],
+)
+def test_consistency_needs_copies(changes, fits):
+    with nullcontext() if fits else pytest.raises(ConfigError, match=r"align\.consistency.*pretrain\.views"):
+        load_config("mini5", changes)

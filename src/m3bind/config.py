@@ -168,6 +168,7 @@ class AlignConfig(TrainConfig):
     text_contrastive_scale: float = 14.29  # logit scale of that loss, 1 / temperature
     text: Literal["lora", "head", "frozen"] = "lora"  # part of the text towers that is trained
     image: Literal["lora", "head", "bridge", "frozen"] = "bridge"  # part of the image side that is trained
+    consistency: float = Field(0.0, ge=0)  # weight of drawing copies (`pretrain.views`) to their image
     train_bridge: bool = True  # False: bridges stay at their initial values
     bridge_maps: Literal["one", "two"] = "one"  # per modality: one for both sides, or one each for images and texts
     bridge_lr: float = 1.0  # learning rate of the bridges as a multiple of lr
@@ -336,14 +337,21 @@ def validate(tree: Any, source: str = "settings") -> RunConfig:
     """A tree of plain values as `RunConfig`; `source` is named if it is not a mapping.
 
     Raises:
-        ConfigError: naming the first setting that is unknown or has a bad value.
+        ConfigError: naming the first setting that is unknown or has a bad value, or what another setting lacks.
     """
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise ConfigError(f"{source}: expected a mapping of settings at the top level")
     if isinstance(tree.get("modalities"), dict):
         tree = tree | {"modalities": {m: v for m, v in tree["modalities"].items() if v is not None}}
     try:
-        return RunConfig(**tree)
+        config = RunConfig(**tree)
+        copied = config.align.image != "lora" and any(config.pretrain_for(m).views > 1 for m in config.modalities)
+        if config.align.consistency and not copied:
+            raise ConfigError(
+                "setting 'align.consistency': there are no copies of the training images; set pretrain.views to 2 or "
+                "more (and pretrain.degrade), and align.image to another value than lora"
+            )
+        return config
     except ValidationError as error:
         errors = error.errors()
         first = errors[0]

@@ -11,6 +11,7 @@ from m3bind.align.methods.procrustes import initial_bridges
 from m3bind.align.procrustes import Bridge
 from m3bind.align.stage import AlignStage
 from m3bind.config import AlignConfig, BalanceConfig, ContrastiveConfig, LoraConfig
+from m3bind.training.pairs import Images
 from toys import toy_inputs, toy_pairs
 
 SIZES = {"xray": 60, "ct": 15, "ecg": 40}
@@ -67,6 +68,47 @@ def test_the_loss_of_a_step_is_equation_6(tmp_path, literal):
     for step in (0, 3):
         expected = naive_step(pairs, bridges, settings, inputs, step)
         torch.testing.assert_close(stage.losses(stage.batch(step))["loss"], expected, rtol=1e-5, atol=1e-6)
+
+
+def with_copies(pairs, names, spread=0.6):
+    """The pairs with three views of each image's embedding, the first of them the embedding."""
+    random = np.random.default_rng(0)
+    for m in names:
+        rows = np.asarray(pairs[m].images.rows.array)
+        offset = spread * random.standard_normal(rows.shape[1])  # a quality that is lost: the same direction everywhere
+        views = np.stack([rows, rows + offset, rows - offset], axis=1)
+        views /= np.linalg.norm(views, axis=-1, keepdims=True)
+        pairs[m].images = Images(pairs[m].model, "embedding", views.astype(np.float32), views=3)
+    return pairs
+
+
+def test_consistency_is_the_weighted_distance_of_copies_to_their_images(tmp_path):
+    pairs = with_copies(toy_pairs(SIZES, image="embedding"), ["xray", "ecg"])
+    plain, settings = AlignConfig(**BASE, text="head"), AlignConfig(**BASE, text="head", consistency=2.0)
+    inputs = toy_inputs(pairs, tmp_path)
+    bridges = initial_bridges(inputs, settings)
+    stage, without = AlignStage(inputs, bridges, settings), AlignStage(inputs, bridges, plain)
+    batch = stage.batch(3)
+    losses, expected = stage.losses(batch), torch.zeros(())
+    assert "copies" not in batch["pairs"]["ct"]
+    for m in ("xray", "ecg"):
+        image, copy = (bridges[m](batch["pairs"][m][key]["images"]["rows"]) for key in ("images", "copies"))
+        expected += stage.weights[m] * (image - copy).square().sum(1).mean()
+    torch.testing.assert_close(losses["consistency"], expected)
+    assert expected > 0.01
+    torch.testing.assert_close(losses["loss"], without.losses(without.batch(3))["loss"] + 2 * expected)
+
+
+def test_consistency_draws_copies_to_their_images(tmp_path):
+    def spread(consistency):
+        pairs = with_copies(toy_pairs(SIZES, image="embedding"), SIZES)
+        settings = AlignConfig(**BASE, consistency=consistency)
+        bridges = methods.get("m3bind").bind(toy_inputs(pairs, tmp_path / str(consistency)), settings)
+        with torch.no_grad():
+            rows = {m: bridges[m](torch.from_numpy(p.images.rows.array)) for m, p in pairs.items()}
+        return np.mean([float((r[:, 1:] - r[:, :1]).square().sum(-1).mean()) for r in rows.values()])
+
+    assert spread(20.0) < 0.7 * spread(0.0)
 
 
 def within(pairs, bridges):

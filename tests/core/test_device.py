@@ -1,7 +1,9 @@
 """Which device, precision, TF32 policy and number of workers are chosen, from the machine and the settings."""
 
 import logging
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -165,3 +167,20 @@ def test_arithmetic_of_a_block_is_restored(tf32):
         assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
         assert torch.backends.cudnn.allow_tf32 == tf32
     assert torch.get_float32_matmul_precision() == "medium" and torch.backends.cudnn.allow_tf32
+
+
+def test_the_heap_is_released_only_after_it_grew(monkeypatch):
+    sizes, released = iter([100, 150, 199, 205, 120, 60, 155, 165, 70]), []
+    monkeypatch.setattr(device, "_released", 0)
+    monkeypatch.setattr(device, "own_memory", lambda: next(sizes))
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=released.append))
+    for expected in (0, 0, 0, 1, 1, 1, 2):  # 205: grew by 100 since the first; 120 after it; 60: shrank; 165 grew again
+        device.bound_heap(100)
+        assert len(released) == expected
+
+
+def test_own_memory_counts_what_this_process_fills():
+    before = device.own_memory()
+    filled = np.ones(8 << 20)
+    if before:  # Linux
+        assert device.own_memory() - before > filled.nbytes // 2

@@ -80,3 +80,7 @@ def test_views_that_lose_quality(tmp_path: Path, make_picture: Callable[..., Pat
     np.testing.assert_array_equal(plain, again)
     np.testing.assert_allclose(plain[:, 0], degraded[:, 0], atol=1e-6)
     assert (np.abs(plain[:, 1:] - degraded[:, 1:]).max((1, 2)) > 1e-3).all()
+    embedded = extractor.image_embeddings(records, model, 3, 1.0)
+    np.testing.assert_allclose(embedded[:, 0], extractor.image_embeddings(records, model), atol=1e-6)
+    assert embedded.shape == (3, 3, model.joint_dim)
+    assert (np.abs(embedded[:, 1:] - embedded[:, :1]).max((1, 2)) > 1e-4).all()

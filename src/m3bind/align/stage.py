@@ -1,7 +1,8 @@
 """Stage 1: one step of text-space alignment.
 
 A step samples one image-text batch per modality (Eq. 1) and one shared text batch that every text tower encodes (Eq.
-2). A tower encodes both in one call, each distinct text once. Total: Eq. 6.
+2). A tower encodes both in one call, each distinct text once. Total: Eq. 6. Beyond the paper, `align.consistency` draws
+augmented copies of an image, which may have lost quality (`pretrain.views`, `.degrade`), to the image.
 
 Shapes: n pairs of a batch, s shared texts, d dimension of the bound space.
 """
@@ -17,7 +18,7 @@ from m3bind.align.methods.base import BindingInputs
 from m3bind.align.objective import text_contrastive, text_mse, total
 from m3bind.align.procrustes import BaseBridge
 from m3bind.config import AlignConfig
-from m3bind.data.batching import EpochSampler, PoolSampler
+from m3bind.data.batching import EpochSampler, PoolSampler, rng
 from m3bind.models.base import DualEncoder
 from m3bind.training.loop import ParameterGroup, seed_torch
 from m3bind.training.pairs import Batch, Pairs, contrastive_loss
@@ -75,6 +76,9 @@ class AlignStage:
             indices = self.samplers[m].batch(step)
             captions = pairs.draw_captions(indices, self.seed, step, settings.contrastive.concept_probability)
             loaded[m] = pairs.load(indices, captions, settings, settings.contrastive, further=shared)
+            if settings.consistency and pairs.images.views > 1:
+                view = int(rng(self.seed, "copy", m, step).integers(1, pairs.images.views))
+                loaded[m]["copies"] = pairs.images.load(indices, view)
             items += len(indices)
         return {"items": items, "shared": torch.from_numpy(shared), "pairs": loaded}
 
@@ -82,9 +86,10 @@ class AlignStage:
         """Eq. 6: sum_m w_m L_CLIP(m) + lambda sum_{a<b} w_a w_b L_MSE(a, b), plus options."""
         settings = self.settings
         clip: dict[str, Tensor] = {}
+        drift: dict[str, Tensor] = {}
         shared_texts: list[Tensor] = []
         for m, pairs in self.pairs.items():
-            clip[m], text = self._modality(m, pairs, batch["pairs"][m])
+            clip[m], text = self._modality(m, pairs, batch["pairs"][m], drift)
             shared_texts.append(text)
         weights = [self.weights[m] for m in self.pairs]
         mse = contrastive = None
@@ -93,16 +98,27 @@ class AlignStage:
             if settings.text_contrastive:
                 scale = settings.text_contrastive_scale
                 contrastive = text_contrastive(shared_texts, scale, weights, batch["shared"])
-        return total(clip, self.weights, mse, settings.mse_weight, contrastive, settings.text_contrastive)
+        losses = total(clip, self.weights, mse, settings.mse_weight, contrastive, settings.text_contrastive)
+        if drift:
+            losses["consistency"] = torch.stack([self.weights[m] * value for m, value in drift.items()]).sum()
+            losses["loss"] = losses["loss"] + settings.consistency * losses["consistency"]
+        return losses
 
-    def _modality(self, m: str, pairs: Pairs, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Eq. 1 of one modality, and its embeddings (s, d) of the shared texts."""
+    def _modality(self, m: str, pairs: Pairs, batch: Batch, drift: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Eq. 1 of one modality, and its embeddings (s, d) of the shared texts.
+
+        If the batch has copies of its images, `drift[m]` becomes their mean squared distance to the images.
+        """
         image, text = pairs.encode(batch, self.settings)
         bridge = self.bridges[m]
         text = bridge.text(text)
         own, common = text[: len(image)], text[len(image) :]
+        image = bridge.image(image)
+        if "copies" in batch:
+            copies = bridge.image(pairs.images.encode(batch["copies"], self.settings.micro(m)))
+            drift[m] = (copies - image.detach()).square().sum(-1).mean()
         scale = pairs.model.logit_scale.detach()
-        return contrastive_loss(bridge.image(image), own, scale, batch, self.settings.contrastive), common
+        return contrastive_loss(image, own, scale, batch, self.settings.contrastive), common
 
 
 def set_trainable(model: DualEncoder, settings: AlignConfig) -> None:

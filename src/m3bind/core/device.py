@@ -4,7 +4,7 @@
 * `Compute`: device, dtype of the towers, workers, prefetching, compilation; its `autocast`.
 * `device_of`: the device of a module. * `moved`: a batch on a device. * `to_device`: one host tensor.
 * `memory`: of a GPU. * `out_of_memory`: whether an error is that of a full one.
-* `release_memory`: freed memory goes back to the system.
+* `release_memory`: freed memory goes back to the system. * `bound_heap`: the same, only where the process grew a lot.
 * `float32_arithmetic`: another TF32 policy inside a block.
 * `unused_accelerator`: why a visible one is not used.
 * `maybe_compile`: modules through torch.compile, an option that is measured by benchmarks/gpu.py.
@@ -41,6 +41,8 @@ from m3bind.errors import ConfigError
 log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 PRECISIONS = ("auto", "float32", "bfloat16")
+HEAP_GROWTH = 2 * 2**30
+_released = 0  # bytes of this process after memory was last released
 _exact: set[str] = set()  # types of devices on which this process was asked to compute in float32
 _NODES = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/kfd": "an AMD GPU"}  # files of the GPUs' kernel drivers
 
@@ -242,6 +244,30 @@ def memory(device: torch.device) -> tuple[float, float] | None:
 
 def release_memory() -> None:
     """Return freed memory to the system, which glibc otherwise retains."""
+    global _released
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+    _released = own_memory()
+
+
+def bound_heap(growth: int = HEAP_GROWTH) -> None:
+    """`release_memory` if this process is `growth` bytes larger than after the last one; Linux only.
+
+    For loops that allocate and free activations between small results that stay: glibc then retains most of what each
+    pass frees (a ResNet in 10 parts: from 1.5 to 4 GB), and releasing at every pass costs a tenth of the time.
+    """
+    global _released
+    now = own_memory()
+    _released = min(_released or now, now)
+    if now >= _released + growth:
+        release_memory()
+
+
+def own_memory() -> int:
+    """Bytes of this process in memory that are no mapped files; 0 where the system does not say (not Linux)."""
+    try:
+        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")

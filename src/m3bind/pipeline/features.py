@@ -141,10 +141,17 @@ class FeatureExtractor:
         weights, size = self._hash(model.image_trunk), self._together(inputs, forward.times)
         return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
 
-    def image_embeddings(self, records: Sequence[Record], model: DualEncoder) -> NDArray[np.float32]:
-        """(N, d_m) unit rows, cached on disk themselves if the trunk's features are too wide (CT-CLIP)."""
-        if getattr(model.image_head, "in_features", 0) <= WIDE:
-            return _in_chunks(model.project_image, self.image_features(records, model), device_of(model))
+    def image_embeddings(
+        self, records: Sequence[Record], model: DualEncoder, views: int = 1, degrade: float = 0.0
+    ) -> NDArray[np.float32]:
+        """(N, d_m) unit rows, or (N, v, d_m) of the views of `image_features`.
+
+        Without views, they are themselves cached on disk if the trunk's features are too wide (CT-CLIP).
+        """
+        if views > 1 or getattr(model.image_head, "in_features", 0) <= WIDE:
+            features = self.image_features(records, model, views, degrade)
+            rows = _in_chunks(model.project_image, features.reshape(-1, features.shape[-1]), device_of(model))
+            return rows.reshape(*features.shape[:-1], rows.shape[-1])
         inputs, keys = self._inputs(records, model)
         forward = _image_pass(inputs, model, model.encode_image)
 
@@ -211,12 +218,12 @@ class FeatureExtractor:
     def image_side(
         self, model: DualEncoder, records: Sequence[Record], level: Level, views: int = 1, degrade: float = 0.0
     ) -> Images:
-        """Images at a level; several views, of which some lose quality, only at the level "features"."""
+        """Images at a level; several views, of which some lose quality, not at the level "input"."""
         if level == "input":
             return Images(model, level, lambda: self.inputs(records, model))
         if level == "features":
             return Images(model, level, lambda: self.image_features(records, model, views, degrade), views)
-        return Images(model, level, lambda: self.image_embeddings(records, model))
+        return Images(model, level, lambda: self.image_embeddings(records, model, views, degrade), views)
 
     def text_side(self, model: DualEncoder, table: TextTable, level: Level) -> Texts:
         """The texts of `table` at a level."""

@@ -88,7 +88,8 @@ def _pairs(m: str, state: State, setup: Setup, stage: str) -> Pairs:
     config, data, model = setup.config, setup.dataset, state.models[m]
     image, text = levels(config, model, stage)
     settings = config.pretrain_for(m)
-    views = settings.views if stage == "pretrain" and image == "features" else 1
+    copies = image == "features" if stage == "pretrain" else image != "input" and config.align.consistency > 0
+    views = settings.views if copies else 1
     train = data.records[m]["train"]
     pairs = setup.extractor.pairs(m, model, train, data.table, image, text, views, settings.degrade)
     _ = pairs.images.rows  # computed now, in eval mode

@@ -155,7 +155,10 @@ def seed_torch(seed: int, *names: str) -> None:
 
 
 _FREE = {"checkpoint_steps", "checkpoint_seconds", "log_steps"}  # settings that do not change the result
-_LATER = {"degrade": 0.0}  # settings that older versions lacked, with the values that reproduce them
+_LATER = {
+    "degrade": 0.0,
+    "consistency": 0.0,
+}  # what older versions lacked, with the values that reproduce them
 
 
 def fingerprint_of(name: str, settings: TrainConfig, seed: int) -> str:

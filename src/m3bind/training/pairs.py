@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from m3bind.config import ContrastiveConfig, TrainConfig
-from m3bind.core.device import device_of, moved
+from m3bind.core.device import bound_heap, device_of, moved
 from m3bind.data.batching import IntArray, distinct_ids, rng
 from m3bind.data.ragged import Ragged
 from m3bind.data.text_table import TextTable
@@ -62,7 +62,7 @@ class ArrayRows:
 
 
 class Images:
-    """The images of one modality at a level: inputs (N, ...), or features (N, f), or (N, v, f) with several views."""
+    """The images of one modality at a level: inputs (N, ...), else rows (N, f), or (N, v, f) of several views."""
 
     def __init__(self, model: DualEncoder, level: Level, rows: Any, views: int = 1) -> None:
         """`rows`: an array, an object like `ArrayRows`, or a function that returns one, called at the first access."""
@@ -210,9 +210,14 @@ def in_parts(encode: Callable[[T], Tensor], parts: Sequence[T], recompute: bool 
     the same dropout. Gradients are those of the whole batch. `recompute=False` stores all activations, also for a tower
     that recomputes them itself, layer by layer (attribute `recomputes` of its trunk).
     """
+
+    def bounded(part: T) -> Tensor:  # in the backward pass as well
+        bound_heap()
+        return encode(part)
+
     if not recompute or not torch.is_grad_enabled():
-        return torch.cat([encode(part) for part in parts])
-    return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+        return torch.cat([bounded(part) for part in parts])
+    return torch.cat([checkpoint(bounded, part, use_reentrant=False) for part in parts])
 
 
 @dataclass
