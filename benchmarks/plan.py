@@ -8,7 +8,6 @@ are generated, its weights are random, and it is deleted afterwards. A stage's f
 """
 
 import argparse
-import gc
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ import torch
 from _generated import write_manifest, write_text_encoder
 from m3bind.config import RunConfig, load_config
 from m3bind.core import progress
+from m3bind.core.device import release_memory
 from m3bind.pipeline import plan as plans
 from m3bind.pipeline.plan import cost, decode_cost, step_cost
 from m3bind.pipeline.plan.table import as_text
@@ -131,7 +131,7 @@ def main() -> None:
     try:
         plan = planned(config, folder)
         print(as_text(plan), flush=True)
-        gc.collect()
+        release_memory()  # else the run seems to need what the plan had
         rows = compare(plan, measured(config, folder))
     finally:
         if not arguments.cache:

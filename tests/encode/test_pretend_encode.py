@@ -118,14 +118,14 @@ def test_a_batch_beyond_the_memory_of_the_device_is_no_fault_of_its_files(fits, 
     space = tiny.make_space(distilled=False)
     tower = TowerRunner(space, "grey", {"dtype": "float32", "folded": False}, None)
     model, inputs = space.model("grey"), list(torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(0)))
-    expected, encode = tower.encode(inputs), type(model).encode_image
+    expected, encode = tower.encode(inputs), type(model).image_features
 
     def limited(self, batch):
         if len(batch) > fits:
             raise error
         return encode(self, batch)
 
-    monkeypatch.setattr(type(model), "encode_image", limited)
+    monkeypatch.setattr(type(model), "image_features", limited)
     if not fits:
         with pytest.raises(DeviceMemoryError, match="too small for one input of grey"):
             towers._embed(tower, list(range(8)), inputs)

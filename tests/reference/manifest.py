@@ -347,7 +347,10 @@ def _locate(text: str, modality: str, base: Path) -> tuple[Path, tuple[int, int]
     for spelling in path_spellings(base, text, get(modality).suffixes):
         where = Path(os.path.abspath(base / spelling))
         if not where.is_relative_to(base):
-            raise _Bad("with a path outside", "the path leads out of the data folder; pass root= to allow it")
+            raise _Bad(
+                "with a path outside",
+                "the path leads out of the data folder; give a common folder (--root, data.root)",
+            )
         file = _file_at(where, modality)
         if file is not None:
             return where, file

@@ -8,6 +8,7 @@ import torch
 
 from m3bind.models import embedding
 from m3bind.space.bundle import Space, load, save_space
+from m3bind.space.input_statistics import input_statistics
 from pretend.device import DEVICE, DeviceTensor, pretend_device
 from space import tiny
 
@@ -39,6 +40,11 @@ CALLS = {
     "encode_inputs": lambda space, paths: space.encode_inputs([space.read(path, "grey") for path in paths], "grey"),
     "encode_text": lambda space, paths: [space.encode_text(TEXTS, name) for name in space.text_encoders],
     "examine": lambda space, paths: space.examine(paths, "grey", batch=2)[0],
+    "examine_features": lambda space, paths: space.examine_features(
+        space.model("grey").image_features(space.read(paths[0], "grey")[None].to(space.device)).detach(),
+        input_statistics(space.read(paths[0], "grey")[None]),
+        "grey",
+    )[0],
     "examine_inputs": lambda space, paths: space.examine_inputs([space.read(paths[0], "grey")], "grey")[0],
     "fingerprint": lambda space, paths: space.fingerprint,
     "image_mean": lambda space, paths: space.image_mean("grey"),

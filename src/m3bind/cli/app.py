@@ -85,6 +85,10 @@ Files = Annotated[
         help="folder whose files may be shown; repeatable; default: the folders given to encode, listen or pull"
     ),
 ]
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", help="folder that a manifest's paths are relative to, and inside; default: its own folder"),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="also write the output as JSON")]
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m3bind.cli.app import SEARCH, Device, Workers, app, compute_of
+from m3bind.cli.app import SEARCH, Device, Root, Workers, app, compute_of
 from m3bind.core.launcher import processes
 from m3bind.errors import ConfigError
 
@@ -19,6 +19,7 @@ def encode(
     space: Annotated[Path, typer.Option(help="space folder, e.g. runs/demo/space")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     modality: Annotated[str | None, typer.Option(help="modality of the files; default: detected")] = None,
+    root: Root = None,
     keep: Annotated[
         str, typer.Option(help="manifest columns to store, e.g. id,label; they may identify patients")
     ] = "",
@@ -64,7 +65,7 @@ def encode(
         "part_embeddings": part_embeddings,
         "gap_correct": gap_correct,
     }
-    sources = _sources(paths, opened.modalities)
+    sources = _sources(paths, opened.modalities, root)
     files = [source for source in sources if not isinstance(source, BadRow)]
     roots = {folder_of(file if isinstance(file, Path) else file.path) for file in files}
     if shard:
@@ -110,15 +111,17 @@ def merge(
         raise typer.Exit(1)
 
 
-def _sources(paths: list[Path], known: tuple[str, ...]) -> "list[Path | Record | BadRow]":
+def _sources(paths: list[Path], known: tuple[str, ...], root: Path | None) -> "list[Path | Record | BadRow]":
     """Paths as they are; manifests as their records and bad rows."""
     from m3bind.data.manifest import read_manifest
     from m3bind.data.manifest_rows import is_manifest
 
     sources: list[Path | Record | BadRow] = []
+    if root and not any(map(is_manifest, paths)):
+        raise ConfigError("--root has no effect: it is the folder of a manifest's paths, and no manifest is given")
     for path in paths:
         if is_manifest(path):
-            found = read_manifest(path, modalities=known)
+            found = read_manifest(path, root, modalities=known)
             sources += [*found.records, *found.bad]
         else:
             sources.append(path)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m3bind.cli.app import MODELS, Device, Workers, app, compute_of
+from m3bind.cli.app import MODELS, Device, Root, Workers, app, compute_of
+from m3bind.errors import ConfigError
 
 if TYPE_CHECKING:
     from m3bind.export import EvaluationResult
@@ -22,6 +23,7 @@ def export(
     manifest: Annotated[
         Path | None, typer.Option(help="onnx: files to verify the image towers on; default: generated ones")
     ] = None,
+    root: Root = None,
     column: Annotated[
         list[str] | None,
         typer.Option(help="parquet, npz: column beside id and modality, e.g. path; may identify patients"),
@@ -39,6 +41,8 @@ def export(
       m3bind export runs/demo/space --to hub --out repository
       m3bind export encoded --to parquet --out table --column path
     """
+    if root and not manifest:
+        raise ConfigError("--root has no effect: it is the folder of a manifest's paths, and no --manifest is given")
     from m3bind.export import ARRAYS, export_arrays, export_space
     from m3bind.export.samples import read_inputs
 
@@ -51,7 +55,7 @@ def export(
 
         compute = compute_of(device, workers, default="cpu")
         space = load(source, compute.device)
-        inputs = read_inputs(space, manifest, compute.workers) if manifest else None
+        inputs = read_inputs(space, manifest, compute.workers, root) if manifest else None
         done = export_space(space, to, out, inputs=inputs, results=_results(source, results) if to == "hub" else ())
     print(f"{done.folder}: {done.kind}; open it with: {done.use}")
     if done.refused:

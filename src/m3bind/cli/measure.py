@@ -12,6 +12,7 @@ from m3bind.cli.app import (
     Json,
     Name,
     Out,
+    Root,
     Settings,
     Workers,
     app,
@@ -30,7 +31,7 @@ def evaluate(
     manifest: Annotated[
         Path | None, typer.Option(help="evaluate the space on this manifest instead of showing the run's results")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="folder that the manifest's paths are relative to")] = None,
+    root: Root = None,
     split: Annotated[str, typer.Option(help="split to evaluate")] = "test",
     prompts: Annotated[
         list[str] | None,
@@ -128,7 +129,7 @@ def compare(
 @app.command(rich_help_panel=EVALUATE)
 def leaks(
     manifest: Annotated[Path, typer.Argument(help="manifest")],
-    root: Annotated[Path | None, typer.Option(help="folder that the manifest's paths are relative to")] = None,
+    root: Root = None,
     space: Annotated[Path | None, typer.Option(help="space: also data sets that its models were trained on")] = None,
     threshold: Annotated[
         float | None, typer.Option(help="minimum correlation of near-duplicates; default 0.9", min=0.5, max=1.0)

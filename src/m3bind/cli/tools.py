@@ -13,6 +13,7 @@ from m3bind.cli.app import (
     Device,
     Json,
     Out,
+    Root,
     Settings,
     Workers,
     app,
@@ -26,6 +27,7 @@ from m3bind.errors import ConfigError
 def check(
     paths: Annotated[list[Path], typer.Argument(help="files, folders or manifests")],
     modality: Annotated[str, typer.Option(help="modality of the files; default: detected")] = "",
+    root: Root = None,
     space: Annotated[
         Path | None, typer.Option(help="space: also report files that are unlike its training data, with the reason")
     ] = None,
@@ -55,7 +57,7 @@ def check(
         opened = load(space, compute_of(None, None, default="cpu").device)
         if not opened.measures:
             raise ConfigError(f"{space} holds no measure of unlike files; fit it again with this version")
-    answers = checks.check_items(checks.find_items(paths, modality), thumbnails=sheet is not None, space=opened)
+    answers = checks.check_items(checks.find_items(paths, modality, root), thumbnails=sheet is not None, space=opened)
     print(checks.as_text(answers, verbose=not quiet))
     if sheet:
         (checks.contact_page if sheet.suffix.lower() == ".html" else checks.contact_sheet)(answers, sheet)

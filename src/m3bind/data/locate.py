@@ -97,7 +97,10 @@ def _locate(text: str, kind: Modality, base: Path) -> tuple[_File, Path]:
     for spelling in path_spellings(base, text, kind.suffixes):
         where = Path(os.path.abspath(base / spelling))
         if not where.is_relative_to(base):
-            raise _NoFile("with a path outside", "the path leads out of the data folder; pass root= to allow it")
+            raise _NoFile(
+                "with a path outside",
+                "the path leads out of the data folder; give a common folder (--root, data.root)",
+            )
         file = _file_at(str(where), kind)
         if file is not None:
             return file, where

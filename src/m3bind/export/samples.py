@@ -47,15 +47,19 @@ def sample_inputs(model: DualEncoder) -> list[Tensor]:
     return []
 
 
-def read_inputs(space: Space, manifest: Path | str, workers: int = 1) -> dict[str, list[Tensor]]:
+def read_inputs(
+    space: Space, manifest: Path | str, workers: int = 1, root: Path | str | None = None
+) -> dict[str, list[Tensor]]:
     """The first `REAL` files of each modality of a manifest, as `Space.read` returns them; `workers` processes read.
+
+    `root`: the folder of the manifest's paths, by default its own.
 
     Raises:
         ManifestError: the manifest cannot be used.
         ReadError: a file is damaged.
     """
     chosen: dict[str, list[Path]] = {}
-    for record in read_manifest(manifest, modalities=space.modalities).records:
+    for record in read_manifest(manifest, root, modalities=space.modalities).records:
         paths = chosen.setdefault(record.modality, [])
         if len(paths) < REAL:
             paths.append(record.path)

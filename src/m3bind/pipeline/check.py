@@ -72,11 +72,13 @@ class Checked:
         return "refused" if self.status == "refused" else "doubt" if self.warnings else "ok"
 
 
-def find_items(paths: Sequence[Path | str], modality: str = "") -> list[CheckItem]:
+def find_items(paths: Sequence[Path | str], modality: str = "", root: Path | str | None = None) -> list[CheckItem]:
     """The items below `paths`; in folders, hidden files and files that no modality reads are skipped.
 
+    `root`: the folder of a manifest's paths, by default its own.
+
     Raises:
-        ConfigError: no item, or a path that does not exist.
+        ConfigError: no item, a path that does not exist, or `root` without a manifest.
         UnknownNameError: no such modality.
     """
     if modality:
@@ -85,13 +87,15 @@ def find_items(paths: Sequence[Path | str], modality: str = "") -> list[CheckIte
     from m3bind.data.manifest_rows import is_manifest
 
     items: list[CheckItem] = []
+    if root and not any(map(is_manifest, map(Path, paths))):
+        raise ConfigError("--root has no effect: it is the folder of a manifest's paths, and no manifest is given")
     for path in map(Path, paths):
         if not path.exists() and not path.with_name(path.name + ".hea").exists():
             raise ConfigError(f"{path}: no such file or folder")
         if path.is_dir():
             items += [CheckItem(file, modality) for file in files_below(path, [modality] if modality else [])]
         elif is_manifest(path):
-            manifest = read_manifest(path)
+            manifest = read_manifest(path, root)
             items += [CheckItem(record.path, record.modality) for record in manifest.records]
             items += [
                 CheckItem(Path(row.path), fault=f"row {row.row} of the manifest: {row.reason}") for row in manifest.bad

@@ -101,7 +101,7 @@ class FeatureExtractor:
         return found.inputs, [key for key in found.keys if key is not None]
 
     def _ingest(self, records: Records, model: DualEncoder) -> Ingested:
-        name = _preprocessing(model)
+        name = preprocessing(model)
         if name not in self._levels:
             self._levels[name] = levels_of(model)
         reader = FileReader(records[0].modality, model, name, self._levels[name])
@@ -136,7 +136,7 @@ class FeatureExtractor:
             return torch.stack([several(copy) for copy in copies], dim=1).numpy()
 
         augmented = "/by item" + (f"/degrade={degrade:g}" if degrade else "") if views > 1 else ""
-        kind = f"image/{_preprocessing(model)}/views={views}{augmented}{forward.kind}"
+        kind = f"image/{preprocessing(model)}/views={views}{augmented}{forward.kind}"
         label = f"features {records[0].modality}" if records else None
         weights, size = self._hash(model.image_trunk), self._together(inputs, forward.times)
         return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
@@ -159,7 +159,7 @@ class FeatureExtractor:
             return forward(torch.tensor(at)).numpy()
 
         weights = sha256_text(self._hash(model.image_trunk), self._hash(model.image_head))
-        kind = f"embedding/{_preprocessing(model)}{forward.kind}"
+        kind = f"embedding/{preprocessing(model)}{forward.kind}"
         label = f"embed {records[0].modality}" if records else None
         size = self._together(inputs, forward.times)
         return np.asarray(self.cache.get_or_compute(kind, weights, keys, compute, size, label))
@@ -264,7 +264,7 @@ def _in_chunks(
     return torch.cat(parts).numpy() if parts else np.zeros((0, 1), np.float32)
 
 
-def _preprocessing(model: DualEncoder) -> str:
+def preprocessing(model: DualEncoder) -> str:
     """Key of a model's input tensor and trunk structure: its class and image settings."""
     text = json.dumps(model.image_settings(), sort_keys=True, default=str)
     return f"{type(model).__module__}.{type(model).__name__}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -2,9 +2,10 @@
 
 * `measure_robustness`: result rows of all modalities, stored in the run's `robustness.json`. * `stored_robustness`.
 
-Every file is decoded once and encoded under each shift; what was computed is cached, so a killed run resumes.
+Every file is decoded once and encoded under each shift. The trunk's features are cached, unless they are very wide, so
+a killed run resumes, and spaces with the same frozen trunk share them.
 
-Shapes: n files, s shifts, d dimension of the space.
+Shapes: n files, s shifts, f width of the trunk's features, S statistics of inputs, d dimension of the space.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,9 +29,14 @@ from m3bind.evaluate.robustness import ShiftedFiles, robustness_rows
 from m3bind.evaluate.tasks import tasks_for
 from m3bind.modalities.base import Sample
 from m3bind.modalities.formats.isolation import allow
+from m3bind.models.frozen import FrozenPass
+from m3bind.models.weights.checkpoint import hash_state
+from m3bind.pipeline.features import WIDE, preprocessing
 from m3bind.pipeline.run import Run
 from m3bind.pipeline.stored_inputs import rescaled
+from m3bind.space import input_statistics as statistics
 from m3bind.space.bundle import STUDENT, Space, load
+from m3bind.space.input_statistics import input_statistics
 
 FILE = "robustness.json"
 BATCH = 16  # files decoded together
@@ -94,20 +101,41 @@ def _shifted(run: Run, space: Space, modality: str, records: Records) -> list[Sh
         sample = rescaled(modalities.decode(reader, paths[position]), rescale[position])
         return [model.preprocess(shift(sample)) for shift in _named(sample, names)]
 
+    def trunk(given: Sequence[Tensor]) -> NDArray[np.float32]:
+        """(n, f + S): features and statistics of inputs."""
+        batch = torch.stack(list(given))
+        return np.column_stack([forward(batch).numpy(), input_statistics(batch)])
+
+    def judged(given: Sequence[Tensor]) -> NDArray[np.float32]:
+        """(n, d + 1): unit rows, and whether the input is unlike the training data."""
+        return _judged(*space.examine_inputs(given, modality))
+
     def compute(positions: list[int]) -> NDArray[np.float32]:
-        """(n, s, d + 1): unit rows, and whether the file is unlike the training data."""
+        """(n, s, width of `outputs`)."""
         with ThreadPoolExecutor(workers) as pool:
             files = list(pool.map(inputs, positions))
-        columns = []
-        for given in zip(*files):
-            rows, reasons = space.examine_inputs(given, modality)
-            columns.append(np.column_stack([rows, np.array([bool(reason) for reason in reasons], np.float32)]))
-        return np.stack(columns, axis=1)
+        return np.stack([outputs(given) for given in zip(*files)], axis=1)
 
+    width = getattr(model.image_head, "in_features", 0)
+    outputs, weights = judged, space.fingerprint
+    if 0 < width <= WIDE:  # one trunk may serve many spaces
+        forward = FrozenPass(model.image_features, space.device, name=f"the image tower of {modality}")
+        outputs, weights = trunk, hash_state(model.image_trunk.state_dict())
     keys = [with_rescale(key, given) for key, given in zip(cache.file_keys(paths), rescale, strict=True)]
-    kind = f"robustness/{modality}/read {reader.version}/{sha256_file(Path(shifts.__file__))}/{names}"
-    stored = np.asarray(cache.get_or_compute(kind, space.fingerprint, keys, compute, BATCH, f"robustness {modality}"))
+    code = "/".join(sha256_file(Path(str(module.__file__))) for module in (shifts, statistics))
+    kind = f"robustness/{outputs.__name__}/{preprocessing(model)}/read {reader.version}/{code}/{names}"
+    stored = np.asarray(cache.get_or_compute(kind, weights, keys, compute, BATCH, f"robustness {modality}"))
+    if outputs is trunk:
+        answers = [
+            _judged(*space.examine_features(torch.from_numpy(part[:, :width]), part[:, width:], modality))
+            for part in np.ascontiguousarray(stored.swapaxes(0, 1))
+        ]
+        stored = np.stack(answers, axis=1)
     return [ShiftedFiles(name, stored[:, at, :-1], stored[:, at, -1] > 0) for at, name in enumerate(names)]
+
+
+def _judged(rows: NDArray[np.float32], reasons: Sequence[str]) -> NDArray[np.float32]:
+    return np.column_stack([rows, np.array([bool(reason) for reason in reasons], np.float32)])
 
 
 def _named(sample: Sample, names: Sequence[str]) -> list[shifts.Shift]:

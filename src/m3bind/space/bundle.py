@@ -35,7 +35,7 @@ from m3bind.models.frozen import FrozenPass
 from m3bind.models.layers.text_encoder import TextEncoder
 from m3bind.space.exported_folders import refuse_foreign
 from m3bind.space.folder import MANIFEST, Contents, SpaceInfo, card_of, write_folder
-from m3bind.space.image_side import DISTANCES, image_side
+from m3bind.space.image_side import DISTANCES, after_trunk, image_side
 from m3bind.space.input_statistics import input_statistics
 from m3bind.space.prompts import Labels, Prompts, prompts_of
 from m3bind.space.reader import read_folder
@@ -335,6 +335,14 @@ class Space:
             return rows, [""] * len(inputs)
         statistics = np.concatenate([input_statistics(value[None]) for value in inputs])
         return np.ascontiguousarray(rows[:, : self.dim]), measure.reasons(rows[:, self.dim :], statistics)
+
+    def examine_features(self, features: Tensor, statistics: Array, modality: str) -> tuple[Array, list[str]]:
+        """As `examine_inputs`, from features (n, f) of the trunk and the `input_statistics` (n, S) of the inputs."""
+        model, bridge, measure = self.model(modality), self._contents.bridges[modality], self.measures.get(modality)
+        with evaluating(model, bridge), torch.inference_mode():
+            rows = after_trunk(model, bridge, measure)(features.to(self.device)).cpu().numpy()
+        reasons = [""] * len(rows) if measure is None else measure.reasons(rows[:, self.dim :], statistics)
+        return np.ascontiguousarray(rows[:, : self.dim]), reasons
 
     def _encode(self, inputs: Sequence[Tensor], modality: str, dtype: torch.dtype | None) -> Array:
         """(n, d) unit rows, or (n, d + 2) with the distances of `image_side`."""

@@ -24,17 +24,20 @@ def image_side(model: DualEncoder, bridge: BaseBridge, measure: UnlikeMeasure | 
     The bridge and the measure compute in float32, whatever the precision of the tower.
     """
 
-    def encode(batch: Tensor) -> Tensor:
-        if measure is None:
-            features, own = None, model.encode_image(batch)
-        else:
-            features = model.image_features(batch)
-            own = F.normalize(model.project_image(features), dim=-1)
+    finish = after_trunk(model, bridge, measure)
+    return lambda batch: finish(model.image_features(batch))
+
+
+def after_trunk(model: DualEncoder, bridge: BaseBridge, measure: UnlikeMeasure | None) -> Callable[[Tensor], Tensor]:
+    """`image_side` of features of the trunk."""
+
+    def encode(features: Tensor) -> Tensor:
+        own = F.normalize(model.project_image(features), dim=-1)
         if own.dtype != torch.float32:
             own = F.normalize(own.float(), dim=-1)  # rounded rows are a little shorter or longer
-        with torch.autocast(batch.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False):
             rows = bridge.image(own)
-            if measure is None or features is None:
+            if measure is None:
                 return rows
             return torch.cat([rows, measure.feature_distances(measured(features, own))], dim=1)
 
