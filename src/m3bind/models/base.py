@@ -90,6 +90,7 @@ class DualEncoder(nn.Module, ABC):
 
     frozen: tuple[str, ...] = ()  # parts (of PARTS) that stage 0 does not train, so their output can be cached
     registered_name: str = ""  # set by registry.build
+    own_tokenizer: bool = False  # comes with its tokenizer; otherwise one is trained on a run's texts, in `assets`
 
     card: ModelCard
     joint_dim: int

@@ -50,6 +50,7 @@ class PublishedModel(DualEncoder):
     `migrations` from the authors' keys to `image_trunk`, `image_head`, `text_trunk`, `text_head` and `scale.log`.
     """
 
+    own_tokenizer = True
     tokenizer_source: ClassVar[str] = ""  # hub id of the tokenizer the authors used
     lowercase: ClassVar[bool | None] = None  # for a vocab.txt without a configuration; None: lower case
     cards: ClassVar[Mapping[str, ModelCard]] = {}

@@ -23,11 +23,8 @@ from m3bind.data.text_table import TextTable
 from m3bind.data.texts import concept_phrases
 from m3bind.errors import ConfigError
 from m3bind.models import registry
-from m3bind.models.base import DualEncoder
+from m3bind.models.base import DualEncoder, constructor_parameters
 from m3bind.models.layers.text_encoder import train_wordpiece
-from m3bind.models.published import PublishedModel
-from m3bind.models.weights.checkpoint import load_strict
-from m3bind.models.weights.weight_files import read_state
 from m3bind.pipeline.features import FeatureExtractor
 from m3bind.training.loop import seed_torch
 
@@ -193,7 +190,7 @@ def make_assets(folder: Path, records: Sequence[Record], extra: Mapping[str, Seq
 def needs_assets(config: RunConfig) -> bool:
     """Whether a text tower of the run has no published tokenizer, so that one is trained on its texts."""
     kinds = [registry.get(settings.model) for settings in config.modalities.values()]
-    return config.distill.student.text == "bert" or not all(issubclass(kind, PublishedModel) for kind in kinds)
+    return config.distill.student.text == "bert" or not all(kind.own_tokenizer for kind in kinds)
 
 
 def build_models(config: RunConfig, assets: Path) -> dict[str, DualEncoder]:
@@ -212,12 +209,14 @@ def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncod
         UnknownNameError: no such model.
         CheckpointError: the weights do not fit.
     """
-    given = dict(settings.settings)
-    if issubclass(registry.get(settings.model), PublishedModel):  # with its published network and tokenizer
+    kind, given = registry.get(settings.model), dict(settings.settings)
+    if kind.own_tokenizer:
         return registry.load(settings.model, settings.checkpoint, **given)
-    model = registry.build(settings.model, assets=assets, **{"modality": modality, **given})
+    if "modality" in constructor_parameters(kind):
+        given = {"modality": modality, **given}
+    model = registry.build(settings.model, assets=assets, **given)
     if settings.checkpoint:
-        load_strict(model, read_state(settings.checkpoint))
+        model.load_checkpoint(settings.checkpoint)
     return model.eval()
 
 

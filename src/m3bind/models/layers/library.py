@@ -26,6 +26,8 @@ from m3bind.models.weights.weight_files import State, read_state
 class LibraryModel(DualEncoder):
     """Network, tokenizer and image transform come from a folder (or hub repository) in the library's own layout."""
 
+    own_tokenizer = True
+
     def __init__(
         self,
         source: Path | str | None = None,

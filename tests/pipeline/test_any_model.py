@@ -1,0 +1,93 @@
+"""Models of other libraries and of a user's own, bound from a settings file by the commands that a user types."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from m3bind.cli import app
+from m3bind.models import registry
+from m3bind.models.compact import Compact2d
+from m3bind.space.bundle import load
+from models.generated_models import _hf_clip, _open_clip
+from pipeline.projects import write_project
+from pipeline.test_run import MODEL, SETTINGS
+
+
+pytestmark = pytest.mark.whole
+
+
+def run(*arguments):
+    return app([*map(str, arguments)], standalone_mode=False)
+
+
+@pytest.fixture
+def project(tmp_path, make_picture, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {key: dict(value) if isinstance(value, dict) else value for key, value in SETTINGS.items()}
+    for stage, steps in (("pretrain", ("steps",)), ("align", ("steps",)), ("distill", ("steps", "steps_b"))):
+        settings[stage] |= dict.fromkeys(steps, 2)
+    settings["align"] |= {"dim": 16}
+    write_project(tmp_path, make_picture, 48, settings)
+    return tmp_path, settings
+
+
+def bound(folder, settings, modalities):
+    """Every command that reads the settings, then the space of `fit`."""
+    settings["modalities"] = modalities
+    (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
+    for command in ("plan", "prepare", "align", "fit"):
+        assert not run(command, "mine.yaml"), command
+    return load(folder / "runs" / settings["name"] / "space")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_block_of_the_docs_binds(project, trained):
+    """`xray: {model: hf_clip_any, checkpoint: my_clip/, pretrain: false}`, and the same with stage 0."""
+    folder, settings = project
+    for name, make in (("my_clip", _hf_clip), ("my_open_clip", _open_clip)):
+        (folder / name).mkdir()
+        make(folder / name)
+    modalities = {
+        "xray": {"model": "hf_clip_any", "checkpoint": "my_clip/", "pretrain": trained},
+        "retina": {"model": "open_clip_any", "checkpoint": "my_open_clip/", "pretrain": trained},
+    }
+    settings["align"] |= {"text": "lora", "image": "lora"} if trained else {}
+    space = bound(folder, settings, modalities)
+    if not trained:
+        for modality, given in modalities.items():
+            own = registry.load(given["model"], given["checkpoint"])
+            path = next(folder.glob(f"{modality}*.png"))
+            with torch.no_grad():
+                image = own.encode_image(space.read(path, modality)[None])
+                expected = space.project(image.numpy(), modality, "image")
+            np.testing.assert_allclose(space.encode_image([path], modality), expected, atol=1e-5)
+    assert space.encode_text(["large opacity"]).shape == (1, 16)
+
+
+class Own(Compact2d):
+    """A model of a user's distribution: no setting for the modality, weights under names of its own."""
+
+    name = "own_model"
+
+    def __init__(self, assets=None):
+        super().__init__("xray", assets=assets, **MODEL["settings"])
+
+    def settings(self):
+        return {}
+
+    migrations = (lambda state, keys: {key.removeprefix("net."): value for key, value in state.items()},)
+
+
+def test_an_own_class_binds_with_weights_under_its_own_names(project, monkeypatch):
+    folder, settings = project
+    monkeypatch.setitem(registry._registry.classes(), "own_model", Own)
+    modalities = {"xray": {"model": "own_model"}, "retina": MODEL}
+    space = bound(folder, settings, modalities)
+    weights = {f"net.{key}": value.clone() for key, value in space.model("xray").state_dict().items()}
+    torch.save(weights, folder / "own.pt")
+    settings["name"] = "again"
+    modalities["xray"] = {"model": "own_model", "checkpoint": "own.pt", "pretrain": False}
+    again = bound(folder, settings, modalities)
+    own, before = again.model("xray").image_trunk.state_dict(), space.model("xray").image_trunk.state_dict()
+    assert all(torch.equal(own[key], before[key]) for key in own)
