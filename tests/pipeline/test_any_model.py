@@ -13,7 +13,6 @@ from models.generated_models import _hf_clip, _open_clip
 from pipeline.projects import write_project
 from pipeline.test_run import MODEL, SETTINGS
 
-
 pytestmark = pytest.mark.whole
 
 

@@ -93,7 +93,8 @@ def _shifted(run: Run, space: Space, modality: str, records: Records) -> list[Sh
     model, cache, workers = space.model(modality), run.extractor.cache, run.compute.workers
     paths, rescale = records.paths, records.rescale
     reader = modalities.get(modality)
-    names = list(shifts.shifts_of(modalities.decode(reader, paths[0])))
+    first = modalities.decode(reader, paths[0])
+    names = list(shifts.shifts_of(first))
     allow(workers)
 
     def inputs(position: int) -> list[Tensor]:
@@ -116,9 +117,8 @@ def _shifted(run: Run, space: Space, modality: str, records: Records) -> list[Sh
             files = list(pool.map(inputs, positions))
         return np.stack([outputs(given) for given in zip(*files)], axis=1)
 
-    width = getattr(model.image_head, "in_features", 0)
     outputs, weights = judged, space.fingerprint
-    if 0 < width <= WIDE:  # one trunk may serve many spaces
+    if getattr(model.image_head, "in_features", 0) <= WIDE:  # one trunk may serve many spaces
         forward = FrozenPass(model.image_features, space.device, name=f"the image tower of {modality}")
         outputs, weights = trunk, hash_state(model.image_trunk.state_dict())
     keys = [with_rescale(key, given) for key, given in zip(cache.file_keys(paths), rescale, strict=True)]
@@ -126,6 +126,7 @@ def _shifted(run: Run, space: Space, modality: str, records: Records) -> list[Sh
     kind = f"robustness/{outputs.__name__}/{preprocessing(model)}/read {reader.version}/{code}/{names}"
     stored = np.asarray(cache.get_or_compute(kind, weights, keys, compute, BATCH, f"robustness {modality}"))
     if outputs is trunk:
+        width = stored.shape[-1] - input_statistics(model.preprocess(first)[None]).shape[1]
         answers = [
             _judged(*space.examine_features(torch.from_numpy(part[:, :width]), part[:, width:], modality))
             for part in np.ascontiguousarray(stored.swapaxes(0, 1))
