@@ -168,7 +168,7 @@ class AlignConfig(TrainConfig):
     text_contrastive_scale: float = 14.29  # logit scale of that loss, 1 / temperature
     text: Literal["lora", "head", "frozen"] = "lora"  # part of the text towers that is trained
     image: Literal["lora", "head", "bridge", "frozen"] = "bridge"  # part of the image side that is trained
-    consistency: float = Field(0.0, ge=0)  # weight of drawing copies (`pretrain.views`) to their image
+    consistency: float = Field(0.0, ge=0, le=1000)  # weight of drawing copies (`pretrain.views`) to their image
     train_bridge: bool = True  # False: bridges stay at their initial values
     bridge_maps: Literal["one", "two"] = "one"  # per modality: one for both sides, or one each for images and texts
     bridge_lr: float = 1.0  # learning rate of the bridges as a multiple of lr
@@ -345,11 +345,16 @@ def validate(tree: Any, source: str = "settings") -> RunConfig:
         tree = tree | {"modalities": {m: v for m, v in tree["modalities"].items() if v is not None}}
     try:
         config = RunConfig(**tree)
-        copied = config.align.image != "lora" and any(config.pretrain_for(m).views > 1 for m in config.modalities)
-        if config.align.consistency and not copied:
+        trained = config.align.image == "head" or (config.align.image == "bridge" and config.align.train_bridge)
+        if config.align.consistency and (config.align.method != "m3bind" or not trained):
+            raise ConfigError(
+                "setting 'align.consistency' has no effect: it needs align.method=m3bind, and align.image=bridge (with "
+                "align.train_bridge) or head"
+            )
+        if config.align.consistency and not any(config.pretrain_for(m).views > 1 for m in config.modalities):
             raise ConfigError(
                 "setting 'align.consistency': there are no copies of the training images; set pretrain.views to 2 or "
-                "more (and pretrain.degrade), and align.image to another value than lora"
+                "more, and pretrain.degrade"
             )
         return config
     except ValidationError as error:

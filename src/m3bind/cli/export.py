@@ -43,6 +43,8 @@ def export(
     """
     if root and not manifest:
         raise ConfigError("--root has no effect: it is the folder of a manifest's paths, and no --manifest is given")
+    if manifest and to != "onnx":
+        raise ConfigError(f"--manifest has no effect with --to {to}: its files verify the image towers of onnx")
     from m3bind.export import ARRAYS, export_arrays, export_space
     from m3bind.export.samples import read_inputs
 

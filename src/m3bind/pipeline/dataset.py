@@ -21,7 +21,7 @@ from m3bind.data.batching import IntArray, distinct_ids, rng
 from m3bind.data.records import SPLITS, BadRow, Record, Records
 from m3bind.data.text_table import TextTable
 from m3bind.data.texts import concept_phrases
-from m3bind.errors import ConfigError
+from m3bind.errors import CheckpointError, ConfigError
 from m3bind.models import registry
 from m3bind.models.base import DualEncoder, constructor_parameters
 from m3bind.models.layers.text_encoder import train_wordpiece
@@ -208,8 +208,26 @@ def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncod
     Raises:
         UnknownNameError: no such model.
         CheckpointError: the weights do not fit.
+        ConfigError: a setting is missing, or a space could not build the model again from what it states of itself.
     """
-    kind, given = registry.get(settings.model), dict(settings.settings)
+    kind = registry.get(settings.model)
+    try:
+        model = _built(kind, modality, settings, assets)
+    except (CheckpointError, ConfigError) as error:
+        if type(error) not in (CheckpointError, ConfigError):
+            raise
+        raise type(error)(f"modality {modality}: {error}") from error
+    parameters = constructor_parameters(kind)
+    if other := sorted(set(model.settings()) - set(parameters)) if model.registered_name == settings.model else []:
+        raise ConfigError(
+            f"modality {modality}: settings() of model {settings.model} names {', '.join(other)}, which its "
+            "constructor does not take, so that no space with it could be opened; let it return arguments of the constructor"
+        )
+    return model
+
+
+def _built(kind: type[DualEncoder], modality: str, settings: ModelConfig, assets: Path) -> DualEncoder:
+    given = dict(settings.settings)
     if kind.own_tokenizer:
         return registry.load(settings.model, settings.checkpoint, **given)
     if "modality" in constructor_parameters(kind):

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from m3bind.core.device import float32_arithmetic
 from m3bind.errors import ConfigError
 from m3bind.models.base import DualEncoder
 from m3bind.models.layers.preprocess import LUNG_WINDOW
@@ -49,7 +50,12 @@ class LibraryModel(DualEncoder):
         """
         super().__init__()
         if source is None and assets is None:
-            raise ConfigError(f"{self.name} needs source=<folder or hub id>: {self.card.source}.")
+            raise ConfigError(
+                f"{self.name} needs the folder or hub id of {self.card.source}: checkpoint in settings, "
+                "source= in Python."
+            )
+        if source is not None and Path(source).is_file():
+            raise ConfigError(f"{source}: a file; {self.name} needs the folder around it, with its tokenizer.")
         folder = resolve(source, revision) if source is not None else Path(str(assets))
         state = read_state(folder) if source is not None else None
         with bounded([state], str(folder)) if state is not None else contextlib.nullcontext():
@@ -57,8 +63,9 @@ class LibraryModel(DualEncoder):
         model.eval()
         self.hu = tuple(hu)
         self.log_scale: nn.Parameter = model.logit_scale
-        self.joint_dim = self._take_apart(model)
-        self._check_neighbours(folder)
+        with float32_arithmetic():  # both compare values
+            self.joint_dim = self._take_apart(model)
+            self._check_neighbours(folder)
         from_hub = source is not None and not Path(source).exists()
         self.card = replace(
             type(self).card,
@@ -82,11 +89,14 @@ class LibraryModel(DualEncoder):
         """Refuse a folder whose text embeddings depend on the rest of the batch (its network reads padding as text).
 
         Raises:
-            ConfigError: they do.
+            ConfigError: they do, or all texts are equal.
         """
         texts = ["heart", "no acute findings, the heart is of normal size and the lungs are clear"]
         with library(folder, "a tokenizer and a text tower that fit each other"):
             together, alone = (self.encode_text(self.tokenize(part)) for part in (texts, texts[:1]))
+            alike = torch.equal(*self.tokenize(texts)["input_ids"])
+        if alike:
+            raise ConfigError(f"{folder}: two different texts have the same tokens: its tokenizer files do not fit.")
         if not torch.allclose(together[:1], alone, atol=1e-4, rtol=1e-4, equal_nan=True):
             raise ConfigError(
                 f"{folder}: a text's embedding depends on the texts beside it: tokenizer and network define padding "
@@ -95,7 +105,13 @@ class LibraryModel(DualEncoder):
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, settings: Mapping[str, Any], variant: str = "") -> Self:
-        """The model of a folder or hub id; `path` is the constructor's `source`."""
+        """The model of a folder or hub id; `path` is the constructor's `source`.
+
+        Raises:
+            ConfigError: the settings name a source as well.
+        """
+        if "source" in settings:
+            raise ConfigError(f"{cls.name}: checkpoint {path} and source {settings['source']}: give one of them.")
         return cls.from_settings({**settings, "source": str(path)}, variant=variant)
 
     @property

@@ -10,6 +10,7 @@ Unknown families are refused by name (`allowed`). Tokenizers and image processor
 
 import contextlib
 import inspect
+import logging as python_logging
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -291,10 +292,13 @@ def quiet() -> Iterator[None]:
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)
+    disabled = python_logging.root.manager.disable  # open_clip warns that weights are missing which are loaded later
+    python_logging.disable(python_logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
+        python_logging.disable(disabled)
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

@@ -14,6 +14,7 @@ from typing import Any
 
 from m3bind.core.files import write_json
 from m3bind.core.stored import inside, read_bytes
+from m3bind.errors import CheckpointError
 from m3bind.modalities.formats.archive import temporary_folder
 from m3bind.models.weights.allowed import (
     PROCESSOR_KEYS,
@@ -38,6 +39,8 @@ def open_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make an empty one
+        raise CheckpointError(f"{folder}: no tokenizer: none of {', '.join(sorted(TOKENIZER_FILES))}.")
     with tokenizer_files(folder) as copy, library(folder, "a folder with a tokenizer"):
         return AutoTokenizer.from_pretrained(str(copy), local_files_only=True, trust_remote_code=False)
 
