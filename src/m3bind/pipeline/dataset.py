@@ -221,7 +221,7 @@ def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncod
     if other := sorted(set(model.settings()) - set(parameters)) if model.registered_name == settings.model else []:
         raise ConfigError(
             f"modality {modality}: settings() of model {settings.model} names {', '.join(other)}, which its "
-            "constructor does not take, so that no space with it could be opened; let it return arguments of the constructor"
+            "constructor does not take, so that no space with it could be opened; return arguments of the constructor"
         )
     return model
 
