@@ -148,10 +148,12 @@ class FeatureExtractor:
 
         Without views, they are themselves cached on disk if the trunk's features are too wide (CT-CLIP).
         """
-        if views > 1 or getattr(model.image_head, "in_features", 0) <= WIDE:
+        if views > 1:
             features = self.image_features(records, model, views, degrade)
-            rows = _in_chunks(model.project_image, features.reshape(-1, features.shape[-1]), device_of(model))
-            return rows.reshape(*features.shape[:-1], rows.shape[-1])
+            rows = _in_chunks(model.project_image, features.reshape(len(records) * views, -1), device_of(model))
+            return rows.reshape(len(records), views, -1)
+        if getattr(model.image_head, "in_features", 0) <= WIDE:
+            return _in_chunks(model.project_image, self.image_features(records, model), device_of(model))
         inputs, keys = self._inputs(records, model)
         forward = _image_pass(inputs, model, model.encode_image)
 
