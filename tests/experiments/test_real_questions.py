@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.slow  # fits mini5
 
 QUESTIONS: dict[str, dict[str, set[str]]] = {  # text -> modality -> labels of the files that it asks for
     "pneumonia": {"xray": {"pneumonia"}},
@@ -33,12 +33,11 @@ QUESTIONS: dict[str, dict[str, set[str]]] = {  # text -> modality -> labels of t
 }
 SETS = ["nih224", "lidc_voi", "odir256", "ptbxl100", "lc25000", "lc25000_colon"]
 PER_LABEL = 25  # test files of each label of a data set
-SHORTER = {"data.limit": 300, "pretrain.steps": 150, "align.steps": 60, "distill.steps": 100, "distill.steps_b": 100}
 
 
 def m3bind(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "m3bind", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, (arguments, done.stdout[-2000:], done.stderr[-2000:])
     return done
 
@@ -72,13 +71,12 @@ def post(address: str, route: str, body: dict) -> dict:
         return json.load(answer)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_ten_questions_over_http(mini5, tmp_path):
-    """Fewer files and steps. The relevant modality leads each answer, and the hits are what was asked for."""
+    """The relevant modality leads each answer, and the hits are what was asked for."""
     table = pd.read_csv(mini5 / "manifest.csv", dtype=str, keep_default_na=False)
     table["path"] = [str(mini5 / path) for path in table["path"]]
     settings = {
-        **SHORTER,
         "data.manifest": mini5 / "manifest.csv",
         "data.extra_texts": mini5 / "text" / "corpus.csv.gz",
     }
@@ -109,4 +107,4 @@ def test_ten_questions_over_http(mini5, tmp_path):
     print({text: float(value) for text, value in precision.items()})
     assert all(leading.values()), leading
     assert not hidden
-    assert np.mean(list(precision.values())) >= 0.6, precision
+    assert np.mean(list(precision.values())) >= 0.7, precision
