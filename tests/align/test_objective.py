@@ -145,6 +145,8 @@ def test_total_of_a_step_with_some_terms():
     assert list(total({"ct": one}, {"ct": 3.0, "ecg": 1.0})) == ["clip/ct", "loss"]
     assert total({"ct": one}, {"ct": 3.0})["loss"] == 6
     assert total({}, {}, mse=one, lam=0.5)["loss"] == 1
+    named = total({"ct": one, "ecg": one}, {"ct": 3.0, "ecg": 0.5}, drift={"ecg": one}, drift_weight=10.0)
+    assert (named["consistency"], named["loss"]) == (0.5 * one, 3.5 * one + 5 * one)
 
 
 def test_wrong_use():

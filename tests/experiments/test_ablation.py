@@ -80,3 +80,14 @@ def test_rows_hold_mean_and_spread_over_seeds():
 def test_an_unknown_variant_offers_the_nearest(tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'amb_off'"):
         ablation.ablate(load_config("demo"), tmp_path, [0], ["amb_of"])
+
+
+def test_variants_of_settings_with_copies_of_images():
+    """Every variant is valid: those that train no image side drop the term that needs it."""
+    base = load_config("mini5", ["align.consistency=1", "pretrain.views=2"])
+    kept = {name: ablation.variant_config(base, each, 0).align.consistency for name, each in ablation.VARIANTS.items()}
+    assert {name for name, weight in kept.items() if not weight} == {
+        "paper_literal",
+        "paper_sensible",
+        "lora_no_bridge",
+    }

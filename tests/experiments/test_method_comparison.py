@@ -114,3 +114,10 @@ def test_a_method_that_cannot_be_run_is_left_out_with_its_reason(config, tmp_pat
 def test_an_unknown_row_offers_the_nearest(config, tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'textme'"):
         compare_methods(config, tmp_path, [0], ["textmee"])
+
+
+def test_rows_of_settings_with_a_term_that_only_the_default_has():
+    """Every row is valid: a method or form without copies of images drops their term."""
+    base = load_config("mini5", ["align.consistency=1", "pretrain.views=2"])
+    weights = {name: entry_config(base, entry, 0).align.consistency for name, entry in ENTRIES.items()}
+    assert {name for name, weight in weights.items() if weight} == {"unbound", method_comparison.DEFAULT}

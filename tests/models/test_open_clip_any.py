@@ -8,6 +8,7 @@ import torch
 import m3bind.models as models
 from m3bind.errors import CheckpointError
 from m3bind.models.layers.preprocess import rgb_image
+from m3bind.models.weights.allowed import TOKENIZER_FILES
 from models.tiny_models import TEXTS
 
 
@@ -104,4 +105,12 @@ def test_a_text_tower_on_the_hub_is_not_fetched(open_clip_bert, tmp_path):
     shutil.copytree(open_clip_bert, folder)
     shutil.rmtree(folder / "text_config")
     with pytest.raises(CheckpointError, match=r"nothing is downloaded.*text_config"):
+        models.load("open_clip_any", folder)
+
+
+def test_a_folder_without_its_tokenizer_is_refused(open_clip_bert, tmp_path):
+    folder = shutil.copytree(open_clip_bert, tmp_path / "bare")
+    for name in TOKENIZER_FILES:
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="bare: no tokenizer"):
         models.load("open_clip_any", folder)

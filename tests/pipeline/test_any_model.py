@@ -109,7 +109,7 @@ class Forgetful(Compact2d):
 def test_a_model_that_no_space_could_open_is_refused_before_training(project, monkeypatch):
     folder, settings = project
     monkeypatch.setitem(registry._registry.classes(), "forgetful_model", Forgetful)
-    with pytest.raises(ConfigError, match=r"modality xray: settings\(\) of model forgetful_model names .*image_size"):
+    with pytest.raises(ConfigError, match=r"modality xray: settings\(\) of Forgetful names .*image_size"):
         bound(folder, settings, {"xray": {"model": "forgetful_model"}, "retina": MODEL})
 
 

@@ -220,7 +220,7 @@ def read_manifest(
     path = Path(path)
     base = Path(os.path.abspath(root if root is not None else path.parent))
     if not base.is_dir():
-        raise ManifestError(f"{base}: no such folder; give the folder the paths in {path.name} are relative to (root)")
+        raise ManifestError(f"{base}: no such folder; give the folder of the paths in {path.name} (--root, data.root)")
     for name in modalities or ():
         get(name)
     known = frozenset(names())

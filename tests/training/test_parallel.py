@@ -64,6 +64,7 @@ def test_processes_compute_the_rows_of_the_same_texts(monkeypatch):
 
 
 TOGETHER = """
+import os
 import sys
 from pathlib import Path
 from unittest import mock
@@ -81,6 +82,8 @@ except ConfigError as error:
 if rank == 0:
     with mock.patch.object(sys.modules["m3bind.cli.app"], "app", lambda **_: wait()):
         cli.main()
+sys.stdout.flush()
+os._exit(0)  # lost at once: torch's threads may abort an orderly end while the other one waits
 """
 
 

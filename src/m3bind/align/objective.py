@@ -132,6 +132,8 @@ def total(
     lam: float = 10.0,
     contrastive: Tensor | None = None,
     contrastive_weight: float = 0.0,
+    drift: Mapping[str, Tensor] | None = None,
+    drift_weight: float = 0.0,
 ) -> dict[str, Tensor]:
     """Eq. 6: loss = sum_m w_m clip_m + lam * mse + contrastive_weight * contrastive, as the named losses of one step.
 
@@ -142,10 +144,12 @@ def total(
         lam: lambda.
         contrastive: `text_contrastive` of the shared batch; None: no such term.
         contrastive_weight: its weight; 0 is the paper.
+        drift: mean squared distance of copies of images to the images, of each modality that has copies.
+        drift_weight: weight of their sum, in which each modality has its w_m; 0 is the paper.
 
     Returns:
-        {"clip/<modality>": ..., "mse": ..., "text_contrastive": ..., "loss": total}: the given terms unweighted, and
-        the weighted sum.
+        {"clip/<modality>": ..., "mse": ..., "text_contrastive": ..., "consistency": ..., "loss": total}: the given
+        terms unweighted (consistency: the sum over modalities), and the weighted sum.
 
     Raises:
         ConfigError: there is no term, or a modality has no weight.
@@ -161,6 +165,9 @@ def total(
     if contrastive is not None:
         named["text_contrastive"] = contrastive
         terms.append(contrastive_weight * contrastive)
+    if drift:
+        named["consistency"] = torch.stack([weights[name] * value for name, value in drift.items()]).sum()
+        terms.append(drift_weight * named["consistency"])
     if not terms:
         raise ConfigError("total: a step needs an image-text batch or a text batch; both are missing")
     return {**named, "loss": torch.stack(terms).sum()}

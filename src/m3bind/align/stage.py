@@ -89,8 +89,10 @@ class AlignStage:
         drift: dict[str, Tensor] = {}
         shared_texts: list[Tensor] = []
         for m, pairs in self.pairs.items():
-            clip[m], text = self._modality(m, pairs, batch["pairs"][m], drift)
+            clip[m], text, image = self._modality(m, pairs, batch["pairs"][m])
             shared_texts.append(text)
+            if "copies" in batch["pairs"][m]:
+                drift[m] = self._drift(m, pairs, batch["pairs"][m]["copies"], image)
         weights = [self.weights[m] for m in self.pairs]
         mse = contrastive = None
         if len(shared_texts) > 1:
@@ -98,27 +100,23 @@ class AlignStage:
             if settings.text_contrastive:
                 scale = settings.text_contrastive_scale
                 contrastive = text_contrastive(shared_texts, scale, weights, batch["shared"])
-        losses = total(clip, self.weights, mse, settings.mse_weight, contrastive, settings.text_contrastive)
-        if drift:
-            losses["consistency"] = torch.stack([self.weights[m] * value for m, value in drift.items()]).sum()
-            losses["loss"] = losses["loss"] + settings.consistency * losses["consistency"]
-        return losses
+        text_term = contrastive, settings.text_contrastive
+        return total(clip, self.weights, mse, settings.mse_weight, *text_term, drift, settings.consistency)
 
-    def _modality(self, m: str, pairs: Pairs, batch: Batch, drift: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Eq. 1 of one modality, and its embeddings (s, d) of the shared texts.
-
-        If the batch has copies of its images, `drift[m]` becomes their mean squared distance to the images.
-        """
+    def _modality(self, m: str, pairs: Pairs, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. 1 of one modality, its embeddings (s, d) of the shared texts, and those (n, d) of its images."""
         image, text = pairs.encode(batch, self.settings)
         bridge = self.bridges[m]
         text = bridge.text(text)
         own, common = text[: len(image)], text[len(image) :]
         image = bridge.image(image)
-        if "copies" in batch:
-            copies = bridge.image(pairs.images.encode(batch["copies"], self.settings.micro(m)))
-            drift[m] = (copies - image.detach()).square().sum(-1).mean()
         scale = pairs.model.logit_scale.detach()
-        return contrastive_loss(image, own, scale, batch, self.settings.contrastive), common
+        return contrastive_loss(image, own, scale, batch, self.settings.contrastive), common, image
+
+    def _drift(self, m: str, pairs: Pairs, copies: Batch, image: Tensor) -> Tensor:
+        """Mean squared distance of copies of images to their embeddings (n, d), which are not drawn to the copies."""
+        rows = self.bridges[m].image(pairs.images.encode(copies, self.settings.micro(m)))
+        return (rows - image.detach()).square().sum(-1).mean()
 
 
 def set_trainable(model: DualEncoder, settings: AlignConfig) -> None:

@@ -39,7 +39,13 @@ class Variant:
 
 _AMB_OFF = {"balance": {"proportional": True, "lr": False, "weights": False}}
 _PRINTED = {"reduction": "sum", "positives": "diagonal", "concept_probability": 0.0}
-_PLAIN = {"bridge": "identity", "bridge_maps": "one", "bridge_lr": 1.0, "post": {"gap": "none", "iso": None}}
+_PLAIN = {
+    "bridge": "identity",
+    "bridge_maps": "one",
+    "bridge_lr": 1.0,
+    "post": {"gap": "none", "iso": None},
+    "consistency": 0.0,
+}
 LITERAL: dict[str, dict[str, Any]] = {  # stages 1 and 2 as printed, on the same towers
     "align": {
         **_PLAIN,
@@ -91,7 +97,7 @@ VARIANTS: dict[str, Variant] = {
     "lora": Variant("LoRA on the text trunks (60 small steps) instead of their heads alone", {"align": _LORA}),
     "lora_no_bridge": Variant(
         "the same without a bridge: identity, images frozen",
-        {"align": {**_LORA, "bridge": "identity", "train_bridge": False, "image": "frozen"}},
+        {"align": {**_LORA, "bridge": "identity", "train_bridge": False, "image": "frozen", "consistency": 0.0}},
     ),
     "unlike_text": Variant("text towers of different depth and pooling", towers=_UNLIKE),
     "no_text_contrastive": Variant("Eq. 2 alone, no InfoNCE between text towers", {"align": {"text_contrastive": 0.0}}),

@@ -50,7 +50,7 @@ class MethodRow:
 
 
 def _other(method: str, **options: Any) -> dict[str, Any]:
-    plain = {"bridge_maps": "one", "bridge_lr": 1.0, "post": PostConfig().model_dump()}
+    plain = {"bridge_maps": "one", "bridge_lr": 1.0, "consistency": 0.0, "post": PostConfig().model_dump()}
     return {"method": method, "options": options, **plain}
 
 

@@ -105,6 +105,7 @@ class OpenClipAny(LibraryModel):
         self.max_tokens = int(text.get("context_length", min(77, positions)))
         options = {"context_length": self.max_tokens, **(text.get("tokenizer_kwargs") or {})}
         if text.get("hf_tokenizer_name"):
+            external_tokenizer.require_tokenizer(folder)
             options |= {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
             with (
                 external_tokenizer.tokenizer_files(folder) as files,

@@ -3,6 +3,7 @@
 * `names`, `get`, `card`: the registered models, without building one.
 * `build`: a network from settings. `load`: with the weights of a checkpoint, or from a folder that `save` wrote.
 * `rebuild`: the network that a stored folder describes, with untrained weights.
+* `stored_settings`: from which a model can be built again.
 * `save`: model.json (name, settings, hash), weights.safetensors and assets/ in one folder.
 """
 
@@ -155,7 +156,8 @@ def save(model: DualEncoder, folder: Path | str) -> None:
     """Write a model so that `load(folder)` gives bitwise the same one.
 
     Raises:
-        ConfigError: the model was not created by `build` or `load` and its class has several names or none.
+        ConfigError: the model was not created by `build` or `load` and its class has several names or none, or see
+            `stored_settings`.
         DiskError: the file system refused; the previous folder is unchanged.
     """
     name = model.registered_name or type(model).name
@@ -167,8 +169,24 @@ def save(model: DualEncoder, folder: Path | str) -> None:
         model.save_assets(temporary / ASSETS_FOLDER)
         save_state(state, temporary / WEIGHTS_FILE)
         write_json(
-            temporary / MODEL_FILE, {"model": name, "settings": model.settings(), "weights_hash": hash_state(state)}
+            temporary / MODEL_FILE,
+            {"model": name, "settings": stored_settings(model), "weights_hash": hash_state(state)},
         )
+
+
+def stored_settings(model: DualEncoder) -> dict[str, Any]:
+    """`model.settings()`, from which a stored model is built again.
+
+    Raises:
+        ConfigError: they name what the constructor does not take.
+    """
+    settings = model.settings()
+    if other := sorted(set(settings) - set(constructor_parameters(type(model)))):
+        raise ConfigError(
+            f"settings() of {type(model).__name__} names {', '.join(other)}, which its constructor does not take, so "
+            "that no stored model could be opened; let it return arguments of the constructor"
+        )
+    return settings
 
 
 def refresh() -> None:

@@ -91,6 +91,8 @@ def _check(
         raise ConfigError("no texts: give some hundreds or more, for all text towers")
     for m in {*pool, *(pairs or {})} - set(names):
         raise ConfigError(f"texts or pairs of {m!r}, which is none of the models' modalities ({', '.join(names)})")
+    if settings.consistency:
+        raise ConfigError("consistency has no effect: the copies of images that it needs are made by m3bind fit alone")
     needs = methods.get(settings.method).uses or (("images",) if settings.post != PostConfig() else ())
     lacking = [m for m in names if needs and not (pairs or {}).get(m)]
     if lacking:

@@ -210,24 +210,18 @@ def build_model(modality: str, settings: ModelConfig, assets: Path) -> DualEncod
         CheckpointError: the weights do not fit.
         ConfigError: a setting is missing, or a space could not build the model again from what it states of itself.
     """
-    kind = registry.get(settings.model)
     try:
-        model = _built(kind, modality, settings, assets)
+        model = _built(modality, settings, assets)
+        registry.stored_settings(model)  # refused now, not after training
     except (CheckpointError, ConfigError) as error:
         if type(error) not in (CheckpointError, ConfigError):
             raise
         raise type(error)(f"modality {modality}: {error}") from error
-    parameters = constructor_parameters(kind)
-    if other := sorted(set(model.settings()) - set(parameters)) if model.registered_name == settings.model else []:
-        raise ConfigError(
-            f"modality {modality}: settings() of model {settings.model} names {', '.join(other)}, which its "
-            "constructor does not take, so that no space with it could be opened; return arguments of the constructor"
-        )
     return model
 
 
-def _built(kind: type[DualEncoder], modality: str, settings: ModelConfig, assets: Path) -> DualEncoder:
-    given = dict(settings.settings)
+def _built(modality: str, settings: ModelConfig, assets: Path) -> DualEncoder:
+    kind, given = registry.get(settings.model), dict(settings.settings)
     if kind.own_tokenizer:
         return registry.load(settings.model, settings.checkpoint, **given)
     if "modality" in constructor_parameters(kind):

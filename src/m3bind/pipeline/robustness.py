@@ -31,7 +31,7 @@ from m3bind.modalities.base import Sample
 from m3bind.modalities.formats.isolation import allow
 from m3bind.models.frozen import FrozenPass
 from m3bind.models.weights.checkpoint import hash_state
-from m3bind.pipeline.features import WIDE, preprocessing
+from m3bind.pipeline.features import TOGETHER, WIDE, preprocessing
 from m3bind.pipeline.run import Run
 from m3bind.pipeline.stored_inputs import rescaled
 from m3bind.space import input_statistics as statistics
@@ -39,7 +39,7 @@ from m3bind.space.bundle import STUDENT, Space, load
 from m3bind.space.input_statistics import input_statistics
 
 FILE = "robustness.json"
-BATCH = 16  # files decoded together
+BATCH = 16  # files decoded together, fewer if their inputs are large
 
 
 def measure_robustness(run: Run) -> ResultTable:
@@ -93,8 +93,8 @@ def _shifted(run: Run, space: Space, modality: str, records: Records) -> list[Sh
     model, cache, workers = space.model(modality), run.extractor.cache, run.compute.workers
     paths, rescale = records.paths, records.rescale
     reader = modalities.get(modality)
-    first = modalities.decode(reader, paths[0])
-    names = list(shifts.shifts_of(first))
+    first = rescaled(modalities.decode(reader, paths[0]), rescale[0])
+    names, example = list(shifts.shifts_of(first)), model.preprocess(first)[None]
     allow(workers)
 
     def inputs(position: int) -> list[Tensor]:
@@ -117,16 +117,18 @@ def _shifted(run: Run, space: Space, modality: str, records: Records) -> list[Sh
             files = list(pool.map(inputs, positions))
         return np.stack([outputs(given) for given in zip(*files)], axis=1)
 
-    outputs, weights = judged, space.fingerprint
+    outputs, weights, precision = judged, space.fingerprint, ""
     if getattr(model.image_head, "in_features", 0) <= WIDE:  # one trunk may serve many spaces
         forward = FrozenPass(model.image_features, space.device, name=f"the image tower of {modality}")
-        outputs, weights = trunk, hash_state(model.image_trunk.state_dict())
+        outputs, weights, precision = trunk, hash_state(model.image_trunk.state_dict()), forward.kind
     keys = [with_rescale(key, given) for key, given in zip(cache.file_keys(paths), rescale, strict=True)]
     code = "/".join(sha256_file(Path(str(module.__file__))) for module in (shifts, statistics))
-    kind = f"robustness/{outputs.__name__}/{preprocessing(model)}/read {reader.version}/{code}/{names}"
-    stored = np.asarray(cache.get_or_compute(kind, weights, keys, compute, BATCH, f"robustness {modality}"))
+    read = f"{modality}/{preprocessing(model)}/read {reader.version}"
+    kind = f"robustness/{outputs.__name__}/{read}/{code}/{names}{precision}"
+    together = max(1, min(BATCH, TOGETHER // (example.nbytes * len(names))))
+    stored = np.asarray(cache.get_or_compute(kind, weights, keys, compute, together, f"robustness {modality}"))
     if outputs is trunk:
-        width = stored.shape[-1] - input_statistics(model.preprocess(first)[None]).shape[1]
+        width = stored.shape[-1] - input_statistics(example).shape[1]
         answers = [
             _judged(*space.examine_features(torch.from_numpy(part[:, :width]), part[:, width:], modality))
             for part in np.ascontiguousarray(stored.swapaxes(0, 1))

@@ -28,6 +28,7 @@ from m3bind.errors import ConfigError, SpaceError
 from m3bind.models.base import PARTS, DualEncoder, ModelCard
 from m3bind.models.bridges import BaseBridge, Bridge
 from m3bind.models.layers.text_encoder import TextEncoder
+from m3bind.models.registry import stored_settings
 from m3bind.models.weights.checkpoint import hash_state, save_state
 from m3bind.space.unlike import UnlikeMeasure
 
@@ -70,7 +71,7 @@ def write_folder(contents: Contents, folder: Path | str) -> str:
     """Write a space, replacing an older one as a whole; returns its fingerprint.
 
     Raises:
-        ConfigError: the folder exists and is not a space, or an adapter was not merged.
+        ConfigError: the folder exists and is not a space, an adapter was not merged, or see `stored_settings`.
         DiskError: the file system refused; an older space there is left unchanged.
     """
     folder = Path(folder)
@@ -238,7 +239,7 @@ class _Writer:
         described = {"bridge": {"kind": bridge.kind, "settings": bridge.settings()}}
         return {
             "model": model.registered_name or type(model).name,
-            "settings": model.settings(),
+            "settings": stored_settings(model),
             "joint_dim": bridge.source,
             **({} if isinstance(bridge, Bridge) else described),
             "logit_scale": float(model.logit_scale.detach()),

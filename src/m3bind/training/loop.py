@@ -155,10 +155,7 @@ def seed_torch(seed: int, *names: str) -> None:
 
 
 _FREE = {"checkpoint_steps", "checkpoint_seconds", "log_steps"}  # settings that do not change the result
-_LATER = {
-    "degrade": 0.0,
-    "consistency": 0.0,
-}  # what older versions lacked, with the values that reproduce them
+_LATER = {"degrade": 0.0, "consistency": 0.0}  # later settings, with the values that reproduce older versions
 
 
 def fingerprint_of(name: str, settings: TrainConfig, seed: int) -> str:

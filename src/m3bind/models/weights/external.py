@@ -10,7 +10,7 @@ Unknown families are refused by name (`allowed`). Tokenizers and image processor
 
 import contextlib
 import inspect
-import logging as python_logging
+import logging
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -287,18 +287,18 @@ def build_with_weights(config: Any, state: State, folder: Path, ignore: Sequence
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Suppress a library's output about a network it builds: progress bar, table of keys, warnings."""
-    from transformers.utils import logging
+    from transformers.utils import logging as library_logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)
-    disabled = python_logging.root.manager.disable  # open_clip warns that weights are missing which are loaded later
-    python_logging.disable(python_logging.WARNING)
+    shown, level = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
+    library_logging.disable_progress_bar()
+    library_logging.set_verbosity(library_logging.CRITICAL)
+    disabled = logging.root.manager.disable  # open_clip warns that weights are missing which are loaded later
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        python_logging.disable(disabled)
-        logging.set_verbosity(level)
+        logging.disable(disabled)
+        library_logging.set_verbosity(level)
         if shown:
-            logging.enable_progress_bar()
+            library_logging.enable_progress_bar()

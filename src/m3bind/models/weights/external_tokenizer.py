@@ -39,10 +39,20 @@ def open_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make an empty one
-        raise CheckpointError(f"{folder}: no tokenizer: none of {', '.join(sorted(TOKENIZER_FILES))}.")
+    require_tokenizer(folder)
     with tokenizer_files(folder) as copy, library(folder, "a folder with a tokenizer"):
         return AutoTokenizer.from_pretrained(str(copy), local_files_only=True, trust_remote_code=False)
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a tokenizer's files, for which the libraries would make one without words.
+
+    Raises:
+        CheckpointError: none of the files is there.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        files = ", ".join(sorted(TOKENIZER_FILES))
+        raise CheckpointError(f"{folder}: no tokenizer; copy the model's own files into it, some of {files}.")
 
 
 def open_processor(folder: Path) -> Any:
